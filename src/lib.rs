@@ -1,0 +1,19 @@
+//! Holdfast: a CSI driver that makes persistent volumes out of what a cluster already has.
+//!
+//! Dependencies point down only (docs/design.md section 4):
+//!
+//! ```text
+//!  main, cli        arguments, wiring, exit codes
+//!  csi              the gRPC edge: decode -> call -> encode; the one Error -> Status map
+//!  route | node     placement and routing to homes | attach -> format -> mount -> publish
+//!  home             the rules: records, locks, grants, format states, space
+//!  pool, attach     where volumes are carved from | how a node gets a block device
+//!  fs               ext4, xfs: probe, make, check, grow
+//!  os               the only system calls, unsafe and child processes
+//!  types, telemetry words as types | logs, metrics, health; used by all
+//! ```
+
+pub mod home;
+pub mod os;
+pub mod pool;
+pub mod types;

@@ -1,0 +1,145 @@
+//! Block devices: who they are, how big, what is on them.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{major, minor};
+
+use super::{Call, Os, ioctl};
+
+/// A device number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DevNum {
+    /// The driver.
+    pub major: u64,
+    /// The device.
+    pub minor: u64,
+}
+
+impl DevNum {
+    /// From the `dev_t` of stat(2).
+    #[must_use]
+    pub fn from_dev_t(dev: u64) -> Self {
+        Self { major: major(dev), minor: minor(dev) }
+    }
+}
+
+impl fmt::Display for DevNum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// An open block device: while it is held, a loop device cannot be given to another image.
+#[derive(Debug)]
+pub struct BlockDevice {
+    pub(super) file: File,
+    path: PathBuf,
+    number: DevNum,
+}
+
+impl BlockDevice {
+    /// Its path, such as `/dev/loop3`.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(&self) -> DevNum {
+        self.number
+    }
+}
+
+impl Os {
+    /// Opens a block device to read and write.
+    ///
+    /// # Errors
+    /// Those of open(2); ENOTBLK when it is something else.
+    pub fn open_device(&self, path: &Path) -> io::Result<BlockDevice> {
+        self.call(Call::OpenDevice, &path.display(), || open(path, 0))
+    }
+
+    /// Opens it with O_EXCL: `None` when a filesystem, another O_EXCL opener or device-mapper holds it (EBUSY).
+    /// While the result lives, nobody can mount the device.
+    ///
+    /// # Errors
+    /// Those of open(2) but EBUSY.
+    pub fn open_exclusive(&self, path: &Path) -> io::Result<Option<BlockDevice>> {
+        self.call(Call::OpenExclusive, &path.display(), || match open(path, libc::O_EXCL) {
+            Ok(device) => Ok(Some(device)),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// BLKGETSIZE64, bytes.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn device_size(&self, device: &BlockDevice) -> io::Result<u64> {
+        self.call(Call::DeviceSize, &device.path.display(), || ioctl::block_size64(device.file.as_fd()))
+    }
+
+    /// BLKSSZGET, the logical block size in bytes.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn device_block_size(&self, device: &BlockDevice) -> io::Result<u32> {
+        self.call(Call::DeviceBlockSize, &device.path.display(), || ioctl::logical_block_size(device.file.as_fd()))
+    }
+
+    /// Reads exactly `buffer.len()` bytes at `offset`: a short read is an error, never taken for zeroes.
+    ///
+    /// # Errors
+    /// Those of pread(2); `UnexpectedEof` at the end of the device.
+    pub fn read_device(&self, device: &BlockDevice, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.call(Call::ReadDevice, &device.path.display(), || device.file.read_exact_at(buffer, offset))
+    }
+
+    /// Makes everything written durable and drops the device's page cache (fsync(2), then BLKFLSBUF), so the next
+    /// read asks the image.
+    ///
+    /// # Errors
+    /// Those of fsync(2) and the ioctl.
+    pub fn flush_device(&self, device: &BlockDevice) -> io::Result<()> {
+        self.call(Call::FlushDevice, &device.path.display(), || {
+            device.file.sync_all()?;
+            ioctl::flush_buffers(device.file.as_fd())
+        })
+    }
+
+    /// Grows a mounted ext4 to so many of its blocks (EXT4_IOC_RESIZE_FS); journalled by the kernel.
+    ///
+    /// # Errors
+    /// Those of the ioctl: EPERM without CAP_SYS_RESOURCE or when the superblock says errors.
+    pub fn grow_ext4(&self, mount_point: &Path, blocks: u64) -> io::Result<()> {
+        self.call(Call::GrowExt4, &mount_point.display(), || {
+            ioctl::ext4_resize(File::open(mount_point)?.as_fd(), blocks)
+        })
+    }
+
+    /// Grows a mounted XFS to so many of its blocks (XFS_IOC_FSGROWFSDATA); `imaxpct` as its superblock has it.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn grow_xfs(&self, mount_point: &Path, blocks: u64, imaxpct: u32) -> io::Result<()> {
+        self.call(Call::GrowXfs, &mount_point.display(), || {
+            ioctl::xfs_growfs(File::open(mount_point)?.as_fd(), blocks, imaxpct)
+        })
+    }
+}
+
+pub(super) fn open(path: &Path, flags: i32) -> io::Result<BlockDevice> {
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.file_type().is_block_device() {
+        return Err(io::Error::from_raw_os_error(libc::ENOTBLK));
+    }
+    Ok(BlockDevice { file, path: path.to_owned(), number: DevNum::from_dev_t(meta.rdev()) })
+}

@@ -1,0 +1,282 @@
+//! Child processes: absolute path, argument vector, empty environment but LC_ALL=C, no stdin, capped output, a time
+//! limit, and death with us. The one place that may start one.
+
+#![expect(unsafe_code, reason = "prctl(2) between fork and exec needs pre_exec")]
+#![expect(clippy::disallowed_methods, reason = "this is the one room that starts child processes")]
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+
+use super::{Call, Os, Stopwatch};
+
+/// What one child may print before the rest is dropped.
+const OUTPUT_CAP: usize = 64 * 1024;
+
+/// A program to run.
+#[derive(Clone, Debug)]
+pub struct Program {
+    path: PathBuf,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    limit: Duration,
+    /// What it works on, for the table of ongoing things.
+    target: String,
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// exit(3) with this code.
+    Code(i32),
+    /// Killed by this signal.
+    Signal(i32),
+}
+
+/// What a child said and how it ended.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// How it ended.
+    pub exit: Exit,
+    /// Its standard output, at most 64 KiB.
+    pub stdout: String,
+    /// Its standard error, at most 64 KiB.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Whether it exited with 0.
+    #[must_use]
+    pub fn success(&self) -> bool {
+        self.exit == Exit::Code(0)
+    }
+
+    /// One line for an error: how it ended and the last thing it said.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let said = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim();
+        match self.exit {
+            Exit::Code(code) => format!("exit code {code}: {last}"),
+            Exit::Signal(signal) => format!("killed by signal {signal}: {last}"),
+        }
+    }
+}
+
+impl Program {
+    /// The program `name`, looked for in /usr/sbin, /usr/bin, /sbin and /bin, working on `target`, killed after `limit`.
+    ///
+    /// # Errors
+    /// `NotFound` naming the program and where it was looked for.
+    pub fn find(name: &str, target: &Path, limit: Duration) -> io::Result<Self> {
+        let found =
+            ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|p| p.exists());
+        let path = found.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("{name} is in none of /usr/sbin, /usr/bin, /sbin, /bin; install it"),
+            )
+        })?;
+        Ok(Self::at(path, target, limit))
+    }
+
+    /// The program at an absolute path.
+    #[must_use]
+    pub fn at(path: PathBuf, target: &Path, limit: Duration) -> Self {
+        let target = target.display().to_string();
+        Self { path, arguments: Vec::new(), environment: Vec::new(), limit, target }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Adds a variable to the otherwise empty environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+}
+
+impl Os {
+    /// Runs a program to its end.
+    ///
+    /// After its limit it is killed, and waited for all the same: a child in uninterruptible sleep keeps this
+    /// thread (and the volume's lock its caller holds), and is listed in [`Os::activity`] with pid and age.
+    /// When our process dies the child gets SIGKILL (PR_SET_PDEATHSIG).
+    ///
+    /// # Errors
+    /// Those of fork and exec; `TimedOut` when it had to be killed. A non-zero exit is not an error here.
+    pub fn run(&self, program: &Program) -> io::Result<Output> {
+        self.call(Call::Exec, &format_args!("{} {}", program.name(), program.target), || self.execute(program))
+    }
+
+    fn execute(&self, program: &Program) -> io::Result<Output> {
+        let mut command = Command::new(&program.path);
+        command
+            .args(&program.arguments)
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .envs(program.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let parent = nix::unistd::getpid();
+        // SAFETY: between fork and exec only prctl(2), getppid(2) and _exit are called, all async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                prctl::set_pdeathsig(Signal::SIGKILL)?;
+                // The parent may have died before prctl: then nobody would ever signal us.
+                if nix::unistd::getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ECHILD)) }
+            });
+        }
+        let mut child = command.spawn()?;
+        let _ongoing = self.activity().enter(&program.name(), &program.target, Some(child.id()));
+        let mut stdout = Drain::new(child.stdout.take().map(OwnedFd::from));
+        let mut stderr = Drain::new(child.stderr.take().map(OwnedFd::from));
+        let killed = supervise(&mut child, program.limit, &mut stdout, &mut stderr)?;
+        let status = child.wait()?;
+        if killed {
+            let said = format!("{} was killed after {} s", program.name(), program.limit.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, said));
+        }
+        let exit = match status.signal() {
+            Some(signal) => Exit::Signal(signal),
+            None => Exit::Code(status.code().unwrap_or(-1)),
+        };
+        Ok(Output { exit, stdout: stdout.text(), stderr: stderr.text() })
+    }
+}
+
+/// Reads both pipes until the child closed them; kills it at its limit. True when it was killed.
+fn supervise(child: &mut Child, limit: Duration, stdout: &mut Drain, stderr: &mut Drain) -> io::Result<bool> {
+    let watch = Stopwatch::start();
+    while stdout.open() || stderr.open() {
+        let left = limit.saturating_sub(watch.elapsed());
+        if left.is_zero() {
+            child.kill()?;
+            return Ok(true);
+        }
+        let mut fds: Vec<PollFd<'_>> = [&*stdout, &*stderr]
+            .into_iter()
+            .filter_map(|drain| drain.fd.as_ref())
+            .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN))
+            .collect();
+        let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, wait) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or_default()).collect();
+        let mut ready = ready.into_iter();
+        for drain in [&mut *stdout, &mut *stderr] {
+            if drain.open() && ready.next().unwrap_or_default() {
+                drain.read()?;
+            }
+        }
+    }
+    // Both pipes are closed: the child is exiting, or closed them to hide; give it what is left of its time.
+    loop {
+        if child.try_wait()?.is_some() {
+            return Ok(false);
+        }
+        if watch.elapsed() >= limit {
+            child.kill()?;
+            return Ok(true);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// One pipe and what came out of it.
+struct Drain {
+    fd: Option<std::fs::File>,
+    text: Vec<u8>,
+}
+
+impl Drain {
+    fn new(fd: Option<OwnedFd>) -> Self {
+        Self { fd: fd.map(Into::into), text: Vec::new() }
+    }
+
+    fn open(&self) -> bool {
+        self.fd.is_some()
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let Some(file) = &mut self.fd else { return Ok(()) };
+        let mut buffer = [0; 4096];
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            self.fd = None;
+        }
+        let room = OUTPUT_CAP.saturating_sub(self.text.len());
+        self.text.extend(buffer.iter().take(count.min(room)));
+        Ok(())
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.text).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, limit: Duration) -> io::Result<Output> {
+        let program = Program::find("sh", Path::new("/dev/null"), limit)?.arg("-c").arg(script);
+        Os::new().run(&program)
+    }
+
+    #[test]
+    fn output_and_code_come_back() {
+        let output = shell("echo out; echo err >&2; exit 3", Duration::from_secs(10)).unwrap();
+        assert_eq!((output.exit, output.stdout.as_str(), output.stderr.as_str()), (Exit::Code(3), "out\n", "err\n"));
+        assert!(output.summary().contains("exit code 3: err"));
+    }
+
+    #[test]
+    fn a_child_past_its_limit_is_killed() {
+        let error = shell("sleep 60", Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn the_environment_is_empty_but_for_what_we_say() {
+        let output = shell("env | sort | cut -d= -f1 | tr '\\n' ' '", Duration::from_secs(10)).unwrap();
+        assert!(!output.stdout.contains("CARGO"), "{}", output.stdout);
+        assert!(output.stdout.contains("LC_ALL"));
+    }
+
+    #[test]
+    fn endless_output_is_capped_not_kept() {
+        let output = shell("head -c 1000000 /dev/zero | tr '\\0' x", Duration::from_secs(20)).unwrap();
+        assert_eq!(output.stdout.len(), OUTPUT_CAP);
+    }
+}

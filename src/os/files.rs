@@ -1,0 +1,231 @@
+//! Directories and small files, each change durable when the method returns.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::sys::statfs::statfs;
+
+use super::{Call, Os};
+
+/// The most a record or configuration file may hold; a bigger one is refused, not read.
+const MAX_SMALL_FILE: u64 = 1 << 20;
+
+/// Which file it is, whatever path leads to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    /// The filesystem's device number, as stat(2) gives it.
+    pub device: u64,
+    /// The inode.
+    pub inode: u64,
+    /// Length, bytes.
+    pub size: u64,
+    /// Bytes of storage behind it (`st_blocks` x 512).
+    pub allocated: u64,
+}
+
+/// What statfs(2) says of a filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FsSpace {
+    /// `f_type`: the filesystem's magic number.
+    pub magic: i64,
+    /// All bytes.
+    pub total: u64,
+    /// Bytes an unprivileged user may still use (`f_bavail`).
+    pub available: u64,
+    /// All inodes; 0 where they are not counted (btrfs).
+    pub inodes: u64,
+    /// Free inodes.
+    pub inodes_free: u64,
+}
+
+impl Os {
+    /// Reads a small file whole; `None` when it does not exist.
+    ///
+    /// # Errors
+    /// Any error of open(2) or read(2) but ENOENT; `InvalidData` for a file over 1 MiB.
+    pub fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        self.call(Call::Read, &path.display(), || {
+            let file = match File::open(path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let mut text = Vec::new();
+            file.take(MAX_SMALL_FILE + 1).read_to_end(&mut text)?;
+            if text.len() as u64 > MAX_SMALL_FILE {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 1 MiB"));
+            }
+            Ok(Some(text))
+        })
+    }
+
+    /// Makes a directory of mode 0700 (its parents must exist).
+    ///
+    /// # Errors
+    /// Those of mkdir(2); EEXIST included.
+    pub fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.call(Call::CreateDir, &path.display(), || fs::DirBuilder::new().mode(0o700).create(path))
+    }
+
+    /// Makes a directory with the mode a mount point for pods wants (0750), unless it is there.
+    ///
+    /// # Errors
+    /// Those of mkdir(2), but not EEXIST of a directory.
+    pub fn ensure_dir(&self, path: &Path) -> io::Result<()> {
+        self.call(Call::CreateDir, &path.display(), || match fs::DirBuilder::new().mode(0o750).create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            result => result,
+        })
+    }
+
+    /// Makes an empty file (a bind mount's target), unless it is there.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn ensure_file(&self, path: &Path) -> io::Result<()> {
+        self.call(Call::WriteFile, &path.display(), || {
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
+        })
+    }
+
+    /// Replaces a file in one step: temporary beside it, fsync, rename over it, fsync of the directory.
+    ///
+    /// A crash leaves the old content or the new, and perhaps `<name>.tmp`, which the next write replaces.
+    ///
+    /// # Errors
+    /// Those of open, write, fsync, rename; after one the file has its old content, or the new if the last
+    /// fsync failed.
+    pub fn replace_file(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let temporary = path.with_added_extension("tmp");
+        self.write_new(&temporary, content)?;
+        self.rename(&temporary, path)?;
+        self.sync_dir(parent(path)?)
+    }
+
+    /// Writes and fsyncs a file, truncating one that is there. Its name is durable after [`Os::sync_dir`].
+    ///
+    /// # Errors
+    /// Those of open, write and fsync.
+    pub fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let mut file = self.call(Call::WriteFile, &path.display(), || {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+            file.write_all(content)?;
+            Ok(file)
+        })?;
+        self.call(Call::SyncFile, &path.display(), || file.flush().and_then(|()| file.sync_all()))
+    }
+
+    /// fsync(2) of an open file.
+    ///
+    /// # Errors
+    /// Those of fsync(2).
+    pub fn sync_file(&self, file: &File, path: &Path) -> io::Result<()> {
+        self.call(Call::SyncFile, &path.display(), || file.sync_all())
+    }
+
+    /// fsync(2) of a directory: its entries are durable.
+    ///
+    /// # Errors
+    /// Those of open(2) and fsync(2).
+    pub fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.call(Call::SyncDir, &path.display(), || File::open(path)?.sync_all())
+    }
+
+    /// rename(2).
+    ///
+    /// # Errors
+    /// Those of rename(2).
+    pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.call(Call::Rename, &to.display(), || fs::rename(from, to))
+    }
+
+    /// unlink(2); true when it was there.
+    ///
+    /// # Errors
+    /// Those of unlink(2) but ENOENT.
+    pub fn remove_file(&self, path: &Path) -> io::Result<bool> {
+        self.call(Call::RemoveFile, &path.display(), || gone_is_fine(fs::remove_file(path)))
+    }
+
+    /// rmdir(2), never recursive; true when it was there.
+    ///
+    /// # Errors
+    /// Those of rmdir(2) but ENOENT.
+    pub fn remove_dir(&self, path: &Path) -> io::Result<bool> {
+        self.call(Call::RemoveDir, &path.display(), || gone_is_fine(fs::remove_dir(path)))
+    }
+
+    /// The names in a directory, sorted; empty when it does not exist.
+    ///
+    /// # Errors
+    /// Those of opendir(3) and readdir(3) but ENOENT of the directory; `InvalidData` for a name that is not UTF-8.
+    pub fn list_dir(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.call(Call::ListDir, &path.display(), || {
+            let entries = match fs::read_dir(path) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                Err(error) => return Err(error),
+            };
+            let mut names = Vec::new();
+            for entry in entries {
+                let name = entry?.file_name().into_string();
+                names.push(name.map_err(|name| {
+                    io::Error::new(io::ErrorKind::InvalidData, format!("the name {name:?} is not UTF-8"))
+                })?);
+            }
+            names.sort_unstable();
+            Ok(names)
+        })
+    }
+
+    /// Which file a path leads to; `None` when nothing is there.
+    ///
+    /// # Errors
+    /// Those of stat(2) but ENOENT and ENOTDIR.
+    pub fn identity(&self, path: &Path) -> io::Result<Option<FileIdentity>> {
+        self.call(Call::Identity, &path.display(), || match fs::metadata(path) {
+            Ok(meta) => Ok(Some(FileIdentity {
+                device: meta.dev(),
+                inode: meta.ino(),
+                size: meta.len(),
+                allocated: meta.blocks().saturating_mul(512),
+            })),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// statfs(2) of the filesystem a path lies on.
+    ///
+    /// # Errors
+    /// Those of statfs(2).
+    pub fn fs_space(&self, path: &Path) -> io::Result<FsSpace> {
+        self.call(Call::FsSpace, &path.display(), || {
+            let stat = statfs(path)?;
+            let unit = u64::try_from(stat.block_size()).map_err(io::Error::other)?;
+            Ok(FsSpace {
+                magic: stat.filesystem_type().0,
+                total: stat.blocks().saturating_mul(unit),
+                available: stat.blocks_available().saturating_mul(unit),
+                inodes: stat.files(),
+                inodes_free: stat.files_free(),
+            })
+        })
+    }
+}
+
+/// The directory a path lies in.
+pub(super) fn parent(path: &Path) -> io::Result<&Path> {
+    path.parent()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} has no parent", path.display())))
+}
+
+fn gone_is_fine(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,262 @@
+//! Image files: space, holes, clones and copies. Nothing here decides; it does and it tells.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::unistd::{Whence, lseek64};
+
+use super::ioctl::{self, FIEMAP_BATCH, Fiemap, FiemapExtent, FiemapHeader};
+use super::{Call, Os};
+
+/// FS_XFLAG_EXTSIZE and FS_XFLAG_COWEXTSIZE of include/uapi/linux/fs.h.
+const XFLAG_EXTSIZE: u32 = 0x0000_0800;
+const XFLAG_COWEXTSIZE: u32 = 0x0001_0000;
+/// FS_NOCOW_FL of include/uapi/linux/fs.h.
+const NOCOW_FL: libc::c_long = 0x0080_0000;
+/// FIEMAP flags of include/uapi/linux/fiemap.h.
+const FIEMAP_FLAG_SYNC: u32 = 1;
+const FIEMAP_EXTENT_LAST: u32 = 0x1;
+const FIEMAP_EXTENT_UNWRITTEN: u32 = 0x800;
+const FIEMAP_EXTENT_SHARED: u32 = 0x2000;
+
+/// What FIEMAP says of an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExtentSummary {
+    /// Number of extents.
+    pub extents: u64,
+    /// Bytes in extents no other file shares.
+    pub exclusive: u64,
+    /// Bytes in extents shared with another file.
+    pub shared: u64,
+    /// Bytes in extents that were allocated and never written.
+    pub unwritten: u64,
+}
+
+impl Os {
+    /// Opens an image to read and write; `None` when it does not exist.
+    ///
+    /// # Errors
+    /// Those of open(2) but ENOENT.
+    pub fn open_image(&self, path: &Path) -> io::Result<Option<File>> {
+        self.call(Call::OpenImage, &path.display(), || match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Makes a new empty image of mode 0600.
+    ///
+    /// # Errors
+    /// Those of open(2); EEXIST when it is there.
+    pub fn create_image(&self, path: &Path) -> io::Result<File> {
+        self.call(Call::CreateImage, &path.display(), || {
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+        })
+    }
+
+    /// ftruncate(2).
+    ///
+    /// # Errors
+    /// Those of ftruncate(2).
+    pub fn set_length(&self, file: &File, path: &Path, bytes: u64) -> io::Result<()> {
+        self.call(Call::SetLength, &path.display(), || file.set_len(bytes))
+    }
+
+    /// fallocate(2) of the first `bytes` bytes: every hole gets unwritten space, data stays, the file grows to
+    /// that length if it is shorter. Idempotent.
+    ///
+    /// # Errors
+    /// Those of fallocate(2); ENOSPC may leave part of it allocated.
+    pub fn allocate(&self, file: &File, path: &Path, bytes: u64) -> io::Result<()> {
+        self.call(Call::Allocate, &path.display(), || {
+            fallocate(file.as_fd(), FallocateFlags::empty(), 0, signed(bytes)?).map_err(Into::into)
+        })
+    }
+
+    /// FALLOC_FL_ZERO_RANGE over `offset..offset+bytes` without changing the length: allocated, unwritten, reads as zeroes.
+    ///
+    /// # Errors
+    /// Those of fallocate(2); EOPNOTSUPP where the filesystem cannot.
+    pub fn zero_range(&self, file: &File, path: &Path, offset: u64, bytes: u64) -> io::Result<()> {
+        self.call(Call::ZeroRange, &path.display(), || {
+            let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(file.as_fd(), flags, signed(offset)?, signed(bytes)?).map_err(Into::into)
+        })
+    }
+
+    /// FALLOC_FL_PUNCH_HOLE over `offset..offset+bytes`: unallocated, reads as zeroes.
+    ///
+    /// # Errors
+    /// Those of fallocate(2); EOPNOTSUPP where the filesystem cannot.
+    pub fn punch_hole(&self, file: &File, path: &Path, offset: u64, bytes: u64) -> io::Result<()> {
+        self.call(Call::ZeroRange, &path.display(), || {
+            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(file.as_fd(), flags, signed(offset)?, signed(bytes)?).map_err(Into::into)
+        })
+    }
+
+    /// FALLOC_FL_UNSHARE_RANGE: gives a reflinked file blocks of its own. Costs a copy of what is shared.
+    ///
+    /// # Errors
+    /// Those of fallocate(2).
+    pub fn unshare(&self, file: &File, path: &Path, bytes: u64) -> io::Result<()> {
+        self.call(Call::Unshare, &path.display(), || {
+            let flags = FallocateFlags::FALLOC_FL_UNSHARE_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(file.as_fd(), flags, 0, signed(bytes)?).map_err(Into::into)
+        })
+    }
+
+    /// Offset of the next data at or after `from` (SEEK_DATA of lseek(2)); `None` when there is none.
+    ///
+    /// A filesystem that cannot tell reports everything as data: never the other way round.
+    ///
+    /// # Errors
+    /// Those of lseek(2) but ENXIO.
+    pub fn next_data(&self, file: &File, path: &Path, from: u64) -> io::Result<Option<u64>> {
+        self.call(Call::NextData, &path.display(), || seek(file, from, Whence::SeekData))
+    }
+
+    /// Offset of the next hole at or after `from` (SEEK_HOLE): the end of the file at the latest; `None` past the end.
+    ///
+    /// # Errors
+    /// Those of lseek(2) but ENXIO.
+    pub fn next_hole(&self, file: &File, path: &Path, from: u64) -> io::Result<Option<u64>> {
+        self.call(Call::NextHole, &path.display(), || seek(file, from, Whence::SeekHole))
+    }
+
+    /// copy_file_range(2) of up to `bytes` bytes at the same offset in both; returns how many were copied.
+    ///
+    /// # Errors
+    /// Those of copy_file_range(2).
+    pub fn copy_range(&self, from: &File, to: &File, to_path: &Path, offset: u64, bytes: u64) -> io::Result<u64> {
+        self.call(Call::CopyRange, &to_path.display(), || {
+            let (mut source, mut target) = (signed(offset)?, signed(offset)?);
+            let length = usize::try_from(bytes).map_err(io::Error::other)?;
+            let copied = copy_file_range(from.as_fd(), Some(&mut source), to.as_fd(), Some(&mut target), length)?;
+            u64::try_from(copied).map_err(io::Error::other)
+        })
+    }
+
+    /// FICLONE: `to` becomes a copy of `from` that shares its extents; atomic against writes to `from`.
+    ///
+    /// # Errors
+    /// Those of ioctl_ficlone(2): EOPNOTSUPP or EXDEV where reflinks are not to be had.
+    pub fn clone_file(&self, from: &File, to: &File, to_path: &Path) -> io::Result<()> {
+        self.call(Call::CloneFile, &to_path.display(), || ioctl::clone_file(from.as_fd(), to.as_fd()))
+    }
+
+    /// Asks XFS to allocate (and to copy on write) in pieces of `bytes`: fewer extents, cheaper snapshots.
+    /// The file must be empty.
+    ///
+    /// # Errors
+    /// Those of ioctl_xfs_fsgetxattr(2).
+    pub fn set_extent_hints(&self, file: &File, path: &Path, bytes: u32, copy_on_write: CowHint) -> io::Result<()> {
+        self.call(Call::SetExtentHints, &path.display(), || {
+            let mut attr = ioctl::get_xattr(file.as_fd())?;
+            attr.xflags |= XFLAG_EXTSIZE;
+            attr.extsize = bytes;
+            if copy_on_write == CowHint::Yes {
+                attr.xflags |= XFLAG_COWEXTSIZE;
+                attr.cowextsize = bytes;
+            }
+            ioctl::set_xattr(file.as_fd(), &attr)
+        })
+    }
+
+    /// FS_NOCOW_FL on a directory: files made in it later are written in place (btrfs).
+    ///
+    /// # Errors
+    /// Those of ioctl_iflags(2).
+    pub fn set_nocow(&self, directory: &Path) -> io::Result<()> {
+        self.call(Call::SetNoCow, &directory.display(), || {
+            let file = File::open(directory)?;
+            let flags = ioctl::get_flags(file.as_fd())?;
+            ioctl::set_flags(file.as_fd(), flags | NOCOW_FL)
+        })
+    }
+
+    /// How many extents an image has, without listing them.
+    ///
+    /// # Errors
+    /// Those of FS_IOC_FIEMAP; EOPNOTSUPP where the filesystem cannot.
+    pub fn extent_count(&self, file: &File, path: &Path) -> io::Result<u64> {
+        self.call(Call::Extents, &path.display(), || {
+            let mut header = FiemapHeader { length: u64::MAX, flags: FIEMAP_FLAG_SYNC, ..FiemapHeader::default() };
+            ioctl::fiemap_count(file.as_fd(), &mut header)?;
+            Ok(u64::from(header.mapped_extents))
+        })
+    }
+
+    /// What is shared, exclusive and unwritten in an image. Costs time per extent.
+    ///
+    /// # Errors
+    /// Those of FS_IOC_FIEMAP; EOPNOTSUPP where the filesystem cannot.
+    pub fn extents(&self, file: &File, path: &Path) -> io::Result<ExtentSummary> {
+        self.call(Call::Extents, &path.display(), || {
+            let mut summary = ExtentSummary::default();
+            let mut start = 0;
+            loop {
+                let header = FiemapHeader {
+                    start,
+                    length: u64::MAX - start,
+                    flags: FIEMAP_FLAG_SYNC,
+                    ..FiemapHeader::default()
+                };
+                let mut request = Box::new(Fiemap { header, extents: [FiemapExtent::default(); FIEMAP_BATCH] });
+                ioctl::fiemap(file.as_fd(), &mut request)?;
+                let found = usize::try_from(request.header.mapped_extents).map_err(io::Error::other)?;
+                for extent in request.extents.iter().take(found) {
+                    summary.add(extent);
+                    start = extent.logical.saturating_add(extent.length);
+                    if extent.flags & FIEMAP_EXTENT_LAST != 0 {
+                        return Ok(summary);
+                    }
+                }
+                if found == 0 {
+                    return Ok(summary);
+                }
+            }
+        })
+    }
+}
+
+/// Whether the copy-on-write hint is set too: only where reflinks exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CowHint {
+    /// Set it.
+    Yes,
+    /// The filesystem has no reflinks.
+    No,
+}
+
+impl ExtentSummary {
+    fn add(&mut self, extent: &FiemapExtent) {
+        self.extents += 1;
+        if extent.flags & FIEMAP_EXTENT_SHARED == 0 {
+            self.exclusive += extent.length;
+        } else {
+            self.shared += extent.length;
+        }
+        if extent.flags & FIEMAP_EXTENT_UNWRITTEN != 0 {
+            self.unwritten += extent.length;
+        }
+    }
+}
+
+fn signed(bytes: u64) -> io::Result<i64> {
+    i64::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+fn seek(file: &File, from: u64, whence: Whence) -> io::Result<Option<u64>> {
+    match lseek64(file.as_fd(), signed(from)?, whence) {
+        Ok(offset) => u64::try_from(offset).map(Some).map_err(io::Error::other),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}

@@ -1,0 +1,284 @@
+//! Loop devices: attached in one step, identified by what is behind them (device and inode, and the name we give),
+//! never by a path; cleared only to the proof that nothing is attached any more.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::thread;
+use std::time::Duration;
+
+use linux_raw_sys::loop_device::{LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LO_FLAGS_READ_ONLY, loop_info64};
+
+use super::files::FileIdentity;
+use super::{BlockDevice, Call, Os, blockdev, ioctl};
+
+/// How often LOOP_CONFIGURE is tried on another number when somebody else took the free one first.
+const ATTACH_TRIES: usize = 64;
+/// How often, and how far apart, a cleared device is looked at: udev opens devices for a moment.
+const CLEAR_LOOKS: u32 = 25;
+const CLEAR_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a loop device is made with.
+#[derive(Clone, Debug)]
+pub struct LoopConfig {
+    /// Logical block size, bytes.
+    pub block_size: u32,
+    /// Free text of at most 63 bytes kept by the kernel (`lo_file_name`): the volume's uuid.
+    pub name: String,
+}
+
+/// The number of a loop device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LoopDevice(u32);
+
+impl LoopDevice {
+    /// `/dev/loopN`.
+    #[must_use]
+    pub fn path(self) -> PathBuf {
+        PathBuf::from(format!("/dev/loop{}", self.0))
+    }
+
+    fn sysfs(self) -> PathBuf {
+        PathBuf::from(format!("/sys/block/loop{}", self.0))
+    }
+}
+
+/// What LOOP_GET_STATUS64 says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoopStatus {
+    /// Which loop device.
+    pub device: LoopDevice,
+    /// Device number of the filesystem its backing file lies on, as the kernel encodes it for this ioctl.
+    pub backing_device: u64,
+    /// Inode of the backing file.
+    pub backing_inode: u64,
+    /// The free text it was made with.
+    pub name: String,
+    /// Direct I/O to the backing file.
+    pub direct_io: bool,
+    /// Read-only.
+    pub read_only: bool,
+    /// Marked to be cleared when its last user goes.
+    pub autoclear: bool,
+    /// First byte of the backing file it shows; ours always 0.
+    pub offset: u64,
+}
+
+impl LoopStatus {
+    /// Whether the image behind it is this file.
+    #[must_use]
+    pub fn backs(&self, file: &FileIdentity) -> bool {
+        self.backing_inode == file.inode && self.backing_device == huge_encode(file.device)
+    }
+}
+
+impl Os {
+    /// Every attached loop device.
+    ///
+    /// # Errors
+    /// Those of reading /sys/block and of opening devices, but not those of a device that went away meanwhile.
+    pub fn loops(&self) -> io::Result<Vec<LoopStatus>> {
+        let _gate = self.inner.loop_gate.read().unwrap_or_else(PoisonError::into_inner);
+        self.call(Call::LoopScan, &"/sys/block", || {
+            let mut found = Vec::new();
+            for entry in fs::read_dir("/sys/block")? {
+                let name = entry?.file_name();
+                let number = name.to_str().and_then(|n| n.strip_prefix("loop")).and_then(|n| n.parse().ok());
+                let Some(device) = number.map(LoopDevice) else { continue };
+                if device.sysfs().join("loop/backing_file").exists()
+                    && let Some(status) = status_of(device)?
+                {
+                    found.push(status);
+                }
+            }
+            found.sort_unstable_by_key(|status| status.device);
+            Ok(found)
+        })
+    }
+
+    /// What is attached to one loop device; `None` when nothing is, or it does not exist.
+    ///
+    /// # Errors
+    /// Those of open(2) and the ioctl but ENOENT and ENXIO.
+    pub fn loop_status(&self, device: LoopDevice) -> io::Result<Option<LoopStatus>> {
+        let _gate = self.inner.loop_gate.read().unwrap_or_else(PoisonError::into_inner);
+        self.call(Call::LoopStatus, &device.path().display(), || status_of(device))
+    }
+
+    /// What is attached to a loop device that is held open; `None` when nothing is.
+    ///
+    /// # Errors
+    /// Those of the ioctl but ENXIO; `InvalidInput` when it is no loop device.
+    pub fn held_loop_status(&self, device: &BlockDevice) -> io::Result<Option<LoopStatus>> {
+        self.call(Call::LoopStatus, &device.path().display(), || {
+            let number = loop_number(device.path())?;
+            ask(number, &device.file)
+        })
+    }
+
+    /// Attaches an image to a free loop device: block size, direct I/O and name in one LOOP_CONFIGURE.
+    ///
+    /// The caller has made sure that no other loop shows the image. A crash leaves the device attached; it is
+    /// found again by the image's identity.
+    ///
+    /// # Errors
+    /// Those of /dev/loop-control and LOOP_CONFIGURE; EBUSY after 64 lost races for a free number.
+    pub fn loop_attach(&self, image: &File, path: &Path, config: &LoopConfig) -> io::Result<LoopDevice> {
+        self.call(Call::LoopAttach, &path.display(), || {
+            let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
+            for _ in 0..ATTACH_TRIES {
+                let device = LoopDevice(ioctl::loop_ctl_get_free(control.as_fd())?);
+                let node = blockdev::open(&device.path(), 0)?;
+                let mut request = ioctl::empty_loop_config();
+                request.fd = u32::try_from(image.as_raw_fd()).map_err(io::Error::other)?;
+                request.block_size = config.block_size;
+                request.info.lo_flags = LO_FLAGS_DIRECT_IO as u32;
+                let room = request.info.lo_file_name.len() - 1;
+                for (slot, byte) in request.info.lo_file_name.iter_mut().take(room).zip(config.name.bytes()) {
+                    *slot = byte;
+                }
+                match ioctl::loop_configure(node.file.as_fd(), &request) {
+                    Ok(()) => return Ok(device),
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Err(io::Error::from_raw_os_error(libc::EBUSY))
+        })
+    }
+
+    /// Clears a loop device, if it still shows what `expected` says, and proves it: true when nothing of it is
+    /// attached any more, false when somebody holds the device open, and then nothing may touch the image.
+    ///
+    /// The device is opened with O_EXCL first, so a mounted one is never cleared, not even lazily.
+    ///
+    /// # Errors
+    /// Those of open(2) and the ioctls.
+    pub fn loop_clear(&self, expected: &LoopStatus) -> io::Result<bool> {
+        let _gate = self.inner.loop_gate.write().unwrap_or_else(PoisonError::into_inner);
+        let device = expected.device;
+        self.call(Call::LoopClear, &device.path().display(), || {
+            let same = |now: &LoopStatus| {
+                now.backing_inode == expected.backing_inode && now.backing_device == expected.backing_device
+            };
+            {
+                let node = match blockdev::open(&device.path(), libc::O_EXCL) {
+                    Ok(node) => node,
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(false),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+                    Err(error) => return Err(error),
+                };
+                match ask(device, &node.file)? {
+                    Some(now) if same(&now) => ioctl::loop_clr_fd(node.file.as_fd())?,
+                    _ => return Ok(true),
+                }
+            }
+            for _ in 0..CLEAR_LOOKS {
+                if !status_of(device)?.is_some_and(|now| same(&now)) {
+                    return Ok(true);
+                }
+                thread::sleep(CLEAR_PAUSE);
+            }
+            Ok(false)
+        })
+    }
+
+    /// LOOP_SET_CAPACITY: the device takes its image's size of now; online.
+    ///
+    /// # Errors
+    /// Those of open(2) and the ioctl.
+    pub fn loop_set_capacity(&self, device: &BlockDevice) -> io::Result<()> {
+        self.call(Call::LoopSetCapacity, &device.path().display(), || ioctl::loop_set_capacity(device.file.as_fd()))
+    }
+
+    /// Whether discards and unmapping zeroes may reach the image. The setting outlives the image on the same
+    /// loop number (block/blk-sysfs.c), so it is written for every attach, both ways.
+    ///
+    /// # Errors
+    /// Those of writing the queue's attributes in sysfs, but not that one is missing in this kernel.
+    pub fn loop_set_discard(&self, device: LoopDevice, discard: Discard) -> io::Result<()> {
+        self.call(Call::LoopSetDiscard, &device.path().display(), || {
+            let queue = device.sysfs().join("queue");
+            for (limit, hardware) in [
+                ("discard_max_bytes", "discard_max_hw_bytes"),
+                ("write_zeroes_unmap_max_bytes", "write_zeroes_unmap_max_hw_bytes"),
+            ] {
+                let attribute = queue.join(limit);
+                if !attribute.exists() {
+                    continue;
+                }
+                let wanted = match discard {
+                    Discard::Off => "0".to_owned(),
+                    Discard::On => fs::read_to_string(queue.join(hardware))?.trim().to_owned(),
+                };
+                if fs::read_to_string(&attribute)?.trim() != wanted {
+                    fs::write(&attribute, &wanted)?;
+                    let now = fs::read_to_string(&attribute)?;
+                    if discard == Discard::Off && now.trim() != "0" {
+                        return Err(io::Error::other(format!(
+                            "{} says {} after writing 0",
+                            attribute.display(),
+                            now.trim()
+                        )));
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Whether a loop passes discards on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discard {
+    /// A thin image: freed blocks go back to the pool.
+    On,
+    /// A thick image: it stays thick.
+    Off,
+}
+
+fn status_of(device: LoopDevice) -> io::Result<Option<LoopStatus>> {
+    match File::open(device.path()) {
+        Ok(file) => ask(device, &file),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn ask(device: LoopDevice, file: &File) -> io::Result<Option<LoopStatus>> {
+    match ioctl::loop_get_status(file.as_fd()) {
+        Ok(info) => Ok(Some(decode(device, &info))),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn decode(device: LoopDevice, info: &loop_info64) -> LoopStatus {
+    let name: Vec<u8> = info.lo_file_name.iter().copied().take_while(|byte| *byte != 0).collect();
+    LoopStatus {
+        device,
+        backing_device: info.lo_device,
+        backing_inode: info.lo_inode,
+        name: String::from_utf8_lossy(&name).into_owned(),
+        direct_io: info.lo_flags & LO_FLAGS_DIRECT_IO as u32 != 0,
+        read_only: info.lo_flags & LO_FLAGS_READ_ONLY as u32 != 0,
+        autoclear: info.lo_flags & LO_FLAGS_AUTOCLEAR as u32 != 0,
+        offset: info.lo_offset,
+    }
+}
+
+fn loop_number(path: &Path) -> io::Result<LoopDevice> {
+    let name = path.to_str().and_then(|path| path.strip_prefix("/dev/loop"));
+    name.and_then(|number| number.parse().ok())
+        .map(LoopDevice)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no loop device", path.display())))
+}
+
+/// `huge_encode_dev` of include/linux/kdev_t.h, as LOOP_GET_STATUS64 reports `lo_device`: the kernel's `new_encode_dev`,
+/// which for the numbers in use is also what stat(2) gives.
+fn huge_encode(dev: u64) -> u64 {
+    let (major, minor) = (nix::sys::stat::major(dev), nix::sys::stat::minor(dev));
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}

@@ -1,0 +1,159 @@
+//! The only room with system calls, `unsafe` and child processes.
+//!
+//! Everything blocks; callers are workflows on threads of their own (docs/adr/0001). Nothing here knows a
+//! volume, a record or CSI. [`Os`] is handed down through constructors; a test builds one with an
+//! [`Interceptor`] that makes any chosen call fail before or after its real effect, so the fault matrix runs
+//! against the real kernel. Every method that changes or asks something passes through [`Os::call`] under its
+//! [`Call`] name: a call without a name cannot be written.
+
+mod activity;
+mod blockdev;
+mod clock;
+mod exec;
+mod files;
+mod image;
+mod ioctl;
+mod loopdev;
+mod mount;
+mod mountinfo;
+mod owner;
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, RwLock};
+
+pub use activity::{Activity, ActivityGuard, Ongoing};
+pub use blockdev::{BlockDevice, DevNum};
+pub use clock::{Stopwatch, Timestamp};
+pub use exec::{Exit, Output, Program};
+pub use files::{FileIdentity, FsSpace};
+pub use image::{CowHint, ExtentSummary};
+pub use loopdev::{Discard, LoopConfig, LoopDevice, LoopStatus};
+pub use mount::MountFlags;
+pub use mountinfo::{MountEntry, MountTable};
+pub use owner::OwnerLock;
+
+/// The name of a system call wrapper, one per method: what an [`Interceptor`] sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "each variant is named like the method of Os that passes under it")]
+pub enum Call {
+    Read,
+    CreateDir,
+    WriteFile,
+    SyncFile,
+    SyncDir,
+    Rename,
+    RemoveFile,
+    RemoveDir,
+    ListDir,
+    Identity,
+    FsSpace,
+    OpenImage,
+    CreateImage,
+    SetLength,
+    Allocate,
+    ZeroRange,
+    Unshare,
+    NextData,
+    NextHole,
+    CopyRange,
+    CloneFile,
+    SetExtentHints,
+    SetNoCow,
+    Extents,
+    LockOwner,
+    LoopScan,
+    LoopAttach,
+    LoopStatus,
+    LoopClear,
+    LoopSetCapacity,
+    LoopSetDiscard,
+    OpenDevice,
+    OpenExclusive,
+    DeviceSize,
+    DeviceBlockSize,
+    ReadDevice,
+    FlushDevice,
+    GrowExt4,
+    GrowXfs,
+    Mount,
+    Bind,
+    Unmount,
+    Mounts,
+    Exec,
+}
+
+/// Stands before and after every call; injected by tests, never chosen by `cfg!(test)`.
+pub trait Interceptor: Send + Sync {
+    /// Runs before the call; an error is returned instead of making the call.
+    ///
+    /// # Errors
+    /// Whatever the call should seem to fail with.
+    fn before(&self, call: Call, target: &str) -> io::Result<()>;
+
+    /// Runs after the call succeeded; an error is returned although the effect is there.
+    ///
+    /// # Errors
+    /// Whatever the call should seem to fail with.
+    fn after(&self, call: Call, target: &str) -> io::Result<()>;
+}
+
+/// The operating system, as the rest of Holdfast sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Os {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    interceptor: Option<Box<dyn Interceptor>>,
+    activity: Activity,
+    /// Held shared while loops are opened to be looked at and alone while one is cleared: LOOP_CLR_FD on a
+    /// device that somebody else has open only marks it (drivers/block/loop.c, `loop_clr_fd`).
+    loop_gate: RwLock<()>,
+}
+
+impl Os {
+    /// The real system.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::build(None)
+    }
+
+    /// The real system with a test's hand in every call.
+    #[must_use]
+    pub fn intercepted(interceptor: Box<dyn Interceptor>) -> Self {
+        Self::build(Some(interceptor))
+    }
+
+    fn build(interceptor: Option<Box<dyn Interceptor>>) -> Self {
+        Self { inner: Arc::new(Inner { interceptor, activity: Activity::default(), loop_gate: RwLock::new(()) }) }
+    }
+
+    /// Children and kernel calls under way now: what may hang, since when.
+    #[must_use]
+    pub fn activity(&self) -> &Activity {
+        &self.inner.activity
+    }
+
+    /// Makes one call under its name. `target` is what it acts on, for interceptors and messages.
+    fn call<T>(&self, call: Call, target: &dyn fmt::Display, run: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let Some(interceptor) = &self.inner.interceptor else { return run() };
+        let target = target.to_string();
+        interceptor.before(call, &target)?;
+        let value = run()?;
+        interceptor.after(call, &target)?;
+        Ok(value)
+    }
+}
+
+impl Default for Os {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Os {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Os").field("intercepted", &self.inner.interceptor.is_some()).finish()
+    }
+}

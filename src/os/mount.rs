@@ -1,0 +1,114 @@
+//! mount(2) and umount(2). Each is listed as ongoing while the kernel works on it: a hung one is named by path and age.
+
+#![expect(clippy::disallowed_methods, reason = "this is the one room that mounts")]
+
+use std::io;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::{Call, Os};
+
+/// Flags of a mount, as mount(2) calls them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountFlags {
+    /// MS_RDONLY.
+    pub read_only: bool,
+    /// MS_NOSUID.
+    pub no_suid: bool,
+    /// MS_NODEV.
+    pub no_dev: bool,
+    /// MS_NOEXEC.
+    pub no_exec: bool,
+    /// MS_NOATIME.
+    pub no_atime: bool,
+    /// MS_NODIRATIME.
+    pub no_dir_atime: bool,
+    /// MS_RELATIME.
+    pub relatime: bool,
+    /// MS_LAZYTIME.
+    pub lazytime: bool,
+    /// MS_SYNCHRONOUS.
+    pub synchronous: bool,
+    /// MS_DIRSYNC.
+    pub dir_sync: bool,
+}
+
+impl MountFlags {
+    fn bits(self) -> MsFlags {
+        [
+            (self.read_only, MsFlags::MS_RDONLY),
+            (self.no_suid, MsFlags::MS_NOSUID),
+            (self.no_dev, MsFlags::MS_NODEV),
+            (self.no_exec, MsFlags::MS_NOEXEC),
+            (self.no_atime, MsFlags::MS_NOATIME),
+            (self.no_dir_atime, MsFlags::MS_NODIRATIME),
+            (self.relatime, MsFlags::MS_RELATIME),
+            (self.lazytime, MsFlags::MS_LAZYTIME),
+            (self.synchronous, MsFlags::MS_SYNCHRONOUS),
+            (self.dir_sync, MsFlags::MS_DIRSYNC),
+        ]
+        .into_iter()
+        .filter(|(set, _)| *set)
+        .fold(MsFlags::empty(), |bits, (_, bit)| bits | bit)
+    }
+}
+
+impl Os {
+    /// Mounts a filesystem. `options` are the filesystem's own, comma-separated.
+    ///
+    /// # Errors
+    /// Those of mount(2).
+    pub fn mount(
+        &self,
+        device: &Path,
+        point: &Path,
+        fs_type: &str,
+        flags: MountFlags,
+        options: &str,
+    ) -> io::Result<()> {
+        let _ongoing = self.activity().enter("mount", &point.display().to_string(), None);
+        self.call(Call::Mount, &point.display(), || {
+            mount(Some(device), point, Some(fs_type), flags.bits(), Some(options)).map_err(Into::into)
+        })
+    }
+
+    /// Binds `from` onto `to`, with flags of its own.
+    ///
+    /// A bind takes its flags only by a second mount(2) (mount(8), "Bind mount operation"). When that fails the
+    /// bind is taken away again; a crash between the two leaves a bind with the flags of its source, which the
+    /// caller's next look at mountinfo sees.
+    ///
+    /// # Errors
+    /// Those of mount(2).
+    pub fn bind(&self, from: &Path, to: &Path, flags: MountFlags) -> io::Result<()> {
+        let _ongoing = self.activity().enter("bind mount", &to.display().to_string(), None);
+        self.call(Call::Bind, &to.display(), || {
+            mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+            if flags == MountFlags::default() {
+                return Ok(());
+            }
+            let again = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags.bits();
+            mount(None::<&str>, to, None::<&str>, again, None::<&str>).map_err(|errno| {
+                let _ = umount2(to, MntFlags::MNT_DETACH);
+                errno.into()
+            })
+        })
+    }
+
+    /// Takes the topmost mount at a path away; false when there was none (EINVAL of umount(2), ENOENT).
+    ///
+    /// Never lazy: a busy filesystem is EBUSY, and stays.
+    ///
+    /// # Errors
+    /// Those of umount(2).
+    pub fn unmount(&self, point: &Path) -> io::Result<bool> {
+        let _ongoing = self.activity().enter("umount", &point.display().to_string(), None);
+        self.call(Call::Unmount, &point.display(), || match umount2(point, MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => Ok(true),
+            Err(Errno::EINVAL | Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        })
+    }
+}

@@ -1,0 +1,193 @@
+//! /proc/self/mountinfo (proc_pid_mountinfo(5)): the truth about mounts. A stat(2) that fails says nothing about them.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use super::{Call, DevNum, Os};
+
+/// One line of mountinfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountEntry {
+    /// The filesystem's device: for one of ours the loop device; for a bind of a device file that of devtmpfs.
+    pub device: DevNum,
+    /// The directory or file of the filesystem that is mounted: `/` for all of it.
+    pub root: PathBuf,
+    /// Where.
+    pub mount_point: PathBuf,
+    /// Options of this mount (`ro`, `noexec`, ..).
+    pub options: Vec<String>,
+    /// `ext4`, `xfs`, ..
+    pub fs_type: String,
+    /// What was mounted, such as `/dev/loop3`.
+    pub source: String,
+    /// Options of the filesystem (superblock).
+    pub super_options: Vec<String>,
+}
+
+impl MountEntry {
+    /// Whether this mount is read-only, whatever the filesystem below is.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.options.iter().any(|option| option == "ro")
+    }
+
+    /// Whether the filesystem itself is read-only: asked for, or fallen back to after errors.
+    #[must_use]
+    pub fn super_read_only(&self) -> bool {
+        self.super_options.iter().any(|option| option == "ro")
+    }
+}
+
+/// All mounts of our namespace, in mount order: the last one at a path is what a program sees there.
+#[derive(Clone, Debug, Default)]
+pub struct MountTable {
+    entries: Vec<MountEntry>,
+}
+
+impl MountTable {
+    /// Parses the text of a mountinfo file.
+    ///
+    /// # Errors
+    /// `InvalidData` naming the first line that is not one.
+    pub fn parse(text: &[u8]) -> io::Result<Self> {
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let entry = |line: &[u8]| {
+            parse_line(line).ok_or_else(|| {
+                let line = String::from_utf8_lossy(line).into_owned();
+                io::Error::new(io::ErrorKind::InvalidData, format!("not a mountinfo line: {line:?}"))
+            })
+        };
+        Ok(Self { entries: lines.map(entry).collect::<io::Result<_>>()? })
+    }
+
+    /// Every mount.
+    #[must_use]
+    pub fn entries(&self) -> &[MountEntry] {
+        &self.entries
+    }
+
+    /// The mount a program sees at exactly this path: the topmost. Paths are compared as the kernel prints them,
+    /// so the caller passes one without symbolic links.
+    #[must_use]
+    pub fn at(&self, path: &Path) -> Option<&MountEntry> {
+        self.entries.iter().rev().find(|entry| entry.mount_point == path)
+    }
+
+    /// How many mounts are stacked at exactly this path.
+    #[must_use]
+    pub fn depth(&self, path: &Path) -> usize {
+        self.entries.iter().filter(|entry| entry.mount_point == path).count()
+    }
+
+    /// Every mount of the filesystem on this device.
+    pub fn of_device(&self, device: DevNum) -> impl Iterator<Item = &MountEntry> {
+        self.entries.iter().filter(move |entry| entry.device == device)
+    }
+}
+
+impl Os {
+    /// The mounts of our namespace.
+    ///
+    /// # Errors
+    /// Those of reading /proc/self/mountinfo.
+    pub fn mounts(&self) -> io::Result<MountTable> {
+        self.call(Call::Mounts, &"/proc/self/mountinfo", || MountTable::parse(&fs::read("/proc/self/mountinfo")?))
+    }
+}
+
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let _mount_id = number(fields.next()?)?;
+    let _parent_id = number(fields.next()?)?;
+    let mut device = fields.next()?.split(|byte| *byte == b':');
+    let device = DevNum { major: number(device.next()?)?, minor: number(device.next()?)? };
+    let root = path(fields.next()?);
+    let mount_point = path(fields.next()?);
+    let options = list(fields.next()?);
+    fields.by_ref().find(|field| *field == b"-")?;
+    let fs_type = text(fields.next()?);
+    let source = text(fields.next()?);
+    let super_options = list(fields.next().unwrap_or_default());
+    Some(MountEntry { device, root, mount_point, options, fs_type, source, super_options })
+}
+
+fn number(field: &[u8]) -> Option<u64> {
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+fn path(field: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(unescape(field)))
+}
+
+fn text(field: &[u8]) -> String {
+    String::from_utf8_lossy(&unescape(field)).into_owned()
+}
+
+fn list(field: &[u8]) -> Vec<String> {
+    text(field).split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect()
+}
+
+/// The kernel writes space, tab, newline, `\` and `#` as `\ooo` (fs/seq_file.c, `mangle_path`).
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, tail)) = rest.split_first() {
+        rest = tail;
+        if *byte == b'\\'
+            && let Some((digits, after)) = tail.split_at_checked(3)
+            && let Some(value) = octal(digits)
+        {
+            plain.push(value);
+            rest = after;
+        } else {
+            plain.push(*byte);
+        }
+    }
+    plain
+}
+
+fn octal(digits: &[u8]) -> Option<u8> {
+    u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SAMPLE: &[u8] = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n\
+        61 30 7:3 / /var/lib/a\\040b\\134c ro,relatime shared:7 master:2 - xfs /dev/loop3 rw,nouuid\n\
+        62 61 7:3 / /var/lib/a\\040b\\134c rw - xfs /dev/loop3 rw\n";
+
+    #[test]
+    fn paths_are_unescaped_and_the_topmost_mount_wins() {
+        let table = MountTable::parse(SAMPLE).unwrap();
+        let path = Path::new("/var/lib/a b\\c");
+        assert_eq!(table.depth(path), 2);
+        assert!(!table.at(path).unwrap().read_only());
+        assert!(table.entries()[1].read_only() && !table.entries()[1].super_read_only());
+        assert_eq!(table.of_device(DevNum { major: 7, minor: 3 }).count(), 2);
+        assert_eq!(table.at(Path::new("/mnt2")).unwrap().fs_type, "ext3");
+    }
+
+    #[test]
+    fn a_line_that_is_none_is_an_error_not_an_empty_table() {
+        assert!(MountTable::parse(b"36 35 98:0 /mnt1\n").is_err());
+    }
+
+    #[test]
+    fn the_real_table_parses() {
+        let table = Os::new().mounts().unwrap();
+        assert!(table.at(Path::new("/")).is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = MountTable::parse(&text);
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! Names and handles (docs/design.md section 6): parsed once, then safe to build a path from.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Error, Kind, Result};
+
+/// Namespace of volume uuids: UUIDv5 over the CO's name, so a retried create meets its own first try.
+const VOLUME_NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_2c0a_51be_4f63_9a0e_c51d_2b7e_4d01);
+/// Namespace of snapshot uuids.
+const SNAPSHOT_NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_2c0a_51be_4f63_9a0e_c51d_2b7e_4d02);
+/// The longest id CSI lets a plugin answer, in bytes (spec: volume_id).
+const MAX_HANDLE: usize = 128;
+
+/// The uuid of a volume or snapshot inside its pool; names its directory, so 32 lower-case hex digits and nothing else.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct ObjectUuid(Uuid);
+
+impl ObjectUuid {
+    /// The uuid of the volume a CO calls `name`.
+    #[must_use]
+    pub fn of_volume(name: &str) -> Self {
+        Self(Uuid::new_v5(&VOLUME_NAMESPACE, name.as_bytes()))
+    }
+
+    /// The uuid of the snapshot a CO calls `name`.
+    #[must_use]
+    pub fn of_snapshot(name: &str) -> Self {
+        Self(Uuid::new_v5(&SNAPSHOT_NAMESPACE, name.as_bytes()))
+    }
+
+    /// Its 16 bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Display for ObjectUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.as_simple())
+    }
+}
+
+impl fmt::Debug for ObjectUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for ObjectUuid {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let malformed = || Error::new(Kind::NotFound, format!("{text:?} is not a uuid of 32 lower-case hex digits"));
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+            return Err(malformed());
+        }
+        Uuid::parse_str(text).map(Self).map_err(|_| malformed())
+    }
+}
+
+impl From<ObjectUuid> for String {
+    fn from(uuid: ObjectUuid) -> Self {
+        uuid.to_string()
+    }
+}
+
+impl TryFrom<String> for ObjectUuid {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+/// A pool's own random id, 16 hex digits: stays with the pool's disks wherever they go.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct PoolId(u64);
+
+impl PoolId {
+    /// A new random id, for a pool made now.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(Uuid::new_v4().as_u64_pair().0)
+    }
+}
+
+impl fmt::Display for PoolId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for PoolId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for PoolId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let well_formed = text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let value = if well_formed { u64::from_str_radix(text, 16).ok() } else { None };
+        value
+            .map(Self)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("{text:?} is not a pool id of 16 lower-case hex digits")))
+    }
+}
+
+impl From<PoolId> for String {
+    fn from(id: PoolId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for PoolId {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+/// The name people give a pool: 1 to 63 of `a-z 0-9 . -`, beginning and ending with a letter or digit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct PoolName(String);
+
+impl PoolName {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for PoolName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+        let good =
+            text.len() <= 63 && edge(text.bytes().next()) && edge(text.bytes().next_back()) && text.bytes().all(inside);
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "{text:?} is not a pool name: use 1 to 63 of a-z, 0-9, '-' and '.', with a letter or digit at both ends"
+                ),
+            ))
+        }
+    }
+}
+
+impl From<PoolName> for String {
+    fn from(name: PoolName) -> Self {
+        name.0
+    }
+}
+
+impl TryFrom<String> for PoolName {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+/// A node as CSI names it: also a topology value, so at most 63 characters of `A-Z a-z 0-9 . - _`, alphanumeric at both ends.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct NodeId(String);
+
+impl NodeId {
+    /// The id of the node called `name`; a name over 63 characters becomes its first 40, `-`, and 16 hex digits of a hash.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] when the name is empty or cannot be a topology value.
+    pub fn from_node_name(name: &str) -> Result<Self> {
+        if name.len() <= 63 || !name.is_ascii() {
+            return name.parse();
+        }
+        let hash = Uuid::new_v5(&Uuid::NAMESPACE_DNS, name.as_bytes()).as_u64_pair().0;
+        let (head, _) = name.split_at(40);
+        format!("{head}-{hash:016x}").parse()
+    }
+
+    /// The id.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+        let inside = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+        let good =
+            text.len() <= 63 && edge(text.bytes().next()) && edge(text.bytes().next_back()) && text.bytes().all(inside);
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "{text:?} is not a node name: use letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+                ),
+            ))
+        }
+    }
+}
+
+impl From<NodeId> for String {
+    fn from(id: NodeId) -> Self {
+        id.0
+    }
+}
+
+impl TryFrom<String> for NodeId {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+/// A volume handle: `hf1_<pool id>_<uuid>[_<birth home, cut>]`. Equality and order look at pool and uuid only.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct VolumeId {
+    /// The pool it lives in.
+    pub pool: PoolId,
+    /// Its uuid there.
+    pub uuid: ObjectUuid,
+}
+
+/// A snapshot handle: `hfs1_<pool id>_<uuid>[_<birth home, cut>]`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct SnapshotId {
+    /// The pool it lives in.
+    pub pool: PoolId,
+    /// Its uuid there.
+    pub uuid: ObjectUuid,
+}
+
+/// Splits a handle into pool and uuid; a tail after a third `_` is for people and ignored.
+fn parse_handle(text: &str, prefix: &str, noun: &str) -> Result<(PoolId, ObjectUuid)> {
+    let unknown =
+        || Error::new(Kind::NotFound, format!("{noun} {text:?} does not exist: it is not a handle of this driver"));
+    if text.len() > MAX_HANDLE {
+        return Err(Error::new(
+            Kind::NotFound,
+            format!("a {noun} id of {} bytes does not exist: ids have at most {MAX_HANDLE}", text.len()),
+        ));
+    }
+    let rest = text.strip_prefix(prefix).ok_or_else(unknown)?;
+    let mut parts = rest.splitn(3, '_');
+    match (parts.next(), parts.next()) {
+        (Some(pool), Some(uuid)) => match (pool.parse(), uuid.parse()) {
+            (Ok(pool), Ok(uuid)) => Ok((pool, uuid)),
+            _ => Err(unknown()),
+        },
+        _ => Err(unknown()),
+    }
+}
+
+/// Appends the birth home, cut so that the whole stays within CSI's limit.
+fn handle_with_home(handle: &str, home: &NodeId) -> String {
+    let room = MAX_HANDLE - handle.len() - 1;
+    let cut: String = home.as_str().chars().take(room).collect();
+    format!("{handle}_{cut}")
+}
+
+macro_rules! handle {
+    ($name:ident, $prefix:literal, $noun:literal) => {
+        impl $name {
+            /// The handle given to the CO, with the birth home for people to read.
+            #[must_use]
+            pub fn handle(&self, birth_home: &NodeId) -> String {
+                handle_with_home(&self.to_string(), birth_home)
+            }
+        }
+
+        /// The handle without the part for people: what routes.
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}_{}"), self.pool, self.uuid)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        /// An id that does not parse is a thing that does not exist ([`Kind::NotFound`]), as csi-sanity and the specification want.
+        impl FromStr for $name {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self> {
+                let (pool, uuid) = parse_handle(text, $prefix, $noun)?;
+                Ok(Self { pool, uuid })
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.to_string()
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Error;
+
+            fn try_from(text: String) -> Result<Self> {
+                text.parse()
+            }
+        }
+    };
+}
+
+handle!(VolumeId, "hf1_", "volume");
+handle!(SnapshotId, "hfs1_", "snapshot");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_handle_survives_the_round_trip_and_stays_short() {
+        let id = VolumeId { pool: PoolId(0xabc), uuid: ObjectUuid::of_volume("pvc-1") };
+        let home: NodeId = "n".repeat(63).parse().unwrap();
+        let handle = id.handle(&home);
+        assert!(handle.len() <= MAX_HANDLE, "{handle}");
+        assert_eq!(handle.parse::<VolumeId>().unwrap(), id);
+        assert_eq!(id.to_string().parse::<VolumeId>().unwrap(), id);
+        assert!(handle.parse::<SnapshotId>().is_err());
+    }
+
+    #[test]
+    fn what_is_no_handle_is_not_found() {
+        for text in ["", "hf1_", "fake-vol-id", "hf1_0_0", "../../etc", &"x".repeat(1000)] {
+            assert_eq!(text.parse::<VolumeId>().unwrap_err().kind(), Kind::NotFound, "{text}");
+        }
+    }
+
+    #[test]
+    fn long_node_names_are_hashed_not_cut() {
+        let (a, b) = ("a".repeat(100), format!("{}b", "a".repeat(99)));
+        let (a, b) = (NodeId::from_node_name(&a).unwrap(), NodeId::from_node_name(&b).unwrap());
+        assert_ne!(a, b);
+        assert!(a.as_str().len() <= 63);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_name_that_leaves_its_room(text in ".{0,80}") {
+            if let Ok(name) = text.parse::<PoolName>() {
+                prop_assert!(!name.as_str().contains('/') && name.as_str() != "..");
+            }
+            if let Ok(id) = text.parse::<VolumeId>() {
+                let dir = id.uuid.to_string();
+                prop_assert!(dir.len() == 32 && dir.bytes().all(|b| b.is_ascii_hexdigit()));
+            }
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The words of docs/design.md section 2 as types. Everything above parses into these at its edge,
+//! so no raw string, path or number from outside travels further. Knows no I/O.
+
+mod bytes;
+mod capability;
+mod error;
+mod fstype;
+mod ids;
+mod parameters;
+
+pub use bytes::{Bytes, CapacityRange, MIB};
+pub use capability::{AccessMode, Capability, VolumeMode};
+pub use error::{Error, Failure, Kind, OsContext, Result};
+pub use fstype::FsType;
+pub use ids::{NodeId, ObjectUuid, PoolId, PoolName, SnapshotId, VolumeId};
+pub use parameters::{FsckPolicy, OnDelete, ParameterRow, Placement, Provisioning, TABLE, VolumeParameters};

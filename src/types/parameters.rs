@@ -1,0 +1,329 @@
+//! StorageClass parameters (docs/design.md section 12). [`TABLE`] is the one list: the parser refuses what is not in
+//! it, docs/operations.md and the chart's schema are checked against it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, FsType, Kind, PoolName, Result};
+
+/// One parameter as people read it.
+#[derive(Clone, Copy, Debug)]
+pub struct ParameterRow {
+    /// The key in a StorageClass.
+    pub key: &'static str,
+    /// The values, in words; alternatives separated by `|`.
+    pub values: &'static str,
+    /// What holds when the key is absent; empty for none.
+    pub default: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+    set: fn(&mut VolumeParameters, &str) -> std::result::Result<(), String>,
+}
+
+/// Every parameter, in the order of the documentation.
+pub const TABLE: &[ParameterRow] = &[
+    ParameterRow {
+        key: "pool",
+        values: "a pool's name",
+        default: "default",
+        meaning: "Which pool the volume is made in; where a driver has exactly one pool, that one is the default whatever its name.",
+        set: |p, v| {
+            p.pool = Some(v.parse().map_err(|e: Error| e.to_string())?);
+            Ok(())
+        },
+    },
+    ParameterRow {
+        key: "access",
+        values: "local",
+        default: "local",
+        meaning: "How nodes reach the volume: local, on its home node only.",
+        set: |_, v| match v {
+            "local" => Ok(()),
+            "network" => Err("network volumes are not in this release; use local".into()),
+            _ => one_of("local"),
+        },
+    },
+    ParameterRow {
+        key: "provisioning",
+        values: "thick|thin",
+        default: "thick",
+        meaning: "thick reserves every byte at creation; thin takes space as it is written and may run out (btrfs pools: thin only).",
+        set: |p, v| {
+            p.provisioning = Some(match v {
+                "thick" => Provisioning::Thick,
+                "thin" => Provisioning::Thin,
+                _ => return one_of("thick, thin"),
+            });
+            Ok(())
+        },
+    },
+    ParameterRow {
+        key: "placement",
+        values: "selected|any",
+        default: "selected",
+        meaning: "selected makes a blank volume on the first preferred node or not at all; any walks the list of preferred nodes (Immediate classes).",
+        set: |p, v| {
+            p.placement = match v {
+                "selected" => Placement::Selected,
+                "any" => Placement::Any,
+                _ => return one_of("selected, any"),
+            };
+            Ok(())
+        },
+    },
+    ParameterRow {
+        key: "csi.storage.k8s.io/fstype",
+        values: "ext4|xfs",
+        default: "ext4",
+        meaning: "The filesystem of volumes used as mounts.",
+        set: |p, v| {
+            p.fs_type = Some(v.parse().map_err(|e: Error| e.to_string())?);
+            Ok(())
+        },
+    },
+    ParameterRow {
+        key: "mkfsOptions",
+        values: "options from the filesystem's allow-list",
+        default: "",
+        meaning: "Extra options for mkfs, separated by spaces.",
+        set: |p, v| {
+            v.clone_into(&mut p.mkfs_options);
+            Ok(())
+        },
+    },
+    ParameterRow {
+        key: "fsck",
+        values: "auto|never",
+        default: "auto",
+        meaning: "auto checks a filesystem before the mount when, and only when, its superblock says errors; never refuses to mount it instead.",
+        set: |p, v| {
+            p.fsck = match v {
+                "auto" => FsckPolicy::Auto,
+                "never" => FsckPolicy::Never,
+                _ => return one_of("auto, never"),
+            };
+            Ok(())
+        },
+    },
+    ParameterRow {
+        key: "onDelete",
+        values: "unlink|zero",
+        default: "unlink",
+        meaning: "unlink gives the space back at once; zero (thick only) overwrites the image with zeroes first.",
+        set: |p, v| {
+            p.on_delete = match v {
+                "unlink" => OnDelete::Unlink,
+                "zero" => OnDelete::Zero,
+                "discard" => return Err("discard is for linear LVM volumes; a file pool has unlink and zero".into()),
+                _ => return one_of("unlink, zero"),
+            };
+            Ok(())
+        },
+    },
+    ParameterRow {
+        key: "encryption",
+        values: "none",
+        default: "none",
+        meaning: "none: data lies on the pool as it is written.",
+        set: |_, v| match v {
+            "none" => Ok(()),
+            "luks2" => Err("luks2 is not in this release; use none, or encrypt the disk below the pool".into()),
+            _ => one_of("none"),
+        },
+    },
+];
+
+/// Keys the external-provisioner adds with --extra-create-metadata: kept for people, never compared.
+const METADATA: &[&str] =
+    &["csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.io/pv/name"];
+
+fn one_of<T>(values: &str) -> std::result::Result<T, String> {
+    Err(format!("it takes one of: {values}"))
+}
+
+/// When a volume takes its space from the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provisioning {
+    /// All of it at creation, for good.
+    Thick,
+    /// As it is written.
+    Thin,
+}
+
+/// Which nodes a blank volume may be made on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// The first preferred node only.
+    #[default]
+    Selected,
+    /// Any of the preferred nodes, in order.
+    Any,
+}
+
+/// Whether a filesystem that says errors is checked before it is mounted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FsckPolicy {
+    /// Checked and repaired where that is safe.
+    #[default]
+    Auto,
+    /// Refused.
+    Never,
+}
+
+/// What happens to the bytes of a deleted volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDelete {
+    /// The image is unlinked.
+    #[default]
+    Unlink,
+    /// The image is overwritten with zeroes, then unlinked.
+    Zero,
+}
+
+/// A class's parameters, parsed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeParameters {
+    /// The pool asked for, if one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
+    /// Thick or thin, if one was asked for; the pool knows the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provisioning: Option<Provisioning>,
+    /// Where a blank volume may go.
+    #[serde(default)]
+    pub placement: Placement,
+    /// The filesystem, if one was asked for here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fs_type: Option<FsType>,
+    /// Extra mkfs options as the class says them; `fs` checks them against its allow-list.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mkfs_options: String,
+    /// Checking before the mount.
+    #[serde(default)]
+    pub fsck: FsckPolicy,
+    /// What deleting does.
+    #[serde(default)]
+    pub on_delete: OnDelete,
+    /// Who asked, for messages only: claim and volume names the provisioner passed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl VolumeParameters {
+    /// Parses a class's parameters.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`]: an unknown key, with the nearest known one; a value that key does not take.
+    pub fn parse(raw: &HashMap<String, String>) -> Result<Self> {
+        let mut parsed = Self::default();
+        let sorted: BTreeMap<_, _> = raw.iter().collect();
+        for (key, value) in sorted {
+            if METADATA.contains(&key.as_str()) {
+                parsed.metadata.insert(key.clone(), value.clone());
+                continue;
+            }
+            let Some(row) = TABLE.iter().find(|row| row.key == key) else { return Err(unknown(key)) };
+            (row.set)(&mut parsed, value).map_err(|reason| {
+                Error::new(Kind::InvalidArgument, format!("parameter {key}: {value:?} is refused: {reason}"))
+            })?;
+        }
+        if parsed.on_delete == OnDelete::Zero && parsed.provisioning == Some(Provisioning::Thin) {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                "parameter onDelete: zero is for thick volumes only; drop it or provisioning: thin",
+            ));
+        }
+        Ok(parsed)
+    }
+
+    /// Whether a retry that says `other` asks for the same volume: everything but the metadata.
+    #[must_use]
+    pub fn same_request(&self, other: &Self) -> bool {
+        let plain = |p: &Self| Self { metadata: BTreeMap::new(), ..p.clone() };
+        plain(self) == plain(other)
+    }
+}
+
+fn unknown(key: &str) -> Error {
+    let nearest = TABLE.iter().map(|row| (distance(key, row.key), row.key)).min();
+    let mut message = format!("parameter {key:?} is not known");
+    if let Some((distance, nearest)) = nearest
+        && distance <= nearest.len().max(key.len()) / 2
+    {
+        let _ = write!(message, "; did you mean {nearest:?}?");
+    } else {
+        let keys: Vec<_> = TABLE.iter().map(|row| row.key).collect();
+        let _ = write!(message, "; the known ones are {}", keys.join(", "));
+    }
+    Error::new(Kind::InvalidArgument, message)
+}
+
+/// Edit distance (Levenshtein), case folded, over at most 64 characters of each.
+fn distance(a: &str, b: &str) -> usize {
+    let fold = |s: &str| s.chars().take(64).flat_map(char::to_lowercase).collect::<Vec<_>>();
+    let (a, b) = (fold(a), fold(b));
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut previous = i;
+        let mut left = i + 1;
+        for (y, slot) in b.iter().zip(row.iter_mut().skip(1)) {
+            let above = *slot;
+            let here = if x == y { previous } else { 1 + previous.min(above).min(left) };
+            previous = above;
+            left = here;
+            *slot = here;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<VolumeParameters> {
+        VolumeParameters::parse(&pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    #[test]
+    fn every_default_in_the_table_is_accepted_and_changes_nothing_that_is_compared() {
+        for row in TABLE.iter().filter(|row| !row.default.is_empty()) {
+            assert!(parse(&[(row.key, row.default)]).is_ok(), "{}", row.key);
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest() {
+        let said = |key| parse(&[(key, "x")]).unwrap_err().to_string();
+        assert!(said("provisoning").contains("\"provisioning\""), "{}", said("provisoning"));
+        assert!(said("fstype").contains("fstype"));
+        assert!(said("POOL").contains("\"pool\""));
+        assert!(said("somethingElseEntirely").contains("the known ones are pool"));
+    }
+
+    #[test]
+    fn a_wrong_value_names_the_key_and_the_choices() {
+        let error = parse(&[("provisioning", "fat")]).unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        assert!(error.to_string().contains("provisioning") && error.to_string().contains("thick, thin"));
+        assert!(parse(&[("access", "network")]).unwrap_err().to_string().contains("not in this release"));
+        assert!(parse(&[("onDelete", "zero"), ("provisioning", "thin")]).is_err());
+    }
+
+    #[test]
+    fn the_names_of_claims_do_not_make_a_retry_another_request() {
+        let a = parse(&[("csi.storage.k8s.io/pvc/name", "a")]).unwrap();
+        let b = parse(&[("csi.storage.k8s.io/pvc/name", "b")]).unwrap();
+        assert!(a.same_request(&b));
+        assert!(!a.same_request(&parse(&[("provisioning", "thin")]).unwrap()));
+    }
+}
