@@ -13,6 +13,7 @@
 //!  types, telemetry words as types | logs, metrics, health; used by all
 //! ```
 
+pub mod csi;
 pub mod home;
 pub mod os;
 pub mod pool;
