@@ -14,7 +14,9 @@
 //! ```
 
 pub mod csi;
+pub mod fs;
 pub mod home;
+pub mod node;
 pub mod os;
 pub mod pool;
 pub mod types;

@@ -1,0 +1,284 @@
+//! What users may say to mount(2) and to mkfs: lists of what is allowed, per filesystem. Everything else is refused at
+//! the edge, so nothing raw reaches a command line or the kernel (docs/design.md section 5, promise 9).
+//!
+//! Mount flags may be sensitive (CSI specification, VolumeCapability.mount_flags): no message and no `Debug` shows one.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use crate::os::{MountEntry, MountFlags};
+use crate::types::{Error, FsType, Kind, Result};
+
+/// An option of a filesystem's own, as the kernel prints it.
+struct Row {
+    /// What the user writes: a word, or `key=` with a value after it.
+    name: &'static str,
+    /// What values a `key=` takes.
+    value: Value,
+    /// How the kernel calls it in mountinfo; `name` but for aliases.
+    shown: &'static str,
+    /// The values (or `""` for a word) that the kernel assumes anyway, and prints or not as it likes.
+    assumed: Assumed,
+}
+
+#[derive(Clone, Copy)]
+enum Value {
+    None,
+    Number(u64, u64),
+    Kilobytes(u64, u64),
+    Word(&'static [&'static str]),
+}
+
+#[derive(Clone, Copy)]
+enum Assumed {
+    /// The option says what holds without it.
+    Always,
+    /// The option says what holds without it when it has this value.
+    Value(&'static str),
+    /// It never does.
+    Never,
+}
+
+const fn word(name: &'static str, assumed: Assumed) -> Row {
+    Row { name, value: Value::None, shown: name, assumed }
+}
+
+const fn alias(name: &'static str, shown: &'static str) -> Row {
+    Row { name, value: Value::None, shown, assumed: Assumed::Never }
+}
+
+const fn key(name: &'static str, value: Value, assumed: Assumed) -> Row {
+    Row { name, value, shown: name, assumed }
+}
+
+/// fs/ext4/super.c, `ext4_param_specs` and `_ext4_show_options`. Left out: whatever weakens an acknowledged write
+/// (`nobarrier`, `data=writeback`), skips recovery (`noload`) or goes on after errors (`errors=continue`).
+const EXT4: &[Row] = &[
+    key("commit=", Value::Number(1, 900), Assumed::Value("5")),
+    key("data=", Value::Word(&["ordered", "journal"]), Assumed::Value("ordered")),
+    word("discard", Assumed::Never),
+    word("nodiscard", Assumed::Always),
+    word("delalloc", Assumed::Always),
+    word("nodelalloc", Assumed::Never),
+    word("auto_da_alloc", Assumed::Always),
+    word("noauto_da_alloc", Assumed::Never),
+    key("errors=", Value::Word(&["remount-ro"]), Assumed::Value("remount-ro")),
+    key("max_batch_time=", Value::Number(0, 1_000_000), Assumed::Value("15000")),
+    key("min_batch_time=", Value::Number(0, 1_000_000), Assumed::Value("0")),
+];
+
+/// fs/xfs/xfs_super.c, `xfs_fs_parameters` and `xfs_fs_show_options`. Left out: `norecovery` and what is deprecated.
+const XFS: &[Row] = &[
+    word("nouuid", Assumed::Always),
+    word("discard", Assumed::Never),
+    word("nodiscard", Assumed::Always),
+    word("inode64", Assumed::Always),
+    word("inode32", Assumed::Never),
+    word("largeio", Assumed::Never),
+    word("nolargeio", Assumed::Always),
+    word("swalloc", Assumed::Never),
+    word("wsync", Assumed::Never),
+    key("allocsize=", Value::Kilobytes(4, 1 << 20), Assumed::Never),
+    key("logbufs=", Value::Number(2, 8), Assumed::Value("8")),
+    key("logbsize=", Value::Kilobytes(32, 256), Assumed::Value("32k")),
+    word("noquota", Assumed::Always),
+    alias("uquota", "usrquota"),
+    alias("usrquota", "usrquota"),
+    alias("gquota", "grpquota"),
+    alias("grpquota", "grpquota"),
+    alias("pquota", "prjquota"),
+    alias("prjquota", "prjquota"),
+];
+
+/// SELinux labels (security/selinux/hooks.c): valid for every filesystem, on the first mount only; binds inherit them.
+const LABELS: [&str; 4] = ["context=", "fscontext=", "defcontext=", "rootcontext="];
+
+const FLAGS: &str = "defaults, ro, rw, nosuid, suid, nodev, dev, noexec, exec, noatime, atime, nodiratime, diratime, \
+                     relatime, lazytime, nolazytime, sync, async, dirsync, context=, fscontext=, defcontext=, rootcontext=";
+
+fn rows(fs: FsType) -> &'static [Row] {
+    match fs {
+        FsType::Ext4 => EXT4,
+        FsType::Xfs => XFS,
+    }
+}
+
+/// Mount flags of a volume, checked: generic flags, and options of the filesystem in the kernel's own spelling.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct MountOptions {
+    flags: MountFlags,
+    /// Sorted, without what the kernel assumes anyway.
+    own: Vec<String>,
+    /// Sorted, `context="..."`.
+    labels: Vec<String>,
+}
+
+impl MountOptions {
+    /// Checks flags as CSI's `mount_flags` bring them: one option each, or several separated by commas.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an option that is not in the list, naming the list and never the option.
+    pub fn parse(fs: FsType, flags: &[String]) -> Result<Self> {
+        let mut parsed = Self::default();
+        for flag in flags {
+            if LABELS.iter().any(|label| flag.starts_with(label)) {
+                parsed.labels.push(label(flag).ok_or_else(|| refused(fs))?);
+                continue;
+            }
+            for option in flag.split(',').map(str::trim).filter(|option| !option.is_empty()) {
+                if !set_flag(&mut parsed.flags, option) {
+                    let known = rows(fs).iter().find_map(|row| row.accept(option));
+                    parsed.own.extend(known.ok_or_else(|| refused(fs))?);
+                }
+            }
+        }
+        parsed.own.sort_unstable();
+        parsed.own.dedup();
+        parsed.labels.sort_unstable();
+        parsed.labels.dedup();
+        Ok(parsed)
+    }
+
+    /// The generic flags.
+    #[must_use]
+    pub fn flags(&self) -> MountFlags {
+        self.flags
+    }
+
+    /// The same options, read-only.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.flags.read_only = true;
+        self
+    }
+
+    /// The options for mount(2)'s data, comma-separated; `nouuid` for XFS always (docs/design.md section 8.8).
+    #[must_use]
+    pub fn data(&self, fs: FsType) -> String {
+        let always = match fs {
+            FsType::Ext4 => None,
+            FsType::Xfs => Some("nouuid"),
+        };
+        let own = self.own.iter().chain(&self.labels).map(String::as_str);
+        always.into_iter().chain(own).collect::<Vec<_>>().join(",")
+    }
+
+    /// Whether a mount was made with these very options, as far as mountinfo tells.
+    #[must_use]
+    pub fn made(&self, fs: FsType, entry: &MountEntry) -> bool {
+        let shown = |option: &str| rows(fs).iter().find_map(|row| row.accept(option)).flatten();
+        let mut own: Vec<String> = entry.super_options.iter().filter_map(|option| shown(option)).collect();
+        own.sort_unstable();
+        own.dedup();
+        let all = entry.super_options.join(",");
+        let label_shown = |label: &String| all.contains(label.as_str()) || all.contains(&label.replace('"', ""));
+        let unlabelled = || !LABELS.iter().any(|label| entry.super_options.iter().any(|o| o.starts_with(label)));
+        let labels_agree = if self.labels.is_empty() { unlabelled() } else { self.labels.iter().all(label_shown) };
+        own == self.own && labels_agree && self.flags_shown(entry) && self.super_flags_shown(entry)
+    }
+
+    /// Whether the flags every mount has of its own are those asked for; flags beyond them do not matter on a bind.
+    #[must_use]
+    pub fn flags_shown(&self, entry: &MountEntry) -> bool {
+        let has = |name: &str| entry.options.iter().any(|option| option == name);
+        let flags = self.flags;
+        [
+            (flags.no_suid, "nosuid"),
+            (flags.no_dev, "nodev"),
+            (flags.no_exec, "noexec"),
+            (flags.no_atime, "noatime"),
+            (flags.no_dir_atime, "nodiratime"),
+        ]
+        .into_iter()
+        .all(|(wanted, name)| !wanted || has(name))
+            && flags.read_only == entry.read_only()
+    }
+
+    fn super_flags_shown(&self, entry: &MountEntry) -> bool {
+        let has = |name: &str| entry.super_options.iter().any(|option| option == name);
+        let flags = self.flags;
+        flags.synchronous == has("sync") && flags.dir_sync == has("dirsync") && flags.lazytime == has("lazytime")
+    }
+}
+
+/// Says how many there are, never which.
+impl fmt::Debug for MountOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.own.len() + self.labels.len();
+        f.debug_struct("MountOptions").field("read_only", &self.flags.read_only).field("options", &count).finish()
+    }
+}
+
+impl Row {
+    /// The option in the kernel's spelling, `Some(None)` when it only says what holds anyway; `None` when it is not this row.
+    fn accept(&self, option: &str) -> Option<Option<String>> {
+        let rest = option.strip_prefix(self.name)?;
+        let good = match self.value {
+            Value::None => rest.is_empty(),
+            Value::Number(low, high) => number(rest, low..=high).is_some(),
+            Value::Kilobytes(low, high) => {
+                rest.strip_suffix('k').is_some_and(|digits| number(digits, low..=high).is_some())
+            }
+            Value::Word(words) => words.contains(&rest),
+        };
+        let assumed = match self.assumed {
+            Assumed::Always => true,
+            Assumed::Value(value) => value == rest,
+            Assumed::Never => false,
+        };
+        good.then(|| (!assumed).then(|| format!("{}{rest}", self.shown)))
+    }
+}
+
+/// A number in canonical decimal.
+fn number(text: &str, range: RangeInclusive<u64>) -> Option<u64> {
+    let value: u64 = text.parse().ok()?;
+    (value.to_string() == text && range.contains(&value)).then_some(value)
+}
+
+fn set_flag(flags: &mut MountFlags, option: &str) -> bool {
+    match option {
+        "defaults" | "rw" => {}
+        "ro" => flags.read_only = true,
+        "nosuid" => flags.no_suid = true,
+        "suid" => flags.no_suid = false,
+        "nodev" => flags.no_dev = true,
+        "dev" => flags.no_dev = false,
+        "noexec" => flags.no_exec = true,
+        "exec" => flags.no_exec = false,
+        "noatime" => flags.no_atime = true,
+        "atime" => flags.no_atime = false,
+        "nodiratime" => flags.no_dir_atime = true,
+        "diratime" => flags.no_dir_atime = false,
+        "relatime" => flags.relatime = true,
+        "lazytime" => flags.lazytime = true,
+        "nolazytime" => flags.lazytime = false,
+        "sync" => flags.synchronous = true,
+        "async" => flags.synchronous = false,
+        "dirsync" => flags.dir_sync = true,
+        _ => return false,
+    }
+    true
+}
+
+/// A SELinux label in quotes: letters, digits and `_ : . , -` only.
+fn label(flag: &str) -> Option<String> {
+    let (key, value) = flag.split_once('=')?;
+    let value = match value.strip_prefix('"') {
+        Some(quoted) => quoted.strip_suffix('"')?,
+        None => value,
+    };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_:.,-".contains(&byte);
+    (!value.is_empty() && value.bytes().all(plain)).then(|| format!("{key}=\"{value}\""))
+}
+
+fn refused(fs: FsType) -> Error {
+    let own: Vec<_> = rows(fs).iter().map(|row| row.name).collect();
+    Error::new(
+        Kind::InvalidArgument,
+        format!(
+            "a mount option of this volume is not one Holdfast passes to {fs}, or has a value it does not take; allowed are {FLAGS}, {}; correct mountOptions in the StorageClass or the PersistentVolume",
+            own.join(", ")
+        ),
+    )
+}
