@@ -13,4 +13,4 @@ pub use capability::{AccessMode, Capability, VolumeMode};
 pub use error::{Error, Failure, Kind, OsContext, Result};
 pub use fstype::FsType;
 pub use ids::{NodeId, ObjectUuid, PoolId, PoolName, SnapshotId, VolumeId};
-pub use parameters::{FsckPolicy, OnDelete, ParameterRow, Placement, Provisioning, TABLE, VolumeParameters};
+pub use parameters::{FsckPolicy, OnDelete, ParameterRow, Placement, Provisioning, TABLE, VolumeParameters, nearest};

@@ -251,17 +251,20 @@ impl VolumeParameters {
 }
 
 fn unknown(key: &str) -> Error {
-    let nearest = TABLE.iter().map(|row| (distance(key, row.key), row.key)).min();
     let mut message = format!("parameter {key:?} is not known");
-    if let Some((distance, nearest)) = nearest
-        && distance <= nearest.len().max(key.len()) / 2
-    {
+    if let Some(nearest) = nearest(key, TABLE.iter().map(|row| row.key)) {
         let _ = write!(message, "; did you mean {nearest:?}?");
     } else {
         let keys: Vec<_> = TABLE.iter().map(|row| row.key).collect();
         let _ = write!(message, "; the known ones are {}", keys.join(", "));
     }
     Error::new(Kind::InvalidArgument, message)
+}
+
+/// The known word a mistyped one is nearest to, if it is near enough to have been meant.
+pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, nearest) = known.map(|known| (distance(word, known), known)).min()?;
+    (distance <= nearest.len().max(word.len()) / 2).then_some(nearest)
 }
 
 /// Edit distance (Levenshtein), case folded, over at most 64 characters of each.

@@ -1,0 +1,24 @@
+# The image holds the binary and the tools it runs: mkfs and fsck of ext4 and XFS. Mounting, loop devices and growing are
+# system calls of the binary itself.
+
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /src
+COPY Cargo.toml Cargo.lock build.rs ./
+COPY proto proto
+COPY src src
+RUN cargo build --locked --release
+
+FROM debian:bookworm-slim
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Holdfast" \
+      org.opencontainers.image.description="A Kubernetes CSI driver that makes persistent volumes out of what a cluster already has" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends e2fsprogs xfsprogs \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build /src/target/release/holdfast /usr/local/bin/holdfast
+COPY LICENSE /usr/share/doc/holdfast/LICENSE
+ENTRYPOINT ["/usr/local/bin/holdfast"]

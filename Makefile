@@ -1,0 +1,46 @@
+# `make help` lists the targets. Everything CI runs is `make test`.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+CARGO ?= cargo
+# Tools that are not on the system are put here, beside the build.
+TOOLS := $(CURDIR)/.tools/bin
+export PATH := $(TOOLS):$(PATH)
+
+.PHONY: help demo test build release prepare prepare-test fmt clippy doc unit sanity
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: prepare build ## A volume's whole life on a temporary pool, step by step (root)
+	@target/debug/holdfast demo
+
+test: prepare-test fmt clippy doc sanity unit ## Everything CI runs, from formatting to csi-sanity (root)
+
+build: ## The debug binary
+	$(CARGO) build --locked
+
+release: ## The release binary, target/release/holdfast
+	$(CARGO) build --locked --release
+
+prepare: ## Names the missing system packages, and installs them where apt and root are at hand
+	@scripts/prepare run
+
+prepare-test: ## The same, with what the tests need besides
+	@scripts/prepare test
+
+fmt: ## Formatting
+	$(CARGO) fmt --all --check
+
+clippy: ## Lints, warnings are errors
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+doc: ## API documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+sanity: build ## csi-sanity against the real socket: mount and block, with and without reflink (root)
+	tests/sanity.sh target/debug/holdfast
+
+# Last, so that its summary is what one sees at the end.
+unit: ## Unit and black-box tests (root)
+	$(CARGO) nextest run --locked

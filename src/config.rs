@@ -1,0 +1,347 @@
+//! Flags, file and environment -> one validated [`Config`]. Pure: reads no file, no variable, no clock.
+//!
+//! Flags win over the file, the file over the environment. Every refusal names the thing, the reason and the next step.
+
+mod file;
+mod values;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+pub use file::File;
+use file::PoolEntry;
+pub use values::{LogFormat, LogLevel, MinFree};
+
+use crate::types::{Error, Kind, NodeId, PoolName, Result};
+
+/// Where flags and file left something unsaid: the environment variables that are asked.
+pub const ENDPOINT_VARIABLE: &str = "CSI_ENDPOINT";
+/// As above, for the node's name.
+pub const NODE_VARIABLE: &str = "NODE_NAME";
+
+/// What the command line says, as it was typed.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--endpoint`.
+    pub endpoint: Option<String>,
+    /// `--node-name`.
+    pub node_name: Option<String>,
+    /// Every `--pool`.
+    pub pools: Vec<String>,
+    /// `--metrics`.
+    pub metrics: Option<String>,
+    /// `--log-format`.
+    pub log_format: Option<String>,
+    /// `--log-level`.
+    pub log_level: Option<String>,
+}
+
+/// One pool to serve.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolConfig {
+    /// Its name.
+    pub name: PoolName,
+    /// Its directory, absolute.
+    pub root: PathBuf,
+    /// The sum of all volumes may be so many times the usable room.
+    pub overcommit: f64,
+    /// What stays free.
+    pub min_free: MinFree,
+}
+
+/// The default of `overcommit`.
+pub const DEFAULT_OVERCOMMIT: f64 = 1.0;
+/// The default of `minFree`: above kubelet's eviction lines.
+pub const DEFAULT_MIN_FREE: MinFree = MinFree::Percent(20);
+
+/// Everything `holdfast standalone` needs, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The Unix socket's path.
+    pub socket: PathBuf,
+    /// This node.
+    pub node: NodeId,
+    /// The pools, at least one.
+    pub pools: Vec<PoolConfig>,
+    /// Where metrics and health are served, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// How a log line looks.
+    pub log_format: LogFormat,
+    /// Which lines are written.
+    pub log_level: LogLevel,
+}
+
+impl Config {
+    /// Puts flags, file and environment together.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming what is missing or wrong and where it was said.
+    pub fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let endpoint = pick(&flags.endpoint, "--endpoint", &file.endpoint, "endpoint", ENDPOINT_VARIABLE, &environment)
+            .ok_or_else(|| refuse("no endpoint: say --endpoint unix:///run/holdfast/csi.sock (or set CSI_ENDPOINT)"))?;
+        let node = pick(&flags.node_name, "--node-name", &file.node_name, "nodeName", NODE_VARIABLE, &environment)
+            .ok_or_else(|| refuse("no node name: say --node-name NAME (or set NODE_NAME)"))?;
+        let metrics = pick(&flags.metrics, "--metrics", &file.metrics, "metrics", "", |_| None);
+        let format = pick(&flags.log_format, "--log-format", &file.log.format, "log.format", "", |_| None);
+        let level = pick(&flags.log_level, "--log-level", &file.log.level, "log.level", "", |_| None);
+        Ok(Self {
+            socket: socket(&endpoint)?,
+            node: NodeId::from_node_name(&node.text).map_err(|error| refuse(format!("{}: {error}", node.place)))?,
+            pools: pools(flags, file)?,
+            metrics: metrics.map(|said| listen(&said)).transpose()?,
+            log_format: format.map(|said| log_format(&said)).transpose()?.unwrap_or_default(),
+            log_level: level.map(|said| log_level(&said)).transpose()?.unwrap_or_default(),
+        })
+    }
+}
+
+/// A value and where it was said.
+struct Said {
+    text: String,
+    place: String,
+}
+
+fn pick(
+    flag: &Option<String>,
+    flag_name: &str,
+    file: &Option<String>,
+    key: &str,
+    variable: &str,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Option<Said> {
+    let said = |text: &String, place: String| Said { text: text.clone(), place };
+    flag.as_ref().map(|text| said(text, flag_name.to_owned())).or_else(|| {
+        file.as_ref().map(|text| said(text, format!("{key} in the configuration file"))).or_else(|| {
+            let text = environment(variable).filter(|text| !text.is_empty())?;
+            Some(Said { text, place: format!("the variable {variable}") })
+        })
+    })
+}
+
+fn socket(said: &Said) -> Result<PathBuf> {
+    let text = said.text.as_str();
+    let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(text);
+    let wrong = |reason: &str| {
+        refuse(format!("{}: {text:?} is not an endpoint: {reason}; write unix:///run/holdfast/csi.sock", said.place))
+    };
+    if text.contains("://") && !text.starts_with("unix://") {
+        return Err(wrong("only Unix sockets are served"));
+    }
+    if !path.starts_with('/') || path.ends_with('/') {
+        return Err(wrong("it must be the absolute path of a socket"));
+    }
+    // sun_path of unix(7): 108 bytes with its terminator.
+    if path.len() > 107 {
+        return Err(wrong("a socket's path has at most 107 bytes"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+fn listen(said: &Said) -> Result<SocketAddr> {
+    said.text.parse().map_err(|_| {
+        refuse(format!("{}: {:?} is not an address and port; write 127.0.0.1:9808", said.place, said.text))
+    })
+}
+
+fn log_format(said: &Said) -> Result<LogFormat> {
+    match said.text.as_str() {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        other => Err(refuse(format!("{}: {other:?} is not a log format; use text or json", said.place))),
+    }
+}
+
+fn log_level(said: &Said) -> Result<LogLevel> {
+    let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+    levels.into_iter().find(|level| level.as_str() == said.text).ok_or_else(|| {
+        refuse(format!("{}: {:?} is not a log level; use error, warn, info, debug or trace", said.place, said.text))
+    })
+}
+
+/// The pools of flags and file: any `--pool` replaces the file's list, and keeps the limits the file has for that name.
+///
+/// # Errors
+/// `InvalidArgument`: none at all, one that is not `NAME=file:DIR`, a name or directory twice, one inside another.
+pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
+    let from_file = file.pools.iter().map(PoolConfig::from_entry).collect::<Result<Vec<_>>>()?;
+    let pools = if flags.pools.is_empty() {
+        from_file
+    } else {
+        let with_limits = |text: &String| {
+            let pool = PoolConfig::from_flag(text)?;
+            Ok(match from_file.iter().find(|other| other.name == pool.name) {
+                Some(known) => PoolConfig { overcommit: known.overcommit, min_free: known.min_free, ..pool },
+                None => pool,
+            })
+        };
+        flags.pools.iter().map(with_limits).collect::<Result<Vec<_>>>()?
+    };
+    if pools.is_empty() {
+        return Err(refuse("no pool: say --pool NAME=file:DIR, or list pools in the file given with --config"));
+    }
+    let mut rest = pools.as_slice();
+    while let Some((pool, others)) = rest.split_first() {
+        for other in others {
+            if pool.name == other.name {
+                return Err(refuse(format!("pool {} is given twice; give each pool a name of its own", pool.name)));
+            }
+            if pool.root.starts_with(&other.root) || other.root.starts_with(&pool.root) {
+                return Err(refuse(format!(
+                    "pools {} ({}) and {} ({}) lie in one another; give each a directory of its own",
+                    pool.name,
+                    pool.root.display(),
+                    other.name,
+                    other.root.display()
+                )));
+            }
+        }
+        rest = others;
+    }
+    Ok(pools)
+}
+
+impl PoolConfig {
+    fn from_flag(text: &str) -> Result<Self> {
+        let wrong = |reason: String| refuse(format!("--pool {text}: {reason}; write --pool NAME=file:/DIR"));
+        let (name, place) = text.split_once('=').ok_or_else(|| wrong("there is no '='".to_owned()))?;
+        let (kind, path) = place.split_once(':').ok_or_else(|| wrong("the pool's kind is missing".to_owned()))?;
+        if kind != "file" {
+            return Err(wrong(format!("the kind {kind:?} is not in this release, only file")));
+        }
+        let name = name.parse().map_err(|error: Error| wrong(error.to_string()))?;
+        Ok(Self { name, root: root(path).map_err(wrong)?, overcommit: DEFAULT_OVERCOMMIT, min_free: DEFAULT_MIN_FREE })
+    }
+
+    fn from_entry(entry: &PoolEntry) -> Result<Self> {
+        let wrong = |reason: String| refuse(format!("pool {:?} in the configuration file: {reason}", entry.name));
+        let name = entry.name.parse().map_err(|error: Error| wrong(error.to_string()))?;
+        let overcommit = entry.overcommit.unwrap_or(DEFAULT_OVERCOMMIT);
+        if !(1.0..=100.0).contains(&overcommit) {
+            return Err(wrong(format!("overcommit {overcommit} is refused: it is a number from 1.0 to 100.0")));
+        }
+        let min_free = match &entry.min_free {
+            None => DEFAULT_MIN_FREE,
+            Some(text) => text.parse().map_err(|reason| wrong(format!("minFree {text:?} is refused: {reason}")))?,
+        };
+        Ok(Self { name, root: root(&entry.path).map_err(wrong)?, overcommit, min_free })
+    }
+}
+
+/// An absolute directory without `..`, so two spellings of one place are seen to be one.
+fn root(text: &str) -> std::result::Result<PathBuf, String> {
+    let path = Path::new(text.strip_prefix("file:").unwrap_or(text));
+    if !path.is_absolute() {
+        return Err(format!("{text:?} is not an absolute directory"));
+    }
+    if path.components().any(|part| part == std::path::Component::ParentDir) {
+        return Err(format!("{text:?} goes through '..'; write the directory itself"));
+    }
+    Ok(path.components().collect())
+}
+
+fn refuse(sentence: impl Into<String>) -> Error {
+    Error::new(Kind::InvalidArgument, sentence.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Bytes;
+
+    fn flags(pools: &[&str]) -> Flags {
+        Flags {
+            endpoint: Some("unix:///run/h.sock".into()),
+            node_name: Some("n1".into()),
+            pools: pools.iter().map(|p| (*p).to_owned()).collect(),
+            ..Flags::default()
+        }
+    }
+
+    fn file(text: &str) -> Result<File> {
+        File::parse(Path::new("h.yaml"), text)
+    }
+
+    fn said<T: std::fmt::Debug>(result: Result<T>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    const WHOLE: &str = "endpoint: unix:///f.sock\nnodeName: from-file\npools:\n  - name: a\n    path: /pools/a\n    overcommit: 1.5\n    minFree: 10Gi\nmetrics: 127.0.0.1:9808\nlog: {format: json, level: debug}\n";
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_the_environment() {
+        let environment = |name: &str| Some(format!("/env/{name}"));
+        let file = file(WHOLE).unwrap();
+        let all = Config::resolve(&flags(&["b=file:/pools/b"]), &file, environment).unwrap();
+        assert_eq!((all.socket.to_str().unwrap(), all.node.as_str()), ("/run/h.sock", "n1"));
+        assert_eq!(all.pools.len(), 1);
+        assert_eq!(all.pools[0].root, Path::new("/pools/b"));
+        let from_file = Config::resolve(&Flags::default(), &file, environment).unwrap();
+        assert_eq!((from_file.socket.to_str().unwrap(), from_file.node.as_str()), ("/f.sock", "from-file"));
+        assert_eq!((from_file.log_format, from_file.log_level), (LogFormat::Json, LogLevel::Debug));
+        assert_eq!(from_file.metrics.unwrap().port(), 9808);
+        let only_pools = Flags { pools: vec!["b=file:/b".into()], ..Flags::default() };
+        let from_environment =
+            |name: &str| Some(if name == NODE_VARIABLE { "n9" } else { "unix:///e.sock" }.to_owned());
+        let last = Config::resolve(&only_pools, &File::default(), from_environment).unwrap();
+        assert_eq!((last.socket.to_str().unwrap(), last.node.as_str()), ("/e.sock", "n9"));
+    }
+
+    #[test]
+    fn a_pool_flag_keeps_the_limits_the_file_has_for_its_name() {
+        let config = Config::resolve(&flags(&["a=file:/elsewhere"]), &file(WHOLE).unwrap(), |_| None).unwrap();
+        assert_eq!(config.pools[0].root, Path::new("/elsewhere"));
+        assert_eq!(config.pools[0].min_free, MinFree::Bytes(Bytes::mib(10 * 1024)));
+        assert!((config.pools[0].overcommit - 1.5).abs() < 1e-9);
+        let plain = Config::resolve(&flags(&["c=file:/c"]), &File::default(), |_| None).unwrap();
+        assert_eq!(plain.pools[0].min_free, DEFAULT_MIN_FREE);
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_the_flag_that_gives_it() {
+        let none = |flags: &Flags| said(Config::resolve(flags, &File::default(), |_| None));
+        assert!(none(&Flags { endpoint: None, ..flags(&["a=file:/a"]) }).contains("--endpoint"));
+        assert!(none(&Flags { node_name: None, ..flags(&["a=file:/a"]) }).contains("--node-name"));
+        assert!(none(&flags(&[])).contains("--pool NAME=file:DIR"));
+    }
+
+    #[test]
+    fn wrong_values_are_one_line_that_names_where_they_were_said() {
+        let with = |change: fn(&mut Flags)| {
+            let mut flags = flags(&["a=file:/a"]);
+            change(&mut flags);
+            said(Config::resolve(&flags, &File::default(), |_| None))
+        };
+        let cases = [
+            (with(|f| f.endpoint = Some("tcp://0.0.0.0:1".into())), "only Unix sockets"),
+            (with(|f| f.endpoint = Some("csi.sock".into())), "absolute path"),
+            (with(|f| f.endpoint = Some(format!("/{}", "x".repeat(120)))), "107 bytes"),
+            (with(|f| f.node_name = Some("no spaces".into())), "--node-name"),
+            (with(|f| f.metrics = Some("9808".into())), "127.0.0.1:9808"),
+            (with(|f| f.log_level = Some("loud".into())), "error, warn, info"),
+            (with(|f| f.log_format = Some("xml".into())), "text or json"),
+            (with(|f| f.pools = vec!["a".into()]), "NAME=file:/DIR"),
+            (with(|f| f.pools = vec!["a=lvm:vg".into()]), "not in this release"),
+            (with(|f| f.pools = vec!["a=file:x".into()]), "not an absolute directory"),
+            (with(|f| f.pools = vec!["a=file:/x/../y".into()]), "'..'"),
+            (with(|f| f.pools = vec!["A=file:/x".into()]), "not a pool name"),
+            (with(|f| f.pools.push("a=file:/b".into())), "given twice"),
+            (with(|f| f.pools.push("b=file:/a/b/".into())), "in one another"),
+        ];
+        for (sentence, part) in cases {
+            assert!(sentence.contains(part) && !sentence.contains('\n'), "{sentence:?} lacks {part:?}");
+        }
+    }
+
+    #[test]
+    fn limits_out_of_reason_are_refused() {
+        let pool = |extra: &str| {
+            let text = format!("pools:\n  - name: a\n    path: /a\n    {extra}\n");
+            pools(&Flags::default(), &file(&text).unwrap())
+        };
+        assert_eq!(pool("minFree: 5%").unwrap()[0].min_free, MinFree::Percent(5));
+        assert!(said(pool("minFree: 95%")).contains("90%"));
+        assert!(said(pool("minFree: lots")).contains("10Gi"));
+        assert!(said(pool("overcommit: 0.5")).contains("overcommit"));
+        assert!(said(pool("overcommit: .nan")).contains("overcommit"));
+    }
+}
