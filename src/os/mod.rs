@@ -9,6 +9,7 @@
 mod activity;
 mod blockdev;
 mod clock;
+mod daemon;
 mod exec;
 mod files;
 mod image;
@@ -25,6 +26,7 @@ use std::sync::{Arc, RwLock};
 pub use activity::{Activity, ActivityGuard, Ongoing};
 pub use blockdev::{BlockDevice, DevNum};
 pub use clock::{Stopwatch, Timestamp};
+pub use daemon::Daemon;
 pub use exec::{Exit, Output, Program};
 pub use files::{FileIdentity, FsSpace};
 pub use image::{CowHint, ExtentSummary};
@@ -80,7 +82,9 @@ pub enum Call {
     Bind,
     Unmount,
     Mounts,
+    OwnMounts,
     Exec,
+    Start,
 }
 
 /// Stands before and after every call; injected by tests, never chosen by `cfg!(test)`.

@@ -1,0 +1,116 @@
+//! A child that keeps running beside us: our own binary, as the demonstration and the tests start it.
+
+#![expect(unsafe_code, reason = "prctl(2) between fork and exec needs pre_exec")]
+#![expect(clippy::disallowed_methods, reason = "children are started in os only; this one is not waited for at once")]
+
+use std::fs::File;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{Call, Os, Stopwatch};
+
+/// A running child. Dropped, it is killed; it gets SIGKILL too when the thread that started it ends.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+}
+
+impl Os {
+    /// Starts a program at an absolute path that stays; what it prints goes to `log`.
+    ///
+    /// # Errors
+    /// Those of fork and exec.
+    pub fn start(&self, program: &Path, arguments: &[String], log: &File) -> io::Result<Daemon> {
+        self.call(Call::Start, &program.display(), || {
+            let mut command = Command::new(program);
+            command
+                .args(arguments)
+                .env_clear()
+                .env("LC_ALL", "C")
+                .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+                .current_dir("/")
+                .stdin(Stdio::null())
+                .stdout(log.try_clone()?)
+                .stderr(log.try_clone()?)
+                .process_group(0);
+            // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
+            unsafe {
+                command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+            }
+            Ok(Daemon { child: command.spawn()? })
+        })
+    }
+}
+
+impl Daemon {
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// Those of waitpid(2).
+    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// kill -9, and waits until it is gone: it gets no chance to tidy up.
+    ///
+    /// # Errors
+    /// Those of kill(2) and waitpid(2).
+    pub fn kill(&mut self) -> io::Result<ExitStatus> {
+        self.child.kill()?;
+        self.child.wait()
+    }
+
+    /// SIGTERM, and waits for its own end; killed after `limit`.
+    ///
+    /// # Errors
+    /// Those of kill(2) and waitpid(2); `TimedOut` when it had to be killed.
+    pub fn stop(&mut self, limit: Duration) -> io::Result<ExitStatus> {
+        let pid = i32::try_from(self.child.id()).map_err(io::Error::other)?;
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(status);
+        }
+        kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+        let watch = Stopwatch::start();
+        while watch.elapsed() < limit {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.kill()?;
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("it had not ended {} s after SIGTERM", limit.as_secs())))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_runs_ends_on_request_and_says_how() {
+        let log = tempfile::tempfile().unwrap();
+        let mut daemon = Os::new().start(Path::new("/bin/sleep"), &["60".to_owned()], &log).unwrap();
+        assert!(daemon.ended().unwrap().is_none());
+        assert!(!daemon.stop(Duration::from_secs(5)).unwrap().success());
+        assert!(daemon.ended().unwrap().is_some());
+    }
+}
