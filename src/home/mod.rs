@@ -5,15 +5,31 @@
 //! All its methods block and finish what they began whether or not anybody still waits (docs/adr/0001).
 
 mod answer;
+mod copying;
+mod create;
+mod delete;
+mod expand;
+mod format;
+mod grant;
+mod ledger;
+mod limits;
+mod list;
+mod local;
 mod locks;
+pub mod record;
 mod request;
+mod snapshot;
 
 pub use answer::{
     Capacity, Changed, Coordinates, CopyState, Created, Expanded, FormatState, Formatting, Granted, NodeExpansion,
     Opened, Page, PoolReport, Snapshot, Volume,
 };
+pub use limits::{MinFree, Overcommit, SpaceLimits};
+pub use local::LocalHome;
 pub use locks::{LockGuard, Locks};
 pub use request::{CapacityQuery, CreateSnapshot, CreateVolume, GrantRequest, ReadOnly, SnapshotFilter, Source};
+
+use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
@@ -143,7 +159,13 @@ pub trait Home: Send + Sync {
     /// `InvalidArgument` for a pool name that is ambiguous; an unknown one has no capacity.
     fn capacity(&self, query: &CapacityQuery) -> Result<Capacity>;
 
-    /// Figures of every pool, for metrics and people.
+    /// Extents of each volume's image, where the pool can tell: what a reflink clone costs. Reads every image's map.
+    ///
+    /// # Errors
+    /// `Internal` when a pool cannot be listed.
+    fn extents(&self) -> Result<BTreeMap<VolumeId, u64>>;
+
+    /// Figures of every pool, for metrics, readiness and people. Cheap.
     ///
     /// # Errors
     /// `Internal` when a pool cannot be read.

@@ -272,6 +272,12 @@ pub trait Pool: Send + Sync {
     /// `NotFound`; `Unsupported` where the pool cannot tell; `Internal`.
     fn extents(&self, object: Object) -> Result<ExtentSummary>;
 
+    /// How many extents its image has, without listing them.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unsupported` where the pool cannot tell; `Internal`.
+    fn extent_count(&self, object: Object) -> Result<u64>;
+
     /// Whether a volume's image is blank, by allocation (docs/design.md section 8.1). Writes in flight must have ended.
     ///
     /// # Errors

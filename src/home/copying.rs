@@ -1,0 +1,263 @@
+//! Copies behind the caller's back, where there are no reflinks: one thread each, resumed after a restart.
+//!
+//! While a copy runs its target is `creating`: only the copy's thread writes that record. Its source cannot be
+//! attached (a volume) or deleted (a snapshot): every operation on a source asks [`Copies::reading`] under the source's
+//! lock, and a copy is entered under that lock too.
+//!
+//! Steps, and what a crash after each leaves:
+//! 1. target made blank with its record `creating`, `copy{from, done: 0}` (by create): resumed at start.
+//! 2. a piece copied and made durable, then `copy.done` written: resumed from the last `done`; pieces are copied over.
+//! 3. for a thick target, holes allocated; record `ready` without `copy`: complete.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::local::{Key, Shared};
+use super::record::{CopyRecord, Phase};
+use crate::pool::{Continue, Object, Progress};
+use crate::types::{Bytes, Error, Kind, PoolId, Result, SnapshotId, VolumeId};
+
+/// How many copies read and write at the same time.
+const AT_ONCE: usize = 2;
+/// How long a failed copy waits before it is tried again, at first and at most.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MOST: Duration = Duration::from_secs(60);
+/// How long a delete waits for a cancelled copy to end its piece.
+const CANCEL_WAIT: Duration = Duration::from_secs(10);
+
+/// All copies under way, and the turnstile they share.
+#[derive(Default)]
+pub(super) struct Copies {
+    table: Mutex<HashMap<Key, Arc<Copy>>>,
+    ended: Condvar,
+    running: Mutex<usize>,
+    turn: Condvar,
+}
+
+/// One copy.
+struct Copy {
+    source: Object,
+    done: AtomicU64,
+    total: u64,
+    cancelled: AtomicBool,
+}
+
+impl Copy {
+    fn percent(&self) -> u8 {
+        let done = self.done.load(Ordering::Relaxed);
+        let percent = u128::from(done) * 100 / u128::from(self.total.max(1));
+        u8::try_from(percent).unwrap_or(100).min(99)
+    }
+}
+
+impl Copies {
+    /// The percentage of the copy into `target`, if one runs.
+    pub(super) fn percent_into(&self, target: Key) -> Option<u8> {
+        self.lock().get(&target).map(|copy| copy.percent())
+    }
+
+    /// The target and percentage of a copy from `source`, if one runs.
+    pub(super) fn reading(&self, pool: PoolId, source: Object) -> Option<(Key, u8)> {
+        self.lock()
+            .iter()
+            .find(|(key, copy)| key.pool == pool && copy.source == source)
+            .map(|(key, copy)| (*key, copy.percent()))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Copy>>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the copy into `target` and waits for its thread to let go.
+    pub(super) fn cancel(&self, target: Key) -> Result<()> {
+        let mut table = self.lock();
+        if let Some(copy) = table.get(&target) {
+            copy.cancelled.store(true, Ordering::Relaxed);
+        }
+        self.turn.notify_all();
+        self.ended.notify_all();
+        while table.contains_key(&target) {
+            let (back, waited) = self.ended.wait_timeout(table, CANCEL_WAIT).unwrap_or_else(PoisonError::into_inner);
+            table = back;
+            if waited.timed_out() && table.contains_key(&target) {
+                return Err(Error::new(Kind::Busy, format!("{target}: the copy into it is being stopped; ask again")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a turn; false when cancelled meanwhile.
+    fn take_turn(&self, copy: &Copy) -> bool {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        while *running >= AT_ONCE {
+            if copy.cancelled.load(Ordering::Relaxed) {
+                return false;
+            }
+            running = self.turn.wait_timeout(running, RETRY_FIRST).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *running += 1;
+        true
+    }
+
+    fn give_turn(&self) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.turn.notify_one();
+    }
+
+    /// Pauses before the next try; ends early when cancelled.
+    fn pause(&self, copy: &Copy, pause: Duration) {
+        let table = self.lock();
+        if !copy.cancelled.load(Ordering::Relaxed) {
+            drop(self.ended.wait_timeout(table, pause).unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
+impl Shared {
+    /// Starts (or resumes) a copy in a thread of its own. The caller holds the locks of source and target, or the
+    /// home is not serving yet.
+    pub(super) fn start_copy(self: &Arc<Self>, target: Key, record: CopyRecord) {
+        let copy = Arc::new(Copy {
+            source: record.from.object(),
+            done: AtomicU64::new(record.done.get()),
+            total: record.total.get(),
+            cancelled: AtomicBool::new(false),
+        });
+        if self.copies.lock().insert(target, Arc::clone(&copy)).is_some() {
+            return;
+        }
+        let shared = Arc::clone(self);
+        let work = move || {
+            shared.copy_until_done(target, &copy);
+            shared.copies.lock().remove(&target);
+            shared.copies.ended.notify_all();
+        };
+        if let Err(error) = thread::Builder::new().name("copy".to_owned()).spawn(work) {
+            // Not under way then: the next create or start tries again.
+            warn!(target = %target, error = %error, "no thread for a copy");
+            self.copies.lock().remove(&target);
+        }
+    }
+
+    /// Tries until it is done or cancelled.
+    fn copy_until_done(self: &Arc<Self>, target: Key, copy: &Copy) {
+        let mut pause = RETRY_FIRST;
+        while !copy.cancelled.load(Ordering::Relaxed) {
+            if !self.copies.take_turn(copy) {
+                return;
+            }
+            let result = self.copy_once(target, copy);
+            self.copies.give_turn();
+            match result {
+                Ok(()) => return,
+                Err(error) => {
+                    warn!(target = %target, percent = copy.percent(), error = %error.chain(), "a copy failed and is tried again");
+                    self.copies.pause(copy, pause);
+                    pause = (pause * 2).min(RETRY_MOST);
+                }
+            }
+        }
+    }
+
+    fn copy_once(self: &Arc<Self>, target: Key, copy: &Copy) -> Result<()> {
+        let state = self.pool(target.pool)?;
+        let start = Bytes::new(copy.done.load(Ordering::Relaxed));
+        let progress = Report { shared: self, target, copy };
+        state.pool.copy(copy.source, target.object, start, &progress)?;
+        if copy.cancelled.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.finish_copy(target)?;
+        info!(target = %target, bytes = copy.total, "copy complete");
+        Ok(())
+    }
+
+    /// Step 3.
+    fn finish_copy(self: &Arc<Self>, target: Key) -> Result<()> {
+        let state = self.pool(target.pool)?;
+        match target.object {
+            Object::Volume(uuid) => {
+                let id = VolumeId { pool: target.pool, uuid };
+                let Some(mut record) = self.volume_record(&id)? else { return Ok(()) };
+                state.pool.grow(uuid, &record.geometry())?;
+                record.phase = Phase::Ready;
+                record.copy = None;
+                self.store_volume(&record)?;
+                state.ledger.enter(target.object, state.claim_of_volume(&record));
+            }
+            Object::Snapshot(uuid) => {
+                let id = SnapshotId { pool: target.pool, uuid };
+                let Some(mut record) = self.snapshot_record(&id)? else { return Ok(()) };
+                record.phase = Phase::Ready;
+                record.copy = None;
+                self.store_snapshot(&record)?;
+                state.ledger.enter(target.object, state.claim_of_snapshot(&record));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is answered for a thing whose copy is not complete.
+    pub(super) fn still_copying(&self, target: Key) -> Error {
+        let percent = self.copies.percent_into(target).unwrap_or_default();
+        Error::new(Kind::Busy, format!("{target} is being copied: {percent} % done; ask again"))
+    }
+
+    /// Refuses what must not happen to the source of a copy.
+    pub(super) fn not_copied_from(&self, pool: PoolId, source: Object) -> Result<()> {
+        match self.copies.reading(pool, source) {
+            None => Ok(()),
+            Some((target, percent)) => Err(Error::new(
+                Kind::Busy,
+                format!("{} is being copied into {target}: {percent} % done; ask again", Key { pool, object: source }),
+            )),
+        }
+    }
+}
+
+/// Writes the progress into the record and listens for a cancel.
+struct Report<'a> {
+    shared: &'a Arc<Shared>,
+    target: Key,
+    copy: &'a Copy,
+}
+
+impl Progress for Report<'_> {
+    fn step(&self, done: Bytes, _total: Bytes) -> Continue {
+        self.copy.done.store(done.get(), Ordering::Relaxed);
+        if self.copy.cancelled.load(Ordering::Relaxed) {
+            return Continue::No;
+        }
+        // A record that cannot be written only costs the progress made since the last one.
+        if let Err(error) = self.write(done) {
+            warn!(target = %self.target, error = %error.chain(), "progress of a copy not recorded");
+        }
+        Continue::Yes
+    }
+}
+
+impl Report<'_> {
+    fn write(&self, done: Bytes) -> Result<()> {
+        let (pool, object) = (self.target.pool, self.target.object);
+        match object {
+            Object::Volume(uuid) => {
+                if let Some(mut record) = self.shared.volume_record(&VolumeId { pool, uuid })? {
+                    record.copy = record.copy.map(|copy| CopyRecord { done, ..copy });
+                    self.shared.store_volume(&record)?;
+                }
+            }
+            Object::Snapshot(uuid) => {
+                if let Some(mut record) = self.shared.snapshot_record(&SnapshotId { pool, uuid })? {
+                    record.copy = record.copy.map(|copy| CopyRecord { done, ..copy });
+                    self.shared.store_snapshot(&record)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,346 @@
+//! CreateVolume: blank, restored or cloned.
+
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::local::{BLOCK_SIZE, Key, PoolState, Shared, no_snapshot, no_volume};
+use super::record::{AttachPath, CopyRecord, CopySource, Phase, Record, SCHEMA, VolumeRecord, VolumeRequest};
+use super::{CreateVolume, Created, FormatState, LockGuard, Source, Volume};
+use crate::fs;
+use crate::os::Timestamp;
+use crate::pool::{Ability, Cloning, Fill, Object};
+use crate::types::{
+    Bytes, Error, Failure, Kind, MIB, ObjectUuid, OnDelete, Provisioning, Result, VolumeId, VolumeMode,
+};
+
+/// The size of a volume nobody named a size for.
+const DEFAULT_SIZE: Bytes = Bytes::mib(1024);
+/// The smallest volume at all.
+const SMALLEST: Bytes = Bytes::new(MIB);
+
+/// What a volume is filled from, looked up.
+struct Origin {
+    object: Object,
+    size: Bytes,
+    format: FormatState,
+}
+
+impl Shared {
+    /// Makes a volume.
+    ///
+    /// Steps, and what a crash after each leaves:
+    /// 1. lock, compare with an existing record: nothing.
+    /// 2. reserve in the ledger (memory): nothing.
+    /// 3. the pool makes data, record and name (its own steps; a temporary is swept at start): nothing, or the volume.
+    ///    Where the source is copied the record says `creating`, and the copy is resumed at start (copying.rs).
+    /// 4. reply: the volume; a retry finds it by its name's uuid.
+    pub(super) fn create_volume(self: &Arc<Self>, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
+        let uuid = ObjectUuid::of_volume(&request.name);
+        let state = self.pool_for(request)?;
+        let pool = state.pool.identity().id;
+        let key = Key { pool, object: Object::Volume(uuid) };
+        let _locks = self.lock_with_source(key, request.source.as_ref()).map_err(Failure::Dirty)?;
+
+        let id = VolumeId { pool, uuid };
+        match self.volume_record(&id) {
+            Ok(Some(record)) => return self.existing(&record, request),
+            Ok(None) => {}
+            // Something is there, and what it is cannot be told: that is not "nothing exists".
+            Err(error) => return Err(Failure::Dirty(error)),
+        }
+        if let Some(other) = self.elsewhere(pool, key.object).map_err(Failure::Dirty)? {
+            return Err(Failure::Clean(Error::new(
+                Kind::AlreadyExists,
+                format!("volume {:?} exists already, in pool {other}; delete it or ask for another name", request.name),
+            )));
+        }
+
+        let origin = self.origin(request)?;
+        let record = self.plan(state, request, uuid, origin.as_ref())?;
+        self.make(state, &record, origin.as_ref())
+    }
+
+    /// The pool a request is for: its source's, else the one its class names.
+    fn pool_for(&self, request: &CreateVolume) -> Result<&PoolState> {
+        let source = match &request.source {
+            None => return self.pool_named(request.parameters.pool.as_ref()),
+            Some(Source::Snapshot(id)) => id.pool,
+            Some(Source::Volume(id)) => id.pool,
+        };
+        let state = self.pool(source)?;
+        match &request.parameters.pool {
+            Some(name) if *name != state.pool.identity().name => Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "the source is in pool {} and the class asks for pool {name}: a copy is made in its source's pool; use a class with pool: {}",
+                    state.pool.identity().name,
+                    state.pool.identity().name
+                ),
+            )),
+            _ => Ok(state),
+        }
+    }
+
+    /// The new volume's lock and its source's, both or none.
+    fn lock_with_source(&self, key: Key, source: Option<&Source>) -> Result<Vec<LockGuard<Key>>> {
+        let source = match source {
+            None => return Ok(vec![self.locks.try_lock(&key, "CreateVolume")?]),
+            Some(Source::Snapshot(id)) => Key { pool: id.pool, object: Object::Snapshot(id.uuid) },
+            Some(Source::Volume(id)) => Key { pool: id.pool, object: Object::Volume(id.uuid) },
+        };
+        if source == key {
+            return Err(Error::new(Kind::InvalidArgument, format!("{key} cannot be its own source")));
+        }
+        let (a, b) = self.locks.try_lock_both(&key, &source, "CreateVolume")?;
+        Ok(vec![a, b])
+    }
+
+    /// Answers for a volume that is there already.
+    fn existing(self: &Arc<Self>, record: &VolumeRecord, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
+        let id = record.id();
+        if let Some(difference) = record.differs_from(request) {
+            return Err(Failure::Clean(Error::new(
+                Kind::AlreadyExists,
+                format!(
+                    "volume {:?} exists already as {id}, but {difference}; delete it or ask for another name",
+                    request.name
+                ),
+            )));
+        }
+        match record.phase {
+            Phase::Ready => Ok(Created::Existing(self.view_volume(record))),
+            Phase::Deleting => Err(Failure::Dirty(Error::new(
+                Kind::Busy,
+                format!("volume {id} is being deleted; delete it again to finish that, then create it"),
+            ))),
+            Phase::Creating => {
+                let key = Key { pool: id.pool, object: record.object() };
+                if let (None, Some(copy)) = (self.copies.percent_into(key), record.copy) {
+                    self.start_copy(key, copy);
+                }
+                Err(Failure::Dirty(self.still_copying(key)))
+            }
+        }
+    }
+
+    /// Looks the source up and refuses one that cannot be copied now.
+    fn origin(&self, request: &CreateVolume) -> Result<Option<Origin>, Failure> {
+        let origin = match &request.source {
+            None => return Ok(None),
+            Some(Source::Snapshot(id)) => {
+                let record = self.snapshot_record(id)?.ok_or_else(|| no_snapshot(id))?;
+                record.changeable()?;
+                let key = Key { pool: id.pool, object: record.object() };
+                match record.phase {
+                    Phase::Ready => {}
+                    // Nothing of ours is left by either, but the answer must make the caller come back.
+                    Phase::Creating => return Err(Failure::Dirty(self.still_copying(key))),
+                    Phase::Deleting => return Err(Failure::Clean(no_snapshot(id))),
+                }
+                Origin { object: record.object(), size: record.size, format: record.format }
+            }
+            Some(Source::Volume(id)) => {
+                let record = self.volume_record(id)?.ok_or_else(|| no_volume(id))?;
+                record.changeable()?;
+                let record = match record.phase {
+                    Phase::Ready => record,
+                    Phase::Creating | Phase::Deleting => self.ready_volume(id).map_err(|error| match error.kind() {
+                        Kind::Busy => Failure::Dirty(error),
+                        _ => Failure::Clean(error),
+                    })?,
+                };
+                self.source_volume_usable(&record)?;
+                Origin { object: record.object(), size: record.size, format: record.format }
+            }
+        };
+        if let FormatState::Formatting { .. } = origin.format {
+            return Err(Failure::Dirty(Error::new(
+                Kind::Busy,
+                format!("{} is being formatted; ask again", origin.object),
+            )));
+        }
+        let (object, size) = (origin.object, origin.size);
+        if request.range.limit.is_some_and(|limit| limit < size) {
+            let message = format!("{object} has {} bytes, and a copy cannot be smaller; raise limit_bytes", size.get());
+            return Err(Failure::Clean(Error::new(Kind::OutOfRange, message)));
+        }
+        if request.range.required.is_some_and(|required| required < size) {
+            let message =
+                format!("{object} has {} bytes, and a copy cannot be smaller; ask for at least that", size.get());
+            return Err(Failure::Clean(Error::new(Kind::OutOfRange, message)));
+        }
+        for capability in &request.capabilities {
+            let fits = match (origin.format, capability.mode) {
+                (FormatState::Never | FormatState::Formatting { .. }, _) | (FormatState::Raw, VolumeMode::Block) => {
+                    true
+                }
+                (FormatState::Formatted { fs, .. }, VolumeMode::Mount(wanted)) => fs == wanted,
+                (FormatState::Raw, VolumeMode::Mount(_)) | (FormatState::Formatted { .. }, VolumeMode::Block) => false,
+            };
+            if !fits {
+                let carries = describe(origin.format);
+                let message = format!(
+                    "{object} {carries}, and a copy of it cannot be used as {}; ask for the same mode and filesystem as its source",
+                    capability.mode
+                );
+                return Err(Failure::Clean(Error::new(Kind::InvalidArgument, message)));
+            }
+        }
+        Ok(Some(origin))
+    }
+
+    /// Whether a volume can be cut now: always by reflink; by copying only while nobody can write it.
+    pub(super) fn source_volume_usable(&self, record: &VolumeRecord) -> Result<()> {
+        let state = self.pool(record.pool)?;
+        if matches!(state.pool.abilities().cloning, Cloning::Reflink { .. }) {
+            return Ok(());
+        }
+        let held = if let Some(attachment) = record.attachments.first() {
+            Some(format!("it is attached to node {}", attachment.node))
+        } else if self.release_device(state, record.uuid)?.is_some() {
+            Some("its device is still in use".to_owned())
+        } else {
+            None
+        };
+        match held {
+            None => Ok(()),
+            Some(why) => Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "volume {} cannot be snapshotted or cloned now: {why}, and pool {} ({}) has no reflinks, so a copy of a moving image would be torn. \
+                     Stop the pods that use the volume and try again, or keep volumes that need this on a pool on XFS with reflink",
+                    record.id(),
+                    state.pool.identity().name,
+                    state.pool.identity().place
+                ),
+            )),
+        }
+    }
+
+    /// Checks the request against the pool and writes down the volume to be.
+    fn plan(
+        &self,
+        state: &PoolState,
+        request: &CreateVolume,
+        uuid: ObjectUuid,
+        origin: Option<&Origin>,
+    ) -> Result<VolumeRecord> {
+        let identity = state.pool.identity();
+        let abilities = state.pool.abilities();
+        let provisioning = request.parameters.provisioning.unwrap_or(abilities.default_provisioning);
+        if provisioning == Provisioning::Thick && abilities.thick == Ability::No {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "pool {} ({}) cannot keep volumes thick: use provisioning: thin, or a pool on XFS or ext4",
+                    identity.name, identity.place
+                ),
+            ));
+        }
+        if provisioning == Provisioning::Thin && request.parameters.on_delete == OnDelete::Zero {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                "parameter onDelete: zero is for thick volumes only; use unlink",
+            ));
+        }
+        let mut minimum = SMALLEST;
+        for capability in &request.capabilities {
+            if let VolumeMode::Mount(fs) = capability.mode {
+                fs::MkfsOptions::parse(fs, &request.parameters.mkfs_options)?;
+                let least = fs::minimum_size(fs);
+                if request.range.required.is_some_and(|required| required < least) && fs == crate::types::FsType::Xfs {
+                    return Err(Error::new(
+                        Kind::OutOfRange,
+                        format!("an xfs volume has at least {least}; ask for that much, or use ext4"),
+                    ));
+                }
+                minimum = minimum.max(least);
+            }
+        }
+        let size = match origin {
+            Some(origin) => request.range.choose(origin.size, minimum.max(origin.size))?,
+            None => request.range.choose(DEFAULT_SIZE, minimum)?,
+        };
+        let id = VolumeId { pool: identity.id, uuid };
+        let copy = match (origin, abilities.cloning) {
+            (Some(origin), Cloning::Copy) => Some(copy_of(origin)),
+            _ => None,
+        };
+        Ok(VolumeRecord {
+            schema: SCHEMA,
+            min_reader: SCHEMA,
+            uuid,
+            handle: id.handle(&self.node),
+            co_name: request.name.clone(),
+            request: VolumeRequest {
+                range: request.range,
+                capabilities: request.capabilities.clone(),
+                parameters: request.parameters.clone(),
+            },
+            pool: identity.id,
+            birth_home: self.node.clone(),
+            size,
+            target_size: None,
+            block_size: BLOCK_SIZE,
+            provisioning,
+            access: AttachPath::Local,
+            source: request.source,
+            created: Timestamp::now(),
+            phase: if copy.is_some() { Phase::Creating } else { Phase::Ready },
+            format: origin.map_or(FormatState::Never, |origin| origin.format),
+            attachments: Vec::new(),
+            epoch: 0,
+            ever_attached: false,
+            copy,
+            erased: None,
+            attributes: request.parameters.metadata.clone(),
+            unknown: serde_json::Map::new(),
+        })
+    }
+
+    /// Steps 2 to 4.
+    fn make(
+        self: &Arc<Self>,
+        state: &PoolState,
+        record: &VolumeRecord,
+        origin: Option<&Origin>,
+    ) -> Result<Created<Volume>, Failure> {
+        let reservation = state.ledger.reserve(record.object(), state.claim_of_volume(record))?;
+        let fill = match (origin, record.copy) {
+            (Some(origin), None) => Fill::Clone(origin.object),
+            _ => Fill::Blank,
+        };
+        let text = record.encode()?;
+        state.pool.create(record.object(), &record.geometry(), fill, &text)?;
+        reservation.keep();
+        let key = Key { pool: record.pool, object: record.object() };
+        info!(volume = %record.handle, name = %record.co_name, size = record.size.get(), pool = %state.pool.identity().name,
+            provisioning = ?record.provisioning, copying = record.copy.is_some(), "volume created");
+        match record.copy {
+            None => Ok(Created::New(self.view_volume(record))),
+            Some(copy) => {
+                self.start_copy(key, copy);
+                Err(Failure::Dirty(self.still_copying(key)))
+            }
+        }
+    }
+}
+
+fn copy_of(origin: &Origin) -> CopyRecord {
+    let from = match origin.object {
+        Object::Volume(uuid) => CopySource::Volume(uuid),
+        Object::Snapshot(uuid) => CopySource::Snapshot(uuid),
+    };
+    CopyRecord { from, done: Bytes::ZERO, total: origin.size }
+}
+
+/// What is on a volume, as a clause.
+pub(super) fn describe(format: FormatState) -> String {
+    match format {
+        FormatState::Never => "was never used".to_owned(),
+        FormatState::Raw => "is a raw block device".to_owned(),
+        FormatState::Formatting { fs, .. } => format!("is being formatted as {fs}"),
+        FormatState::Formatted { fs, uuid } => format!("carries {fs} with UUID {uuid}"),
+    }
+}

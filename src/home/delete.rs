@@ -1,0 +1,106 @@
+//! DeleteVolume and DeleteSnapshot.
+
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::Changed;
+use super::local::{Key, Shared};
+use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
+use crate::pool::{Continue, Object, Progress};
+use crate::types::{Bytes, Error, Kind, OnDelete, Result, SnapshotId, VolumeId};
+
+impl Shared {
+    /// Deletes a volume.
+    ///
+    /// Steps, and what a crash after each leaves:
+    /// 1. lock; refuse while attached, copied from, or its device held: unchanged.
+    /// 2. a copy into it stopped, its idle device taken away: unchanged; both come back when asked for.
+    /// 3. record `deleting`, durable: it is gone for everything but this call, which goes on at the retry.
+    /// 4. for `onDelete: zero` the image overwritten, `erased` recorded on the way: goes on from there.
+    /// 5. renamed to the trash, durable: gone; the trash is swept at start.
+    pub(super) fn delete_volume(self: &Arc<Self>, id: &VolumeId) -> Result<Changed> {
+        let state = self.pool(id.pool)?;
+        let object = Object::Volume(id.uuid);
+        let key = Key { pool: id.pool, object };
+        let _lock = self.lock_volume(id, "DeleteVolume")?;
+        let Some(mut record) = self.volume_record(id)? else { return Ok(Changed::No) };
+        record.changeable()?;
+        if let Some(attachment) = record.attachments.first() {
+            return Err(Error::new(
+                Kind::InUse,
+                format!("volume {id} is attached to node {}: it was not touched; detach it first", attachment.node),
+            ));
+        }
+        self.not_copied_from(id.pool, object)?;
+        self.copies.cancel(key)?;
+        if let Some(held) = self.release_device(state, id.uuid)? {
+            return Err(Error::new(
+                Kind::InUse,
+                format!("volume {id} is in use: {held}; it was not touched; unmount it first"),
+            ));
+        }
+        if record.phase != Phase::Deleting {
+            record.phase = Phase::Deleting;
+            self.store_volume(&record)?;
+        }
+        if record.request.parameters.on_delete == OnDelete::Zero {
+            let start = record.erased.unwrap_or_default();
+            state.pool.erase(object, start, &Erasing { shared: self, record: Doomed::Volume(record.clone()) })?;
+        }
+        state.pool.remove(object)?;
+        state.ledger.forget(object);
+        info!(volume = %record.handle, name = %record.co_name, "volume deleted");
+        Ok(Changed::Yes)
+    }
+
+    /// Deletes a snapshot; the steps of [`Shared::delete_volume`] without a device.
+    pub(super) fn delete_snapshot(self: &Arc<Self>, id: &SnapshotId) -> Result<Changed> {
+        let state = self.pool(id.pool)?;
+        let object = Object::Snapshot(id.uuid);
+        let key = Key { pool: id.pool, object };
+        let _lock = self.locks.try_lock(&key, "DeleteSnapshot")?;
+        let Some(mut record) = self.snapshot_record(id)? else { return Ok(Changed::No) };
+        record.changeable()?;
+        self.not_copied_from(id.pool, object)?;
+        self.copies.cancel(key)?;
+        if record.phase != Phase::Deleting {
+            record.phase = Phase::Deleting;
+            self.store_snapshot(&record)?;
+        }
+        if record.on_delete == OnDelete::Zero {
+            let start = record.erased.unwrap_or_default();
+            state.pool.erase(object, start, &Erasing { shared: self, record: Doomed::Snapshot(record.clone()) })?;
+        }
+        state.pool.remove(object)?;
+        state.ledger.forget(object);
+        info!(snapshot = %record.handle, name = %record.co_name, "snapshot deleted");
+        Ok(Changed::Yes)
+    }
+}
+
+/// Records how far an erase is, so that a crash does not begin it anew.
+struct Erasing<'a> {
+    shared: &'a Arc<Shared>,
+    record: Doomed,
+}
+
+enum Doomed {
+    Volume(VolumeRecord),
+    Snapshot(SnapshotRecord),
+}
+
+impl Progress for Erasing<'_> {
+    fn step(&self, done: Bytes, _total: Bytes) -> Continue {
+        let written = match &self.record {
+            Doomed::Volume(record) => self.shared.store_volume(&VolumeRecord { erased: Some(done), ..record.clone() }),
+            Doomed::Snapshot(record) => {
+                self.shared.store_snapshot(&SnapshotRecord { erased: Some(done), ..record.clone() })
+            }
+        };
+        if let Err(error) = written {
+            tracing::warn!(error = %error.chain(), "progress of an erase not recorded");
+        }
+        Continue::Yes
+    }
+}

@@ -1,0 +1,71 @@
+//! ControllerExpandVolume: the image and its device. The filesystem follows on the node.
+
+use tracing::info;
+
+use super::local::Shared;
+use super::record::{Record, VolumeRecord};
+use super::{Changed, Expanded, FormatState, NodeExpansion};
+use crate::pool::Object;
+use crate::types::{Bytes, CapacityRange, Error, Kind, Result, VolumeId, VolumeMode};
+
+impl Shared {
+    /// Grows a volume.
+    ///
+    /// Steps, and what a crash after each leaves:
+    /// 1. the difference reserved in the ledger (memory): nothing.
+    /// 2. record `target_size`, durable: the next expand or stage goes on.
+    /// 3. the image grown: longer than its record says, which is harmless; goes on as after 2.
+    /// 4. an active device given its image's size: the same.
+    /// 5. record `size`, without `target_size`: done.
+    ///
+    /// No room in step 3 takes step 2 back: the size is what it was, and a smaller target may succeed later.
+    pub(super) fn expand(&self, id: &VolumeId, range: &CapacityRange) -> Result<Expanded> {
+        let state = self.pool(id.pool)?;
+        let _lock = self.lock_volume(id, "ControllerExpandVolume")?;
+        let mut record = self.ready_volume(id)?;
+        self.not_copied_from(id.pool, Object::Volume(id.uuid))?;
+        let node_expansion = node_expansion(&record);
+        if range.limit.is_some_and(|limit| limit < record.size) {
+            return Err(Error::new(
+                Kind::OutOfRange,
+                format!("volume {id} has {} bytes already, over limit_bytes: volumes never shrink", record.size.get()),
+            ));
+        }
+        let wanted = range.required.unwrap_or(record.size);
+        if wanted <= record.size {
+            // A larger target of before is given up: what is there satisfies what is asked now.
+            if record.target_size.take().is_some() && record.changeable().is_ok() {
+                self.store_volume(&record)?;
+                state.ledger.enter(record.object(), state.claim_of_volume(&record));
+            }
+            return Ok(Expanded { size: record.size, node_expansion, changed: Changed::No });
+        }
+        record.changeable()?;
+        let target = range.choose(record.size, Bytes::ZERO)?;
+        let claim = { state.claim_of_volume(&VolumeRecord { target_size: Some(target), ..record.clone() }) };
+        let reservation = state.ledger.reserve(record.object(), claim)?;
+        let before = record.clone();
+        record.target_size = Some(target);
+        self.store_volume(&record)?;
+        if let Err(error) = self.grow_to(state, &mut record, target) {
+            if error.kind() == Kind::NoCapacity {
+                self.store_volume(&VolumeRecord { target_size: None, ..before })
+                    .map_err(|undo| Error::new(error.kind(), error.to_string()).and_undo_failed(&undo))?;
+            }
+            return Err(error.context(format!("volume {id} keeps its {} bytes", record.size.get())));
+        }
+        reservation.keep();
+        info!(volume = %record.handle, size = record.size.get(), before = before.size.get(), "volume expanded");
+        Ok(Expanded { size: record.size, node_expansion, changed: Changed::Yes })
+    }
+}
+
+/// A filesystem has to follow unless there is none and never will be.
+fn node_expansion(record: &VolumeRecord) -> NodeExpansion {
+    let only_block = record.request.capabilities.iter().all(|capability| capability.mode == VolumeMode::Block);
+    match record.format {
+        FormatState::Raw => NodeExpansion::NotNeeded,
+        FormatState::Never if only_block => NodeExpansion::NotNeeded,
+        _ => NodeExpansion::Needed,
+    }
+}

@@ -1,0 +1,222 @@
+//! Who may use a volume now: grant, revoke, open, close. One writer (promise 3).
+
+use tracing::{info, warn};
+
+use super::local::{PoolState, Shared};
+use super::record::{AttachPath, Attachment, GrantState, Record, VolumeRecord};
+use super::{Changed, Coordinates, GrantRequest, Granted, Opened};
+use crate::pool::{Deactivated, Object};
+use crate::types::{Bytes, Error, Kind, NodeId, ObjectUuid, Provisioning, Result, VolumeId};
+
+impl Shared {
+    /// Grants a volume to a node. One step: the record is written with the grant, or without.
+    pub(super) fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
+        let _lock = self.lock_volume(id, "ControllerPublishVolume")?;
+        let mut record = self.ready_volume(id)?;
+        if request.node != self.node {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "volume {id} is local to node {} and cannot be attached to node {}: let the pod run on {}",
+                    self.node, request.node, self.node
+                ),
+            ));
+        }
+        self.not_copied_from(id.pool, Object::Volume(id.uuid))?;
+        if let Some(attachment) = record.attachments.first() {
+            if attachment.node != request.node || attachment.state != GrantState::Granted {
+                return Err(Error::new(
+                    Kind::Precondition,
+                    format!("volume {id} is attached to node {}; detach it there first", attachment.node),
+                ));
+            }
+            let same = attachment.mode == request.mode
+                && attachment.access == request.access
+                && attachment.read_only == request.read_only;
+            if !same {
+                return Err(Error::new(
+                    Kind::AlreadyExists,
+                    format!(
+                        "volume {id} is attached to node {} with another capability; detach it first",
+                        attachment.node
+                    ),
+                ));
+            }
+            return Ok(Granted { home: self.node.clone(), epoch: attachment.epoch, changed: Changed::No });
+        }
+        record.epoch += 1;
+        record.ever_attached = true;
+        record.attachments.push(Attachment {
+            node: request.node.clone(),
+            path: AttachPath::Local,
+            mode: request.mode,
+            access: request.access,
+            read_only: request.read_only,
+            epoch: record.epoch,
+            state: GrantState::Granted,
+            nonce: None,
+            boot_id: None,
+            unknown: serde_json::Map::new(),
+        });
+        self.store_volume(&record)?;
+        info!(volume = %record.handle, node = %request.node, epoch = record.epoch, "volume attached");
+        Ok(Granted { home: self.node.clone(), epoch: record.epoch, changed: Changed::Yes })
+    }
+
+    /// Takes a grant back.
+    ///
+    /// Steps, and what a crash after each leaves:
+    /// 1. the device proved idle and taken away: the grant stands without a device; `open` brings it back.
+    /// 2. the record written without the grant: done. A local device needs no state between: its proof and the
+    ///    record are under one lock.
+    pub(super) fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
+        let state = self.pool(id.pool)?;
+        let _lock = self.lock_volume(id, "ControllerUnpublishVolume")?;
+        let Some(mut record) = self.volume_record(id)? else { return Ok(Changed::No) };
+        let before = record.attachments.len();
+        let leaves = |attachment: &Attachment| node.is_none_or(|node| attachment.node == *node);
+        if !record.attachments.iter().any(leaves) {
+            return Ok(Changed::No);
+        }
+        if let Some(held) = self.release_device(state, id.uuid)? {
+            return Err(Error::new(
+                Kind::InUse,
+                format!(
+                    "volume {id} stays attached to node {}: {held}; stop what uses it, unmount it, then detach again",
+                    self.node
+                ),
+            ));
+        }
+        record.attachments.retain(|attachment| !leaves(attachment));
+        self.store_volume(&record)?;
+        info!(volume = %record.handle, node = %self.node, grants = before - record.attachments.len(), "volume detached");
+        Ok(Changed::Yes)
+    }
+
+    /// Where a granted volume's device is. Finishes a growth that was interrupted and heals a thick image's holes
+    /// first, so that every stage gets a whole device.
+    pub(super) fn open(&self, id: &VolumeId, node: &NodeId) -> Result<Opened> {
+        let state = self.pool(id.pool)?;
+        let lock = self.lock_volume(id, "open")?;
+        let mut record = self.ready_volume(id)?;
+        let attachment = granted_to(&record, node)?.clone();
+        self.not_copied_from(id.pool, Object::Volume(id.uuid))?;
+        self.check_image(state, &record)?;
+        self.finish_growth(state, &mut record);
+        if record.provisioning == Provisioning::Thick
+            && let Err(error) = state.pool.grow(id.uuid, &record.geometry())
+        {
+            // The data is whole and readable: better served with a warning than not at all.
+            warn!(volume = %record.handle, error = %error.chain(), "holes in a thick image could not be filled: writes to them may find the pool full");
+        }
+        let device = state.pool.activate(id.uuid, &record.geometry())?;
+        lock.works_on(&device.path.display());
+        Ok(Opened {
+            at: Coordinates::Local { device: device.path },
+            size: record.size,
+            block_size: record.block_size,
+            format: record.format,
+            mode: attachment.mode,
+            access: attachment.access,
+            read_only: attachment.read_only,
+            fsck: record.request.parameters.fsck,
+            mkfs_options: record.request.parameters.mkfs_options.clone(),
+            epoch: attachment.epoch,
+        })
+    }
+
+    /// A record whose image is missing or short is never served.
+    fn check_image(&self, state: &PoolState, record: &VolumeRecord) -> Result<()> {
+        let found = state.pool.facts(record.object())?;
+        let wrong = match found {
+            None => "its image is missing".to_owned(),
+            Some(facts) if facts.size < record.size => {
+                format!("its image has {} bytes and its record says {}", facts.size.get(), record.size.get())
+            }
+            Some(_) => return Ok(()),
+        };
+        Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "volume {} is not served: {wrong}; nothing was changed. Restore the image in pool {} ({}) from a backup, or delete the volume",
+                record.id(),
+                state.pool.identity().name,
+                state.pool.identity().place
+            ),
+        ))
+    }
+
+    /// Goes on with an expansion that a crash cut off; one that no longer fits is left for the next ControllerExpandVolume.
+    fn finish_growth(&self, state: &PoolState, record: &mut VolumeRecord) {
+        let Some(target) = record.target_size else { return };
+        let finished = self.grow_to(state, record, target);
+        if let Err(error) = finished {
+            warn!(volume = %record.handle, target = target.get(), error = %error.chain(), "an expansion that was cut off could not be finished");
+        }
+    }
+
+    /// Grows image and device and records the size (steps 3 to 5 of `expand`).
+    pub(super) fn grow_to(&self, state: &PoolState, record: &mut VolumeRecord, target: Bytes) -> Result<()> {
+        let geometry = record.geometry_at(target);
+        state.pool.grow(record.uuid, &geometry)?;
+        state.pool.resize_device(record.uuid, &geometry)?;
+        let grown = VolumeRecord { size: target, target_size: None, ..record.clone() };
+        self.store_volume(&grown)?;
+        *record = grown;
+        Ok(())
+    }
+
+    /// The node has let go.
+    pub(super) fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
+        let state = self.pool(id.pool)?;
+        let _lock = self.lock_volume(id, "close")?;
+        match self.release_device(state, id.uuid)? {
+            None => Ok(()),
+            Some(held) => {
+                Err(Error::new(Kind::InUse, format!("the device of volume {id} stays on node {node}: {held}")))
+            }
+        }
+    }
+
+    /// Takes a volume's device away; what holds it, in words, when it cannot be.
+    pub(super) fn release_device(&self, state: &PoolState, uuid: ObjectUuid) -> Result<Option<String>> {
+        let before = state.pool.active(uuid).ok().flatten();
+        if state.pool.deactivate(uuid)? == Deactivated::Gone {
+            return Ok(None);
+        }
+        let Some(device) = before.or(state.pool.active(uuid).ok().flatten()) else {
+            return Ok(Some("its device is held by somebody".to_owned()));
+        };
+        let path = device.path.display().to_string();
+        let mounts: Vec<String> = match self.os.mounts() {
+            Ok(table) => table
+                .entries()
+                .iter()
+                .filter(|entry| entry.source == path)
+                .map(|entry| entry.mount_point.display().to_string())
+                .collect(),
+            Err(_) => Vec::new(),
+        };
+        Ok(Some(if mounts.is_empty() {
+            format!(
+                "{path} is held open, or mounted in another mount namespace (find the process with: fuser -v {path})"
+            )
+        } else {
+            format!("{path} is mounted at {}", mounts.join(", "))
+        }))
+    }
+}
+
+/// The grant of a node.
+pub(super) fn granted_to<'r>(record: &'r VolumeRecord, node: &NodeId) -> Result<&'r Attachment> {
+    let found = record.attachments.iter().find(|a| a.node == *node && a.state == GrantState::Granted);
+    found.ok_or_else(|| {
+        Error::new(
+            Kind::Precondition,
+            format!(
+                "volume {} is not attached to node {node}: attach it (ControllerPublishVolume) before it is staged",
+                record.id()
+            ),
+        )
+    })
+}

@@ -1,0 +1,258 @@
+//! What a pool has promised (docs/design.md section 9). In memory only: rebuilt from the records at start.
+//!
+//! Two figures for each object. *Reserved* is what it may come to, and bounds the sum of all by the pool's size.
+//! *Promised* is the part of it the filesystem has not yet taken, and is kept free. Promised only ever shrinks as
+//! an image is written or its sharing ends, so an old figure errs to the safe side; it is counted again before
+//! anything is refused for it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::SpaceLimits;
+use crate::pool::{Object, Pool, Room};
+use crate::types::{Bytes, Error, Kind, MIB, Provisioning, Result};
+
+/// Free inodes under this are kept: a volume takes three.
+const MIN_INODES_FREE: u64 = 64;
+
+/// The ledger of one pool.
+pub(super) struct Ledger {
+    pool: Arc<dyn Pool>,
+    limits: SpaceLimits,
+    entries: Mutex<HashMap<Object, Entry>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    reserved: Bytes,
+    promised: Bytes,
+    debt: Debt,
+}
+
+/// How far an image's promise has been kept by the filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Debt {
+    /// All of it: allocated and its own.
+    None,
+    /// What is not allocated yet (thin images, copies under way).
+    Unallocated,
+    /// What is shared with another image and costs new space when either is written.
+    Shared,
+}
+
+/// What an object may come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    /// The most it can take.
+    pub(super) size: Bytes,
+    /// How its promise stands once it is made.
+    pub(super) debt: Debt,
+}
+
+/// Sums over a ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    /// Sum of all reservations.
+    pub(super) reserved: Bytes,
+    /// Sum of all promises not yet kept.
+    pub(super) promised: Bytes,
+    /// Sum of the sizes of volumes.
+    pub(super) provisioned: Bytes,
+    /// Number of volumes.
+    pub(super) volumes: u64,
+    /// Number of snapshots.
+    pub(super) snapshots: u64,
+}
+
+/// A reservation for something being made; given back when dropped before [`Reservation::keep`].
+pub(super) struct Reservation<'a> {
+    ledger: &'a Ledger,
+    object: Object,
+    before: Option<Entry>,
+    debt: Debt,
+    kept: Kept,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    Yes,
+    NotYet,
+}
+
+impl Ledger {
+    /// An empty ledger.
+    pub(super) fn new(pool: Arc<dyn Pool>, limits: SpaceLimits) -> Self {
+        Self { pool, limits, entries: Mutex::default() }
+    }
+
+    /// Whether a claim by provisioning owes anything: thin volumes of an overcommitted pool are the user's word, not ours.
+    pub(super) fn debt_of(&self, provisioning: Provisioning, otherwise: Debt) -> Debt {
+        match provisioning {
+            Provisioning::Thin if !self.limits.overcommit.is_honest() => Debt::None,
+            Provisioning::Thin if otherwise == Debt::None => Debt::Unallocated,
+            Provisioning::Thin | Provisioning::Thick => otherwise,
+        }
+    }
+
+    /// Enters an object found at start, its promise counted from its image.
+    pub(super) fn enter(&self, object: Object, claim: Claim) {
+        let promised = self.owed(object, claim);
+        self.lock().insert(object, Entry { reserved: claim.size, promised, debt: claim.debt });
+    }
+
+    /// Strikes an object out.
+    pub(super) fn forget(&self, object: Object) {
+        self.lock().remove(&object);
+    }
+
+    /// Reserves room for an object, new or growing, if it fits.
+    ///
+    /// # Errors
+    /// `NoCapacity` naming what is asked and what is there.
+    pub(super) fn reserve(&self, object: Object, claim: Claim) -> Result<Reservation<'_>> {
+        match self.try_reserve(object, claim) {
+            Err(error) if error.kind() == Kind::NoCapacity && self.count_again() => self.try_reserve(object, claim),
+            result => result,
+        }
+    }
+
+    fn try_reserve(&self, object: Object, claim: Claim) -> Result<Reservation<'_>> {
+        let mut entries = self.lock();
+        // Under the lock: a promise struck out by `keep` and the room its image took are then seen together.
+        let room = self.pool.room()?;
+        let before = entries.get(&object).copied();
+        let more = claim.size.saturating_sub(before.map_or(Bytes::ZERO, |entry| entry.reserved));
+        let available = self.available_in(&room, &entries);
+        if more > available {
+            let identity = self.pool.identity();
+            return Err(Error::new(
+                Kind::NoCapacity,
+                format!(
+                    "pool {} on {} has {available} left for new volumes, and {object} needs {more}: free or add space, or lower minFree ({}) or raise overcommit ({}) of that pool",
+                    identity.name, identity.home, self.limits.min_free, self.limits.overcommit
+                ),
+            ));
+        }
+        // Until its space is really taken, all of it is owed.
+        let promised = before.map_or(Bytes::ZERO, |entry| entry.promised).saturating_add(more);
+        entries.insert(object, Entry { reserved: claim.size, promised, debt: claim.debt });
+        Ok(Reservation { ledger: self, object, before, debt: claim.debt, kept: Kept::NotYet })
+    }
+
+    /// What new volumes may still take; never negative.
+    ///
+    /// # Errors
+    /// `Internal` when the filesystem cannot be asked.
+    pub(super) fn available(&self) -> Result<Bytes> {
+        let entries = self.lock();
+        let room = self.pool.room()?;
+        Ok(self.available_in(&room, &entries))
+    }
+
+    fn available_in(&self, room: &Room, entries: &HashMap<Object, Entry>) -> Bytes {
+        let min_free = self.limits.min_free.of(room.total);
+        let totals = sum(entries);
+        let by_filesystem = room.available.saturating_sub(min_free).saturating_sub(totals.promised);
+        let by_promise =
+            self.limits.overcommit.times(room.total.saturating_sub(min_free)).saturating_sub(totals.reserved);
+        let no_inodes = match (room.inodes, room.inodes_free) {
+            (Some(all), Some(free)) => free < MIN_INODES_FREE.max(all / 100).min(all / 2),
+            _ => false,
+        };
+        // An overcommitted pool promises thin volumes more than is there: then only the promise bounds it.
+        let least = if self.limits.overcommit.is_honest() { by_filesystem.min(by_promise) } else { by_promise };
+        let enough = by_filesystem > Bytes::ZERO && !no_inodes;
+        if enough { Bytes::new(least.get() / MIB * MIB) } else { Bytes::ZERO }
+    }
+
+    /// Sums of all entries.
+    pub(super) fn totals(&self) -> Totals {
+        sum(&self.lock())
+    }
+
+    /// Asks the images of all debtors how much of their promise is kept by now; true when the sum shrank.
+    pub(super) fn count_again(&self) -> bool {
+        let debtors: Vec<(Object, Entry)> = self
+            .lock()
+            .iter()
+            .filter(|(_, entry)| entry.promised > Bytes::ZERO && entry.debt != Debt::None)
+            .map(|(o, e)| (*o, *e))
+            .collect();
+        let mut shrank = false;
+        for (object, entry) in debtors {
+            let owed = self.owed(object, Claim { size: entry.reserved, debt: entry.debt });
+            if let Some(now) = self.lock().get_mut(&object)
+                && owed < now.promised
+                && now.reserved == entry.reserved
+            {
+                now.promised = owed;
+                shrank = true;
+            }
+        }
+        shrank
+    }
+
+    /// What an image still owes of its claim; all of it when that cannot be told.
+    fn owed(&self, object: Object, claim: Claim) -> Bytes {
+        match claim.debt {
+            Debt::None => Bytes::ZERO,
+            Debt::Unallocated => {
+                let facts = self.pool.facts(object).ok().flatten();
+                claim.size.saturating_sub(facts.map_or(Bytes::ZERO, |facts| facts.allocated))
+            }
+            Debt::Shared => {
+                let exclusive = self.pool.extents(object).map_or(0, |extents| extents.exclusive);
+                claim.size.saturating_sub(Bytes::new(exclusive))
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Object, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reservation<'_> {
+    /// The object is made: its entry stays, and what the image has taken from the filesystem is no longer owed.
+    pub(super) fn keep(mut self) {
+        self.kept = Kept::Yes;
+        let mut claim = None;
+        if let Some(entry) = self.ledger.lock().get(&self.object) {
+            claim = Some(Claim { size: entry.reserved, debt: self.debt });
+        }
+        if let Some(claim) = claim {
+            let owed = self.ledger.owed(self.object, claim);
+            if let Some(entry) = self.ledger.lock().get_mut(&self.object) {
+                entry.promised = owed;
+            }
+        }
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if self.kept == Kept::NotYet {
+            let mut entries = self.ledger.lock();
+            match self.before {
+                Some(before) => entries.insert(self.object, before),
+                None => entries.remove(&self.object),
+            };
+        }
+    }
+}
+
+fn sum(entries: &HashMap<Object, Entry>) -> Totals {
+    let mut totals = Totals::default();
+    for (object, entry) in entries {
+        totals.reserved = totals.reserved.saturating_add(entry.reserved);
+        totals.promised = totals.promised.saturating_add(entry.promised);
+        match object {
+            Object::Volume(_) => {
+                totals.volumes += 1;
+                totals.provisioned = totals.provisioned.saturating_add(entry.reserved);
+            }
+            Object::Snapshot(_) => totals.snapshots += 1,
+        }
+    }
+    totals
+}

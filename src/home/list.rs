@@ -1,0 +1,171 @@
+//! Looking: volumes, snapshots, capacity, figures. Records are read when asked for; only ids stay in memory.
+
+use std::collections::BTreeMap;
+
+use super::local::{Key, PoolState, Shared, no_snapshot, no_volume};
+use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
+use super::{Capacity, CapacityQuery, CopyState, Page, PoolReport, Snapshot, SnapshotFilter, Volume};
+use crate::fs;
+use crate::pool::{Class, Object};
+use crate::types::{Bytes, Error, Kind, MIB, ObjectUuid, PoolId, Result, SnapshotId, VolumeId, VolumeMode};
+
+impl Shared {
+    pub(super) fn view_volume(&self, record: &VolumeRecord) -> Volume {
+        let mut modes: Vec<VolumeMode> = record.request.capabilities.iter().map(|capability| capability.mode).collect();
+        modes.sort_unstable();
+        modes.dedup();
+        Volume {
+            id: record.id(),
+            birth_home: record.birth_home.clone(),
+            home: self.node.clone(),
+            name: record.co_name.clone(),
+            size: record.size,
+            source: record.source,
+            published: record.attachments.iter().map(|attachment| attachment.node.clone()).collect(),
+            format: record.format,
+            modes,
+            provisioning: record.provisioning,
+            created: record.created,
+        }
+    }
+
+    pub(super) fn view_snapshot(&self, record: &SnapshotRecord) -> Snapshot {
+        let key = Key { pool: record.pool, object: record.object() };
+        let copy = match record.phase {
+            Phase::Creating => CopyState::Copying { percent: self.copies.percent_into(key).unwrap_or_default() },
+            Phase::Ready | Phase::Deleting => CopyState::Ready,
+        };
+        Snapshot {
+            id: record.id(),
+            birth_home: record.birth_home.clone(),
+            home: self.node.clone(),
+            name: record.co_name.clone(),
+            source: record.source,
+            source_birth_home: record.source_birth_home.clone(),
+            size: record.size,
+            cut: record.created,
+            copy,
+        }
+    }
+
+    pub(super) fn volume(&self, id: &VolumeId) -> Result<Volume> {
+        let record = self.volume_record(id)?.filter(|record| record.phase == Phase::Ready);
+        record.map(|record| self.view_volume(&record)).ok_or_else(|| no_volume(id))
+    }
+
+    pub(super) fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        let record = self.snapshot_record(id)?.filter(|record| record.phase != Phase::Deleting);
+        record.map(|record| self.view_snapshot(&record)).ok_or_else(|| no_snapshot(id))
+    }
+
+    pub(super) fn volumes(&self, after: Option<VolumeId>, limit: usize) -> Result<Page<Volume, VolumeId>> {
+        self.page(Class::Volume, after.map(|id| (id.pool, id.uuid)), limit, |pool, uuid| {
+            let id = VolumeId { pool, uuid };
+            let record = self.volume_record(&id)?.filter(|record| record.phase == Phase::Ready);
+            Ok(record.map(|record| (id, self.view_volume(&record))))
+        })
+    }
+
+    pub(super) fn snapshots(
+        &self,
+        filter: &SnapshotFilter,
+        after: Option<SnapshotId>,
+        limit: usize,
+    ) -> Result<Page<Snapshot, SnapshotId>> {
+        self.page(Class::Snapshot, after.map(|id| (id.pool, id.uuid)), limit, |pool, uuid| {
+            let id = SnapshotId { pool, uuid };
+            let record = self.snapshot_record(&id)?.filter(|record| record.phase != Phase::Deleting);
+            let wanted = record.filter(|record| filter.source.is_none_or(|source| record.source == source));
+            Ok(wanted.map(|record| (id, self.view_snapshot(&record))))
+        })
+    }
+
+    /// Walks all pools in order of (pool, uuid), after `after`, and stops one entry past `limit` to know whether there
+    /// is more. An object that goes away meanwhile is left out; one that cannot be read fails the list.
+    fn page<T, K: Copy>(
+        &self,
+        class: Class,
+        after: Option<(PoolId, ObjectUuid)>,
+        limit: usize,
+        look: impl Fn(PoolId, ObjectUuid) -> Result<Option<(K, T)>>,
+    ) -> Result<Page<T, K>> {
+        let incomplete = |error: Error| {
+            let message = "the list would be incomplete, so none is given; holdfast doctor names what is wrong";
+            error.with_kind(Kind::Unavailable).context(message)
+        };
+        let mut page = Page { entries: Vec::new(), next: None };
+        let mut last = None;
+        for (pool, state) in &self.pools {
+            if after.is_some_and(|(seen, _)| seen > *pool) {
+                continue;
+            }
+            for uuid in state.pool.list(class).map_err(incomplete)? {
+                if after.is_some_and(|seen| (*pool, uuid) <= seen) {
+                    continue;
+                }
+                let Some((key, entry)) = look(*pool, uuid).map_err(incomplete)? else { continue };
+                if limit != 0 && page.entries.len() == limit {
+                    page.next = last;
+                    return Ok(page);
+                }
+                page.entries.push(entry);
+                last = Some(key);
+            }
+        }
+        Ok(page)
+    }
+
+    pub(super) fn capacity(&self, query: &CapacityQuery) -> Result<Capacity> {
+        let mut smallest = Bytes::new(MIB);
+        for capability in &query.capabilities {
+            if let VolumeMode::Mount(fs) = capability.mode {
+                smallest = smallest.max(fs::minimum_size(fs));
+            }
+        }
+        let state = match self.pool_named(query.pool.as_ref()) {
+            Ok(state) => state,
+            // A node without that pool has no room in it: the scheduler then looks elsewhere.
+            Err(error) if error.kind() == Kind::InvalidArgument => {
+                return Ok(Capacity { available: Bytes::ZERO, largest: Bytes::ZERO, smallest });
+            }
+            Err(error) => return Err(error),
+        };
+        state.ledger.count_again();
+        let available = state.ledger.available()?;
+        Ok(Capacity { available, largest: available, smallest })
+    }
+
+    /// A volume whose extents cannot be counted is left out: a figure for people, not a promise.
+    pub(super) fn extents(&self) -> Result<BTreeMap<VolumeId, u64>> {
+        let mut counts = BTreeMap::new();
+        for (pool, state) in &self.pools {
+            for uuid in state.pool.list(Class::Volume)? {
+                if let Ok(count) = state.pool.extent_count(Object::Volume(uuid)) {
+                    counts.insert(VolumeId { pool: *pool, uuid }, count);
+                }
+            }
+        }
+        Ok(counts)
+    }
+
+    pub(super) fn report(&self) -> Result<Vec<PoolReport>> {
+        self.pools.iter().map(|(id, state)| report_of(*id, state)).collect()
+    }
+}
+
+fn report_of(id: PoolId, state: &PoolState) -> Result<PoolReport> {
+    let identity = state.pool.identity();
+    let totals = state.ledger.totals();
+    Ok(PoolReport {
+        id,
+        name: identity.name.clone(),
+        kind: identity.kind,
+        place: identity.place.clone(),
+        room: state.pool.room()?,
+        available: state.ledger.available()?,
+        promised: totals.promised,
+        provisioned: totals.provisioned,
+        volumes: totals.volumes,
+        snapshots: totals.snapshots,
+    })
+}

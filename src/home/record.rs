@@ -1,0 +1,431 @@
+//! The record of a volume or snapshot (docs/design.md section 6): what is true of it, kept with its data.
+//!
+//! Readers keep fields they do not know and write them back. A record whose `min_reader` is above [`SCHEMA`] is served
+//! for attach and detach, and never changed otherwise.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::{CreateVolume, FormatState, ReadOnly, Source};
+use crate::os::Timestamp;
+use crate::pool::{Geometry, Object};
+use crate::types::{
+    AccessMode, Bytes, Capability, CapacityRange, Error, Kind, NodeId, ObjectUuid, PoolId, Provisioning, Result,
+    SnapshotId, VolumeId, VolumeMode, VolumeParameters,
+};
+
+/// The schema this release writes and the newest it may change.
+pub const SCHEMA: u32 = 1;
+
+/// How far a thing has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Its data is being copied; it was never handed out ready.
+    Creating,
+    /// It can be used.
+    Ready,
+    /// A delete began and is to be finished.
+    Deleting,
+}
+
+/// What was asked for, to compare a retry with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRequest {
+    /// The range asked for.
+    pub range: CapacityRange,
+    /// The ways it must be usable.
+    pub capabilities: Vec<Capability>,
+    /// The class's parameters.
+    pub parameters: VolumeParameters,
+}
+
+/// The recorded fact that one node may use a volume now (design section 2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Who.
+    pub node: NodeId,
+    /// How the node reaches the device.
+    pub path: AttachPath,
+    /// Block or filesystem.
+    pub mode: VolumeMode,
+    /// Who may write from where.
+    pub access: AccessMode,
+    /// Whether only to read.
+    #[serde(default)]
+    pub read_only: ReadOnly,
+    /// The number of this grant among all of the volume.
+    pub epoch: u64,
+    /// Whether it stands.
+    pub state: GrantState,
+    /// Part of an export's name; none for `local`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Uuid>,
+    /// The home's boot this grant was last used in; none for `local`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<Uuid>,
+    /// Fields of later releases.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+/// How a node reaches a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttachPath {
+    /// On its home.
+    Local,
+}
+
+/// Whether a grant stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GrantState {
+    /// It does.
+    Granted,
+    /// It is being taken back.
+    Revoking,
+}
+
+/// Where the data of a copy comes from and how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRecord {
+    /// The object it is copied from, in the same pool.
+    pub from: CopySource,
+    /// Bytes that are durable in the copy.
+    pub done: Bytes,
+    /// Bytes in all.
+    pub total: Bytes,
+}
+
+/// The source of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CopySource {
+    /// A volume, which nobody may attach meanwhile.
+    Volume(ObjectUuid),
+    /// A snapshot, which nobody may delete meanwhile.
+    Snapshot(ObjectUuid),
+}
+
+impl CopySource {
+    /// The pool's word for it.
+    #[must_use]
+    pub fn object(self) -> Object {
+        match self {
+            Self::Volume(uuid) => Object::Volume(uuid),
+            Self::Snapshot(uuid) => Object::Snapshot(uuid),
+        }
+    }
+}
+
+/// `volume.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// The schema it was written in.
+    pub schema: u32,
+    /// The oldest schema a changer must know.
+    pub min_reader: u32,
+    /// Its uuid, the name of its directory.
+    pub uuid: ObjectUuid,
+    /// Its handle as the CO has it.
+    pub handle: String,
+    /// What the CO called it.
+    pub co_name: String,
+    /// What was asked for.
+    pub request: VolumeRequest,
+    /// The pool it was made in.
+    pub pool: PoolId,
+    /// The node it was made on.
+    pub birth_home: NodeId,
+    /// Its size, bytes.
+    pub size: Bytes,
+    /// The size it is growing to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_size: Option<Bytes>,
+    /// Logical block size of its device, bytes.
+    pub block_size: u32,
+    /// Thick or thin.
+    pub provisioning: Provisioning,
+    /// `local` in this release.
+    pub access: AttachPath,
+    /// What it was filled from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    /// When.
+    pub created: Timestamp,
+    /// How far it is.
+    pub phase: Phase,
+    /// What is on it.
+    pub format: FormatState,
+    /// Who may use it now.
+    #[serde(default)]
+    pub attachments: Vec<Attachment>,
+    /// The number of the last grant; it never goes back.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Whether anybody ever could have used it.
+    #[serde(default)]
+    pub ever_attached: bool,
+    /// The copy that fills it, while one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<CopyRecord>,
+    /// Bytes already overwritten by a delete that zeroes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erased: Option<Bytes>,
+    /// Names of claims and the like, for people.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
+    /// Fields of later releases, kept as they are.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+/// `snapshot.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    /// The schema it was written in.
+    pub schema: u32,
+    /// The oldest schema a changer must know.
+    pub min_reader: u32,
+    /// Its uuid, the name of its directory.
+    pub uuid: ObjectUuid,
+    /// Its handle as the CO has it.
+    pub handle: String,
+    /// What the CO called it.
+    pub co_name: String,
+    /// The pool it was made in.
+    pub pool: PoolId,
+    /// The node it was made on.
+    pub birth_home: NodeId,
+    /// The volume it was cut from.
+    pub source: VolumeId,
+    /// That volume's birth home, for its handle.
+    pub source_birth_home: NodeId,
+    /// The source's size at the cut.
+    pub size: Bytes,
+    /// The source's logical block size.
+    pub block_size: u32,
+    /// The source's provisioning: a snapshot of a thick volume reserves its full size.
+    pub provisioning: Provisioning,
+    /// The moment of the cut.
+    pub created: Timestamp,
+    /// How far it is.
+    pub phase: Phase,
+    /// What was on the source at the cut.
+    pub format: FormatState,
+    /// The copy that fills it, while one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<CopyRecord>,
+    /// Whether its bytes are overwritten when it is deleted, as its source's would be.
+    #[serde(default)]
+    pub on_delete: crate::types::OnDelete,
+    /// Bytes already overwritten by a delete that zeroes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erased: Option<Bytes>,
+    /// Fields of later releases, kept as they are.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+/// What both records share.
+pub trait Record: Serialize + DeserializeOwned {
+    /// The object it is about.
+    fn object(&self) -> Object;
+    /// The pool it says it is in.
+    fn pool(&self) -> PoolId;
+    /// The oldest schema a changer must know.
+    fn min_reader(&self) -> u32;
+
+    /// The bytes to store.
+    ///
+    /// # Errors
+    /// `Internal` if it cannot be written as JSON, which no value of ours causes.
+    fn encode(&self) -> Result<Vec<u8>> {
+        let unwritable = |error| {
+            Error::new(Kind::Internal, format!("the record of {} cannot be written", self.object())).because(error)
+        };
+        let mut text = serde_json::to_vec_pretty(self).map_err(unwritable)?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    /// Reads a record and checks that it is the one of `object` in `pool`.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming the object and what is wrong; nothing is changed by it.
+    fn decode(object: Object, pool: PoolId, text: &[u8]) -> Result<Self> {
+        let corrupt = |what: String| {
+            Error::new(
+                Kind::Corrupt,
+                format!(
+                    "the record of {object} in pool {pool} {what}; nothing was changed: restore the record from a backup of the pool or ask for help"
+                ),
+            )
+        };
+        let record: Self =
+            serde_json::from_slice(text).map_err(|error| corrupt("cannot be read".to_owned()).because(error))?;
+        if record.object() != object {
+            return Err(corrupt(format!("is that of {}", record.object())));
+        }
+        if record.pool() != pool {
+            return Err(corrupt(format!("belongs to pool {}", record.pool())));
+        }
+        Ok(record)
+    }
+
+    /// Whether this release may change the thing.
+    ///
+    /// # Errors
+    /// `Precondition` naming the schema it needs.
+    fn changeable(&self) -> Result<()> {
+        if self.min_reader() <= SCHEMA {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Precondition,
+            format!(
+                "{} was written by a newer Holdfast (schema {}, this one knows {SCHEMA}): it can be attached and detached, not changed; upgrade this node",
+                self.object(),
+                self.min_reader()
+            ),
+        ))
+    }
+}
+
+impl Record for VolumeRecord {
+    fn object(&self) -> Object {
+        Object::Volume(self.uuid)
+    }
+    fn pool(&self) -> PoolId {
+        self.pool
+    }
+    fn min_reader(&self) -> u32 {
+        self.min_reader
+    }
+}
+
+impl Record for SnapshotRecord {
+    fn object(&self) -> Object {
+        Object::Snapshot(self.uuid)
+    }
+    fn pool(&self) -> PoolId {
+        self.pool
+    }
+    fn min_reader(&self) -> u32 {
+        self.min_reader
+    }
+}
+
+impl VolumeRecord {
+    /// Its handle's identity.
+    #[must_use]
+    pub fn id(&self) -> VolumeId {
+        VolumeId { pool: self.pool, uuid: self.uuid }
+    }
+
+    /// What its image must be.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        Geometry { size: self.size, block_size: self.block_size, provisioning: self.provisioning }
+    }
+
+    /// The same at another size.
+    #[must_use]
+    pub fn geometry_at(&self, size: Bytes) -> Geometry {
+        Geometry { size, ..self.geometry() }
+    }
+
+    /// Whether a retry asks for the volume this record is of: the same source, parameters and capabilities, and a range
+    /// that the real size satisfies. `None` when it does, else what differs.
+    #[must_use]
+    pub fn differs_from(&self, request: &CreateVolume) -> Option<String> {
+        if self.co_name != request.name {
+            return Some(format!("it is called {:?}", self.co_name));
+        }
+        if !request.range.contains(self.size) {
+            return Some(format!("its size is {} bytes", self.size.get()));
+        }
+        if self.source != request.source {
+            return Some("it has another content source".to_owned());
+        }
+        if !self.request.parameters.same_request(&request.parameters) {
+            return Some("it has other parameters".to_owned());
+        }
+        let set = |capabilities: &[Capability]| {
+            let mut sorted = capabilities.to_vec();
+            sorted.sort_unstable();
+            sorted.dedup();
+            sorted
+        };
+        (set(&self.request.capabilities) != set(&request.capabilities)).then(|| "it has other capabilities".to_owned())
+    }
+}
+
+impl SnapshotRecord {
+    /// Its handle's identity.
+    #[must_use]
+    pub fn id(&self) -> SnapshotId {
+        SnapshotId { pool: self.pool, uuid: self.uuid }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A record as the first release writes it. Never edit: a later release must read it as it is.
+    const VOLUME_V1: &str = include_str!("fixtures/volume-v1.json");
+    const SNAPSHOT_V1: &str = include_str!("fixtures/snapshot-v1.json");
+
+    fn volume() -> VolumeRecord {
+        serde_json::from_str(VOLUME_V1).unwrap()
+    }
+
+    #[test]
+    fn records_of_every_released_schema_are_read_and_written_back_whole() {
+        let record = volume();
+        let again: Value = serde_json::from_slice(&record.encode().unwrap()).unwrap();
+        assert_eq!(again, serde_json::from_str::<Value>(VOLUME_V1).unwrap());
+        assert_eq!(record.unknown.get("a_field_of_the_future"), Some(&Value::from("kept")));
+        let snapshot: SnapshotRecord = serde_json::from_str(SNAPSHOT_V1).unwrap();
+        let again: Value = serde_json::from_slice(&snapshot.encode().unwrap()).unwrap();
+        assert_eq!(again, serde_json::from_str::<Value>(SNAPSHOT_V1).unwrap());
+    }
+
+    #[test]
+    fn a_record_of_another_volume_or_pool_is_corrupt() {
+        let record = volume();
+        let other = Object::Volume(ObjectUuid::of_volume("other"));
+        let text = record.encode().unwrap();
+        assert_eq!(VolumeRecord::decode(other, record.pool, &text).unwrap_err().kind(), Kind::Corrupt);
+        assert_eq!(VolumeRecord::decode(record.object(), PoolId::random(), &text).unwrap_err().kind(), Kind::Corrupt);
+        for cut in [0, 1, text.len() / 2, text.len() - 3] {
+            assert_eq!(
+                VolumeRecord::decode(record.object(), record.pool, &text[..cut]).unwrap_err().kind(),
+                Kind::Corrupt
+            );
+        }
+    }
+
+    #[test]
+    fn a_newer_record_is_not_changed() {
+        let mut record = volume();
+        assert!(record.changeable().is_ok());
+        record.min_reader = SCHEMA + 1;
+        assert_eq!(record.changeable().unwrap_err().kind(), Kind::Precondition);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_corrupt_and_never_panic(text in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let record = volume();
+            prop_assert!(VolumeRecord::decode(record.object(), record.pool, &text).is_err());
+        }
+    }
+}

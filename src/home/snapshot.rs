@@ -1,0 +1,142 @@
+//! CreateSnapshot: by reflink in one step, else by copying an unattached volume.
+
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::local::{Key, PoolState, Shared, no_volume};
+use super::record::{CopyRecord, CopySource, Phase, Record, SCHEMA, SnapshotRecord, VolumeRecord};
+use super::{CreateSnapshot, Created, FormatState, Snapshot};
+use crate::os::Timestamp;
+use crate::pool::{Cloning, Fill, Geometry, Object};
+use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, Provisioning, Result, SnapshotId};
+
+impl Shared {
+    /// Makes a snapshot.
+    ///
+    /// Steps, and what a crash after each leaves:
+    /// 1. lock source and snapshot, compare with an existing record: nothing.
+    /// 2. reserve in the ledger (memory): nothing.
+    /// 3. the pool clones the image, with record and name (its own steps): nothing, or the snapshot. This is the cut.
+    ///    Where it is copied the record says `creating`, the source stays unattached, and the copy is resumed at start.
+    /// 4. reply: a retry finds it by its name's uuid, with the same time of the cut.
+    pub(super) fn create_snapshot(self: &Arc<Self>, request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
+        let uuid = ObjectUuid::of_snapshot(&request.name);
+        let source = request.source;
+        let state = self.pool(source.pool)?;
+        let key = Key { pool: source.pool, object: Object::Snapshot(uuid) };
+        let source_key = Key { pool: source.pool, object: Object::Volume(source.uuid) };
+        let _locks = self.locks.try_lock_both(&source_key, &key, "CreateSnapshot").map_err(Failure::Dirty)?;
+
+        let id = SnapshotId { pool: source.pool, uuid };
+        match self.snapshot_record(&id) {
+            Ok(Some(record)) => return self.existing_snapshot(&record, request),
+            Ok(None) => {}
+            Err(error) => return Err(Failure::Dirty(error)),
+        }
+        if let Some(other) = self.elsewhere(source.pool, key.object).map_err(Failure::Dirty)? {
+            return Err(Failure::Clean(Error::new(
+                Kind::AlreadyExists,
+                format!(
+                    "snapshot {:?} exists already, in pool {other}; delete it or ask for another name",
+                    request.name
+                ),
+            )));
+        }
+        let volume = self.volume_record(&source)?.ok_or_else(|| no_volume(&source))?;
+        volume.changeable()?;
+        match volume.phase {
+            Phase::Ready => {}
+            Phase::Creating => return Err(Failure::Dirty(self.still_copying(source_key))),
+            Phase::Deleting => return Err(Failure::Clean(no_volume(&source))),
+        }
+        if let FormatState::Formatting { .. } = volume.format {
+            return Err(Failure::Dirty(Error::new(
+                Kind::Busy,
+                format!("volume {source} is being formatted; ask again"),
+            )));
+        }
+        self.source_volume_usable(&volume)?;
+        self.cut(state, &volume, uuid, request)
+    }
+
+    /// Answers for a snapshot that is there already.
+    fn existing_snapshot(
+        self: &Arc<Self>,
+        record: &SnapshotRecord,
+        request: &CreateSnapshot,
+    ) -> Result<Created<Snapshot>, Failure> {
+        let id = record.id();
+        if record.source != request.source || record.co_name != request.name {
+            return Err(Failure::Clean(Error::new(
+                Kind::AlreadyExists,
+                format!(
+                    "snapshot {:?} exists already as {id}, of volume {}; delete it or ask for another name",
+                    request.name, record.source
+                ),
+            )));
+        }
+        if record.phase == Phase::Deleting {
+            return Err(Failure::Dirty(Error::new(
+                Kind::Busy,
+                format!("snapshot {id} is being deleted; delete it again to finish that, then create it"),
+            )));
+        }
+        let key = Key { pool: id.pool, object: record.object() };
+        if let (Phase::Creating, None, Some(copy)) = (record.phase, self.copies.percent_into(key), record.copy) {
+            self.start_copy(key, copy);
+        }
+        Ok(Created::Existing(self.view_snapshot(record)))
+    }
+
+    /// Steps 2 to 4.
+    fn cut(
+        self: &Arc<Self>,
+        state: &PoolState,
+        volume: &VolumeRecord,
+        uuid: ObjectUuid,
+        request: &CreateSnapshot,
+    ) -> Result<Created<Snapshot>, Failure> {
+        let id = SnapshotId { pool: volume.pool, uuid };
+        let key = Key { pool: volume.pool, object: Object::Snapshot(uuid) };
+        let (copy, fill) = match state.pool.abilities().cloning {
+            Cloning::Reflink { .. } => (None, Fill::Clone(volume.object())),
+            Cloning::Copy => {
+                let from = CopySource::Volume(volume.uuid);
+                (Some(CopyRecord { from, done: Bytes::ZERO, total: volume.size }), Fill::Blank)
+            }
+        };
+        let record = SnapshotRecord {
+            schema: SCHEMA,
+            min_reader: SCHEMA,
+            uuid,
+            handle: id.handle(&self.node),
+            co_name: request.name.clone(),
+            pool: volume.pool,
+            birth_home: self.node.clone(),
+            source: volume.id(),
+            source_birth_home: volume.birth_home.clone(),
+            size: volume.size,
+            block_size: volume.block_size,
+            provisioning: volume.provisioning,
+            created: Timestamp::now(),
+            phase: if copy.is_some() { Phase::Creating } else { Phase::Ready },
+            format: volume.format,
+            copy,
+            on_delete: volume.request.parameters.on_delete,
+            erased: None,
+            unknown: serde_json::Map::new(),
+        };
+        let reservation = state.ledger.reserve(key.object, state.claim_of_snapshot(&record))?;
+        // Nobody writes to a snapshot: holes stay holes, whatever its source is.
+        let geometry = Geometry { provisioning: Provisioning::Thin, ..volume.geometry() };
+        let text = record.encode()?;
+        state.pool.create(key.object, &geometry, fill, &text)?;
+        reservation.keep();
+        info!(snapshot = %record.handle, name = %record.co_name, volume = %volume.handle, copying = copy.is_some(), "snapshot cut");
+        if let Some(copy) = copy {
+            self.start_copy(key, copy);
+        }
+        Ok(Created::New(self.view_snapshot(&record)))
+    }
+}
