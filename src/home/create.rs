@@ -40,7 +40,7 @@ impl Shared {
         let state = self.pool_for(request)?;
         let pool = state.pool.identity().id;
         let key = Key { pool, object: Object::Volume(uuid) };
-        let _locks = self.lock_with_source(key, request.source.as_ref()).map_err(Failure::Dirty)?;
+        let _locks = self.lock_with_source(key, request.source.as_ref()).map_err(not_now)?;
 
         let id = VolumeId { pool, uuid };
         match self.volume_record(&id) {
@@ -82,18 +82,21 @@ impl Shared {
         }
     }
 
-    /// The new volume's lock and its source's, both or none.
+    /// The new volume's lock, and a share of its source's: many may be filled from one source at the same time, but it
+    /// is not deleted, attached or formatted meanwhile.
     fn lock_with_source(&self, key: Key, source: Option<&Source>) -> Result<Vec<LockGuard<Key>>> {
-        let source = match source {
-            None => return Ok(vec![self.locks.try_lock(&key, "CreateVolume")?]),
-            Some(Source::Snapshot(id)) => Key { pool: id.pool, object: Object::Snapshot(id.uuid) },
-            Some(Source::Volume(id)) => Key { pool: id.pool, object: Object::Volume(id.uuid) },
-        };
-        if source == key {
-            return Err(Error::new(Kind::InvalidArgument, format!("{key} cannot be its own source")));
+        let mut locks = vec![self.locks.try_lock(&key, "CreateVolume")?];
+        if let Some(source) = source {
+            let source = match source {
+                Source::Snapshot(id) => Key { pool: id.pool, object: Object::Snapshot(id.uuid) },
+                Source::Volume(id) => Key { pool: id.pool, object: Object::Volume(id.uuid) },
+            };
+            if source == key {
+                return Err(Error::new(Kind::InvalidArgument, format!("{key} cannot be its own source")));
+            }
+            locks.push(self.locks.try_share(&source, "CreateVolume from it")?);
         }
-        let (a, b) = self.locks.try_lock_both(&key, &source, "CreateVolume")?;
-        Ok(vec![a, b])
+        Ok(locks)
     }
 
     /// Answers for a volume that is there already.
@@ -325,6 +328,11 @@ impl Shared {
             }
         }
     }
+}
+
+/// A lock that is taken says nothing of what exists; a request that can never be served is one.
+fn not_now(error: Error) -> Failure {
+    if error.kind() == Kind::Busy { Failure::Dirty(error) } else { Failure::Clean(error) }
 }
 
 fn copy_of(origin: &Origin) -> CopyRecord {

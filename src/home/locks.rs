@@ -55,16 +55,6 @@ impl<K: Eq + Hash + Clone + Display> Locks<K> {
         self.take(key, operation, Share::With(1))
     }
 
-    /// Takes two keys, in one step, for one operation.
-    ///
-    /// # Errors
-    /// As [`Locks::try_lock`]; none is then held.
-    pub fn try_lock_both(&self, a: &K, b: &K, operation: &'static str) -> Result<(LockGuard<K>, LockGuard<K>)> {
-        let first = self.try_lock(a, operation)?;
-        let second = self.try_lock(b, operation)?;
-        Ok((first, second))
-    }
-
     fn take(&self, key: &K, operation: &'static str, share: Share) -> Result<LockGuard<K>> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         match table.get_mut(key) {
@@ -159,14 +149,5 @@ mod tests {
         let alone = locks.try_lock(&1, "unstage").unwrap();
         assert!(locks.try_share(&1, "publish").is_err());
         drop(alone);
-    }
-
-    #[test]
-    fn both_or_none() {
-        let locks = Locks::new(Activity::default());
-        let two = locks.try_lock(&2, "a").unwrap();
-        assert!(locks.try_lock_both(&1, &2, "b").is_err());
-        assert!(locks.try_lock(&1, "c").is_ok());
-        drop(two);
     }
 }

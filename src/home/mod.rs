@@ -99,7 +99,7 @@ pub trait Home: Send + Sync {
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()>;
 
     /// Proves the volume blank and records `formatting` (docs/design.md section 8.1); called again in that state, makes it
-    /// blank again first (8.3), which needs the device idle.
+    /// blank again first (8.3). The caller must not hold the device open: taking it away is the proof that nobody writes.
     ///
     /// # Errors
     /// `Precondition` when blankness cannot be proved, or the volume is raw or formatted: nothing was written.

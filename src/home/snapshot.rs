@@ -26,7 +26,8 @@ impl Shared {
         let state = self.pool(source.pool)?;
         let key = Key { pool: source.pool, object: Object::Snapshot(uuid) };
         let source_key = Key { pool: source.pool, object: Object::Volume(source.uuid) };
-        let _locks = self.locks.try_lock_both(&source_key, &key, "CreateSnapshot").map_err(Failure::Dirty)?;
+        let _lock = self.locks.try_lock(&key, "CreateSnapshot").map_err(Failure::Dirty)?;
+        let _source = self.locks.try_share(&source_key, "CreateSnapshot").map_err(Failure::Dirty)?;
 
         let id = SnapshotId { pool: source.pool, uuid };
         match self.snapshot_record(&id) {
