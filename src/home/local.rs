@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use tracing::error;
+
 use super::copying::Copies;
 use super::ledger::{Claim, Debt, Ledger};
-use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
+use super::record::{CopyRecord, Phase, Record, SnapshotRecord, VolumeRecord};
 use super::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Formatting, GrantRequest,
     Granted, Home, LockGuard, Locks, Opened, Page, PoolReport, Snapshot, SnapshotFilter, SpaceLimits, Volume,
@@ -15,7 +17,7 @@ use super::{
 use crate::os::Os;
 use crate::pool::{Class, Cloning, Object, Pool};
 use crate::types::{
-    CapacityRange, Error, Failure, FsType, Kind, NodeId, PoolId, PoolName, Result, SnapshotId, VolumeId,
+    Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, PoolId, PoolName, Result, SnapshotId, VolumeId,
 };
 
 /// The logical block size of every device (design section 7).
@@ -63,7 +65,7 @@ impl LocalHome {
     /// the copies a former life began. Returns when every pool can be served.
     ///
     /// # Errors
-    /// `InvalidArgument` for two pools of one name; `Corrupt` naming a record that cannot be read.
+    /// `InvalidArgument` for two pools of one name or id; `Internal` when a pool cannot be listed.
     pub fn open(os: Os, node: NodeId, pools: Vec<(Arc<dyn Pool>, SpaceLimits)>) -> Result<Self> {
         let mut states = BTreeMap::new();
         let mut names = BTreeMap::<PoolName, String>::new();
@@ -98,21 +100,43 @@ impl LocalHome {
         Ok(home)
     }
 
-    /// Enters every record of a pool into its ledger and resumes its copies.
+    /// Enters every record of a pool into its ledger and resumes its copies. One that cannot be read holds up nothing
+    /// but its own volume: its image is counted as it lies there.
     fn read_in(&self, state: &PoolState) -> Result<()> {
         let pool = state.pool.identity().id;
         for uuid in state.pool.list(Class::Volume)? {
-            let Some(record) = self.shared.volume_record(&VolumeId { pool, uuid })? else { continue };
-            state.ledger.enter(Object::Volume(uuid), state.claim_of_volume(&record));
-            if let (Phase::Creating, Some(copy)) = (record.phase, record.copy) {
-                self.shared.start_copy(Key { pool, object: Object::Volume(uuid) }, copy);
-            }
+            let id = VolumeId { pool, uuid };
+            let read = self.shared.volume_record(&id);
+            let found = read.map(|record| record.map(|r| (state.claim_of_volume(&r), r.phase, r.copy)));
+            self.enter(state, Object::Volume(uuid), found)?;
         }
         for uuid in state.pool.list(Class::Snapshot)? {
-            let Some(record) = self.shared.snapshot_record(&SnapshotId { pool, uuid })? else { continue };
-            state.ledger.enter(Object::Snapshot(uuid), state.claim_of_snapshot(&record));
-            if let (Phase::Creating, Some(copy)) = (record.phase, record.copy) {
-                self.shared.start_copy(Key { pool, object: Object::Snapshot(uuid) }, copy);
+            let id = SnapshotId { pool, uuid };
+            let read = self.shared.snapshot_record(&id);
+            let found = read.map(|record| record.map(|r| (state.claim_of_snapshot(&r), r.phase, r.copy)));
+            self.enter(state, Object::Snapshot(uuid), found)?;
+        }
+        Ok(())
+    }
+
+    fn enter(
+        &self,
+        state: &PoolState,
+        object: Object,
+        found: Result<Option<(Claim, Phase, Option<CopyRecord>)>>,
+    ) -> Result<()> {
+        match found {
+            Ok(None) => {}
+            Ok(Some((claim, phase, copy))) => {
+                state.ledger.enter(object, claim);
+                if let (Phase::Creating, Some(copy)) = (phase, copy) {
+                    self.shared.start_copy(Key { pool: state.pool.identity().id, object }, copy);
+                }
+            }
+            Err(error) => {
+                error!(object = %object, error = %error.chain(), "not served");
+                let size = state.pool.facts(object)?.map_or(Bytes::ZERO, |facts| facts.size);
+                state.ledger.enter(object, Claim { size, debt: Debt::Shared });
             }
         }
         Ok(())

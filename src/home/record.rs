@@ -267,8 +267,9 @@ pub trait Record: Serialize + DeserializeOwned {
                 ),
             )
         };
-        let record: Self =
-            serde_json::from_slice(text).map_err(|error| corrupt("cannot be read".to_owned()).because(error))?;
+        let record: Self = serde_json::from_slice(text).map_err(|error| {
+            newer(object, text).unwrap_or_else(|| corrupt("cannot be read".to_owned()).because(error))
+        })?;
         if record.object() != object {
             return Err(corrupt(format!("is that of {}", record.object())));
         }
@@ -295,6 +296,18 @@ pub trait Record: Serialize + DeserializeOwned {
             ),
         ))
     }
+}
+
+/// A record we cannot read may simply be of a later release: then that is what is said.
+fn newer(object: Object, text: &[u8]) -> Option<Error> {
+    let value: Value = serde_json::from_slice(text).ok()?;
+    let needs = value.get("min_reader")?.as_u64()?;
+    (needs > u64::from(SCHEMA)).then(|| {
+        Error::new(
+            Kind::Precondition,
+            format!("{object} was written by a newer Holdfast (schema {needs}, this one knows {SCHEMA}) in words this one cannot read; upgrade this node"),
+        )
+    })
 }
 
 impl Record for VolumeRecord {
