@@ -28,7 +28,7 @@ pub use blockdev::{BlockDevice, DevNum};
 pub use clock::{Stopwatch, Timestamp};
 pub use daemon::Daemon;
 pub use exec::{Exit, Output, Program};
-pub use files::{FileIdentity, FsSpace};
+pub use files::{Entry, FileIdentity, FsSpace};
 pub use image::{CowHint, ExtentSummary};
 pub use loopdev::{Discard, LoopConfig, LoopDevice, LoopStatus};
 pub use mount::MountFlags;
@@ -52,6 +52,7 @@ pub enum Call {
     FsSpace,
     OpenImage,
     CreateImage,
+    WriteImage,
     SetLength,
     Allocate,
     ZeroRange,
