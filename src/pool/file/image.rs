@@ -1,7 +1,8 @@
 //! What is known of an image, and what is done to it in place.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use super::super::{Blankness, Geometry, ImageFacts, Object};
 use super::FilePool;
@@ -20,10 +21,12 @@ impl FilePool {
 
     pub(super) fn extents_of(&self, object: Object) -> Result<ExtentSummary> {
         let (image, path) = self.image(object)?;
-        self.os.extents(&image, &path).map_err(|error| {
-            let kind = if cannot(&error) { Kind::Unsupported } else { Kind::Internal };
-            Error::new(kind, format!("list the extents of {}", path.display())).because(error)
-        })
+        self.os.extents(&image, &path).map_err(|error| no_extents(&path, error))
+    }
+
+    pub(super) fn count_extents(&self, object: Object) -> Result<u64> {
+        let (image, path) = self.image(object)?;
+        self.os.extent_count(&image, &path).map_err(|error| no_extents(&path, error))
     }
 
     /// Data is looked for in the image's allocation. Before that everything written so far is made to show there: what
@@ -95,4 +98,9 @@ impl FilePool {
         let image = self.os.open_image(&path).at(|| format!("open {}", path.display()))?;
         image.map(|image| (image, path)).ok_or_else(|| self.not_found(object))
     }
+}
+
+fn no_extents(path: &Path, error: io::Error) -> Error {
+    let kind = if cannot(&error) { Kind::Unsupported } else { Kind::Internal };
+    Error::new(kind, format!("look at the extents of {}", path.display())).because(error)
 }

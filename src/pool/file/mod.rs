@@ -135,6 +135,10 @@ impl Pool for FilePool {
         self.extents_of(object)
     }
 
+    fn extent_count(&self, object: Object) -> Result<u64> {
+        self.count_extents(object)
+    }
+
     fn blankness(&self, volume: ObjectUuid) -> Result<Blankness> {
         self.blankness_of(volume)
     }
