@@ -18,6 +18,8 @@ mod local;
 mod locks;
 pub mod record;
 mod request;
+#[cfg(test)]
+mod scenarios;
 mod snapshot;
 
 pub use answer::{

@@ -9,7 +9,7 @@ pub mod file;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
-mod scratch;
+pub(crate) mod scratch;
 mod spec;
 
 use std::path::PathBuf;
