@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 pub use file::File;
 use file::PoolEntry;
-pub use values::{LogFormat, LogLevel, MinFree};
+pub use values::{LogFormat, LogLevel};
 
+use crate::home::SpaceLimits;
 use crate::types::{Error, Kind, NodeId, PoolName, Result};
 
 /// Where flags and file left something unsaid: the environment variables that are asked.
@@ -37,25 +38,18 @@ pub struct Flags {
 }
 
 /// One pool to serve.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolConfig {
     /// Its name.
     pub name: PoolName,
     /// Its directory, absolute.
     pub root: PathBuf,
-    /// The sum of all volumes may be so many times the usable room.
-    pub overcommit: f64,
-    /// What stays free.
-    pub min_free: MinFree,
+    /// How full it may get.
+    pub limits: SpaceLimits,
 }
 
-/// The default of `overcommit`.
-pub const DEFAULT_OVERCOMMIT: f64 = 1.0;
-/// The default of `minFree`: above kubelet's eviction lines.
-pub const DEFAULT_MIN_FREE: MinFree = MinFree::Percent(20);
-
 /// Everything `holdfast standalone` needs, checked.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The Unix socket's path.
     pub socket: PathBuf,
@@ -170,7 +164,7 @@ pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
         let with_limits = |text: &String| {
             let pool = PoolConfig::from_flag(text)?;
             Ok(match from_file.iter().find(|other| other.name == pool.name) {
-                Some(known) => PoolConfig { overcommit: known.overcommit, min_free: known.min_free, ..pool },
+                Some(known) => PoolConfig { limits: known.limits, ..pool },
                 None => pool,
             })
         };
@@ -209,21 +203,20 @@ impl PoolConfig {
             return Err(wrong(format!("the kind {kind:?} is not in this release, only file")));
         }
         let name = name.parse().map_err(|error: Error| wrong(error.to_string()))?;
-        Ok(Self { name, root: root(path).map_err(wrong)?, overcommit: DEFAULT_OVERCOMMIT, min_free: DEFAULT_MIN_FREE })
+        Ok(Self { name, root: root(path).map_err(wrong)?, limits: SpaceLimits::default() })
     }
 
     fn from_entry(entry: &PoolEntry) -> Result<Self> {
         let wrong = |reason: String| refuse(format!("pool {:?} in the configuration file: {reason}", entry.name));
         let name = entry.name.parse().map_err(|error: Error| wrong(error.to_string()))?;
-        let overcommit = entry.overcommit.unwrap_or(DEFAULT_OVERCOMMIT);
-        if !(1.0..=100.0).contains(&overcommit) {
-            return Err(wrong(format!("overcommit {overcommit} is refused: it is a number from 1.0 to 100.0")));
+        let mut limits = SpaceLimits::default();
+        if let Some(factor) = entry.overcommit {
+            limits.overcommit = factor.to_string().parse().map_err(|error: Error| wrong(error.to_string()))?;
         }
-        let min_free = match &entry.min_free {
-            None => DEFAULT_MIN_FREE,
-            Some(text) => text.parse().map_err(|reason| wrong(format!("minFree {text:?} is refused: {reason}")))?,
-        };
-        Ok(Self { name, root: root(&entry.path).map_err(wrong)?, overcommit, min_free })
+        if let Some(text) = &entry.min_free {
+            limits.min_free = text.parse().map_err(|error: Error| wrong(error.to_string()))?;
+        }
+        Ok(Self { name, root: root(&entry.path).map_err(wrong)?, limits })
     }
 }
 
@@ -246,6 +239,7 @@ fn refuse(sentence: impl Into<String>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::home::MinFree;
     use crate::types::Bytes;
 
     fn flags(pools: &[&str]) -> Flags {
@@ -290,10 +284,10 @@ mod tests {
     fn a_pool_flag_keeps_the_limits_the_file_has_for_its_name() {
         let config = Config::resolve(&flags(&["a=file:/elsewhere"]), &file(WHOLE).unwrap(), |_| None).unwrap();
         assert_eq!(config.pools[0].root, Path::new("/elsewhere"));
-        assert_eq!(config.pools[0].min_free, MinFree::Bytes(Bytes::mib(10 * 1024)));
-        assert!((config.pools[0].overcommit - 1.5).abs() < 1e-9);
+        assert_eq!(config.pools[0].limits.min_free, MinFree::Bytes(Bytes::mib(10 * 1024)));
+        assert_eq!(config.pools[0].limits.overcommit, "1.5".parse().unwrap());
         let plain = Config::resolve(&flags(&["c=file:/c"]), &File::default(), |_| None).unwrap();
-        assert_eq!(plain.pools[0].min_free, DEFAULT_MIN_FREE);
+        assert_eq!(plain.pools[0].limits, SpaceLimits::default());
     }
 
     #[test]
@@ -338,10 +332,10 @@ mod tests {
             let text = format!("pools:\n  - name: a\n    path: /a\n    {extra}\n");
             pools(&Flags::default(), &file(&text).unwrap())
         };
-        assert_eq!(pool("minFree: 5%").unwrap()[0].min_free, MinFree::Percent(5));
-        assert!(said(pool("minFree: 95%")).contains("90%"));
+        assert_eq!(pool("minFree: 5%").unwrap()[0].limits.min_free, MinFree::Percent(5));
+        assert!(said(pool("minFree: 99%")).contains("minFree"));
         assert!(said(pool("minFree: lots")).contains("10Gi"));
-        assert!(said(pool("overcommit: 0.5")).contains("overcommit"));
+        assert!(said(pool("overcommit: 0.01")).contains("overcommit"));
         assert!(said(pool("overcommit: .nan")).contains("overcommit"));
     }
 }
