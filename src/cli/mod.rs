@@ -1,7 +1,11 @@
 //! The command line: one file a command. Errors that keep a command from beginning are one line and exit code 2.
 
 mod demo;
+mod doctor;
+mod inventory;
 mod output;
+mod pools;
+mod volumes;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,6 +15,8 @@ use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use holdfast::config::{File, Flags};
+
+use self::inventory::LookArguments;
 
 /// Bad usage or a refused start: nothing was changed.
 const REFUSED: u8 = 2;
@@ -25,6 +31,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The pools and how full they are.
+    Pools(LookArguments),
+    /// The volumes, who has them and where they are mounted.
+    Volumes(LookArguments),
+    /// What is wrong with the pools, and what settles it.
+    Doctor(LookArguments),
     /// A volume's whole life on a temporary pool, step by step.
     Demo(demo::Arguments),
 }
@@ -73,6 +85,9 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Err(error) => return usage(&error),
     };
     match cli.command {
+        Command::Pools(arguments) => pools::run(&arguments),
+        Command::Volumes(arguments) => volumes::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Demo(arguments) => demo::run(arguments),
     }
 }

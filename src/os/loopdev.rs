@@ -95,12 +95,6 @@ impl LoopStatus {
     pub fn shows_what(&self, other: &Self) -> bool {
         self.backing_inode == other.backing_inode && self.backing_device == other.backing_device
     }
-
-    /// Whether the image behind it lies on the filesystem of this file or directory, under whatever name or none.
-    #[must_use]
-    pub fn lies_beside(&self, file: &FileIdentity) -> bool {
-        self.backing_device == huge_encode(file.device)
-    }
 }
 
 impl Os {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use holdfast::os::{Daemon, LoopConfig, LoopStatus, MountFlags, Os, Program, Stopwatch};
+use holdfast::os::{Daemon, Discard, LoopConfig, LoopStatus, MountFlags, Os, Program, Stopwatch};
 use holdfast::types::{Bytes, FsType, NodeId};
 
 use super::client::Client;
@@ -78,7 +78,7 @@ impl Ground {
         if !done.success() {
             bail!("{tool}: {}", done.summary());
         }
-        let config = LoopConfig { block_size: 512, name: "holdfast-demo".to_owned() };
+        let config = LoopConfig { block_size: 512, name: "holdfast-demo".to_owned(), discard: Discard::On };
         let device = self.os.loop_attach(&image, &path, &config).context("attach a loop device")?;
         self.image = self.os.loop_status(device)?;
         let point = self.directory.join("fs");
@@ -228,7 +228,7 @@ impl Ground {
             return Ok(Vec::new());
         }
         let mut loops = self.os.loops()?;
-        loops.retain(|status| status.lies_beside(&file));
+        loops.retain(|status| status.on_filesystem_of(&file));
         Ok(loops)
     }
 
