@@ -36,6 +36,8 @@ pub struct FsSpace {
     pub total: u64,
     /// Bytes an unprivileged user may still use (`f_bavail`).
     pub available: u64,
+    /// Bytes nobody uses (`f_bfree`): `available` and what is kept for root.
+    pub free: u64,
     /// All inodes; 0 where they are not counted (btrfs).
     pub inodes: u64,
     /// Free inodes.
@@ -254,6 +256,7 @@ impl Os {
                 magic: stat.filesystem_type().0,
                 total: stat.blocks().saturating_mul(unit),
                 available: stat.blocks_available().saturating_mul(unit),
+                free: stat.blocks_free().saturating_mul(unit),
                 inodes: stat.files(),
                 inodes_free: stat.files_free(),
             })

@@ -12,8 +12,10 @@ use std::time::Duration;
 use linux_raw_sys::loop_device::{LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LO_FLAGS_READ_ONLY, loop_info64};
 
 use super::files::FileIdentity;
-use super::{BlockDevice, Call, Os, blockdev, ioctl};
+use super::{BlockDevice, Call, DevNum, Os, blockdev, ioctl};
 
+/// include/uapi/linux/major.h.
+const LOOP_MAJOR: u8 = 7;
 /// How often LOOP_CONFIGURE is tried on another number when somebody else took the free one first.
 const ATTACH_TRIES: usize = 64;
 /// How often, and how far apart, a cleared device is looked at: udev opens devices for a moment.
@@ -36,6 +38,13 @@ pub struct LoopConfig {
 pub struct LoopDevice(u32);
 
 impl LoopDevice {
+    /// The one called `loopN`; `None` when that is no such name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let digits = name.strip_prefix("loop").filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+        digits.parse().ok().map(Self)
+    }
+
     /// `/dev/loopN`.
     #[must_use]
     pub fn path(self) -> PathBuf {
@@ -147,6 +156,22 @@ impl Os {
     #[must_use]
     pub fn loop_backing_path(&self, device: LoopDevice) -> Option<String> {
         fs::read_to_string(device.sysfs().join("loop/backing_file")).ok().map(|path| path.trim_end().to_owned())
+    }
+
+    /// The loop device of this number; `None` when it is no loop device. Opens nothing.
+    ///
+    /// # Errors
+    /// Those of readlink(2) in /sys/dev/block but ENOENT.
+    pub fn loop_of(&self, number: DevNum) -> io::Result<Option<LoopDevice>> {
+        if number.major != u64::from(LOOP_MAJOR) {
+            return Ok(None);
+        }
+        let link = match fs::read_link(format!("/sys/dev/block/{number}")) {
+            Ok(link) => link,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(link.file_name().and_then(|name| name.to_str()).and_then(LoopDevice::named))
     }
 
     /// What is attached to a loop device that is held open; `None` when nothing is.

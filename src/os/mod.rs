@@ -7,11 +7,13 @@
 //! [`Call`] name: a call without a name cannot be written.
 
 mod activity;
+mod bind;
 mod blockdev;
 mod clock;
 mod daemon;
 mod exec;
 mod files;
+mod holders;
 mod image;
 mod ioctl;
 mod loopdev;
@@ -24,7 +26,7 @@ use std::io;
 use std::sync::{Arc, RwLock};
 
 pub use activity::{Activity, ActivityGuard, Ongoing};
-pub use blockdev::{BlockDevice, DevNum};
+pub use blockdev::{BlockDevice, DevNum, XfsGeometry};
 pub use clock::{Stopwatch, Timestamp};
 pub use daemon::Daemon;
 pub use exec::{Exit, Output, Program};
@@ -79,6 +81,7 @@ pub enum Call {
     FlushDevice,
     GrowExt4,
     GrowXfs,
+    XfsGeometry,
     Mount,
     Bind,
     Unmount,
@@ -86,6 +89,7 @@ pub enum Call {
     OwnMounts,
     Exec,
     Start,
+    Holders,
 }
 
 /// Stands before and after every call; injected by tests, never chosen by `cfg!(test)`.
