@@ -30,8 +30,12 @@ fn create_volume_says_what_is_wrong_with_each_field() {
         ("an access mode of the future", invalid, |r| {
             r.volume_capabilities[0].access_mode = Some(p::volume_capability::AccessMode { mode: 99 });
         }),
-        ("a negative size", range, |r| r.capacity_range = Some(p::CapacityRange { required_bytes: -1, limit_bytes: 0 })),
-        ("a negative limit", range, |r| r.capacity_range = Some(p::CapacityRange { required_bytes: 0, limit_bytes: -1 })),
+        ("a negative size", range, |r| {
+            r.capacity_range = Some(p::CapacityRange { required_bytes: -1, limit_bytes: 0 })
+        }),
+        ("a negative limit", range, |r| {
+            r.capacity_range = Some(p::CapacityRange { required_bytes: 0, limit_bytes: -1 })
+        }),
         ("a limit below the size", range, |r| {
             r.capacity_range = Some(p::CapacityRange { required_bytes: 64 * MIB, limit_bytes: 32 * MIB });
         }),
@@ -57,7 +61,9 @@ fn create_volume_says_what_is_wrong_with_each_field() {
         ("a source of neither kind", invalid, |r| {
             r.volume_content_source = Some(p::VolumeContentSource { r#type: None });
         }),
-        ("a source without an id", &[Code::InvalidArgument, Code::NotFound], |r| r.volume_content_source = from_snapshot("")),
+        ("a source without an id", &[Code::InvalidArgument, Code::NotFound], |r| {
+            r.volume_content_source = from_snapshot("")
+        }),
         ("a snapshot that is not there", &[Code::NotFound], |r| r.volume_content_source = from_snapshot("fake")),
         ("mutable parameters", invalid, |r| r.mutable_parameters = parameters(&[("iops", "1")])),
         ("a pool that is not there", &[Code::ResourceExhausted, Code::InvalidArgument, Code::NotFound], |r| {
@@ -95,9 +101,14 @@ fn an_unknown_parameter_names_the_nearest_known_one() {
         let said = refused(world.create_volume(request), &[Code::InvalidArgument]);
         assert!(said.contains(right), "{said}");
     }
-    for (key, value) in [("provisioning", "fat"), ("access", "network"), ("placement", "x"), ("fsck", "true"),
-        ("encryption", "luks2"), ("onDelete", "discard")]
-    {
+    for (key, value) in [
+        ("provisioning", "fat"),
+        ("access", "network"),
+        ("placement", "x"),
+        ("fsck", "true"),
+        ("encryption", "luks2"),
+        ("onDelete", "discard"),
+    ] {
         let mut request = create_request("vol", Use::Ext4, 32 * MIB);
         request.parameters = parameters(&[(key, value)]);
         let said = refused(world.create_volume(request), &[Code::InvalidArgument]);
@@ -158,8 +169,13 @@ fn the_same_name_with_another_wish_already_exists() {
 #[test]
 fn names_are_the_callers_business() {
     let world = World::new(PoolFs::Xfs);
-    let names =
-        ["n".repeat(128), "../../../etc/passwd".into(), "ein Name \u{fc}ber \u{1f980}".into(), "-rf".into(), ".tmp-x".into()];
+    let names = [
+        "n".repeat(128),
+        "../../../etc/passwd".into(),
+        "ein Name \u{fc}ber \u{1f980}".into(),
+        "-rf".into(),
+        ".tmp-x".into(),
+    ];
     let mut ids = Vec::new();
     for name in &names {
         let vol = world.create(name, Use::Block);
@@ -331,8 +347,7 @@ fn the_node_calls_say_what_is_wrong() {
         eprintln!("publish, {what}: {}", refused(answer, codes));
     }
     let unstage = |volume_id: &str, path: &str| {
-        let request =
-            p::NodeUnstageVolumeRequest { volume_id: volume_id.into(), staging_target_path: path.into() };
+        let request = p::NodeUnstageVolumeRequest { volume_id: volume_id.into(), staging_target_path: path.into() };
         world.node_unstage_volume(request)
     };
     refused(unstage("", "/x"), &[Code::InvalidArgument]);
@@ -344,11 +359,8 @@ fn the_node_calls_say_what_is_wrong() {
     refused(unpublish("", "/x"), &[Code::InvalidArgument]);
     refused(unpublish(&vol.id, ""), &[Code::InvalidArgument]);
     let expand = |volume_id: &str, path: &str| {
-        let request = p::NodeExpandVolumeRequest {
-            volume_id: volume_id.into(),
-            volume_path: path.into(),
-            ..Default::default()
-        };
+        let request =
+            p::NodeExpandVolumeRequest { volume_id: volume_id.into(), volume_path: path.into(), ..Default::default() };
         world.node_expand_volume(request)
     };
     refused(expand("", "/x"), &[Code::InvalidArgument]);

@@ -101,7 +101,11 @@ fn topolvm_223_killed_under_load_it_converges_and_leaves_nothing() {
 }
 
 /// One call, killed at a later moment each round, then repeated: it ends as an undisturbed one.
-fn killed_in_the_middle(rounds: u64, kind: Use, act: impl Fn(&World, u64) -> tokio::task::JoinHandle<Option<Code>>) -> World {
+fn killed_in_the_middle(
+    rounds: u64,
+    kind: Use,
+    act: impl Fn(&World, u64) -> tokio::task::JoinHandle<Option<Code>>,
+) -> World {
     let mut world = World::new(PoolFs::Xfs);
     for round in 0..rounds {
         let call = act(&world, round);

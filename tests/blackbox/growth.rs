@@ -6,7 +6,8 @@ use holdfast::csi::proto as p;
 use tonic::Code;
 
 use crate::harness::{
-    MIB, PoolFs, Use, World, can_grow_ext4_online, check_device, check_tree, is_dense, refused, write_device, write_tree,
+    MIB, PoolFs, Use, World, can_grow_ext4_online, check_device, check_tree, is_dense, refused, write_device,
+    write_tree,
 };
 
 fn fs_size(path: &Path) -> u64 {

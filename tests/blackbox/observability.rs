@@ -39,7 +39,8 @@ fn value(metrics: &str, name: &str, words: &[&str]) -> Option<f64> {
 
 /// The first metric whose name contains all the words, and its value.
 fn named(metrics: &str, words: &[&str]) -> Option<String> {
-    let names = metrics.lines().filter(|line| !line.starts_with('#')).map(|line| line.split(['{', ' ']).next().unwrap());
+    let names =
+        metrics.lines().filter(|line| !line.starts_with('#')).map(|line| line.split(['{', ' ']).next().unwrap());
     names.into_iter().find(|name| words.iter().all(|word| name.contains(word))).map(str::to_owned)
 }
 
@@ -110,7 +111,8 @@ fn json_logs_are_json_with_call_and_volume() {
         let text = |line: &serde_json::Value| line.to_string();
         lines.iter().filter(|line| text(line).contains(rpc) && text(line).contains(vol.uuid())).count()
     };
-    for rpc in ["CreateVolume", "ControllerPublishVolume", "NodeStageVolume", "NodePublishVolume", "NodeUnstageVolume"] {
+    for rpc in ["CreateVolume", "ControllerPublishVolume", "NodeStageVolume", "NodePublishVolume", "NodeUnstageVolume"]
+    {
         assert!((1..=4).contains(&about(rpc)), "{rpc}: {} lines, one a state change:\n{log}", about(rpc));
     }
     let before = log.lines().count();
@@ -131,7 +133,8 @@ fn command(world: &World, name: &str, extra: &[&str]) -> Finished {
 fn json(world: &World, name: &str) -> String {
     let finished = command(world, name, &["--output", "json"]);
     let text = finished.stdout;
-    serde_json::from_str::<serde_json::Value>(&text).unwrap_or_else(|error| panic!("{error}: {text} {}", finished.stderr));
+    serde_json::from_str::<serde_json::Value>(&text)
+        .unwrap_or_else(|error| panic!("{error}: {text} {}", finished.stderr));
     text
 }
 
@@ -200,7 +203,14 @@ fn doctor_names_what_no_record_explains_and_what_settles_it() {
     let device = run("/usr/sbin/losetup", &["-f", "--show", stray.join("data").to_str().unwrap()]);
     let said = command(&world, "doctor", &["--output", "json"]).stdout;
     serde_json::from_str::<serde_json::Value>(&said).unwrap();
-    for word in [formatting.uuid(), "formatting", imageless.uuid(), ".tmp-left", "0123456789abcdef0123456789abcdef", device.trim()] {
+    for word in [
+        formatting.uuid(),
+        "formatting",
+        imageless.uuid(),
+        ".tmp-left",
+        "0123456789abcdef0123456789abcdef",
+        device.trim(),
+    ] {
         assert!(said.contains(word), "{word} is not named: {said}");
     }
     let table = command(&world, "doctor", &[]).stdout;

@@ -63,8 +63,7 @@ fn a_volume_in_use_is_neither_unpublished_nor_deleted() {
             let said = refused(world.delete(&vol), &[Code::FailedPrecondition]);
             assert!(said.contains(vol.uuid()), "{said}");
             refused(world.unpublish(&vol), &[Code::FailedPrecondition]);
-            let everywhere =
-                p::ControllerUnpublishVolumeRequest { volume_id: vol.id.clone(), ..Default::default() };
+            let everywhere = p::ControllerUnpublishVolumeRequest { volume_id: vol.id.clone(), ..Default::default() };
             refused(world.controller_unpublish_volume(everywhere), &[Code::FailedPrecondition]);
             assert!(world.image(&vol).exists());
             check(&path);
@@ -167,7 +166,8 @@ fn deckhouse_302_one_image_is_never_on_two_loops() {
     let device = |world: &World| {
         let loops = holdfast::os::Os::new().loops().unwrap();
         let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(world.image(&vol)).unwrap());
-        let ours = |status: &&holdfast::os::LoopStatus| status.backing_inode == inode && status.name.contains(vol.uuid());
+        let ours =
+            |status: &&holdfast::os::LoopStatus| status.backing_inode == inode && status.name.contains(vol.uuid());
         loops.iter().filter(ours).count()
     };
     assert_eq!(device(&world), 1);

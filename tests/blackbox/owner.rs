@@ -6,13 +6,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use tonic::Code;
 
-use crate::harness::{
-    Daemon, Finished, PoolFs, Use, World, check_tree, driver_binary, refused, try_run, write_tree,
-};
+use crate::harness::{Daemon, Finished, PoolFs, Use, World, check_tree, driver_binary, refused, try_run, write_tree};
 
 /// Runs the driver with arguments that must make it refuse: exit code 2 and one line that names the words.
 fn refuses(arguments: &[String], words: &[&str]) -> Finished {
-    let arguments: Vec<&str> = std::iter::once("30").chain([driver_binary()]).chain(arguments.iter().map(String::as_str)).collect();
+    let arguments: Vec<&str> =
+        std::iter::once("30").chain([driver_binary()]).chain(arguments.iter().map(String::as_str)).collect();
     let finished = try_run("/usr/bin/timeout", &arguments);
     assert_eq!(finished.code, Some(2), "{arguments:?}: {finished:?}");
     let lines: Vec<_> = finished.stderr.lines().filter(|line| !line.trim().is_empty()).collect();

@@ -139,7 +139,8 @@ fn kubernetes_120455_publish_without_stage_writes_nothing_to_the_root_disk() {
         world.stage(&vol).unwrap();
         world.unstage(&vol).unwrap();
         refuse(&world);
-        let without = p::NodePublishVolumeRequest { staging_target_path: String::new(), ..world.bind_request(&vol, "pod") };
+        let without =
+            p::NodePublishVolumeRequest { staging_target_path: String::new(), ..world.bind_request(&vol, "pod") };
         refused(world.node_publish_volume(without), &[Code::FailedPrecondition]);
         // Another volume's staging path is not this volume's.
         let other = world.create(&format!("other-{}", kind.fs_type()), kind);
@@ -192,9 +193,24 @@ fn mount_flags_are_taken_from_a_list_and_nothing_else() {
         let other = vol.with(with_flags(kind, &["noexec"]));
         refused(world.stage(&other), &[Code::AlreadyExists]);
         write_tree(&path, 1);
-        for flag in ["noload", "norecovery", "errors=continue", "nobarrier", "data=writeback", "loop", "bind", "remount",
-            "move", "subvol=x", "noatime\nrw", "x-y", "../..", "sb=1", "logdev=/dev/loop0", "journal_path=/x"]
-        {
+        for flag in [
+            "noload",
+            "norecovery",
+            "errors=continue",
+            "nobarrier",
+            "data=writeback",
+            "loop",
+            "bind",
+            "remount",
+            "move",
+            "subvol=x",
+            "noatime\nrw",
+            "x-y",
+            "../..",
+            "sb=1",
+            "logdev=/dev/loop0",
+            "journal_path=/x",
+        ] {
             let vol = vol.with(with_flags(kind, &[flag]));
             let said = refused(world.stage(&vol), &[Code::InvalidArgument]);
             assert!(!said.contains(flag), "mount flags may be sensitive: {said}");
@@ -213,8 +229,7 @@ fn stats_tell_what_a_pod_sees() {
     let world = World::new(PoolFs::Xfs);
     let stats = |volume_id: &str, path: &Path| {
         let volume_path = path.to_str().unwrap().into();
-        let request =
-            p::NodeGetVolumeStatsRequest { volume_id: volume_id.into(), volume_path, ..Default::default() };
+        let request = p::NodeGetVolumeStatsRequest { volume_id: volume_id.into(), volume_path, ..Default::default() };
         world.node_get_volume_stats(request).map(|answer| answer.usage)
     };
     for kind in Use::FILESYSTEMS {
@@ -259,8 +274,7 @@ fn unstage_and_unpublish_of_what_is_gone_are_ok() {
     // kubernetes#101911: an id nobody knows any more must not keep the kubelet in a loop.
     for volume_id in ["fake-vol-id", "hf1_0123456789abcdef_0123456789abcdef0123456789abcdef"] {
         let volume_id: String = volume_id.into();
-        let request =
-            p::NodeUnpublishVolumeRequest { volume_id: volume_id.clone(), target_path: target_path.clone() };
+        let request = p::NodeUnpublishVolumeRequest { volume_id: volume_id.clone(), target_path: target_path.clone() };
         world.node_unpublish_volume(request).unwrap();
         let request = p::NodeUnstageVolumeRequest { volume_id, staging_target_path: target_path.clone() };
         world.node_unstage_volume(request).unwrap();
@@ -277,7 +291,8 @@ fn paths_with_spaces_and_backslashes_are_just_paths() {
     fs::create_dir_all(base.join("stage")).unwrap();
     let staging_target_path = base.join("stage").to_str().unwrap().to_owned();
     let target_path = base.join("target").to_str().unwrap().to_owned();
-    let stage = p::NodeStageVolumeRequest { staging_target_path: staging_target_path.clone(), ..world.stage_request(&vol) };
+    let stage =
+        p::NodeStageVolumeRequest { staging_target_path: staging_target_path.clone(), ..world.stage_request(&vol) };
     let bind = p::NodePublishVolumeRequest {
         staging_target_path: staging_target_path.clone(),
         target_path: target_path.clone(),

@@ -100,8 +100,7 @@ fn nowhere_in_what_is_written(format: &str) {
     failed(world.node_stage_volume(bad).unwrap_err());
     held.hold();
     let stage = p::NodeStageVolumeRequest { secrets: secrets(), ..world.stage_request(&vol) };
-    let (mut client, request) =
-        (holdfast::csi::proto::node_client::NodeClient::new(world.channel()), stage.clone());
+    let (mut client, request) = (holdfast::csi::proto::node_client::NodeClient::new(world.channel()), stage.clone());
     let staged = world.spawn(async move { client.node_stage_volume(request).await });
     held.wait_for_call(1);
     look_at_processes();
@@ -112,7 +111,9 @@ fn nowhere_in_what_is_written(format: &str) {
     world.node_publish_volume(bind.clone()).unwrap();
     failed(world.node_publish_volume(p::NodePublishVolumeRequest { readonly: true, ..bind.clone() }).unwrap_err());
     failed(
-        world.node_publish_volume(p::NodePublishVolumeRequest { volume_capability: Some(flagged), ..bind }).unwrap_err(),
+        world
+            .node_publish_volume(p::NodePublishVolumeRequest { volume_capability: Some(flagged), ..bind })
+            .unwrap_err(),
     );
     let expand = p::NodeExpandVolumeRequest {
         volume_id: vol.id.clone(),
@@ -147,7 +148,8 @@ fn nowhere_in_what_is_written(format: &str) {
         };
         let _ = world.controller_expand_volume(expand).map_err(&mut failed);
     }
-    let modify = p::ControllerModifyVolumeRequest { volume_id: vol.id.clone(), secrets: secrets(), ..Default::default() };
+    let modify =
+        p::ControllerModifyVolumeRequest { volume_id: vol.id.clone(), secrets: secrets(), ..Default::default() };
     failed(world.controller_modify_volume(modify).unwrap_err());
     let unpublish = p::ControllerUnpublishVolumeRequest {
         volume_id: vol.id.clone(),

@@ -187,7 +187,8 @@ fn a_snapshot_is_the_same_at_every_retry() {
     assert_eq!(world.try_snapshot("snap", &one).unwrap(), first);
     let said = refused(world.try_snapshot("snap", &two), &[Code::AlreadyExists]);
     assert!(said.contains("snap"), "{said}");
-    let got = world.get_snapshot(p::GetSnapshotRequest { snapshot_id: first.snapshot_id.clone(), ..Default::default() });
+    let got =
+        world.get_snapshot(p::GetSnapshotRequest { snapshot_id: first.snapshot_id.clone(), ..Default::default() });
     assert_eq!(got.unwrap().snapshot.unwrap(), first);
     world.finish();
 }
@@ -235,7 +236,8 @@ fn a_copied_snapshot_is_not_ready_holds_the_source_and_is_resumed_after_kill() {
     let first = world.try_snapshot("snap", &vol).unwrap();
     // Nothing moves while the pool's filesystem is frozen, so what is seen now is the middle of the copy.
     let frozen = Frozen::new(&world.scratch.root());
-    let get = || world.get_snapshot(p::GetSnapshotRequest { snapshot_id: first.snapshot_id.clone(), ..Default::default() });
+    let get =
+        || world.get_snapshot(p::GetSnapshotRequest { snapshot_id: first.snapshot_id.clone(), ..Default::default() });
     assert!(!first.ready_to_use && !get().unwrap().snapshot.unwrap().ready_to_use, "the copy was too quick to be seen");
     percent(&refused(world.publish(&vol), &[Code::Aborted]));
     let mut request = create_request("early", Use::Block, vol.size);

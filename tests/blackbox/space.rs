@@ -6,9 +6,7 @@ use holdfast::csi::proto as p;
 use nix::fcntl::{FallocateFlags, fallocate};
 use tonic::Code;
 
-use crate::harness::{
-    MIB, PoolFs, Use, World, allocated, create_request, is_dense, refused, try_run, write_tree,
-};
+use crate::harness::{MIB, PoolFs, Use, World, allocated, create_request, is_dense, refused, try_run, write_tree};
 
 const MIB_U: u64 = 1 << 20;
 
@@ -135,10 +133,8 @@ fn a_thin_volume_counts_as_what_it_may_become() {
 fn overcommit_and_reserve_are_the_operators_words() {
     let mut world = World::stopped(PoolFs::Xfs, 1 << 30);
     let file = world.scratch.path().join("holdfast.yaml");
-    let text = format!(
-        "pools:\n  - name: test\n    path: {}\n    overcommit: 3.0\n    minFree: 50%\n",
-        world.pool.display()
-    );
+    let text =
+        format!("pools:\n  - name: test\n    path: {}\n    overcommit: 3.0\n    minFree: 50%\n", world.pool.display());
     std::fs::write(&file, text).unwrap();
     world.configure_by(&file);
     world.start();
@@ -257,10 +253,8 @@ fn capacity_is_of_the_pool_and_node_asked_about() {
     assert_eq!(ask(&[("pool", "test")], &[("csi.holdfast.storage/node", &world.node)]).unwrap(), here);
     assert_eq!(ask(&[("pool", "elsewhere")], &[]).unwrap().available_capacity, 0);
     assert_eq!(ask(&[], &[("csi.holdfast.storage/node", "node-b")]).unwrap().available_capacity, 0);
-    let xfs = p::GetCapacityRequest {
-        volume_capabilities: vec![crate::harness::capability(Use::Xfs)],
-        ..Default::default()
-    };
+    let xfs =
+        p::GetCapacityRequest { volume_capabilities: vec![crate::harness::capability(Use::Xfs)], ..Default::default() };
     assert_eq!(world.get_capacity(xfs).unwrap().minimum_volume_size, Some(300 * MIB));
     world.finish();
 }

@@ -66,7 +66,10 @@ fn advertised_is_what_works_and_what_does_not_is_unimplemented() {
             p::node_service_capability::Type::Rpc(rpc) => rpc.r#type(),
         })
         .collect();
-    assert_eq!(node, HashSet::from([N::StageUnstageVolume, N::GetVolumeStats, N::ExpandVolume, N::SingleNodeMultiWriter]));
+    assert_eq!(
+        node,
+        HashSet::from([N::StageUnstageVolume, N::GetVolumeStats, N::ExpandVolume, N::SingleNodeMultiWriter])
+    );
     let vol = world.create("vol", Use::Ext4);
     let modify = p::ControllerModifyVolumeRequest { volume_id: vol.id.clone(), ..Default::default() };
     refused(world.controller_modify_volume(modify), &[Code::Unimplemented]);
@@ -222,6 +225,9 @@ fn lists_come_in_pages_that_survive_change() {
         let request = p::ListVolumesRequest { starting_token: starting_token.into(), ..Default::default() };
         refused(world.list_volumes(request), &[Code::Aborted]);
     }
-    refused(world.list_volumes(p::ListVolumesRequest { max_entries: -1, ..Default::default() }), &[Code::InvalidArgument]);
+    refused(
+        world.list_volumes(p::ListVolumesRequest { max_entries: -1, ..Default::default() }),
+        &[Code::InvalidArgument],
+    );
     world.finish();
 }

@@ -93,8 +93,10 @@ impl World {
 
     /// A restore of a snapshot into a volume of this size.
     pub(crate) fn restore(&self, name: &str, kind: Use, snapshot: &str, size: i64) -> Vol {
-        let request =
-            p::CreateVolumeRequest { volume_content_source: from_snapshot(snapshot), ..create_request(name, kind, size) };
+        let request = p::CreateVolumeRequest {
+            volume_content_source: from_snapshot(snapshot),
+            ..create_request(name, kind, size)
+        };
         self.create_from(kind, &request)
     }
 
@@ -167,7 +169,8 @@ impl World {
     /// NodeUnstage.
     pub(crate) fn unstage(&self, vol: &Vol) -> Result<(), Status> {
         let staging_target_path = self.staging(vol).to_str().unwrap().into();
-        self.node_unstage_volume(p::NodeUnstageVolumeRequest { volume_id: vol.id.clone(), staging_target_path }).map(drop)
+        self.node_unstage_volume(p::NodeUnstageVolumeRequest { volume_id: vol.id.clone(), staging_target_path })
+            .map(drop)
     }
 
     /// The request of [`World::bind`].
@@ -295,8 +298,7 @@ impl World {
             self.retried("NodeUnstage", || self.node_unstage_volume(request.clone()));
         }
         for volume_id in self.volume_ids() {
-            let detach =
-                p::ControllerUnpublishVolumeRequest { volume_id: volume_id.clone(), ..Default::default() };
+            let detach = p::ControllerUnpublishVolumeRequest { volume_id: volume_id.clone(), ..Default::default() };
             self.retried("ControllerUnpublish", || self.controller_unpublish_volume(detach.clone()));
             let delete = p::DeleteVolumeRequest { volume_id, ..Default::default() };
             self.retried("DeleteVolume", || self.delete_volume(delete.clone()));

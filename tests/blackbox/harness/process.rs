@@ -1,6 +1,9 @@
 //! Child processes of the tests: tools run to their end, and the driver under test.
 
-#![expect(clippy::disallowed_methods, reason = "a black-box test starts the binary it tests and the tools that judge it")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a black-box test starts the binary it tests and the tools that judge it"
+)]
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::{CommandExt, ExitStatusExt};

@@ -252,9 +252,7 @@ impl World {
 
     /// Waits for it, within reason.
     pub(crate) fn block_on<T>(&self, call: impl Future<Output = T>) -> T {
-        self.runtime.block_on(async {
-            tokio::time::timeout(PATIENCE, call).await.expect("the driver does not answer")
-        })
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, call).await.expect("the driver does not answer") })
     }
 
     /// A volume's image.
