@@ -15,6 +15,7 @@ mod harness;
 mod bad_input;
 mod crash;
 mod format_once;
+mod fsck;
 mod growth;
 mod hangs;
 mod lifecycle;

@@ -140,7 +140,7 @@ fn a_snapshot_outlives_its_source_and_a_restore_outlives_its_snapshot() {
         let clone = world.clone_of("clone", &source);
         world.delete(&source).unwrap();
         world.crash();
-        assert_eq!(world.snapshot_ids(), [snapshot.snapshot_id.clone()]);
+        assert_eq!(world.snapshot_ids(), [snapshot.snapshot_id.as_str()]);
         let restored = world.restore("restored", Use::Ext4, &snapshot.snapshot_id, source.size);
         world.drop_snapshot(&snapshot.snapshot_id).unwrap();
         world.drop_snapshot(&snapshot.snapshot_id).unwrap();
@@ -297,7 +297,7 @@ fn snapshots_are_listed_by_filter_and_in_pages() {
     let base = p::ListSnapshotsRequest::default;
     let (ids, _) = list(p::ListSnapshotsRequest { source_volume_id: one.id.clone(), ..base() });
     assert_eq!(ids.into_iter().collect::<HashSet<_>>(), of_one);
-    assert_eq!(list(p::ListSnapshotsRequest { snapshot_id: of_two.clone(), ..base() }).0, [of_two.clone()]);
+    assert_eq!(list(p::ListSnapshotsRequest { snapshot_id: of_two.clone(), ..base() }).0, [of_two.as_str()]);
     for unknown in ["nothing", "hfs1_0123456789abcdef_0123456789abcdef0123456789abcdef"] {
         assert!(list(p::ListSnapshotsRequest { snapshot_id: unknown.into(), ..base() }).0.is_empty());
         assert!(list(p::ListSnapshotsRequest { source_volume_id: unknown.into(), ..base() }).0.is_empty());

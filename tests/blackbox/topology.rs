@@ -70,6 +70,17 @@ fn advertised_is_what_works_and_what_does_not_is_unimplemented() {
         node,
         HashSet::from([N::StageUnstageVolume, N::GetVolumeStats, N::ExpandVolume, N::SingleNodeMultiWriter])
     );
+    use p::plugin_capability::{Type, service, volume_expansion};
+    let plugin = world.get_plugin_capabilities(p::GetPluginCapabilitiesRequest {}).unwrap().capabilities;
+    let has = |wanted: &dyn Fn(&Type) -> bool| plugin.iter().filter_map(|one| one.r#type.as_ref()).any(wanted);
+    for wanted in [service::Type::ControllerService, service::Type::VolumeAccessibilityConstraints] {
+        assert!(has(&|one| matches!(one, Type::Service(service) if service.r#type() == wanted)), "{plugin:?}");
+    }
+    for absent in [service::Type::GroupControllerService, service::Type::SnapshotMetadataService] {
+        assert!(!has(&|one| matches!(one, Type::Service(service) if service.r#type() == absent)), "{plugin:?}");
+    }
+    let online = volume_expansion::Type::Online;
+    assert!(has(&|one| matches!(one, Type::VolumeExpansion(growth) if growth.r#type() == online)), "{plugin:?}");
     let vol = world.create("vol", Use::Ext4);
     let modify = p::ControllerModifyVolumeRequest { volume_id: vol.id.clone(), ..Default::default() };
     refused(world.controller_modify_volume(modify), &[Code::Unimplemented]);

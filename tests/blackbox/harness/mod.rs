@@ -15,7 +15,7 @@ pub(crate) use content::{
 };
 pub(crate) use faults::{Frozen, HeldTool};
 pub(crate) use process::{Daemon, Finished, driver_binary, run, try_run};
-pub(crate) use request::{Use, capability, create_request, mode, segments, with_mode};
+pub(crate) use request::{Use, capability, create_request, segments, with_mode};
 pub(crate) use scratch::{PoolFs, Scratch, mounts};
 pub(crate) use world::{Vol, World, await_that, can_grow_ext4_online};
 

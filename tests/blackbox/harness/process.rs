@@ -5,7 +5,7 @@
     reason = "a black-box test starts the binary it tests and the tools that judge it"
 )]
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -76,10 +76,6 @@ impl Daemon {
         Self { child: command.spawn().unwrap(), log: log.to_owned() }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
@@ -113,14 +109,6 @@ impl Daemon {
         let mut text = String::new();
         std::io::Read::read_to_string(&mut File::open(&self.log).unwrap(), &mut text).unwrap();
         text
-    }
-
-    /// Its resident memory, bytes.
-    pub(crate) fn children(&self) -> Vec<u32> {
-        let pid = self.pid();
-        let list = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        let children = list.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-        children.flat_map(|line| line.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
     }
 }
 

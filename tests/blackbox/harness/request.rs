@@ -58,7 +58,7 @@ pub(crate) fn with_mode(kind: Use, wanted: Mode) -> VolumeCapability {
 }
 
 /// An access mode as a message.
-pub(crate) fn mode(mode: Mode) -> AccessMode {
+fn mode(mode: Mode) -> AccessMode {
     AccessMode { mode: mode.into() }
 }
 

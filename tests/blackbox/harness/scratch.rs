@@ -2,7 +2,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "the test makes its own mount namespace and cleans it up")]
 
-use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -44,7 +43,6 @@ impl PoolFs {
 pub(crate) struct Scratch {
     directory: TempDir,
     device: u64,
-    forgiven: Cell<bool>,
 }
 
 /// The mounts this thread sees.
@@ -67,7 +65,7 @@ impl Scratch {
         // Nothing of it is left even when the test is killed: the loop goes with the mount, the mount with the namespace.
         fs::remove_file(&image).unwrap();
         let device = fs::metadata(&point).unwrap().dev();
-        Self { directory, device, forgiven: Cell::new(false) }
+        Self { directory, device }
     }
 
     /// The temporary directory, on the machine's own filesystem.
@@ -85,11 +83,6 @@ impl Scratch {
         self.device
     }
 
-    /// This test leaves something on purpose: clean up, but do not complain.
-    pub(crate) fn forgive_leftovers(&self) {
-        self.forgiven.set(true);
-    }
-
     fn unmount_below(&self, keep: Option<&Path>) {
         let table = mounts();
         let below = table.entries().iter().rev().map(|entry| entry.mount_point.clone());
@@ -103,8 +96,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let judge = !std::thread::panicking() && !self.forgiven.get();
-        let left = if judge { leaks::find(self) } else { Vec::new() };
+        let left = if std::thread::panicking() { Vec::new() } else { leaks::find(self) };
         self.unmount_below(Some(&self.root()));
         leaks::clear_loops(self.device);
         self.unmount_below(None);

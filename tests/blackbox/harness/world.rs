@@ -202,10 +202,6 @@ impl World {
         self.daemon.as_mut().expect("the driver runs")
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.daemon.as_ref().expect("the driver runs").pid()
-    }
-
     /// Everything the driver said so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
