@@ -1,0 +1,126 @@
+//! `/metrics`, `/healthz` (the process runs) and `/readyz` (its pools answer) over plain HTTP.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+use super::{Metrics, PoolWatch, Readiness};
+use crate::types::{Error, Kind, Result};
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A bound listener; [`Http::serve`] answers.
+#[derive(Debug)]
+pub struct Http {
+    listener: TcpListener,
+    about: About,
+}
+
+#[derive(Clone, Debug)]
+struct About {
+    metrics: Arc<Metrics>,
+    pools: PoolWatch,
+}
+
+impl Http {
+    /// Binds the address, so that a taken port is known before anything else starts.
+    ///
+    /// # Errors
+    /// `Precondition` naming the address.
+    pub async fn bind(address: SocketAddr, metrics: Arc<Metrics>, pools: PoolWatch) -> Result<Self> {
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            Error::new(
+                Kind::Precondition,
+                format!("metrics and health cannot listen on {address}; free the address or choose another"),
+            )
+            .because(error)
+        })?;
+        Ok(Self { listener, about: About { metrics, pools } })
+    }
+
+    /// The address it listens on: the real port where 0 was asked for.
+    ///
+    /// # Errors
+    /// `Internal` when the system does not say.
+    pub fn address(&self) -> Result<SocketAddr> {
+        self.listener
+            .local_addr()
+            .map_err(|error| Error::new(Kind::Internal, "the metrics listener has no address").because(error))
+    }
+
+    /// Answers until `shutdown` completes.
+    ///
+    /// # Errors
+    /// `Internal` when the listener fails.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+        info!(address = %self.address()?, "metrics and health are served");
+        let router = axum::Router::new()
+            .route("/metrics", get(metrics))
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(ready))
+            .with_state(self.about);
+        axum::serve(self.listener, router)
+            .with_graceful_shutdown(shutdown)
+            .await
+            .map_err(|error| Error::new(Kind::Internal, "metrics and health are not served any more").because(error))
+    }
+}
+
+async fn metrics(State(about): State<About>) -> impl IntoResponse {
+    let figures = about.pools.figures().await.map_err(|error| warn!("{}", error.chain())).ok();
+    match about.metrics.text(figures) {
+        Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, OPEN_METRICS)], text),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.chain() + "\n"),
+    }
+}
+
+async fn ready(State(about): State<About>) -> impl IntoResponse {
+    match about.pools.readiness().await {
+        Readiness::Ready(_) => (StatusCode::OK, "ok\n".to_owned()),
+        Readiness::Starting => (StatusCode::SERVICE_UNAVAILABLE, "the pools are being opened\n".to_owned()),
+        Readiness::Failing(error) => (StatusCode::SERVICE_UNAVAILABLE, error.chain() + "\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::Activity;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn ask(address: SocketAddr, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn the_three_pages_and_a_taken_port() {
+        let pools = PoolWatch::new(|| Ok(Vec::new()));
+        let any = "127.0.0.1:0".parse().unwrap();
+        let http = Http::bind(any, Metrics::new(Activity::default()), pools.clone()).await.unwrap();
+        let address = http.address().unwrap();
+        let taken = Http::bind(address, Metrics::new(Activity::default()), pools.clone()).await.unwrap_err();
+        assert!(taken.to_string().contains(&address.to_string()), "{taken}");
+
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let serving = tokio::spawn(http.serve(async move { drop(stopped.await) }));
+        assert!(ask(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 503"));
+        pools.opened();
+        assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(ask(address, "/metrics").await.contains("holdfast_pools_readable 1"));
+        stop.send(()).unwrap();
+        serving.await.unwrap().unwrap();
+    }
+}

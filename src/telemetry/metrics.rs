@@ -1,0 +1,220 @@
+//! What the daemon counts, in the OpenMetrics text format.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::PoolFigures;
+use crate::os::Activity;
+use crate::types::{Error, Kind, Result};
+
+/// A child or kernel call older than this counts as stuck.
+const STUCK: Duration = Duration::from_secs(60);
+/// Upper bounds, in seconds, of the latency histogram: kubelet gives up after two minutes.
+const SECONDS: [f64; 12] = [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 120.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    rpc: &'static str,
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RpcLabel {
+    rpc: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabels {
+    pool: String,
+    id: String,
+    kind: String,
+    node: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StuckLabels {
+    what: String,
+    target: String,
+    pid: String,
+}
+
+/// The registry and what calls write into it.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    calls: Family<CallLabels, Counter>,
+    seconds: Family<RpcLabel, Histogram, fn() -> Histogram>,
+    in_flight: Gauge,
+    /// The pools' figures at the scrape that is being answered; `None` when they could not be had.
+    pools: Arc<Mutex<Option<Vec<PoolFigures>>>>,
+}
+
+impl Metrics {
+    /// An empty registry; `activity` knows the children and kernel calls that may be stuck.
+    #[must_use]
+    pub fn new(activity: Activity) -> Arc<Self> {
+        let mut registry = Registry::with_prefix("holdfast");
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        registry.register("build", "The version of this binary", Info::new(version));
+        let calls = Family::<CallLabels, Counter>::default();
+        registry.register("csi_calls", "CSI calls answered", calls.clone());
+        let constructor: fn() -> Histogram = || Histogram::new(SECONDS);
+        let seconds = Family::new_with_constructor(constructor);
+        registry.register("csi_call_seconds", "Time a CSI call took to answer", seconds.clone());
+        let in_flight = Gauge::default();
+        registry.register("csi_calls_in_flight", "CSI calls not answered yet", in_flight.clone());
+        let pools = Arc::default();
+        registry.register_collector(Box::new(Pools(Arc::clone(&pools))));
+        registry.register_collector(Box::new(Stuck(activity)));
+        Arc::new(Self { registry, calls, seconds, in_flight, pools })
+    }
+
+    /// A call came in.
+    pub fn call_began(&self) {
+        self.in_flight.inc();
+    }
+
+    /// It was answered, or its caller went away.
+    pub fn call_ended(&self, rpc: &'static str, code: &'static str, took: Duration) {
+        self.in_flight.dec();
+        self.calls.get_or_create(&CallLabels { rpc, code }).inc();
+        self.seconds.get_or_create(&RpcLabel { rpc }).observe(took.as_secs_f64());
+    }
+
+    /// Everything as text, with these figures of the pools.
+    ///
+    /// # Errors
+    /// `Internal` when it cannot be written.
+    pub fn text(&self, pools: Option<Vec<PoolFigures>>) -> Result<String> {
+        *self.pools.lock().unwrap_or_else(PoisonError::into_inner) = pools;
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)
+            .map_err(|error| Error::new(Kind::Internal, "metrics cannot be written").because(error))?;
+        Ok(text)
+    }
+}
+
+/// Writes one gauge with a row for each of `rows`.
+fn gauges<'r, T: 'r, L: EncodeLabelSet>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    rows: impl IntoIterator<Item = &'r T>,
+    row: impl Fn(&'r T) -> Option<(L, u64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in rows.into_iter().filter_map(row) {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// Writes one gauge without labels.
+fn gauge(encoder: &mut DescriptorEncoder<'_>, (name, help): (&str, &str), value: i64) -> fmt::Result {
+    let gauge = ConstGauge::new(value);
+    gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}
+
+#[derive(Debug)]
+struct Pools(Arc<Mutex<Option<Vec<PoolFigures>>>>);
+
+impl Collector for Pools {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        type Column = (&'static str, &'static str, fn(&PoolFigures) -> Option<u64>);
+        const COLUMNS: [Column; 8] = [
+            ("pool_total_bytes", "Bytes of the filesystem below the pool", |p| Some(p.total)),
+            ("pool_available_bytes", "Bytes that new volumes may still take", |p| Some(p.available)),
+            ("pool_promised_bytes", "Bytes promised and not yet taken", |p| Some(p.promised)),
+            ("pool_provisioned_bytes", "Sum of the sizes of all volumes", |p| Some(p.provisioned)),
+            ("pool_inodes", "Inodes of the filesystem below the pool", |p| p.inodes),
+            ("pool_inodes_free", "Free inodes of the filesystem below the pool", |p| p.inodes_free),
+            ("pool_volumes", "Volumes in the pool", |p| Some(p.volumes)),
+            ("pool_snapshots", "Snapshots in the pool", |p| Some(p.snapshots)),
+        ];
+        let figures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let readable = i64::from(figures.is_some());
+        gauge(&mut encoder, ("pools_readable", "1 when every pool said how full it is"), readable)?;
+        let Some(figures) = figures.as_ref() else { return Ok(()) };
+        for (name, help, value) in COLUMNS {
+            gauges(&mut encoder, (name, help), figures, |pool| {
+                let PoolFigures { pool: name, id, kind, node, .. } = pool.clone();
+                value(pool).map(|value| (PoolLabels { pool: name, id, kind, node }, value))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Children and kernel calls that do not come back.
+#[derive(Debug)]
+struct Stuck(Activity);
+
+impl Collector for Stuck {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut stuck = self.0.list();
+        stuck.retain(|ongoing| ongoing.age >= STUCK);
+        let count = i64::try_from(stuck.len()).unwrap_or(i64::MAX);
+        let help = "Children and kernel calls under way for more than a minute";
+        gauge(&mut encoder, ("stuck_operations", help), count)?;
+        gauges(
+            &mut encoder,
+            ("stuck_operation_age_seconds", "How long each of them has been under way"),
+            &stuck,
+            |ongoing| {
+                let labels = StuckLabels {
+                    what: ongoing.what.clone(),
+                    target: ongoing.target.clone(),
+                    pid: ongoing.pid.map_or_else(String::new, |pid| pid.to_string()),
+                };
+                Some((labels, ongoing.age.as_secs()))
+            },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_and_pools_are_in_the_text() {
+        let metrics = Metrics::new(Activity::default());
+        metrics.call_began();
+        metrics.call_began();
+        metrics.call_ended("CreateVolume", "OK", Duration::from_millis(30));
+        let pool = PoolFigures { pool: "default".into(), total: 10, inodes: Some(7), ..PoolFigures::default() };
+        let text = metrics.text(Some(vec![pool])).unwrap();
+        for line in [
+            "holdfast_csi_calls_total{rpc=\"CreateVolume\",code=\"OK\"} 1",
+            "holdfast_csi_call_seconds_count{rpc=\"CreateVolume\"} 1",
+            "holdfast_csi_calls_in_flight 1",
+            "holdfast_pools_readable 1",
+            "holdfast_pool_total_bytes{pool=\"default\",id=\"\",kind=\"\",node=\"\"} 10",
+            "holdfast_pool_inodes{pool=\"default\",id=\"\",kind=\"\",node=\"\"} 7",
+            "holdfast_stuck_operations 0",
+            concat!("holdfast_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            "# EOF",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("inodes_free{"), "{text}");
+    }
+
+    #[test]
+    fn pools_that_do_not_answer_are_said_not_to() {
+        let text = Metrics::new(Activity::default()).text(None).unwrap();
+        assert!(text.contains("holdfast_pools_readable 0"), "{text}");
+        assert!(!text.contains("pool_total_bytes"), "{text}");
+    }
+}

@@ -1,0 +1,12 @@
+//! Logs, metrics and health: what the daemon says about itself. Used by all layers; knows none of them. What it
+//! measures is handed to it through constructors.
+
+mod http;
+mod logs;
+mod metrics;
+mod pools;
+
+pub use http::Http;
+pub use logs::{LogFormat, init_logs};
+pub use metrics::Metrics;
+pub use pools::{PoolFigures, PoolWatch, Readiness};
