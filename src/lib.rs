@@ -13,7 +13,6 @@
 //!  types, telemetry words as types | logs, metrics, health; used by all
 //! ```
 
-pub mod attach;
 pub mod config;
 pub mod csi;
 pub mod fs;
@@ -21,4 +20,6 @@ pub mod home;
 pub mod node;
 pub mod os;
 pub mod pool;
+pub mod route;
+pub mod telemetry;
 pub mod types;

@@ -1,7 +1,24 @@
 //! The gRPC edge, thin: decode a request into our types, call, encode the answer. The one place where errors become
-//! gRPC codes ([`status`]); no rules live here.
+//! gRPC codes; no rules live here.
+//!
+//! A call passes through `call` (span, metrics, deadline, limits), runs as a `work` on a thread of its own that
+//! outlives its caller, and its error becomes a code in `status`. [`serve`] puts it on a socket.
 
+mod call;
 mod codec;
+mod controller;
+mod decode;
+mod encode;
+mod identity;
+mod node;
 pub mod proto;
+mod rpc;
 mod secrets;
+mod server;
+mod socket;
 mod status;
+mod work;
+
+pub use identity::DRIVER_NAME;
+pub use node::ThisNode;
+pub use server::{ServeConfig, ServeController, serve};

@@ -153,7 +153,7 @@ impl Shared {
     }
 }
 
-pub(super) fn report_of(id: PoolId, state: &PoolState) -> Result<PoolReport> {
+fn report_of(id: PoolId, state: &PoolState) -> Result<PoolReport> {
     let identity = state.pool.identity();
     let totals = state.ledger.totals();
     Ok(PoolReport {

@@ -1,0 +1,268 @@
+//! What every call passes through once: span, metrics, the caller's deadline, the limit of calls at once, the end of
+//! the process, and the last guard against a panic or a code that tonic chose itself.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use http::HeaderMap;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+use tracing::{Instrument, Span, debug, error, field, info, info_span};
+
+use super::rpc::{Class, Rpc};
+use super::status;
+use super::work::reason_of;
+use crate::os::Stopwatch;
+use crate::telemetry::Metrics;
+
+/// Calls at once; one more is refused. Identity calls do not count: a probe must get through.
+pub(super) const MOST_CALLS: usize = 256;
+
+type HttpRequest = http::Request<Body>;
+type HttpResponse = http::Response<Body>;
+
+/// What all calls of a server share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Calls(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    metrics: Arc<Metrics>,
+    stopping: AtomicBool,
+    under_way: AtomicUsize,
+}
+
+impl Calls {
+    /// For a server that has just begun.
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Shared { metrics, stopping: AtomicBool::new(false), under_way: AtomicUsize::new(0) }))
+    }
+
+    /// From now on new calls are refused.
+    pub(super) fn stop(&self) {
+        self.0.stopping.store(true, Ordering::SeqCst);
+    }
+
+    fn refusal(&self, rpc: Rpc, others: usize) -> Option<Status> {
+        if self.0.stopping.load(Ordering::SeqCst) {
+            return Some(status::stopping(rpc));
+        }
+        let exempt = rpc.service() == super::rpc::Service::Identity;
+        (others >= MOST_CALLS && !exempt).then(|| status::crowded(rpc, MOST_CALLS))
+    }
+}
+
+impl<S> Layer<S> for Calls {
+    type Service = CallService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CallService { inner, calls: self.clone() }
+    }
+}
+
+/// The generated services behind the layer.
+#[derive(Clone, Debug)]
+pub(super) struct CallService<S> {
+    inner: S,
+    calls: Calls,
+}
+
+impl<S> Service<HttpRequest> for CallService<S>
+where
+    S: Service<HttpRequest, Response = HttpResponse, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = HttpResponse;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: HttpRequest) -> Self::Future {
+        let rpc = Rpc::from_path(request.uri().path());
+        let span = info_span!(
+            "call",
+            rpc = rpc.name(),
+            name = field::Empty,
+            volume = field::Empty,
+            snapshot = field::Empty,
+            node = field::Empty
+        );
+        let begun = Begun::default();
+        request.extensions_mut().insert(begun.clone());
+        let limit = deadline(request.headers());
+        let mut entered = Entered::new(&self.calls, rpc);
+        if let Some(refusal) = self.calls.refusal(rpc, entered.others) {
+            span.in_scope(|| info!(code = ?refusal.code(), "{}", refusal.message()));
+            return Box::pin(async move { Ok(entered.leave(refusal.into_http())) });
+        }
+        let inner = self.inner.clone();
+        let mut ready = std::mem::replace(&mut self.inner, inner);
+        let answer = async move {
+            let answering = AssertUnwindSafe(async move { ready.call(request).await }).catch_unwind();
+            let response = match within(limit, answering).await {
+                Some(Ok(Ok(response))) => guarded(rpc, &begun, response),
+                Some(Ok(Err(never))) => match never {},
+                Some(Err(panic)) => {
+                    error!(reason = reason_of(&*panic), "{} panicked", rpc.name());
+                    status::panicked(rpc).into_http()
+                }
+                None => {
+                    let refusal = status::overdue(rpc);
+                    info!("{}", refusal.message());
+                    refusal.into_http()
+                }
+            };
+            Ok(entered.leave(response))
+        };
+        Box::pin(answer.instrument(span))
+    }
+}
+
+/// Whether a call got as far as its handler.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Begun(Arc<AtomicBool>);
+
+impl Begun {
+    /// The handler has the decoded request.
+    pub(super) fn mark<M>(request: &tonic::Request<M>) {
+        if let Some(begun) = request.extensions().get::<Self>() {
+            begun.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Replaces what tonic answers itself, INTERNAL or UNKNOWN, by what this driver means.
+fn guarded(rpc: Rpc, begun: &Begun, response: HttpResponse) -> HttpResponse {
+    let Some(said) = Status::from_header_map(response.headers()) else { return response };
+    if !matches!(said.code(), Code::Internal | Code::Unknown) {
+        return response;
+    }
+    if !begun.0.load(Ordering::Relaxed) {
+        return status::undecodable(said.message()).into_http();
+    }
+    match rpc.class() {
+        Class::Creating | Class::Bringing => status::panicked(rpc).into_http(),
+        Class::Taking | Class::Asking | Class::Probing => response,
+    }
+}
+
+/// A call that is counted until it leaves, also when its caller goes away first.
+#[derive(Debug)]
+struct Entered {
+    calls: Calls,
+    rpc: Rpc,
+    others: usize,
+    since: Stopwatch,
+    code: Code,
+}
+
+impl Entered {
+    fn new(calls: &Calls, rpc: Rpc) -> Self {
+        let others = calls.0.under_way.fetch_add(1, Ordering::SeqCst);
+        calls.0.metrics.call_began();
+        Self { calls: calls.clone(), rpc, others, since: Stopwatch::start(), code: Code::Cancelled }
+    }
+
+    fn leave(&mut self, response: HttpResponse) -> HttpResponse {
+        self.code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+        response
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.calls.0.under_way.fetch_sub(1, Ordering::SeqCst);
+        let took = self.since.elapsed();
+        self.calls.0.metrics.call_ended(self.rpc.name(), code_name(self.code), took);
+        debug!(parent: &Span::current(), rpc = self.rpc.name(), code = code_name(self.code), ?took, "answered");
+    }
+}
+
+/// The specification's name of a code, for metrics.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// How long to work before answering the caller: a little less than it gives us, so that our reason arrives.
+fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let given = timeout(headers.get("grpc-timeout")?.to_str().ok()?)?;
+    Some(given.saturating_sub((given / 10).min(Duration::from_millis(200))))
+}
+
+/// gRPC's TimeoutValue TimeoutUnit: at most 8 digits and one of H M S m u n.
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(value * 3600)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+async fn within<T>(limit: Option<Duration>, work: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        None => Some(work.await),
+        Some(limit) => tokio::time::timeout(limit, work).await.ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_writes_them() {
+        assert_eq!(timeout("10S"), Some(Duration::from_secs(10)));
+        assert_eq!(timeout("1500m"), Some(Duration::from_millis(1500)));
+        assert_eq!(timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for wrong in ["", "S", "10", "123456789S", "-1S", "1x", "1ü"] {
+            assert_eq!(timeout(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_answer_comes_before_the_callers_time_is_over() {
+        let limit =
+            |text: &str| deadline(&HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), text.parse().unwrap())]));
+        assert_eq!(limit("10S"), Some(Duration::from_millis(9800)));
+        assert_eq!(limit("100m"), Some(Duration::from_millis(90)));
+        assert_eq!(deadline(&HeaderMap::new()), None);
+    }
+}

@@ -1,0 +1,199 @@
+//! The calls about volumes. All block.
+
+use std::collections::HashMap;
+
+use tracing::{Span, field, info};
+
+use crate::csi::decode::{self, CapacityOf, Unpublish};
+use crate::csi::{encode, proto as pb};
+use crate::home::{Changed, Created, GrantRequest, NodeExpansion, Volume};
+use crate::route::Router;
+use crate::types::{Error, Failure, FsType, Kind, Result, VolumeId, VolumeMode};
+
+/// Names the volume in every line of the call.
+pub(in crate::csi) fn in_span(id: &VolumeId) {
+    Span::current().record("volume", field::display(id));
+}
+
+pub(super) fn create(router: &Router, request: pb::CreateVolumeRequest) -> Result<pb::CreateVolumeResponse, Failure> {
+    let asked = decode::create_volume(request)?;
+    Span::current().record("name", &asked.request.name);
+    let created = router.create_volume(&asked.request, &asked.requirement)?;
+    let (Created::New(volume) | Created::Existing(volume)) = &created;
+    in_span(&volume.id);
+    if let Created::New(volume) = &created {
+        info!(size = %volume.size, home = %volume.home, "volume made");
+    }
+    Ok(pb::CreateVolumeResponse { volume: Some(encode::volume(&created.into_inner(), asked.source)) })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
+pub(super) fn delete(router: &Router, request: pb::DeleteVolumeRequest) -> Result<pb::DeleteVolumeResponse> {
+    // What does not parse was never made here: it is gone already.
+    if let Ok(id) = decode::required("volume_id", &request.volume_id)?.parse() {
+        in_span(&id);
+        if router.delete_volume(&id)? == Changed::Yes {
+            info!("volume deleted");
+        }
+    }
+    Ok(pb::DeleteVolumeResponse {})
+}
+
+/// The volume's own filesystem, for a capability that names none.
+pub(in crate::csi) fn own_fs(volume: &Volume) -> Result<FsType> {
+    let own = volume.modes.iter().find_map(|mode| match mode {
+        VolumeMode::Mount(fs) => Some(*fs),
+        VolumeMode::Block => None,
+    });
+    own.ok_or_else(|| {
+        Error::new(
+            Kind::InvalidArgument,
+            format!("volume {} was made for raw block use; ask for it with volumeMode: Block", volume.id),
+        )
+    })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
+pub(super) fn publish(
+    router: &Router,
+    request: pb::ControllerPublishVolumeRequest,
+) -> Result<pb::ControllerPublishVolumeResponse> {
+    let asked = decode::publish(&request)?;
+    in_span(&asked.volume);
+    Span::current().record("node", asked.node.as_str());
+    let mode = match asked.asked.mode {
+        decode::AskedMode::Mount(None) => VolumeMode::Mount(own_fs(&router.volume(&asked.volume)?)?),
+        named => named.or(FsType::Ext4),
+    };
+    if let VolumeMode::Mount(fs) = mode {
+        asked.asked.resolved(fs)?;
+    }
+    let grant = GrantRequest { node: asked.node, mode, access: asked.asked.access, read_only: asked.read_only };
+    let granted = router.grant(&asked.volume, &grant)?;
+    if granted.changed == Changed::Yes {
+        info!(epoch = granted.epoch, "volume granted");
+    }
+    let publish_context =
+        HashMap::from([("home".to_owned(), granted.home.to_string()), ("epoch".to_owned(), granted.epoch.to_string())]);
+    Ok(pb::ControllerPublishVolumeResponse { publish_context })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
+pub(super) fn unpublish(
+    router: &Router,
+    request: pb::ControllerUnpublishVolumeRequest,
+) -> Result<pb::ControllerUnpublishVolumeResponse> {
+    let (id, node) = match decode::unpublish(&request)? {
+        Unpublish::NotOurs => return Ok(pb::ControllerUnpublishVolumeResponse {}),
+        Unpublish::Everywhere(id) => (id, None),
+        Unpublish::From(id, node) => (id, Some(node)),
+    };
+    in_span(&id);
+    if let Some(node) = &node {
+        Span::current().record("node", node.as_str());
+    }
+    match router.revoke(&id, node.as_ref()) {
+        Ok(Changed::Yes) => info!("volume's grant taken back"),
+        Ok(Changed::No) => {}
+        // A volume that is gone is attached nowhere (spec, ControllerUnpublishVolume).
+        Err(error) if error.kind() == Kind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(pb::ControllerUnpublishVolumeResponse {})
+}
+
+pub(super) fn validate(
+    router: &Router,
+    request: pb::ValidateVolumeCapabilitiesRequest,
+) -> Result<pb::ValidateVolumeCapabilitiesResponse> {
+    let asked = decode::validate(&request)?;
+    in_span(&asked.volume);
+    let volume = router.volume(&asked.volume)?;
+    let verdict = asked.verdict.and_then(|all| all.iter().try_for_each(|one| confirm(&volume, one)));
+    Ok(match verdict {
+        Ok(()) => pb::ValidateVolumeCapabilitiesResponse {
+            confirmed: Some(pb::validate_volume_capabilities_response::Confirmed {
+                volume_context: request.volume_context,
+                volume_capabilities: request.volume_capabilities,
+                parameters: request.parameters,
+                mutable_parameters: HashMap::new(),
+            }),
+            message: String::new(),
+        },
+        Err(error) => pb::ValidateVolumeCapabilitiesResponse { confirmed: None, message: error.chain() },
+    })
+}
+
+/// Whether a volume can be used so.
+fn confirm(volume: &Volume, asked: &decode::Asked) -> Result<()> {
+    let mode = match asked.mode {
+        decode::AskedMode::Mount(None) => VolumeMode::Mount(own_fs(volume)?),
+        named => named.or(FsType::Ext4),
+    };
+    if !volume.modes.contains(&mode) {
+        let made: Vec<_> = volume.modes.iter().map(ToString::to_string).collect();
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("volume {} was made to be used as {}, not as {mode}", volume.id, made.join(", ")),
+        ));
+    }
+    if let VolumeMode::Mount(fs) = mode {
+        asked.resolved(fs)?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
+pub(super) fn list(router: &Router, request: pb::ListVolumesRequest) -> Result<pb::ListVolumesResponse> {
+    use pb::list_volumes_response::{Entry, VolumeStatus};
+    let asked = decode::list_volumes(&request)?;
+    let page = router.volumes(asked.after, asked.limit)?;
+    let entry = |volume: &Volume| Entry {
+        volume: Some(encode::volume(volume, None)),
+        status: Some(VolumeStatus { published_node_ids: encode::published(volume) }),
+    };
+    let entries = page.entries.iter().map(entry).collect();
+    Ok(pb::ListVolumesResponse { entries, next_token: page.next.map_or_else(String::new, |id| id.to_string()) })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
+pub(super) fn get(router: &Router, request: pb::ControllerGetVolumeRequest) -> Result<pb::ControllerGetVolumeResponse> {
+    use pb::controller_get_volume_response::VolumeStatus;
+    let id = decode::required("volume_id", &request.volume_id)?.parse()?;
+    in_span(&id);
+    let volume = router.volume(&id)?;
+    Ok(pb::ControllerGetVolumeResponse {
+        volume: Some(encode::volume(&volume, None)),
+        status: Some(VolumeStatus { published_node_ids: encode::published(&volume) }),
+    })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
+pub(super) fn capacity(router: &Router, request: pb::GetCapacityRequest) -> Result<pb::GetCapacityResponse> {
+    let CapacityOf::Query(query, topology) = decode::capacity(&request)? else {
+        return Ok(pb::GetCapacityResponse::default());
+    };
+    let capacity = router.capacity(&query, topology.as_ref())?;
+    Ok(pb::GetCapacityResponse {
+        available_capacity: capacity.available.to_i64(),
+        maximum_volume_size: Some(capacity.largest.to_i64()),
+        minimum_volume_size: Some(capacity.smallest.to_i64()),
+    })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
+pub(super) fn expand(
+    router: &Router,
+    request: pb::ControllerExpandVolumeRequest,
+) -> Result<pb::ControllerExpandVolumeResponse> {
+    let asked = decode::expand(&request)?;
+    in_span(&asked.volume);
+    let expanded = router.expand(&asked.volume, &asked.range)?;
+    if expanded.changed == Changed::Yes {
+        info!(size = %expanded.size, "volume grown");
+    }
+    Ok(pb::ControllerExpandVolumeResponse {
+        capacity_bytes: expanded.size.to_i64(),
+        node_expansion_required: expanded.node_expansion == NodeExpansion::Needed,
+    })
+}

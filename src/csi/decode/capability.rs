@@ -1,0 +1,178 @@
+//! CSI's VolumeCapability. A malformed one is refused; a well-formed one this driver cannot serve is `Unsupported`, which
+//! ValidateVolumeCapabilities answers in words and everything else refuses.
+
+use std::fmt;
+
+use super::{MAX_MAP, invalid, missing};
+use crate::csi::proto::volume_capability::access_mode::Mode;
+use crate::csi::proto::{VolumeCapability, volume_capability::AccessType};
+use crate::fs::MountOptions;
+use crate::types::{AccessMode, Capability, Error, FsType, Kind, Result, VolumeMode};
+
+/// Block, or a filesystem that may be left to the class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::csi) enum AskedMode {
+    /// The device itself.
+    Block,
+    /// A filesystem; `None` is the volume's own.
+    Mount(Option<FsType>),
+}
+
+impl AskedMode {
+    /// The mode, with `own` as the filesystem where none is named.
+    pub(in crate::csi) fn or(self, own: FsType) -> VolumeMode {
+        match self {
+            Self::Block => VolumeMode::Block,
+            Self::Mount(fs) => VolumeMode::Mount(fs.unwrap_or(own)),
+        }
+    }
+}
+
+/// One capability as it was asked for.
+#[derive(Clone, PartialEq, Eq)]
+pub(in crate::csi) struct Asked {
+    /// Block or filesystem.
+    pub(in crate::csi) mode: AskedMode,
+    /// Who may write from where.
+    pub(in crate::csi) access: AccessMode,
+    /// Sensitive (spec, VolumeCapability.MountVolume): never shown.
+    flags: Vec<String>,
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asked").field("mode", &self.mode).field("access", &self.access).finish_non_exhaustive()
+    }
+}
+
+impl Asked {
+    /// The capability and its mount options, with `own` as the filesystem where none is named.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a mount option that is not allowed, without naming it.
+    pub(in crate::csi) fn resolved(&self, own: FsType) -> Result<(Capability, MountOptions)> {
+        let mode = self.mode.or(own);
+        let options = match mode {
+            VolumeMode::Block => MountOptions::default(),
+            VolumeMode::Mount(fs) => MountOptions::parse(fs, &self.flags)?,
+        };
+        Ok((Capability { mode, access: self.access }, options))
+    }
+}
+
+fn unsupported(message: String) -> Error {
+    Error::new(Kind::Unsupported, message)
+}
+
+/// A capability of a request, if this driver can serve it.
+///
+/// # Errors
+/// `InvalidArgument` when it is missing or malformed, `Unsupported` when it cannot be served.
+pub(in crate::csi) fn asked(capability: Option<&VolumeCapability>) -> Result<Asked> {
+    let capability = capability.ok_or_else(|| missing("volume_capability"))?;
+    let access_type = capability.access_type.as_ref().ok_or_else(|| missing("volume_capability.access_type"))?;
+    let mode = capability.access_mode.as_ref().ok_or_else(|| missing("volume_capability.access_mode"))?.mode;
+    let access = match Mode::try_from(mode) {
+        Ok(Mode::SingleNodeWriter) => AccessMode::SingleNodeWriter,
+        Ok(Mode::SingleNodeReaderOnly) => AccessMode::SingleNodeReaderOnly,
+        Ok(Mode::SingleNodeSingleWriter) => AccessMode::SingleNodeSingleWriter,
+        Ok(Mode::SingleNodeMultiWriter) => AccessMode::SingleNodeMultiWriter,
+        Ok(Mode::Unknown) => return Err(missing("volume_capability.access_mode.mode")),
+        Ok(many @ (Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter)) => {
+            return Err(unsupported(format!(
+                "access mode {} is not served: a volume of this driver is used on one node at a time; use ReadWriteOnce or ReadWriteOncePod",
+                many.as_str_name()
+            )));
+        }
+        Err(_) => return Err(unsupported(format!("access mode {mode} is not known to CSI 1.13"))),
+    };
+    match access_type {
+        AccessType::Block(_) => Ok(Asked { mode: AskedMode::Block, access, flags: Vec::new() }),
+        AccessType::Mount(mount) => {
+            if !mount.volume_mount_group.is_empty() {
+                return Err(unsupported(
+                    "volume_mount_group is not served: the CSIDriver's fsGroupPolicy File gives files their group"
+                        .to_owned(),
+                ));
+            }
+            let size: usize = mount.mount_flags.iter().map(String::len).sum();
+            if size > MAX_MAP {
+                return Err(invalid(format!("mount_flags have {size} bytes; at most {MAX_MAP} are allowed")));
+            }
+            let fs = match mount.fs_type.as_str() {
+                "" => None,
+                named => Some(named.parse::<FsType>().map_err(|error| error.with_kind(Kind::Unsupported))?),
+            };
+            Ok(Asked { mode: AskedMode::Mount(fs), access, flags: mount.mount_flags.clone() })
+        }
+    }
+}
+
+/// As [`asked`], for calls where what cannot be served is the caller's mistake.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub(in crate::csi) fn supported(capability: Option<&VolumeCapability>) -> Result<Asked> {
+    asked(capability).map_err(|error| error.with_kind(Kind::InvalidArgument))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::csi::proto::volume_capability as pb;
+
+    fn capability(access_type: Option<AccessType>, mode: Option<i32>) -> VolumeCapability {
+        VolumeCapability { access_type, access_mode: mode.map(|mode| pb::AccessMode { mode }) }
+    }
+
+    fn mount(fs: &str, flags: &[&str], group: &str) -> Option<AccessType> {
+        Some(AccessType::Mount(pb::MountVolume {
+            fs_type: fs.into(),
+            mount_flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            volume_mount_group: group.into(),
+        }))
+    }
+
+    #[test]
+    fn the_table_of_capabilities() {
+        let block = || Some(AccessType::Block(pb::BlockVolume {}));
+        let rows = [
+            (capability(block(), Some(1)), Ok((AskedMode::Block, AccessMode::SingleNodeWriter))),
+            (capability(block(), Some(2)), Ok((AskedMode::Block, AccessMode::SingleNodeReaderOnly))),
+            (capability(mount("", &[], ""), Some(6)), Ok((AskedMode::Mount(None), AccessMode::SingleNodeSingleWriter))),
+            (
+                capability(mount("xfs", &["noatime"], ""), Some(7)),
+                Ok((AskedMode::Mount(Some(FsType::Xfs)), AccessMode::SingleNodeMultiWriter)),
+            ),
+            (capability(block(), Some(3)), Err((Kind::Unsupported, "MULTI_NODE_READER_ONLY"))),
+            (capability(block(), Some(4)), Err((Kind::Unsupported, "MULTI_NODE_SINGLE_WRITER"))),
+            (capability(block(), Some(5)), Err((Kind::Unsupported, "ReadWriteOnce"))),
+            (capability(block(), Some(99)), Err((Kind::Unsupported, "99"))),
+            (capability(mount("btrfs", &[], ""), Some(1)), Err((Kind::Unsupported, "ext4 or xfs"))),
+            (capability(mount("ext4", &[], "1000"), Some(1)), Err((Kind::Unsupported, "fsGroupPolicy"))),
+            (capability(block(), Some(0)), Err((Kind::InvalidArgument, "access_mode.mode"))),
+            (capability(block(), None), Err((Kind::InvalidArgument, "access_mode"))),
+            (capability(None, Some(1)), Err((Kind::InvalidArgument, "access_type"))),
+            (capability(mount("", &[&"f".repeat(5000)], ""), Some(1)), Err((Kind::InvalidArgument, "mount_flags"))),
+        ];
+        for (capability, expected) in rows {
+            match (asked(Some(&capability)), expected) {
+                (Ok(got), Ok(wanted)) => assert_eq!((got.mode, got.access), wanted),
+                (Err(error), Err((kind, word))) => {
+                    assert!(error.kind() == kind && error.to_string().contains(word), "{error}");
+                    assert_eq!(supported(Some(&capability)).unwrap_err().kind(), Kind::InvalidArgument);
+                }
+                (got, wanted) => panic!("{got:?} instead of {wanted:?}"),
+            }
+        }
+        assert_eq!(asked(None).unwrap_err().kind(), Kind::InvalidArgument);
+    }
+
+    #[test]
+    fn mount_flags_are_checked_and_never_shown() {
+        let asked = asked(Some(&capability(mount("ext4", &["s3cr3t"], ""), Some(1)))).unwrap();
+        assert!(!format!("{asked:?}").contains("s3cr3t"));
+        let error = asked.resolved(FsType::Ext4).unwrap_err();
+        assert!(error.kind() == Kind::InvalidArgument && !error.chain().contains("s3cr3t"), "{error}");
+    }
+}

@@ -1,0 +1,119 @@
+//! One socket, the services of a role, and an orderly end.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tracing::{info, warn};
+
+use super::call::{Calls, MOST_CALLS};
+use super::controller::Controller;
+use super::identity::Identity;
+use super::node::{NodeService, ThisNode};
+use super::proto::controller_server::ControllerServer;
+use super::proto::identity_server::IdentityServer;
+use super::proto::node_server::NodeServer;
+use super::socket;
+use super::work::Works;
+use crate::route::Router;
+use crate::telemetry::{Metrics, PoolWatch};
+use crate::types::{Error, Kind, Result};
+
+/// The largest request, in bytes; what gRPC's other implementations allow.
+const MOST_REQUEST: usize = 4 << 20;
+/// The largest header block of a request, in bytes.
+const MOST_HEADERS: u32 = 16 << 10;
+/// How long running work may take to end after the shutdown began.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Whether the Controller service is on the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServeController {
+    /// It is: controller and standalone.
+    Yes,
+    /// It is not: node.
+    No,
+}
+
+/// What is served where.
+#[derive(Debug)]
+pub struct ServeConfig {
+    /// The Unix socket's absolute path.
+    pub socket: PathBuf,
+    /// The homes.
+    pub router: Arc<Router>,
+    /// Whether the Controller service is served.
+    pub controller: ServeController,
+    /// The node whose Node service is served, if one is.
+    pub node: Option<ThisNode>,
+    /// Where calls are counted.
+    pub metrics: Arc<Metrics>,
+    /// What Probe asks; the caller says when the pools are open.
+    pub pools: PoolWatch,
+}
+
+/// Serves until `shutdown` completes; then refuses new calls, gives running work a grace, and removes the socket.
+///
+/// Work that has not ended by then goes on in its thread: the process should exit without waiting for it (the next
+/// start finishes or undoes it).
+///
+/// # Errors
+/// `Precondition` when the socket is taken; `Internal` when it cannot be made.
+pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+    let (listener, file) = socket::listen(&config.socket).await?;
+    let (calls, works) = (Calls::new(config.metrics), Works::new());
+    let controller = (config.controller == ServeController::Yes).then(|| {
+        ControllerServer::new(Controller::new(Arc::clone(&config.router), works.clone()))
+            .max_decoding_message_size(MOST_REQUEST)
+    });
+    let node = config.node.map(|node| {
+        NodeServer::new(NodeService::new(node, config.router, works.clone())).max_decoding_message_size(MOST_REQUEST)
+    });
+    info!(
+        socket = %config.socket.display(),
+        controller = controller.is_some(),
+        node = node.is_some(),
+        version = env!("CARGO_PKG_VERSION"),
+        "CSI is served"
+    );
+    let (begin_end, end) = oneshot::channel::<()>();
+    let server = Server::builder()
+        .max_concurrent_streams(u32::try_from(MOST_CALLS * 2).unwrap_or(u32::MAX))
+        .http2_max_header_list_size(MOST_HEADERS)
+        .http2_max_pending_accept_reset_streams(Some(64))
+        .layer(calls.clone())
+        .add_service(IdentityServer::new(Identity::new(config.pools)).max_decoding_message_size(MOST_REQUEST))
+        .add_optional_service(controller)
+        .add_optional_service(node)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move { drop(end.await) });
+    let mut serving = tokio::spawn(server);
+    tokio::select! {
+        ended = &mut serving => {
+            let reason = match ended {
+                Ok(Ok(())) => Error::new(Kind::Internal, "CSI is not served any more"),
+                Ok(Err(error)) => Error::new(Kind::Internal, "CSI is not served any more").because(error),
+                Err(error) => Error::new(Kind::Internal, "CSI is not served any more").because(error),
+            };
+            return Err(reason);
+        }
+        () = shutdown => {}
+    }
+    info!("stopping: new calls are refused, running ones have {} s to end", GRACE.as_secs());
+    calls.stop();
+    drop(begin_end);
+    let left = works.ended(GRACE).await;
+    if left > 0 {
+        warn!(left, "works have not ended; the next start finishes what they began");
+    }
+    // Connections whose clients do not go away by themselves are cut.
+    if tokio::time::timeout(Duration::from_secs(1), &mut serving).await.is_err() {
+        serving.abort();
+    }
+    drop(file);
+    info!("stopped");
+    Ok(())
+}

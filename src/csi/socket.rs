@@ -1,0 +1,135 @@
+//! The Unix socket: made so that nobody but root ever gets in, taken over only from the dead, removed when we go.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tracing::warn;
+
+use crate::types::{Error, Kind, OsContext, Result};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 128;
+/// How long whoever holds the socket may take to accept a connection before it counts as alive.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The path of a bound socket; removes it when dropped, if it is still ours.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.identity);
+        if ours && let Err(error) = std::fs::remove_file(&self.path) {
+            warn!("socket {} stays behind: {error}", self.path.display());
+        }
+    }
+}
+
+/// Listens on `path`.
+///
+/// A socket there that nobody answers is replaced; its mode is 0600 before the first connection can be made, because
+/// between bind(2) and listen(2) every connect(2) is refused.
+///
+/// # Errors
+/// `Precondition` when another process answers there, or something that is no socket lies there; `Internal` when the
+/// system refuses.
+pub(super) async fn listen(path: &Path) -> Result<(UnixListener, SocketFile)> {
+    clear(path).await?;
+    let socket = UnixSocket::new_stream().at(|| "make a Unix socket")?;
+    socket.bind(path).at(|| format!("bind the socket {}; its directory must exist", path.display()))?;
+    let secured = std::fs::set_permissions(path, Permissions::from_mode(0o600))
+        .and_then(|()| std::fs::symlink_metadata(path))
+        .at(|| format!("set the mode of the socket {}", path.display()))?;
+    let file = SocketFile { path: path.to_owned(), identity: (secured.dev(), secured.ino()) };
+    let listener = socket.listen(BACKLOG).at(|| format!("listen on {}", path.display()))?;
+    Ok((listener, file))
+}
+
+/// Removes a socket nobody answers any more.
+async fn clear(path: &Path) -> Result<()> {
+    let refused = |reason: String| Error::new(Kind::Precondition, format!("socket {}: {reason}", path.display()));
+    let there = match std::fs::symlink_metadata(path) {
+        Ok(there) => there,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).at(|| format!("look at the socket {}", path.display())),
+    };
+    if !there.file_type().is_socket() {
+        return Err(refused(
+            "something that is not a socket lies there; move it away or choose another --endpoint".into(),
+        ));
+    }
+    match tokio::time::timeout(PATIENCE, UnixStream::connect(path)).await {
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // EAGAIN: its backlog is full, so somebody listens.
+        Ok(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
+            return Err(refused("whether another process answers there cannot be told".into()).because(error));
+        }
+        Ok(Ok(_) | Err(_)) | Err(_) => {
+            return Err(refused("another process answers there; stop it, or give this one another --endpoint".into()));
+        }
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).at(|| format!("remove the dead socket {}", path.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_private_and_goes_away_with_us() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("csi.sock");
+        let (listener, file) = listen(&path).await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let connected = UnixStream::connect(&path).await;
+        assert!(connected.is_ok());
+        drop((listener, file));
+        assert!(!path.exists());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing else beside it");
+    }
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_a_live_one_and_a_file_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("csi.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let (listener, file) = listen(&path).await.unwrap();
+
+        let error = listen(&path).await.unwrap_err();
+        assert!(error.kind() == Kind::Precondition && error.to_string().contains("another process"), "{error}");
+        assert!(UnixStream::connect(&path).await.is_ok(), "the live one is untouched");
+        drop((listener, file));
+
+        std::fs::write(&path, "precious").unwrap();
+        let error = listen(&path).await.unwrap_err();
+        assert!(error.to_string().contains("not a socket"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        let error = listen(&dir.path().join("no/such/dir.sock")).await.unwrap_err();
+        assert!(error.to_string().contains("directory must exist"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_took_our_place_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("csi.sock");
+        let (_listener, file) = listen(&path).await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "another").unwrap();
+        drop(file);
+        assert!(path.exists());
+    }
+}
