@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 
 pub use file::File;
 use file::PoolEntry;
-pub use values::{LogFormat, LogLevel, MinFree};
+pub use values::{LogFormat, LogLevel};
 
+use crate::home::SpaceLimits;
+use crate::pool::{PoolKind, PoolSpec};
 use crate::types::{Error, Kind, NodeId, PoolName, Result};
 
 /// Where flags and file left something unsaid: the environment variables that are asked.
@@ -37,25 +39,43 @@ pub struct Flags {
 }
 
 /// One pool to serve.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolConfig {
-    /// Its name.
-    pub name: PoolName,
-    /// Its directory, absolute.
-    pub root: PathBuf,
-    /// The sum of all volumes may be so many times the usable room.
-    pub overcommit: f64,
-    /// What stays free.
-    pub min_free: MinFree,
+    /// Its name, kind and place.
+    pub spec: PoolSpec,
+    /// How full it may get.
+    pub limits: SpaceLimits,
 }
 
-/// The default of `overcommit`.
-pub const DEFAULT_OVERCOMMIT: f64 = 1.0;
-/// The default of `minFree`: above kubelet's eviction lines.
-pub const DEFAULT_MIN_FREE: MinFree = MinFree::Percent(20);
+impl PoolConfig {
+    /// Its directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        let PoolKind::File { root, .. } = &self.spec.kind;
+        root
+    }
+
+    fn from_flag(text: &str) -> Result<Self> {
+        let spec = text.parse().map_err(|error: Error| refuse(format!("--pool {text}: {error}")))?;
+        Ok(Self { spec, limits: SpaceLimits::default() })
+    }
+
+    fn from_entry(entry: &PoolEntry) -> Result<Self> {
+        let wrong = |error: Error| refuse(format!("pool {:?} in the configuration file: {error}", entry.name));
+        let mut limits = SpaceLimits::default();
+        if let Some(factor) = entry.overcommit {
+            limits.overcommit = factor.to_string().parse().map_err(wrong)?;
+        }
+        if let Some(text) = &entry.min_free {
+            limits.min_free = text.parse().map_err(wrong)?;
+        }
+        let name: PoolName = entry.name.parse().map_err(wrong)?;
+        Ok(Self { spec: PoolSpec::file(name, Path::new(&entry.path)).map_err(wrong)?, limits })
+    }
+}
 
 /// Everything `holdfast standalone` needs, checked.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The Unix socket's path.
     pub socket: PathBuf,
@@ -169,8 +189,8 @@ pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
     } else {
         let with_limits = |text: &String| {
             let pool = PoolConfig::from_flag(text)?;
-            Ok(match from_file.iter().find(|other| other.name == pool.name) {
-                Some(known) => PoolConfig { overcommit: known.overcommit, min_free: known.min_free, ..pool },
+            Ok(match from_file.iter().find(|other| other.spec.name == pool.spec.name) {
+                Some(known) => PoolConfig { limits: known.limits, ..pool },
                 None => pool,
             })
         };
@@ -182,61 +202,22 @@ pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
     let mut rest = pools.as_slice();
     while let Some((pool, others)) = rest.split_first() {
         for other in others {
-            if pool.name == other.name {
-                return Err(refuse(format!("pool {} is given twice; give each pool a name of its own", pool.name)));
-            }
-            if pool.root.starts_with(&other.root) || other.root.starts_with(&pool.root) {
+            if pool.spec.name == other.spec.name {
                 return Err(refuse(format!(
-                    "pools {} ({}) and {} ({}) lie in one another; give each a directory of its own",
-                    pool.name,
-                    pool.root.display(),
-                    other.name,
-                    other.root.display()
+                    "pool {} is given twice; give each pool a name of its own",
+                    pool.spec.name
+                )));
+            }
+            if pool.root().starts_with(other.root()) || other.root().starts_with(pool.root()) {
+                return Err(refuse(format!(
+                    "pools {} and {} lie in one another; give each a directory of its own",
+                    pool.spec, other.spec
                 )));
             }
         }
         rest = others;
     }
     Ok(pools)
-}
-
-impl PoolConfig {
-    fn from_flag(text: &str) -> Result<Self> {
-        let wrong = |reason: String| refuse(format!("--pool {text}: {reason}; write --pool NAME=file:/DIR"));
-        let (name, place) = text.split_once('=').ok_or_else(|| wrong("there is no '='".to_owned()))?;
-        let (kind, path) = place.split_once(':').ok_or_else(|| wrong("the pool's kind is missing".to_owned()))?;
-        if kind != "file" {
-            return Err(wrong(format!("the kind {kind:?} is not in this release, only file")));
-        }
-        let name = name.parse().map_err(|error: Error| wrong(error.to_string()))?;
-        Ok(Self { name, root: root(path).map_err(wrong)?, overcommit: DEFAULT_OVERCOMMIT, min_free: DEFAULT_MIN_FREE })
-    }
-
-    fn from_entry(entry: &PoolEntry) -> Result<Self> {
-        let wrong = |reason: String| refuse(format!("pool {:?} in the configuration file: {reason}", entry.name));
-        let name = entry.name.parse().map_err(|error: Error| wrong(error.to_string()))?;
-        let overcommit = entry.overcommit.unwrap_or(DEFAULT_OVERCOMMIT);
-        if !(1.0..=100.0).contains(&overcommit) {
-            return Err(wrong(format!("overcommit {overcommit} is refused: it is a number from 1.0 to 100.0")));
-        }
-        let min_free = match &entry.min_free {
-            None => DEFAULT_MIN_FREE,
-            Some(text) => text.parse().map_err(|reason| wrong(format!("minFree {text:?} is refused: {reason}")))?,
-        };
-        Ok(Self { name, root: root(&entry.path).map_err(wrong)?, overcommit, min_free })
-    }
-}
-
-/// An absolute directory without `..`, so two spellings of one place are seen to be one.
-fn root(text: &str) -> std::result::Result<PathBuf, String> {
-    let path = Path::new(text.strip_prefix("file:").unwrap_or(text));
-    if !path.is_absolute() {
-        return Err(format!("{text:?} is not an absolute directory"));
-    }
-    if path.components().any(|part| part == std::path::Component::ParentDir) {
-        return Err(format!("{text:?} goes through '..'; write the directory itself"));
-    }
-    Ok(path.components().collect())
 }
 
 fn refuse(sentence: impl Into<String>) -> Error {
@@ -246,6 +227,7 @@ fn refuse(sentence: impl Into<String>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::home::MinFree;
     use crate::types::Bytes;
 
     fn flags(pools: &[&str]) -> Flags {
@@ -274,7 +256,7 @@ mod tests {
         let all = Config::resolve(&flags(&["b=file:/pools/b"]), &file, environment).unwrap();
         assert_eq!((all.socket.to_str().unwrap(), all.node.as_str()), ("/run/h.sock", "n1"));
         assert_eq!(all.pools.len(), 1);
-        assert_eq!(all.pools[0].root, Path::new("/pools/b"));
+        assert_eq!(all.pools[0].root(), Path::new("/pools/b"));
         let from_file = Config::resolve(&Flags::default(), &file, environment).unwrap();
         assert_eq!((from_file.socket.to_str().unwrap(), from_file.node.as_str()), ("/f.sock", "from-file"));
         assert_eq!((from_file.log_format, from_file.log_level), (LogFormat::Json, LogLevel::Debug));
@@ -289,11 +271,11 @@ mod tests {
     #[test]
     fn a_pool_flag_keeps_the_limits_the_file_has_for_its_name() {
         let config = Config::resolve(&flags(&["a=file:/elsewhere"]), &file(WHOLE).unwrap(), |_| None).unwrap();
-        assert_eq!(config.pools[0].root, Path::new("/elsewhere"));
-        assert_eq!(config.pools[0].min_free, MinFree::Bytes(Bytes::mib(10 * 1024)));
-        assert!((config.pools[0].overcommit - 1.5).abs() < 1e-9);
+        assert_eq!(config.pools[0].root(), Path::new("/elsewhere"));
+        assert_eq!(config.pools[0].limits.min_free, MinFree::Bytes(Bytes::mib(10 * 1024)));
+        assert_eq!(config.pools[0].limits.overcommit, "1.5".parse().unwrap());
         let plain = Config::resolve(&flags(&["c=file:/c"]), &File::default(), |_| None).unwrap();
-        assert_eq!(plain.pools[0].min_free, DEFAULT_MIN_FREE);
+        assert_eq!(plain.pools[0].limits, SpaceLimits::default());
     }
 
     #[test]
@@ -319,10 +301,10 @@ mod tests {
             (with(|f| f.metrics = Some("9808".into())), "127.0.0.1:9808"),
             (with(|f| f.log_level = Some("loud".into())), "error, warn, info"),
             (with(|f| f.log_format = Some("xml".into())), "text or json"),
-            (with(|f| f.pools = vec!["a".into()]), "NAME=file:/DIR"),
+            (with(|f| f.pools = vec!["a".into()]), "NAME=file:DIR"),
             (with(|f| f.pools = vec!["a=lvm:vg".into()]), "not in this release"),
-            (with(|f| f.pools = vec!["a=file:x".into()]), "not an absolute directory"),
-            (with(|f| f.pools = vec!["a=file:/x/../y".into()]), "'..'"),
+            (with(|f| f.pools = vec!["a=file:x".into()]), "absolute path"),
+            (with(|f| f.pools = vec!["a=file:/x/../y".into()]), "\"..\""),
             (with(|f| f.pools = vec!["A=file:/x".into()]), "not a pool name"),
             (with(|f| f.pools.push("a=file:/b".into())), "given twice"),
             (with(|f| f.pools.push("b=file:/a/b/".into())), "in one another"),
@@ -338,10 +320,10 @@ mod tests {
             let text = format!("pools:\n  - name: a\n    path: /a\n    {extra}\n");
             pools(&Flags::default(), &file(&text).unwrap())
         };
-        assert_eq!(pool("minFree: 5%").unwrap()[0].min_free, MinFree::Percent(5));
-        assert!(said(pool("minFree: 95%")).contains("90%"));
+        assert_eq!(pool("minFree: 5%").unwrap()[0].limits.min_free, MinFree::Percent(5));
+        assert!(said(pool("minFree: 99%")).contains("minFree"));
         assert!(said(pool("minFree: lots")).contains("10Gi"));
-        assert!(said(pool("overcommit: 0.5")).contains("overcommit"));
+        assert!(said(pool("overcommit: 0.01")).contains("overcommit"));
         assert!(said(pool("overcommit: .nan")).contains("overcommit"));
     }
 }

@@ -13,6 +13,7 @@
 //!  types, telemetry words as types | logs, metrics, health; used by all
 //! ```
 
+pub mod attach;
 pub mod config;
 pub mod csi;
 pub mod fs;

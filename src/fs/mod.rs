@@ -1,12 +1,92 @@
 //! Filesystems: what is on a device, and how one is made, checked and grown. Knows no volume, record or CSI.
+//!
+//! No force flag is ever passed to a tool; whether a device may be written is decided above, from the volume's
+//! record (docs/design.md section 8).
 
+mod ext4;
 mod mkfs_options;
 mod options;
+pub mod probe;
+mod tool;
+mod xfs;
 
 pub use mkfs_options::MkfsOptions;
 pub use options::MountOptions;
 
-use crate::types::{Bytes, FsType};
+use std::path::Path;
+
+use uuid::Uuid;
+
+use crate::os::{BlockDevice, Os};
+use crate::types::{Bytes, FsType, Result};
+
+/// What Holdfast does with a filesystem. Everything blocks; children are killed at their limits and listed while they run.
+pub trait Filesystem: Send + Sync {
+    /// Makes one with this UUID on a device that is proved to read as zeroes all over, for kernels from 5.15 on.
+    ///
+    /// Killed in between, it leaves no valid superblock, or one whose filesystem fails [`Filesystem::check`].
+    ///
+    /// # Errors
+    /// `Busy` when something holds the device; `NoCapacity`, `OutOfRange`; `Precondition` when the tool is missing or
+    /// finds something on the device; `Unsupported` when it is too old; `Timeout`; `Internal`.
+    fn make(&self, os: &Os, device: &Path, uuid: Uuid, options: &MkfsOptions) -> Result<()>;
+
+    /// Checks one that is not mounted, and writes nothing.
+    ///
+    /// # Errors
+    /// `Busy`, `Timeout`, `Internal` when there is no answer: the device could not be read, the tool was killed.
+    fn check(&self, os: &Os, device: &Path) -> Result<Checked>;
+
+    /// Repairs one that is not mounted as far as its tool does so without asking; only for a superblock that says errors.
+    ///
+    /// # Errors
+    /// `Corrupt` when a human has to decide (XFS: always); `Busy`, `Timeout`, `Internal`.
+    fn repair(&self, os: &Os, device: &Path) -> Result<()>;
+
+    /// Grows a mounted one to `target`, which its device must have, and looks whether it did. Never shrinks.
+    ///
+    /// # Errors
+    /// `Precondition` when it says errors; `Internal`.
+    fn grow_mounted(&self, os: &Os, device: &BlockDevice, mount_point: &Path, target: Bytes) -> Result<Grown>;
+
+    /// Grows one that is not mounted, where that can be done; a check comes first, as resize2fs wants it.
+    ///
+    /// # Errors
+    /// `Corrupt` when the check does not end well; `Busy`, `Timeout`, `Internal`.
+    fn grow_unmounted(&self, os: &Os, device: &BlockDevice, target: Bytes) -> Result<Grown>;
+}
+
+/// What a read-only check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// Nothing wrong.
+    Sound,
+    /// Something wrong.
+    Unsound {
+        /// The first thing the tool said of it.
+        said: String,
+    },
+}
+
+/// How growing ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grown {
+    /// It is bigger.
+    Yes,
+    /// It had the size.
+    AlreadyThere,
+    /// Not this way: the kernel refuses it to this process (ext4 mounted, without CAP_SYS_RESOURCE), or XFS unmounted.
+    NotPermitted,
+}
+
+/// What is done with filesystems of this kind.
+#[must_use]
+pub fn of(fs: FsType) -> &'static dyn Filesystem {
+    match fs {
+        FsType::Ext4 => &ext4::Ext4,
+        FsType::Xfs => &xfs::Xfs,
+    }
+}
 
 /// The smallest device a filesystem is made on.
 ///

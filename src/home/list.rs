@@ -153,7 +153,7 @@ impl Shared {
     }
 }
 
-fn report_of(id: PoolId, state: &PoolState) -> Result<PoolReport> {
+pub(super) fn report_of(id: PoolId, state: &PoolState) -> Result<PoolReport> {
     let identity = state.pool.identity();
     let totals = state.ledger.totals();
     Ok(PoolReport {

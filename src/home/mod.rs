@@ -18,7 +18,10 @@ mod local;
 mod locks;
 pub mod record;
 mod request;
+#[cfg(test)]
+mod scenarios;
 mod snapshot;
+mod survey;
 
 pub use answer::{
     Capacity, Changed, Coordinates, CopyState, Created, Expanded, FormatState, Formatting, Granted, NodeExpansion,
@@ -28,6 +31,7 @@ pub use limits::{MinFree, Overcommit, SpaceLimits};
 pub use local::LocalHome;
 pub use locks::{LockGuard, Locks};
 pub use request::{CapacityQuery, CreateSnapshot, CreateVolume, GrantRequest, ReadOnly, SnapshotFilter, Source};
+pub use survey::{Survey, survey};
 
 use std::collections::BTreeMap;
 

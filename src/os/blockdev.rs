@@ -124,6 +124,17 @@ impl Os {
         })
     }
 
+    /// What a mounted XFS says of its size: its superblock on the device is behind while it is mounted.
+    ///
+    /// # Errors
+    /// Those of the ioctl; ENOTTY when it is no XFS.
+    pub fn xfs_geometry(&self, mount_point: &Path) -> io::Result<XfsGeometry> {
+        self.call(Call::XfsGeometry, &mount_point.display(), || {
+            let (block_size, blocks, inode_percent) = ioctl::xfs_geometry(File::open(mount_point)?.as_fd())?;
+            Ok(XfsGeometry { block_size, blocks, inode_percent })
+        })
+    }
+
     /// Grows a mounted XFS to so many of its blocks (XFS_IOC_FSGROWFSDATA); `imaxpct` as its superblock has it.
     ///
     /// # Errors
@@ -133,6 +144,17 @@ impl Os {
             ioctl::xfs_growfs(File::open(mount_point)?.as_fd(), blocks, imaxpct)
         })
     }
+}
+
+/// What a mounted XFS says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XfsGeometry {
+    /// Bytes per block.
+    pub block_size: u32,
+    /// Blocks of its data section.
+    pub blocks: u64,
+    /// How much of it inodes may take, percent.
+    pub inode_percent: u32,
 }
 
 pub(super) fn open(path: &Path, flags: i32) -> io::Result<BlockDevice> {

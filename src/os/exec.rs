@@ -4,14 +4,16 @@
 #![expect(unsafe_code, reason = "prctl(2) between fork and exec needs pre_exec")]
 #![expect(clippy::disallowed_methods, reason = "this is the one room that starts child processes")]
 
-use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
@@ -26,6 +28,10 @@ pub struct Program {
     path: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// Variables whose value is the path of a file with this text.
+    files: Vec<(String, String)>,
+    /// The most address space it may take, bytes.
+    memory: Option<u64>,
     limit: Duration,
     /// What it works on, for the table of ongoing things.
     target: String,
@@ -91,7 +97,7 @@ impl Program {
     #[must_use]
     pub fn at(path: PathBuf, target: &Path, limit: Duration) -> Self {
         let target = target.display().to_string();
-        Self { path, arguments: Vec::new(), environment: Vec::new(), limit, target }
+        Self { path, arguments: Vec::new(), environment: Vec::new(), files: Vec::new(), memory: None, limit, target }
     }
 
     /// Adds an argument.
@@ -112,6 +118,21 @@ impl Program {
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Adds a variable that names a file with this text: sealed, in memory, gone with the child (memfd_create(2)).
+    #[must_use]
+    pub fn env_file(mut self, name: &str, text: impl Into<String>) -> Self {
+        self.files.push((name.to_owned(), text.into()));
+        self
+    }
+
+    /// Limits its address space (RLIMIT_AS), so that a checker of a huge filesystem fails alone instead of taking
+    /// the daemon's memory with it.
+    #[must_use]
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = Some(bytes);
         self
     }
 
@@ -146,11 +167,31 @@ impl Os {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
+        let mut kept = Vec::new();
+        for (name, text) in &program.files {
+            let file = sealed(name, text)?;
+            command.env(name, format!("/proc/self/fd/{}", file.as_raw_fd()));
+            kept.push(file);
+        }
+        let inherited: Vec<i32> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+        let memory = program.memory;
         let parent = nix::unistd::getpid();
-        // SAFETY: between fork and exec only prctl(2), getppid(2) and _exit are called, all async-signal-safe.
+        // SAFETY: between fork and exec only prctl(2), fcntl(2), setrlimit(2), getppid(2) and _exit are called, all
+        // async-signal-safe; nothing allocates.
         unsafe {
             command.pre_exec(move || {
                 prctl::set_pdeathsig(Signal::SIGKILL)?;
+                for fd in &inherited {
+                    if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                if let Some(bytes) = memory {
+                    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+                    if libc::setrlimit(libc::RLIMIT_AS, &raw const limit) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
                 // The parent may have died before prctl: then nobody would ever signal us.
                 if nix::unistd::getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ECHILD)) }
             });
@@ -171,6 +212,16 @@ impl Os {
         };
         Ok(Output { exit, stdout: stdout.text(), stderr: stderr.text() })
     }
+}
+
+/// A file in memory that nobody can change any more.
+fn sealed(name: &str, text: &str) -> io::Result<std::fs::File> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let mut file = std::fs::File::from(memfd_create(name, flags)?);
+    file.write_all(text.as_bytes())?;
+    let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file)
 }
 
 /// Reads both pipes until the child closed them; kills it at its limit. True when it was killed.
@@ -272,6 +323,15 @@ mod tests {
         let output = shell("env | sort | cut -d= -f1 | tr '\\n' ' '", Duration::from_secs(10)).unwrap();
         assert!(!output.stdout.contains("CARGO"), "{}", output.stdout);
         assert!(output.stdout.contains("LC_ALL"));
+    }
+
+    #[test]
+    fn a_file_given_by_variable_is_there_and_cannot_be_changed() {
+        let program = Program::find("sh", Path::new("/dev/null"), Duration::from_secs(10)).unwrap();
+        let program = program.arg("-c").arg("cat $CONF; echo x >> $CONF").env_file("CONF", "[defaults]\n");
+        let output = Os::new().run(&program).unwrap();
+        assert_eq!(output.stdout, "[defaults]\n");
+        assert!(!output.success());
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Directories and small files, each change durable when the method returns.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::statfs::statfs;
 
 use super::{Call, Os};
@@ -34,10 +36,31 @@ pub struct FsSpace {
     pub total: u64,
     /// Bytes an unprivileged user may still use (`f_bavail`).
     pub available: u64,
+    /// Bytes nobody uses (`f_bfree`): `available` and what is kept for root.
+    pub free: u64,
     /// All inodes; 0 where they are not counted (btrfs).
     pub inodes: u64,
     /// Free inodes.
     pub inodes_free: u64,
+}
+
+impl FileIdentity {
+    pub(super) fn of(meta: &Metadata) -> Self {
+        Self { device: meta.dev(), inode: meta.ino(), size: meta.len(), allocated: meta.blocks().saturating_mul(512) }
+    }
+}
+
+/// What a name in a directory stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A device, socket or pipe.
+    Other,
 }
 
 impl Os {
@@ -46,18 +69,45 @@ impl Os {
     /// # Errors
     /// Any error of open(2) or read(2) but ENOENT; `InvalidData` for a file over 1 MiB.
     pub fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
-        self.call(Call::Read, &path.display(), || {
-            let file = match File::open(path) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(error),
-            };
-            let mut text = Vec::new();
-            file.take(MAX_SMALL_FILE + 1).read_to_end(&mut text)?;
-            if text.len() as u64 > MAX_SMALL_FILE {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 1 MiB"));
-            }
-            Ok(Some(text))
+        self.call(Call::Read, &path.display(), || match File::open(path) {
+            Ok(file) => read_small(file).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Reads a small file whole, as [`Os::read`], but follows no symbolic link anywhere in its path.
+    ///
+    /// # Errors
+    /// Those of [`Os::read`]; ELOOP for a symbolic link on the way; `InvalidInput` when it is no regular file.
+    pub fn read_plain(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        self.call(Call::Read, &path.display(), || open_plain(path, OFlag::O_RDONLY)?.map(read_small).transpose())
+    }
+
+    /// What a path itself is, not what it leads to; `None` when nothing is there.
+    ///
+    /// # Errors
+    /// Those of lstat(2) but ENOENT and ENOTDIR.
+    pub fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
+        self.call(Call::Identity, &path.display(), || match fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_symlink() => Ok(Some(Entry::Symlink)),
+            Ok(meta) if meta.is_dir() => Ok(Some(Entry::Directory)),
+            Ok(meta) if meta.is_file() => Ok(Some(Entry::File)),
+            Ok(_) => Ok(Some(Entry::Other)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// The path without symbolic links, `.` and `..`; `None` when nothing is there.
+    ///
+    /// # Errors
+    /// Those of realpath(3) but ENOENT.
+    pub fn canonical(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        self.call(Call::Identity, &path.display(), || match fs::canonicalize(path) {
+            Ok(path) => Ok(Some(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         })
     }
 
@@ -104,13 +154,15 @@ impl Os {
         self.sync_dir(parent(path)?)
     }
 
-    /// Writes and fsyncs a file, truncating one that is there. Its name is durable after [`Os::sync_dir`].
+    /// Writes and fsyncs a file, truncating one that is there (a symbolic link is an error). Its name is durable after [`Os::sync_dir`].
     ///
     /// # Errors
     /// Those of open, write and fsync.
     pub fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut file = self.call(Call::WriteFile, &path.display(), || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+            let mut file = options.open(path)?;
             file.write_all(content)?;
             Ok(file)
         })?;
@@ -186,12 +238,7 @@ impl Os {
     /// Those of stat(2) but ENOENT and ENOTDIR.
     pub fn identity(&self, path: &Path) -> io::Result<Option<FileIdentity>> {
         self.call(Call::Identity, &path.display(), || match fs::metadata(path) {
-            Ok(meta) => Ok(Some(FileIdentity {
-                device: meta.dev(),
-                inode: meta.ino(),
-                size: meta.len(),
-                allocated: meta.blocks().saturating_mul(512),
-            })),
+            Ok(meta) => Ok(Some(FileIdentity::of(&meta))),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(error),
         })
@@ -209,11 +256,36 @@ impl Os {
                 magic: stat.filesystem_type().0,
                 total: stat.blocks().saturating_mul(unit),
                 available: stat.blocks_available().saturating_mul(unit),
+                free: stat.blocks_free().saturating_mul(unit),
                 inodes: stat.files(),
                 inodes_free: stat.files_free(),
             })
         })
     }
+}
+
+/// Opens a regular file whose path holds no symbolic link; `None` when it does not exist.
+pub(super) fn open_plain(path: &Path, access: OFlag) -> io::Result<Option<File>> {
+    let how =
+        OpenHow::new().flags(access | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let file = match openat2(AT_FDCWD, path, how) {
+        Ok(file) => File::from(file),
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok(Some(file))
+}
+
+fn read_small(file: File) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    file.take(MAX_SMALL_FILE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_SMALL_FILE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 1 MiB"));
+    }
+    Ok(text)
 }
 
 /// The directory a path lies in.

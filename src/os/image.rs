@@ -3,13 +3,14 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
+use nix::fcntl::{FallocateFlags, OFlag, copy_file_range, fallocate};
 use nix::unistd::{Whence, lseek64};
 
+use super::files::{FileIdentity, open_plain};
 use super::ioctl::{self, FIEMAP_BATCH, Fiemap, FiemapExtent, FiemapHeader};
 use super::{Call, Os};
 
@@ -23,6 +24,9 @@ const FIEMAP_FLAG_SYNC: u32 = 1;
 const FIEMAP_EXTENT_LAST: u32 = 0x1;
 const FIEMAP_EXTENT_UNWRITTEN: u32 = 0x800;
 const FIEMAP_EXTENT_SHARED: u32 = 0x2000;
+
+/// How much [`Os::write_zeroes`] writes at once, bytes.
+const ZEROES: usize = 1 << 20;
 
 /// What FIEMAP says of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,15 +42,46 @@ pub struct ExtentSummary {
 }
 
 impl Os {
-    /// Opens an image to read and write; `None` when it does not exist.
+    /// Opens an image to read and write; `None` when it does not exist. Symbolic links are not followed, anywhere in
+    /// the path, so the caller passes a canonical one.
     ///
     /// # Errors
-    /// Those of open(2) but ENOENT.
+    /// Those of openat2(2) but ENOENT: ELOOP for a symbolic link on the way; `InvalidInput` when it is no regular file.
     pub fn open_image(&self, path: &Path) -> io::Result<Option<File>> {
-        self.call(Call::OpenImage, &path.display(), || match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        self.call(Call::OpenImage, &path.display(), || open_plain(path, OFlag::O_RDWR))
+    }
+
+    /// Opens an image to read; otherwise as [`Os::open_image`].
+    ///
+    /// # Errors
+    /// Those of [`Os::open_image`].
+    pub fn view_image(&self, path: &Path) -> io::Result<Option<File>> {
+        self.call(Call::OpenImage, &path.display(), || open_plain(path, OFlag::O_RDONLY))
+    }
+
+    /// Which file an open image is.
+    ///
+    /// # Errors
+    /// Those of fstat(2).
+    pub fn image_identity(&self, file: &File, path: &Path) -> io::Result<FileIdentity> {
+        self.call(Call::Identity, &path.display(), || Ok(FileIdentity::of(&file.metadata()?)))
+    }
+
+    /// Writes zeroes over `offset..offset+bytes`. Durable after [`Os::sync_file`].
+    ///
+    /// # Errors
+    /// Those of pwrite(2); part of it may be written.
+    pub fn write_zeroes(&self, file: &File, path: &Path, offset: u64, bytes: u64) -> io::Result<()> {
+        self.call(Call::WriteImage, &path.display(), || {
+            let zeroes = vec![0; ZEROES];
+            let end = offset.saturating_add(bytes);
+            let mut position = offset;
+            while position < end {
+                let piece = usize::try_from(end - position).map_or(ZEROES, |left| left.min(ZEROES));
+                file.write_all_at(zeroes.get(..piece).unwrap_or_default(), position)?;
+                position = position.saturating_add(u64::try_from(piece).map_err(io::Error::other)?);
+            }
+            Ok(())
         })
     }
 

@@ -7,7 +7,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use linux_raw_sys::loop_device::{
-    LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LOOP_GET_STATUS64, LOOP_SET_CAPACITY, loop_config, loop_info64,
+    LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64, LOOP_SET_CAPACITY, loop_config,
+    loop_info64,
 };
 
 mod raw {
@@ -15,6 +16,7 @@ mod raw {
     use linux_raw_sys::loop_device::{loop_config, loop_info64};
 
     nix::ioctl_none_bad!(loop_ctl_get_free, super::LOOP_CTL_GET_FREE);
+    nix::ioctl_write_int_bad!(loop_ctl_remove, super::LOOP_CTL_REMOVE);
     nix::ioctl_none_bad!(loop_clr_fd, super::LOOP_CLR_FD);
     nix::ioctl_none_bad!(loop_set_capacity, super::LOOP_SET_CAPACITY);
     nix::ioctl_write_ptr_bad!(loop_configure, super::LOOP_CONFIGURE, loop_config);
@@ -29,6 +31,7 @@ mod raw {
     nix::ioctl_write_ptr!(fs_ioc_setflags, b'f', 2, libc::c_long);
     nix::ioctl_readwrite!(fs_ioc_fiemap, b'f', 11, super::FiemapHeader);
     nix::ioctl_write_ptr!(ext4_ioc_resize_fs, b'f', 16, u64);
+    nix::ioctl_read!(xfs_ioc_fsgeometry_v1, b'X', 100, super::XfsGeometryV1);
     nix::ioctl_write_ptr!(xfs_ioc_fsgrowfsdata, b'X', 110, super::XfsGrowfsData);
 }
 
@@ -85,11 +88,45 @@ struct XfsGrowfsData {
     imaxpct: u32,
 }
 
+/// `struct xfs_fsop_geom_v1` of fs/xfs/libxfs/xfs_fs.h.
+#[repr(C)]
+#[derive(Default)]
+struct XfsGeometryV1 {
+    blocksize: u32,
+    rtextsize: u32,
+    agblocks: u32,
+    agcount: u32,
+    logblocks: u32,
+    sectsize: u32,
+    inodesize: u32,
+    imaxpct: u32,
+    datablocks: u64,
+    rtblocks: u64,
+    rtextents: u64,
+    logstart: u64,
+    uuid: [u8; 16],
+    sunit: u32,
+    swidth: u32,
+    version: i32,
+    flags: u32,
+    logsectsize: u32,
+    rtsectsize: u32,
+    dirblocksize: u32,
+}
+
 /// LOOP_CTL_GET_FREE: the number of a loop device that is free now (somebody may take it before us).
 pub(super) fn loop_ctl_get_free(control: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: takes no pointer.
     let number = unsafe { raw::loop_ctl_get_free(control.as_raw_fd()) }?;
     u32::try_from(number).map_err(io::Error::other)
+}
+
+/// LOOP_CTL_REMOVE: takes a loop device that shows nothing out of the system; EBUSY when it does or is open.
+pub(super) fn loop_ctl_remove(control: BorrowedFd<'_>, number: u32) -> io::Result<()> {
+    let number = libc::c_int::try_from(number).map_err(io::Error::other)?;
+    // SAFETY: takes no pointer.
+    unsafe { raw::loop_ctl_remove(control.as_raw_fd(), number) }?;
+    Ok(())
 }
 
 /// LOOP_CONFIGURE: backing file, block size and flags in one step.
@@ -220,4 +257,12 @@ pub(super) fn xfs_growfs(mount: BorrowedFd<'_>, blocks: u64, imaxpct: u32) -> io
     // SAFETY: the kernel reads one xfs_growfs_data, which outlives the call.
     unsafe { raw::xfs_ioc_fsgrowfsdata(mount.as_raw_fd(), &raw const request) }?;
     Ok(())
+}
+
+/// XFS_IOC_FSGEOMETRY_V1 (fs/xfs/xfs_ioctl.c): bytes per block, blocks, and the percentage inodes may take.
+pub(super) fn xfs_geometry(mount: BorrowedFd<'_>) -> io::Result<(u32, u64, u32)> {
+    let mut geometry = XfsGeometryV1::default();
+    // SAFETY: the kernel writes one xfs_fsop_geom_v1 into ours.
+    unsafe { raw::xfs_ioc_fsgeometry_v1(mount.as_raw_fd(), &raw mut geometry) }?;
+    Ok((geometry.blocksize, geometry.datablocks, geometry.imaxpct))
 }

@@ -12,8 +12,10 @@ use std::time::Duration;
 use linux_raw_sys::loop_device::{LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LO_FLAGS_READ_ONLY, loop_info64};
 
 use super::files::FileIdentity;
-use super::{BlockDevice, Call, Os, blockdev, ioctl};
+use super::{BlockDevice, Call, DevNum, Os, blockdev, ioctl};
 
+/// include/uapi/linux/major.h.
+const LOOP_MAJOR: u8 = 7;
 /// How often LOOP_CONFIGURE is tried on another number when somebody else took the free one first.
 const ATTACH_TRIES: usize = 64;
 /// How often, and how far apart, a cleared device is looked at: udev opens devices for a moment.
@@ -27,6 +29,8 @@ pub struct LoopConfig {
     pub block_size: u32,
     /// Free text of at most 63 bytes kept by the kernel (`lo_file_name`): the volume's uuid.
     pub name: String,
+    /// What [`Os::loop_set_discard`] will be asked for: a device that can no longer pass discards on is made anew.
+    pub discard: Discard,
 }
 
 /// The number of a loop device.
@@ -34,6 +38,13 @@ pub struct LoopConfig {
 pub struct LoopDevice(u32);
 
 impl LoopDevice {
+    /// The one called `loopN`; `None` when that is no such name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let digits = name.strip_prefix("loop").filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+        digits.parse().ok().map(Self)
+    }
+
     /// `/dev/loopN`.
     #[must_use]
     pub fn path(self) -> PathBuf {
@@ -42,6 +53,15 @@ impl LoopDevice {
 
     fn sysfs(self) -> PathBuf {
         PathBuf::from(format!("/sys/block/loop{}", self.0))
+    }
+
+    /// Whether somebody once wrote 0 to `discard_max_bytes`. The setting outlives the image, and since it makes the
+    /// granularity 0 the kernel then refuses every other number (block/blk-sysfs.c, `queue_max_discard_sectors_store`:
+    /// EINVAL for `bytes & (granularity - 1)`): only a device made anew passes discards on again.
+    fn discards_for_ever_off(self) -> bool {
+        let queue = self.sysfs().join("queue");
+        let is = |name| read_number(&queue.join(name)).ok();
+        is("discard_max_bytes") == Some(0) && is("discard_max_hw_bytes").is_some_and(|most| most > 0)
     }
 }
 
@@ -70,7 +90,19 @@ impl LoopStatus {
     /// Whether the image behind it is this file.
     #[must_use]
     pub fn backs(&self, file: &FileIdentity) -> bool {
-        self.backing_inode == file.inode && self.backing_device == huge_encode(file.device)
+        self.backing_inode == file.inode && self.on_filesystem_of(file)
+    }
+
+    /// Whether the image behind it lies on the filesystem of this file.
+    #[must_use]
+    pub fn on_filesystem_of(&self, file: &FileIdentity) -> bool {
+        self.backing_device == huge_encode(file.device)
+    }
+
+    /// Whether two devices show one image.
+    #[must_use]
+    pub fn shows_what(&self, other: &Self) -> bool {
+        self.backing_inode == other.backing_inode && self.backing_device == other.backing_device
     }
 }
 
@@ -87,10 +119,22 @@ impl Os {
                 let name = entry?.file_name();
                 let number = name.to_str().and_then(|n| n.strip_prefix("loop")).and_then(|n| n.parse().ok());
                 let Some(device) = number.map(LoopDevice) else { continue };
-                if device.sysfs().join("loop/backing_file").exists()
-                    && let Some(status) = status_of(device)?
-                {
-                    found.push(status);
+                let backing = device.sysfs().join("loop/backing_file");
+                if !backing.exists() {
+                    continue;
+                }
+                match status_of(device)? {
+                    Some(status) => found.push(status),
+                    None if !device.path().exists() && backing.exists() => {
+                        return Err(io::Error::new(
+                            io::ErrorKind::NotFound,
+                            format!(
+                                "{} is attached but has no device node here: /dev must be the host's devtmpfs",
+                                device.path().display()
+                            ),
+                        ));
+                    }
+                    None => {}
                 }
             }
             found.sort_unstable_by_key(|status| status.device);
@@ -105,6 +149,29 @@ impl Os {
     pub fn loop_status(&self, device: LoopDevice) -> io::Result<Option<LoopStatus>> {
         let _gate = self.inner.loop_gate.read().unwrap_or_else(PoisonError::into_inner);
         self.call(Call::LoopStatus, &device.path().display(), || status_of(device))
+    }
+
+    /// The path of a loop's backing file as its opener saw it (sysfs), ` (deleted)` at its end when it is: for
+    /// messages only, never an identity. `None` when nothing is attached.
+    #[must_use]
+    pub fn loop_backing_path(&self, device: LoopDevice) -> Option<String> {
+        fs::read_to_string(device.sysfs().join("loop/backing_file")).ok().map(|path| path.trim_end().to_owned())
+    }
+
+    /// The loop device of this number; `None` when it is no loop device. Opens nothing.
+    ///
+    /// # Errors
+    /// Those of readlink(2) in /sys/dev/block but ENOENT.
+    pub fn loop_of(&self, number: DevNum) -> io::Result<Option<LoopDevice>> {
+        if number.major != u64::from(LOOP_MAJOR) {
+            return Ok(None);
+        }
+        let link = match fs::read_link(format!("/sys/dev/block/{number}")) {
+            Ok(link) => link,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(link.file_name().and_then(|name| name.to_str()).and_then(LoopDevice::named))
     }
 
     /// What is attached to a loop device that is held open; `None` when nothing is.
@@ -124,13 +191,26 @@ impl Os {
     /// found again by the image's identity.
     ///
     /// # Errors
-    /// Those of /dev/loop-control and LOOP_CONFIGURE; EBUSY after 64 lost races for a free number.
+    /// Those of /dev/loop-control, open(2) and LOOP_CONFIGURE; EBUSY after 64 lost races for a free number.
     pub fn loop_attach(&self, image: &File, path: &Path, config: &LoopConfig) -> io::Result<LoopDevice> {
         self.call(Call::LoopAttach, &path.display(), || {
             let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
             for _ in 0..ATTACH_TRIES {
                 let device = LoopDevice(ioctl::loop_ctl_get_free(control.as_fd())?);
-                let node = blockdev::open(&device.path(), 0)?;
+                if config.discard == Discard::On && device.discards_for_ever_off() {
+                    match ioctl::loop_ctl_remove(control.as_fd(), device.0) {
+                        Ok(()) => continue,
+                        // In somebody's hands: a thin image without discards is better than none.
+                        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                        Err(error) if went_away(&error) => continue,
+                        Err(error) => return Err(error),
+                    }
+                }
+                let node = match blockdev::open(&device.path(), 0) {
+                    Ok(node) => node,
+                    Err(error) if went_away(&error) && !device.sysfs().exists() => continue,
+                    Err(error) => return Err(error),
+                };
                 let mut request = ioctl::empty_loop_config();
                 request.fd = u32::try_from(image.as_raw_fd()).map_err(io::Error::other)?;
                 request.block_size = config.block_size;
@@ -160,9 +240,7 @@ impl Os {
         let _gate = self.inner.loop_gate.write().unwrap_or_else(PoisonError::into_inner);
         let device = expected.device;
         self.call(Call::LoopClear, &device.path().display(), || {
-            let same = |now: &LoopStatus| {
-                now.backing_inode == expected.backing_inode && now.backing_device == expected.backing_device
-            };
+            let same = |now: &LoopStatus| now.shows_what(expected);
             {
                 let node = match blockdev::open(&device.path(), libc::O_EXCL) {
                     Ok(node) => node,
@@ -193,36 +271,32 @@ impl Os {
         self.call(Call::LoopSetCapacity, &device.path().display(), || ioctl::loop_set_capacity(device.file.as_fd()))
     }
 
-    /// Whether discards and unmapping zeroes may reach the image. The setting outlives the image on the same
-    /// loop number (block/blk-sysfs.c), so it is written for every attach, both ways.
+    /// Whether discards and unmapping zeroes may reach the image. Off outlives the image on the same loop number
+    /// (block/blk-sysfs.c), so it is looked at after every attach, both ways. On is what a device begins with; one
+    /// that can no longer pass discards on stays as it is, see [`LoopConfig::discard`].
     ///
     /// # Errors
-    /// Those of writing the queue's attributes in sysfs, but not that one is missing in this kernel.
+    /// Those of reading and writing the queue's attributes in sysfs, but not that one is missing in this kernel.
     pub fn loop_set_discard(&self, device: LoopDevice, discard: Discard) -> io::Result<()> {
         self.call(Call::LoopSetDiscard, &device.path().display(), || {
             let queue = device.sysfs().join("queue");
-            for (limit, hardware) in [
-                ("discard_max_bytes", "discard_max_hw_bytes"),
-                ("write_zeroes_unmap_max_bytes", "write_zeroes_unmap_max_hw_bytes"),
-            ] {
+            for limit in ["discard_max_bytes", "write_zeroes_unmap_max_bytes"] {
                 let attribute = queue.join(limit);
-                if !attribute.exists() {
+                if discard == Discard::On || !attribute.exists() || read_number(&attribute)? == 0 {
                     continue;
                 }
-                let wanted = match discard {
-                    Discard::Off => "0".to_owned(),
-                    Discard::On => fs::read_to_string(queue.join(hardware))?.trim().to_owned(),
-                };
-                if fs::read_to_string(&attribute)?.trim() != wanted {
-                    fs::write(&attribute, &wanted)?;
-                    let now = fs::read_to_string(&attribute)?;
-                    if discard == Discard::Off && now.trim() != "0" {
-                        return Err(io::Error::other(format!(
-                            "{} says {} after writing 0",
-                            attribute.display(),
-                            now.trim()
-                        )));
-                    }
+                fs::write(&attribute, "0")?;
+                let now = read_number(&attribute)?;
+                if now != 0 {
+                    let message = format!("{} says {now} after writing 0", attribute.display());
+                    return Err(io::Error::other(message));
+                }
+            }
+            let unmap = queue.join("write_zeroes_unmap_max_bytes");
+            if discard == Discard::On && unmap.exists() {
+                let most = read_number(&queue.join("write_zeroes_unmap_max_hw_bytes"))?;
+                if read_number(&unmap)? != most {
+                    fs::write(&unmap, most.to_string())?;
                 }
             }
             Ok(())
@@ -242,7 +316,7 @@ pub enum Discard {
 fn status_of(device: LoopDevice) -> io::Result<Option<LoopStatus>> {
     match File::open(device.path()) {
         Ok(file) => ask(device, &file),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV)) => Ok(None),
+        Err(error) if went_away(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -269,6 +343,19 @@ fn decode(device: LoopDevice, info: &loop_info64) -> LoopStatus {
     }
 }
 
+/// What open(2) of a loop device says when the device was removed meanwhile.
+fn went_away(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV))
+}
+
+/// An attribute of sysfs that is one number.
+fn read_number(attribute: &Path) -> io::Result<u64> {
+    let text = fs::read_to_string(attribute)?;
+    text.trim().parse().map_err(|_| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{} says {:?}", attribute.display(), text.trim()))
+    })
+}
+
 fn loop_number(path: &Path) -> io::Result<LoopDevice> {
     let name = path.to_str().and_then(|path| path.strip_prefix("/dev/loop"));
     name.and_then(|number| number.parse().ok())
@@ -276,8 +363,8 @@ fn loop_number(path: &Path) -> io::Result<LoopDevice> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no loop device", path.display())))
 }
 
-/// `huge_encode_dev` of include/linux/kdev_t.h, as LOOP_GET_STATUS64 reports `lo_device`: the kernel's `new_encode_dev`,
-/// which for the numbers in use is also what stat(2) gives.
+/// `huge_encode_dev` of include/linux/kdev_t.h, as LOOP_GET_STATUS64 reports `lo_device` (drivers/block/loop.c,
+/// `loop_get_status`): `new_encode_dev`, which for 12 bits of major and 20 of minor is also what stat(2) gives.
 fn huge_encode(dev: u64) -> u64 {
     let (major, minor) = (nix::sys::stat::major(dev), nix::sys::stat::minor(dev));
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)

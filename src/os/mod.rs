@@ -7,11 +7,13 @@
 //! [`Call`] name: a call without a name cannot be written.
 
 mod activity;
+mod bind;
 mod blockdev;
 mod clock;
 mod daemon;
 mod exec;
 mod files;
+mod holders;
 mod image;
 mod ioctl;
 mod loopdev;
@@ -24,11 +26,11 @@ use std::io;
 use std::sync::{Arc, RwLock};
 
 pub use activity::{Activity, ActivityGuard, Ongoing};
-pub use blockdev::{BlockDevice, DevNum};
+pub use blockdev::{BlockDevice, DevNum, XfsGeometry};
 pub use clock::{Stopwatch, Timestamp};
 pub use daemon::Daemon;
 pub use exec::{Exit, Output, Program};
-pub use files::{FileIdentity, FsSpace};
+pub use files::{Entry, FileIdentity, FsSpace};
 pub use image::{CowHint, ExtentSummary};
 pub use loopdev::{Discard, LoopConfig, LoopDevice, LoopStatus};
 pub use mount::MountFlags;
@@ -52,6 +54,7 @@ pub enum Call {
     FsSpace,
     OpenImage,
     CreateImage,
+    WriteImage,
     SetLength,
     Allocate,
     ZeroRange,
@@ -78,6 +81,7 @@ pub enum Call {
     FlushDevice,
     GrowExt4,
     GrowXfs,
+    XfsGeometry,
     Mount,
     Bind,
     Unmount,
@@ -85,6 +89,7 @@ pub enum Call {
     OwnMounts,
     Exec,
     Start,
+    Holders,
 }
 
 /// Stands before and after every call; injected by tests, never chosen by `cfg!(test)`.

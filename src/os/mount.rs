@@ -75,29 +75,6 @@ impl Os {
         })
     }
 
-    /// Binds `from` onto `to`, with flags of its own.
-    ///
-    /// A bind takes its flags only by a second mount(2) (mount(8), "Bind mount operation"). When that fails the
-    /// bind is taken away again; a crash between the two leaves a bind with the flags of its source, which the
-    /// caller's next look at mountinfo sees.
-    ///
-    /// # Errors
-    /// Those of mount(2).
-    pub fn bind(&self, from: &Path, to: &Path, flags: MountFlags) -> io::Result<()> {
-        let _ongoing = self.activity().enter("bind mount", &to.display().to_string(), None);
-        self.call(Call::Bind, &to.display(), || {
-            mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-            if flags == MountFlags::default() {
-                return Ok(());
-            }
-            let again = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags.bits();
-            mount(None::<&str>, to, None::<&str>, again, None::<&str>).map_err(|errno| {
-                let _ = umount2(to, MntFlags::MNT_DETACH);
-                errno.into()
-            })
-        })
-    }
-
     /// Takes the topmost mount at a path away; false when there was none (EINVAL of umount(2), ENOENT).
     ///
     /// Never lazy: a busy filesystem is EBUSY, and stays.

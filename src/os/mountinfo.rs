@@ -1,4 +1,4 @@
-//! /proc/self/mountinfo (proc_pid_mountinfo(5)): the truth about mounts. A stat(2) that fails says nothing about them.
+//! /proc/thread-self/mountinfo (proc_pid_mountinfo(5)): the truth about mounts. A stat(2) that fails says nothing about them.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,9 +8,16 @@ use std::path::{Path, PathBuf};
 
 use super::{Call, DevNum, Os};
 
+/// Of this thread: it may have been given mounts of its own ([`Os::own_mounts`]).
+const MOUNTINFO: &str = "/proc/thread-self/mountinfo";
+
 /// One line of mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
+    /// Its number, unique among the mounts there are.
+    pub id: u64,
+    /// The number of the mount it lies on.
+    pub parent: u64,
     /// The filesystem's device: for one of ours the loop device; for a bind of a device file that of devtmpfs.
     pub device: DevNum,
     /// The directory or file of the filesystem that is mounted: `/` for all of it.
@@ -82,6 +89,28 @@ impl MountTable {
         self.entries.iter().filter(|entry| entry.mount_point == path).count()
     }
 
+    /// The directory or file a mount covers: the filesystem it lies on, and the path inside that filesystem.
+    ///
+    /// Two mounts that cover the same one are stacked, or one is the copy of the other that mount propagation made
+    /// (Documentation/filesystems/sharedsubtree.rst): they are taken away together and count as one use.
+    #[must_use]
+    pub fn covers(&self, entry: &MountEntry) -> (DevNum, PathBuf) {
+        let below = |of: &MountEntry| self.entries.iter().find(|other| other.id == of.parent);
+        let mut lower = below(entry);
+        // A stacked mount's parent is the mount below it at the same place.
+        while let Some(parent) = lower
+            && parent.mount_point == entry.mount_point
+            && parent.id != parent.parent
+        {
+            lower = below(parent);
+        }
+        let inside = |parent: &MountEntry| {
+            let tail = entry.mount_point.strip_prefix(&parent.mount_point).ok()?;
+            Some((parent.device, parent.root.join(tail)))
+        };
+        lower.and_then(inside).unwrap_or_else(|| (entry.device, entry.mount_point.clone()))
+    }
+
     /// Every mount of the filesystem on this device.
     pub fn of_device(&self, device: DevNum) -> impl Iterator<Item = &MountEntry> {
         self.entries.iter().filter(move |entry| entry.device == device)
@@ -92,16 +121,16 @@ impl Os {
     /// The mounts of our namespace.
     ///
     /// # Errors
-    /// Those of reading /proc/self/mountinfo.
+    /// Those of reading /proc/thread-self/mountinfo.
     pub fn mounts(&self) -> io::Result<MountTable> {
-        self.call(Call::Mounts, &"/proc/self/mountinfo", || MountTable::parse(&fs::read("/proc/self/mountinfo")?))
+        self.call(Call::Mounts, &MOUNTINFO, || MountTable::parse(&fs::read(MOUNTINFO)?))
     }
 }
 
 fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let _mount_id = number(fields.next()?)?;
-    let _parent_id = number(fields.next()?)?;
+    let id = number(fields.next()?)?;
+    let parent = number(fields.next()?)?;
     let mut device = fields.next()?.split(|byte| *byte == b':');
     let device = DevNum { major: number(device.next()?)?, minor: number(device.next()?)? };
     let root = path(fields.next()?);
@@ -111,7 +140,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let fs_type = text(fields.next()?);
     let source = text(fields.next()?);
     let super_options = list(fields.next().unwrap_or_default());
-    Some(MountEntry { device, root, mount_point, options, fs_type, source, super_options })
+    Some(MountEntry { id, parent, device, root, mount_point, options, fs_type, source, super_options })
 }
 
 fn number(field: &[u8]) -> Option<u64> {
@@ -171,6 +200,21 @@ mod tests {
         assert!(table.entries()[1].read_only() && !table.entries()[1].super_read_only());
         assert_eq!(table.of_device(DevNum { major: 7, minor: 3 }).count(), 2);
         assert_eq!(table.at(Path::new("/mnt2")).unwrap().fs_type, "ext3");
+    }
+
+    #[test]
+    fn a_propagated_copy_covers_what_its_original_covers() {
+        let text = b"20 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            21 20 8:2 / /data rw - xfs /dev/sdb rw\n\
+            22 20 8:2 /kubelet /var/lib/kubelet rw - xfs /dev/sdb rw\n\
+            30 21 7:3 / /data/kubelet/p/globalmount rw - ext4 /dev/loop3 rw\n\
+            31 22 7:3 / /var/lib/kubelet/p/globalmount rw - ext4 /dev/loop3 rw\n\
+            32 31 7:3 / /var/lib/kubelet/p/globalmount rw - ext4 /dev/loop3 rw\n\
+            33 22 7:3 / /var/lib/kubelet/q rw - ext4 /dev/loop3 rw\n";
+        let table = MountTable::parse(text).unwrap();
+        let covered: Vec<_> = table.entries().iter().skip(3).map(|entry| table.covers(entry)).collect();
+        assert_eq!(covered[0], (DevNum { major: 8, minor: 2 }, PathBuf::from("/kubelet/p/globalmount")));
+        assert!(covered[0] == covered[1] && covered[1] == covered[2] && covered[2] != covered[3]);
     }
 
     #[test]

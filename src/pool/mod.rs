@@ -6,10 +6,29 @@
 
 pub mod file;
 
-use std::path::PathBuf;
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+pub(crate) mod scratch;
+mod spec;
 
-use crate::os::ExtentSummary;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use spec::{Ground, PoolKind, PoolSpec};
+
+use crate::os::{ExtentSummary, Os};
 use crate::types::{Bytes, Failure, NodeId, ObjectUuid, PoolId, PoolName, Provisioning, Result};
+
+/// Opens a pool as its owner, making it on first use.
+///
+/// # Errors
+/// What the kind's own `open` says: for image files [`file::FilePool::open`].
+pub fn open(os: &Os, spec: &PoolSpec, home: &NodeId) -> Result<Arc<dyn Pool>> {
+    match &spec.kind {
+        PoolKind::File { root, ground } => Ok(file::FilePool::open(os, &spec.name, root, *ground, home)?),
+    }
+}
 
 /// A volume or a snapshot of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -231,8 +250,9 @@ pub trait Pool: Send + Sync {
     ///
     /// # Errors
     /// `Failure::Clean` when nothing is left, and the place is as before; `Failure::Dirty` when undoing failed.
-    /// `NoCapacity` when it does not fit; `Unsupported` for a fill, size or provisioning the pool cannot serve;
-    /// `Precondition` when the source has too many extents to be cloned.
+    /// `NoCapacity` when it does not fit; `AlreadyExists` when it is there; `OutOfRange` for a size the pool can never
+    /// hold or one below the source's; `Unsupported` for a fill or provisioning the pool cannot serve; `NotFound` when
+    /// the source does not exist; `Precondition` when it has too many extents to be cloned.
     fn create(&self, object: Object, geometry: &Geometry, fill: Fill, record: &[u8]) -> Result<(), Failure>;
 
     /// Copies the data of `from` into the blank image `to`, from byte `start` on, holes staying holes; made durable
@@ -251,7 +271,7 @@ pub trait Pool: Send + Sync {
     /// Removes an object: its name first (durable), then its data. Gone already is success.
     ///
     /// # Errors
-    /// `Internal`. After one the object is whole or without a name.
+    /// `InUse`, unchanged, while a device shows it; `Internal`. After one the object is whole or without a name.
     fn remove(&self, object: Object) -> Result<()>;
 
     /// Removes what never had a name or has none any more: temporaries and the trash. Called by the owner at start.
@@ -301,13 +321,15 @@ pub trait Pool: Send + Sync {
     /// size and direct I/O of what it made, and undoes it when one differs.
     ///
     /// # Errors
-    /// `NotFound`, `Corrupt` when the image is shorter than the geometry, `Internal`.
+    /// `NotFound`; `Corrupt` when the image is shorter than the geometry or two devices show it; `Precondition` when a
+    /// device that is not ours shows it, or the pool's storage cannot give direct I/O; `InUse` when its device differs
+    /// from the geometry and is held; `Internal`.
     fn activate(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<ActiveDevice>;
 
     /// The device that shows a volume now, if one does.
     ///
     /// # Errors
-    /// `Corrupt` when two do; `Internal`.
+    /// `Corrupt` when two do; `Precondition` when one does that is not ours; `Internal`.
     fn active(&self, volume: ObjectUuid) -> Result<Option<ActiveDevice>>;
 
     /// Gives an active device the size of its image; nothing to do when it is not active.
@@ -319,7 +341,7 @@ pub trait Pool: Send + Sync {
     /// Takes a volume's device away if nobody uses it, and proves it. Works without image and record too.
     ///
     /// # Errors
-    /// `Internal`.
+    /// `Precondition` when a device that is not ours shows the image; `Internal`.
     fn deactivate(&self, volume: ObjectUuid) -> Result<Deactivated>;
 
     /// Everything in the pool's place that should not be there. Reads only.

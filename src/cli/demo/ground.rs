@@ -1,0 +1,253 @@
+//! The ground the demonstration stands on: a temporary directory with a pool filesystem of its own, the driver as a
+//! child process, and the means to tell what is left of it all.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use holdfast::os::{Daemon, Discard, LoopConfig, LoopStatus, MountFlags, Os, Program, Stopwatch};
+use holdfast::types::{Bytes, FsType, NodeId};
+
+use super::client::Client;
+
+/// The pool filesystem's size; sparse, so it takes what is written.
+const POOL_SIZE: Bytes = Bytes::mib(4096);
+/// How long a tool may take, and how long the driver to start or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What exists because of the driver.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Footprint {
+    things: BTreeSet<String>,
+}
+
+impl Footprint {
+    /// What is in `self` and was not in `before`.
+    pub(super) fn since(&self, before: &Self) -> Vec<String> {
+        self.things.difference(&before.things).cloned().collect()
+    }
+}
+
+/// The ground.
+pub(super) struct Ground {
+    os: Os,
+    directory: PathBuf,
+    image: Option<LoopStatus>,
+    driver: Option<Daemon>,
+    /// The pool's filesystem.
+    pub(super) fs: FsType,
+    /// Why it is not XFS, if it is not.
+    pub(super) fallback: Option<String>,
+}
+
+impl Ground {
+    /// Makes the directory; nothing else yet.
+    pub(super) fn new(os: &Os) -> Result<Self> {
+        let name = format!("holdfast-demo-{}", std::process::id());
+        let directory = std::env::temp_dir().canonicalize()?.join(name);
+        os.create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
+        Ok(Self { os: os.clone(), directory, image: None, driver: None, fs: FsType::Xfs, fallback: None })
+    }
+
+    /// A filesystem for the pool on a loop device: XFS with reflink, or ext4 where that cannot be had.
+    pub(super) fn make_pool(&mut self) -> Result<()> {
+        let xfs = ["-q", "-m", "reflink=1"];
+        let ext4 = ["-q", "-E", "lazy_itable_init=1,nodiscard"];
+        if let Err(error) = self.make_filesystem(FsType::Xfs, "mkfs.xfs", &xfs) {
+            self.take_pool_away().context(format!("{error:#}"))?;
+            self.make_filesystem(FsType::Ext4, "mkfs.ext4", &ext4).context(format!("{error:#}"))?;
+            self.fallback = Some(format!("{error:#}"));
+        }
+        self.os.create_dir(&self.pool())?;
+        for name in ["pods", "staging"] {
+            self.os.create_dir(&self.directory.join(name))?;
+        }
+        Ok(())
+    }
+
+    fn make_filesystem(&mut self, fs: FsType, tool: &str, arguments: &[&str]) -> Result<()> {
+        let path = self.directory.join("pool.img");
+        self.os.remove_file(&path)?;
+        let image = self.os.create_image(&path)?;
+        self.os.set_length(&image, &path, POOL_SIZE.get())?;
+        let mkfs = Program::find(tool, &path, PATIENCE)?.args(arguments.iter().copied());
+        let done = self.os.run(&mkfs.arg(path.display().to_string()))?;
+        if !done.success() {
+            bail!("{tool}: {}", done.summary());
+        }
+        let config = LoopConfig { block_size: 512, name: "holdfast-demo".to_owned(), discard: Discard::On };
+        let device = self.os.loop_attach(&image, &path, &config).context("attach a loop device")?;
+        self.image = self.os.loop_status(device)?;
+        let point = self.directory.join("fs");
+        self.os.ensure_dir(&point)?;
+        self.os
+            .mount(&device.path(), &point, fs.as_str(), MountFlags::default(), "")
+            .with_context(|| format!("mount {fs} on {}", device.path().display()))?;
+        self.fs = fs;
+        Ok(())
+    }
+
+    /// The pool's directory.
+    pub(super) fn pool(&self) -> PathBuf {
+        self.directory.join("fs/pool")
+    }
+
+    /// Where the pool's filesystem lies: its loop device.
+    pub(super) fn device(&self) -> String {
+        self.image.as_ref().map(|image| image.device.path().display().to_string()).unwrap_or_default()
+    }
+
+    /// A directory such as kubelet gives a volume for staging.
+    pub(super) fn staging(&self, name: &str) -> Result<PathBuf> {
+        let path = self.directory.join("staging").join(name);
+        self.os.ensure_dir(&path)?;
+        Ok(path)
+    }
+
+    /// Where a pod is to see a volume; the driver makes it.
+    pub(super) fn target(&self, pod: &str) -> PathBuf {
+        self.directory.join("pods").join(pod)
+    }
+
+    /// Starts the driver and waits until its socket answers.
+    pub(super) async fn start_driver(&mut self, node: &NodeId) -> Result<Client> {
+        let program = std::env::current_exe().context("find our own binary")?;
+        let socket = self.socket();
+        let log = File::options().create(true).append(true).open(self.log())?;
+        let arguments = [
+            "standalone".to_owned(),
+            "--endpoint".to_owned(),
+            format!("unix://{}", socket.display()),
+            "--node-name".to_owned(),
+            node.to_string(),
+            "--pool".to_owned(),
+            format!("demo=file:{}", self.pool().display()),
+        ];
+        self.driver = Some(self.os.start(&program, &arguments, &log).context("start the driver")?);
+        let watch = Stopwatch::start();
+        loop {
+            // The volumes' filesystem is the pool's: where there is no XFS for one, there is none for the other.
+            match Client::connect(&socket, node.clone(), self.fs).await {
+                Ok(client) => return Ok(client),
+                Err(error) if watch.elapsed() > PATIENCE => return Err(error),
+                Err(_) => {}
+            }
+            if let Some(status) = self.driver.as_mut().map(Daemon::ended).transpose()?.flatten() {
+                bail!("the driver ended with {status}: {}", self.last_words());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// kill -9; returns the process that is no more.
+    pub(super) fn kill_driver(&mut self) -> Result<u32> {
+        let mut driver = self.driver.take().context("the driver does not run")?;
+        let pid = driver.pid();
+        let status = driver.kill()?;
+        if status.signal().is_some() { Ok(pid) } else { Err(anyhow!("the driver had ended by itself: {status}")) }
+    }
+
+    /// SIGTERM; the driver must end by itself, cleanly, and take its socket away.
+    pub(super) fn stop_driver(&mut self) -> Result<()> {
+        let mut driver = self.driver.take().context("the driver does not run")?;
+        let status = driver.stop(PATIENCE)?;
+        if !status.success() {
+            bail!("the driver ended with {status} on SIGTERM: {}", self.last_words());
+        }
+        if self.socket().exists() {
+            bail!("the driver left its socket {}", self.socket().display());
+        }
+        Ok(())
+    }
+
+    /// The end of the driver's log, for a person to read when a step failed.
+    pub(super) fn last_words(&self) -> String {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let mut lines: Vec<_> = log.lines().rev().take(8).collect();
+        lines.reverse();
+        lines.join("\n    ")
+    }
+
+    /// Everything that exists because of the driver: loop devices on the pool's filesystem, mounts and files.
+    pub(super) fn footprint(&self) -> Result<Footprint> {
+        let mut things = BTreeSet::new();
+        for status in self.loops()? {
+            things.insert(format!("loop device {}", status.device.path().display()));
+        }
+        for entry in self.os.mounts()?.entries() {
+            if entry.mount_point.starts_with(&self.directory) {
+                things.insert(format!("mount {}", entry.mount_point.display()));
+            }
+        }
+        for place in [self.pool(), self.directory.join("pods")] {
+            walk(&place, &mut things)?;
+        }
+        Ok(Footprint { things })
+    }
+
+    /// Takes everything away again, whatever state it is in, and says what would not go.
+    pub(super) fn clear(mut self) -> Result<()> {
+        self.driver = None;
+        self.take_pool_away()?;
+        fs::remove_dir_all(&self.directory).with_context(|| format!("remove {}", self.directory.display()))
+    }
+
+    fn take_pool_away(&mut self) -> Result<()> {
+        let pool = self.directory.join("fs");
+        // The last mount made is the first to go; the pool's own goes after the loops that show its files.
+        let table = self.os.mounts()?;
+        let ours = table.entries().iter().rev().filter(|entry| entry.mount_point.starts_with(&self.directory));
+        for entry in ours.filter(|entry| entry.mount_point != pool) {
+            self.os.unmount(&entry.mount_point).with_context(|| format!("unmount {}", entry.mount_point.display()))?;
+        }
+        if table.at(&pool).is_some() {
+            for status in self.loops()? {
+                self.clear_loop(&status)?;
+            }
+            self.os.unmount(&pool).with_context(|| format!("unmount {}", pool.display()))?;
+        }
+        if let Some(image) = self.image.take() {
+            self.clear_loop(&image)?;
+        }
+        Ok(())
+    }
+
+    fn clear_loop(&self, status: &LoopStatus) -> Result<()> {
+        let path = status.device.path();
+        if self.os.loop_clear(status)? { Ok(()) } else { Err(anyhow!("{} is still held", path.display())) }
+    }
+
+    /// Loop devices that show a file of the pool's filesystem; none when it is not mounted.
+    fn loops(&self) -> Result<Vec<LoopStatus>> {
+        let pool = self.directory.join("fs");
+        let Some(file) = self.os.identity(&pool)? else { return Ok(Vec::new()) };
+        if self.os.mounts()?.at(&pool).is_none() {
+            return Ok(Vec::new());
+        }
+        let mut loops = self.os.loops()?;
+        loops.retain(|status| status.on_filesystem_of(&file));
+        Ok(loops)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.join("csi.sock")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.join("driver.log")
+    }
+}
+
+fn walk(place: &Path, things: &mut BTreeSet<String>) -> Result<()> {
+    for entry in fs::read_dir(place).with_context(|| format!("read {}", place.display()))? {
+        let entry = entry?;
+        things.insert(format!("file {}", entry.path().display()));
+        if entry.file_type()?.is_dir() {
+            walk(&entry.path(), things)?;
+        }
+    }
+    Ok(())
+}

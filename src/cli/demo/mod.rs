@@ -1,0 +1,349 @@
+//! `holdfast demo`: a volume's whole life on a temporary pool, with real loop devices, over the driver's own socket.
+//! Mounts are made in a namespace of its own; everything is taken away at the end, also after a failure or ^C.
+
+mod client;
+mod ground;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::future::Future;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use holdfast::os::{Os, Stopwatch};
+use holdfast::types::{Bytes, NodeId};
+use tonic::Code;
+
+use self::client::{Client, InUse};
+use self::ground::{Footprint, Ground};
+use super::output::{Paint, complain, say};
+
+const SIZE: Bytes = Bytes::mib(320);
+const GROWN: Bytes = Bytes::mib(448);
+/// How much is written and compared.
+const CONTENT: Bytes = Bytes::mib(32);
+
+/// `holdfast demo` takes no arguments.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Arguments {}
+
+/// Runs the demonstration: 0 when every step went well, 1 when one did not.
+pub(crate) fn run(_: Arguments) -> Result<ExitCode> {
+    let os = Os::new();
+    os.own_mounts().context("the demo mounts filesystems and attaches loop devices: run it as root")?;
+    let mut ground = Ground::new(&os)?;
+    // One thread: the driver's life hangs on the thread that started it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut story = Story { paint: Paint::detect(), total: Stopwatch::start(), steps: 0 };
+    story.title();
+    let told = runtime.block_on(async {
+        tokio::select! {
+            told = tell(&mut story, &mut ground) => told,
+            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        }
+    });
+    let code = match &told {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            story.failed(error, &ground.last_words());
+            ExitCode::FAILURE
+        }
+    };
+    if let Err(error) = ground.clear() {
+        complain(&format!("the demo could not take everything away: {error:#}"));
+        return Ok(ExitCode::FAILURE);
+    }
+    if told.is_ok() {
+        story.end();
+    }
+    Ok(code)
+}
+
+/// A volume of the story.
+struct Actor {
+    volume_id: String,
+    staging: PathBuf,
+    target: PathBuf,
+}
+
+impl Actor {
+    fn in_use(&self) -> InUse<'_> {
+        InUse { volume_id: &self.volume_id, staging: &self.staging, target: &self.target }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.target.join("data")
+    }
+}
+
+async fn tell(story: &mut Story, ground: &mut Ground) -> Result<()> {
+    let node: NodeId = "demo-node".parse()?;
+    story.step("prepare", async { prepare(ground) }).await?;
+    let mut client = None;
+    let before = story
+        .step("start", async {
+            let driver = client.insert(ground.start_driver(&node).await?);
+            let who = driver.who().await?;
+            Ok((format!("the driver answers on its socket: {who}"), ground.footprint()?))
+        })
+        .await?;
+    let mut driver = client.context("the driver is up")?;
+
+    let first = begin(story, &mut driver, ground).await?;
+    let content = noise(CONTENT)?;
+    story
+        .step("write", async {
+            write(&first.file(), &content)?;
+            Ok((format!("the pod writes {CONTENT} and calls fsync"), ()))
+        })
+        .await?;
+    let snapshot_id = story
+        .step("snapshot", async {
+            let snapshot = driver.snapshot("demo-snapshot", &first.volume_id).await?;
+            Ok(("a point in time, while the pod goes on".to_owned(), snapshot.snapshot_id))
+        })
+        .await?;
+    story
+        .step("overwrite", async {
+            write(&first.file(), b"the pod wrote something else after the snapshot\n")?;
+            Ok(("the pod replaces the file".to_owned(), ()))
+        })
+        .await?;
+    story
+        .step("refuse", async {
+            match driver.try_delete(&first.volume_id).await {
+                Err(status) if status.code() == Code::FailedPrecondition => {
+                    Ok(("deleting a volume in use is refused, and nothing is changed".to_owned(), ()))
+                }
+                Err(status) => bail!("DeleteVolume of a volume in use answered {:?}", status.code()),
+                Ok(()) => bail!("DeleteVolume deleted a volume in use"),
+            }
+        })
+        .await?;
+    let pid = story
+        .step("kill -9", async {
+            let pid = ground.kill_driver()?;
+            let kept = fs::read(first.file())?;
+            if !kept.starts_with(b"the pod wrote") {
+                bail!("the pod cannot read its file any more");
+            }
+            Ok((format!("the driver (pid {pid}) is gone; the pod reads on"), pid))
+        })
+        .await?;
+    story
+        .step("restart", async {
+            driver = ground.start_driver(&node).await?;
+            Ok((format!("a new driver in place of {pid} finds everything in the pool"), ()))
+        })
+        .await?;
+    let second = restore(story, &mut driver, ground, &snapshot_id).await?;
+    story
+        .step("compare", async {
+            let restored = fs::read(second.file())?;
+            if restored != content {
+                bail!("the restored file differs from what was written before the snapshot");
+            }
+            Ok((format!("{CONTENT} of the restored volume, byte for byte what was snapshotted"), ()))
+        })
+        .await?;
+    story
+        .step("grow", async {
+            let was = room(&second.target)?;
+            driver.grow(&second.in_use(), GROWN).await?;
+            let is = room(&second.target)?;
+            if is <= was || fs::read(second.file())? != content {
+                bail!("the filesystem has {is} after growing, {was} before");
+            }
+            Ok((format!("{SIZE} -> {GROWN} while mounted; the pod sees {was} -> {is}"), ()))
+        })
+        .await?;
+    end(story, &mut driver, ground, &[first, second], &snapshot_id, &before).await
+}
+
+fn prepare(ground: &mut Ground) -> Result<(String, ())> {
+    ground.make_pool()?;
+    let kind = match &ground.fallback {
+        None => "XFS with reflink".to_owned(),
+        Some(reason) => format!("ext4, as XFS cannot be had here ({reason})"),
+    };
+    Ok((format!("a temporary pool on {}: {kind}", ground.device()), ()))
+}
+
+/// Create, attach, format and mount, publish.
+async fn begin(story: &mut Story, driver: &mut Client, ground: &Ground) -> Result<Actor> {
+    let volume = story
+        .step("create", async {
+            let volume = driver.create("demo-volume", SIZE, None).await?;
+            Ok((format!("a volume of {SIZE}, every byte reserved"), volume))
+        })
+        .await?;
+    let actor =
+        Actor { volume_id: volume.volume_id, staging: ground.staging("first")?, target: ground.target("first") };
+    let context = attach(story, driver, &actor).await?;
+    story
+        .step("format", async {
+            driver.stage(&actor.in_use(), &context).await?;
+            Ok((format!("proved blank, formatted once as {}, mounted for the node", ground.fs), ()))
+        })
+        .await?;
+    mount(story, driver, &actor, &context).await?;
+    Ok(actor)
+}
+
+/// The snapshot becomes a volume of its own, mounted beside its source.
+async fn restore(story: &mut Story, driver: &mut Client, ground: &Ground, snapshot_id: &str) -> Result<Actor> {
+    story
+        .step("restore", async {
+            let volume = driver.create("demo-restored", SIZE, Some(snapshot_id)).await?;
+            let actor = Actor {
+                volume_id: volume.volume_id,
+                staging: ground.staging("second")?,
+                target: ground.target("second"),
+            };
+            let context = driver.attach(&actor.volume_id).await?;
+            driver.stage(&actor.in_use(), &context).await?;
+            driver.publish(&actor.in_use(), &context).await?;
+            Ok(("the snapshot as a new volume, mounted beside its source".to_owned(), actor))
+        })
+        .await
+}
+
+async fn attach(story: &mut Story, driver: &mut Client, actor: &Actor) -> Result<HashMap<String, String>> {
+    story
+        .step("attach", async {
+            let context = driver.attach(&actor.volume_id).await?;
+            Ok(("granted to this node, and to no other".to_owned(), context))
+        })
+        .await
+}
+
+async fn mount(story: &mut Story, driver: &mut Client, actor: &Actor, context: &HashMap<String, String>) -> Result<()> {
+    story
+        .step("mount", async {
+            driver.publish(&actor.in_use(), context).await?;
+            Ok(("bound into the pod's directory".to_owned(), ()))
+        })
+        .await
+}
+
+/// The way back, and the proof.
+async fn end(
+    story: &mut Story,
+    driver: &mut Client,
+    ground: &mut Ground,
+    actors: &[Actor],
+    snapshot_id: &str,
+    before: &Footprint,
+) -> Result<()> {
+    story
+        .step("release", async {
+            for actor in actors {
+                driver.release(&actor.in_use()).await?;
+            }
+            Ok(("unmounted, and taken back from the node".to_owned(), ()))
+        })
+        .await?;
+    story
+        .step("delete", async {
+            for actor in actors {
+                driver.delete(&actor.volume_id).await?;
+            }
+            driver.delete_snapshot(snapshot_id).await?;
+            Ok(("both volumes and the snapshot".to_owned(), ()))
+        })
+        .await?;
+    story
+        .step("stop", async {
+            ground.stop_driver()?;
+            Ok(("SIGTERM: the driver ends with 0, its socket is gone".to_owned(), ()))
+        })
+        .await?;
+    story
+        .step("look", async {
+            let left = ground.footprint()?.since(before);
+            if !left.is_empty() {
+                bail!("left behind: {}", left.join(", "));
+            }
+            Ok(("nothing is left behind: loop devices, mounts and files are as before".to_owned(), ()))
+        })
+        .await
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    let mut file = File::create(path).with_context(|| format!("make {}", path.display()))?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    Ok(())
+}
+
+/// Bytes without a pattern (xorshift64), so a hole, a shift or an old block cannot pass for them.
+fn noise(length: Bytes) -> Result<Vec<u8>> {
+    let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
+    let words = usize::try_from(length.get() / 8)?;
+    let word = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    Ok(std::iter::repeat_with(word).take(words).flatten().collect())
+}
+
+/// The size of the filesystem a pod sees.
+fn room(path: &Path) -> Result<Bytes> {
+    Ok(Bytes::new(Os::new().fs_space(path)?.total))
+}
+
+/// Tells each step in a line: what, what came of it, how long it took.
+struct Story {
+    paint: Paint,
+    total: Stopwatch,
+    steps: u32,
+}
+
+impl Story {
+    fn title(&self) {
+        say("");
+        say(&self.paint.strong("Holdfast: a volume's whole life, over the driver's own CSI socket"));
+        say("");
+    }
+
+    async fn step<T>(&mut self, name: &str, work: impl Future<Output = Result<(String, T)>>) -> Result<T> {
+        let watch = Stopwatch::start();
+        let done = work.await;
+        let took = format!("{:>6} ms", watch.elapsed().as_millis());
+        self.steps += 1;
+        let name_column = format!("{name:<10}");
+        match done {
+            Ok((sentence, value)) => {
+                let tick = self.paint.good("ok");
+                say(&format!("  {tick}  {}  {}  {sentence}", self.paint.faint(&took), self.paint.strong(&name_column)));
+                Ok(value)
+            }
+            Err(error) => {
+                let cross = self.paint.bad("--");
+                say(&format!("  {cross}  {}  {}", self.paint.faint(&took), self.paint.strong(&name_column)));
+                Err(error.context(format!("step \"{name}\" failed")))
+            }
+        }
+    }
+
+    fn failed(&self, error: &anyhow::Error, last_words: &str) {
+        say("");
+        say(&format!("  {}", self.paint.bad(&format!("{error:#}"))));
+        if !last_words.is_empty() {
+            say(&self.paint.faint("  the driver's last lines:"));
+            say(&format!("    {last_words}"));
+        }
+    }
+
+    fn end(&self) {
+        let seconds = self.total.elapsed().as_secs_f64();
+        say("");
+        say(&self.paint.good(&format!("  {} steps in {seconds:.1} s, each as it should be.", self.steps)));
+        say("");
+    }
+}

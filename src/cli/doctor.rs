@@ -1,0 +1,240 @@
+//! `holdfast doctor`: what is wrong with the pools, and the command that settles it. Reads only.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use holdfast::home::FormatState;
+use holdfast::home::record::{Phase, Record, VolumeRecord};
+use holdfast::os::Os;
+use holdfast::types::{Bytes, Provisioning};
+use serde::Serialize;
+
+use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
+use super::output::{Format, Paint, document, say};
+
+/// What kubelet keeps its pods in.
+const KUBELET: &str = "/var/lib/kubelet";
+/// Names that begin so belong to work that is under way or was cut off.
+const TEMPORARY: &str = ".tmp-";
+
+/// One thing that is wrong.
+#[derive(Debug, Serialize)]
+struct Finding {
+    pool: String,
+    what: String,
+    place: String,
+    remedy: String,
+}
+
+/// Findings of one pool.
+struct Ward<'a> {
+    os: &'a Os,
+    pool: String,
+    findings: Vec<Finding>,
+}
+
+/// Prints every finding: 0 when there is none, 1 when there is.
+///
+/// # Errors
+/// When the kernel cannot be asked. A pool that cannot be read is a finding.
+pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
+    let os = Os::new();
+    let kernel = Kernel::look(&os)?;
+    let mut findings = Vec::new();
+    let mut healthy = Vec::new();
+    for config in arguments.pools()? {
+        let mut ward = Ward { os: &os, pool: config.spec.name.to_string(), findings: Vec::new() };
+        let looked = PoolView::open(&os, &config, &kernel).and_then(|view| ward.examine(&view, &kernel));
+        if let Err(error) = looked {
+            let place = config.root().display().to_string();
+            ward.found(
+                format!("the pool cannot be read: {error:#}"),
+                place,
+                "settle what the message names".to_owned(),
+            );
+        }
+        if ward.findings.is_empty() {
+            healthy.push(config.spec.to_string());
+        }
+        findings.append(&mut ward.findings);
+    }
+    if arguments.output == Format::Table {
+        tell(&healthy, &findings);
+    } else {
+        document(arguments.output, &findings)?;
+    }
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn tell(healthy: &[String], findings: &[Finding]) {
+    let paint = Paint::detect();
+    for pool in healthy {
+        say(&format!("{}  {pool}: nothing to say", paint.good("ok")));
+    }
+    for finding in findings {
+        say(&format!("{}  pool {}: {}", paint.bad("!!"), finding.pool, paint.strong(&finding.what)));
+        say(&format!("    at  {}", finding.place));
+        say(&format!("    do  {}", finding.remedy));
+    }
+}
+
+impl Ward<'_> {
+    fn found(&mut self, what: String, place: String, remedy: String) {
+        self.findings.push(Finding { pool: self.pool.clone(), what, place, remedy });
+    }
+
+    fn examine(&mut self, view: &PoolView, kernel: &Kernel) -> Result<()> {
+        for stray in view.pool.strays()? {
+            self.found(stray.what, stray.place, stray.remedy);
+        }
+        for (object, error) in &view.survey.unreadable {
+            self.found(
+                format!("the record of {object} cannot be read: {}", error.chain()),
+                view.config.root().display().to_string(),
+                "restore it from a backup of the pool; until then this volume is not served".to_owned(),
+            );
+        }
+        self.temporaries(view.config.root())?;
+        self.ground(view)?;
+        self.room(view);
+        self.devices(view, kernel);
+        for record in &view.survey.volumes {
+            self.volume(view, record, kernel)?;
+        }
+        Ok(())
+    }
+
+    /// Temporary names and the trash: the driver removes them when it starts.
+    fn temporaries(&mut self, root: &Path) -> Result<()> {
+        for directory in [root.to_owned(), root.join("volumes"), root.join("snapshots"), root.join("trash")] {
+            let is_trash = directory.ends_with("trash");
+            let names = self.os.list_dir(&directory).with_context(|| format!("list {}", directory.display()))?;
+            for name in names.into_iter().filter(|name| is_trash || name.starts_with(TEMPORARY)) {
+                self.found(
+                    "a temporary name: work under way, or cut off".to_owned(),
+                    directory.join(name).display().to_string(),
+                    "run holdfast doctor again; if it stays, restart the driver, which removes it".to_owned(),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// A pool should not share a filesystem with what must not run full.
+    fn ground(&mut self, view: &PoolView) -> Result<()> {
+        let root = view.config.root();
+        let Some(ours) = self.os.identity(root)? else { return Ok(()) };
+        for (path, why) in [("/", "the system's root"), (KUBELET, "kubelet's directory")] {
+            if self.os.identity(Path::new(path))?.is_some_and(|other| other.device == ours.device) {
+                self.found(
+                    format!("the pool shares a filesystem with {why} ({path}): one can fill the other"),
+                    root.display().to_string(),
+                    "give the pool a filesystem of its own: stop the driver, copy the directory there, mount it at this path"
+                        .to_owned(),
+                );
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes and inodes.
+    fn room(&mut self, view: &PoolView) {
+        let report = &view.survey.report;
+        let place = view.config.root().display().to_string();
+        let min_free = view.config.limits.min_free.of(report.room.total);
+        let usable = report.room.total.saturating_sub(min_free);
+        if report.available < Bytes::new(usable.get() / 10) {
+            self.found(
+                format!(
+                    "the pool is nearly full: new volumes may take {} of {usable} (free {}, promised {}, kept free {min_free})",
+                    report.available, report.room.available, report.promised
+                ),
+                place.clone(),
+                "delete volumes or snapshots, grow the filesystem, or lower minFree in the configuration".to_owned(),
+            );
+        }
+        if let (Some(all), Some(free)) = (report.room.inodes, report.room.inodes_free)
+            && free < all / 20
+        {
+            self.found(
+                format!("the pool's filesystem is nearly out of inodes: {free} of {all} are free"),
+                place,
+                "remove files that are not the pool's, or move the pool to a filesystem with more inodes".to_owned(),
+            );
+        }
+    }
+
+    /// Loop devices of volumes that nobody should be using, with their mounts.
+    fn devices(&mut self, view: &PoolView, kernel: &Kernel) {
+        for (uuid, device) in &view.loops {
+            let record = view.survey.volumes.iter().find(|record| record.uuid == *uuid);
+            let unreadable = view.survey.unreadable.iter().any(|(object, _)| object.uuid() == *uuid);
+            let reason = match record {
+                Some(record) if record.attachments.is_empty() => "a volume that is granted to no node",
+                None if !unreadable => "a volume without a record",
+                _ => continue,
+            };
+            let mounts: Vec<_> =
+                kernel.mounts_of(device).iter().map(|entry| entry.mount_point.display().to_string()).collect();
+            let umounts: String = mounts.iter().map(|point| format!("umount {point}; ")).collect();
+            let mounted = if mounts.is_empty() { String::new() } else { format!(", mounted at {}", mounts.join(", ")) };
+            self.found(
+                format!("a loop device of {reason} ({uuid}){mounted}"),
+                device.display().to_string(),
+                format!("if no pod uses it: {umounts}losetup -d {}", device.display()),
+            );
+        }
+    }
+
+    fn volume(&mut self, view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
+        let who = claim_of(record).unwrap_or_else(|| record.co_name.clone());
+        let place = record.handle.clone();
+        if let FormatState::Formatting { fs, .. } = record.format {
+            self.found(
+                format!("volume {who} is in formatting: a mkfs.{fs} was begun and its end is not recorded"),
+                place.clone(),
+                "start its pod: staging the volume finishes or repeats the mkfs; no user data can be on it yet"
+                    .to_owned(),
+            );
+        }
+        if record.phase == Phase::Deleting {
+            self.found(
+                format!("volume {who} is being deleted and still there"),
+                place.clone(),
+                "the orchestrator's next DeleteVolume finishes it; if its claim is gone, send DeleteVolume for this handle"
+                    .to_owned(),
+            );
+        }
+        if record.phase == Phase::Ready
+            && let Some(facts) = view.pool.facts(record.object())?
+        {
+            if facts.size < record.size {
+                self.found(
+                    format!("volume {who} has an image of {}, its record says {}", facts.size, record.size),
+                    place.clone(),
+                    "it is not attached like this: restore the image from a backup of the pool".to_owned(),
+                );
+            } else if record.provisioning == Provisioning::Thick && facts.allocated < record.size {
+                self.found(
+                    format!("volume {who} is thick, and only {} of {} are reserved", facts.allocated, record.size),
+                    place.clone(),
+                    "stage it again (restart its pod): its holes are then filled".to_owned(),
+                );
+            }
+        }
+        let broken = view.device_of(record.uuid).is_some_and(|device| {
+            kernel.mounts_of(device).iter().any(|entry| entry.super_read_only() && !entry.read_only())
+        });
+        if broken {
+            self.found(
+                format!("the filesystem of volume {who} went read-only after errors"),
+                place,
+                "look at the kernel's log (dmesg), stop its pod and start it again: it is checked before it is mounted"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+//! What is in the pools and what the kernel shows of it, read beside a running driver. Shared by `pools`, `volumes`, `doctor`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use holdfast::config::{self, PoolConfig};
+use holdfast::home::record::VolumeRecord;
+use holdfast::home::{Survey, survey};
+use holdfast::os::{LoopStatus, MountEntry, MountTable, Os};
+use holdfast::pool::Pool;
+use holdfast::pool::file::FilePool;
+use holdfast::types::ObjectUuid;
+
+use super::PoolArguments;
+use super::output::Format;
+
+/// Arguments of every command that looks.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct LookArguments {
+    #[command(flatten)]
+    pools: PoolArguments,
+    /// How to print.
+    #[arg(long, short, value_enum, value_name = "FORMAT", default_value_t)]
+    pub(crate) output: Format,
+}
+
+impl LookArguments {
+    /// The pools to look at.
+    ///
+    /// # Errors
+    /// What [`config::pools`] says.
+    pub(crate) fn pools(&self) -> Result<Vec<PoolConfig>> {
+        Ok(config::pools(&self.pools.flags(), &self.pools.file()?)?)
+    }
+}
+
+/// The kernel's side: loop devices and mounts at one moment.
+pub(crate) struct Kernel {
+    loops: Vec<LoopStatus>,
+    mounts: MountTable,
+}
+
+impl Kernel {
+    /// Asks it.
+    ///
+    /// # Errors
+    /// Those of reading /sys and /proc.
+    pub(crate) fn look(os: &Os) -> Result<Self> {
+        Ok(Self {
+            loops: os.loops().context("look at the loop devices")?,
+            mounts: os.mounts().context("read the mounts")?,
+        })
+    }
+
+    /// Where a device is mounted or bound.
+    pub(crate) fn mounts_of(&self, device: &Path) -> Vec<&MountEntry> {
+        let source = device.to_string_lossy();
+        // A raw block volume is a bind of the device's node: its root is the node's name in devtmpfs.
+        let name = device.file_name().map(|name| Path::new("/").join(name));
+        let is_bind = |entry: &MountEntry| entry.fs_type == "devtmpfs" && Some(&entry.root) == name.as_ref();
+        self.mounts.entries().iter().filter(|entry| entry.source == source || is_bind(entry)).collect()
+    }
+
+    /// The kind of filesystem a directory lies on.
+    pub(crate) fn filesystem_of(&self, path: &Path) -> Option<&str> {
+        let entries = self.mounts.entries().iter().rev().filter(|entry| path.starts_with(&entry.mount_point));
+        entries.max_by_key(|entry| entry.mount_point.as_os_str().len()).map(|entry| entry.fs_type.as_str())
+    }
+}
+
+/// One pool, looked at.
+pub(crate) struct PoolView {
+    /// As it was configured.
+    pub(crate) config: PoolConfig,
+    /// The pool, to look at only.
+    pub(crate) pool: Arc<dyn Pool>,
+    /// Its records and figures.
+    pub(crate) survey: Survey,
+    /// Loop devices that show files of its filesystem under the name of a volume.
+    pub(crate) loops: Vec<(ObjectUuid, PathBuf)>,
+}
+
+impl PoolView {
+    /// Opens a pool to look at.
+    ///
+    /// # Errors
+    /// Where no pool is, or it cannot be read.
+    pub(crate) fn open(os: &Os, config: &PoolConfig, kernel: &Kernel) -> Result<Self> {
+        let pool: Arc<dyn Pool> = FilePool::view(os, config.root())?;
+        let survey = survey(Arc::clone(&pool), config.limits)?;
+        let place = os.identity(config.root())?.context("the pool's directory is gone")?;
+        let beside = kernel.loops.iter().filter(|status| status.on_filesystem_of(&place));
+        let named = |status: &LoopStatus| Some((status.name.parse().ok()?, status.device.path()));
+        Ok(Self { config: config.clone(), pool, survey, loops: beside.filter_map(named).collect() })
+    }
+
+    /// Opens every pool.
+    ///
+    /// # Errors
+    /// The first that cannot be.
+    pub(crate) fn open_all(os: &Os, arguments: &LookArguments) -> Result<(Vec<Self>, Kernel)> {
+        let kernel = Kernel::look(os)?;
+        let pools = arguments.pools()?;
+        let views = pools.iter().map(|config| Self::open(os, config, &kernel)).collect::<Result<_>>()?;
+        Ok((views, kernel))
+    }
+
+    /// The device that shows a volume now.
+    pub(crate) fn device_of(&self, volume: ObjectUuid) -> Option<&Path> {
+        self.loops.iter().find(|(uuid, _)| *uuid == volume).map(|(_, device)| device.as_path())
+    }
+}
+
+/// The claim a volume was made for, `namespace/name`, if the provisioner said.
+pub(crate) fn claim_of(record: &VolumeRecord) -> Option<String> {
+    let of = |key: &str| record.attributes.get(&format!("csi.storage.k8s.io/pvc/{key}"));
+    Some(format!("{}/{}", of("namespace")?, of("name")?))
+}

@@ -1,0 +1,144 @@
+//! The command line: one file a command. Errors that keep a command from beginning are one line and exit code 2.
+
+mod demo;
+mod doctor;
+mod inventory;
+mod output;
+mod pools;
+mod volumes;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use holdfast::config::{File, Flags};
+
+use self::inventory::LookArguments;
+
+/// Bad usage or a refused start: nothing was changed.
+const REFUSED: u8 = 2;
+
+/// Persistent volumes out of what a node already has, over CSI.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The pools and how full they are.
+    Pools(LookArguments),
+    /// The volumes, who has them and where they are mounted.
+    Volumes(LookArguments),
+    /// What is wrong with the pools, and what settles it.
+    Doctor(LookArguments),
+    /// A volume's whole life on a temporary pool, step by step.
+    Demo(demo::Arguments),
+}
+
+/// Where pools are named.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct PoolArguments {
+    /// A pool: its name and directory. Repeatable; replaces the list of the configuration file.
+    #[arg(long = "pool", value_name = "NAME=file:DIR")]
+    pools: Vec<String>,
+    /// The configuration file, YAML.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl PoolArguments {
+    fn flags(&self) -> Flags {
+        Flags { pools: self.pools.clone(), ..Flags::default() }
+    }
+
+    fn file(&self) -> Result<File> {
+        self.config.as_deref().map(read_file).transpose().map(Option::unwrap_or_default)
+    }
+}
+
+fn read_file(path: &Path) -> Result<File> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("--config {} cannot be read; give the path of a YAML file", path.display()))?;
+    Ok(File::parse(path, &text)?)
+}
+
+/// Parses the process's arguments, runs, and says how it ended.
+pub(crate) fn main() -> ExitCode {
+    match run(std::env::args_os()) {
+        Ok(code) => code,
+        Err(error) => {
+            output::complain(&one_line(&format!("{error:#}")));
+            ExitCode::from(REFUSED)
+        }
+    }
+}
+
+fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match cli.command {
+        Command::Pools(arguments) => pools::run(&arguments),
+        Command::Volumes(arguments) => volumes::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Demo(arguments) => demo::run(arguments),
+    }
+}
+
+/// Help and version are answers; every other complaint of the parser becomes one line.
+fn usage(error: &clap::Error) -> Result<ExitCode> {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            output::say(error.render().to_string().trim_end());
+            Ok(ExitCode::SUCCESS)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            output::complain_as_is(error.render().to_string().trim_end());
+            Ok(ExitCode::from(REFUSED))
+        }
+        _ => {
+            let text = error.render().to_string();
+            let said: Vec<_> = text
+                .lines()
+                .map(str::trim)
+                .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+                .filter(|line| !line.is_empty())
+                .collect();
+            let said = said.join(" ");
+            anyhow::bail!("{}; see holdfast --help", said.strip_prefix("error: ").unwrap_or(&said))
+        }
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn refused(arguments: &[&str]) -> String {
+        let arguments = std::iter::once("holdfast").chain(arguments.iter().copied()).map(OsString::from);
+        one_line(&format!("{:#}", run(arguments).unwrap_err()))
+    }
+
+    #[test]
+    fn the_definitions_hold_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_the_parser_refuses_is_one_line_that_names_it() {
+        assert!(refused(&["demo", "--colour"]).contains("--colour"));
+        assert!(refused(&["dmo"]).contains("demo"));
+    }
+}

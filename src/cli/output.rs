@@ -1,0 +1,117 @@
+//! How commands speak: tables for people, JSON and YAML for programs, colours on a terminal only.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
+use serde::Serialize;
+
+/// `--output`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Columns for people.
+    #[default]
+    Table,
+    /// One JSON document.
+    Json,
+    /// One YAML document.
+    Yaml,
+}
+
+/// Prints a line; a reader that went away is no error.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// Prints a complaint in one line.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "holdfast: {line}");
+}
+
+/// Prints a longer complaint as it is.
+pub(crate) fn complain_as_is(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Rows under headings, two spaces between columns, numbers to the right where `right` names the column.
+pub(crate) struct Columns {
+    table: Table,
+}
+
+impl Columns {
+    /// An empty table.
+    pub(crate) fn new(headings: &[&str]) -> Self {
+        let mut table = Table::new();
+        table.load_preset(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(headings.iter().map(|heading| heading.to_uppercase()));
+        Self { table }
+    }
+
+    /// Adds a row; figures begin with a digit and stand to the right.
+    pub(crate) fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
+        let cell = |text: String| {
+            let figure = text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains(['/', ':']);
+            Cell::new(text).set_alignment(if figure { CellAlignment::Right } else { CellAlignment::Left })
+        };
+        self.table.add_row(cells.into_iter().map(|text| cell(text.into())));
+    }
+
+    /// Prints it.
+    pub(crate) fn print(&self) {
+        for line in self.table.lines() {
+            say(line.trim_end());
+        }
+    }
+}
+
+/// Prints a document for programs.
+///
+/// # Errors
+/// When it cannot be written in the format, which no value of ours causes.
+pub(crate) fn document<T: Serialize>(format: Format, value: &T) -> Result<()> {
+    let text = match format {
+        Format::Yaml => serde_saphyr::to_string(value).context("write YAML")?,
+        Format::Json | Format::Table => serde_json::to_string_pretty(value).context("write JSON")?,
+    };
+    say(text.trim_end());
+    Ok(())
+}
+
+/// Colours, or none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Paint {
+    on: bool,
+}
+
+impl Paint {
+    /// Colours where standard output is a terminal and `NO_COLOR` is not set.
+    pub(crate) fn detect() -> Self {
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { on: io::stdout().is_terminal() && !refused }
+    }
+
+    fn wrap(self, code: &str, text: &str) -> String {
+        if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// Something went well.
+    pub(crate) fn good(self, text: &str) -> String {
+        self.wrap("32", text)
+    }
+
+    /// Something went wrong.
+    pub(crate) fn bad(self, text: &str) -> String {
+        self.wrap("1;31", text)
+    }
+
+    /// A heading.
+    pub(crate) fn strong(self, text: &str) -> String {
+        self.wrap("1", text)
+    }
+
+    /// Less important.
+    pub(crate) fn faint(self, text: &str) -> String {
+        self.wrap("2", text)
+    }
+}

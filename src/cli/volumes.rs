@@ -1,0 +1,149 @@
+//! `holdfast volumes`: each volume, who has it and where it is mounted.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use holdfast::home::record::{Phase, VolumeRecord};
+use holdfast::home::{FormatState, Source};
+use holdfast::os::{Os, Timestamp};
+use holdfast::types::{Bytes, Provisioning};
+use serde::Serialize;
+
+use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
+use super::output::{Columns, Format, complain, document};
+
+/// A volume as `--output json` shows it; size in bytes, times in seconds since 1970.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    handle: String,
+    name: String,
+    claim: Option<String>,
+    pool: String,
+    node: String,
+    size: Bytes,
+    provisioning: Provisioning,
+    phase: Phase,
+    format: FormatState,
+    attached_to: Vec<String>,
+    device: Option<String>,
+    mounts: Vec<String>,
+    source: Option<String>,
+    created: i64,
+}
+
+impl Row {
+    fn of(view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Self {
+        let device = view.device_of(record.uuid);
+        let mounts = device.map(|device| kernel.mounts_of(device)).unwrap_or_default();
+        Self {
+            handle: record.handle.clone(),
+            name: record.co_name.clone(),
+            claim: claim_of(record),
+            pool: view.config.spec.name.to_string(),
+            node: view.pool.identity().home.to_string(),
+            size: record.size,
+            provisioning: record.provisioning,
+            phase: record.phase,
+            format: record.format,
+            attached_to: record.attachments.iter().map(|grant| grant.node.to_string()).collect(),
+            device: device.map(|device| device.display().to_string()),
+            mounts: mounts.iter().map(|entry| entry.mount_point.display().to_string()).collect(),
+            source: record.source.map(|source| match source {
+                Source::Snapshot(id) => format!("snapshot {id}"),
+                Source::Volume(id) => format!("volume {id}"),
+            }),
+            created: record.created.seconds(),
+        }
+    }
+
+    fn state(&self) -> String {
+        match (self.phase, self.format) {
+            (Phase::Creating, _) => "copying".to_owned(),
+            (Phase::Deleting, _) => "deleting".to_owned(),
+            (Phase::Ready, FormatState::Never) => "never used".to_owned(),
+            (Phase::Ready, FormatState::Raw) => "raw".to_owned(),
+            (Phase::Ready, FormatState::Formatting { fs, .. }) => format!("formatting {fs}"),
+            (Phase::Ready, FormatState::Formatted { fs, .. }) => fs.to_string(),
+        }
+    }
+
+    fn mounted(&self) -> String {
+        match self.mounts.as_slice() {
+            [] => String::new(),
+            [only] => only.clone(),
+            [first, rest @ ..] => format!("{first} (+{})", rest.len()),
+        }
+    }
+}
+
+/// Prints every volume.
+///
+/// # Errors
+/// When a pool cannot be read. A volume whose record cannot be is left out, and named on standard error.
+pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
+    let (views, kernel) = PoolView::open_all(&Os::new(), arguments)?;
+    let mut rows = Vec::new();
+    for view in &views {
+        rows.extend(view.survey.volumes.iter().map(|record| Row::of(view, record, &kernel)));
+        for (object, error) in &view.survey.unreadable {
+            complain(&format!("{object} is left out: {}", error.chain()));
+        }
+    }
+    if arguments.output != Format::Table {
+        document(arguments.output, &rows)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let now = Timestamp::now().seconds();
+    let mut columns = Columns::new(&[
+        "handle",
+        "claim",
+        "pool",
+        "size",
+        "state",
+        "attached to",
+        "device",
+        "mounted",
+        "source",
+        "age",
+    ]);
+    for row in rows {
+        let cells = [
+            row.handle.clone(),
+            row.claim.clone().unwrap_or_else(|| row.name.clone()),
+            row.pool.clone(),
+            row.size.to_string(),
+            row.state(),
+            row.attached_to.join(", "),
+            row.device.clone().unwrap_or_default(),
+            row.mounted(),
+            row.source.clone().unwrap_or_default(),
+            age(now.saturating_sub(row.created)),
+        ];
+        columns.row(cells.map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }));
+    }
+    columns.print();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Seconds as a person says them, in the largest unit that fits.
+fn age(seconds: i64) -> String {
+    match seconds.max(0) {
+        s @ 0..120 => format!("{s}s"),
+        s @ 120..7200 => format!("{}m", s / 60),
+        s @ 7200..172_800 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_said_in_the_largest_unit_that_fits() {
+        for (seconds, said) in [(-5, "0s"), (90, "90s"), (180, "3m"), (7200, "2h"), (200_000, "2d")] {
+            assert_eq!(age(seconds), said);
+        }
+    }
+}

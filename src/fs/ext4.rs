@@ -1,0 +1,273 @@
+//! ext4 by e2fsprogs: made for kernel 5.15, checked, repaired where e2fsck may decide alone, grown.
+
+use std::path::Path;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::probe::{self, Found};
+use super::tool::{self, CHECK_LIMIT, MAKE_LIMIT, REPAIR_LIMIT};
+use super::{Checked, Filesystem, Grown, MkfsOptions};
+use crate::os::{BlockDevice, Exit, Os, Output};
+use crate::types::{Bytes, Error, FsType, Kind, Result};
+
+/// ext4.
+pub(super) struct Ext4;
+
+/// Features that a kernel 5.15 mounts and e2fsprogs 1.46 checks, whatever /etc/mke2fs.conf of the image says:
+/// above all no `metadata_csum_seed` and no `orphan_file` (docs/design.md section 8.7). One block, inode and ratio for
+/// every size, so that a volume that grew is like one made big.
+const MKE2FS_CONF: &str = "\
+[defaults]
+	base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
+	default_mntopts = acl,user_xattr
+	enable_periodic_fsck = 0
+	blocksize = 4096
+	inode_size = 256
+	inode_ratio = 16384
+
+[fs_types]
+	ext4 = {
+		features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
+	}
+	small = {
+	}
+	big = {
+	}
+	huge = {
+	}
+";
+
+/// Address space for e2fsck: it needs about 600 MiB for 10 TiB.
+const CHECK_MEMORY: u64 = 2 << 30;
+/// How long a superblock of a mounted filesystem may look torn between two reads.
+const TORN_PAUSE: Duration = Duration::from_millis(50);
+const TORN_READS: u32 = 5;
+
+impl Filesystem for Ext4 {
+    fn make(&self, os: &Os, device: &Path, uuid: Uuid, options: &MkfsOptions) -> Result<()> {
+        let program = tool::find("mkfs.ext4", device, MAKE_LIMIT)?
+            .env_file("MKE2FS_CONFIG", MKE2FS_CONF)
+            .args(["-q", "-t", "ext4", "-U", &uuid.to_string(), "-b", "4096", "-m", "0", "-e", "remount-ro"])
+            .args(["-E", "nodiscard,assume_storage_prezeroed=1"])
+            .args(options.arguments())
+            .arg(device.display().to_string());
+        let output = tool::run(os, "mkfs.ext4", device, &program)?;
+        if output.success() { Ok(()) } else { Err(make_failed(device, &output)) }
+    }
+
+    fn check(&self, os: &Os, device: &Path) -> Result<Checked> {
+        let program = tool::find("e2fsck", device, CHECK_LIMIT)?
+            .memory(CHECK_MEMORY)
+            .args(["-n", "-f"])
+            .arg(device.display().to_string());
+        let output = tool::run(os, "e2fsck -n", device, &program)?;
+        match output.exit {
+            Exit::Code(0) => Ok(Checked::Sound),
+            // 4: errors left uncorrected, which is all that -n can find. Anything else is no answer.
+            Exit::Code(4) => Ok(Checked::Unsound { said: tool::said(&output) }),
+            _ => Err(tool::failed(check_kind(&output), "e2fsck -n", device, &output)),
+        }
+    }
+
+    fn repair(&self, os: &Os, device: &Path) -> Result<()> {
+        let output = self.fsck(os, device, &["-p"])?;
+        match output.exit {
+            // 1: corrected. 2: corrected, reboot if it was mounted: it was not.
+            Exit::Code(0..=3) => Ok(()),
+            _ => Err(repair_failed(device, &output)),
+        }
+    }
+
+    fn grow_mounted(&self, os: &Os, device: &BlockDevice, mount_point: &Path, target: Bytes) -> Result<Grown> {
+        let superblock = settled(os, device)?;
+        let blocks = target.get() / u64::from(superblock.block_size);
+        if superblock.blocks >= blocks {
+            return Ok(Grown::AlreadyThere);
+        }
+        if superblock.health == probe::Health::Errors {
+            return Err(errors(device));
+        }
+        match os.grow_ext4(mount_point, blocks) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                return Ok(if big_enough(&superblock, blocks) { Grown::AlreadyThere } else { Grown::NotPermitted });
+            }
+            Err(error) => {
+                return Err(Error::new(
+                    Kind::Internal,
+                    format!(
+                        "growing the ext4 on {} to {target} while mounted failed; it is retried",
+                        device.path().display()
+                    ),
+                )
+                .because(error));
+            }
+        }
+        // What the kernel has done reaches the block device's cache with the journal's commit; the count is in memory.
+        verify(device, &settled(os, device)?, blocks)
+    }
+
+    fn grow_unmounted(&self, os: &Os, device: &BlockDevice, target: Bytes) -> Result<Grown> {
+        let superblock = settled(os, device)?;
+        let blocks = target.get() / u64::from(superblock.block_size);
+        if big_enough(&superblock, blocks) {
+            return Ok(Grown::AlreadyThere);
+        }
+        let path = device.path();
+        let output = self.fsck(os, path, &["-f", "-p"])?;
+        if !matches!(output.exit, Exit::Code(0..=3)) {
+            return Err(repair_failed(path, &output));
+        }
+        let program =
+            tool::find("resize2fs", path, REPAIR_LIMIT)?.arg(path.display().to_string()).arg(blocks.to_string());
+        let output = tool::run(os, "resize2fs", path, &program)?;
+        if !output.success() {
+            return Err(tool::failed(Kind::Internal, "resize2fs", path, &output));
+        }
+        verify(device, &settled(os, device)?, blocks)
+    }
+}
+
+impl Ext4 {
+    fn fsck(&self, os: &Os, device: &Path, flags: &[&str]) -> Result<Output> {
+        let program = tool::find("e2fsck", device, REPAIR_LIMIT)?
+            .memory(CHECK_MEMORY)
+            .args(flags.iter().copied())
+            .arg(device.display().to_string());
+        tool::run(os, "e2fsck -p", device, &program)
+    }
+}
+
+/// Whether what is missing is no more than a last block group would need for itself.
+fn big_enough(superblock: &probe::Superblock, blocks: u64) -> bool {
+    superblock.blocks.saturating_add(superblock.slack) >= blocks
+}
+
+fn verify(device: &BlockDevice, now: &probe::Superblock, blocks: u64) -> Result<Grown> {
+    if big_enough(now, blocks) {
+        return Ok(Grown::Yes);
+    }
+    Err(Error::new(
+        Kind::Internal,
+        format!(
+            "the ext4 on {} has {} blocks after growing it to {blocks}; it is retried",
+            device.path().display(),
+            now.blocks
+        ),
+    ))
+}
+
+/// The superblock, read again while a mounted filesystem is just changing it.
+fn settled(os: &Os, device: &BlockDevice) -> Result<probe::Superblock> {
+    let mut last = Found::Absent;
+    for _ in 0..TORN_READS {
+        match probe::probe(os, device)?.ext4 {
+            Found::Valid(superblock) => return Ok(superblock),
+            other => last = other,
+        }
+        std::thread::sleep(TORN_PAUSE);
+    }
+    Err(Error::new(
+        Kind::Corrupt,
+        format!(
+            "{} does not show a whole ext4 superblock ({last:?}); look at it with dumpe2fs",
+            device.path().display()
+        ),
+    ))
+}
+
+fn errors(device: &BlockDevice) -> Error {
+    Error::new(
+        Kind::Precondition,
+        format!(
+            "the ext4 on {} says it has errors, so it cannot grow; stop the pods that use the volume: it is checked when it is staged again",
+            device.path().display()
+        ),
+    )
+}
+
+/// What a failed mkfs.ext4 means.
+fn make_failed(device: &Path, output: &Output) -> Error {
+    let said = |text: &str| output.stderr.contains(text) || output.stdout.contains(text);
+    let kind = if said("apparently in use by the system") || said("is mounted") || said("Device or resource busy") {
+        Kind::Busy
+    } else if said("No space left on device") {
+        Kind::NoCapacity
+    } else if said("too small") || said("Not enough space") {
+        Kind::OutOfRange
+    } else if said("Bad option(s) specified") || said("Invalid filesystem option") || said("invalid option") {
+        Kind::Unsupported
+    } else {
+        Kind::Internal
+    };
+    tool::failed(kind, "mkfs.ext4", device, output)
+}
+
+/// What it means that e2fsck could not do its work.
+fn check_kind(output: &Output) -> Kind {
+    let said = |text: &str| output.stderr.contains(text) || output.stdout.contains(text);
+    if said("is in use") || said("is mounted") || said("Device or resource busy") {
+        Kind::Busy
+    } else if said("Superblock invalid") || said("Bad magic number") {
+        Kind::Corrupt
+    } else {
+        Kind::Internal
+    }
+}
+
+fn repair_failed(device: &Path, output: &Output) -> Error {
+    match output.exit {
+        Exit::Code(4) => Error::new(
+            Kind::Corrupt,
+            format!(
+                "e2fsck -p will not repair the {} on {} alone ({}); snapshot or copy the volume, then run e2fsck -f on it by hand",
+                FsType::Ext4,
+                device.display(),
+                tool::said(output)
+            ),
+        ),
+        _ => tool::failed(check_kind(output), "e2fsck -p", device, output),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(code: i32, stderr: &str) -> Output {
+        Output { exit: Exit::Code(code), stdout: String::new(), stderr: stderr.to_owned() }
+    }
+
+    #[test]
+    fn what_mkfs_ext4_said_has_its_meaning() {
+        let kind = |said: &str| make_failed(Path::new("/dev/loop0"), &output(1, said)).kind();
+        assert_eq!(kind("/dev/loop1 is mounted; will not make a filesystem here!\n"), Kind::Busy);
+        let busy = "/dev/loop0 is apparently in use by the system; will not make a filesystem here!\n";
+        assert_eq!(kind(busy), Kind::Busy);
+        let full = "mkfs.ext4: No space left on device while writing out and closing file system\n";
+        assert_eq!(kind(full), Kind::NoCapacity);
+        assert_eq!(
+            kind("\nBad option(s) specified: assume_storage_prezeroed\n\nExtended options are..."),
+            Kind::Unsupported
+        );
+        assert_eq!(kind("mkfs.ext4: Filesystem too small for a journal\n"), Kind::OutOfRange);
+        assert_eq!(kind("mkfs.ext4: Input/output error while writing superblock\n"), Kind::Internal);
+    }
+
+    #[test]
+    fn what_e2fsck_said_has_its_meaning() {
+        let device = Path::new("/dev/loop0");
+        let manual = "/dev/loop0: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.\n\t(i.e., without -a or -p options)\n";
+        let error = repair_failed(device, &output(4, manual));
+        assert_eq!(error.kind(), Kind::Corrupt);
+        assert!(error.to_string().contains("by hand"));
+        assert_eq!(
+            repair_failed(device, &output(8, "/dev/loop0 is in use.\ne2fsck: Cannot continue")).kind(),
+            Kind::Busy
+        );
+        let magic = "e2fsck: Bad magic number in super-block while trying to open /dev/loop0\n";
+        assert_eq!(repair_failed(device, &output(8, magic)).kind(), Kind::Corrupt);
+        assert_eq!(repair_failed(device, &output(8, "e2fsck: Memory allocation failed")).kind(), Kind::Internal);
+    }
+}

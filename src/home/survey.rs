@@ -1,0 +1,63 @@
+//! Looking at a pool from outside its daemon: the same records, counted by the same rules. Writes nothing.
+
+use std::sync::Arc;
+
+use super::ledger::Ledger;
+use super::list::report_of;
+use super::local::PoolState;
+use super::record::{Record, SnapshotRecord, VolumeRecord};
+use super::{PoolReport, SpaceLimits};
+use crate::pool::{Class, Object, Pool};
+use crate::types::{Error, ObjectUuid, PoolId, Result};
+
+/// What a pool holds.
+#[derive(Debug)]
+pub struct Survey {
+    /// Its figures, as its daemon would report them with these limits.
+    pub report: PoolReport,
+    /// Every volume whose record can be read.
+    pub volumes: Vec<VolumeRecord>,
+    /// Every snapshot whose record can be read.
+    pub snapshots: Vec<SnapshotRecord>,
+    /// What cannot be read, and why.
+    pub unreadable: Vec<(Object, Error)>,
+}
+
+/// Reads a pool. What is made or removed meanwhile may be in it or not.
+///
+/// # Errors
+/// `Internal` when the pool itself cannot be read; a record that cannot be is listed instead.
+pub fn survey(pool: Arc<dyn Pool>, limits: SpaceLimits) -> Result<Survey> {
+    let id = pool.identity().id;
+    let state = PoolState { ledger: Ledger::new(Arc::clone(&pool), limits), pool };
+    let mut unreadable = Vec::new();
+    let volumes: Vec<VolumeRecord> = read_all(&state, id, Class::Volume, Object::Volume, &mut unreadable)?;
+    let snapshots: Vec<SnapshotRecord> = read_all(&state, id, Class::Snapshot, Object::Snapshot, &mut unreadable)?;
+    for record in &volumes {
+        state.ledger.enter(record.object(), state.claim_of_volume(record));
+    }
+    for record in &snapshots {
+        state.ledger.enter(record.object(), state.claim_of_snapshot(record));
+    }
+    Ok(Survey { report: report_of(id, &state)?, volumes, snapshots, unreadable })
+}
+
+fn read_all<R: Record>(
+    state: &PoolState,
+    pool: PoolId,
+    class: Class,
+    object: fn(ObjectUuid) -> Object,
+    unreadable: &mut Vec<(Object, Error)>,
+) -> Result<Vec<R>> {
+    let mut records = Vec::new();
+    for object in state.pool.list(class)?.into_iter().map(object) {
+        let read = state.pool.read_record(object);
+        match read.and_then(|text| text.map(|text| R::decode(object, pool, &text)).transpose()) {
+            Ok(Some(record)) => records.push(record),
+            // Removed since it was listed.
+            Ok(None) => {}
+            Err(error) => unreadable.push((object, error)),
+        }
+    }
+    Ok(records)
+}

@@ -1,0 +1,83 @@
+//! NodeExpandVolume.
+
+use super::mounts::Shown;
+use super::{ExpandRequest, Node};
+use crate::attach::{Attached, Wanted};
+use crate::fs::{self, Grown};
+use crate::home::Opened;
+use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeMode};
+
+impl Node {
+    /// Lets a volume's filesystem take the size its device has (NodeExpandVolume); a raw block device has it already.
+    /// Whether it is a filesystem is seen from the path: the CO need not say. Answers the size of the device.
+    ///
+    /// One step, journalled by the filesystem: a crash leaves the old size or the new.
+    ///
+    /// # Errors
+    /// `Busy`; `NotFound` when the volume is not at that path; `OutOfRange` when the device is smaller than asked for,
+    /// because ControllerExpandVolume has to come first; `Precondition` when the filesystem has errors or the kernel
+    /// does not let this process grow it; `Internal`.
+    pub fn expand(&self, request: &ExpandRequest) -> Result<Bytes> {
+        let volume = &request.volume;
+        let lock = self.volumes.try_lock(volume, "NodeExpandVolume")?;
+        lock.works_on(&request.path.display());
+        let (path, shown) = match self.used_at(volume, &request.path) {
+            Ok((path, shown)) => (path, Some(shown)),
+            // A block volume is staged without a mount.
+            Err(error) if error.kind() == Kind::NotFound && request.staging.as_ref() == Some(&request.path) => {
+                let opened = self.home.open(volume, &self.id)?;
+                if opened.mode != VolumeMode::Block {
+                    return Err(error);
+                }
+                (request.path.clone(), None)
+            }
+            Err(error) => return Err(error),
+        };
+        let opened = self.home.open(volume, &self.id)?;
+        let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
+        if let Some(required) = request.range.required.filter(|required| attached.size < *required) {
+            return Err(Error::new(
+                Kind::OutOfRange,
+                format!(
+                    "volume {volume} is to have {} bytes and its device {} has {}: expand the volume at its home first (ControllerExpandVolume)",
+                    required.get(),
+                    attached.device.path().display(),
+                    attached.size.get()
+                ),
+            ));
+        }
+        if let Some(Shown::Filesystem(_)) = shown {
+            self.grow(&path, &opened, &attached)?;
+        }
+        Ok(opened.size)
+    }
+
+    fn grow(&self, path: &std::path::Path, opened: &Opened, attached: &Attached) -> Result<()> {
+        let VolumeMode::Mount(fs) = opened.mode else {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!("{} is a filesystem, and its volume is granted as a raw block device", path.display()),
+            ));
+        };
+        let mounts = self.os.mounts().at(|| "read the table of mounts")?;
+        if mounts.at(path).is_some_and(|entry| entry.super_read_only()) {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "the filesystem at {} is read-only, so it cannot grow; it is grown when it is staged writable",
+                    path.display()
+                ),
+            ));
+        }
+        match fs::of(fs).grow_mounted(&self.os, &attached.device, path, opened.size)? {
+            Grown::Yes | Grown::AlreadyThere => Ok(()),
+            Grown::NotPermitted => Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "the kernel does not let this process grow the mounted {fs} at {}: the node plugin needs CAP_SYS_RESOURCE; without it the filesystem grows when every pod that uses it has stopped and the volume is staged again",
+                    path.display()
+                ),
+            )),
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Format once (docs/design.md section 8): what a stage does about each format state, as a table of named rows.
+//!
+//! | state | found on the device | done |
+//! |---|---|---|
+//! | `never` | | the home proves it blank, then [`Formatter::make`] |
+//! | `formatting` | the planned superblock, and a read-only check is content | [`Formatter::finish`] |
+//! | `formatting` | nothing valid, or the planned one and the check is not content | [`Formatter::make`] again |
+//! | `formatting` | any other valid superblock | refused: a human decides |
+//! | `formatted` | the recorded superblock, not larger than the device | used |
+//! | `formatted` | the same, and it says errors | repaired by its own tool, or refused |
+//! | `formatted` | anything else, nothing, unreadable, cut short | refused, nothing written |
+//! | `raw` | | refused |
+//! | any but `formatted` | read-only stage | refused |
+
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::slots::Slots;
+use crate::attach::{Attach, Attached, Wanted};
+use crate::fs::probe::{self, Contents, Found, Health, Superblock};
+use crate::fs::{self, Checked, MkfsOptions};
+use crate::home::{FormatState, Home, LockGuard, Opened, ReadOnly};
+use crate::os::Os;
+use crate::types::{Error, FsType, FsckPolicy, Kind, NodeId, OsContext, Result, VolumeId};
+
+/// What a stage knows when it asks for a filesystem.
+pub(super) struct Formatter<'a> {
+    pub(super) os: &'a Os,
+    pub(super) node: &'a NodeId,
+    pub(super) home: &'a dyn Home,
+    pub(super) attach: &'a dyn Attach,
+    pub(super) slots: &'a Slots,
+    pub(super) lock: &'a LockGuard<VolumeId>,
+    pub(super) volume: &'a VolumeId,
+    pub(super) fs: FsType,
+    pub(super) read_only: ReadOnly,
+    pub(super) opened: &'a Opened,
+}
+
+impl Formatter<'_> {
+    /// The volume's device with the filesystem asked for on it, recorded as `formatted` and ready to be mounted.
+    ///
+    /// # Errors
+    /// Those of the table; in every refused row not a byte was written.
+    pub(super) fn ready(&self) -> Result<Attached> {
+        let writable = self.read_only == ReadOnly::No;
+        match self.opened.format {
+            FormatState::Never if writable => self.make(),
+            FormatState::Never => Err(self.refuse("has never been formatted, and a read-only stage formats nothing; stage it writable first")),
+            FormatState::Raw => {
+                Err(self.refuse("has been used as a raw block device: what is on it is the user's; use volumeMode: Block"))
+            }
+            FormatState::Formatting { fs, .. } | FormatState::Formatted { fs, .. } if fs != self.fs => {
+                Err(self.refuse(&format!("carries {fs}; stage it as {fs}")))
+            }
+            FormatState::Formatting { planned_uuid, .. } if writable => self.resume(planned_uuid),
+            FormatState::Formatting { .. } => {
+                Err(self.refuse("was left in the middle of its first format, and a read-only stage formats nothing; stage it writable first"))
+            }
+            FormatState::Formatted { uuid, .. } => self.verify(uuid),
+        }
+    }
+
+    /// Makes the filesystem.
+    ///
+    /// 1. The home proves the volume blank, or makes it so, and records `formatting` with a new UUID. A crash: the
+    ///    device is blank; the next stage comes here again by way of [`Formatter::resume`].
+    /// 2. mkfs. A crash: a torn filesystem without data; the next stage finds it unsound and comes here again.
+    /// 3. Flush, and read the superblock back from the image. A crash: the next stage finishes.
+    /// 4. The home records `formatted`. Only after this is it ever mounted, so no data can be lost before.
+    fn make(&self) -> Result<Attached> {
+        let minimum = fs::minimum_size(self.fs);
+        if self.opened.size < minimum {
+            let size = self.opened.size.get();
+            return Err(Error::new(
+                Kind::OutOfRange,
+                format!(
+                    "volume {} has {size} bytes; {} needs {} at least; make it larger",
+                    self.volume,
+                    self.fs,
+                    minimum.get()
+                ),
+            ));
+        }
+        let options = MkfsOptions::parse(self.fs, &self.opened.mkfs_options)?;
+
+        let formatting = self.home.begin_format(self.volume, self.node, self.fs)?;
+        let wanted = Wanted { at: formatting.at, ..Wanted::from(self.opened) };
+        let attached = self.attach(&wanted)?;
+        let path = attached.device.path().to_owned();
+        let contents = probe::probe(self.os, &attached.device)?;
+        if (&contents.ext4, &contents.xfs) != (&Found::Absent, &Found::Absent) {
+            return Err(self.corrupt(&path, &contents, "was proved blank"));
+        }
+
+        self.alone(&path)?;
+        {
+            let _slot = self.slots.take(self.os)?;
+            fs::of(self.fs).make(self.os, &path, formatting.planned_uuid, &options)?;
+        }
+        self.os
+            .flush_device(&attached.device)
+            .at(|| format!("make the new {} on {} durable", self.fs, path.display()))?;
+        let contents = probe::probe(self.os, &attached.device)?;
+        match contents.of(self.fs) {
+            Found::Valid(made)
+                if made.uuid == formatting.planned_uuid
+                    && made.health == Health::Clean
+                    && made.bytes() <= attached.size.get() => {}
+            _ => return Err(self.corrupt(&path, &contents, "has just been formatted")),
+        }
+        self.home.end_format(self.volume, self.node, formatting.planned_uuid)?;
+        Ok(attached)
+    }
+
+    /// Meets `formatting`: an earlier stage was killed, or its answer was lost.
+    fn resume(&self, planned: Uuid) -> Result<Attached> {
+        let attached = self.attach(&Wanted::from(self.opened))?;
+        let path = attached.device.path().to_owned();
+        let contents = probe::probe(self.os, &attached.device)?;
+        let foreign = contents.valid().any(|found| found.fs != self.fs || found.uuid != planned);
+        if foreign {
+            return Err(self.corrupt(&path, &contents, &format!("was being formatted with UUID {planned}")));
+        }
+        self.alone(&path)?;
+        if let Found::Valid(_) = contents.of(self.fs)
+            && let Checked::Sound = fs::of(self.fs).check(self.os, &path)?
+        {
+            return self.finish(attached, planned);
+        }
+        // The home makes the whole device blank again, which needs it closed.
+        drop(attached);
+        self.make()
+    }
+
+    /// The filesystem is complete; only the record does not say so yet.
+    fn finish(&self, attached: Attached, planned: Uuid) -> Result<Attached> {
+        let path = attached.device.path().display();
+        self.os.flush_device(&attached.device).at(|| format!("make the {} on {path} durable", self.fs))?;
+        self.home.end_format(self.volume, self.node, planned)?;
+        Ok(attached)
+    }
+
+    /// Meets `formatted`: the recorded filesystem must be there, whole. Nothing else may ever be written here.
+    fn verify(&self, uuid: Uuid) -> Result<Attached> {
+        let attached = self.attach(&Wanted::from(self.opened))?;
+        let path = attached.device.path().to_owned();
+        let contents = probe::probe(self.os, &attached.device)?;
+        let recorded = format!("is recorded as {} with UUID {uuid}", self.fs);
+        let other = contents.valid().any(|found| found.fs != self.fs);
+        let superblock = match contents.of(self.fs) {
+            Found::Valid(superblock) if superblock.uuid == uuid && !other => *superblock,
+            _ => return Err(self.corrupt(&path, &contents, &recorded)),
+        };
+        if superblock.bytes() > attached.size.get() {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "volume {}: its {} covers {} bytes and {} has only {}: it was cut short; nothing was written; bring the image back to its size or restore it",
+                    self.volume,
+                    self.fs,
+                    superblock.bytes(),
+                    path.display(),
+                    attached.size.get()
+                ),
+            ));
+        }
+        if superblock.health == Health::Errors && self.read_only == ReadOnly::No {
+            self.repair(&attached, &superblock)?;
+        }
+        Ok(attached)
+    }
+
+    /// The superblock says errors: the only reason for which a filesystem with data is checked before a mount.
+    fn repair(&self, attached: &Attached, superblock: &Superblock) -> Result<()> {
+        let path = attached.device.path();
+        if self.opened.fsck == FsckPolicy::Never {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "volume {}: its {superblock} on {} says it has errors, and its class says fsck: never; check it by hand, or stage it read-only to save what is in it",
+                    self.volume,
+                    path.display()
+                ),
+            ));
+        }
+        self.alone(path)?;
+        fs::of(self.fs).repair(self.os, path)?;
+        self.os.flush_device(&attached.device).at(|| format!("make the repaired {} durable", path.display()))?;
+        let contents = probe::probe(self.os, &attached.device)?;
+        match contents.of(self.fs) {
+            Found::Valid(now) if now.uuid == superblock.uuid && now.health != Health::Errors => Ok(()),
+            _ => Err(self.corrupt(path, &contents, "has just been repaired")),
+        }
+    }
+
+    fn attach(&self, wanted: &Wanted) -> Result<Attached> {
+        let attached = self.attach.attach(self.volume, wanted)?;
+        self.lock.works_on(&attached.device.path().display());
+        Ok(attached)
+    }
+
+    /// Nobody has the device mounted or in the hands of a tool: a mkfs of a daemon that was killed may still be alive.
+    fn alone(&self, path: &Path) -> Result<()> {
+        let exclusive = self.os.open_exclusive(path).at(|| format!("open {} alone", path.display()))?;
+        if exclusive.is_some() {
+            return Ok(());
+        }
+        let holders = self.os.holders(path).unwrap_or_default();
+        let who = if holders.is_empty() {
+            "a mount or a process that cannot be seen here".to_owned()
+        } else {
+            holders.join(", ")
+        };
+        Err(Error::new(
+            Kind::Busy,
+            format!("{} of volume {} is held by {who}; ask again when it has let go", path.display(), self.volume),
+        ))
+    }
+
+    fn refuse(&self, why: &str) -> Error {
+        Error::new(Kind::Precondition, format!("volume {} {why}; nothing was written", self.volume))
+    }
+
+    fn corrupt(&self, path: &Path, found: &Contents, recorded: &str) -> Error {
+        Error::new(
+            Kind::Corrupt,
+            format!(
+                "volume {} {recorded}, but {} shows {found}; nothing more is written to it; find out what wrote to the image, or restore it from a snapshot",
+                self.volume,
+                path.display()
+            ),
+        )
+    }
+}

@@ -1,0 +1,51 @@
+//! Paths a CO names: absolute, without `..`, and resolved up to their last part before they are compared with mountinfo.
+
+use std::path::{Component, Path, PathBuf};
+
+use crate::os::Os;
+use crate::types::{Error, Kind, OsContext, Result};
+
+/// Checks a path and resolves its parent's symbolic links; the last part is taken as it is, and never looked at: it
+/// may be a dead mount, and looking would fail or hang. `None` when the parent does not exist, so nothing can be there.
+///
+/// # Errors
+/// `InvalidArgument` for a path that is relative, has `..` or is the root; `Internal` when the parent cannot be resolved.
+pub(super) fn resolve(os: &Os, path: &Path) -> Result<Option<PathBuf>> {
+    let bad = |why: &str| Error::new(Kind::InvalidArgument, format!("path {} is refused: {why}", path.display()));
+    if !path.is_absolute() {
+        return Err(bad("it is not absolute"));
+    }
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Err(bad("it has .. in it"));
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(bad("it is the root"));
+    };
+    let parent = os.canonical(parent).at(|| format!("resolve {}", parent.display()))?;
+    Ok(parent.map(|parent| parent.join(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_absolute_paths_that_stay_where_they_say() {
+        let os = Os::new();
+        for path in ["relative/path", "/a/../b", "/", ""] {
+            assert_eq!(resolve(&os, Path::new(path)).unwrap_err().kind(), Kind::InvalidArgument, "{path}");
+        }
+        assert_eq!(resolve(&os, Path::new("/no-such-directory/x/y")).unwrap(), None);
+    }
+
+    #[test]
+    fn links_above_are_followed_and_the_last_part_is_not_looked_at() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().join("real");
+        std::fs::create_dir(&real).unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let resolved = resolve(&Os::new(), &link.join("absent/")).unwrap().unwrap();
+        assert_eq!(resolved, real.canonicalize().unwrap().join("absent"));
+    }
+}

@@ -1,0 +1,319 @@
+//! NodePublishVolume and NodeUnpublishVolume.
+
+use std::path::{Path, PathBuf};
+
+use super::mounts::{Mounts, Shown, places};
+use super::stage::read_only_block;
+use super::{Node, PublishRequest, path};
+use crate::attach::Wanted;
+use crate::home::{Changed, FormatState, ReadOnly};
+use crate::os::{Entry, MountEntry, MountFlags};
+use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
+
+/// What is bound to the target.
+struct Source {
+    /// The staging mount, or the device node.
+    path: PathBuf,
+    flags: MountFlags,
+    shown: Shown,
+}
+
+/// What is at a path on which nothing is mounted.
+enum There {
+    Directory,
+    EmptyFile,
+    Other,
+}
+
+/// What was made at the target before the bind.
+enum Target {
+    Directory,
+    File,
+}
+
+impl Node {
+    /// Makes a staged volume appear at a pod's path (NodePublishVolume). There already, the same way: nothing to do.
+    ///
+    /// 1. Find the live staging mount or device. Nothing is bound from an empty directory.
+    /// 2. Make the target, and its parent if that is missing. A crash leaves an empty one, which the next publish uses
+    ///    and an unpublish removes.
+    /// 3. Bind, flags included, in one step; look at mountinfo. A crash leaves the finished bind.
+    ///
+    /// After an error the target is removed again if this call made it.
+    ///
+    /// # Errors
+    /// `Busy`; `AlreadyExists` when the target has the volume another way, or something else; `InvalidArgument` for a
+    /// bad path or a raw block volume that is to be read-only; `Precondition` when the volume is not staged, is
+    /// published elsewhere and must not be twice, or its filesystem stopped after errors; `Internal`.
+    pub fn publish(&self, request: &PublishRequest) -> Result<Changed> {
+        let volume = &request.volume;
+        // Several pods publish at the same time where several may; one target means one at a time.
+        let one = request.access.one_target();
+        let lock = if one {
+            self.volumes.try_lock(volume, "NodePublishVolume")
+        } else {
+            self.volumes.try_share(volume, "NodePublishVolume")
+        }?;
+        let target = self.target(&request.target)?;
+        let _target_lock = self.targets.try_lock(&target.display().to_string(), "NodePublishVolume")?;
+        lock.works_on(&target.display());
+
+        let source = match request.mode {
+            VolumeMode::Mount(fs) => self.staged_filesystem(request, fs)?,
+            VolumeMode::Block => self.staged_device(request)?,
+        };
+        let mounts = Mounts::read(&self.os)?;
+        if let Some((entry, shown)) = mounts.ours(&target, volume, Kind::AlreadyExists)? {
+            return if shown == source.shown && same_flags(entry, &source) {
+                Ok(Changed::No)
+            } else {
+                Err(differs(request))
+            };
+        }
+        if one {
+            let but: Vec<&Path> = match request.mode {
+                VolumeMode::Mount(_) => vec![&source.path],
+                VolumeMode::Block => Vec::new(),
+            };
+            let others = mounts.others(source.shown.device(), &but)?;
+            if !others.is_empty() {
+                return Err(Error::new(
+                    Kind::Precondition,
+                    format!(
+                        "volume {volume} is published at {} and its access mode allows one place; unpublish it there first",
+                        places(&others)
+                    ),
+                ));
+            }
+        }
+
+        let made = self.make_target(request.mode, &target)?;
+        if let Err(error) = self.bind(volume, &source, &target) {
+            let undo = match made {
+                Some(Target::Directory) => self.os.remove_dir(&target).map(drop),
+                Some(Target::File) => self.os.remove_file(&target).map(drop),
+                None => Ok(()),
+            };
+            return Err(match undo.at(|| format!("remove {}", target.display())) {
+                Ok(()) => error,
+                Err(undo) => error.and_undo_failed(&undo),
+            });
+        }
+        Ok(Changed::Yes)
+    }
+
+    /// The live mount of the volume at its staging path.
+    fn staged_filesystem(&self, request: &PublishRequest, fs: FsType) -> Result<Source> {
+        let volume = &request.volume;
+        let not_staged = || {
+            let place = request.staging.as_deref().map_or_else(|| "any path".into(), |path| path.display().to_string());
+            Error::new(
+                Kind::Precondition,
+                format!("volume {volume} is not staged at {place}: it has to be staged before it is published"),
+            )
+        };
+        let staging = request.staging.as_deref().ok_or_else(not_staged)?;
+        let staging = path::resolve(&self.os, staging)?.ok_or_else(not_staged)?;
+        let mounts = Mounts::read(&self.os)?;
+        let (entry, shown) = match mounts.ours(&staging, volume, Kind::Precondition)? {
+            Some((entry, shown @ Shown::Filesystem(_))) if entry.fs_type == fs.as_str() => (entry, shown),
+            _ => return Err(not_staged()),
+        };
+        let read_only = request.read_only == ReadOnly::Yes
+            || request.access.read_only()
+            || request.mount.flags().read_only
+            || entry.read_only();
+        self.alive(volume, entry, if read_only { ReadOnly::Yes } else { ReadOnly::No })?;
+        Ok(Source { path: staging, flags: MountFlags { read_only, ..request.mount.flags() }, shown })
+    }
+
+    /// A filesystem that stopped after errors is not given to a pod that wants to write.
+    fn alive(&self, volume: &VolumeId, entry: &MountEntry, read_only: ReadOnly) -> Result<()> {
+        let stopped = |why: &str| {
+            Error::new(
+                Kind::Precondition,
+                format!(
+                    "volume {volume}: its filesystem at {} {why}; stop every pod that uses it: it is checked when it is staged again; the kernel's log says what happened",
+                    entry.mount_point.display()
+                ),
+            )
+        };
+        let says = |word: &str| entry.super_options.iter().any(|option| option == word);
+        if says("shutdown") {
+            return Err(stopped("was shut down after errors"));
+        }
+        if read_only == ReadOnly::No && (entry.super_read_only() || says("emergency_ro")) {
+            return Err(stopped("turned read-only after errors"));
+        }
+        // A shut-down XFS says so only when it is asked for something.
+        match self.os.entry(&entry.mount_point) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(stopped("does not answer").because(error)),
+        }
+    }
+
+    /// The device of a block volume, verified and held.
+    fn staged_device(&self, request: &PublishRequest) -> Result<Source> {
+        let volume = &request.volume;
+        if request.read_only == ReadOnly::Yes || request.access.read_only() {
+            return Err(read_only_block(volume));
+        }
+        let opened = self.home.open(volume, &self.id)?;
+        if opened.mode != VolumeMode::Block || opened.format != FormatState::Raw {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "volume {volume} is not staged as a raw block device: it has to be staged so before it is published"
+                ),
+            ));
+        }
+        let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
+        let number = attached.device.number();
+        let device = self.os.loop_of(number).at(|| format!("look up block device {number}"))?;
+        let path = attached.device.path().to_owned();
+        let shown = device.map(Shown::Device).ok_or_else(|| {
+            Error::new(Kind::Internal, format!("{} of volume {volume} is no loop device", path.display()))
+        })?;
+        self.raw.hold(volume.uuid, attached.device);
+        Ok(Source { path, flags: MountFlags::default(), shown })
+    }
+
+    /// The target without symbolic links above it; its parent is made if that alone is missing.
+    fn target(&self, target: &Path) -> Result<PathBuf> {
+        if let Some(resolved) = path::resolve(&self.os, target)? {
+            return Ok(resolved);
+        }
+        let parent = target.parent().unwrap_or(target);
+        self.os.ensure_dir(parent).at(|| format!("make {}, where the target goes", parent.display()))?;
+        path::resolve(&self.os, target)?
+            .ok_or_else(|| Error::new(Kind::Internal, format!("{} was made and is not there", parent.display())))
+    }
+
+    fn look(&self, target: &Path) -> Result<Option<There>> {
+        let shown = target.display();
+        let there = match self.os.entry(target).at(|| format!("look at {shown}"))? {
+            None => return Ok(None),
+            Some(Entry::Directory) => There::Directory,
+            Some(Entry::File) => {
+                let file = self.os.identity(target).at(|| format!("look at {shown}"))?;
+                if file.is_some_and(|file| file.size == 0) { There::EmptyFile } else { There::Other }
+            }
+            Some(Entry::Symlink | Entry::Other) => There::Other,
+        };
+        Ok(Some(there))
+    }
+
+    fn make_target(&self, mode: VolumeMode, target: &Path) -> Result<Option<Target>> {
+        let there = self.look(target)?;
+        let shown = target.display();
+        match (mode, there) {
+            (VolumeMode::Mount(_), Some(There::Directory)) | (VolumeMode::Block, Some(There::EmptyFile)) => Ok(None),
+            (VolumeMode::Mount(_), None) => {
+                self.os.ensure_dir(target).at(|| format!("make directory {shown}"))?;
+                Ok(Some(Target::Directory))
+            }
+            (VolumeMode::Block, None) => {
+                self.os.ensure_file(target).at(|| format!("make file {shown}"))?;
+                Ok(Some(Target::File))
+            }
+            (VolumeMode::Mount(_), Some(_)) => {
+                Err(Error::new(Kind::AlreadyExists, format!("target {shown} is there and is no directory; remove it")))
+            }
+            (VolumeMode::Block, Some(_)) => {
+                Err(Error::new(Kind::AlreadyExists, format!("target {shown} is there and is no empty file; remove it")))
+            }
+        }
+    }
+
+    fn bind(&self, volume: &VolumeId, source: &Source, target: &Path) -> Result<()> {
+        let (from, to) = (source.path.display(), target.display());
+        self.os.bind(&source.path, target, source.flags).at(|| format!("bind {from} of volume {volume} to {to}"))?;
+        let mounts = Mounts::read(&self.os)?;
+        let right = match mounts.at(target) {
+            Some(entry) => mounts.shows(entry, volume)? == Some(source.shown) && same_flags(entry, source),
+            None => false,
+        };
+        if right {
+            return Ok(());
+        }
+        let error = Error::new(
+            Kind::Internal,
+            format!(
+                "{from} of volume {volume} was bound to {to}, and mountinfo does not show it there that way; it is taken away again"
+            ),
+        );
+        Err(match self.unmount(target) {
+            Ok(()) => error,
+            Err(undo) => error.and_undo_failed(&undo),
+        })
+    }
+
+    /// Takes a volume away from a pod's path and removes the path (NodeUnpublishVolume). Gone already is success.
+    ///
+    /// Decides from mountinfo; looks at the path itself only once nothing is mounted there. Never removes anything
+    /// that has content.
+    ///
+    /// 1. Unmount whatever of the volume is stacked there. A crash: the next unpublish goes on.
+    /// 2. Remove the empty directory or file. A crash: the same.
+    ///
+    /// # Errors
+    /// `Busy`; `InUse` naming who uses it; `InvalidArgument` for a bad path; `Precondition` when something else is
+    /// mounted there, or what is left is not empty; `Internal`.
+    pub fn unpublish(&self, volume: &VolumeId, target: &Path) -> Result<Changed> {
+        let lock = self.volumes.try_share(volume, "NodeUnpublishVolume")?;
+        let Some(target) = path::resolve(&self.os, target)? else { return Ok(Changed::No) };
+        let _target_lock = self.targets.try_lock(&target.display().to_string(), "NodeUnpublishVolume")?;
+        lock.works_on(&target.display());
+        let mut changed = Changed::No;
+        while Mounts::read(&self.os)?.ours(&target, volume, Kind::Precondition)?.is_some() {
+            self.unmount(&target)?;
+            changed = Changed::Yes;
+        }
+        let shown = target.display();
+        let removed = match self.look(&target)? {
+            None => false,
+            Some(There::Directory) => self.os.remove_dir(&target).map_err(|error| match error.raw_os_error() {
+                Some(libc::ENOTEMPTY | libc::EEXIST) => left_over(&target, "is a directory with something in it"),
+                _ => Error::new(Kind::Internal, format!("remove directory {shown}")).because(error),
+            })?,
+            Some(There::EmptyFile) => self.os.remove_file(&target).at(|| format!("remove file {shown}"))?,
+            Some(There::Other) => return Err(left_over(&target, "is neither a directory nor an empty file")),
+        };
+        Ok(if removed { Changed::Yes } else { changed })
+    }
+}
+
+fn left_over(target: &Path, what: &str) -> Error {
+    Error::new(
+        Kind::Precondition,
+        format!(
+            "{} {what} although nothing is mounted there; it is not ours to delete: move it away",
+            target.display()
+        ),
+    )
+}
+
+/// Whether a bind has the flags it should have: those asked for, and read-only exactly as asked.
+fn same_flags(entry: &MountEntry, source: &Source) -> bool {
+    let has = |name: &str| entry.options.iter().any(|option| option == name);
+    let flags = source.flags;
+    let added = [
+        (flags.no_suid, "nosuid"),
+        (flags.no_dev, "nodev"),
+        (flags.no_exec, "noexec"),
+        (flags.no_atime, "noatime"),
+        (flags.no_dir_atime, "nodiratime"),
+    ];
+    flags.read_only == entry.read_only() && added.into_iter().all(|(wanted, name)| !wanted || has(name))
+}
+
+fn differs(request: &PublishRequest) -> Error {
+    Error::new(
+        Kind::AlreadyExists,
+        format!(
+            "volume {} is published at {} in another way (block, filesystem, read-only or mount flags); unpublish it first",
+            request.volume,
+            request.target.display()
+        ),
+    )
+}

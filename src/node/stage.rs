@@ -1,0 +1,336 @@
+//! NodeStageVolume and NodeUnstageVolume.
+
+use std::path::Path;
+
+use super::format::Formatter;
+use super::mounts::{Mounts, Shown, places};
+use super::{Node, StageRequest, path};
+use crate::attach::{Attached, Wanted};
+use crate::fs::{self, Grown, MountOptions};
+use crate::home::{Changed, FormatState, LockGuard, Opened, ReadOnly};
+use crate::os::{Entry, MountEntry};
+use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
+
+impl Node {
+    /// Brings a volume to this node (NodeStageVolume): formats it if it never was, and mounts it at its staging path;
+    /// a block volume is only attached and marked as raw. Staged already, it does what is missing.
+    ///
+    /// 1. The home opens the device. A crash leaves it attached; the next stage or unstage finds it.
+    /// 2. Format or verify (`format.rs`). A crash leaves the record's format state to tell the next stage.
+    /// 3. Mount. A crash leaves a mount that mountinfo shows to the next stage or unstage.
+    /// 4. Grow the filesystem to its device. A crash: the next stage does it.
+    ///
+    /// An error takes the mount and the device away again; a format that is done stays done.
+    ///
+    /// # Errors
+    /// `Busy`; `AlreadyExists` when the path has the volume with other options, or something else; `InvalidArgument`
+    /// for a bad path or a raw block volume that is to be read-only; `Precondition`, `Corrupt`, `OutOfRange` by the
+    /// format table, with nothing written; `NotFound`, `Unavailable` from the home; `Timeout`, `Internal`.
+    pub fn stage(&self, request: &StageRequest) -> Result<Changed> {
+        let lock = self.volumes.try_lock(&request.volume, "NodeStageVolume")?;
+        match request.mode {
+            VolumeMode::Block => self.stage_block(request),
+            VolumeMode::Mount(fs) => self.stage_mount(request, fs, &lock),
+        }
+    }
+
+    fn stage_block(&self, request: &StageRequest) -> Result<Changed> {
+        let volume = &request.volume;
+        path::resolve(&self.os, &request.staging)?;
+        if request.access.read_only() {
+            return Err(read_only_block(volume));
+        }
+        let opened = self.open(request)?;
+        let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
+        self.home.use_raw(volume, &self.id)?;
+        self.raw.hold(volume.uuid, attached.device);
+        Ok(if opened.format == FormatState::Raw { Changed::No } else { Changed::Yes })
+    }
+
+    fn stage_mount(&self, request: &StageRequest, fs: FsType, lock: &LockGuard<VolumeId>) -> Result<Changed> {
+        let volume = &request.volume;
+        let missing = || {
+            Error::new(
+                Kind::Precondition,
+                format!(
+                    "staging path {} of volume {volume} does not exist; the orchestrator makes it",
+                    request.staging.display()
+                ),
+            )
+        };
+        let staging = path::resolve(&self.os, &request.staging)?.ok_or_else(missing)?;
+        lock.works_on(&staging.display());
+        let mounts = Mounts::read(&self.os)?;
+        if let Some((entry, shown)) = mounts.ours(&staging, volume, Kind::AlreadyExists)? {
+            return self.stage_again(request, fs, &staging, entry, shown);
+        }
+        match self.os.entry(&staging).at(|| format!("look at {}", staging.display()))? {
+            Some(Entry::Directory) => {}
+            Some(_) => {
+                let why = format!("staging path {} of volume {volume} is not a directory", staging.display());
+                return Err(Error::new(Kind::Precondition, why));
+            }
+            None => return Err(missing()),
+        }
+
+        let opened = self.open(request)?;
+        let staged = self.stage_fresh(request, fs, &staging, &opened, lock);
+        if let Err(error) = staged {
+            return Err(match self.undo(volume, &staging) {
+                Ok(()) => error,
+                Err(undo) => error.and_undo_failed(&undo),
+            });
+        }
+        Ok(Changed::Yes)
+    }
+
+    /// Steps 2 to 4.
+    fn stage_fresh(
+        &self,
+        request: &StageRequest,
+        fs: FsType,
+        staging: &Path,
+        opened: &Opened,
+        lock: &LockGuard<VolumeId>,
+    ) -> Result<()> {
+        let volume = &request.volume;
+        let read_only = reading(request, opened);
+        let formatter = Formatter {
+            os: &self.os,
+            node: &self.id,
+            home: self.home.as_ref(),
+            attach: self.attach.as_ref(),
+            slots: &self.slots,
+            lock,
+            volume,
+            fs,
+            read_only,
+            opened,
+        };
+        let attached = formatter.ready()?;
+        let options = match read_only {
+            ReadOnly::Yes => request.mount.clone().read_only(),
+            ReadOnly::No => request.mount.clone(),
+        };
+        lock.works_on(&staging.display());
+        self.mount(volume, &attached, staging, fs, &options)?;
+        if read_only == ReadOnly::Yes {
+            return Ok(());
+        }
+        match fs::of(fs).grow_mounted(&self.os, &attached.device, staging, opened.size)? {
+            Grown::Yes | Grown::AlreadyThere => Ok(()),
+            Grown::NotPermitted => {
+                // Nobody else can have it mounted: we mounted it just now, under the volume's lock.
+                self.unmount(staging)?;
+                lock.works_on(&attached.device.path().display());
+                fs::of(fs).grow_unmounted(&self.os, &attached.device, opened.size)?;
+                lock.works_on(&staging.display());
+                self.mount(volume, &attached, staging, fs, &options)
+            }
+        }
+    }
+
+    /// The volume is mounted here already: the same request is success once the filesystem has its size.
+    fn stage_again(
+        &self,
+        request: &StageRequest,
+        fs: FsType,
+        staging: &Path,
+        entry: &MountEntry,
+        shown: Shown,
+    ) -> Result<Changed> {
+        let volume = &request.volume;
+        let opened = self.open(request)?;
+        let read_only = reading(request, &opened);
+        let options = match read_only {
+            ReadOnly::Yes => request.mount.clone().read_only(),
+            ReadOnly::No => request.mount.clone(),
+        };
+        let Shown::Filesystem(_) = shown else { return Err(differs(volume, staging)) };
+        if entry.fs_type != fs.as_str() || entry.root != Path::new("/") || !options.made(fs, entry) {
+            return Err(differs(volume, staging));
+        }
+        if read_only == ReadOnly::Yes || entry.super_read_only() {
+            return Ok(Changed::No);
+        }
+        let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
+        match fs::of(fs).grow_mounted(&self.os, &attached.device, staging, opened.size)? {
+            Grown::Yes => Ok(Changed::Yes),
+            Grown::AlreadyThere => Ok(Changed::No),
+            Grown::NotPermitted => {
+                tracing::warn!(%volume, path = %staging.display(), "the kernel does not let this process grow a mounted ext4 (CAP_SYS_RESOURCE); it is grown when the volume is unstaged and staged again");
+                Ok(Changed::No)
+            }
+        }
+    }
+
+    /// Mounts the held device and looks whether it is what a program sees there now.
+    fn mount(
+        &self,
+        volume: &VolumeId,
+        attached: &Attached,
+        staging: &Path,
+        fs: FsType,
+        options: &MountOptions,
+    ) -> Result<()> {
+        let device = attached.device.path();
+        self.os
+            .mount(device, staging, fs.as_str(), options.flags(), &options.data(fs))
+            .map_err(|error| mount_failed(volume, device, staging, fs, error))?;
+        let mounts = Mounts::read(&self.os)?;
+        match mounts.at(staging) {
+            Some(entry) if entry.device == attached.device.number() && entry.fs_type == fs.as_str() => Ok(()),
+            _ => Err(Error::new(
+                Kind::Internal,
+                format!(
+                    "{} was mounted at {}, and mountinfo does not show it there: is something else mounting at that path?",
+                    device.display(),
+                    staging.display()
+                ),
+            )),
+        }
+    }
+
+    fn open(&self, request: &StageRequest) -> Result<Opened> {
+        let opened = self.home.open(&request.volume, &self.id)?;
+        if opened.mode == request.mode {
+            return Ok(opened);
+        }
+        Err(Error::new(
+            Kind::Precondition,
+            format!(
+                "volume {} is granted to this node as {} and is to be staged as {}; publish it to the node the way it is to be used",
+                request.volume, opened.mode, request.mode
+            ),
+        ))
+    }
+
+    fn undo(&self, volume: &VolumeId, staging: &Path) -> Result<()> {
+        if Mounts::read(&self.os)?.ours(staging, volume, Kind::Internal)?.is_some() {
+            self.unmount(staging)?;
+        }
+        self.attach.detach(volume)
+    }
+
+    /// Takes a volume away from this node (NodeUnstageVolume). Not staged is success; so is a volume whose record or
+    /// pool is gone, once nothing of it is left. Decides from mountinfo and never looks at the path itself: a dead
+    /// filesystem is unmounted like any other.
+    ///
+    /// 1. Refuse while pods use it, with everything as it was.
+    /// 2. Unmount whatever of the volume is stacked at the path. A crash: the next unstage goes on.
+    /// 3. Detach. A crash: the same.
+    ///
+    /// # Errors
+    /// `Busy`; `InUse` naming who uses it; `Precondition` when something else is mounted at the path; `Internal`.
+    pub fn unstage(&self, volume: &VolumeId, staging: &Path) -> Result<Changed> {
+        let lock = self.volumes.try_lock(volume, "NodeUnstageVolume")?;
+        let staging = path::resolve(&self.os, staging)?;
+        let mut changed = Changed::No;
+        if let Some(staging) = &staging {
+            lock.works_on(&staging.display());
+        }
+        self.unused(volume, staging.as_deref())?;
+        if let Some(staging) = &staging {
+            while Mounts::read(&self.os)?.ours(staging, volume, Kind::Precondition)?.is_some() {
+                self.unmount(staging)?;
+                changed = Changed::Yes;
+            }
+        }
+        if self.raw.release(volume.uuid) == Changed::Yes {
+            changed = Changed::Yes;
+        }
+        self.attach.detach(volume)?;
+        Ok(changed)
+    }
+
+    /// Nothing but the staging mount shows the volume.
+    fn unused(&self, volume: &VolumeId, staging: Option<&Path>) -> Result<()> {
+        let mounts = Mounts::read(&self.os)?;
+        let staged = match staging {
+            Some(staging) => mounts.ours(staging, volume, Kind::Precondition)?,
+            None => None,
+        };
+        let device = match staged {
+            Some((_, shown)) => Some(shown.device()),
+            // A block volume has no staging mount: its device is known by the name it carries.
+            None => {
+                let name = volume.uuid.to_string();
+                let loops = self.os.loops().at(|| "list the loop devices")?;
+                loops.into_iter().find(|status| status.name == name).map(|status| status.device)
+            }
+        };
+        let but: Vec<_> = staging.into_iter().collect();
+        let others = device.map_or_else(|| Ok(Vec::new()), |device| mounts.others(device, &but))?;
+        if others.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::InUse,
+            format!("volume {volume} is still published at {}; unpublish it there first", places(&others)),
+        ))
+    }
+
+    /// Takes the topmost mount at a path away; a busy one says who keeps it.
+    pub(super) fn unmount(&self, point: &Path) -> Result<()> {
+        match self.os.unmount(point) {
+            Ok(_) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                let holders = self.os.holders(point).unwrap_or_default();
+                let who = if holders.is_empty() {
+                    "something that cannot be seen here".to_owned()
+                } else {
+                    holders.join(", ")
+                };
+                Err(Error::new(Kind::InUse, format!("{} is in use by {who}; stop it and ask again", point.display()))
+                    .because(error))
+            }
+            Err(error) => Err(Error::new(Kind::Internal, format!("unmount {}", point.display())).because(error)),
+        }
+    }
+}
+
+/// Whether nothing may be written: the grant, the access mode or the mount flags say so.
+fn reading(request: &StageRequest, opened: &Opened) -> ReadOnly {
+    let any = request.access.read_only()
+        || opened.access.read_only()
+        || opened.read_only == ReadOnly::Yes
+        || request.mount.flags().read_only;
+    if any { ReadOnly::Yes } else { ReadOnly::No }
+}
+
+pub(super) fn read_only_block(volume: &VolumeId) -> Error {
+    Error::new(
+        Kind::InvalidArgument,
+        format!(
+            "volume {volume}: a raw block device cannot be given out read-only: a read-only bind does not stop writes to a device, and every pod shares the one device; drop readOnly, or use a filesystem"
+        ),
+    )
+}
+
+fn differs(volume: &VolumeId, staging: &Path) -> Error {
+    Error::new(
+        Kind::AlreadyExists,
+        format!(
+            "volume {volume} is staged at {} with another filesystem or other mount options; unstage it first",
+            staging.display()
+        ),
+    )
+}
+
+/// What a failed mount(2) means; the options are not named, they may be sensitive.
+fn mount_failed(volume: &VolumeId, device: &Path, staging: &Path, fs: FsType, error: std::io::Error) -> Error {
+    let (kind, next) = match error.raw_os_error() {
+        Some(libc::EBUSY) => (Kind::Busy, "something else holds the device; ask again"),
+        Some(libc::EUCLEAN) => (Kind::Corrupt, "the filesystem is damaged: check it by hand"),
+        Some(libc::ENODEV) => (Kind::Unsupported, "this kernel does not have the filesystem; load its module"),
+        Some(libc::EPERM | libc::EACCES) => (Kind::Precondition, "the node plugin needs CAP_SYS_ADMIN"),
+        Some(libc::ENOTDIR | libc::ENOENT) => (Kind::Precondition, "the staging path has to be a directory"),
+        Some(libc::EINVAL) => {
+            (Kind::Precondition, "the kernel refuses the superblock or a mount option; its log says which")
+        }
+        _ => (Kind::Internal, "it is retried; the kernel's log may say more"),
+    };
+    let what =
+        format!("mounting {fs} of volume {volume} from {} at {} failed; {next}", device.display(), staging.display());
+    Error::new(kind, what).because(error)
+}

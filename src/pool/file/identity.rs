@@ -1,0 +1,156 @@
+//! pool.json: who a pool is. Written once when the pool is made, by its owner only; fields a newer release added are
+//! kept.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::super::Cloning;
+use super::filesystem::MAX_EXTENTS;
+use super::layout::Layout;
+use crate::os::Os;
+use crate::types::{Error, Kind, NodeId, OsContext, PoolId, PoolName, Result};
+
+/// The schema this release writes and reads.
+const SCHEMA: u32 = 1;
+
+/// The content of pool.json.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct PoolFile {
+    /// Of this file; a reader refuses a later one.
+    schema: u32,
+    pub(super) id: PoolId,
+    pub(super) name: PoolName,
+    pub(super) home: NodeId,
+    /// What the owner found when it last opened the pool, for readers beside it, which must not try.
+    pub(super) cloning: Found,
+    #[serde(flatten)]
+    unknown: Map<String, Value>,
+}
+
+/// [`Cloning`] as it is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Found {
+    Reflink,
+    Copy,
+}
+
+impl From<Cloning> for Found {
+    fn from(cloning: Cloning) -> Self {
+        match cloning {
+            Cloning::Reflink { .. } => Self::Reflink,
+            Cloning::Copy => Self::Copy,
+        }
+    }
+}
+
+impl From<Found> for Cloning {
+    fn from(found: Found) -> Self {
+        match found {
+            Found::Reflink => Self::Reflink { max_extents: MAX_EXTENTS },
+            Found::Copy => Self::Copy,
+        }
+    }
+}
+
+impl PoolFile {
+    /// Of a pool made now.
+    pub(super) fn new(name: &PoolName, home: &NodeId, cloning: Cloning) -> Self {
+        Self {
+            schema: SCHEMA,
+            id: PoolId::random(),
+            name: name.clone(),
+            home: home.clone(),
+            cloning: cloning.into(),
+            unknown: Map::new(),
+        }
+    }
+
+    /// Reads it; `None` where no pool was made yet.
+    ///
+    /// # Errors
+    /// `Corrupt` for a file that is not a pool.json; `Unsupported` for one of a later release.
+    pub(super) fn read(os: &Os, layout: &Layout) -> Result<Option<Self>> {
+        #[derive(Deserialize)]
+        struct Schema {
+            schema: u32,
+        }
+        let path = layout.pool_file();
+        let Some(text) = os.read_plain(&path).at(|| format!("read {}", path.display()))? else { return Ok(None) };
+        let corrupt = |error| {
+            Error::new(
+                Kind::Corrupt,
+                format!(
+                    "{} is not a pool's file; put back the one this pool was made with, its id is part of every volume's handle",
+                    path.display()
+                ),
+            )
+            .because(error)
+        };
+        let Schema { schema } = serde_json::from_slice(&text).map_err(corrupt)?;
+        if schema > SCHEMA {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "{} has schema {schema}, this release reads up to {SCHEMA}; run the release that wrote it or a later one",
+                    path.display()
+                ),
+            ));
+        }
+        serde_json::from_slice(&text).map(Some).map_err(corrupt)
+    }
+
+    /// Writes it, durably: the old or the new after a crash.
+    pub(super) fn write(&self, os: &Os, layout: &Layout) -> Result<()> {
+        let path = layout.pool_file();
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::new(Kind::Internal, format!("write {} as JSON", path.display())).because(error))?;
+        text.push(b'\n');
+        os.replace_file(&path, &text).at(|| format!("write {}", path.display()))
+    }
+
+    /// Whether a daemon of this node, configured with this name, may own the pool.
+    ///
+    /// # Errors
+    /// `Precondition`, with what a human can do.
+    pub(super) fn belongs(&self, layout: &Layout, name: &PoolName, home: &NodeId) -> Result<()> {
+        let path = layout.pool_file();
+        let path = path.display();
+        if self.home != *home {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "the pool in {} belongs to node {}, this is node {home}; if {} will never use it again, set the field \"home\" in {path} to \"{home}\" and start again",
+                    layout.root().display(),
+                    self.home,
+                    self.home
+                ),
+            ));
+        }
+        if self.name != *name {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "the pool in {} is called {}, the configuration calls it {name}; configure it as {}, or set the field \"name\" in {path} to \"{name}\"",
+                    layout.root().display(),
+                    self.name,
+                    self.name
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_of_schema_one_reads_and_keeps_what_it_does_not_know() {
+        let text = r#"{"schema":1,"id":"00000000000000ab","name":"default","home":"node-1","cloning":"reflink","colour":"blue"}"#;
+        let file: PoolFile = serde_json::from_str(text).unwrap();
+        assert_eq!(Cloning::from(file.cloning), Cloning::Reflink { max_extents: MAX_EXTENTS });
+        assert_eq!(serde_json::to_value(&file).unwrap(), serde_json::from_str::<Value>(text).unwrap());
+    }
+}

@@ -1,0 +1,106 @@
+//! What is known of an image, and what is done to it in place.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::super::{Blankness, Geometry, ImageFacts, Object};
+use super::FilePool;
+use super::Ownership;
+use super::filesystem::cannot;
+use crate::os::ExtentSummary;
+use crate::types::{Bytes, Error, Kind, ObjectUuid, OsContext, Provisioning, Result};
+
+impl FilePool {
+    pub(super) fn facts_of(&self, object: Object) -> Result<Option<ImageFacts>> {
+        let path = self.layout.data(object);
+        let Some(image) = self.os.view_image(&path).at(|| format!("open {}", path.display()))? else { return Ok(None) };
+        let is = self.os.image_identity(&image, &path).at(|| format!("stat {}", path.display()))?;
+        Ok(Some(ImageFacts { size: Bytes::new(is.size), allocated: Bytes::new(is.allocated) }))
+    }
+
+    pub(super) fn extents_of(&self, object: Object) -> Result<ExtentSummary> {
+        let (image, path) = self.image(object)?;
+        self.os.extents(&image, &path).map_err(|error| no_extents(&path, error))
+    }
+
+    pub(super) fn count_extents(&self, object: Object) -> Result<u64> {
+        let (image, path) = self.image(object)?;
+        self.os.extent_count(&image, &path).map_err(|error| no_extents(&path, error))
+    }
+
+    /// Data is looked for in the image's allocation. Before that everything written so far is made to show there: what
+    /// lies in the device's cache, then what lies in the image's.
+    pub(super) fn blankness_of(&self, volume: ObjectUuid) -> Result<Blankness> {
+        if let (Ownership::Owner { .. }, Some(device)) = (&self.ownership, self.attached(volume)?) {
+            let shown = device.path.display();
+            let node = self.os.open_device(&device.path).at(|| format!("open {shown}"))?;
+            self.os.flush_device(&node).at(|| format!("flush {shown}"))?;
+        }
+        let (image, path) = self.image(Object::Volume(volume))?;
+        self.os.sync_file(&image, &path).at(|| format!("fsync {}", path.display()))?;
+        let first = self.os.next_data(&image, &path, 0).at(|| format!("look for data in {}", path.display()))?;
+        Ok(first.map_or(Blankness::Proven, Blankness::DataAt))
+    }
+
+    /// 1. See that no device shows the image.
+    /// 2. Thick: turn every block into an unwritten one, or punch and allocate where the filesystem cannot. Thin:
+    ///    punch everything out. A crash leaves some of the old data: the image is not blank, and is blanked again.
+    /// 3. Bring it to its geometry, which also fills holes that 2 left, and fsync.
+    /// 4. Look: an image that still has data is an error.
+    pub(super) fn blank_image(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()> {
+        self.no_device_shows(volume, "blank")?;
+        let (image, path) = self.edit(Object::Volume(volume))?;
+        let length = self.os.image_identity(&image, &path).at(|| format!("stat {}", path.display()))?.size;
+        if length > 0 {
+            let zeroed = match geometry.provisioning {
+                Provisioning::Thick => self.os.zero_range(&image, &path, 0, length),
+                Provisioning::Thin => self.os.punch_hole(&image, &path, 0, length),
+            };
+            match zeroed {
+                Err(error) if cannot(&error) => self.os.punch_hole(&image, &path, 0, length),
+                result => result,
+            }
+            .at(|| format!("blank {}", path.display()))?;
+        }
+        self.stretch(&image, &path, geometry)?;
+        self.os.sync_file(&image, &path).at(|| format!("fsync {}", path.display()))?;
+        match self.blankness_of(volume)? {
+            Blankness::Proven => Ok(()),
+            Blankness::DataAt(offset) => Err(Error::new(
+                Kind::Internal,
+                format!(
+                    "{} still has data at byte {offset} after it was blanked; nothing was formatted",
+                    path.display()
+                ),
+            )),
+        }
+    }
+
+    /// One fallocate (thick) or truncate (thin), then fsync. A crash leaves it partly allocated at its old length, or
+    /// done: the next grow ends the same way.
+    pub(super) fn grow_image(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()> {
+        let (image, path) = self.edit(Object::Volume(volume))?;
+        self.stretch(&image, &path, geometry)?;
+        self.os.sync_file(&image, &path).at(|| format!("fsync {}", path.display()))
+    }
+
+    /// An object's image to read.
+    pub(super) fn image(&self, object: Object) -> Result<(File, PathBuf)> {
+        let path = self.layout.data(object);
+        let image = self.os.view_image(&path).at(|| format!("open {}", path.display()))?;
+        image.map(|image| (image, path)).ok_or_else(|| self.not_found(object))
+    }
+
+    /// An object's image to change.
+    pub(super) fn edit(&self, object: Object) -> Result<(File, PathBuf)> {
+        let path = self.layout.data(object);
+        let image = self.os.open_image(&path).at(|| format!("open {}", path.display()))?;
+        image.map(|image| (image, path)).ok_or_else(|| self.not_found(object))
+    }
+}
+
+fn no_extents(path: &Path, error: io::Error) -> Error {
+    let kind = if cannot(&error) { Kind::Unsupported } else { Kind::Internal };
+    Error::new(kind, format!("look at the extents of {}", path.display())).because(error)
+}

@@ -1,0 +1,192 @@
+//! Opening a pool: as its owner, making it on first use, or to look at beside the owner.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use super::super::{Abilities, Ability, Ground, Identity};
+use super::filesystem::{Filesystem, Found};
+use super::identity::PoolFile;
+use super::layout::{DIRECTORIES, LOCK_FILE, LOST_AND_FOUND, Layout, POOL_FILE, TEMPORARY};
+use super::{FilePool, Ownership};
+use crate::os::{Entry, Os};
+use crate::types::{Error, Kind, NodeId, OsContext, PoolName, Provisioning, Result};
+
+impl FilePool {
+    /// Opens the pool in a directory as its owner, for as long as the result lives; makes it in an empty directory.
+    ///
+    /// 1. Find the directory and its filesystem; refuse a directory with something else in it. Nothing was written.
+    /// 2. Lock `lock`, made if missing. A crash drops the lock with the process.
+    /// 3. Try what the filesystem can do. A crash leaves `.tmp-probe`, which the next open removes.
+    /// 4. A new pool: make its directories, then write pool.json, durably. Before that file is in place the directory
+    ///    counts as empty and the next open begins again.
+    /// 5. A pool that is there: see that it is ours and whole; write down in pool.json when cloning changed.
+    ///
+    /// # Errors
+    /// `NotFound` without the directory; `Unsupported` on a filesystem no pool may lie on; `Precondition` for a
+    /// directory with other things in it, and for a pool of another node or name; `InUse` while another process owns
+    /// it; `Corrupt` for a pool that misses a part; `Internal`.
+    pub fn open(os: &Os, name: &PoolName, root: &Path, ground: Ground, home: &NodeId) -> Result<Arc<Self>> {
+        let layout = Layout::new(canonical(os, root, name)?);
+        let filesystem = Filesystem::of(os, &layout, ground)?;
+        if PoolFile::read(os, &layout)?.is_none() {
+            refuse_foreign(os, &layout)?;
+        }
+        let lock = os.lock_owner(&layout.lock()).at(|| format!("lock {}", layout.lock().display()))?;
+        let lock = lock.ok_or_else(|| {
+            Error::new(
+                Kind::InUse,
+                format!(
+                    "the pool in {} is owned by another running process, which holds {} locked; stop that one first",
+                    layout.root().display(),
+                    layout.lock().display()
+                ),
+            )
+        })?;
+        let known = PoolFile::read(os, &layout)?;
+        let found = match (filesystem.probe(os, &layout), &known) {
+            (Ok(found), _) => found,
+            (Err(error), Some(file)) if error.kind() == Kind::NoCapacity => {
+                Found { cloning: file.cloning.into(), thick: thick_of(filesystem) }
+            }
+            (Err(error), _) => return Err(error),
+        };
+        let file = match known {
+            Some(file) => {
+                file.belongs(&layout, name, home)?;
+                let mut now = file.clone();
+                now.cloning = found.cloning.into();
+                if now != file {
+                    now.write(os, &layout)?;
+                }
+                whole(os, &layout)?;
+                now
+            }
+            None => make(os, &layout, filesystem, PoolFile::new(name, home, found.cloning))?,
+        };
+        Ok(Arc::new(Self::assemble(os, layout, &file, filesystem, found, Ownership::Owner { _lock: lock })))
+    }
+
+    /// Opens the pool in a directory to look at, beside its owner or without one: takes no lock and writes nothing.
+    /// Every method that changes something answers `Unsupported`.
+    ///
+    /// # Errors
+    /// `NotFound` where no pool is; `Corrupt`, `Unsupported` for a pool.json that cannot be read; `Internal`.
+    pub fn view(os: &Os, root: &Path) -> Result<Arc<Self>> {
+        let layout = Layout::new(canonical(os, root, &"a pool")?);
+        let file = PoolFile::read(os, &layout)?.ok_or_else(|| {
+            let reason = format!(
+                "there is no pool in {}: it has no {POOL_FILE}; a node makes one there when it first starts with NAME=file:{}",
+                layout.root().display(),
+                layout.root().display()
+            );
+            Error::new(Kind::NotFound, reason)
+        })?;
+        let filesystem = Filesystem::of(os, &layout, Ground::FuseForTests)?;
+        let found = Found { cloning: file.cloning.into(), thick: thick_of(filesystem) };
+        Ok(Arc::new(Self::assemble(os, layout, &file, filesystem, found, Ownership::View)))
+    }
+
+    fn assemble(
+        os: &Os,
+        layout: Layout,
+        file: &PoolFile,
+        filesystem: Filesystem,
+        found: Found,
+        ownership: Ownership,
+    ) -> Self {
+        let identity = Identity {
+            id: file.id,
+            name: file.name.clone(),
+            kind: "file",
+            home: file.home.clone(),
+            place: layout.root().display().to_string(),
+        };
+        let abilities = Abilities {
+            cloning: found.cloning,
+            thick: found.thick,
+            default_provisioning: match found.thick {
+                Ability::Yes => Provisioning::Thick,
+                Ability::No => Provisioning::Thin,
+            },
+        };
+        Self { os: os.clone(), layout, identity, filesystem, abilities, ownership, hints: Mutex::new(HashMap::new()) }
+    }
+}
+
+fn canonical(os: &Os, root: &Path, name: &dyn std::fmt::Display) -> Result<std::path::PathBuf> {
+    let shown = root.display();
+    let found = os.canonical(root).at(|| format!("find {shown}"))?;
+    let path = found.ok_or_else(|| {
+        Error::new(
+            Kind::NotFound,
+            format!("the directory {shown} for {name} does not exist; make it: mkdir -p {shown}"),
+        )
+    })?;
+    if os.entry(&path).at(|| format!("look at {shown}"))? != Some(Entry::Directory) {
+        return Err(Error::new(Kind::InvalidArgument, format!("{shown} for {name} is not a directory; name another")));
+    }
+    Ok(path)
+}
+
+/// Refuses a directory that holds anything but what a half-made pool and mkfs leave.
+fn refuse_foreign(os: &Os, layout: &Layout) -> Result<()> {
+    let root = layout.root();
+    let unfinished = format!("{POOL_FILE}.tmp");
+    for name in os.list_dir(root).at(|| format!("list {}", root.display()))? {
+        let ours = name.starts_with(TEMPORARY)
+            || [LOST_AND_FOUND, LOCK_FILE, &unfinished].contains(&name.as_str())
+            || (DIRECTORIES.contains(&name.as_str())
+                && os.list_dir(&root.join(&name)).at(|| format!("list {}", root.join(&name).display()))?.is_empty());
+        if !ours {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "{} is not empty (there is {name:?}) and has no {POOL_FILE}, so no pool is made in it; name an empty directory, or put the pool's own {POOL_FILE} back",
+                    root.display()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Step 4 of opening.
+fn make(os: &Os, layout: &Layout, filesystem: Filesystem, file: PoolFile) -> Result<PoolFile> {
+    for name in DIRECTORIES {
+        let directory = layout.root().join(name);
+        if os.entry(&directory).at(|| format!("look at {}", directory.display()))?.is_none() {
+            os.create_dir(&directory).at(|| format!("mkdir {}", directory.display()))?;
+        }
+        filesystem.prepare(os, &directory)?;
+    }
+    whole(os, layout)?;
+    os.sync_dir(layout.root()).at(|| format!("fsync {}", layout.root().display()))?;
+    file.write(os, layout)?;
+    Ok(file)
+}
+
+/// A pool's directories are there, and are directories.
+fn whole(os: &Os, layout: &Layout) -> Result<()> {
+    for name in DIRECTORIES {
+        let directory = layout.root().join(name);
+        if os.entry(&directory).at(|| format!("look at {}", directory.display()))? != Some(Entry::Directory) {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "the pool in {} misses its directory {name}; see that its filesystem is mounted and whole, then restore the directory or, if nothing was lost, mkdir it",
+                    layout.root().display()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What is believed of a filesystem that could not be tried.
+fn thick_of(filesystem: Filesystem) -> Ability {
+    match filesystem {
+        Filesystem::Xfs | Filesystem::Ext4 => Ability::Yes,
+        Filesystem::Btrfs | Filesystem::Fuse => Ability::No,
+    }
+}

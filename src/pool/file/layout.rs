@@ -1,0 +1,121 @@
+//! Where everything of a pool lies. Every path of the pool is made here, from types that cannot leave their room:
+//!
+//! ```text
+//! <root>/pool.json                        who the pool is
+//! <root>/lock                             held by the owner for life
+//! <root>/volumes/<uuid>/volume.json, data
+//! <root>/snapshots/<uuid>/snapshot.json, data
+//! <root>/trash/<class>-<uuid>-<random>/   removed, not yet unlinked
+//! .tmp-* in any of them                   never had a name
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::super::{Class, Object};
+use crate::types::ObjectUuid;
+
+/// What begins the name of everything that never had a name.
+pub(super) const TEMPORARY: &str = ".tmp-";
+/// The image's file name in its object's directory.
+pub(super) const DATA: &str = "data";
+/// The directories of a pool.
+pub(super) const DIRECTORIES: [&str; 3] = ["volumes", "snapshots", "trash"];
+/// What mkfs.ext4 puts into every filesystem.
+pub(super) const LOST_AND_FOUND: &str = "lost+found";
+/// Who the pool is.
+pub(super) const POOL_FILE: &str = "pool.json";
+/// The owner's lock.
+pub(super) const LOCK_FILE: &str = "lock";
+
+/// The paths of one pool.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// Of the pool at a canonical path: image files are opened without following symbolic links anywhere.
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn pool_file(&self) -> PathBuf {
+        self.root.join(POOL_FILE)
+    }
+
+    pub(super) fn lock(&self) -> PathBuf {
+        self.root.join(LOCK_FILE)
+    }
+
+    pub(super) fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    pub(super) fn probe(&self) -> PathBuf {
+        self.root.join(format!("{TEMPORARY}probe"))
+    }
+
+    pub(super) fn class(&self, class: Class) -> PathBuf {
+        self.root.join(match class {
+            Class::Volume => "volumes",
+            Class::Snapshot => "snapshots",
+        })
+    }
+
+    pub(super) fn object(&self, object: Object) -> PathBuf {
+        self.class(class_of(object)).join(object.uuid().to_string())
+    }
+
+    pub(super) fn temporary(&self, object: Object) -> PathBuf {
+        self.class(class_of(object)).join(format!("{TEMPORARY}{}", object.uuid()))
+    }
+
+    pub(super) fn data(&self, object: Object) -> PathBuf {
+        self.object(object).join(DATA)
+    }
+
+    pub(super) fn record(&self, object: Object) -> PathBuf {
+        self.object(object).join(record_name(class_of(object)))
+    }
+
+    /// What the names of an object in the trash begin with.
+    pub(super) fn trash_prefix(object: Object) -> String {
+        let class = match class_of(object) {
+            Class::Volume => "volume",
+            Class::Snapshot => "snapshot",
+        };
+        format!("{class}-{}-", object.uuid())
+    }
+
+    /// A new name in the trash.
+    pub(super) fn trash_name(&self, object: Object) -> PathBuf {
+        self.trash().join(format!("{}{}", Self::trash_prefix(object), Uuid::new_v4().as_simple()))
+    }
+}
+
+pub(super) fn class_of(object: Object) -> Class {
+    match object {
+        Object::Volume(_) => Class::Volume,
+        Object::Snapshot(_) => Class::Snapshot,
+    }
+}
+
+pub(super) fn object_of(class: Class, uuid: ObjectUuid) -> Object {
+    match class {
+        Class::Volume => Object::Volume(uuid),
+        Class::Snapshot => Object::Snapshot(uuid),
+    }
+}
+
+pub(super) fn record_name(class: Class) -> &'static str {
+    match class {
+        Class::Volume => "volume.json",
+        Class::Snapshot => "snapshot.json",
+    }
+}

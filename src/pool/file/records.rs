@@ -1,0 +1,68 @@
+//! Records: bytes this room keeps and never reads.
+
+use super::super::{Class, Object};
+use super::FilePool;
+use super::layout::object_of;
+use crate::os::Entry;
+use crate::types::{Error, Kind, ObjectUuid, OsContext, Result};
+
+impl FilePool {
+    pub(super) fn list_class(&self, class: Class) -> Result<Vec<ObjectUuid>> {
+        let directory = self.layout.class(class);
+        let names = self.os.list_dir(&directory).at(|| format!("list {}", directory.display()))?;
+        let mut found = Vec::new();
+        for uuid in names.iter().filter_map(|name| name.parse().ok()) {
+            let record = self.layout.record(object_of(class, uuid));
+            if self.os.entry(&record).at(|| format!("look at {}", record.display()))? == Some(Entry::File) {
+                found.push(uuid);
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Whether an object's directory is in place.
+    pub(super) fn exists(&self, object: Object) -> Result<bool> {
+        let directory = self.layout.object(object);
+        Ok(self.os.entry(&directory).at(|| format!("look at {}", directory.display()))?.is_some())
+    }
+
+    pub(super) fn not_found(&self, object: Object) -> Error {
+        Error::new(Kind::NotFound, format!("{object} does not exist in pool {}", self.identity.name))
+    }
+
+    pub(super) fn record_of(&self, object: Object) -> Result<Option<Vec<u8>>> {
+        let path = self.layout.record(object);
+        let record = self.os.read_plain(&path).at(|| format!("read {}", path.display()))?;
+        // The object may have been removed between the two looks, or never have been: both are absence.
+        if record.is_none() && self.exists(object)? {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "{object} has no record: {} is missing; restore it from a backup, or move {} away if the data is not needed",
+                    path.display(),
+                    self.layout.object(object).display()
+                ),
+            ));
+        }
+        Ok(record)
+    }
+
+    /// Temporary beside the record, fsync, rename, fsync of the directory: a crash leaves the old record or the new,
+    /// and perhaps a `.tmp` beside it, which the next write replaces and removal removes.
+    pub(super) fn replace_record(&self, object: Object, record: &[u8]) -> Result<()> {
+        let directory = self.layout.object(object);
+        match self.os.entry(&directory).at(|| format!("look at {}", directory.display()))? {
+            Some(Entry::Directory) => {}
+            None => return Err(self.not_found(object)),
+            Some(_) => {
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    format!("{} is not a directory; Holdfast did not make it: look at it", directory.display()),
+                ));
+            }
+        }
+        let path = self.layout.record(object);
+        self.os.replace_file(&path, record).at(|| format!("write {}", path.display()))
+    }
+}

@@ -1,0 +1,125 @@
+//! What lies in a pool's place and no record explains. Reads only; what `sweep` settles by itself is not listed, nor
+//! are temporaries, which belong to work under way.
+
+use std::path::Path;
+
+use super::super::{Class, Object, Stray};
+use super::FilePool;
+use super::layout::{DATA, DIRECTORIES, LOCK_FILE, LOST_AND_FOUND, POOL_FILE, TEMPORARY, object_of, record_name};
+use crate::os::{Entry, LoopStatus};
+use crate::types::{ObjectUuid, OsContext, Result};
+
+impl FilePool {
+    pub(super) fn find_strays(&self) -> Result<Vec<Stray>> {
+        let mut strays = Vec::new();
+        self.strays_in_root(&mut strays)?;
+        for (class, directory) in self.class_dirs() {
+            for name in self.os.list_dir(&directory).at(|| format!("list {}", directory.display()))? {
+                if name.starts_with(TEMPORARY) {
+                    continue;
+                }
+                match name.parse::<ObjectUuid>() {
+                    Ok(uuid) => self.strays_in_object(object_of(class, uuid), class, &mut strays)?,
+                    Err(_) => strays.push(unknown(&directory.join(name))),
+                }
+            }
+        }
+        self.stray_loops(&mut strays)?;
+        Ok(strays)
+    }
+
+    fn strays_in_root(&self, strays: &mut Vec<Stray>) -> Result<()> {
+        let root = self.layout.root();
+        let unfinished = format!("{POOL_FILE}.tmp");
+        let known = [POOL_FILE, LOCK_FILE, LOST_AND_FOUND, &unfinished];
+        for name in self.os.list_dir(root).at(|| format!("list {}", root.display()))? {
+            let known = known.contains(&name.as_str()) || DIRECTORIES.contains(&name.as_str());
+            if !known && !name.starts_with(TEMPORARY) {
+                strays.push(unknown(&root.join(name)));
+            }
+        }
+        Ok(())
+    }
+
+    fn strays_in_object(&self, object: Object, class: Class, strays: &mut Vec<Stray>) -> Result<()> {
+        let directory = self.layout.object(object);
+        let entry = |path: &Path| self.os.entry(path).at(|| format!("look at {}", path.display()));
+        match entry(&directory)? {
+            Some(Entry::Directory) => {}
+            Some(_) => {
+                strays.push(unknown(&directory));
+                return Ok(());
+            }
+            // Removed since it was listed.
+            None => return Ok(()),
+        }
+        let record = record_name(class);
+        for name in self.os.list_dir(&directory).at(|| format!("list {}", directory.display()))? {
+            let path = directory.join(&name);
+            let plain = entry(&path)?.is_none_or(|entry| entry == Entry::File);
+            if !plain || !(name == DATA || name == record || name == format!("{record}.tmp")) {
+                strays.push(unknown(&path));
+            }
+        }
+        let missing: Vec<_> = [record, DATA]
+            .into_iter()
+            .filter_map(|name| {
+                let path = directory.join(name);
+                entry(&path).map(|found| found.is_none().then_some(name)).transpose()
+            })
+            .collect::<Result<_>>()?;
+        if !missing.is_empty() && entry(&directory)?.is_some() {
+            strays.push(Stray {
+                what: format!("{object} without {}", missing.join(" and ")),
+                place: directory.display().to_string(),
+                remedy: format!("restore it from a backup, or rm -r {} if the data is not needed", directory.display()),
+            });
+        }
+        Ok(())
+    }
+
+    /// Loop devices over a file of this pool that is no volume's image, or over one image twice.
+    fn stray_loops(&self, strays: &mut Vec<Stray>) -> Result<()> {
+        let place = self.place()?;
+        let mut seen: Vec<LoopStatus> = Vec::new();
+        for status in self.os.loops().at(|| "look at the loop devices")? {
+            if !status.on_filesystem_of(&place) {
+                continue;
+            }
+            let Some(backing) = self.os.loop_backing_path(status.device) else { continue };
+            let device = status.device.path();
+            let image = self.image_named(&status)?;
+            let what = if seen.iter().any(|other| other.shows_what(&status)) {
+                format!("a second loop device over {backing}")
+            } else if image || !Path::new(&backing).starts_with(self.layout.root()) {
+                seen.push(status);
+                continue;
+            } else {
+                format!("a loop device over {backing}, which is no volume's image")
+            };
+            seen.push(status);
+            strays.push(Stray {
+                what,
+                place: device.display().to_string(),
+                remedy: format!("end its users, then losetup -d {}", device.display()),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether a device shows the image of the volume it is named after.
+    fn image_named(&self, status: &LoopStatus) -> Result<bool> {
+        let Ok(uuid) = status.name.parse::<ObjectUuid>() else { return Ok(false) };
+        let path = self.layout.data(Object::Volume(uuid));
+        let file = self.os.identity(&path).at(|| format!("stat {}", path.display()))?;
+        Ok(file.is_some_and(|file| status.backs(&file)))
+    }
+}
+
+fn unknown(path: &Path) -> Stray {
+    Stray {
+        what: "not made by Holdfast".to_owned(),
+        place: path.display().to_string(),
+        remedy: "look at it, then move it out of the pool's directory".to_owned(),
+    }
+}

@@ -1,0 +1,198 @@
+//! Growth: online, at the next stage, repeated, too far; never a byte lost.
+
+use std::path::Path;
+
+use holdfast::csi::proto as p;
+use tonic::Code;
+
+use crate::harness::{
+    MIB, PoolFs, Use, World, can_grow_ext4_online, check_device, check_tree, is_dense, refused, write_device,
+    write_tree,
+};
+
+fn fs_size(path: &Path) -> u64 {
+    let stat = nix::sys::statvfs::statvfs(path).unwrap();
+    stat.blocks() * stat.fragment_size()
+}
+
+fn device_size(path: &Path) -> i64 {
+    nix::unistd::lseek64(std::fs::File::open(path).unwrap(), 0, nix::unistd::Whence::SeekEnd).unwrap()
+}
+
+fn grows_while_mounted(pool: PoolFs, kind: Use) {
+    let mut world = World::new(pool);
+    let vol = world.create("vol", kind);
+    let path = world.attach(&vol).unwrap();
+    write_tree(&path, 1);
+    let (before, size) = (fs_size(&path), vol.size + 100 * MIB);
+    for _ in 0..2 {
+        let answer = world.expand(&vol, size).unwrap();
+        assert!(answer.capacity_bytes == size && answer.node_expansion_required, "{answer:?}");
+    }
+    check_tree(&path, 1);
+    for _ in 0..2 {
+        assert_eq!(world.node_expand(&vol, size).unwrap(), size);
+    }
+    assert!(fs_size(&path) > before + 80 * (1 << 20), "{}", fs_size(&path));
+    write_tree(&path, 2);
+    world.crash();
+    world.detach(&vol);
+    let path = world.attach(&vol).unwrap();
+    check_tree(&path, 1);
+    check_tree(&path, 2);
+    if pool != PoolFs::Btrfs {
+        assert!(is_dense(&world.image(&vol)), "a thick volume stays thick when it grows");
+    }
+    world.finish();
+}
+
+#[test]
+fn xfs_grows_while_mounted_on_xfs() {
+    grows_while_mounted(PoolFs::Xfs, Use::Xfs);
+}
+
+#[test]
+fn xfs_grows_while_mounted_on_ext4() {
+    grows_while_mounted(PoolFs::Ext4, Use::Xfs);
+}
+
+#[test]
+fn xfs_grows_while_mounted_on_btrfs() {
+    grows_while_mounted(PoolFs::Btrfs, Use::Xfs);
+}
+
+#[test]
+fn ext4_grows_while_mounted_or_says_what_is_missing() {
+    if can_grow_ext4_online() {
+        return grows_while_mounted(PoolFs::Xfs, Use::Ext4);
+    }
+    let world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Ext4);
+    let path = world.attach(&vol).unwrap();
+    write_tree(&path, 1);
+    let before = fs_size(&path);
+    let size = vol.size + 100 * MIB;
+    world.expand(&vol, size).unwrap();
+    let said = refused(world.node_expand(&vol, size), &[Code::FailedPrecondition]);
+    assert!(said.contains("CAP_SYS_RESOURCE"), "{said}");
+    check_tree(&path, 1);
+    // Nothing is lost by it: the next stage grows the filesystem.
+    world.detach(&vol);
+    let path = world.attach(&vol).unwrap();
+    check_tree(&path, 1);
+    assert!(fs_size(&path) > before + 80 * (1 << 20), "{}", fs_size(&path));
+    assert_eq!(world.node_expand(&vol, size).unwrap(), size);
+    world.finish();
+}
+
+#[test]
+fn the_filesystem_grows_at_the_next_stage() {
+    for pool in PoolFs::ALL {
+        let mut world = World::new(pool);
+        for kind in Use::FILESYSTEMS {
+            let vol = world.create(kind.fs_type(), kind);
+            let path = world.attach(&vol).unwrap();
+            write_tree(&path, 1);
+            let before = fs_size(&path);
+            world.detach(&vol);
+            let size = vol.size + 100 * MIB;
+            assert_eq!(world.expand(&vol, size).unwrap().capacity_bytes, size);
+            world.crash();
+            let path = world.attach(&vol).unwrap();
+            check_tree(&path, 1);
+            assert!(fs_size(&path) > before + 80 * (1 << 20), "{}", fs_size(&path));
+            assert_eq!(world.node_expand(&vol, size).unwrap(), size);
+        }
+        world.finish();
+    }
+}
+
+#[test]
+fn a_claim_grown_before_its_first_use_is_formatted_whole() {
+    let world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Ext4);
+    world.expand(&vol, 132 * MIB).unwrap();
+    assert!(fs_size(&world.attach(&vol).unwrap()) > 100 * (1 << 20));
+    world.finish();
+}
+
+#[test]
+fn a_raw_volume_grows_while_it_is_used() {
+    let world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Block);
+    let path = world.attach(&vol).unwrap();
+    write_device(&path, 1, 0, 16);
+    let answer = world.expand(&vol, 40 * MIB).unwrap();
+    assert_eq!((answer.capacity_bytes, answer.node_expansion_required), (40 * MIB, false));
+    // The kubelet calls it anyway (aws-ebs#346, vsphere#2182).
+    assert_eq!(world.node_expand(&vol, 40 * MIB).unwrap(), 40 * MIB);
+    assert_eq!(device_size(&path), 40 * MIB);
+    check_device(&path, 1, 0, 16);
+    write_device(&path, 60, 16 << 20, 24);
+    check_device(&path, 60, 16 << 20, 24);
+    world.finish();
+}
+
+#[test]
+fn expanding_is_repeatable_and_a_smaller_target_is_told_the_real_size() {
+    let world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Ext4);
+    assert_eq!(world.expand(&vol, 48 * MIB).unwrap().capacity_bytes, 48 * MIB);
+    for size in [48 * MIB, 40 * MIB, 1] {
+        assert_eq!(world.expand(&vol, size).unwrap().capacity_bytes, 48 * MIB);
+    }
+    // Rounded up to whole MiB, but never over the limit.
+    assert_eq!(world.expand(&vol, 48 * MIB + 1).unwrap().capacity_bytes, 49 * MIB);
+    let range = |required_bytes, limit_bytes| p::ControllerExpandVolumeRequest {
+        volume_id: vol.id.clone(),
+        capacity_range: Some(p::CapacityRange { required_bytes, limit_bytes }),
+        ..Default::default()
+    };
+    refused(world.controller_expand_volume(range(50 * MIB + 1, 50 * MIB + 2)), &[Code::OutOfRange]);
+    refused(world.controller_expand_volume(range(10 * MIB, 20 * MIB)), &[Code::OutOfRange]);
+    refused(world.controller_expand_volume(range(60 * MIB, 55 * MIB)), &[Code::InvalidArgument, Code::OutOfRange]);
+    refused(world.controller_expand_volume(range(-1, 0)), &[Code::InvalidArgument, Code::OutOfRange]);
+    assert_eq!(world.expand(&vol, 1).unwrap().capacity_bytes, 49 * MIB);
+    world.finish();
+}
+
+#[test]
+fn an_expansion_that_does_not_fit_changes_nothing() {
+    let world = World::sized(PoolFs::Xfs, 1 << 30);
+    let vol = world.create("vol", Use::Xfs);
+    let path = world.attach(&vol).unwrap();
+    write_tree(&path, 1);
+    let image = world.image(&vol);
+    let before = (std::fs::metadata(&image).unwrap().len(), world.capacity());
+    refused(world.expand(&vol, 2000 * MIB), &[Code::ResourceExhausted, Code::OutOfRange]);
+    refused(world.expand(&vol, i64::MAX), &[Code::ResourceExhausted, Code::OutOfRange]);
+    assert_eq!((std::fs::metadata(&image).unwrap().len(), world.capacity()), before);
+    assert_eq!(world.expand(&vol, 1).unwrap().capacity_bytes, vol.size);
+    // The user gives up and asks for less (KEP-1790).
+    let less = vol.size + 10 * MIB;
+    assert_eq!(world.expand(&vol, less).unwrap().capacity_bytes, less);
+    check_tree(&path, 1);
+    world.finish();
+}
+
+#[test]
+fn node_expand_at_a_strange_path_or_volume_is_not_found() {
+    let world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Ext4);
+    world.attach(&vol).unwrap();
+    let request = |volume_id: &str, volume_path: &str| p::NodeExpandVolumeRequest {
+        volume_id: volume_id.into(),
+        volume_path: volume_path.into(),
+        ..Default::default()
+    };
+    refused(world.node_expand_volume(request(&vol.id, "some/path")), &[Code::NotFound]);
+    refused(world.node_expand_volume(request(&vol.id, "/nowhere")), &[Code::NotFound]);
+    refused(world.node_expand_volume(request(&vol.id, "/tmp")), &[Code::NotFound]);
+    let path = world.target(&vol, "pod");
+    refused(world.node_expand_volume(request("fake-vol-id", path.to_str().unwrap())), &[Code::NotFound]);
+    // No range, no capability, no staging path: grow to what there is.
+    world.node_expand_volume(request(&vol.id, path.to_str().unwrap())).unwrap();
+    let staging = world.staging(&vol);
+    world.node_expand_volume(request(&vol.id, staging.to_str().unwrap())).unwrap();
+    world.finish();
+}

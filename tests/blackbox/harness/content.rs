@@ -1,0 +1,119 @@
+//! Content that can be told again byte for byte, and what can be seen of an image from outside.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use nix::unistd::{Whence, lseek64};
+use uuid::Uuid;
+
+const PIECE: usize = 1 << 20;
+
+/// `length` bytes that depend on the seed and on nothing else (xorshift64).
+fn bytes(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut made = Vec::with_capacity(length + 8);
+    while made.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        made.extend_from_slice(&state.to_le_bytes());
+    }
+    made.truncate(length);
+    made
+}
+
+fn files(seed: u64) -> [(&'static str, Vec<u8>); 4] {
+    [
+        ("small", bytes(seed, 11)),
+        ("one page more", bytes(seed + 1, 4097)),
+        ("deep/er/big", bytes(seed + 2, (3 << 20) + 7)),
+        ("empty", Vec::new()),
+    ]
+}
+
+/// Writes a small tree of files, all durable.
+pub(crate) fn write_tree(root: &Path, seed: u64) {
+    for (name, content) in files(seed) {
+        let path = root.join(format!("tree-{seed}")).join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let mut file = File::create(&path).unwrap();
+        file.write_all(&content).unwrap();
+        file.sync_all().unwrap();
+    }
+    File::open(root).unwrap().sync_all().unwrap();
+}
+
+/// Compares a tree with what was written, byte for byte.
+pub(crate) fn check_tree(root: &Path, seed: u64) {
+    for (name, content) in files(seed) {
+        let path = root.join(format!("tree-{seed}")).join(name);
+        let found = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(found == content, "{}: not what was written", path.display());
+    }
+}
+
+/// Fills a part of a raw device or image, durably; whole MiB.
+pub(crate) fn write_device(path: &Path, seed: u64, offset: u64, mib: u64) {
+    let file = File::options().write(true).open(path).unwrap();
+    for piece in 0..mib {
+        file.write_all_at(&bytes(seed + piece, PIECE), offset + piece * (1 << 20)).unwrap();
+    }
+    file.sync_all().unwrap();
+}
+
+/// Compares a part of a raw device with what was written.
+pub(crate) fn check_device(path: &Path, seed: u64, offset: u64, mib: u64) {
+    let file = File::open(path).unwrap();
+    let mut found = vec![0; PIECE];
+    for piece in 0..mib {
+        file.read_exact_at(&mut found, offset + piece * (1 << 20)).unwrap();
+        assert!(found == bytes(seed + piece, PIECE), "{} differs in MiB {piece} from {offset}", path.display());
+    }
+}
+
+/// Length and content of an image: equal when nothing was written.
+pub(crate) fn checksum(path: &Path) -> (u64, u32) {
+    let file = File::open(path).unwrap();
+    let length = file.metadata().unwrap().len();
+    let mut sum = 0;
+    let mut piece = vec![0; PIECE];
+    let mut at = 0;
+    // Holes and unwritten extents read as zeroes: only where data is, and what it is, counts.
+    while let Ok(data) = lseek64(&file, i64::try_from(at).unwrap(), Whence::SeekData) {
+        let hole = u64::try_from(lseek64(&file, data, Whence::SeekHole).unwrap()).unwrap();
+        at = u64::try_from(data).unwrap();
+        while at < hole {
+            let count = usize::try_from((hole - at).min(1 << 20)).unwrap();
+            file.read_exact_at(&mut piece[..count], at).unwrap();
+            if piece[..count].iter().any(|byte| *byte != 0) {
+                sum = crc32c::crc32c_append(sum, &at.to_le_bytes());
+                sum = crc32c::crc32c_append(sum, &piece[..count]);
+            }
+            at += u64::try_from(count).unwrap();
+        }
+    }
+    (length, sum)
+}
+
+/// Bytes of storage behind a file.
+pub(crate) fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+/// Whether every byte of a file has storage behind it.
+pub(crate) fn is_dense(path: &Path) -> bool {
+    allocated(path) >= fs::metadata(path).unwrap().len()
+}
+
+/// The UUID in the superblock of an ext4 or XFS (offsets of their on-disk formats).
+pub(crate) fn superblock_uuid(path: &Path) -> Uuid {
+    let file = File::open(path).unwrap();
+    let mut magic = [0; 4];
+    file.read_exact_at(&mut magic, 0).unwrap();
+    let offset = if &magic == b"XFSB" { 32 } else { 1024 + 0x68 };
+    let mut uuid = [0; 16];
+    file.read_exact_at(&mut uuid, offset).unwrap();
+    Uuid::from_bytes(uuid)
+}

@@ -1,0 +1,79 @@
+//! Things that go wrong outside the driver: a tool that does not come back, a filesystem that does not answer.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Scratch, await_that, run, try_run};
+
+/// A system tool replaced, in this test's mount namespace only, by one that waits until it is let go.
+#[derive(Debug)]
+pub(crate) struct HeldTool {
+    gate: PathBuf,
+    calls: PathBuf,
+}
+
+impl HeldTool {
+    /// Stands in for a tool such as `mkfs.ext4`; it notes each call and, while the gate is shut, waits.
+    pub(crate) fn new(scratch: &Scratch, tool: &str) -> Self {
+        let directory = scratch.path().join(format!("tool-{tool}"));
+        fs::create_dir(&directory).unwrap();
+        let real = fs::canonicalize(Path::new("/usr/sbin").join(tool)).unwrap();
+        // The copy is called like the tool: mke2fs looks at its own name.
+        let copy = directory.join(tool);
+        fs::copy(&real, &copy).unwrap();
+        let (gate, calls, script) = (directory.join("gate"), directory.join("calls"), directory.join("script"));
+        fs::write(&calls, "").unwrap();
+        let text = format!(
+            "#!/bin/sh\necho \"$$ $*\" >> {calls}\nwhile [ -e {gate} ]; do /bin/sleep 0.02; done\nexec {copy} \"$@\"\n",
+            calls = calls.display(),
+            gate = gate.display(),
+            copy = copy.display()
+        );
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        run("/usr/bin/mount", &["--bind", script.to_str().unwrap(), real.to_str().unwrap()]);
+        Self { gate, calls }
+    }
+
+    /// From now on the tool does not come back.
+    pub(crate) fn hold(&self) {
+        fs::write(&self.gate, "").unwrap();
+    }
+
+    /// Lets it go on.
+    pub(crate) fn let_go(&self) {
+        let _ = fs::remove_file(&self.gate);
+    }
+
+    /// One line a call: pid and arguments.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        fs::read_to_string(&self.calls).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until the tool was called so many times; the pid of the last call.
+    pub(crate) fn wait_for_call(&self, count: usize) -> u32 {
+        await_that("the tool is called", Duration::from_secs(30), || self.calls().len() >= count);
+        self.calls().last().unwrap().split(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+/// A filesystem that takes no writes until this is dropped (FIFREEZE): whoever writes, waits.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    point: PathBuf,
+}
+
+impl Frozen {
+    pub(crate) fn new(point: &Path) -> Self {
+        run("/usr/sbin/fsfreeze", &["-f", point.to_str().unwrap()]);
+        Self { point: point.to_owned() }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = try_run("/usr/sbin/fsfreeze", &["-u", self.point.to_str().unwrap()]);
+    }
+}

@@ -1,0 +1,59 @@
+//! What must not be left when a test is over: loop devices on the scratch filesystem, mounts below the temporary
+//! directory, processes in the test's mount namespace.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use holdfast::os::{LoopStatus, Os};
+use nix::sys::stat::{major, minor};
+
+use super::scratch::{Scratch, mounts};
+
+/// Loop devices whose image lies on this filesystem.
+pub(super) fn loops_on(device: u64) -> Vec<LoopStatus> {
+    let encoded = (minor(device) & 0xff) | (major(device) << 8) | ((minor(device) & !0xff) << 12);
+    let all = Os::new().loops().unwrap();
+    all.into_iter().filter(|status| status.backing_device == encoded).collect()
+}
+
+/// Everything left, in words.
+pub(super) fn find(scratch: &Scratch) -> Vec<String> {
+    let loops = loops_on(scratch.device()).into_iter().map(|status| format!("loop {status:?}"));
+    let table = mounts();
+    let points = table.entries().iter().map(|entry| &entry.mount_point);
+    let below = points.filter(|point| point.starts_with(scratch.path()) && **point != scratch.root());
+    let below = below.map(|point| format!("mount {}", point.display()));
+    loops.chain(below).chain(processes()).collect()
+}
+
+/// Takes loops away, whoever left them; a held one goes with its last user.
+pub(super) fn clear_loops(device: u64) {
+    for status in loops_on(device) {
+        let _ = Os::new().loop_clear(&status);
+    }
+}
+
+/// Processes of other programs in this thread's mount namespace; those that are just going are given a moment.
+fn processes() -> Vec<String> {
+    let namespace = |path: &Path| fs::read_link(path.join("ns/mnt")).ok();
+    let ours = namespace(Path::new("/proc/thread-self"));
+    let me = std::process::id().to_string();
+    let look = || {
+        let all = fs::read_dir("/proc").unwrap().flatten().filter(|entry| entry.file_name() != me.as_str());
+        let here = all.filter(|entry| namespace(&entry.path()) == ours && ours.is_some());
+        let name = |entry: fs::DirEntry| {
+            let command = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            format!("process {} {}", entry.file_name().to_string_lossy(), command.replace('\0', " "))
+        };
+        here.map(name).collect::<Vec<_>>()
+    };
+    for _ in 0..100 {
+        let found = look();
+        if found.is_empty() {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    look()
+}

@@ -1,0 +1,32 @@
+//! What a test stands on: a scratch filesystem in a mount namespace of its own, the driver as a child process, blocking
+//! calls, content to compare, tools that can be held back, and a leak check at the end.
+
+pub(crate) mod calls;
+mod content;
+mod faults;
+mod leaks;
+mod process;
+mod request;
+mod scratch;
+mod world;
+
+pub(crate) use content::{
+    allocated, check_device, check_tree, checksum, is_dense, superblock_uuid, write_device, write_tree,
+};
+pub(crate) use faults::{Frozen, HeldTool};
+pub(crate) use process::{Daemon, Finished, driver_binary, run, try_run};
+pub(crate) use request::{Use, capability, create_request, segments, with_mode};
+pub(crate) use scratch::{PoolFs, Scratch, mounts};
+pub(crate) use world::{Vol, World, await_that, can_grow_ext4_online};
+
+/// One MiB, for sizes as CSI's signed numbers.
+pub(crate) const MIB: i64 = 1 << 20;
+
+/// An answer that must be a refusal with one of these codes: its message, which must not be empty.
+pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, tonic::Status>, codes: &[tonic::Code]) -> String {
+    let status = answer.expect_err("it should have been refused");
+    assert!(codes.contains(&status.code()), "{codes:?} was expected: {status:?}");
+    assert!(!status.message().trim().is_empty(), "a refusal without a word: {status:?}");
+    assert!(status.details().is_empty(), "details must be empty: {status:?}");
+    status.message().to_owned()
+}

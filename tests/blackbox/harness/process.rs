@@ -1,0 +1,121 @@
+//! Child processes of the tests: tools run to their end, and the driver under test.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a black-box test starts the binary it tests and the tools that judge it"
+)]
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::await_that;
+
+/// How a tool ended and what it said.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// The binary under test.
+pub(crate) fn driver_binary() -> &'static str {
+    env!("CARGO_BIN_EXE_holdfast")
+}
+
+/// Runs a program to its end, whatever it comes to.
+pub(crate) fn try_run(program: &str, arguments: &[&str]) -> Finished {
+    let output = Command::new(program)
+        .args(arguments)
+        .env_remove("CSI_ENDPOINT")
+        .env_remove("NODE_NAME")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{program} cannot be run: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Finished { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+}
+
+/// Runs a program that must succeed; its standard output.
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
+    let finished = try_run(program, arguments);
+    assert_eq!(finished.code, Some(0), "{program} {arguments:?}: {} {}", finished.stdout, finished.stderr);
+    finished.stdout
+}
+
+/// A running driver. Killed when dropped, and by the kernel when the test's thread dies.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts the driver in this thread's mount namespace; everything it says is added to `log`.
+    #[expect(unsafe_code, reason = "prctl(2) between fork and exec needs pre_exec")]
+    pub(crate) fn start(arguments: &[String], log: &Path) -> Self {
+        let out = OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let mut command = Command::new(driver_binary());
+        command
+            .args(arguments)
+            .env_remove("CSI_ENDPOINT")
+            .env_remove("NODE_NAME")
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(out.try_clone().unwrap()))
+            .stderr(Stdio::from(out));
+        // SAFETY: only prctl(2) is called between fork and exec, which is async-signal-safe.
+        unsafe {
+            command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+        }
+        Self { child: command.spawn().unwrap(), log: log.to_owned() }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    /// The exit status, once it has one.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits for the end and tells the exit code; a signal is told as its negative number.
+    pub(crate) fn wait(&mut self, limit: Duration) -> i32 {
+        await_that("the driver ends", limit, || self.child.try_wait().unwrap().is_some());
+        let status = self.child.try_wait().unwrap().unwrap();
+        status.code().unwrap_or_else(|| -status.signal().unwrap())
+    }
+
+    /// SIGKILL, reaped.
+    pub(crate) fn kill9(&mut self) {
+        let _ = self.child.kill();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM; the exit code.
+    pub(crate) fn terminate(&mut self) -> i32 {
+        self.signal(Signal::SIGTERM);
+        self.wait(Duration::from_secs(60))
+    }
+
+    /// Everything it and its predecessors with the same log said.
+    pub(crate) fn log(&self) -> String {
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut File::open(&self.log).unwrap(), &mut text).unwrap();
+        text
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.child.try_wait().ok().flatten().is_none() {
+            self.kill9();
+        }
+    }
+}

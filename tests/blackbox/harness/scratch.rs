@@ -1,0 +1,105 @@
+//! A filesystem for pools to live on, in a temporary directory and a mount namespace of its own.
+
+#![expect(clippy::disallowed_methods, reason = "the test makes its own mount namespace and cleans it up")]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use holdfast::os::MountTable;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use tempfile::TempDir;
+
+use super::{leaks, run};
+
+/// What a pool lives on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PoolFs {
+    /// XFS with reflinks: everything can be done.
+    Xfs,
+    /// ext4: no reflinks.
+    Ext4,
+    /// btrfs: thin only.
+    Btrfs,
+}
+
+impl PoolFs {
+    /// All three.
+    pub(crate) const ALL: [Self; 3] = [Self::Xfs, Self::Ext4, Self::Btrfs];
+
+    fn make(self, image: &str) {
+        match self {
+            Self::Xfs => run("/usr/sbin/mkfs.xfs", &["-q", "-K", "-m", "reflink=1", image]),
+            Self::Ext4 => run("/usr/sbin/mkfs.ext4", &["-q", "-E", "nodiscard,assume_storage_prezeroed=1", image]),
+            Self::Btrfs => run("/usr/bin/env", &["mkfs.btrfs", "-q", "-K", image]),
+        };
+    }
+}
+
+/// The scratch filesystem. Dropping it takes everything below it away again, and fails the test when the driver left
+/// something that it should have taken away itself.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    directory: TempDir,
+    device: u64,
+}
+
+/// The mounts this thread sees.
+pub(crate) fn mounts() -> MountTable {
+    MountTable::parse(&fs::read("/proc/thread-self/mountinfo").unwrap()).unwrap()
+}
+
+impl Scratch {
+    /// Makes and mounts one of `size` bytes; sparse, so it costs what is written.
+    pub(crate) fn new(kind: PoolFs, size: u64) -> Self {
+        unshare(CloneFlags::CLONE_NEWNS).expect("black-box tests need root");
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        let directory = tempfile::Builder::new().prefix("holdfast-test-").tempdir().unwrap();
+        let image = directory.path().join("scratch.img");
+        fs::File::create(&image).unwrap().set_len(size).unwrap();
+        let point = directory.path().join("fs");
+        fs::create_dir(&point).unwrap();
+        kind.make(image.to_str().unwrap());
+        run("/usr/bin/mount", &["-o", "loop", image.to_str().unwrap(), point.to_str().unwrap()]);
+        // Nothing of it is left even when the test is killed: the loop goes with the mount, the mount with the namespace.
+        fs::remove_file(&image).unwrap();
+        let device = fs::metadata(&point).unwrap().dev();
+        Self { directory, device }
+    }
+
+    /// The temporary directory, on the machine's own filesystem.
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Where the scratch filesystem is mounted.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.directory.path().join("fs")
+    }
+
+    /// The device number of the scratch filesystem.
+    pub(crate) fn device(&self) -> u64 {
+        self.device
+    }
+
+    fn unmount_below(&self, keep: Option<&Path>) {
+        let table = mounts();
+        let below = table.entries().iter().rev().map(|entry| entry.mount_point.clone());
+        for point in below.filter(|point| point.starts_with(self.path()) && Some(point.as_path()) != keep) {
+            if umount2(&point, MntFlags::UMOUNT_NOFOLLOW).is_err() {
+                let _ = umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+            }
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let left = if std::thread::panicking() { Vec::new() } else { leaks::find(self) };
+        self.unmount_below(Some(&self.root()));
+        leaks::clear_loops(self.device);
+        self.unmount_below(None);
+        assert!(left.is_empty(), "left behind:\n  {}", left.join("\n  "));
+    }
+}

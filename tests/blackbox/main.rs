@@ -1,0 +1,29 @@
+//! Black-box tests: the real binary, asked over its gRPC socket as an orchestrator would, on real filesystems and loop
+//! devices. Each test has a mount namespace and a scratch filesystem of its own and ends with a leak check; needs root.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test says what went wrong by panicking"
+)]
+
+mod harness;
+
+mod bad_input;
+mod crash;
+mod format_once;
+mod fsck;
+mod growth;
+mod hangs;
+mod lifecycle;
+mod observability;
+mod one_writer;
+mod owner;
+mod publish;
+mod secrets;
+mod snapshots;
+mod space;
+mod topology;

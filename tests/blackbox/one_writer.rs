@@ -1,0 +1,189 @@
+//! One writer: a volume is one node's at a time, used one way at a time, and never taken from under its user.
+
+use std::path::Path;
+
+use holdfast::csi::proto as p;
+use holdfast::csi::proto::volume_capability::access_mode::Mode;
+use tonic::Code;
+
+use crate::harness::{
+    PoolFs, Use, World, capability, check_device, check_tree, checksum, create_request, refused, with_mode,
+    write_device, write_tree,
+};
+
+#[test]
+fn a_second_node_is_refused_and_told_whose_it_is() {
+    let world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Ext4);
+    // A local volume is its home's, attached or not.
+    for attached in [false, true] {
+        if attached {
+            world.publish(&vol).unwrap();
+        }
+        let said = refused(world.publish_to(&vol, "node-b"), &[Code::FailedPrecondition, Code::NotFound]);
+        assert!(said.contains(&world.node), "it must name the node that has it: {said}");
+    }
+    world.finish();
+}
+
+#[test]
+fn the_same_node_another_way_already_exists() {
+    let world = World::new(PoolFs::Xfs);
+    let mut request = create_request("vol", Use::Ext4, 32 << 20);
+    request.volume_capabilities.push(capability(Use::Block));
+    let vol = world.try_create(Use::Ext4, &request).unwrap();
+    world.publish(&vol).unwrap();
+    world.publish(&vol).unwrap();
+    let again = |capability: p::VolumeCapability, readonly: bool| {
+        world.controller_publish_volume(p::ControllerPublishVolumeRequest {
+            volume_id: vol.id.clone(),
+            node_id: world.node.clone(),
+            volume_capability: Some(capability),
+            readonly,
+            ..Default::default()
+        })
+    };
+    refused(again(capability(Use::Ext4), true), &[Code::AlreadyExists]);
+    refused(again(capability(Use::Block), false), &[Code::AlreadyExists]);
+    refused(again(with_mode(Use::Ext4, Mode::SingleNodeSingleWriter), false), &[Code::AlreadyExists]);
+    world.finish();
+}
+
+fn write(kind: Use, path: &Path) {
+    match kind {
+        Use::Block => write_device(path, 1, 0, 4),
+        Use::Ext4 | Use::Xfs => write_tree(path, 1),
+    }
+}
+
+fn check(kind: Use, path: &Path) {
+    match kind {
+        Use::Block => check_device(path, 1, 0, 4),
+        Use::Ext4 | Use::Xfs => check_tree(path, 1),
+    }
+}
+
+#[test]
+fn a_volume_in_use_is_neither_unpublished_nor_deleted() {
+    let mut world = World::new(PoolFs::Xfs);
+    for kind in Use::ALL {
+        let vol = world.create(&format!("vol-{}", kind.fs_type()), kind);
+        let path = world.attach(&vol).unwrap();
+        write(kind, &path);
+        // miroir PR#250: LOOP_CLR_FD says 0 for a held loop, and the image was unlinked under a running pod.
+        for _ in 0..2 {
+            let said = refused(world.delete(&vol), &[Code::FailedPrecondition]);
+            assert!(said.contains(vol.uuid()), "{said}");
+            refused(world.unpublish(&vol), &[Code::FailedPrecondition]);
+            let everywhere = p::ControllerUnpublishVolumeRequest { volume_id: vol.id.clone(), ..Default::default() };
+            refused(world.controller_unpublish_volume(everywhere), &[Code::FailedPrecondition]);
+            assert!(world.image(&vol).exists());
+            check(kind, &path);
+            world.crash();
+        }
+        write(kind, &path);
+        // Staged, not published.
+        world.unbind(&vol, "pod").unwrap();
+        refused(world.delete(&vol), &[Code::FailedPrecondition]);
+        if kind != Use::Block {
+            refused(world.unpublish(&vol), &[Code::FailedPrecondition]);
+        }
+        // Granted, not staged.
+        world.unstage(&vol).unwrap();
+        refused(world.delete(&vol), &[Code::FailedPrecondition]);
+        world.attach(&vol).unwrap();
+        check(kind, &path);
+        world.detach(&vol);
+        world.delete(&vol).unwrap();
+    }
+    world.finish();
+}
+
+#[test]
+fn a_raw_device_a_pod_still_has_open_is_not_taken_away() {
+    let world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Block);
+    let path = world.attach(&vol).unwrap();
+    write_device(&path, 1, 0, 2);
+    let held = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    world.unbind(&vol, "pod").unwrap();
+    // The pod is told to have gone but its process still has the device: not idle is not revoked.
+    let unstaged = world.unstage(&vol);
+    let unpublished = world.unpublish(&vol);
+    if unstaged.is_ok() && unpublished.is_ok() {
+        // Then nothing may have been cleared under the open file.
+        std::os::unix::fs::FileExt::write_all_at(&held, b"late", 0).expect_err("the device is gone, writes must fail");
+    } else {
+        refused(world.delete(&vol), &[Code::FailedPrecondition]);
+    }
+    assert!(world.image(&vol).exists());
+    drop(held);
+    world.unstage(&vol).unwrap();
+    world.unpublish(&vol).unwrap();
+    check_device(&world.attach(&vol).unwrap(), 1, 0, 2);
+    world.finish();
+}
+
+#[test]
+fn unpublish_of_what_is_not_there_is_ok() {
+    let world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Ext4);
+    world.unpublish(&vol).unwrap();
+    let request = |volume_id: &str, node_id: &str| p::ControllerUnpublishVolumeRequest {
+        volume_id: volume_id.into(),
+        node_id: node_id.into(),
+        ..Default::default()
+    };
+    world.controller_unpublish_volume(request(&vol.id, "node-b")).unwrap();
+    world.controller_unpublish_volume(request(&vol.id, "")).unwrap();
+    world.publish(&vol).unwrap();
+    world.controller_unpublish_volume(request(&vol.id, "node-b")).unwrap();
+    let status = |world: &World| {
+        let answer = world.controller_get_volume(p::ControllerGetVolumeRequest { volume_id: vol.id.clone() }).unwrap();
+        answer.status.unwrap().published_node_ids
+    };
+    assert_eq!(status(&world), [world.node.as_str()], "another node's unpublish took this one's grant");
+    world.unpublish(&vol).unwrap();
+    assert!(status(&world).is_empty());
+    world.delete(&vol).unwrap();
+    world.controller_unpublish_volume(request(&vol.id, &world.node)).unwrap();
+    world.finish();
+}
+
+#[test]
+fn a_volume_not_granted_is_not_staged() {
+    let world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Ext4);
+    let before = checksum(&world.image(&vol));
+    refused(world.stage(&vol), &[Code::FailedPrecondition]);
+    world.publish(&vol).unwrap();
+    let stale = world.stage_request(&vol);
+    world.unpublish(&vol).unwrap();
+    // publish_context is cached across reboots: the record decides.
+    refused(world.node_stage_volume(stale), &[Code::FailedPrecondition]);
+    assert_eq!(checksum(&world.image(&vol)), before);
+    world.finish();
+}
+
+#[test]
+fn deckhouse_302_one_image_is_never_on_two_loops() {
+    let mut world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Ext4);
+    world.attach(&vol).unwrap();
+    for _ in 0..3 {
+        world.crash();
+        world.attach(&vol).unwrap();
+        world.stage(&vol).unwrap();
+    }
+    let device = |world: &World| {
+        let loops = holdfast::os::Os::new().loops().unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(world.image(&vol)).unwrap());
+        let ours =
+            |status: &&holdfast::os::LoopStatus| status.backing_inode == inode && status.name.contains(vol.uuid());
+        loops.iter().filter(ours).count()
+    };
+    assert_eq!(device(&world), 1);
+    world.detach(&vol);
+    assert_eq!(device(&world), 0, "detached, but the loop is still there");
+    world.finish();
+}
