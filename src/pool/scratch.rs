@@ -1,20 +1,16 @@
 //! Real filesystems for tests: made in a file, mounted by loop in a mount namespace of the test's own, and gone with
-//! the guard. A tool or right that is missing fails the test: it never skips.
-
-#![expect(clippy::disallowed_methods, reason = "the guard mounts outside of what it tests")]
+//! the guard, which fails the test when a loop device leaked. A tool or right that is missing fails the test: it never
+//! skips.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
-
-use crate::os::{Discard, LoopConfig, LoopDevice, Os, Program};
-use crate::pool::{Pool, PoolSpec, open};
+use super::{Pool, PoolSpec, open};
+use crate::os::{Discard, LoopConfig, LoopDevice, MountFlags, Os, Program};
 use crate::types::NodeId;
-
-use std::sync::Arc;
 
 /// The filesystems a pool may lie on, as made for tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +32,7 @@ impl Ground {
     }
 }
 
-/// A mounted filesystem of its own. Must be made and dropped on one thread: the mount is that thread's alone.
+/// A mounted filesystem of 512 MiB. Made and dropped on one thread, whose mounts are its own from then on.
 pub(crate) struct Scratch {
     os: Os,
     directory: tempfile::TempDir,
@@ -44,42 +40,48 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Of 512 MiB.
     pub(crate) fn new(ground: Ground) -> Self {
-        Self::of(ground, 512)
-    }
-
-    /// Of so many MiB.
-    pub(crate) fn of(ground: Ground, mib: u64) -> Self {
         let os = Os::new();
-        unshare(CloneFlags::CLONE_NEWNS).expect("unshare: run the tests as root");
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("make / private");
+        os.own_mounts().expect("mounts of our own: run the tests as root");
         let directory = tempfile::tempdir().expect("tempdir");
         let image = directory.path().join("disk");
-        File::create(&image).expect("create disk").set_len(mib << 20).expect("size disk");
+        File::create(&image).expect("create disk").set_len(512 << 20).expect("size disk");
         let (program, arguments, kind) = ground.mkfs();
-        let program = Program::find(program, &image, Duration::from_secs(60)).expect("find mkfs");
-        let output = os.run(&program.args(arguments.iter().copied()).arg(image.display().to_string())).expect("mkfs");
-        assert!(output.success(), "{}", output.summary());
+        run(&os, program, arguments.iter().copied().chain([image.to_str().expect("path")]));
         let file = os.open_image(&image.canonicalize().expect("path")).expect("open disk").expect("disk");
         let config =
             LoopConfig { block_size: 512, name: format!("scratch-{}", std::process::id()), discard: Discard::Off };
         let device = os.loop_attach(&file, &image, &config).expect("attach disk");
         let scratch = Self { os, directory, device };
         fs::create_dir(scratch.mount_point()).expect("mkdir");
-        mount(Some(&device.path()), &scratch.mount_point(), Some(kind), MsFlags::empty(), None::<&str>)
-            .expect("mount scratch filesystem");
+        let mounted = scratch.os.mount(&device.path(), &scratch.mount_point(), kind, MountFlags::default(), "");
+        mounted.expect("mount scratch filesystem");
         scratch
+    }
+
+    /// Again while it is busy: a child that another test forks holds our files until its exec.
+    fn unmount(&self) -> std::io::Result<bool> {
+        for _ in 0..100 {
+            match self.os.unmount(&self.mount_point()) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => thread::sleep(Duration::from_millis(20)),
+                result => return result,
+            }
+        }
+        self.os.unmount(&self.mount_point())
     }
 
     fn mount_point(&self) -> PathBuf {
         self.directory.path().join("mnt")
     }
 
-    /// Where a pool may be made: an empty directory, or the filesystem's root.
+    /// Where a pool may be made.
     pub(crate) fn root(&self) -> PathBuf {
         self.mount_point()
+    }
+
+    /// A directory beside the filesystem, for mount points and the like.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     /// A pool at its root.
@@ -101,9 +103,9 @@ impl Drop for Scratch {
         for status in &leaked {
             let _ = self.os.loop_clear(status);
         }
-        let unmounted = umount2(&self.mount_point(), MntFlags::empty());
+        let unmounted = self.unmount();
         let cleared = self.os.loop_status(self.device).map(|status| status.map(|status| self.os.loop_clear(&status)));
-        if !std::thread::panicking() {
+        if !thread::panicking() {
             assert!(leaked.is_empty(), "loop devices leaked: {leaked:?}");
             unmounted.expect("unmount scratch filesystem");
             assert!(matches!(cleared, Ok(None | Some(Ok(true)))), "the scratch disk stays: {cleared:?}");
@@ -117,4 +119,11 @@ pub(crate) fn spec(root: &Path) -> PoolSpec {
 
 pub(crate) fn home() -> NodeId {
     "node-1".parse().expect("node")
+}
+
+/// Runs a program that must succeed.
+pub(crate) fn run<'a>(os: &Os, program: &str, arguments: impl IntoIterator<Item = &'a str>) {
+    let found = Program::find(program, Path::new("/"), Duration::from_secs(60)).expect("find program");
+    let output = os.run(&found.args(arguments)).expect("run program");
+    assert!(output.success(), "{program}: {}", output.summary());
 }
