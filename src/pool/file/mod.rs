@@ -10,6 +10,8 @@
 mod copy;
 mod create;
 mod device;
+#[cfg(test)]
+mod faults;
 mod filesystem;
 mod identity;
 mod image;
@@ -17,6 +19,8 @@ mod init;
 mod layout;
 mod records;
 mod strays;
+#[cfg(test)]
+mod tests;
 mod trash;
 
 use std::collections::HashMap;

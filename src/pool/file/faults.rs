@@ -1,0 +1,287 @@
+//! The fault matrix: every system call of every operation fails once, before and after its effect. Then the operation
+//! is tried again, as a caller would after an error or a crash, and must end where an undisturbed one ends.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::super::scratch::{Ground, Scratch, home, spec};
+use super::super::{Blankness, Class, Cloning, Continue, Deactivated, Fill, Geometry, Object, Pool, Progress, open};
+use crate::os::{Call, Interceptor, Os};
+use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, Result};
+
+/// Fails one call: the n-th since it was armed.
+#[derive(Default)]
+struct Fault {
+    left: AtomicUsize,
+    after: AtomicBool,
+    hit: AtomicBool,
+}
+
+struct Hand(Arc<Fault>);
+
+impl Fault {
+    fn arm(&self, call: usize, after: bool) {
+        self.left.store(call, Ordering::SeqCst);
+        self.after.store(after, Ordering::SeqCst);
+        self.hit.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether the fault was met; no further call fails.
+    fn disarm(&self) -> bool {
+        self.left.store(0, Ordering::SeqCst);
+        self.hit.load(Ordering::SeqCst)
+    }
+
+    fn strike(&self, call: Call, after: bool) -> io::Result<()> {
+        if self.after.load(Ordering::SeqCst) != after || self.left.load(Ordering::SeqCst) == 0 {
+            return Ok(());
+        }
+        if self.left.fetch_sub(1, Ordering::SeqCst) > 1 {
+            return Ok(());
+        }
+        self.hit.store(true, Ordering::SeqCst);
+        Err(io::Error::other(format!("injected {} {call:?}", if after { "after" } else { "before" })))
+    }
+}
+
+impl Interceptor for Hand {
+    fn before(&self, call: Call, _target: &str) -> io::Result<()> {
+        self.0.strike(call, false)
+    }
+
+    fn after(&self, call: Call, _target: &str) -> io::Result<()> {
+        self.0.strike(call, true)
+    }
+}
+
+struct Quiet;
+
+impl Progress for Quiet {
+    fn step(&self, _done: Bytes, _total: Bytes) -> Continue {
+        Continue::Yes
+    }
+}
+
+fn uuid() -> ObjectUuid {
+    ObjectUuid::of_volume("a")
+}
+
+fn volume() -> Object {
+    Object::Volume(uuid())
+}
+
+fn snapshot() -> Object {
+    Object::Snapshot(ObjectUuid::of_snapshot("s"))
+}
+
+fn geometry(pool: &dyn Pool, mib: u64) -> Geometry {
+    Geometry { size: Bytes::mib(mib), block_size: 4096, provisioning: pool.abilities().default_provisioning }
+}
+
+/// What is compared: everything a caller can see.
+fn state(pool: &dyn Pool) -> String {
+    let seen = |class, object: &dyn Fn(ObjectUuid) -> Object| -> Vec<String> {
+        let list = pool.list(class).unwrap();
+        let one = |uuid| {
+            let object = object(uuid);
+            let size = pool.facts(object).unwrap().unwrap().size;
+            format!("{object}: {:?} {size}", pool.read_record(object).unwrap())
+        };
+        list.into_iter().map(one).collect()
+    };
+    format!(
+        "{:?} {:?} active {} strays {:?}",
+        seen(Class::Volume, &Object::Volume),
+        seen(Class::Snapshot, &Object::Snapshot),
+        pool.active(uuid()).unwrap().is_some(),
+        pool.strays().unwrap(),
+    )
+}
+
+type Step = fn(&dyn Pool) -> Result<(), Failure>;
+
+fn create(pool: &dyn Pool) -> Result<(), Failure> {
+    let wanted = geometry(pool, 8);
+    again_is_fine(pool.create(volume(), &wanted, Fill::Blank, b"{}"))
+}
+
+/// A snapshot, however the pool makes one.
+fn cut(pool: &dyn Pool) -> Result<(), Failure> {
+    let wanted = geometry(pool, 8);
+    if let Cloning::Reflink { .. } = pool.abilities().cloning {
+        return again_is_fine(pool.create(snapshot(), &wanted, Fill::Clone(volume()), b"{}"));
+    }
+    again_is_fine(pool.create(snapshot(), &wanted, Fill::Blank, b"{}"))?;
+    pool.copy(volume(), snapshot(), Bytes::ZERO, &Quiet).map_err(Failure::Dirty)
+}
+
+/// An error that came too late, after the object was there and not undone, shows as AlreadyExists in the retry.
+fn again_is_fine(result: Result<(), Failure>) -> Result<(), Failure> {
+    match result {
+        Err(Failure::Clean(error)) if error.kind() == Kind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+fn remove(pool: &dyn Pool) -> Result<(), Failure> {
+    pool.remove(snapshot())?;
+    pool.remove(volume())?;
+    Ok(())
+}
+
+fn write_record(pool: &dyn Pool) -> Result<(), Failure> {
+    Ok(pool.write_record(volume(), b"new")?)
+}
+
+fn activate(pool: &dyn Pool) -> Result<(), Failure> {
+    Ok(pool.activate(uuid(), &geometry(pool, 8)).map(drop)?)
+}
+
+fn grow(pool: &dyn Pool) -> Result<(), Failure> {
+    let larger = geometry(pool, 12);
+    Ok(pool.grow(uuid(), &larger).and_then(|()| pool.resize_device(uuid(), &larger))?)
+}
+
+fn deactivate(pool: &dyn Pool) -> Result<(), Failure> {
+    match pool.deactivate(uuid())? {
+        Deactivated::Gone => Ok(()),
+        Deactivated::Held => Err(Error::new(Kind::InUse, "held").into()),
+    }
+}
+
+fn blank(pool: &dyn Pool) -> Result<(), Failure> {
+    pool.blank(uuid(), &geometry(pool, 8))?;
+    assert_eq!(pool.blankness(uuid())?, Blankness::Proven);
+    Ok(())
+}
+
+fn erase(pool: &dyn Pool) -> Result<(), Failure> {
+    Ok(pool.erase(volume(), Bytes::ZERO, &Quiet)?)
+}
+
+fn sweep(pool: &dyn Pool) -> Result<(), Failure> {
+    Ok(pool.sweep()?)
+}
+
+/// The life of a volume: each step is disturbed in turn, from the state the steps before it left.
+const LIFE: &[(&str, Step, Step)] = &[
+    ("create", create, remove),
+    ("write record", write_record, nothing),
+    ("blank", blank, nothing),
+    ("erase", erase, nothing),
+    ("clone", cut, remove_snapshot),
+    ("activate", activate, deactivate),
+    ("grow", grow, nothing),
+    ("deactivate", deactivate, activate),
+    ("sweep", sweep, nothing),
+    ("remove", remove, rebuild),
+];
+
+fn nothing(_pool: &dyn Pool) -> Result<(), Failure> {
+    Ok(())
+}
+
+fn remove_snapshot(pool: &dyn Pool) -> Result<(), Failure> {
+    Ok(pool.remove(snapshot())?)
+}
+
+/// What `remove` starts from.
+fn rebuild(pool: &dyn Pool) -> Result<(), Failure> {
+    create(pool)?;
+    write_record(pool)?;
+    cut(pool)
+}
+
+fn disturb(ground: Ground) {
+    let scratch = Scratch::new(ground);
+    let fault = Arc::new(Fault::default());
+    let os = Os::intercepted(Box::new(Hand(Arc::clone(&fault))));
+    let pool = open(&os, &spec(&scratch.root()), &home()).unwrap();
+    let pool = &*pool;
+    for (name, step, reset) in LIFE {
+        let before = state(pool);
+        step(pool).unwrap();
+        let expected = state(pool);
+        let mut faults = 0;
+        for after in [false, true] {
+            for call in 1.. {
+                reset(pool).unwrap();
+                let start = state(pool);
+                fault.arm(call, after);
+                let result = step(pool);
+                if !fault.disarm() {
+                    result.unwrap();
+                    break;
+                }
+                faults += 1;
+                let at = format!("{name}, call {call}, after {after}: {:?}", result.as_ref().map_err(Failure::error));
+                if let Err(Failure::Clean(error)) = &result
+                    && matches!(*name, "create" | "clone")
+                {
+                    assert_eq!(state(pool), start, "not clean: {at}: {error:?}");
+                }
+                step(pool).unwrap_or_else(|failure| panic!("{at}: retry: {}", failure.error().chain()));
+                assert_eq!(state(pool), expected, "{at}");
+            }
+        }
+        assert!(faults >= 2, "{name} was never disturbed (from {before})");
+        pool.sweep().unwrap();
+        assert_eq!(state(pool), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_volume_outlives_every_fault_on_xfs() {
+    disturb(Ground::Xfs);
+}
+
+#[test]
+fn a_volume_outlives_every_fault_on_ext4() {
+    disturb(Ground::Ext4);
+}
+
+#[test]
+fn a_volume_outlives_every_fault_on_btrfs() {
+    disturb(Ground::Btrfs);
+}
+
+/// Opening fails at every call, then works; the id stays once pool.json was in place.
+#[test]
+fn opening_outlives_every_fault() {
+    let fault = Arc::new(Fault::default());
+    let os = Os::intercepted(Box::new(Hand(Arc::clone(&fault))));
+    let scratch = Scratch::new(Ground::Xfs);
+    let try_open = || open(&os, &spec(&scratch.root()), &home());
+    let empty = || {
+        for name in ["pool.json", "pool.json.tmp", "lock"] {
+            scratch.os().remove_file(&scratch.root().join(name)).unwrap();
+        }
+        for name in super::layout::DIRECTORIES {
+            scratch.os().remove_dir(&scratch.root().join(name)).unwrap();
+        }
+    };
+    for after in [false, true] {
+        for call in 1.. {
+            empty();
+            fault.arm(call, after);
+            let first = try_open().map(|pool| pool.identity().id);
+            if !fault.disarm() {
+                first.unwrap();
+                break;
+            }
+            let second = try_open().unwrap_or_else(|error| panic!("call {call}: {}", error.chain()));
+            assert!(first.is_err() || first.unwrap() == second.identity().id);
+            assert_eq!(second.strays().unwrap(), []);
+        }
+    }
+    let kept = try_open().unwrap().identity().id;
+    for call in 1.. {
+        fault.arm(call, false);
+        let _ = try_open();
+        if !fault.disarm() {
+            break;
+        }
+        assert_eq!(try_open().unwrap().identity().id, kept);
+    }
+}

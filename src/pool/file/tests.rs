@@ -1,0 +1,370 @@
+//! What is particular to image files: the directory, its owner, its strays, loop devices of others.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use super::super::scratch::{Ground, Scratch, home, run, spec};
+use super::super::{
+    Blankness, Class, Cloning, Continue, Deactivated, Fill, Geometry, Object, Pool, PoolSpec, Progress, open,
+};
+use super::FilePool;
+use crate::os::{Discard, LoopConfig, MountFlags, Os};
+use crate::types::{Bytes, Error, Failure, Kind, NodeId, ObjectUuid, Provisioning};
+
+fn uuid() -> ObjectUuid {
+    ObjectUuid::of_volume("a")
+}
+
+const THICK: Geometry = Geometry { size: Bytes::mib(16), block_size: 4096, provisioning: Provisioning::Thick };
+
+fn volume() -> Object {
+    Object::Volume(uuid())
+}
+
+fn make(pool: &dyn Pool) {
+    pool.create(volume(), &THICK, Fill::Blank, b"{}").unwrap();
+}
+
+fn data(scratch: &Scratch) -> std::path::PathBuf {
+    scratch.root().join(format!("volumes/{}/data", uuid()))
+}
+
+fn refused<T>(result: Result<T, Error>, kind: Kind, words: &[&str]) {
+    let Err(error) = result else { panic!("it was not refused: {words:?}") };
+    assert_eq!(error.kind(), kind, "{}", error.chain());
+    for word in words {
+        assert!(error.chain().contains(word), "{word:?} is not in: {}", error.chain());
+    }
+}
+
+fn try_open(scratch: &Scratch) -> Result<(), Error> {
+    open(scratch.os(), &spec(&scratch.root()), &home()).map(drop)
+}
+
+struct Quiet;
+
+impl Progress for Quiet {
+    fn step(&self, _done: Bytes, _total: Bytes) -> Continue {
+        Continue::Yes
+    }
+}
+
+#[test]
+fn a_pool_keeps_its_id_and_has_one_owner() {
+    let scratch = Scratch::new(Ground::Ext4);
+    let pool = scratch.pool();
+    let id = pool.identity().id;
+    refused(try_open(&scratch), Kind::InUse, &["another running process", "stop"]);
+    drop(pool);
+    assert_eq!(scratch.pool().identity().id, id);
+}
+
+#[test]
+fn a_view_beside_the_owner_sees_everything_and_changes_nothing() {
+    let scratch = Scratch::new(Ground::Xfs);
+    let pool = scratch.pool();
+    make(&*pool);
+    let device = pool.activate(uuid(), &THICK).unwrap();
+    let view = FilePool::view(scratch.os(), &scratch.root()).unwrap();
+    assert_eq!(view.identity(), pool.identity());
+    assert_eq!(view.abilities(), pool.abilities());
+    assert_eq!(view.list(Class::Volume).unwrap(), [uuid()]);
+    assert_eq!(view.read_record(volume()).unwrap().unwrap(), b"{}");
+    assert_eq!(view.facts(volume()).unwrap(), pool.facts(volume()).unwrap());
+    assert_eq!(view.active(uuid()).unwrap().as_ref(), Some(&device));
+    assert_eq!(view.blankness(uuid()).unwrap(), Blankness::Proven);
+    assert_eq!(view.extents(volume()).unwrap(), pool.extents(volume()).unwrap());
+    assert_eq!(view.strays().unwrap(), []);
+    view.room().unwrap();
+    let words: &[&str] = &["only looks", "daemon"];
+    refused(view.write_record(volume(), b"x"), Kind::Unsupported, words);
+    refused(view.remove(volume()), Kind::Unsupported, words);
+    refused(view.sweep(), Kind::Unsupported, words);
+    refused(view.grow(uuid(), &THICK), Kind::Unsupported, words);
+    refused(view.blank(uuid(), &THICK), Kind::Unsupported, words);
+    refused(view.erase(volume(), Bytes::ZERO, &Quiet), Kind::Unsupported, words);
+    refused(view.copy(volume(), volume(), Bytes::ZERO, &Quiet), Kind::Unsupported, words);
+    refused(view.activate(uuid(), &THICK), Kind::Unsupported, words);
+    refused(view.resize_device(uuid(), &THICK), Kind::Unsupported, words);
+    refused(view.deactivate(uuid()), Kind::Unsupported, words);
+    let created = view.create(Object::Snapshot(uuid()), &THICK, Fill::Blank, b"{}");
+    assert!(matches!(created, Err(Failure::Clean(error)) if error.kind() == Kind::Unsupported));
+    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+    drop(pool);
+    assert_eq!(view.list(Class::Volume).unwrap(), [uuid()]);
+}
+
+#[test]
+fn a_view_needs_a_pool() {
+    let scratch = Scratch::new(Ground::Ext4);
+    refused(FilePool::view(scratch.os(), &scratch.root()), Kind::NotFound, &["no pool", "pool.json"]);
+    assert!(fs::read_dir(scratch.root()).unwrap().all(|entry| entry.unwrap().file_name() == "lost+found"));
+}
+
+#[test]
+fn a_pool_is_made_in_an_empty_directory_only() {
+    let scratch = Scratch::new(Ground::Ext4);
+    let missing = scratch.root().join("missing");
+    refused(open(scratch.os(), &spec(&missing), &home()).map(drop), Kind::NotFound, &["mkdir -p", "missing"]);
+    fs::write(scratch.root().join("holiday.jpg"), b"x").unwrap();
+    refused(try_open(&scratch), Kind::Precondition, &["not empty", "holiday.jpg"]);
+    assert!(!scratch.root().join("lock").exists(), "nothing is written into a directory that is refused");
+    let file = scratch.root().join("holiday.jpg");
+    refused(open(scratch.os(), &spec(&file), &home()).map(drop), Kind::InvalidArgument, &["not a directory"]);
+    fs::remove_file(file).unwrap();
+    fs::create_dir(scratch.root().join("volumes")).unwrap();
+    fs::write(scratch.root().join("pool.json.tmp"), b"half").unwrap();
+    try_open(&scratch).unwrap();
+}
+
+#[test]
+fn a_pool_of_another_node_or_name_is_refused_and_says_what_to_do() {
+    let scratch = Scratch::new(Ground::Ext4);
+    try_open(&scratch).unwrap();
+    let other: NodeId = "node-2".parse().unwrap();
+    let foreign = open(scratch.os(), &spec(&scratch.root()), &other).map(drop);
+    refused(foreign, Kind::Precondition, &["node-1", "node-2", "\"home\"", "pool.json"]);
+    let renamed = PoolSpec::file("fast".parse().unwrap(), &scratch.root()).unwrap();
+    let renamed = open(scratch.os(), &renamed, &home()).map(drop);
+    refused(renamed, Kind::Precondition, &["default", "fast", "\"name\"", "pool.json"]);
+    let path = scratch.root().join("pool.json");
+    let good = fs::read_to_string(&path).unwrap();
+    fs::write(&path, good.replace("\"schema\": 1", "\"schema\": 2")).unwrap();
+    refused(try_open(&scratch), Kind::Unsupported, &["schema 2", "later"]);
+    fs::write(&path, "{}").unwrap();
+    refused(try_open(&scratch), Kind::Corrupt, &["pool.json"]);
+    fs::write(&path, &good).unwrap();
+    fs::remove_dir(scratch.root().join("snapshots")).unwrap();
+    refused(try_open(&scratch), Kind::Corrupt, &["snapshots", "mounted"]);
+    fs::create_dir(scratch.root().join("snapshots")).unwrap();
+    try_open(&scratch).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), good, "opening changes nothing");
+}
+
+#[test]
+fn a_filesystem_that_keeps_no_promises_is_refused() {
+    let os = Os::new();
+    os.own_mounts().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    os.mount(Path::new("none"), directory.path(), "tmpfs", MountFlags::default(), "size=16m").unwrap();
+    let opened = open(&os, &spec(directory.path()), &home()).map(drop);
+    refused(opened, Kind::Unsupported, &["tmpfs", "XFS, ext4 or btrfs"]);
+    assert!(os.unmount(directory.path()).unwrap());
+    refused(open(&os, &spec(Path::new("/proc/sys")), &home()).map(drop), Kind::Unsupported, &["0x9fa0"]);
+}
+
+#[test]
+fn what_a_filesystem_can_do_is_tried_not_believed() {
+    for (ground, reflink, thick) in [
+        (Ground::Xfs, true, true),
+        (Ground::XfsWithoutReflink, false, true),
+        (Ground::Ext4, false, true),
+        (Ground::Btrfs, true, false),
+    ] {
+        let scratch = Scratch::new(ground);
+        let abilities = scratch.pool().abilities();
+        assert_eq!(abilities.cloning != Cloning::Copy, reflink, "{ground:?}");
+        assert_eq!(abilities.default_provisioning == Provisioning::Thick, thick, "{ground:?}");
+        assert_eq!(FilePool::view(scratch.os(), &scratch.root()).unwrap().abilities(), abilities, "{ground:?}");
+    }
+}
+
+#[test]
+fn growing_fills_holes_that_somebody_punched() {
+    for ground in [Ground::Xfs, Ground::XfsWithoutReflink, Ground::Ext4] {
+        let scratch = Scratch::new(ground);
+        let pool = scratch.pool();
+        make(&*pool);
+        let path = data(&scratch);
+        let image = scratch.os().open_image(&path).unwrap().unwrap();
+        scratch.os().punch_hole(&image, &path, 4 << 20, 8 << 20).unwrap();
+        drop(image);
+        assert!(pool.facts(volume()).unwrap().unwrap().allocated < Bytes::mib(10));
+        pool.grow(uuid(), &THICK).unwrap();
+        assert!(pool.facts(volume()).unwrap().unwrap().allocated >= Bytes::mib(16));
+        assert_eq!(pool.facts(volume()).unwrap().unwrap().size, Bytes::mib(16));
+        assert_eq!(pool.blankness(uuid()).unwrap(), Blankness::Proven);
+    }
+}
+
+#[test]
+fn an_image_is_never_reached_through_a_symbolic_link() {
+    let scratch = Scratch::new(Ground::Ext4);
+    let pool = scratch.pool();
+    make(&*pool);
+    let elsewhere = scratch.root().join("elsewhere");
+    fs::rename(data(&scratch), &elsewhere).unwrap();
+    symlink(&elsewhere, data(&scratch)).unwrap();
+    assert!(pool.activate(uuid(), &THICK).is_err());
+    assert!(pool.grow(uuid(), &THICK).is_err());
+    assert!(pool.blankness(uuid()).is_err());
+    assert!(pool.remove(volume()).is_err());
+    fs::remove_file(data(&scratch)).unwrap();
+    fs::rename(&elsewhere, data(&scratch)).unwrap();
+    let directory = scratch.root().join(format!("volumes/{}", uuid()));
+    fs::rename(&directory, &elsewhere).unwrap();
+    symlink(&elsewhere, &directory).unwrap();
+    assert!(pool.read_record(volume()).is_err());
+    assert!(pool.write_record(volume(), b"x").is_err());
+    assert!(pool.activate(uuid(), &THICK).is_err());
+    assert!(pool.remove(volume()).is_err());
+    assert_eq!(fs::read(elsewhere.join("volume.json")).unwrap(), b"{}");
+}
+
+#[test]
+fn sweeping_removes_what_has_no_name_and_nothing_else() {
+    let scratch = Scratch::new(Ground::Ext4);
+    let pool = scratch.pool();
+    make(&*pool);
+    let root = scratch.root();
+    let precious = root.join("precious");
+    fs::create_dir(&precious).unwrap();
+    fs::write(precious.join("file"), b"x").unwrap();
+    for name in [".tmp-1", "volumes/.tmp-2", "snapshots/.tmp-3", "trash/volume-4"] {
+        fs::create_dir(root.join(name)).unwrap();
+        fs::write(root.join(name).join("data"), b"x").unwrap();
+    }
+    symlink(&precious, root.join("volumes/.tmp-link")).unwrap();
+    pool.sweep().unwrap();
+    for name in [".tmp-1", "volumes/.tmp-2", "snapshots/.tmp-3", "trash/volume-4", "volumes/.tmp-link"] {
+        assert!(root.join(name).symlink_metadata().is_err(), "{name}");
+    }
+    assert!(precious.join("file").exists());
+    assert_eq!(pool.list(Class::Volume).unwrap(), [uuid()]);
+    // What cannot be removed is an error and keeps the rest from nothing.
+    fs::create_dir_all(root.join("trash/a/deep")).unwrap();
+    fs::create_dir(root.join("trash/b")).unwrap();
+    assert!(pool.sweep().is_err());
+    assert!(!root.join("trash/b").exists());
+}
+
+#[test]
+fn everything_without_a_record_is_a_stray() {
+    let scratch = Scratch::new(Ground::Ext4);
+    let pool = scratch.pool();
+    make(&*pool);
+    assert_eq!(pool.strays().unwrap(), []);
+    let root = scratch.root();
+    let other = ObjectUuid::of_volume("b");
+    fs::create_dir(root.join(format!("volumes/{other}"))).unwrap();
+    fs::write(root.join("volumes/notes.txt"), b"x").unwrap();
+    fs::write(root.join("readme"), b"x").unwrap();
+    fs::write(root.join(format!("volumes/{}/extra", uuid())), b"x").unwrap();
+    let strays = pool.strays().unwrap();
+    let found = |end: &str| strays.iter().any(|stray| stray.place.ends_with(end));
+    assert!(found(&other.to_string()) && found("notes.txt") && found("readme") && found("extra"), "{strays:?}");
+    assert_eq!(strays.len(), 4);
+    assert_eq!(pool.list(Class::Volume).unwrap(), [uuid()]);
+    refused(pool.read_record(Object::Volume(other)), Kind::Corrupt, &["volume.json", "backup"]);
+}
+
+fn foreign(scratch: &Scratch, name: &str) -> crate::os::LoopDevice {
+    let image = scratch.os().open_image(&data(scratch)).unwrap().unwrap();
+    let config = LoopConfig { block_size: 4096, name: name.to_owned(), discard: Discard::Off };
+    scratch.os().loop_attach(&image, &data(scratch), &config).unwrap()
+}
+
+fn clear(scratch: &Scratch, device: crate::os::LoopDevice) {
+    let status = scratch.os().loop_status(device).unwrap().unwrap();
+    assert!(scratch.os().loop_clear(&status).unwrap());
+}
+
+#[test]
+fn a_loop_device_of_somebody_else_is_named_and_left_alone() {
+    let scratch = Scratch::new(Ground::Ext4);
+    let pool = scratch.pool();
+    make(&*pool);
+    let device = foreign(&scratch, "mine");
+    let name = device.path().display().to_string();
+    let words: &[&str] = &[&name, "not attached by Holdfast", "losetup -d"];
+    refused(pool.activate(uuid(), &THICK), Kind::Precondition, words);
+    refused(pool.deactivate(uuid()), Kind::Precondition, words);
+    refused(pool.active(uuid()), Kind::Precondition, words);
+    refused(pool.remove(volume()), Kind::Precondition, words);
+    assert!(pool.strays().unwrap().iter().any(|stray| stray.place == name));
+    clear(&scratch, device);
+    pool.activate(uuid(), &THICK).unwrap();
+    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+}
+
+#[test]
+fn two_loop_devices_over_one_image_are_an_error_and_both_can_be_taken_away() {
+    let scratch = Scratch::new(Ground::Ext4);
+    let pool = scratch.pool();
+    make(&*pool);
+    foreign(&scratch, &uuid().to_string());
+    foreign(&scratch, &uuid().to_string());
+    refused(pool.activate(uuid(), &THICK), Kind::Corrupt, &["both show", "/dev/loop"]);
+    refused(pool.active(uuid()), Kind::Corrupt, &["both show"]);
+    assert_eq!(pool.strays().unwrap().len(), 1);
+    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.active(uuid()).unwrap(), None);
+}
+
+#[test]
+fn an_attached_device_is_found_again_by_a_new_process() {
+    let scratch = Scratch::new(Ground::Xfs);
+    let pool = scratch.pool();
+    make(&*pool);
+    let device = pool.activate(uuid(), &THICK).unwrap();
+    drop(pool);
+    let pool = scratch.pool();
+    assert_eq!(pool.activate(uuid(), &THICK).unwrap(), device);
+    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+}
+
+#[test]
+fn a_device_is_taken_away_without_image_and_record() {
+    let scratch = Scratch::new(Ground::Ext4);
+    let pool = scratch.pool();
+    make(&*pool);
+    let device = pool.activate(uuid(), &THICK).unwrap();
+    fs::remove_dir_all(scratch.root().join(format!("volumes/{}", uuid()))).unwrap();
+    assert_eq!(pool.active(uuid()).unwrap().as_ref(), Some(&device));
+    let strays = pool.strays().unwrap();
+    assert!(strays.iter().any(|stray| stray.place == device.path.display().to_string()), "{strays:?}");
+    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.active(uuid()).unwrap(), None);
+    assert_eq!(pool.strays().unwrap(), []);
+}
+
+#[test]
+fn a_mounted_volume_is_held_and_its_image_stays() {
+    let scratch = Scratch::new(Ground::Xfs);
+    let pool = scratch.pool();
+    make(&*pool);
+    let device = pool.activate(uuid(), &THICK).unwrap();
+    run(scratch.os(), "mkfs.ext4", ["-q", device.path.to_str().unwrap()]);
+    let point = scratch.beside("point");
+    fs::create_dir(&point).unwrap();
+    scratch.os().mount(&device.path, &point, "ext4", MountFlags::default(), "").unwrap();
+    fs::write(point.join("file"), b"data").unwrap();
+    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Held);
+    refused(pool.remove(volume()), Kind::InUse, &["detach"]);
+    assert_eq!(fs::read(point.join("file")).unwrap(), b"data");
+    assert_eq!(pool.activate(uuid(), &THICK).unwrap(), device);
+    // Somebody's losetup -d of a mounted device only marks it: it is not handed out again while that lasts.
+    run(scratch.os(), "losetup", ["-d", device.path.to_str().unwrap()]);
+    refused(pool.activate(uuid(), &THICK), Kind::InUse, &["losetup -d", "unmount"]);
+    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Held);
+    assert!(scratch.os().unmount(&point).unwrap());
+    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+    pool.remove(volume()).unwrap();
+}
+
+#[test]
+fn a_device_of_another_block_size_is_made_anew_when_idle() {
+    let scratch = Scratch::new(Ground::Ext4);
+    let pool = scratch.pool();
+    make(&*pool);
+    let image = scratch.os().open_image(&data(&scratch)).unwrap().unwrap();
+    let config = LoopConfig { block_size: 512, name: uuid().to_string(), discard: Discard::Off };
+    scratch.os().loop_attach(&image, &data(&scratch), &config).unwrap();
+    drop(image);
+    let device = pool.activate(uuid(), &THICK).unwrap();
+    let node = scratch.os().open_device(&device.path).unwrap();
+    assert_eq!(scratch.os().device_block_size(&node).unwrap(), 4096);
+    drop(node);
+    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+}
