@@ -3,17 +3,18 @@
 //! Flags win over the file, the file over the environment. Every refusal names the thing, the reason and the next step.
 
 mod file;
-mod values;
+mod level;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use file::File;
 use file::PoolEntry;
-pub use values::{LogFormat, LogLevel};
+pub use level::LogLevel;
 
 use crate::home::SpaceLimits;
 use crate::pool::{PoolKind, PoolSpec};
+use crate::telemetry::LogFormat;
 use crate::types::{Error, Kind, NodeId, PoolName, Result};
 
 /// Where flags and file left something unsaid: the environment variables that are asked.
@@ -164,11 +165,7 @@ fn listen(said: &Said) -> Result<SocketAddr> {
 }
 
 fn log_format(said: &Said) -> Result<LogFormat> {
-    match said.text.as_str() {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        other => Err(refuse(format!("{}: {other:?} is not a log format; use text or json", said.place))),
-    }
+    said.text.parse().map_err(|error: Error| refuse(format!("{}: {error}", said.place)))
 }
 
 fn log_level(said: &Said) -> Result<LogLevel> {

@@ -5,6 +5,7 @@ mod doctor;
 mod inventory;
 mod output;
 mod pools;
+mod standalone;
 mod volumes;
 
 use std::ffi::OsString;
@@ -31,6 +32,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serves the whole driver of one node on one socket.
+    Standalone(standalone::Arguments),
     /// The pools and how full they are.
     Pools(LookArguments),
     /// The volumes, who has them and where they are mounted.
@@ -85,6 +88,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Err(error) => return usage(&error),
     };
     match cli.command {
+        Command::Standalone(arguments) => standalone::run(&arguments),
         Command::Pools(arguments) => pools::run(&arguments),
         Command::Volumes(arguments) => volumes::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),

@@ -8,13 +8,12 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
 
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Call, Os, Stopwatch};
+use super::{Call, Os};
 
 /// A running child. Dropped, it is killed; it gets SIGKILL too when the thread that started it ends.
 #[derive(Debug)]
@@ -73,25 +72,16 @@ impl Daemon {
         self.child.wait()
     }
 
-    /// SIGTERM, and waits for its own end; killed after `limit`.
+    /// SIGTERM: asks it to end by itself. Nothing happens when it has.
     ///
     /// # Errors
-    /// Those of kill(2) and waitpid(2); `TimedOut` when it had to be killed.
-    pub fn stop(&mut self, limit: Duration) -> io::Result<ExitStatus> {
+    /// Those of kill(2).
+    pub fn terminate(&mut self) -> io::Result<()> {
+        if self.ended()?.is_some() {
+            return Ok(());
+        }
         let pid = i32::try_from(self.child.id()).map_err(io::Error::other)?;
-        if let Some(status) = self.child.try_wait()? {
-            return Ok(status);
-        }
-        kill(Pid::from_raw(pid), Signal::SIGTERM)?;
-        let watch = Stopwatch::start();
-        while watch.elapsed() < limit {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        self.kill()?;
-        Err(io::Error::new(io::ErrorKind::TimedOut, format!("it had not ended {} s after SIGTERM", limit.as_secs())))
+        Ok(kill(Pid::from_raw(pid), Signal::SIGTERM)?)
     }
 }
 
@@ -104,13 +94,20 @@ impl Drop for Daemon {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::os::Stopwatch;
+    use std::time::Duration;
 
     #[test]
     fn it_runs_ends_on_request_and_says_how() {
         let log = tempfile::tempfile().unwrap();
         let mut daemon = Os::new().start(Path::new("/bin/sleep"), &["60".to_owned()], &log).unwrap();
         assert!(daemon.ended().unwrap().is_none());
-        assert!(!daemon.stop(Duration::from_secs(5)).unwrap().success());
-        assert!(daemon.ended().unwrap().is_some());
+        daemon.terminate().unwrap();
+        let watch = Stopwatch::start();
+        while daemon.ended().unwrap().is_none() {
+            assert!(watch.elapsed() < Duration::from_secs(10));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!daemon.ended().unwrap().unwrap().success());
     }
 }

@@ -151,9 +151,19 @@ impl Ground {
     }
 
     /// SIGTERM; the driver must end by itself, cleanly, and take its socket away.
-    pub(super) fn stop_driver(&mut self) -> Result<()> {
+    pub(super) async fn stop_driver(&mut self) -> Result<()> {
         let mut driver = self.driver.take().context("the driver does not run")?;
-        let status = driver.stop(PATIENCE)?;
+        driver.terminate()?;
+        let watch = Stopwatch::start();
+        let status = loop {
+            if let Some(status) = driver.ended()? {
+                break status;
+            }
+            if watch.elapsed() > PATIENCE {
+                bail!("the driver had not ended {} s after SIGTERM", PATIENCE.as_secs());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        };
         if !status.success() {
             bail!("the driver ended with {status} on SIGTERM: {}", self.last_words());
         }

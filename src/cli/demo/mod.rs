@@ -257,7 +257,7 @@ async fn end(
         .await?;
     story
         .step("stop", async {
-            ground.stop_driver()?;
+            ground.stop_driver().await?;
             Ok(("SIGTERM: the driver ends with 0, its socket is gone".to_owned(), ()))
         })
         .await?;

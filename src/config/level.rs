@@ -1,14 +1,4 @@
-//! The values flags and file can take.
-
-/// How a log line looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
+//! Log levels.
 
 /// The least important lines that are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
