@@ -41,6 +41,11 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn new(ground: Ground) -> Self {
+        Self::on_blocks(ground, 512)
+    }
+
+    /// On a disk of such blocks, bytes.
+    pub(crate) fn on_blocks(ground: Ground, block_size: u32) -> Self {
         let os = Os::new();
         os.own_mounts().expect("mounts of our own: run the tests as root");
         let directory = tempfile::tempdir().expect("tempdir");
@@ -49,8 +54,7 @@ impl Scratch {
         let (program, arguments, kind) = ground.mkfs();
         run(&os, program, arguments.iter().copied().chain([image.to_str().expect("path")]));
         let file = os.open_image(&image.canonicalize().expect("path")).expect("open disk").expect("disk");
-        let config =
-            LoopConfig { block_size: 512, name: format!("scratch-{}", std::process::id()), discard: Discard::Off };
+        let config = LoopConfig { block_size, name: format!("scratch-{}", std::process::id()), discard: Discard::Off };
         let device = os.loop_attach(&file, &image, &config).expect("attach disk");
         let scratch = Self { os, directory, device };
         fs::create_dir(scratch.mount_point()).expect("mkdir");

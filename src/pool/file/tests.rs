@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::super::scratch::{Ground, Scratch, home, run, spec};
 use super::super::{
@@ -366,5 +367,78 @@ fn a_device_of_another_block_size_is_made_anew_when_idle() {
     let node = scratch.os().open_device(&device.path).unwrap();
     assert_eq!(scratch.os().device_block_size(&node).unwrap(), 4096);
     drop(node);
+    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+}
+
+#[test]
+fn a_source_of_too_many_extents_is_not_cloned() {
+    let scratch = Scratch::new(Ground::Xfs);
+    let name = "default".parse().unwrap();
+    let mut pool = FilePool::open(scratch.os(), &name, &scratch.root(), super::super::Ground::Known, &home()).unwrap();
+    let thin = Geometry { provisioning: Provisioning::Thin, ..THICK };
+    pool.create(volume(), &thin, Fill::Blank, b"{}").unwrap();
+    let path = data(&scratch);
+    let image = scratch.os().open_image(&path).unwrap().unwrap();
+    for mib in [0, 4, 8, 12] {
+        scratch.os().write_zeroes(&image, &path, mib << 20, 1 << 20).unwrap();
+    }
+    drop(image);
+    let extents = pool.extent_count(volume()).unwrap();
+    assert!(extents >= 4, "{extents}");
+    let mut clone = |max_extents| {
+        Arc::get_mut(&mut pool).unwrap().abilities.cloning = Cloning::Reflink { max_extents };
+        pool.create(Object::Snapshot(uuid()), &thin, Fill::Clone(volume()), b"{}")
+    };
+    match clone(extents - 1) {
+        Err(Failure::Clean(error)) => {
+            let limit = (extents - 1).to_string();
+            refused(Err::<(), _>(error), Kind::Precondition, &[&extents.to_string(), &limit, "defragment"]);
+        }
+        other => panic!("{other:?}"),
+    }
+    clone(extents).unwrap();
+    assert_eq!(pool.extents(volume()).unwrap().exclusive, 0, "every byte is shared with the snapshot");
+}
+
+#[test]
+fn a_full_pool_opens_and_volumes_can_be_deleted() {
+    for ground in [Ground::Xfs, Ground::Ext4, Ground::Btrfs] {
+        let scratch = Scratch::new(ground);
+        let pool = scratch.pool();
+        let abilities = pool.abilities();
+        pool.create(volume(), &Geometry { provisioning: Provisioning::Thin, ..THICK }, Fill::Blank, b"{}").unwrap();
+        drop(pool);
+        let filler = scratch.root().join("filler");
+        let file = scratch.os().create_image(&filler).unwrap();
+        let mut bytes = 256 << 20;
+        let mut offset = 0;
+        while bytes >= 4096 {
+            match scratch.os().write_zeroes(&file, &filler, offset, bytes).and_then(|()| file.sync_all()) {
+                Ok(()) => offset += bytes,
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+                    bytes /= 2;
+                }
+            }
+        }
+        drop(file);
+        let pool = scratch.pool();
+        assert_eq!(pool.abilities(), abilities, "{ground:?}");
+        let created = pool.create(Object::Snapshot(uuid()), &THICK, Fill::Blank, b"{}");
+        assert!(matches!(created, Err(Failure::Clean(_))), "{created:?}");
+        pool.remove(volume()).unwrap();
+        assert_eq!(pool.list(Class::Volume).unwrap(), []);
+    }
+}
+
+#[test]
+fn a_volume_without_direct_io_is_not_attached() {
+    let scratch = Scratch::on_blocks(Ground::Ext4, 4096);
+    let pool = scratch.pool();
+    let small_blocks = Geometry { block_size: 512, ..THICK };
+    pool.create(volume(), &small_blocks, Fill::Blank, b"{}").unwrap();
+    refused(pool.activate(uuid(), &small_blocks), Kind::Precondition, &["direct I/O", "move the pool"]);
+    assert_eq!(pool.active(uuid()).unwrap(), None);
+    pool.activate(uuid(), &THICK).unwrap();
     assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
 }
