@@ -29,6 +29,8 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
 /// How long a delete waits for a cancelled copy to end its piece.
 const CANCEL_WAIT: Duration = Duration::from_secs(10);
+/// How long a create waits for the copy it depends on before it answers that it is under way.
+pub(super) const COPY_WAIT: Duration = Duration::from_secs(2);
 
 /// All copies under way, and the turnstile they share.
 #[derive(Default)]
@@ -67,6 +69,19 @@ impl Copies {
             .iter()
             .find(|(key, copy)| key.pool == pool && copy.source == source)
             .map(|(key, copy)| (*key, copy.percent()))
+    }
+
+    /// Waits until a copy into one of `targets` has ended: false when none runs, or none has after `limit`.
+    pub(super) fn wait(&self, targets: &[Key], limit: Duration) -> bool {
+        let table = self.lock();
+        let running: Vec<Key> = targets.iter().filter(|key| table.contains_key(key)).copied().collect();
+        if running.is_empty() {
+            return false;
+        }
+        let all_run = |table: &mut HashMap<Key, Arc<Copy>>| running.iter().all(|key| table.contains_key(key));
+        let (_table, waited) =
+            self.ended.wait_timeout_while(table, limit, all_run).unwrap_or_else(PoisonError::into_inner);
+        !waited.timed_out()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Copy>>> {

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use tracing::info;
 
+use super::copying::COPY_WAIT;
 use super::local::{BLOCK_SIZE, Key, PoolState, Shared, no_snapshot, no_volume};
 use super::record::{AttachPath, CopyRecord, CopySource, Phase, Record, SCHEMA, VolumeRecord, VolumeRequest};
 use super::{CreateVolume, Created, FormatState, LockGuard, Source, Volume};
 use crate::fs;
-use crate::os::Timestamp;
+use crate::os::{Stopwatch, Timestamp};
 use crate::pool::{Ability, Cloning, Fill, Object};
 use crate::types::{
     Bytes, Error, Failure, Kind, MIB, ObjectUuid, OnDelete, Provisioning, Result, VolumeId, VolumeMode,
@@ -35,7 +36,32 @@ impl Shared {
     /// 3. the pool makes data, record and name (its own steps; a temporary is swept at start): nothing, or the volume.
     ///    Where the source is copied the record says `creating`, and the copy is resumed at start (copying.rs).
     /// 4. reply: the volume; a retry finds it by its name's uuid.
+    ///
+    /// A copy that is nearly done is waited for, holding no lock, so that a small volume is there at the first answer.
     pub(super) fn create_volume(self: &Arc<Self>, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
+        let watch = Stopwatch::start();
+        loop {
+            let answer = self.try_create_volume(request);
+            let left = COPY_WAIT.saturating_sub(watch.elapsed());
+            let unfinished = matches!(&answer, Err(Failure::Dirty(error)) if error.kind() == Kind::Busy);
+            if !unfinished || request.source.is_none() || !self.copies.wait(&self.copies_for(request), left) {
+                return answer;
+            }
+        }
+    }
+
+    /// The targets of the copies a volume from a source depends on: itself, and the source.
+    fn copies_for(&self, request: &CreateVolume) -> Vec<Key> {
+        let (pool, source) = match request.source {
+            None => return Vec::new(),
+            Some(Source::Snapshot(id)) => (id.pool, Object::Snapshot(id.uuid)),
+            Some(Source::Volume(id)) => (id.pool, Object::Volume(id.uuid)),
+        };
+        let itself = Object::Volume(ObjectUuid::of_volume(&request.name));
+        [itself, source].map(|object| Key { pool, object }).to_vec()
+    }
+
+    fn try_create_volume(self: &Arc<Self>, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
         let uuid = ObjectUuid::of_volume(&request.name);
         let state = self.pool_for(request)?;
         let pool = state.pool.identity().id;
