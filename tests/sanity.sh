@@ -42,6 +42,12 @@ fail() {
     exit 1
 }
 
+# With HOLDFAST_SANITY_KEEP=DIR every run leaves its whole log there.
+keep() {
+    cp "$work/sanity.log" "$HOLDFAST_SANITY_KEEP/sanity-$1.log"
+    cp "$work/driver.log" "$HOLDFAST_SANITY_KEEP/driver-$1.log"
+}
+
 # One run: pool filesystem, access type.
 run() {
     local fs=$1 type=$2 name="pool on $1, volumes as $2" pool=$work/pool code=0
@@ -68,14 +74,14 @@ run() {
         --csi.testvolumesize $((320 << 20)) --csi.testvolumeexpandsize $((384 << 20)) \
         --csi.testvolumeparameters "$work/parameters.yaml" \
         --csi.mountdir "$work/mount" --csi.stagingdir "$work/staging" \
-        --ginkgo.no-color >"$work/sanity.log" 2>&1 || code=$?
+        --ginkgo.no-color ${HOLDFAST_SANITY_KEEP:+--ginkgo.vv} >"$work/sanity.log" 2>&1 || code=$?
     # "Ran 80 of 98 Specs in 12.3 seconds" and "SUCCESS! -- 80 Passed | 0 Failed | 1 Pending | 17 Skipped"
     local summary
     summary=$(grep -E '^(SUCCESS|FAIL)! --|Passed \|' "$work/sanity.log" | tail -n 1 | sed 's/^.*-- //')
     if [ "$code" != 0 ] || ! grep -q ' 0 Failed' <<<"$summary"; then
         # The part that tells failures apart: ginkgo repeats them at its end.
         sed -n '/Summarizing/,$p' "$work/sanity.log" >&2
-        [ -z "${HOLDFAST_SANITY_KEEP:-}" ] || cp "$work/sanity.log" "$work/driver.log" "$HOLDFAST_SANITY_KEEP/"
+        [ -z "${HOLDFAST_SANITY_KEEP:-}" ] || keep "$fs-$type"
         fail "$name: ${summary:-csi-sanity ended with $code}"
     fi
 
@@ -90,6 +96,7 @@ run() {
     [ -z "$left" ] || fail "$name: mounts are left: $left"
     left=$(find "$pool/root/volumes" "$pool/root/snapshots" "$pool/root/trash" -mindepth 1 2>/dev/null | head -n 5)
     [ -z "$left" ] || fail "$name: files are left: $left"
+    [ -z "${HOLDFAST_SANITY_KEEP:-}" ] || keep "$fs-$type"
     umount "$pool"
     rm -rf "$work/pool.img" "$work/mount" "$work/staging"
     printf 'sanity: %-36s %s; nothing left behind\n' "$name" "$summary"
