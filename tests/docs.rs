@@ -1,0 +1,114 @@
+//! The documentation against the code: parameters, flags, metrics and the tests that design.md names.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use holdfast::os::Activity;
+use holdfast::telemetry::{Metrics, PoolFigures};
+use holdfast::types::TABLE;
+
+const OPERATIONS: &str = include_str!("../docs/operations.md");
+const DESIGN: &str = include_str!("../docs/design.md");
+
+/// The cells of every table row below a heading, up to the next heading.
+fn rows(text: &str, heading: &str) -> Vec<Vec<String>> {
+    let (_, section) = text.split_once(&format!("\n## {heading}\n")).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
+    let rows: Vec<Vec<String>> = section.lines().filter(|line| line.starts_with('|')).map(cells).collect();
+    rows.into_iter().skip(2).collect()
+}
+
+fn unquoted(cell: &str) -> String {
+    cell.replace('`', "")
+}
+
+#[test]
+fn the_table_of_parameters_is_the_code_s() {
+    let documented: Vec<_> = rows(OPERATIONS, "Parameters of a StorageClass")
+        .iter()
+        .map(|row| [unquoted(&row[0]), unquoted(&row[1]), unquoted(&row[2]), row[3].clone()])
+        .collect();
+    let known: Vec<_> = TABLE
+        .iter()
+        .map(|row| [row.key.into(), row.values.replace('|', ", "), row.default.into(), row.meaning.into()])
+        .collect();
+    assert_eq!(documented, known);
+}
+
+#[test]
+fn every_flag_is_in_the_table_and_no_other() {
+    let help = Command::new(env!("CARGO_BIN_EXE_holdfast")).args(["standalone", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let flags: BTreeSet<_> =
+        help.split_ascii_whitespace().filter(|word| word.starts_with("--") && *word != "--help").collect();
+    let documented = rows(OPERATIONS, "Running it");
+    let documented: BTreeSet<_> = documented.iter().map(|row| row[0].trim_matches('`')).collect();
+    assert_eq!(documented, flags);
+}
+
+#[test]
+fn the_configuration_file_in_the_text_is_one() {
+    let (_, yaml) = OPERATIONS.split_once("```yaml\n").unwrap();
+    let yaml = yaml.split("```").next().unwrap();
+    let file = holdfast::config::File::parse(Path::new("operations.md"), yaml).unwrap();
+    let config = holdfast::config::Config::resolve(&holdfast::config::Flags::default(), &file, |_| None).unwrap();
+    assert_eq!(config.pools[0].limits, holdfast::home::SpaceLimits::default());
+}
+
+#[test]
+fn every_metric_is_in_the_table_and_no_other() {
+    let metrics = Metrics::new(Activity::default());
+    metrics.call_began();
+    metrics.call_ended("Probe", "OK", std::time::Duration::ZERO);
+    let pool = PoolFigures { inodes: Some(1), inodes_free: Some(1), ..PoolFigures::default() };
+    let text = metrics.text(Some(vec![pool])).unwrap();
+    let exported: BTreeSet<_> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let documented = rows(OPERATIONS, "Metrics");
+    let documented: BTreeSet<_> = documented.iter().map(|row| row[0].trim_matches('`')).collect();
+    assert_eq!(documented, exported);
+}
+
+#[test]
+fn every_test_that_design_names_exists() {
+    let mut known = BTreeSet::new();
+    for place in ["src", "tests"] {
+        collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(place), &mut known);
+    }
+    let named = rows(DESIGN, "5. Promises");
+    for row in &named {
+        let tests: Vec<_> = row[2].split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "promise {} names no test", row[0]);
+        for test in tests {
+            assert!(known.contains(test), "promise {}: there is no test {test}", row[0]);
+        }
+    }
+    assert_eq!(named.len(), 10);
+}
+
+/// Every function under a test attribute, and every shell script.
+fn collect(place: &Path, known: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(place).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, known);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let mut test = false;
+            for line in text.lines().map(str::trim) {
+                if line.starts_with("#[") && line.contains("test") {
+                    test = true;
+                } else if let Some(rest) = line.trim_start_matches("async ").strip_prefix("fn ") {
+                    if std::mem::take(&mut test) {
+                        known.insert(rest.split('(').next().unwrap().to_owned());
+                    }
+                }
+            }
+        } else {
+            known.insert(path.file_name().unwrap().to_string_lossy().into_owned());
+        }
+    }
+}
