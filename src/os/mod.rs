@@ -3,7 +3,7 @@
 //! Everything blocks; callers are workflows on threads of their own (docs/adr/0001). Nothing here knows a
 //! volume, a record or CSI. [`Os`] is handed down through constructors; a test builds one with an
 //! [`Interceptor`] that makes any chosen call fail before or after its real effect, so the fault matrix runs
-//! against the real kernel. Every method that changes or asks something passes through [`Os::call`] under its
+//! against the real kernel. Every method that changes or asks something passes through `Os::call` under its
 //! [`Call`] name: a call without a name cannot be written.
 
 mod activity;
