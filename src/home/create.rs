@@ -350,7 +350,11 @@ impl Shared {
             None => Ok(Created::New(self.view_volume(record))),
             Some(copy) => {
                 self.start_copy(key, copy);
-                Err(Failure::Dirty(self.still_copying(key)))
+                self.copies.await_end(key);
+                // What the record says by now: ready, or the percentage.
+                self.ready_volume(&record.id())
+                    .map(|done| Created::New(self.view_volume(&done)))
+                    .map_err(Failure::Dirty)
             }
         }
     }

@@ -137,7 +137,8 @@ impl Shared {
         info!(snapshot = %record.handle, name = %record.co_name, volume = %volume.handle, copying = copy.is_some(), "snapshot cut");
         if let Some(copy) = copy {
             self.start_copy(key, copy);
+            self.copies.await_end(key);
         }
-        Ok(Created::New(self.view_snapshot(&record)))
+        self.snapshot(&record.id()).map(Created::New).map_err(Failure::Dirty)
     }
 }
