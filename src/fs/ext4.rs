@@ -64,8 +64,8 @@ impl Filesystem for Ext4 {
         let output = tool::run(os, "e2fsck -n", device, &program)?;
         match output.exit {
             Exit::Code(0) => Ok(Checked::Sound),
-            // 4: errors left uncorrected, which is all that -n can find. Anything else is no answer.
-            Exit::Code(4) => Ok(Checked::Unsound { said: tool::said(&output) }),
+            // 4: errors left uncorrected, which is all that -n can find; 8: so torn that it could not go on.
+            Exit::Code(4 | 8 | 12) if judged(&output) => Ok(Checked::Unsound { said: tool::said(&output) }),
             _ => Err(tool::failed(check_kind(&output), "e2fsck -n", device, &output)),
         }
     }
@@ -216,6 +216,14 @@ fn check_kind(output: &Output) -> Kind {
     }
 }
 
+/// Whether e2fsck has judged the filesystem, and not failed at reading it.
+fn judged(output: &Output) -> bool {
+    let text = format!("{}{}", output.stderr, output.stdout);
+    let unable =
+        ["Input/output error", "Error reading", "while reading", "emory allocation failed", "Cannot allocate memory"];
+    check_kind(output) != Kind::Busy && !unable.iter().any(|words| text.contains(words))
+}
+
 fn repair_failed(device: &Path, output: &Output) -> Error {
     match output.exit {
         Exit::Code(4) => Error::new(
@@ -269,5 +277,9 @@ mod tests {
         let magic = "e2fsck: Bad magic number in super-block while trying to open /dev/loop0\n";
         assert_eq!(repair_failed(device, &output(8, magic)).kind(), Kind::Corrupt);
         assert_eq!(repair_failed(device, &output(8, "e2fsck: Memory allocation failed")).kind(), Kind::Internal);
+        let torn = "/usr/sbin/e2fsck: The journal superblock is corrupt while checking journal for /dev/loop5\n";
+        assert!(judged(&output(12, torn)) && judged(&output(8, magic)));
+        assert!(!judged(&output(8, "/dev/loop0 is in use.\ne2fsck: Cannot continue, aborting.\n")));
+        assert!(!judged(&output(12, "Error reading block 1 (Input/output error).  Ignore error? no\n")));
     }
 }

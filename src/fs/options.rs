@@ -90,6 +90,10 @@ const XFS: &[Row] = &[
     alias("prjquota", "prjquota"),
 ];
 
+/// What mountinfo does not tell: ext4 and XFS drop `discard` where the device cannot, ext4 adds `nodelalloc` to
+/// `data=journal`.
+const NOT_TOLD: [&str; 2] = ["discard", "nodelalloc"];
+
 /// SELinux labels (security/selinux/hooks.c): valid for every filesystem, on the first mount only; binds inherit them.
 const LABELS: [&str; 4] = ["context=", "fscontext=", "defcontext=", "rootcontext="];
 
@@ -170,11 +174,15 @@ impl MountOptions {
         let mut own: Vec<String> = entry.super_options.iter().filter_map(|option| shown(option)).collect();
         own.sort_unstable();
         own.dedup();
-        let all = entry.super_options.join(",");
-        let label_shown = |label: &String| all.contains(label.as_str()) || all.contains(&label.replace('"', ""));
+        let told = |options: &[String]| -> Vec<String> {
+            options.iter().filter(|option| !NOT_TOLD.contains(&option.as_str())).cloned().collect()
+        };
+        let all = format!(",{},", entry.super_options.join(","));
+        let says = |text: &str| all.contains(&format!(",{text},"));
+        let label_shown = |label: &String| says(label) || says(&label.replace('"', ""));
         let unlabelled = || !LABELS.iter().any(|label| entry.super_options.iter().any(|o| o.starts_with(label)));
         let labels_agree = if self.labels.is_empty() { unlabelled() } else { self.labels.iter().all(label_shown) };
-        own == self.own && labels_agree && self.flags_shown(entry) && self.super_flags_shown(entry)
+        told(&own) == told(&self.own) && labels_agree && self.flags_shown(entry) && self.super_flags_shown(entry)
     }
 
     /// Whether the flags every mount has of its own are those asked for; flags beyond them do not matter on a bind.
@@ -281,4 +289,88 @@ fn refused(fs: FsType) -> Error {
             own.join(", ")
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::MountTable;
+    use proptest::prelude::*;
+
+    fn parse(fs: FsType, flags: &[&str]) -> Result<MountOptions> {
+        MountOptions::parse(fs, &flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>())
+    }
+
+    fn made(fs: FsType, flags: &[&str], line: &str) -> bool {
+        let table = MountTable::parse(line.as_bytes()).unwrap();
+        parse(fs, flags).unwrap().made(fs, &table.entries()[0])
+    }
+
+    #[test]
+    fn generic_flags_and_the_filesystem_s_own_are_told_apart() {
+        let options = parse(FsType::Ext4, &["noatime,nosuid", "commit=30", "discard"]).unwrap();
+        assert!(options.flags().no_atime && options.flags().no_suid && !options.flags().read_only);
+        assert_eq!(options.data(FsType::Ext4), "commit=30,discard");
+        assert_eq!(parse(FsType::Xfs, &["nouuid", "pquota"]).unwrap().data(FsType::Xfs), "nouuid,prjquota");
+    }
+
+    #[test]
+    fn what_would_weaken_a_volume_or_is_unknown_is_refused_without_a_word_of_it() {
+        for flag in [
+            "nobarrier",
+            "barrier=0",
+            "data=writeback",
+            "errors=continue",
+            "noload",
+            "commit=0",
+            "commit=+5",
+            "secret=hunter2",
+        ] {
+            let error = parse(FsType::Ext4, &[flag]).unwrap_err();
+            assert_eq!(error.kind(), Kind::InvalidArgument, "{flag}");
+            assert!(!error.to_string().contains(flag) && error.to_string().contains("commit="), "{error}");
+        }
+        assert!(parse(FsType::Xfs, &["norecovery"]).is_err() && parse(FsType::Xfs, &["logbsize=32768"]).is_err());
+    }
+
+    #[test]
+    fn nothing_prints_a_flag() {
+        let label = "context=\"system_u:object_r:container_file_t:s0:c1,c2\"";
+        let options = parse(FsType::Ext4, &[label, "commit=30"]).unwrap();
+        assert_eq!(options.data(FsType::Ext4), format!("commit=30,{label}"));
+        let printed = format!("{options:?}");
+        assert!(!printed.contains("system_u") && !printed.contains("commit"), "{printed}");
+        for bad in ["context=", "context=\"a\",exec", "context=a b", "context=\"a\\"] {
+            assert!(parse(FsType::Ext4, &[bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_mount_is_known_again_by_what_the_kernel_prints_of_it() {
+        let xfs = "9 1 7:1 / /m rw,relatime - xfs /dev/loop1 rw,nouuid,attr2,inode64,logbufs=8,logbsize=32k,noquota";
+        assert!(made(FsType::Xfs, &[], xfs) && made(FsType::Xfs, &["inode64", "logbsize=32k", "discard"], xfs));
+        assert!(!made(FsType::Xfs, &["logbsize=256k"], xfs) && !made(FsType::Xfs, &["noatime"], xfs));
+        let ext4 = "9 1 7:1 / /m rw,noatime - ext4 /dev/loop1 rw,lazytime,nodelalloc,commit=30,data=journal";
+        assert!(made(FsType::Ext4, &["noatime", "lazytime", "commit=30", "data=journal"], ext4));
+        assert!(!made(FsType::Ext4, &["noatime", "lazytime", "commit=60", "data=journal"], ext4));
+        assert!(!made(FsType::Ext4, &["noatime", "commit=30", "data=journal"], ext4));
+        assert!(!made(FsType::Ext4, &[], ext4));
+        let label = "9 1 7:1 / /m rw - ext4 /dev/loop1 rw,context=\"a:b:c:s0:c1,c2\"";
+        assert!(made(FsType::Ext4, &["context=\"a:b:c:s0:c1,c2\""], label));
+        assert!(!made(FsType::Ext4, &["context=\"a:b:c:s0:c1\""], label) && !made(FsType::Ext4, &[], label));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_accepted_is_made_of_known_words(flag in "[a-z_=0-9,k\" ]{0,40}") {
+            for fs in FsType::ALL {
+                if let Ok(options) = parse(fs, &[&flag]) {
+                    for option in options.data(fs).split(',').filter(|option| !option.is_empty()) {
+                        let known = rows(fs).iter().any(|row| option.starts_with(row.shown));
+                        prop_assert!(known || option.contains("context="), "{option}");
+                    }
+                }
+            }
+        }
+    }
 }

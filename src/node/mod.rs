@@ -6,11 +6,17 @@
 
 mod expand;
 mod format;
+#[cfg(test)]
+mod format_scenarios;
 mod mounts;
 mod path;
 mod publish;
 mod raw;
 mod request;
+#[cfg(test)]
+mod rig;
+#[cfg(test)]
+mod scenarios;
 mod slots;
 mod stage;
 mod stats;

@@ -31,6 +31,11 @@ impl RawDevices {
         }
     }
 
+    /// Whether a volume's device is held.
+    pub(super) fn holds(&self, uuid: ObjectUuid) -> bool {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&uuid)
+    }
+
     /// Holds again every device that is bound somewhere and carries a volume's uuid.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use super::mounts::{Mounts, Shown, places};
 use super::{Node, StageRequest, path};
 use crate::attach::{Attached, Wanted};
 use crate::fs::{self, Grown, MountOptions};
-use crate::home::{Changed, FormatState, LockGuard, Opened, ReadOnly};
+use crate::home::{Changed, LockGuard, Opened, ReadOnly};
 use crate::os::{Entry, MountEntry};
 use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
 
@@ -40,11 +40,29 @@ impl Node {
         if request.access.read_only() {
             return Err(read_only_block(volume));
         }
-        let opened = self.open(request)?;
-        let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
-        self.home.use_raw(volume, &self.id)?;
-        self.raw.hold(volume.uuid, attached.device);
-        Ok(if opened.format == FormatState::Raw { Changed::No } else { Changed::Yes })
+        if self.raw.holds(volume.uuid) {
+            let opened = self.open(request)?;
+            self.attach.attach(volume, &Wanted::from(&opened))?;
+            return Ok(Changed::No);
+        }
+        let staged = self.open(request).and_then(|opened| {
+            let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
+            self.home.use_raw(volume, &self.id)?;
+            self.raw.hold(volume.uuid, attached.device);
+            Ok(())
+        });
+        staged.map_err(|error| {
+            self.undone(error, || self.unused(volume, None).and_then(|()| self.attach.detach(volume)))
+        })?;
+        Ok(Changed::Yes)
+    }
+
+    /// The error, and that of undoing if that failed too.
+    fn undone(&self, error: Error, undo: impl FnOnce() -> Result<()>) -> Error {
+        match undo() {
+            Ok(()) => error,
+            Err(undo) => error.and_undo_failed(&undo),
+        }
     }
 
     fn stage_mount(&self, request: &StageRequest, fs: FsType, lock: &LockGuard<VolumeId>) -> Result<Changed> {
@@ -73,14 +91,8 @@ impl Node {
             None => return Err(missing()),
         }
 
-        let opened = self.open(request)?;
-        let staged = self.stage_fresh(request, fs, &staging, &opened, lock);
-        if let Err(error) = staged {
-            return Err(match self.undo(volume, &staging) {
-                Ok(()) => error,
-                Err(undo) => error.and_undo_failed(&undo),
-            });
-        }
+        let staged = self.open(request).and_then(|opened| self.stage_fresh(request, fs, &staging, &opened, lock));
+        staged.map_err(|error| self.undone(error, || self.undo(volume, &staging)))?;
         Ok(Changed::Yes)
     }
 

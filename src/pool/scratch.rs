@@ -46,11 +46,20 @@ impl Scratch {
 
     /// On a disk of such blocks, bytes.
     pub(crate) fn on_blocks(ground: Ground, block_size: u32) -> Self {
+        Self::make(ground, block_size, 512)
+    }
+
+    /// On a disk of so many MiB.
+    pub(crate) fn of(ground: Ground, mib: u64) -> Self {
+        Self::make(ground, 512, mib)
+    }
+
+    fn make(ground: Ground, block_size: u32, mib: u64) -> Self {
         let os = Os::new();
         os.own_mounts().expect("mounts of our own: run the tests as root");
         let directory = tempfile::tempdir().expect("tempdir");
         let image = directory.path().join("disk");
-        File::create(&image).expect("create disk").set_len(512 << 20).expect("size disk");
+        File::create(&image).expect("create disk").set_len(mib << 20).expect("size disk");
         let (program, arguments, kind) = ground.mkfs();
         run(&os, program, arguments.iter().copied().chain([image.to_str().expect("path")]));
         let file = os.open_image(&image.canonicalize().expect("path")).expect("open disk").expect("disk");

@@ -1,0 +1,263 @@
+//! A node with a real home, pool and kernel, in a mount namespace of the test's own. Faults are for the node's own calls.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::{ExpandRequest, Node, PublishRequest, StageRequest};
+use crate::fs::MountOptions;
+use crate::home::{CreateVolume, FormatState, GrantRequest, Home, LocalHome, ReadOnly, SpaceLimits};
+use crate::os::{Call, Interceptor, Os};
+use crate::pool::scratch::{Ground, Scratch, home as node_id};
+use crate::pool::{Class, Pool};
+use crate::types::*;
+
+pub(super) const EXT4: VolumeMode = VolumeMode::Mount(FsType::Ext4);
+pub(super) const XFS: VolumeMode = VolumeMode::Mount(FsType::Xfs);
+const ACCESS: AccessMode = AccessMode::SingleNodeMultiWriter;
+
+pub(super) struct Rig {
+    pub(super) node: Node,
+    pub(super) home: Arc<LocalHome>,
+    pub(super) faults: Faults,
+    pub(super) os: Os,
+    pool: Arc<dyn Pool>,
+    kubelet: tempfile::TempDir,
+    scratch: Scratch,
+}
+
+impl Rig {
+    pub(super) fn new() -> Self {
+        Self::of(512)
+    }
+
+    pub(super) fn of(mib: u64) -> Self {
+        let scratch = Scratch::of(Ground::Xfs, mib);
+        let pool = scratch.pool();
+        let os = Os::new();
+        let home = LocalHome::open(os.clone(), node_id(), vec![(Arc::clone(&pool), SpaceLimits::default())]).unwrap();
+        let home = Arc::new(home);
+        let faults = Faults::default();
+        let intercepted = Os::intercepted(Box::new(faults.clone()));
+        let node = Node::new(intercepted, node_id(), Arc::clone(&home) as Arc<dyn Home>);
+        Self { node, home, faults, os, pool, kubelet: tempfile::tempdir().unwrap(), scratch }
+    }
+
+    /// Another life of the node's process.
+    pub(super) fn restart(&mut self) {
+        let os = Os::intercepted(Box::new(self.faults.clone()));
+        self.node = Node::new(os, node_id(), Arc::clone(&self.home) as Arc<dyn Home>);
+    }
+
+    /// A volume, granted to this node.
+    pub(super) fn volume(&self, name: &str, mib: u64, mode: VolumeMode) -> VolumeId {
+        self.volume_with(name, mib, mode, &[])
+    }
+
+    pub(super) fn volume_with(&self, name: &str, mib: u64, mode: VolumeMode, class: &[(&str, &str)]) -> VolumeId {
+        let parameters = class.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let request = CreateVolume {
+            // Loop devices are the machine's: another test's volume of the same name would have the same uuid.
+            name: format!("{name}-{}", self.pool.identity().id),
+            range: CapacityRange { required: Some(Bytes::mib(mib)), limit: None },
+            capabilities: vec![Capability { mode, access: ACCESS }],
+            parameters: VolumeParameters::parse(&parameters).unwrap(),
+            source: None,
+        };
+        let id = self.home.create_volume(&request).unwrap().into_inner().id;
+        self.grant(&id, mode, ACCESS);
+        id
+    }
+
+    pub(super) fn grant(&self, id: &VolumeId, mode: VolumeMode, access: AccessMode) {
+        let request = GrantRequest { node: node_id(), mode, access, read_only: ReadOnly::No };
+        self.home.grant(id, &request).unwrap();
+    }
+
+    pub(super) fn regrant(&self, id: &VolumeId, mode: VolumeMode, access: AccessMode) {
+        self.home.revoke(id, None).unwrap();
+        self.grant(id, mode, access);
+    }
+
+    pub(super) fn format(&self, id: &VolumeId) -> FormatState {
+        self.home.volume(id).unwrap().format
+    }
+
+    pub(super) fn directory(&self, name: &str) -> PathBuf {
+        let path = self.kubelet.path().canonicalize().unwrap().join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.kubelet.path().canonicalize().unwrap().join(name)
+    }
+
+    pub(super) fn stage_request(&self, volume: VolumeId, mode: VolumeMode) -> StageRequest {
+        let staging = self.directory(&format!("staging-{}", volume.uuid));
+        StageRequest { volume, staging, mode, access: ACCESS, mount: MountOptions::default() }
+    }
+
+    pub(super) fn publish_request(&self, volume: VolumeId, mode: VolumeMode, target: &str) -> PublishRequest {
+        PublishRequest {
+            volume,
+            staging: Some(self.staging(&volume)),
+            target: self.path(target),
+            mode,
+            access: ACCESS,
+            read_only: ReadOnly::No,
+            mount: MountOptions::default(),
+        }
+    }
+
+    pub(super) fn expand_request(&self, volume: VolumeId, path: &Path) -> ExpandRequest {
+        ExpandRequest { volume, path: path.to_owned(), staging: None, range: CapacityRange::default() }
+    }
+
+    pub(super) fn staging(&self, volume: &VolumeId) -> PathBuf {
+        self.path(&format!("staging-{}", volume.uuid))
+    }
+
+    pub(super) fn image(&self, id: &VolumeId) -> PathBuf {
+        self.scratch.root().join("volumes").join(id.uuid.to_string()).join("data")
+    }
+
+    /// A checksum over every byte of a volume's image.
+    pub(super) fn bytes(&self, id: &VolumeId) -> u32 {
+        let mut file = fs::File::open(self.image(id)).unwrap();
+        let (mut sum, mut buffer) = (0, vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut buffer).unwrap() {
+                0 => return sum,
+                count => sum = crc32c::crc32c_append(sum, &buffer[..count]),
+            }
+        }
+    }
+
+    /// Writes into a volume's image behind everybody's back.
+    pub(super) fn write(&self, id: &VolumeId, offset: u64, bytes: &[u8]) {
+        let file = OpenOptions::new().write(true).open(self.image(id)).unwrap();
+        file.write_all_at(bytes, offset).unwrap();
+        file.sync_all().unwrap();
+    }
+
+    /// Edits the ext4 superblock in a volume's image, and makes its checksum right again.
+    pub(super) fn edit_ext4(&self, id: &VolumeId, edit: impl FnOnce(&mut [u8; 1024])) {
+        let mut superblock = [0; 1024];
+        fs::File::open(self.image(id)).unwrap().read_exact_at(&mut superblock, 1024).unwrap();
+        edit(&mut superblock);
+        let sum = !crc32c::crc32c(&superblock[..0x3fc]);
+        superblock[0x3fc..].copy_from_slice(&sum.to_le_bytes());
+        self.write(id, 1024, &superblock);
+    }
+
+    /// A command that tests need and Holdfast does not.
+    pub(super) fn shell(&self, script: &str) {
+        let program = crate::os::Program::find("sh", Path::new("test"), std::time::Duration::from_secs(60)).unwrap();
+        let output = self.os.run(&program.arg("-c").arg(script)).unwrap();
+        assert!(output.success(), "{script}: {}", output.summary());
+    }
+
+    /// Loop devices that carry the volume's uuid.
+    pub(super) fn loops(&self, id: &VolumeId) -> usize {
+        let name = id.uuid.to_string();
+        self.os.loops().unwrap().iter().filter(|status| status.name == name).count()
+    }
+
+    pub(super) fn depth(&self, path: &Path) -> usize {
+        self.os.mounts().unwrap().depth(path)
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.faults.clear();
+        let root = self.kubelet.path().canonicalize().unwrap();
+        while let Some(point) = self.os.mounts().ok().and_then(|table| {
+            let below = |entry: &&crate::os::MountEntry| entry.mount_point.starts_with(&root);
+            table.entries().iter().rev().find(below).map(|entry| entry.mount_point.clone())
+        }) {
+            if !self.os.unmount(&point).unwrap_or(false) {
+                break;
+            }
+        }
+        self.restart();
+        for uuid in self.pool.list(Class::Volume).unwrap_or_default() {
+            let _ = self.pool.deactivate(uuid);
+        }
+    }
+}
+
+/// Makes chosen calls fail, and remembers every call that was made.
+#[derive(Clone, Default)]
+pub(super) struct Faults(Arc<Mutex<Plan>>);
+
+#[derive(Default)]
+struct Plan {
+    /// The n-th call of all fails, before or after its effect.
+    nth: Option<(usize, When)>,
+    /// Every call of a kind fails.
+    kinds: BTreeMap<Call, When>,
+    count: usize,
+    fired: bool,
+    made: Vec<(Call, String)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum When {
+    Before,
+    After,
+}
+
+impl Faults {
+    pub(super) fn fail(&self, call: Call, when: When) {
+        self.0.lock().unwrap().kinds.insert(call, when);
+    }
+
+    pub(super) fn fail_nth(&self, n: usize, when: When) {
+        let mut plan = self.0.lock().unwrap();
+        *plan = Plan { nth: Some((n, when)), ..Plan::default() };
+    }
+
+    pub(super) fn clear(&self) {
+        *self.0.lock().unwrap() = Plan::default();
+    }
+
+    pub(super) fn fired(&self) -> bool {
+        self.0.lock().unwrap().fired
+    }
+
+    /// How often a program was run.
+    pub(super) fn runs(&self, program: &str) -> usize {
+        let plan = self.0.lock().unwrap();
+        plan.made.iter().filter(|(call, what)| *call == Call::Exec && what.starts_with(program)).count()
+    }
+
+    fn verdict(&self, call: Call, when: When) -> io::Result<()> {
+        let mut plan = self.0.lock().unwrap();
+        let nth = plan.nth == Some((plan.count, when));
+        if nth || plan.kinds.get(&call) == Some(&when) {
+            plan.fired = true;
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        Ok(())
+    }
+}
+
+impl Interceptor for Faults {
+    fn before(&self, call: Call, target: &str) -> io::Result<()> {
+        {
+            let mut plan = self.0.lock().unwrap();
+            plan.count += 1;
+            plan.made.push((call, target.to_owned()));
+        }
+        self.verdict(call, When::Before)
+    }
+
+    fn after(&self, call: Call, _target: &str) -> io::Result<()> {
+        self.verdict(call, When::After)
+    }
+}
