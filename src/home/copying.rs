@@ -27,11 +27,9 @@ const AT_ONCE: usize = 2;
 /// How long a failed copy waits before it is tried again, at first and at most.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
-/// How long the call that began a copy waits for its end: a small one is then complete in the first answer.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a delete waits for a cancelled copy to end its piece.
 const CANCEL_WAIT: Duration = Duration::from_secs(10);
-/// How long a create waits for the copy it depends on before it answers that it is under way.
+/// How long the call that began a copy waits for it before it answers that it is under way.
 pub(super) const COPY_WAIT: Duration = Duration::from_secs(2);
 
 /// All copies under way, and the turnstile they share.
@@ -106,12 +104,6 @@ impl Copies {
             }
         }
         Ok(())
-    }
-
-    /// Waits a moment for the copy into `target` to end, one way or the other.
-    pub(super) fn await_end(&self, target: Key) {
-        let under_way = |table: &mut HashMap<Key, Arc<Copy>>| table.contains_key(&target);
-        drop(self.ended.wait_timeout_while(self.lock(), PATIENCE, under_way).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Waits for a turn; false when cancelled meanwhile.

@@ -350,11 +350,7 @@ impl Shared {
             None => Ok(Created::New(self.view_volume(record))),
             Some(copy) => {
                 self.start_copy(key, copy);
-                self.copies.await_end(key);
-                // What the record says by now: ready, or the percentage.
-                self.ready_volume(&record.id())
-                    .map(|done| Created::New(self.view_volume(&done)))
-                    .map_err(Failure::Dirty)
+                Err(Failure::Dirty(self.still_copying(key)))
             }
         }
     }

@@ -48,6 +48,10 @@ impl Rig {
     /// Another life of the daemon on the same pool.
     fn again(self) -> Self {
         let Self { _devices, home, pool, scratch, .. } = self;
+        // A copy's thread may still be on its way out, with the pool's lock.
+        while Arc::strong_count(&home.shared) > 1 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         drop((_devices, home, pool));
         Self::on(scratch)
     }

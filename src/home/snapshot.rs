@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use tracing::info;
 
+use super::copying::COPY_WAIT;
 use super::local::{Key, PoolState, Shared, no_volume};
 use super::record::{CopyRecord, CopySource, Phase, Record, SCHEMA, SnapshotRecord, VolumeRecord};
-use super::{CreateSnapshot, Created, FormatState, Snapshot};
+use super::{CopyState, CreateSnapshot, Created, FormatState, Snapshot};
 use crate::os::Timestamp;
 use crate::pool::{Cloning, Fill, Geometry, Object};
 use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, Provisioning, Result, SnapshotId};
@@ -20,7 +21,23 @@ impl Shared {
     /// 3. the pool clones the image, with record and name (its own steps): nothing, or the snapshot. This is the cut.
     ///    Where it is copied the record says `creating`, the source stays unattached, and the copy is resumed at start.
     /// 4. reply: a retry finds it by its name's uuid, with the same time of the cut.
+    ///
+    /// A small copy is waited for, holding no lock, so that it is ready in the first answer.
     pub(super) fn create_snapshot(self: &Arc<Self>, request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
+        let made = self.try_create_snapshot(request)?;
+        let (Created::New(snapshot) | Created::Existing(snapshot)) = &made;
+        let key = Key { pool: snapshot.id.pool, object: Object::Snapshot(snapshot.id.uuid) };
+        if snapshot.copy == CopyState::Ready || !self.copies.wait(&[key], COPY_WAIT) {
+            return Ok(made);
+        }
+        let now = self.snapshot(&snapshot.id).map_err(Failure::Dirty)?;
+        Ok(match made {
+            Created::New(_) => Created::New(now),
+            Created::Existing(_) => Created::Existing(now),
+        })
+    }
+
+    fn try_create_snapshot(self: &Arc<Self>, request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
         let uuid = ObjectUuid::of_snapshot(&request.name);
         let source = request.source;
         let state = self.pool(source.pool)?;
@@ -137,8 +154,7 @@ impl Shared {
         info!(snapshot = %record.handle, name = %record.co_name, volume = %volume.handle, copying = copy.is_some(), "snapshot cut");
         if let Some(copy) = copy {
             self.start_copy(key, copy);
-            self.copies.await_end(key);
         }
-        self.snapshot(&record.id()).map(Created::New).map_err(Failure::Dirty)
+        Ok(Created::New(self.view_snapshot(&record)))
     }
 }
