@@ -16,6 +16,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
+use super::patience::patiently;
 use super::slots::Slots;
 use crate::attach::{Attach, Attached, Wanted};
 use crate::fs::probe::{self, Contents, Found, Health, Superblock};
@@ -97,7 +98,8 @@ impl Formatter<'_> {
         self.alone(&path)?;
         {
             let _slot = self.slots.take(self.os)?;
-            fs::of(self.fs).make(self.os, &path, formatting.planned_uuid, &options)?;
+            // A tool that finds the device busy has written nothing.
+            patiently(|| fs::of(self.fs).make(self.os, &path, formatting.planned_uuid, &options))?;
         }
         self.os
             .flush_device(&attached.device)
@@ -125,7 +127,7 @@ impl Formatter<'_> {
         }
         self.alone(&path)?;
         if let Found::Valid(_) = contents.of(self.fs)
-            && let Checked::Sound = fs::of(self.fs).check(self.os, &path)?
+            && let Checked::Sound = patiently(|| fs::of(self.fs).check(self.os, &path))?
         {
             return self.finish(attached, planned);
         }
@@ -186,7 +188,7 @@ impl Formatter<'_> {
             ));
         }
         self.alone(path)?;
-        fs::of(self.fs).repair(self.os, path)?;
+        patiently(|| fs::of(self.fs).repair(self.os, path))?;
         self.os.flush_device(&attached.device).at(|| format!("make the repaired {} durable", path.display()))?;
         let contents = probe::probe(self.os, &attached.device)?;
         match contents.of(self.fs) {
@@ -203,20 +205,23 @@ impl Formatter<'_> {
 
     /// Nobody has the device mounted or in the hands of a tool: a mkfs of a daemon that was killed may still be alive.
     fn alone(&self, path: &Path) -> Result<()> {
-        let exclusive = self.os.open_exclusive(path).at(|| format!("open {} alone", path.display()))?;
-        if exclusive.is_some() {
-            return Ok(());
-        }
+        patiently(|| match self.os.open_exclusive(path).at(|| format!("open {} alone", path.display()))? {
+            Some(_) => Ok(()),
+            None => Err(self.held(path)),
+        })
+    }
+
+    fn held(&self, path: &Path) -> Error {
         let holders = self.os.holders(path).unwrap_or_default();
         let who = if holders.is_empty() {
             "a mount or a process that cannot be seen here".to_owned()
         } else {
             holders.join(", ")
         };
-        Err(Error::new(
+        Error::new(
             Kind::Busy,
             format!("{} of volume {} is held by {who}; ask again when it has let go", path.display(), self.volume),
-        ))
+        )
     }
 
     fn refuse(&self, why: &str) -> Error {

@@ -5,11 +5,14 @@
 //! One volume's operations exclude each other; several pods may publish one volume at the same time.
 
 mod expand;
+#[cfg(test)]
+mod fault_scenarios;
 mod format;
 #[cfg(test)]
 mod format_scenarios;
 mod mounts;
 mod path;
+mod patience;
 mod publish;
 mod raw;
 mod request;

@@ -191,6 +191,18 @@ impl Drop for Rig {
     }
 }
 
+/// A staged ext4 volume.
+pub(super) fn staged(rig: &Rig, name: &str) -> VolumeId {
+    let id = rig.volume(name, 32, EXT4);
+    rig.node.stage(&rig.stage_request(id, EXT4)).unwrap();
+    id
+}
+
+/// What a refused call meant.
+pub(super) fn kind<T: std::fmt::Debug>(result: Result<T>) -> Kind {
+    result.unwrap_err().kind()
+}
+
 /// Makes chosen calls fail, and remembers every call that was made.
 #[derive(Clone, Default)]
 pub(super) struct Faults(Arc<Mutex<Plan>>);

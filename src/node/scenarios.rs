@@ -4,21 +4,11 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use super::Stats;
-use super::rig::{EXT4, Faults, Rig, When, XFS};
+use super::rig::{EXT4, Rig, XFS, kind, staged};
 use crate::fs::MountOptions;
 use crate::home::{Changed, Home, ReadOnly};
-use crate::os::{Call, MountFlags};
-use crate::types::{AccessMode, Bytes, CapacityRange, FsType, Kind, Result, VolumeId, VolumeMode};
-
-fn staged(rig: &Rig, name: &str) -> VolumeId {
-    let id = rig.volume(name, 32, EXT4);
-    rig.node.stage(&rig.stage_request(id, EXT4)).unwrap();
-    id
-}
-
-fn kind<T: std::fmt::Debug>(result: Result<T>) -> Kind {
-    result.unwrap_err().kind()
-}
+use crate::os::MountFlags;
+use crate::types::{AccessMode, Bytes, CapacityRange, FsType, Kind, VolumeId, VolumeMode};
 
 fn options(flags: &[&str]) -> MountOptions {
     MountOptions::parse(FsType::Ext4, &flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>()).unwrap()
@@ -341,83 +331,6 @@ fn a_reader_s_volume_is_mounted_read_only() {
     let publish = rig.publish_request(id, EXT4, "pod");
     rig.node.publish(&super::PublishRequest { access: AccessMode::SingleNodeReaderOnly, ..publish.clone() }).unwrap();
     assert!(std::fs::File::create(publish.target.join("x")).is_err());
-}
-
-#[test]
-fn a_publish_and_an_unpublish_that_fail_at_any_call_can_be_asked_for_again() {
-    let rig = Rig::new();
-    let id = staged(&rig, "a");
-    let request = rig.publish_request(id, EXT4, "pod/mount");
-    let rounds = |act: &dyn Fn() -> bool, faults: &Faults, when: When, least: usize| {
-        for n in 1.. {
-            faults.fail_nth(n, when);
-            let fired = act();
-            if !fired {
-                assert!(n > least, "only {n} calls were seen");
-                break;
-            }
-        }
-    };
-    for when in [When::Before, When::After] {
-        let publish = || {
-            let first = rig.node.publish(&request);
-            let fired = rig.faults.fired();
-            rig.faults.clear();
-            if first.is_err() {
-                let empty = || std::fs::read_dir(&request.target).unwrap().next().is_none();
-                assert!(rig.depth(&request.target) > 0 || !request.target.exists() || empty(), "{first:?}");
-            }
-            rig.node.publish(&request).unwrap();
-            assert_eq!(rig.depth(&request.target), 1);
-            rig.node.unpublish(&id, &request.target).unwrap();
-            fired
-        };
-        rounds(&publish, &rig.faults, when, 5);
-        let unpublish = || {
-            rig.node.publish(&request).unwrap();
-            rig.faults.clear();
-            true
-        };
-        unpublish();
-        for n in 1.. {
-            rig.faults.fail_nth(n, when);
-            let _ = rig.node.unpublish(&id, &request.target);
-            let fired = rig.faults.fired();
-            rig.faults.clear();
-            rig.node.unpublish(&id, &request.target).unwrap();
-            assert!(!request.target.exists());
-            rig.node.publish(&request).unwrap();
-            if !fired {
-                break;
-            }
-        }
-        rig.node.unpublish(&id, &request.target).unwrap();
-    }
-}
-
-#[test]
-fn a_mount_whose_answer_was_lost_is_undone_and_made_again() {
-    let rig = Rig::new();
-    let id = rig.volume("a", 32, EXT4);
-    let request = rig.stage_request(id, EXT4);
-    rig.faults.fail(Call::Mount, When::After);
-    assert!(rig.node.stage(&request).is_err());
-    assert_eq!((rig.depth(&request.staging), rig.loops(&id)), (0, 0));
-    rig.faults.clear();
-    rig.node.stage(&request).unwrap();
-    assert_eq!(rig.faults.runs("mkfs"), 0);
-}
-
-#[test]
-fn a_second_operation_on_a_volume_is_told_of_the_first_and_others_go_on() {
-    let rig = Rig::new();
-    let (a, b) = (staged(&rig, "a"), rig.volume("b", 32, EXT4));
-    let held = rig.node.volumes.try_lock(&a, "NodeStageVolume").unwrap();
-    let error = rig.node.unstage(&a, &rig.staging(&a)).unwrap_err();
-    assert!(error.kind() == Kind::Busy && error.to_string().contains("NodeStageVolume"), "{error}");
-    rig.node.stage(&rig.stage_request(b, EXT4)).unwrap();
-    drop(held);
-    rig.node.unstage(&a, &rig.staging(&a)).unwrap();
 }
 
 #[test]

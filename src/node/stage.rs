@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::format::Formatter;
 use super::mounts::{Mounts, Shown, places};
+use super::patience::patiently;
 use super::{Node, StageRequest, path};
 use crate::attach::{Attached, Wanted};
 use crate::fs::{self, Grown, MountOptions};
@@ -41,11 +42,13 @@ impl Node {
             return Err(read_only_block(volume));
         }
         if self.raw.holds(volume.uuid) {
-            let opened = self.open(request)?;
+            let opened = self.home.open(volume, &self.id)?;
+            granted_so(request, &opened)?;
             self.attach.attach(volume, &Wanted::from(&opened))?;
             return Ok(Changed::No);
         }
-        let staged = self.open(request).and_then(|opened| {
+        let opened = self.home.open(volume, &self.id)?;
+        let staged = granted_so(request, &opened).and_then(|()| {
             let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
             self.home.use_raw(volume, &self.id)?;
             self.raw.hold(volume.uuid, attached.device);
@@ -91,7 +94,8 @@ impl Node {
             None => return Err(missing()),
         }
 
-        let staged = self.open(request).and_then(|opened| self.stage_fresh(request, fs, &staging, &opened, lock));
+        let opened = self.home.open(volume, &self.id)?;
+        let staged = granted_so(request, &opened).and_then(|()| self.stage_fresh(request, fs, &staging, &opened, lock));
         staged.map_err(|error| self.undone(error, || self.undo(volume, &staging)))?;
         Ok(Changed::Yes)
     }
@@ -152,7 +156,8 @@ impl Node {
         shown: Shown,
     ) -> Result<Changed> {
         let volume = &request.volume;
-        let opened = self.open(request)?;
+        let opened = self.home.open(volume, &self.id)?;
+        granted_so(request, &opened)?;
         let read_only = reading(request, &opened);
         let options = match read_only {
             ReadOnly::Yes => request.mount.clone().read_only(),
@@ -186,9 +191,10 @@ impl Node {
         options: &MountOptions,
     ) -> Result<()> {
         let device = attached.device.path();
-        self.os
-            .mount(device, staging, fs.as_str(), options.flags(), &options.data(fs))
-            .map_err(|error| mount_failed(volume, device, staging, fs, error))?;
+        patiently(|| {
+            let mounted = self.os.mount(device, staging, fs.as_str(), options.flags(), &options.data(fs));
+            mounted.map_err(|error| mount_failed(volume, device, staging, fs, error))
+        })?;
         let mounts = Mounts::read(&self.os)?;
         match mounts.at(staging) {
             Some(entry) if entry.device == attached.device.number() && entry.fs_type == fs.as_str() => Ok(()),
@@ -201,20 +207,6 @@ impl Node {
                 ),
             )),
         }
-    }
-
-    fn open(&self, request: &StageRequest) -> Result<Opened> {
-        let opened = self.home.open(&request.volume, &self.id)?;
-        if opened.mode == request.mode {
-            return Ok(opened);
-        }
-        Err(Error::new(
-            Kind::Precondition,
-            format!(
-                "volume {} is granted to this node as {} and is to be staged as {}; publish it to the node the way it is to be used",
-                request.volume, opened.mode, request.mode
-            ),
-        ))
     }
 
     fn undo(&self, volume: &VolumeId, staging: &Path) -> Result<()> {
@@ -299,6 +291,20 @@ impl Node {
             Err(error) => Err(Error::new(Kind::Internal, format!("unmount {}", point.display())).because(error)),
         }
     }
+}
+
+/// The volume is staged the way it was granted.
+fn granted_so(request: &StageRequest, opened: &Opened) -> Result<()> {
+    if opened.mode == request.mode {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Precondition,
+        format!(
+            "volume {} is granted to this node as {} and is to be staged as {}; publish it to the node the way it is to be used",
+            request.volume, opened.mode, request.mode
+        ),
+    ))
 }
 
 /// Whether nothing may be written: the grant, the access mode or the mount flags say so.
