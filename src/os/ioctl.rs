@@ -7,8 +7,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use linux_raw_sys::loop_device::{
-    LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64, LOOP_SET_CAPACITY, loop_config,
-    loop_info64,
+    LO_FLAGS_AUTOCLEAR, LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64,
+    LOOP_SET_CAPACITY, LOOP_SET_STATUS64, loop_config, loop_info64,
 };
 
 mod raw {
@@ -21,6 +21,7 @@ mod raw {
     nix::ioctl_none_bad!(loop_set_capacity, super::LOOP_SET_CAPACITY);
     nix::ioctl_write_ptr_bad!(loop_configure, super::LOOP_CONFIGURE, loop_config);
     nix::ioctl_read_bad!(loop_get_status64, super::LOOP_GET_STATUS64, loop_info64);
+    nix::ioctl_write_ptr_bad!(loop_set_status64, super::LOOP_SET_STATUS64, loop_info64);
     nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
     nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), libc::c_int);
     nix::ioctl_none!(blkflsbuf, 0x12, 97);
@@ -143,6 +144,14 @@ pub(super) fn loop_get_status(device: BorrowedFd<'_>) -> io::Result<loop_info64>
     // SAFETY: the kernel writes one loop_info64 into ours.
     unsafe { raw::loop_get_status64(device.as_raw_fd(), &raw mut info) }?;
     Ok(info)
+}
+
+/// LOOP_SET_STATUS64 with what LOOP_GET_STATUS64 said, but for the autoclear mark of a lazy LOOP_CLR_FD.
+pub(super) fn loop_keep(device: BorrowedFd<'_>, info: &mut loop_info64) -> io::Result<()> {
+    info.lo_flags &= !(LO_FLAGS_AUTOCLEAR as u32);
+    // SAFETY: the kernel reads one loop_info64, which outlives the call.
+    unsafe { raw::loop_set_status64(device.as_raw_fd(), info) }?;
+    Ok(())
 }
 
 /// A zeroed loop_config to fill in.

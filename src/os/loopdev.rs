@@ -208,7 +208,8 @@ impl Os {
                 }
                 let node = match blockdev::open(&device.path(), 0) {
                     Ok(node) => node,
-                    Err(error) if went_away(&error) && !device.sysfs().exists() => continue,
+                    // Being removed, or still being made, by somebody else.
+                    Err(error) if went_away(&error) => continue,
                     Err(error) => return Err(error),
                 };
                 let mut request = ioctl::empty_loop_config();
@@ -232,7 +233,9 @@ impl Os {
     /// Clears a loop device, if it still shows what `expected` says, and proves it: true when nothing of it is
     /// attached any more, false when somebody holds the device open, and then nothing may touch the image.
     ///
-    /// The device is opened with O_EXCL first, so a mounted one is never cleared, not even lazily.
+    /// The device is opened with O_EXCL first, so a mounted one is never cleared, not even lazily. One that is open
+    /// without O_EXCL (a raw block device in a pod) is marked by LOOP_CLR_FD to go with its last user; the mark is taken
+    /// back, or the device would vanish under a volume that stays attached.
     ///
     /// # Errors
     /// Those of open(2) and the ioctls.
@@ -259,7 +262,19 @@ impl Os {
                 }
                 thread::sleep(CLEAR_PAUSE);
             }
-            Ok(false)
+            let node = match blockdev::open(&device.path(), 0) {
+                Ok(node) => node,
+                Err(error) if went_away(&error) => return Ok(true),
+                Err(error) => return Err(error),
+            };
+            match ioctl::loop_get_status(node.file.as_fd()) {
+                Ok(mut info) if same(&decode(device, &info)) => {
+                    ioctl::loop_keep(node.file.as_fd(), &mut info).map(|()| false)
+                }
+                Ok(_) => Ok(true),
+                Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(true),
+                Err(error) => Err(error),
+            }
         })
     }
 

@@ -394,6 +394,22 @@ fn a_device_in_use_stays(pool: &dyn Pool) {
     assert_eq!(get(pool, "a", &wanted, 0, 4), b"data");
 }
 
+/// A raw block device in a pod is held without O_EXCL: refused, it must not vanish when the pod lets go for a moment.
+fn a_device_held_plainly_does_not_vanish_later(pool: &dyn Pool) {
+    let provisioning = pool.abilities().default_provisioning;
+    let wanted = geometry(16, provisioning);
+    make(pool, volume("a"), 16, provisioning);
+    let device = pool.activate(uuid("a"), &wanted).unwrap();
+    let holder = OpenOptions::new().read(true).write(true).open(&device.path).unwrap();
+    assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Held);
+    drop(holder);
+    let status = Os::new().loops().unwrap().into_iter().find(|status| status.device.path() == device.path).unwrap();
+    assert!(!status.autoclear && status.direct_io, "{status:?}");
+    write(&device, 0, b"data");
+    assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+    assert_eq!(get(pool, "a", &wanted, 0, 4), b"data");
+}
+
 fn an_active_volume_is_not_removed(pool: &dyn Pool) {
     make(pool, volume("a"), 8, Provisioning::Thin);
     pool.activate(uuid("a"), &geometry(8, Provisioning::Thin)).unwrap();
@@ -519,6 +535,7 @@ contract! {
     a_volume_is_one_device_however_often_it_is_activated
     an_image_shorter_than_its_record_is_not_activated
     a_device_in_use_stays
+    a_device_held_plainly_does_not_vanish_later
     an_active_volume_is_not_removed
     a_volume_grows_under_its_users
     many_volumes_keep_to_themselves

@@ -77,11 +77,19 @@ impl FilePool {
         }
     }
 
-    /// One fallocate (thick) or truncate (thin), then fsync. A crash leaves it partly allocated at its old length, or
-    /// done: the next grow ends the same way.
+    /// One fallocate (thick) or truncate (thin), then fsync. A crash leaves it partly allocated, perhaps longer (ext4
+    /// lengthens as it goes), or done: the next grow ends the same way. An error takes back what is past the old end:
+    /// no device has shown it yet.
     pub(super) fn grow_image(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()> {
         let (image, path) = self.edit(Object::Volume(volume))?;
-        self.stretch(&image, &path, geometry)?;
+        let before = self.os.image_identity(&image, &path).at(|| format!("stat {}", path.display()))?.size;
+        if let Err(error) = self.stretch(&image, &path, geometry) {
+            let undone = self.os.set_length(&image, &path, before).at(|| format!("cut {} back", path.display()));
+            return Err(match undone {
+                Ok(()) => error,
+                Err(undo) => error.and_undo_failed(&undo),
+            });
+        }
         self.os.sync_file(&image, &path).at(|| format!("fsync {}", path.display()))
     }
 
