@@ -11,7 +11,7 @@ use holdfast::config::{Config, Flags, PoolConfig};
 use holdfast::csi::{ServeConfig, ServeController, ThisNode, serve};
 use holdfast::home::{Home, LocalHome};
 use holdfast::node::Node;
-use holdfast::os::Os;
+use holdfast::os::{Entry, Os};
 use holdfast::pool::{self, Cloning, Pool};
 use holdfast::route::{Directory, NO_FABRIC, Router};
 use holdfast::telemetry::{Http, Metrics, PoolWatch, init_logs};
@@ -92,6 +92,9 @@ fn check_surroundings(os: &Os, config: &Config) -> Result<()> {
     if os.identity(directory)?.is_none() {
         bail!("the directory of the socket {socket} does not exist; make it: mkdir -p {}", directory.display());
     }
+    if let Some(Entry::File | Entry::Directory | Entry::Symlink) = os.entry(&config.socket)? {
+        bail!("{socket} is not a socket; move it away, or choose another --endpoint");
+    }
     if UnixStream::connect(&config.socket).is_ok() {
         bail!("another process answers on {socket}; stop it, or give this one another --endpoint");
     }
@@ -114,8 +117,21 @@ async fn live(config: Config, os: Os) -> Result<ExitCode> {
     let served = Arc::new(OnceLock::<Arc<Router>>::new());
     let asked = Arc::clone(&served);
     let pools = PoolWatch::new(move || asked.get().map_or_else(|| Ok(Vec::new()), |router| router.figures()));
-    if let Some(address) = config.metrics {
-        let http = Http::bind(address, Arc::clone(&metrics), pools.clone()).await?;
+    // Everything that can refuse comes before the first line of the log.
+    let http = match config.metrics {
+        Some(address) => Some(Http::bind(address, Arc::clone(&metrics), pools.clone()).await?),
+        None => None,
+    };
+    let id = config.node.clone();
+    let (home, node) = {
+        let (os, configs, id) = (os.clone(), config.pools.clone(), id.clone());
+        tokio::task::spawn_blocking(move || open(&os, &configs, id)).await.context("open the pools")??
+    };
+    let router = Arc::new(Router::new(Directory::standalone(home)));
+    let _ = served.set(Arc::clone(&router));
+    pools.opened();
+    wait_for_signals(stop)?;
+    if let Some(http) = http {
         let until = stopped.clone();
         tokio::spawn(async move {
             if let Err(error) = http.serve(first(until)).await {
@@ -123,15 +139,6 @@ async fn live(config: Config, os: Os) -> Result<ExitCode> {
             }
         });
     }
-    let id = config.node.clone();
-    let (home, node) = {
-        let (os, pools, id) = (os.clone(), config.pools.clone(), id.clone());
-        tokio::task::spawn_blocking(move || open(&os, &pools, id)).await.context("open the pools")??
-    };
-    let router = Arc::new(Router::new(Directory::standalone(home)));
-    let _ = served.set(Arc::clone(&router));
-    pools.opened();
-    wait_for_signals(stop)?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         node = %id,
@@ -163,6 +170,7 @@ fn open(os: &Os, configs: &[PoolConfig], id: NodeId) -> Result<(Arc<dyn Home>, N
     for config in configs {
         pools.push((pool::open(os, &config.spec, &id)?, config.limits));
     }
+    let home: Arc<dyn Home> = Arc::new(LocalHome::open(os.clone(), id.clone(), pools.clone())?);
     for (pool, limits) in &pools {
         let (identity, room) = (pool.identity(), pool.room()?);
         info!(
@@ -181,7 +189,6 @@ fn open(os: &Os, configs: &[PoolConfig], id: NodeId) -> Result<(Arc<dyn Home>, N
             "pool is open"
         );
     }
-    let home: Arc<dyn Home> = Arc::new(LocalHome::open(os.clone(), id.clone(), pools)?);
     Ok((Arc::clone(&home), Node::new(os.clone(), id, home)))
 }
 
