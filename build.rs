@@ -32,12 +32,16 @@ const UNLOGGABLE: &[&str] = &[
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let proto = Path::new("proto/csi/v1/csi.proto");
     println!("cargo::rerun-if-changed={}", proto.display());
-    let files = protox::compile([proto], ["proto"])?;
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).open_file(proto)?;
+    // With the options csi_secret and alpha_*, which the tests of the wire interface and of redaction read.
+    let descriptors = Path::new(&std::env::var("OUT_DIR")?).join("csi.bin");
+    std::fs::write(descriptors, compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure()
         .build_transport(true)
         .generate_default_stubs(true)
         .codec_path("crate::csi::codec::Codec")
         .skip_debug(UNLOGGABLE.iter().map(|message| format!(".csi.v1.{message}")))
-        .compile_fds(files)?;
+        .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -17,6 +17,8 @@ mod secrets;
 mod server;
 mod socket;
 mod status;
+#[cfg(test)]
+mod tests;
 mod work;
 
 pub use identity::DRIVER_NAME;

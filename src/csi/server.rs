@@ -103,9 +103,10 @@ pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Sen
         () = shutdown => {}
     }
     info!("stopping: new calls are refused, running ones have {} s to end", GRACE.as_secs());
+    // Connections stay open meanwhile: a refusal says more than a connection that is gone.
     calls.stop();
-    drop(begin_end);
     let left = works.ended(GRACE).await;
+    drop(begin_end);
     if left > 0 {
         warn!(left, "works have not ended; the next start finishes what they began");
     }

@@ -1,0 +1,219 @@
+//! A home made of memory. The name of a volume says what making it does.
+
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::home::{
+    Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, FormatState, Formatting,
+    GrantRequest, Granted, Home, NodeExpansion, Opened, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
+};
+use crate::os::Timestamp;
+use crate::pool::Room;
+use crate::types::{
+    Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Provisioning, Result, SnapshotId,
+    VolumeId,
+};
+
+/// Keeps volumes in a map.
+pub(super) struct MemoryHome {
+    node: NodeId,
+    pool: PoolId,
+    volumes: Mutex<BTreeMap<VolumeId, Volume>>,
+    gate: Mutex<Gate>,
+    moved: Condvar,
+}
+
+/// Where volumes whose name begins with `slow` wait.
+#[derive(Default)]
+struct Gate {
+    open: bool,
+    waiting: usize,
+}
+
+impl MemoryHome {
+    pub(super) fn new() -> Self {
+        Self {
+            node: "n1".parse().unwrap(),
+            pool: "00000000000000aa".parse().unwrap(),
+            volumes: Mutex::default(),
+            gate: Mutex::default(),
+            moved: Condvar::new(),
+        }
+    }
+
+    /// Lets the slow ones go on.
+    pub(super) fn open_gate(&self) {
+        self.gate.lock().unwrap().open = true;
+        self.moved.notify_all();
+    }
+
+    /// How many wait at the gate.
+    pub(super) fn waiting(&self) -> usize {
+        self.gate.lock().unwrap().waiting
+    }
+
+    /// How many volumes there are.
+    pub(super) fn len(&self) -> usize {
+        self.volumes.lock().unwrap().len()
+    }
+
+    fn wait_at_gate(&self) {
+        let mut gate = self.gate.lock().unwrap();
+        gate.waiting += 1;
+        // Not for ever: a test that fails must end.
+        let (mut gate, _) = self.moved.wait_timeout_while(gate, Duration::from_secs(10), |gate| !gate.open).unwrap();
+        gate.waiting -= 1;
+    }
+
+    fn with<T>(&self, id: &VolumeId, act: impl FnOnce(&mut Volume) -> T) -> Result<T> {
+        let mut volumes = self.volumes.lock().unwrap();
+        volumes.get_mut(id).map(act).ok_or_else(|| Error::new(Kind::NotFound, format!("volume {id} does not exist")))
+    }
+}
+
+fn not_here<T>() -> Result<T> {
+    Err(Error::new(Kind::Unsupported, "not in this home"))
+}
+
+impl Home for MemoryHome {
+    fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    fn pools(&self) -> Vec<PoolId> {
+        vec![self.pool]
+    }
+
+    fn create_volume(&self, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
+        match request.name.as_str() {
+            "panics" => panic!("as its name says"),
+            "unfinished" => return Err(Failure::Dirty(Error::new(Kind::NoCapacity, "half of it is there"))),
+            "broken" => return Err(Failure::Clean(Error::new(Kind::Internal, "nobody expected this"))),
+            slow if slow.starts_with("slow") => self.wait_at_gate(),
+            _ => {}
+        }
+        let id = VolumeId { pool: self.pool, uuid: ObjectUuid::of_volume(&request.name) };
+        let volume = Volume {
+            id,
+            birth_home: self.node.clone(),
+            home: self.node.clone(),
+            name: request.name.clone(),
+            size: request.range.required.unwrap_or(Bytes::mib(1)),
+            source: request.source,
+            published: Vec::new(),
+            format: FormatState::Never,
+            modes: request.capabilities.iter().map(|one| one.mode).collect(),
+            provisioning: Provisioning::Thin,
+            created: Timestamp::now(),
+        };
+        match self.volumes.lock().unwrap().insert(id, volume.clone()) {
+            None => Ok(Created::New(volume)),
+            Some(_) => Ok(Created::Existing(volume)),
+        }
+    }
+
+    fn delete_volume(&self, id: &VolumeId) -> Result<Changed> {
+        let gone = self.volumes.lock().unwrap().remove(id);
+        Ok(if gone.is_some() { Changed::Yes } else { Changed::No })
+    }
+
+    fn volume(&self, id: &VolumeId) -> Result<Volume> {
+        self.with(id, |volume| volume.clone())
+    }
+
+    fn volumes(&self, after: Option<VolumeId>, limit: usize) -> Result<Page<Volume, VolumeId>> {
+        let volumes = self.volumes.lock().unwrap();
+        let mut entries: Vec<_> =
+            volumes.values().filter(|volume| after.is_none_or(|after| volume.id > after)).cloned().collect();
+        let more = limit != 0 && entries.len() > limit;
+        if more {
+            entries.truncate(limit);
+        }
+        let next = if more { entries.last().map(|volume| volume.id) } else { None };
+        Ok(Page { entries, next })
+    }
+
+    fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
+        self.with(id, |volume| volume.published = vec![request.node.clone()])?;
+        Ok(Granted { home: self.node.clone(), epoch: 1, changed: Changed::Yes })
+    }
+
+    fn revoke(&self, id: &VolumeId, _node: Option<&NodeId>) -> Result<Changed> {
+        self.with(id, |volume| volume.published.clear()).map(|()| Changed::Yes)
+    }
+
+    fn open(&self, _id: &VolumeId, _node: &NodeId) -> Result<Opened> {
+        not_here()
+    }
+
+    fn close(&self, _id: &VolumeId, _node: &NodeId) -> Result<()> {
+        not_here()
+    }
+
+    fn begin_format(&self, _id: &VolumeId, _node: &NodeId, _fs: FsType) -> Result<Formatting> {
+        not_here()
+    }
+
+    fn end_format(&self, _id: &VolumeId, _node: &NodeId, _fs_uuid: Uuid) -> Result<()> {
+        not_here()
+    }
+
+    fn use_raw(&self, _id: &VolumeId, _node: &NodeId) -> Result<()> {
+        not_here()
+    }
+
+    fn create_snapshot(&self, _request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
+        Err(Failure::Clean(Error::new(Kind::Precondition, "attached")))
+    }
+
+    fn delete_snapshot(&self, _id: &SnapshotId) -> Result<Changed> {
+        Ok(Changed::No)
+    }
+
+    fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        Err(Error::new(Kind::NotFound, format!("snapshot {id} does not exist")))
+    }
+
+    fn snapshots(
+        &self,
+        _filter: &SnapshotFilter,
+        _after: Option<SnapshotId>,
+        _limit: usize,
+    ) -> Result<Page<Snapshot, SnapshotId>> {
+        Ok(Page { entries: Vec::new(), next: None })
+    }
+
+    fn expand(&self, id: &VolumeId, range: &CapacityRange) -> Result<Expanded> {
+        let size = self.with(id, |volume| {
+            volume.size = range.required.unwrap_or(volume.size).max(volume.size);
+            volume.size
+        })?;
+        Ok(Expanded { size, node_expansion: NodeExpansion::Needed, changed: Changed::Yes })
+    }
+
+    fn capacity(&self, _query: &CapacityQuery) -> Result<Capacity> {
+        Ok(Capacity { available: Bytes::mib(100), largest: Bytes::mib(50), smallest: Bytes::mib(1) })
+    }
+
+    fn extents(&self) -> Result<BTreeMap<VolumeId, u64>> {
+        Ok(BTreeMap::new())
+    }
+
+    fn report(&self) -> Result<Vec<PoolReport>> {
+        Ok(vec![PoolReport {
+            id: self.pool,
+            name: "default".parse().unwrap(),
+            kind: "memory",
+            place: String::new(),
+            room: Room { total: Bytes::mib(100), available: Bytes::mib(100), inodes: None, inodes_free: None },
+            available: Bytes::mib(100),
+            promised: Bytes::ZERO,
+            provisioned: Bytes::ZERO,
+            volumes: u64::try_from(self.len()).unwrap(),
+            snapshots: 0,
+        }])
+    }
+}
