@@ -199,11 +199,13 @@ async fn a_cancelled_call_leaves_its_work_running() {
     served.until(|home| home.waiting() == 1).await;
     call.abort();
     assert!(call.await.unwrap_err().is_cancelled());
+    let metrics = Arc::clone(&served.metrics);
+    let cancelled = "holdfast_csi_calls_total{rpc=\"CreateVolume\",code=\"CANCELLED\"} 1";
+    served.until(|_| metrics.text(None).unwrap().contains(cancelled)).await;
+    assert!(metrics.text(None).unwrap().contains("holdfast_csi_calls_in_flight 0"));
+    assert_eq!((served.home.waiting(), served.home.len()), (1, 0), "the caller is gone, the work is not");
     served.home.open_gate();
     served.until(|home| home.len() == 1).await;
-    let text = served.metrics.text(None).unwrap();
-    assert!(text.contains("holdfast_csi_calls_total{rpc=\"CreateVolume\",code=\"CANCELLED\"} 1"), "{text}");
-    assert!(text.contains("holdfast_csi_calls_in_flight 0"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
