@@ -58,7 +58,10 @@ impl Columns {
     }
 
     /// Prints it.
-    pub(crate) fn print(&self) {
+    pub(crate) fn print(&mut self) {
+        for column in self.table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
         for line in self.table.lines() {
             say(line.trim_end());
         }

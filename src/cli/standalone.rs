@@ -123,7 +123,7 @@ async fn live(config: Config, os: Os) -> Result<ExitCode> {
         None => None,
     };
     let id = config.node.clone();
-    let (home, node) = {
+    let (home, node, said) = {
         let (os, configs, id) = (os.clone(), config.pools.clone(), id.clone());
         tokio::task::spawn_blocking(move || open(&os, &configs, id)).await.context("open the pools")??
     };
@@ -143,6 +143,7 @@ async fn live(config: Config, os: Os) -> Result<ExitCode> {
         version = env!("CARGO_PKG_VERSION"),
         node = %id,
         endpoint = %config.socket.display(),
+        pools = said,
         metrics = config.metrics.map(|address| address.to_string()),
         "holdfast serves"
     );
@@ -165,31 +166,27 @@ async fn live(config: Config, os: Os) -> Result<ExitCode> {
 }
 
 /// Opens every pool and puts the node on top of them. Blocks.
-fn open(os: &Os, configs: &[PoolConfig], id: NodeId) -> Result<(Arc<dyn Home>, Node)> {
+fn open(os: &Os, configs: &[PoolConfig], id: NodeId) -> Result<(Arc<dyn Home>, Node, String)> {
     let mut pools: Vec<(Arc<dyn Pool>, _)> = Vec::new();
     for config in configs {
         pools.push((pool::open(os, &config.spec, &id)?, config.limits));
     }
     let home: Arc<dyn Home> = Arc::new(LocalHome::open(os.clone(), id.clone(), pools.clone())?);
-    for (pool, limits) in &pools {
-        let (identity, room) = (pool.identity(), pool.room()?);
-        info!(
-            pool = %identity.name,
-            id = %identity.id,
-            kind = identity.kind,
-            place = identity.place,
-            cloning = match pool.abilities().cloning {
-                Cloning::Reflink { .. } => "reflink",
-                Cloning::Copy => "copy",
-            },
-            size = %room.total,
-            free = %room.available,
-            min_free = %limits.min_free,
-            overcommit = %limits.overcommit,
-            "pool is open"
-        );
-    }
-    Ok((Arc::clone(&home), Node::new(os.clone(), id, home)))
+    let said = pools.iter().map(|(pool, _)| in_words(&**pool)).collect::<Result<Vec<_>>>()?.join(", ");
+    Ok((Arc::clone(&home), Node::new(os.clone(), id, home), said))
+}
+
+/// A pool for the line that says what is on.
+fn in_words(pool: &dyn Pool) -> Result<String> {
+    let (identity, room) = (pool.identity(), pool.room()?);
+    let cloning = match pool.abilities().cloning {
+        Cloning::Reflink { .. } => "reflink",
+        Cloning::Copy => "copy",
+    };
+    Ok(format!(
+        "{} ({} in {}, {cloning}, {} of {} free)",
+        identity.name, identity.kind, identity.place, room.available, room.total
+    ))
 }
 
 /// The first SIGTERM or SIGINT begins the end; a second one ends the process at once.
