@@ -114,6 +114,13 @@ impl Client {
         answer("NodePublishVolume", self.node.node_publish_volume(request).await).map(drop)
     }
 
+    /// All the way to the pod: ControllerPublish, NodeStage, NodePublish.
+    pub(super) async fn bring(&mut self, used: &InUse<'_>) -> Result<()> {
+        let context = self.attach(used.volume_id).await?;
+        self.stage(used, &context).await?;
+        self.publish(used, &context).await
+    }
+
     /// The way back: NodeUnpublish, NodeUnstage, ControllerUnpublish.
     pub(super) async fn release(&mut self, used: &InUse<'_>) -> Result<()> {
         let volume_id = used.volume_id.to_owned();
@@ -148,10 +155,10 @@ impl Client {
         }
     }
 
-    /// Both halves of an expansion: the device, then the mounted filesystem.
-    pub(super) async fn grow(&mut self, used: &InUse<'_>, size: Bytes) -> Result<()> {
+    /// The first half of an expansion: image and device.
+    pub(super) async fn grow_device(&mut self, volume_id: &str, size: Bytes) -> Result<()> {
         let request = ControllerExpandVolumeRequest {
-            volume_id: used.volume_id.to_owned(),
+            volume_id: volume_id.to_owned(),
             capacity_range: Some(range(size)),
             volume_capability: Some(self.capability()),
             ..ControllerExpandVolumeRequest::default()
@@ -164,6 +171,11 @@ impl Client {
                 answered.node_expansion_required
             ));
         }
+        Ok(())
+    }
+
+    /// The second half: the mounted filesystem.
+    pub(super) async fn grow_filesystem(&mut self, used: &InUse<'_>, size: Bytes) -> Result<()> {
         let request = NodeExpandVolumeRequest {
             volume_id: used.volume_id.to_owned(),
             volume_path: path(used.target),

@@ -100,12 +100,7 @@ async fn tell(story: &mut Story, ground: &mut Ground) -> Result<()> {
             Ok((format!("the pod writes {CONTENT} and calls fsync"), ()))
         })
         .await?;
-    let snapshot_id = story
-        .step("snapshot", async {
-            let snapshot = driver.snapshot("demo-snapshot", &first.volume_id).await?;
-            Ok(("a point in time, while the pod goes on".to_owned(), snapshot.snapshot_id))
-        })
-        .await?;
+    let snapshot_id = snapshot(story, &mut driver, ground, &first).await?;
     story
         .step("overwrite", async {
             write(&first.file(), b"the pod wrote something else after the snapshot\n")?;
@@ -149,17 +144,7 @@ async fn tell(story: &mut Story, ground: &mut Ground) -> Result<()> {
             Ok((format!("{CONTENT} of the restored volume, byte for byte what was snapshotted"), ()))
         })
         .await?;
-    story
-        .step("grow", async {
-            let was = room(&second.target)?;
-            driver.grow(&second.in_use(), GROWN).await?;
-            let is = room(&second.target)?;
-            if is <= was || fs::read(second.file())? != content {
-                bail!("the filesystem has {is} after growing, {was} before");
-            }
-            Ok((format!("{SIZE} -> {GROWN} while mounted; the pod sees {was} -> {is}"), ()))
-        })
-        .await?;
+    grow(story, &mut driver, ground, &second, &content).await?;
     end(story, &mut driver, ground, &[first, second], &snapshot_id, &before).await
 }
 
@@ -193,6 +178,46 @@ async fn begin(story: &mut Story, driver: &mut Client, ground: &Ground) -> Resul
     Ok(actor)
 }
 
+/// With reflinks in one step under the pod's eyes; without, by copying, while the volume is detached.
+async fn snapshot(story: &mut Story, driver: &mut Client, ground: &Ground, actor: &Actor) -> Result<String> {
+    story
+        .step("snapshot", async {
+            if ground.fallback.is_none() {
+                let snapshot = driver.snapshot("demo-snapshot", &actor.volume_id).await?;
+                return Ok(("a point in time, while the pod goes on".to_owned(), snapshot.snapshot_id));
+            }
+            driver.release(&actor.in_use()).await?;
+            let snapshot = driver.snapshot("demo-snapshot", &actor.volume_id).await?;
+            driver.bring(&actor.in_use()).await?;
+            Ok(("a copy of the detached volume: the pool has no reflinks".to_owned(), snapshot.snapshot_id))
+        })
+        .await
+}
+
+/// XFS grows under the pod; ext4, which needs CAP_SYS_RESOURCE for that, when it is mounted the next time.
+async fn grow(story: &mut Story, driver: &mut Client, ground: &Ground, actor: &Actor, content: &[u8]) -> Result<()> {
+    story
+        .step("grow", async {
+            let was = room(&actor.target)?;
+            let how = if ground.fallback.is_none() {
+                driver.grow_device(&actor.volume_id, GROWN).await?;
+                driver.grow_filesystem(&actor.in_use(), GROWN).await?;
+                "while mounted"
+            } else {
+                driver.release(&actor.in_use()).await?;
+                driver.grow_device(&actor.volume_id, GROWN).await?;
+                driver.bring(&actor.in_use()).await?;
+                "at the next mount"
+            };
+            let is = room(&actor.target)?;
+            if is <= was || fs::read(actor.file())? != content {
+                bail!("the filesystem has {is} after growing, {was} before");
+            }
+            Ok((format!("{SIZE} -> {GROWN} {how}; the pod sees {was} -> {is}"), ()))
+        })
+        .await
+}
+
 /// The snapshot becomes a volume of its own, mounted beside its source.
 async fn restore(story: &mut Story, driver: &mut Client, ground: &Ground, snapshot_id: &str) -> Result<Actor> {
     story
@@ -203,9 +228,7 @@ async fn restore(story: &mut Story, driver: &mut Client, ground: &Ground, snapsh
                 staging: ground.staging("second")?,
                 target: ground.target("second"),
             };
-            let context = driver.attach(&actor.volume_id).await?;
-            driver.stage(&actor.in_use(), &context).await?;
-            driver.publish(&actor.in_use(), &context).await?;
+            driver.bring(&actor.in_use()).await?;
             Ok(("the snapshot as a new volume, mounted beside its source".to_owned(), actor))
         })
         .await
