@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use holdfast::os::Activity;
-use holdfast::telemetry::{Metrics, PoolFigures};
+use holdfast::telemetry::{Metrics, PoolFigures, Sampled};
 use holdfast::types::TABLE;
 
 const OPERATIONS: &str = include_str!("../docs/operations.md");
@@ -64,10 +64,10 @@ fn the_configuration_file_in_the_text_is_one() {
 #[test]
 fn every_metric_is_in_the_table_and_no_other() {
     let metrics = Metrics::new(Activity::default());
-    metrics.call_began();
+    metrics.call_began("Probe");
     metrics.call_ended("Probe", "OK", std::time::Duration::ZERO);
     let pool = PoolFigures { inodes: Some(1), inodes_free: Some(1), ..PoolFigures::default() };
-    let text = metrics.text(Some(vec![pool])).unwrap();
+    let text = metrics.text(Sampled { pools: Some(vec![pool]), extents: Vec::new() }).unwrap();
     let exported: BTreeSet<_> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     let documented = rows(OPERATIONS, "Metrics");

@@ -115,8 +115,11 @@ async fn live(config: Config, os: Os) -> Result<ExitCode> {
     let (stop, stopped) = watch::channel(());
     let metrics = Metrics::new(os.activity().clone());
     let served = Arc::new(OnceLock::<Arc<Router>>::new());
-    let asked = Arc::clone(&served);
-    let pools = PoolWatch::new(move || asked.get().map_or_else(|| Ok(Vec::new()), |router| router.figures()));
+    let (figures, extents) = (Arc::clone(&served), Arc::clone(&served));
+    let pools = PoolWatch::new(
+        move || figures.get().map_or_else(|| Ok(Vec::new()), |router| router.figures()),
+        move || extents.get().map_or_else(|| Ok(Vec::new()), |router| router.extents()),
+    );
     // Everything that can refuse comes before the first line of the log.
     let http = match config.metrics {
         Some(address) => Some(Http::bind(address, Arc::clone(&metrics), pools.clone()).await?),

@@ -170,7 +170,7 @@ struct Entered {
 impl Entered {
     fn new(calls: &Calls, rpc: Rpc) -> Self {
         let others = calls.0.under_way.fetch_add(1, Ordering::SeqCst);
-        calls.0.metrics.call_began();
+        calls.0.metrics.call_began(rpc.name());
         Self { calls: calls.clone(), rpc, others, since: Stopwatch::start(), code: Code::Cancelled }
     }
 

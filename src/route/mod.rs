@@ -10,8 +10,11 @@ use crate::home::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, GrantRequest, Granted, Home,
     Page, Snapshot, SnapshotFilter, Source, Volume,
 };
-use crate::telemetry::PoolFigures;
+use crate::telemetry::{PoolFigures, VolumeExtents};
 use crate::types::{Bytes, CapacityRange, Error, Failure, Kind, NodeId, ObjectUuid, Result, SnapshotId, VolumeId};
+
+/// So many images are named in the metrics: those that are near the limit of cloning.
+const MOST_EXTENTS: usize = 100;
 
 /// Passes calls to homes. All methods block.
 #[derive(Debug)]
@@ -229,6 +232,25 @@ impl Router {
             }));
         }
         Ok(figures)
+    }
+
+    /// The images in the most pieces, for metrics.
+    ///
+    /// # Errors
+    /// As [`Home::extents`].
+    pub fn extents(&self) -> Result<Vec<VolumeExtents>> {
+        let mut all = Vec::new();
+        for home in self.directory.homes() {
+            all.extend(home.extents()?);
+        }
+        all.sort_by_key(|(_, extents)| std::cmp::Reverse(*extents));
+        all.truncate(MOST_EXTENTS);
+        let shown = |(id, extents): (VolumeId, u64)| VolumeExtents {
+            volume: id.to_string(),
+            pool: id.pool.to_string(),
+            extents,
+        };
+        Ok(all.into_iter().map(shown).collect())
     }
 }
 

@@ -11,7 +11,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-use super::{Metrics, PoolWatch, Readiness};
+use super::{Metrics, PoolWatch, Readiness, Sampled};
 use crate::types::{Error, Kind, Result};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -74,8 +74,10 @@ impl Http {
 }
 
 async fn metrics(State(about): State<About>) -> impl IntoResponse {
-    let figures = about.pools.figures().await.map_err(|error| warn!("{}", error.chain())).ok();
-    match about.metrics.text(figures) {
+    let (pools, extents) = tokio::join!(about.pools.figures(), about.pools.extents());
+    let pools = pools.map_err(|error| warn!("{}", error.chain())).ok();
+    let extents = extents.map_err(|error| warn!("{}", error.chain())).unwrap_or_default();
+    match about.metrics.text(Sampled { pools, extents }) {
         Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, OPEN_METRICS)], text),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.chain() + "\n"),
     }
@@ -106,7 +108,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_three_pages_and_a_taken_port() {
-        let pools = PoolWatch::new(|| Ok(Vec::new()));
+        let pools = PoolWatch::new(|| Ok(Vec::new()), || Ok(Vec::new()));
         let any = "127.0.0.1:0".parse().unwrap();
         let http = Http::bind(any, Metrics::new(Activity::default()), pools.clone()).await.unwrap();
         let address = http.address().unwrap();

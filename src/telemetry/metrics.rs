@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::PoolFigures;
+use super::{PoolFigures, VolumeExtents};
 use crate::os::Activity;
 use crate::types::{Error, Kind, Result};
 
@@ -43,7 +43,13 @@ struct PoolLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StuckLabels {
+struct VolumeLabels {
+    volume: String,
+    pool: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OperationLabels {
     what: String,
     target: String,
     pid: String,
@@ -55,9 +61,17 @@ pub struct Metrics {
     registry: Registry,
     calls: Family<CallLabels, Counter>,
     seconds: Family<RpcLabel, Histogram, fn() -> Histogram>,
-    in_flight: Gauge,
-    /// The pools' figures at the scrape that is being answered; `None` when they could not be had.
-    pools: Arc<Mutex<Option<Vec<PoolFigures>>>>,
+    in_flight: Family<RpcLabel, Gauge>,
+    sampled: Arc<Mutex<Sampled>>,
+}
+
+/// What is read at each scrape.
+#[derive(Clone, Debug, Default)]
+pub struct Sampled {
+    /// The pools' figures; `None` when they could not be had.
+    pub pools: Option<Vec<PoolFigures>>,
+    /// The images in the most pieces.
+    pub extents: Vec<VolumeExtents>,
 }
 
 impl Metrics {
@@ -72,32 +86,32 @@ impl Metrics {
         let constructor: fn() -> Histogram = || Histogram::new(SECONDS);
         let seconds = Family::new_with_constructor(constructor);
         registry.register("csi_call_seconds", "Time a CSI call took to answer", seconds.clone());
-        let in_flight = Gauge::default();
+        let in_flight = Family::<RpcLabel, Gauge>::default();
         registry.register("csi_calls_in_flight", "CSI calls not answered yet", in_flight.clone());
-        let pools = Arc::default();
-        registry.register_collector(Box::new(Pools(Arc::clone(&pools))));
-        registry.register_collector(Box::new(Stuck(activity)));
-        Arc::new(Self { registry, calls, seconds, in_flight, pools })
+        let sampled = Arc::default();
+        registry.register_collector(Box::new(Pools(Arc::clone(&sampled))));
+        registry.register_collector(Box::new(Operations(activity)));
+        Arc::new(Self { registry, calls, seconds, in_flight, sampled })
     }
 
     /// A call came in.
-    pub fn call_began(&self) {
-        self.in_flight.inc();
+    pub fn call_began(&self, rpc: &'static str) {
+        self.in_flight.get_or_create(&RpcLabel { rpc }).inc();
     }
 
     /// It was answered, or its caller went away.
     pub fn call_ended(&self, rpc: &'static str, code: &'static str, took: Duration) {
-        self.in_flight.dec();
+        self.in_flight.get_or_create(&RpcLabel { rpc }).dec();
         self.calls.get_or_create(&CallLabels { rpc, code }).inc();
         self.seconds.get_or_create(&RpcLabel { rpc }).observe(took.as_secs_f64());
     }
 
-    /// Everything as text, with these figures of the pools.
+    /// Everything as text, with what was read for this scrape.
     ///
     /// # Errors
     /// `Internal` when it cannot be written.
-    pub fn text(&self, pools: Option<Vec<PoolFigures>>) -> Result<String> {
-        *self.pools.lock().unwrap_or_else(PoisonError::into_inner) = pools;
+    pub fn text(&self, sampled: Sampled) -> Result<String> {
+        *self.sampled.lock().unwrap_or_else(PoisonError::into_inner) = sampled;
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)
             .map_err(|error| Error::new(Kind::Internal, "metrics cannot be written").because(error))?;
@@ -127,7 +141,7 @@ fn gauge(encoder: &mut DescriptorEncoder<'_>, (name, help): (&str, &str), value:
 }
 
 #[derive(Debug)]
-struct Pools(Arc<Mutex<Option<Vec<PoolFigures>>>>);
+struct Pools(Arc<Mutex<Sampled>>);
 
 impl Collector for Pools {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -142,10 +156,14 @@ impl Collector for Pools {
             ("pool_volumes", "Volumes in the pool", |p| Some(p.volumes)),
             ("pool_snapshots", "Snapshots in the pool", |p| Some(p.snapshots)),
         ];
-        let figures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let readable = i64::from(figures.is_some());
+        let sampled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let readable = i64::from(sampled.pools.is_some());
         gauge(&mut encoder, ("pools_readable", "1 when every pool said how full it is"), readable)?;
-        let Some(figures) = figures.as_ref() else { return Ok(()) };
+        let help = "Extents of the images that are in the most pieces: what a clone of them costs";
+        gauges(&mut encoder, ("volume_extents", help), &sampled.extents, |one| {
+            Some((VolumeLabels { volume: one.volume.clone(), pool: one.pool.clone() }, one.extents))
+        })?;
+        let Some(figures) = sampled.pools.as_ref() else { return Ok(()) };
         for (name, help, value) in COLUMNS {
             gauges(&mut encoder, (name, help), figures, |pool| {
                 let PoolFigures { pool: name, id, kind, node, .. } = pool.clone();
@@ -156,30 +174,25 @@ impl Collector for Pools {
     }
 }
 
-/// Children and kernel calls that do not come back.
+/// Children and kernel calls under way: what may never come back is named, with its age.
 #[derive(Debug)]
-struct Stuck(Activity);
+struct Operations(Activity);
 
-impl Collector for Stuck {
+impl Collector for Operations {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut stuck = self.0.list();
-        stuck.retain(|ongoing| ongoing.age >= STUCK);
-        let count = i64::try_from(stuck.len()).unwrap_or(i64::MAX);
+        let ongoing = self.0.list();
+        let stuck = ongoing.iter().filter(|one| one.age >= STUCK).count();
         let help = "Children and kernel calls under way for more than a minute";
-        gauge(&mut encoder, ("stuck_operations", help), count)?;
-        gauges(
-            &mut encoder,
-            ("stuck_operation_age_seconds", "How long each of them has been under way"),
-            &stuck,
-            |ongoing| {
-                let labels = StuckLabels {
-                    what: ongoing.what.clone(),
-                    target: ongoing.target.clone(),
-                    pid: ongoing.pid.map_or_else(String::new, |pid| pid.to_string()),
-                };
-                Some((labels, ongoing.age.as_secs()))
-            },
-        )
+        gauge(&mut encoder, ("stuck_operations", help), i64::try_from(stuck).unwrap_or(i64::MAX))?;
+        let help = "How long each child and kernel call has been under way";
+        gauges(&mut encoder, ("operation_age_seconds", help), &ongoing, |one| {
+            let labels = OperationLabels {
+                what: one.what.clone(),
+                target: one.target.clone(),
+                pid: one.pid.map_or_else(String::new, |pid| pid.to_string()),
+            };
+            Some((labels, one.age.as_secs()))
+        })
     }
 }
 
@@ -189,16 +202,21 @@ mod tests {
 
     #[test]
     fn calls_and_pools_are_in_the_text() {
-        let metrics = Metrics::new(Activity::default());
-        metrics.call_began();
-        metrics.call_began();
+        let activity = Activity::default();
+        let _child = activity.enter("mkfs.ext4", "/dev/loop7", Some(4711));
+        let metrics = Metrics::new(activity);
+        metrics.call_began("CreateVolume");
+        metrics.call_began("CreateVolume");
         metrics.call_ended("CreateVolume", "OK", Duration::from_millis(30));
         let pool = PoolFigures { pool: "default".into(), total: 10, inodes: Some(7), ..PoolFigures::default() };
-        let text = metrics.text(Some(vec![pool])).unwrap();
+        let image = VolumeExtents { volume: "v".into(), pool: "p".into(), extents: 40 };
+        let text = metrics.text(Sampled { pools: Some(vec![pool]), extents: vec![image] }).unwrap();
         for line in [
             "holdfast_csi_calls_total{rpc=\"CreateVolume\",code=\"OK\"} 1",
             "holdfast_csi_call_seconds_count{rpc=\"CreateVolume\"} 1",
-            "holdfast_csi_calls_in_flight 1",
+            "holdfast_csi_calls_in_flight{rpc=\"CreateVolume\"} 1",
+            "holdfast_volume_extents{volume=\"v\",pool=\"p\"} 40",
+            "holdfast_operation_age_seconds{what=\"mkfs.ext4\",target=\"/dev/loop7\",pid=\"4711\"} 0",
             "holdfast_pools_readable 1",
             "holdfast_pool_total_bytes{pool=\"default\",id=\"\",kind=\"\",node=\"\"} 10",
             "holdfast_pool_inodes{pool=\"default\",id=\"\",kind=\"\",node=\"\"} 7",
@@ -213,7 +231,7 @@ mod tests {
 
     #[test]
     fn pools_that_do_not_answer_are_said_not_to() {
-        let text = Metrics::new(Activity::default()).text(None).unwrap();
+        let text = Metrics::new(Activity::default()).text(Sampled::default()).unwrap();
         assert!(text.contains("holdfast_pools_readable 0"), "{text}");
         assert!(!text.contains("pool_total_bytes"), "{text}");
     }

@@ -3,10 +3,11 @@
 
 mod http;
 mod logs;
+mod measurement;
 mod metrics;
 mod pools;
 
 pub use http::Http;
 pub use logs::{LogFormat, init_logs};
-pub use metrics::Metrics;
-pub use pools::{PoolFigures, PoolWatch, Readiness};
+pub use metrics::{Metrics, Sampled};
+pub use pools::{PoolFigures, PoolWatch, Readiness, VolumeExtents};

@@ -8,7 +8,7 @@ use crate::csi::decode::{self, CapacityOf, Unpublish};
 use crate::csi::{encode, proto as pb};
 use crate::home::{Changed, Created, GrantRequest, NodeExpansion, Volume};
 use crate::route::Router;
-use crate::types::{Error, Failure, FsType, Kind, Result, VolumeId, VolumeMode};
+use crate::types::{Capability, Error, Failure, FsType, Kind, Result, VolumeId, VolumeMode};
 
 /// Names the volume in every line of the call.
 pub(in crate::csi) fn in_span(id: &VolumeId) {
@@ -61,13 +61,7 @@ pub(super) fn publish(
     let asked = decode::publish(&request)?;
     in_span(&asked.volume);
     Span::current().record("node", asked.node.as_str());
-    let mode = match asked.asked.mode {
-        decode::AskedMode::Mount(None) => VolumeMode::Mount(own_fs(&router.volume(&asked.volume)?)?),
-        named => named.or(FsType::Ext4),
-    };
-    if let VolumeMode::Mount(fs) = mode {
-        asked.asked.resolved(fs)?;
-    }
+    let mode = confirmed(&router.volume(&asked.volume)?, &asked.asked)?;
     let grant = GrantRequest { node: asked.node, mode, access: asked.asked.access, read_only: asked.read_only };
     let granted = router.grant(&asked.volume, &grant)?;
     if granted.changed == Changed::Yes {
@@ -109,7 +103,7 @@ pub(super) fn validate(
     let asked = decode::validate(&request)?;
     in_span(&asked.volume);
     let volume = router.volume(&asked.volume)?;
-    let verdict = asked.verdict.and_then(|all| all.iter().try_for_each(|one| confirm(&volume, one)));
+    let verdict = asked.verdict.and_then(|all| all.iter().try_for_each(|one| confirmed(&volume, one).map(drop)));
     Ok(match verdict {
         Ok(()) => pb::ValidateVolumeCapabilitiesResponse {
             confirmed: Some(pb::validate_volume_capabilities_response::Confirmed {
@@ -124,12 +118,13 @@ pub(super) fn validate(
     })
 }
 
-/// Whether a volume can be used so.
-fn confirm(volume: &Volume, asked: &decode::Asked) -> Result<()> {
-    let mode = match asked.mode {
-        decode::AskedMode::Mount(None) => VolumeMode::Mount(own_fs(volume)?),
-        named => named.or(FsType::Ext4),
+/// What a volume is used as by this wish, if it was made for it.
+fn confirmed(volume: &Volume, asked: &decode::Asked) -> Result<VolumeMode> {
+    let own = match asked.mode {
+        decode::AskedMode::Mount(None) => own_fs(volume)?,
+        decode::AskedMode::Mount(Some(_)) | decode::AskedMode::Block => FsType::Ext4,
     };
+    let (Capability { mode, .. }, _) = asked.resolved(own)?;
     if !volume.modes.contains(&mode) {
         let made: Vec<_> = volume.modes.iter().map(ToString::to_string).collect();
         return Err(Error::new(
@@ -137,10 +132,7 @@ fn confirm(volume: &Volume, asked: &decode::Asked) -> Result<()> {
             format!("volume {} was made to be used as {}, not as {mode}", volume.id, made.join(", ")),
         ));
     }
-    if let VolumeMode::Mount(fs) = mode {
-        asked.resolved(fs)?;
-    }
-    Ok(())
+    Ok(mode)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]

@@ -44,9 +44,13 @@ pub(in crate::csi) fn create_volume(request: proto::CreateVolumeRequest) -> Resu
     }
     let own = parameters.fs_type.unwrap_or(DEFAULT_FS);
     let mut capabilities = Vec::new();
+    let mut only = parameters.fs_type;
     for one in &asked {
         let (capability, _) = one.resolved(own)?;
         if let VolumeMode::Mount(fs) = capability.mode {
+            if *only.get_or_insert(fs) != fs {
+                return Err(invalid("volume_capabilities and parameters name two filesystems; a volume has one"));
+            }
             MkfsOptions::parse(fs, &parameters.mkfs_options)?;
         }
         if !capabilities.contains(&capability) {

@@ -17,7 +17,7 @@ use crate::csi::proto::{self as pb};
 use crate::csi::{ServeConfig, ServeController, serve};
 use crate::os::Activity;
 use crate::route::{Directory, NODE_KEY, Router};
-use crate::telemetry::{Metrics, PoolWatch};
+use crate::telemetry::{Metrics, PoolWatch, Sampled};
 use crate::types::Result;
 
 /// A server on a socket of its own.
@@ -39,7 +39,7 @@ async fn served() -> Served {
     let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&home) as Arc<_>)));
     let metrics = Metrics::new(Activity::default());
     let asked = Arc::clone(&router);
-    let pools = PoolWatch::new(move || asked.figures());
+    let pools = PoolWatch::new(move || asked.figures(), || Ok(Vec::new()));
     let config = ServeConfig {
         socket: socket.clone(),
         router,
@@ -104,6 +104,8 @@ async fn a_volume_from_create_to_delete() {
     };
     let unknown = controller.controller_publish_volume(publish("n2", mount("", 7))).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
+    let as_xfs = controller.controller_publish_volume(publish("n1", mount("xfs", 7))).await.unwrap_err();
+    assert!(as_xfs.code() == Code::InvalidArgument && as_xfs.message().contains("not as xfs"), "{as_xfs:?}");
     let granted = controller.controller_publish_volume(publish("n1", mount("", 7))).await.unwrap().into_inner();
     let mut keys: Vec<_> = granted.publish_context.keys().cloned().collect();
     keys.sort();
@@ -201,8 +203,8 @@ async fn a_cancelled_call_leaves_its_work_running() {
     assert!(call.await.unwrap_err().is_cancelled());
     let metrics = Arc::clone(&served.metrics);
     let cancelled = "holdfast_csi_calls_total{rpc=\"CreateVolume\",code=\"CANCELLED\"} 1";
-    served.until(|_| metrics.text(None).unwrap().contains(cancelled)).await;
-    assert!(metrics.text(None).unwrap().contains("holdfast_csi_calls_in_flight 0"));
+    served.until(|_| metrics.text(Sampled::default()).unwrap().contains(cancelled)).await;
+    assert!(metrics.text(Sampled::default()).unwrap().contains("holdfast_csi_calls_in_flight{rpc=\"CreateVolume\"} 0"));
     assert_eq!((served.home.waiting(), served.home.len()), (1, 0), "the caller is gone, the work is not");
     served.home.open_gate();
     served.until(|home| home.len() == 1).await;

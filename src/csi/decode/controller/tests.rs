@@ -78,6 +78,7 @@ fn every_field_of_create_volume() {
         volume_capabilities: vec![mount("ext4", &["suid-please"], 1)] => InvalidArgument "mount",
         capacity_range: bytes(-1, 0) => InvalidArgument "negative",
         capacity_range: bytes(2, 1) => InvalidArgument "limit_bytes",
+        volume_capabilities: vec![mount("ext4", &[], 1), mount("xfs", &[], 1)] => InvalidArgument "two filesystems",
         parameters: map(&[("fstype", "ext4")]) => InvalidArgument "fstype",
         parameters: map(&[("mkfsOptions", "-F")]) => InvalidArgument "-F",
         parameters: big() => InvalidArgument "4096",
