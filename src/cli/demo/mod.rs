@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use holdfast::os::{Os, Stopwatch};
 use holdfast::types::{Bytes, NodeId};
+use tokio::signal::unix::{SignalKind, signal};
 use tonic::Code;
 
 use self::client::{Client, InUse};
@@ -40,9 +41,13 @@ pub(crate) fn run(_: Arguments) -> Result<ExitCode> {
     let mut story = Story { paint: Paint::detect(), total: Stopwatch::start(), steps: 0 };
     story.title();
     let told = runtime.block_on(async {
+        // Watched from here on: a signal that comes while a step blocks is seen after it.
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
             told = tell(&mut story, &mut ground) => told,
-            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+            _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
+            _ = terminate.recv() => Err(anyhow::anyhow!("told to end")),
         }
     });
     let code = match &told {
