@@ -40,7 +40,9 @@ fn processes() -> Vec<String> {
     let ours = namespace(Path::new("/proc/thread-self"));
     let me = std::process::id().to_string();
     let look = || {
-        let all = fs::read_dir("/proc").unwrap().flatten().filter(|entry| entry.file_name() != me.as_str());
+        let numeric = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let all = all.filter(|entry| entry.file_name().to_str().is_some_and(|name| numeric(name) && name != me));
         let here = all.filter(|entry| namespace(&entry.path()) == ours && ours.is_some());
         let name = |entry: fs::DirEntry| {
             let command = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
