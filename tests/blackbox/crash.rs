@@ -1,7 +1,6 @@
 //! Crash anywhere: the driver is killed at moments nobody chose, under several callers; repeated calls end as if
 //! nothing had happened, and nothing is left. The systematic version is the fault matrix beside the code.
 
-use std::fs;
 use std::time::Duration;
 
 use holdfast::csi::proto as p;
@@ -34,7 +33,8 @@ async fn churn(channel: Channel, caller: u64, node: String, staging: String) {
             ..Default::default()
         };
         let Ok(context) = controller.controller_publish_volume(publish).await else { return };
-        let staging_target_path = format!("{staging}/{caller}");
+        let staging_target_path = format!("{staging}/{volume_id}");
+        std::fs::create_dir_all(&staging_target_path).unwrap();
         let stage = p::NodeStageVolumeRequest {
             volume_id: volume_id.clone(),
             publish_context: context.into_inner().publish_context,
@@ -69,9 +69,6 @@ fn topolvm_223_killed_under_load_it_converges_and_leaves_nothing() {
     let keeper = world.create("keeper", Use::Xfs);
     write_tree(&world.attach(&keeper).unwrap(), 1);
     let staging = world.scratch.path().join("churn");
-    for caller in 0..4 {
-        fs::create_dir_all(staging.join(caller.to_string())).unwrap();
-    }
     for round in 1..=12 {
         let callers: Vec<_> = (0..4)
             .map(|caller| {
@@ -90,11 +87,9 @@ fn topolvm_223_killed_under_load_it_converges_and_leaves_nothing() {
         assert_eq!(temporary("volumes") + temporary("snapshots"), 0, "temporaries outlive the restart");
         // The CO tidies up after its failed calls: by then unknown volumes are unstaged and deleted.
         for id in world.volume_ids().into_iter().filter(|id| *id != keeper.id) {
-            for caller in 0..4 {
-                let staging_target_path = staging.join(caller.to_string()).to_str().unwrap().into();
-                let request = p::NodeUnstageVolumeRequest { volume_id: id.clone(), staging_target_path };
-                world.retried("NodeUnstage", || world.node_unstage_volume(request.clone()));
-            }
+            let staging_target_path = staging.join(&id).to_str().unwrap().into();
+            let request = p::NodeUnstageVolumeRequest { volume_id: id, staging_target_path };
+            world.retried("NodeUnstage", || world.node_unstage_volume(request.clone()));
         }
     }
     world.finish();

@@ -78,8 +78,9 @@ fn content_survives_restage_kill_and_a_fresh_install_on_btrfs() {
 fn each_step_repeated_is_ok_and_changes_nothing() {
     let world = World::new(PoolFs::Xfs);
     for kind in Use::ALL {
-        let vol = world.create(kind.fs_type(), kind);
-        let again = world.create(kind.fs_type(), kind);
+        let name = format!("vol-{}", kind.fs_type());
+        let vol = world.create(&name, kind);
+        let again = world.create(&name, kind);
         assert_eq!((&vol.id, vol.size), (&again.id, again.size));
         for _ in 0..3 {
             world.publish(&vol).unwrap();

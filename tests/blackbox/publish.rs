@@ -177,7 +177,7 @@ fn mount_flags_are_taken_from_a_list_and_nothing_else() {
     let world = World::new(PoolFs::Xfs);
     for (kind, flags, seen) in [
         (Use::Ext4, &["noatime", "commit=30", "nosuid"][..], &["noatime", "commit=30", "nosuid"][..]),
-        (Use::Xfs, &["noatime,allocsize=1m", "nodev"][..], &["noatime", "allocsize=1024k", "nodev"][..]),
+        (Use::Xfs, &["noatime,allocsize=1024k", "nodev"][..], &["noatime", "allocsize=1024k", "nodev"][..]),
     ] {
         let name = kind.fs_type();
         let vol = world.create(name, kind).with(with_flags(kind, flags));

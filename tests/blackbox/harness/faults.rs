@@ -15,7 +15,8 @@ pub(crate) struct HeldTool {
 }
 
 impl HeldTool {
-    /// Stands in for a tool such as `mkfs.ext4`; it notes each call and, while the gate is shut, waits.
+    /// Stands in for a tool such as `mkfs.ext4`; it notes each call but a question for its
+    /// version and, while the gate is shut, waits.
     pub(crate) fn new(scratch: &Scratch, tool: &str) -> Self {
         let directory = scratch.path().join(format!("tool-{tool}"));
         fs::create_dir(&directory).unwrap();
@@ -26,7 +27,7 @@ impl HeldTool {
         let (gate, calls, script) = (directory.join("gate"), directory.join("calls"), directory.join("script"));
         fs::write(&calls, "").unwrap();
         let text = format!(
-            "#!/bin/sh\necho \"$$ $*\" >> {calls}\nwhile [ -e {gate} ]; do /bin/sleep 0.02; done\nexec {copy} \"$@\"\n",
+            "#!/bin/sh\ncase \"$*\" in -V|--version) exec {copy} \"$@\";; esac\necho \"$$ $*\" >> {calls}\nwhile [ -e {gate} ]; do /bin/sleep 0.02; done\nexec {copy} \"$@\"\n",
             calls = calls.display(),
             gate = gate.display(),
             copy = copy.display()
