@@ -8,12 +8,25 @@ use crate::types::{Error, Kind, Result};
 
 /// How long a stage waits for its turn before it tells the caller to ask again: less than kubelet's two minutes.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// When no slot was given or given back for so long, those who hold them are stuck: a mkfs takes a second or two. A
+/// waiter then goes on, for a stuck child holds up its own volume and nothing else.
+const STUCK: Duration = Duration::from_secs(10);
 
-/// A counting semaphore whose waiters give up.
+/// A counting semaphore whose waiters give up, or go on when nothing moves.
 #[derive(Debug)]
 pub(super) struct Slots {
-    free: Mutex<u32>,
+    free: Mutex<Free>,
     freed: Condvar,
+    count: u32,
+    stuck: Duration,
+}
+
+#[derive(Debug)]
+struct Free {
+    /// Slots nobody holds.
+    slots: u32,
+    /// Since a slot was last given or given back.
+    moved: Stopwatch,
 }
 
 /// Holds its slot while it lives.
@@ -22,7 +35,11 @@ pub(super) struct Slot<'a>(&'a Slots);
 
 impl Slots {
     pub(super) fn new(count: u32) -> Self {
-        Self { free: Mutex::new(count), freed: Condvar::new() }
+        Self::stuck_after(count, STUCK)
+    }
+
+    fn stuck_after(count: u32, stuck: Duration) -> Self {
+        Self { free: Mutex::new(Free { slots: count, moved: Stopwatch::start() }), freed: Condvar::new(), count, stuck }
     }
 
     /// Waits for a slot.
@@ -36,8 +53,14 @@ impl Slots {
     fn take_within(&self, os: &Os, patience: Duration) -> Result<Slot<'_>> {
         let watch = Stopwatch::start();
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        while *free == 0 {
-            let left = patience.saturating_sub(watch.elapsed());
+        while free.slots == 0 {
+            let (left, moves) =
+                (patience.saturating_sub(watch.elapsed()), self.stuck.saturating_sub(free.moved.elapsed()));
+            if moves.is_zero() {
+                // A stuck holder's slot is made up for, one at a time.
+                free.slots = 1;
+                break;
+            }
             if left.is_zero() {
                 let ongoing: Vec<_> = os.activity().list().iter().map(ToString::to_string).collect();
                 return Err(Error::new(
@@ -45,16 +68,19 @@ impl Slots {
                     format!("too many filesystems are being made at once: {}; ask again", ongoing.join(", ")),
                 ));
             }
-            free = self.freed.wait_timeout(free, left).unwrap_or_else(PoisonError::into_inner).0;
+            free = self.freed.wait_timeout(free, left.min(moves)).unwrap_or_else(PoisonError::into_inner).0;
         }
-        *free -= 1;
+        free.slots -= 1;
+        free.moved = Stopwatch::start();
         Ok(Slot(self))
     }
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        let mut free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.slots = self.0.count.min(free.slots + 1);
+        free.moved = Stopwatch::start();
         self.0.freed.notify_one();
     }
 }
@@ -72,5 +98,16 @@ mod tests {
         assert!(error.kind() == Kind::Busy && error.to_string().contains("4711"), "{error}");
         drop(held);
         assert!(slots.take(&os).is_ok());
+    }
+
+    #[test]
+    fn a_stuck_holder_is_made_up_for_and_its_return_makes_no_extra_slot() {
+        let (os, slots) = (Os::new(), Slots::stuck_after(1, Duration::from_millis(20)));
+        let stuck = slots.take(&os).unwrap();
+        let next = slots.take_within(&os, Duration::from_secs(10)).unwrap();
+        drop(next);
+        drop(stuck);
+        let _one = slots.take(&os).unwrap();
+        assert_eq!(slots.free.lock().unwrap().slots, 0);
     }
 }
