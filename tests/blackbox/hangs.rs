@@ -9,7 +9,7 @@ use holdfast::os::Stopwatch;
 use tonic::{Code, Request};
 
 use crate::harness::{
-    Frozen, HeldTool, PoolFs, Use, Vol, World, await_that, check_tree, create_request, refused, write_tree,
+    Frozen, HeldTool, PoolFs, Use, Vol, World, await_that, check_tree, create_request, refused, run, write_tree,
 };
 
 /// A stage whose mkfs does not come back, called by somebody who has gone.
@@ -60,22 +60,23 @@ fn ceph_csi_4851_the_second_caller_is_told_which_child_holds_the_volume_and_sinc
 fn miroir_276_other_volumes_are_not_held_up_by_a_stuck_child() {
     let world = World::new(PoolFs::Xfs);
     let held = HeldTool::new(&world.scratch, "mkfs.ext4");
-    let stuck: Vec<Vol> = (0..2).map(|n| world.create(&format!("stuck-{n}"), Use::Ext4)).collect();
+    let stuck: Vec<Vol> = (0..3).map(|n| world.create(&format!("stuck-{n}"), Use::Ext4)).collect();
     let other = world.create("other", Use::Xfs);
     let raw = world.create("raw", Use::Block);
     for vol in &stuck {
         stage_abandoned(&world, &held, vol);
     }
+    assert_eq!(held.calls().len(), 3);
     let watch = Stopwatch::start();
     write_tree(&world.attach(&other).unwrap(), 1);
     world.attach(&raw).unwrap();
     let snapshot = world.snapshot("snap", &other);
     world.restore("restored", Use::Xfs, &snapshot.snapshot_id, other.size);
-    assert_eq!(world.volume_ids().len(), 5);
+    assert_eq!(world.volume_ids().len(), 6);
     world.detach(&other);
     world.delete(&other).unwrap();
     world.probe(p::ProbeRequest {}).unwrap();
-    assert!(watch.elapsed() < Duration::from_secs(20), "held up for {:?}", watch.elapsed());
+    assert!(watch.elapsed() < Duration::from_secs(25), "held up for {:?}", watch.elapsed());
     held.let_go();
     for vol in &stuck {
         world.retried("NodeStage", || world.stage(vol));
@@ -150,22 +151,20 @@ fn a_cancelled_create_is_finished_or_gone_never_in_between() {
 #[test]
 fn a_pool_that_does_not_answer_gives_no_final_answers_and_does_not_hold_up_another() {
     let mut world = World::new(PoolFs::Xfs);
-    let second = world.scratch.path().join("second");
+    let (image, second) = (world.scratch.path().join("second.img"), world.scratch.path().join("second"));
+    std::fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
     std::fs::create_dir(&second).unwrap();
-    let argument = format!("second=file:{}", second.display());
+    run("/usr/sbin/mkfs.ext4", &["-q", "-E", "nodiscard,assume_storage_prezeroed=1", image.to_str().unwrap()]);
+    run("/usr/bin/mount", &["-o", "loop", image.to_str().unwrap(), second.to_str().unwrap()]);
+    let pool = second.join("pool");
+    std::fs::create_dir(&pool).unwrap();
     world.terminate();
-    world.add_arguments(&["--pool", &argument]);
-    // The second pool's directory is on the machine's own filesystem; only whether it can be used at all is of interest.
-    if !world.try_start() {
-        world.drop_arguments(2);
-        world.start();
-        return world.finish();
-    }
+    world.add_arguments(&["--pool", &format!("second=file:{}", pool.display())]);
+    world.start();
     let mut on_test = create_request("on-test", Use::Ext4, 32 << 20);
     on_test.parameters.insert("pool".into(), "test".into());
     let mut on_second = create_request("on-second", Use::Block, 16 << 20);
     on_second.parameters.insert("pool".into(), "second".into());
-    on_second.parameters.insert("provisioning".into(), "thin".into());
     let vol = world.try_create(Use::Ext4, &on_test).unwrap();
     write_tree(&world.attach(&vol).unwrap(), 1);
     let frozen = Frozen::new(&world.scratch.root());
@@ -179,8 +178,13 @@ fn a_pool_that_does_not_answer_gives_no_final_answers_and_does_not_hold_up_anoth
     refused(world.create_volume(late.clone()), &[Code::Aborted]);
     let other = world.try_create(Use::Block, &on_second);
     drop(frozen);
-    other.unwrap();
+    assert!(other.is_ok(), "{other:?}");
     world.create_from(Use::Ext4, &late);
     check_tree(&world.target(&vol, "pod"), 1);
+    world.delete(&other.unwrap()).unwrap();
+    assert_eq!(world.terminate(), 0);
+    run("/usr/bin/umount", &[second.to_str().unwrap()]);
+    world.drop_arguments(2);
+    world.start();
     world.finish();
 }

@@ -272,8 +272,8 @@ fn unstage_and_unpublish_of_what_is_gone_are_ok() {
     world.unbind(&vol, "pod").unwrap();
     let target_path = world.scratch.path().join("nothing").to_str().unwrap().to_owned();
     // kubernetes#101911: an id nobody knows any more must not keep the kubelet in a loop.
-    for volume_id in ["fake-vol-id", "hf1_0123456789abcdef_0123456789abcdef0123456789abcdef"] {
-        let volume_id: String = volume_id.into();
+    let other_pool = "hf1_0123456789abcdef_0123456789abcdef0123456789abcdef".to_owned();
+    for volume_id in [other_pool, vol.id.replacen(vol.uuid(), "0123456789abcdef0123456789abcdef", 1)] {
         let request = p::NodeUnpublishVolumeRequest { volume_id: volume_id.clone(), target_path: target_path.clone() };
         world.node_unpublish_volume(request).unwrap();
         let request = p::NodeUnstageVolumeRequest { volume_id, staging_target_path: target_path.clone() };

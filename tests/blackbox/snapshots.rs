@@ -5,6 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use holdfast::csi::proto as p;
+use holdfast::csi::proto::controller_client::ControllerClient;
 use tonic::Code;
 
 use crate::harness::calls::{from_snapshot, from_volume};
@@ -234,9 +235,16 @@ fn percent(said: &str) {
 fn a_copied_snapshot_is_not_ready_holds_the_source_and_is_resumed_after_kill() {
     let mut world = World::sized(PoolFs::Ext4, 6 << 30);
     let vol = slow_to_copy(&world);
-    let first = world.try_snapshot("snap", &vol).unwrap();
+    let mut client = ControllerClient::new(world.channel());
+    let request =
+        p::CreateSnapshotRequest { source_volume_id: vol.id.clone(), name: "snap".into(), ..Default::default() };
+    let call = world.spawn(async move { client.create_snapshot(request).await });
+    await_that("the snapshot is cut", Duration::from_secs(10), || {
+        world.in_pool("snapshots").iter().any(|name| !name.starts_with('.'))
+    });
     // Nothing moves while the pool's filesystem is frozen, so what is seen now is the middle of the copy.
     let frozen = Frozen::new(&world.scratch.root());
+    let first = world.block_on(call).unwrap().unwrap().into_inner().snapshot.unwrap();
     let get =
         || world.get_snapshot(p::GetSnapshotRequest { snapshot_id: first.snapshot_id.clone(), ..Default::default() });
     assert!(!first.ready_to_use && !get().unwrap().snapshot.unwrap().ready_to_use, "the copy was too quick to be seen");
@@ -263,8 +271,19 @@ fn a_copied_clone_is_aborted_with_percent_until_done_and_survives_kill() {
     let vol = slow_to_copy(&world);
     let mut request = create_request("clone", Use::Block, vol.size);
     request.volume_content_source = from_volume(&vol);
+    let (mut client, again) = (ControllerClient::new(world.channel()), request.clone());
+    let call = world.spawn(async move { client.create_volume(again).await });
+    await_that("the clone is begun", Duration::from_secs(10), || {
+        world.in_pool("volumes").iter().filter(|name| !name.starts_with('.')).count() == 2
+    });
+    let frozen = Frozen::new(&world.scratch.root());
+    let status = world.block_on(call).unwrap().unwrap_err();
+    percent(&refused(Err::<(), _>(status), &[Code::Aborted]));
     percent(&refused(world.create_volume(request.clone()), &[Code::Aborted]));
-    world.crash();
+    world.daemon().signal(nix::sys::signal::Signal::SIGKILL);
+    drop(frozen);
+    world.kill9();
+    world.start();
     let clone = world.create_from(Use::Block, &request);
     check_device(&world.attach(&clone).unwrap(), 1, 0, 256);
     check_device(&world.attach(&vol).unwrap(), 1, 0, 256);
@@ -275,10 +294,21 @@ fn a_copied_clone_is_aborted_with_percent_until_done_and_survives_kill() {
 fn a_copy_goes_on_after_restart_without_being_asked() {
     let mut world = World::sized(PoolFs::Ext4, 6 << 30);
     let vol = slow_to_copy(&world);
-    let snapshot = world.try_snapshot("snap", &vol).unwrap();
-    world.crash();
+    let mut client = ControllerClient::new(world.channel());
+    let request =
+        p::CreateSnapshotRequest { source_volume_id: vol.id.clone(), name: "snap".into(), ..Default::default() };
+    let _call = world.spawn(async move { client.create_snapshot(request).await });
+    await_that("the snapshot is cut", Duration::from_secs(10), || {
+        world.in_pool("snapshots").iter().any(|name| !name.starts_with('.'))
+    });
+    world.kill9();
+    let record = world.pool.join("snapshots").join(&world.in_pool("snapshots")[0]).join("snapshot.json");
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    assert_eq!(record["phase"], "creating", "the copy was too quick to be cut off");
+    world.start();
     await_that("the copy is complete", Duration::from_secs(60), || {
-        let request = p::GetSnapshotRequest { snapshot_id: snapshot.snapshot_id.clone(), ..Default::default() };
+        let snapshot_id = record["handle"].as_str().unwrap().to_owned();
+        let request = p::GetSnapshotRequest { snapshot_id, ..Default::default() };
         world.get_snapshot(request).unwrap().snapshot.unwrap().ready_to_use
     });
     world.finish();

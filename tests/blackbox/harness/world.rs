@@ -163,21 +163,6 @@ impl World {
         });
     }
 
-    /// Starts the driver if it will; false when it ends instead.
-    pub(crate) fn try_start(&mut self) -> bool {
-        let mut daemon = Daemon::start(&self.arguments(), &self.log_path());
-        let mut alive = false;
-        await_that("the driver ends or listens", Duration::from_secs(30), || {
-            alive = std::os::unix::net::UnixStream::connect(&self.socket).is_ok();
-            alive || daemon.ended().is_some()
-        });
-        if alive {
-            daemon.terminate();
-            self.start();
-        }
-        alive
-    }
-
     /// Further arguments from the next start on.
     pub(crate) fn add_arguments(&mut self, extra: &[&str]) {
         self.extra.extend(extra.iter().map(|argument| (*argument).to_owned()));
