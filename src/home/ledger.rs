@@ -38,6 +38,8 @@ pub(super) enum Debt {
     Unallocated,
     /// What is shared with another image and costs new space when either is written.
     Shared,
+    /// Nothing, whatever is missing: a thin image of an overcommitted pool is the user's word, not ours.
+    UsersWord,
 }
 
 /// What an object may come to.
@@ -85,10 +87,10 @@ impl Ledger {
         Self { pool, limits, entries: Mutex::default() }
     }
 
-    /// Whether a claim by provisioning owes anything: thin volumes of an overcommitted pool are the user's word, not ours.
+    /// How a promise stands by provisioning.
     pub(super) fn debt_of(&self, provisioning: Provisioning, otherwise: Debt) -> Debt {
         match provisioning {
-            Provisioning::Thin if !self.limits.overcommit.is_honest() => Debt::None,
+            Provisioning::Thin if !self.limits.overcommit.is_honest() => Debt::UsersWord,
             Provisioning::Thin if otherwise == Debt::None => Debt::Unallocated,
             Provisioning::Thin | Provisioning::Thick => otherwise,
         }
@@ -122,7 +124,7 @@ impl Ledger {
         let room = self.pool.room()?;
         let before = entries.get(&object).copied();
         let more = claim.size.saturating_sub(before.map_or(Bytes::ZERO, |entry| entry.reserved));
-        let available = self.available_in(&room, &entries);
+        let available = self.available_in(&room, &entries, claim.debt);
         if more > available {
             let identity = self.pool.identity();
             return Err(Error::new(
@@ -134,22 +136,24 @@ impl Ledger {
             ));
         }
         // Until its space is really taken, all of it is owed.
-        let promised = before.map_or(Bytes::ZERO, |entry| entry.promised).saturating_add(more);
+        let owed = if claim.debt == Debt::UsersWord { Bytes::ZERO } else { more };
+        let promised = before.map_or(Bytes::ZERO, |entry| entry.promised).saturating_add(owed);
         entries.insert(object, Entry { reserved: claim.size, promised, debt: claim.debt });
         Ok(Reservation { ledger: self, object, before, debt: claim.debt, kept: Kept::NotYet })
     }
 
-    /// What new volumes may still take; never negative.
+    /// What new volumes of a provisioning may still take; never negative.
     ///
     /// # Errors
     /// `Internal` when the filesystem cannot be asked.
-    pub(super) fn available(&self) -> Result<Bytes> {
+    pub(super) fn available(&self, provisioning: Provisioning) -> Result<Bytes> {
+        let debt = self.debt_of(provisioning, Debt::None);
         let entries = self.lock();
         let room = self.pool.room()?;
-        Ok(self.available_in(&room, &entries))
+        Ok(self.available_in(&room, &entries, debt))
     }
 
-    fn available_in(&self, room: &Room, entries: &HashMap<Object, Entry>) -> Bytes {
+    fn available_in(&self, room: &Room, entries: &HashMap<Object, Entry>, debt: Debt) -> Bytes {
         let min_free = self.limits.min_free.of(room.total);
         let totals = sum(entries);
         let by_filesystem = room.available.saturating_sub(min_free).saturating_sub(totals.promised);
@@ -159,8 +163,8 @@ impl Ledger {
             (Some(all), Some(free)) => free < MIN_INODES_FREE.max(all / 100).min(all / 2),
             _ => false,
         };
-        // An overcommitted pool promises thin volumes more than is there: then only the promise bounds it.
-        let least = if self.limits.overcommit.is_honest() { by_filesystem.min(by_promise) } else { by_promise };
+        // What is owed must really be there, and minFree on top; the user's word needs only some room to begin with.
+        let least = if debt == Debt::UsersWord { by_promise } else { by_filesystem.min(by_promise) };
         let enough = by_filesystem > Bytes::ZERO && !no_inodes;
         if enough { Bytes::new(least.get() / MIB * MIB) } else { Bytes::ZERO }
     }
@@ -195,7 +199,7 @@ impl Ledger {
     /// What an image still owes of its claim; all of it when that cannot be told.
     fn owed(&self, object: Object, claim: Claim) -> Bytes {
         match claim.debt {
-            Debt::None => Bytes::ZERO,
+            Debt::None | Debt::UsersWord => Bytes::ZERO,
             Debt::Unallocated => {
                 let facts = self.pool.facts(object).ok().flatten();
                 claim.size.saturating_sub(facts.map_or(Bytes::ZERO, |facts| facts.allocated))

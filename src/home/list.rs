@@ -131,7 +131,8 @@ impl Shared {
             Err(error) => return Err(error),
         };
         state.ledger.count_again();
-        let available = state.ledger.available()?;
+        let provisioning = query.provisioning.unwrap_or(state.pool.abilities().default_provisioning);
+        let available = state.ledger.available(provisioning)?;
         Ok(Capacity { available, largest: available, smallest })
     }
 
@@ -162,7 +163,7 @@ pub(super) fn report_of(id: PoolId, state: &PoolState) -> Result<PoolReport> {
         kind: identity.kind,
         place: identity.place.clone(),
         room: state.pool.room()?,
-        available: state.ledger.available()?,
+        available: state.ledger.available(state.pool.abilities().default_provisioning)?,
         promised: totals.promised,
         provisioned: totals.provisioned,
         volumes: totals.volumes,

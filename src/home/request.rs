@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
-    AccessMode, Capability, CapacityRange, NodeId, PoolName, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
+    AccessMode, Capability, CapacityRange, NodeId, PoolName, Provisioning, SnapshotId, VolumeId, VolumeMode,
+    VolumeParameters,
 };
 
 /// What a new volume is filled from.
@@ -78,4 +79,6 @@ pub struct CapacityQuery {
     pub pool: Option<PoolName>,
     /// The filesystems that must fit, for the minimum size.
     pub capabilities: Vec<Capability>,
+    /// Thick or thin, or the pool's default.
+    pub provisioning: Option<Provisioning>,
 }

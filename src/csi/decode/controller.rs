@@ -282,7 +282,10 @@ pub(in crate::csi) fn capacity(request: &proto::GetCapacityRequest) -> Result<Ca
     }
     let topology = request.accessible_topology.as_ref().filter(|topology| !topology.segments.is_empty());
     let topology = topology.map(segments).transpose()?;
-    Ok(CapacityOf::Query(CapacityQuery { pool: parameters.pool, capabilities }, topology))
+    Ok(CapacityOf::Query(
+        CapacityQuery { pool: parameters.pool, capabilities, provisioning: parameters.provisioning },
+        topology,
+    ))
 }
 
 /// # Errors
