@@ -2,7 +2,9 @@
 //!
 //! While a copy runs its target is `creating`: only the copy's thread writes that record. Its source cannot be
 //! attached (a volume) or deleted (a snapshot): every operation on a source asks [`Copies::reading`] under the source's
-//! lock, and a copy is entered under that lock too.
+//! lock, and a copy is entered under that lock too. One that stopped before its end keeps its entry, and so its source:
+//! it may go on, and must then find the source as it was. The entry goes when the copy is complete, or its target's
+//! record is `deleting`.
 //!
 //! Steps, and what a crash after each leaves:
 //! 1. target made blank with its record `creating`, `copy{from, done: 0}` (by create): resumed at start.
@@ -47,9 +49,15 @@ struct Copy {
     done: AtomicU64,
     total: u64,
     cancelled: AtomicBool,
+    /// Whether its thread has ended before it was complete.
+    stopped: AtomicBool,
 }
 
 impl Copy {
+    fn runs(&self) -> bool {
+        !self.stopped.load(Ordering::Relaxed)
+    }
+
     fn percent(&self) -> u8 {
         let done = self.done.load(Ordering::Relaxed);
         let percent = u128::from(done) * 100 / u128::from(self.total.max(1));
@@ -60,25 +68,29 @@ impl Copy {
 impl Copies {
     /// The percentage of the copy into `target`, if one runs.
     pub(super) fn percent_into(&self, target: Key) -> Option<u8> {
-        self.lock().get(&target).map(|copy| copy.percent())
+        self.lock().get(&target).filter(|copy| copy.runs()).map(|copy| copy.percent())
     }
 
-    /// The target and percentage of a copy from `source`, if one runs.
-    pub(super) fn reading(&self, pool: PoolId, source: Object) -> Option<(Key, u8)> {
-        self.lock()
-            .iter()
-            .find(|(key, copy)| key.pool == pool && copy.source == source)
-            .map(|(key, copy)| (*key, copy.percent()))
+    /// A copy from `source` that runs or may go on, in words.
+    fn reading(&self, pool: PoolId, source: Object) -> Option<String> {
+        let table = self.lock();
+        let (target, copy) = table.iter().find(|(key, copy)| key.pool == pool && copy.source == source)?;
+        let percent = copy.percent();
+        Some(if copy.runs() {
+            format!("is being copied into {target}: {percent} % done; ask again")
+        } else {
+            format!("was being copied into {target}, which stopped at {percent} %: create that again, or delete it")
+        })
     }
 
     /// Waits until a copy into one of `targets` has ended: false when none runs, or none has after `limit`.
     pub(super) fn wait(&self, targets: &[Key], limit: Duration) -> bool {
         let table = self.lock();
-        let running: Vec<Key> = targets.iter().filter(|key| table.contains_key(key)).copied().collect();
+        let running: Vec<Key> = targets.iter().filter(|key| runs(&table, **key)).copied().collect();
         if running.is_empty() {
             return false;
         }
-        let all_run = |table: &mut HashMap<Key, Arc<Copy>>| running.iter().all(|key| table.contains_key(key));
+        let all_run = |table: &mut HashMap<Key, Arc<Copy>>| running.iter().all(|key| runs(table, *key));
         let (_table, waited) =
             self.ended.wait_timeout_while(table, limit, all_run).unwrap_or_else(PoisonError::into_inner);
         !waited.timed_out()
@@ -88,7 +100,7 @@ impl Copies {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stops the copy into `target` and waits for its thread to let go.
+    /// Stops the copy into `target` and waits for its thread to let go. It keeps its source until [`Copies::forget`].
     pub(super) fn cancel(&self, target: Key) -> Result<()> {
         let mut table = self.lock();
         if let Some(copy) = table.get(&target) {
@@ -96,14 +108,30 @@ impl Copies {
         }
         self.turn.notify_all();
         self.ended.notify_all();
-        while table.contains_key(&target) {
+        while runs(&table, target) {
             let (back, waited) = self.ended.wait_timeout(table, CANCEL_WAIT).unwrap_or_else(PoisonError::into_inner);
             table = back;
-            if waited.timed_out() && table.contains_key(&target) {
+            if waited.timed_out() && runs(&table, target) {
                 return Err(Error::new(Kind::Busy, format!("{target}: the copy into it is being stopped; ask again")));
             }
         }
         Ok(())
+    }
+
+    /// The copy into `target` will never go on: its source is let go.
+    pub(super) fn forget(&self, target: Key) {
+        self.lock().remove(&target);
+    }
+
+    /// The thread of a copy has ended.
+    fn leave(&self, target: Key, copy: &Copy, complete: bool) {
+        let mut table = self.lock();
+        if complete {
+            table.remove(&target);
+        } else {
+            copy.stopped.store(true, Ordering::Relaxed);
+        }
+        self.ended.notify_all();
     }
 
     /// Waits for a turn; false when cancelled meanwhile.
@@ -142,34 +170,40 @@ impl Shared {
             done: AtomicU64::new(record.done.get()),
             total: record.total.get(),
             cancelled: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
         });
-        if self.copies.lock().insert(target, Arc::clone(&copy)).is_some() {
-            return;
+        {
+            let mut table = self.copies.lock();
+            if runs(&table, target) {
+                return;
+            }
+            table.insert(target, Arc::clone(&copy));
         }
-        let shared = Arc::clone(self);
-        let work = move || {
-            shared.copy_until_done(target, &copy);
-            shared.copies.lock().remove(&target);
-            shared.copies.ended.notify_all();
+        let work = {
+            let (shared, copy) = (Arc::clone(self), Arc::clone(&copy));
+            move || {
+                let complete = shared.copy_until_done(target, &copy);
+                shared.copies.leave(target, &copy, complete);
+            }
         };
         if let Err(error) = thread::Builder::new().name("copy".to_owned()).spawn(work) {
             // Not under way then: the next create or start tries again.
             warn!(target = %target, error = %error, "no thread for a copy");
-            self.copies.lock().remove(&target);
+            self.copies.leave(target, &copy, false);
         }
     }
 
-    /// Tries until it is done or cancelled.
-    fn copy_until_done(self: &Arc<Self>, target: Key, copy: &Copy) {
+    /// Tries until it is complete, or cancelled: false.
+    fn copy_until_done(self: &Arc<Self>, target: Key, copy: &Copy) -> bool {
         let mut pause = RETRY_FIRST;
         while !copy.cancelled.load(Ordering::Relaxed) {
             if !self.copies.take_turn(copy) {
-                return;
+                return false;
             }
             let result = self.copy_once(target, copy);
             self.copies.give_turn();
             match result {
-                Ok(()) => return,
+                Ok(complete) => return complete,
                 Err(error) => {
                     warn!(target = %target, percent = copy.percent(), error = %error.chain(), "a copy failed and is tried again");
                     self.copies.pause(copy, pause);
@@ -177,19 +211,20 @@ impl Shared {
                 }
             }
         }
+        false
     }
 
-    fn copy_once(self: &Arc<Self>, target: Key, copy: &Copy) -> Result<()> {
+    fn copy_once(self: &Arc<Self>, target: Key, copy: &Copy) -> Result<bool> {
         let state = self.pool(target.pool)?;
         let start = Bytes::new(copy.done.load(Ordering::Relaxed));
         let progress = Report { shared: self, target, copy };
         state.pool.copy(copy.source, target.object, start, &progress)?;
         if copy.cancelled.load(Ordering::Relaxed) {
-            return Ok(());
+            return Ok(false);
         }
         self.finish_copy(target)?;
         info!(target = %target, bytes = copy.total, "copy complete");
-        Ok(())
+        Ok(true)
     }
 
     /// Step 3.
@@ -227,12 +262,14 @@ impl Shared {
     pub(super) fn not_copied_from(&self, pool: PoolId, source: Object) -> Result<()> {
         match self.copies.reading(pool, source) {
             None => Ok(()),
-            Some((target, percent)) => Err(Error::new(
-                Kind::Busy,
-                format!("{} is being copied into {target}: {percent} % done; ask again", Key { pool, object: source }),
-            )),
+            Some(said) => Err(Error::new(Kind::Busy, format!("{} {said}", Key { pool, object: source }))),
         }
     }
+}
+
+/// Whether a copy into `target` is under way.
+fn runs(table: &HashMap<Key, Arc<Copy>>, target: Key) -> bool {
+    table.get(&target).is_some_and(|copy| copy.runs())
 }
 
 /// Writes the progress into the record and listens for a cancel.

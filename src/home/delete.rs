@@ -44,6 +44,7 @@ impl Shared {
             record.phase = Phase::Deleting;
             self.store_volume(&record)?;
         }
+        self.copies.forget(key);
         if record.request.parameters.on_delete == OnDelete::Zero {
             let start = record.erased.unwrap_or_default();
             state.pool.erase(object, start, &Erasing { shared: self, record: Doomed::Volume(record.clone()) })?;
@@ -68,6 +69,7 @@ impl Shared {
             record.phase = Phase::Deleting;
             self.store_snapshot(&record)?;
         }
+        self.copies.forget(key);
         if record.on_delete == OnDelete::Zero {
             let start = record.erased.unwrap_or_default();
             state.pool.erase(object, start, &Erasing { shared: self, record: Doomed::Snapshot(record.clone()) })?;

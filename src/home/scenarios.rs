@@ -394,6 +394,50 @@ fn a_copy_holds_its_source_off_shows_not_ready_and_can_be_deleted_under_way() {
     rig.grant(&id);
 }
 
+/// Fails every write of a snapshot's record while it is shut.
+struct Unwritable(Gated, Arc<Mutex<bool>>);
+
+impl Interceptor for Unwritable {
+    fn before(&self, call: Call, target: &str) -> io::Result<()> {
+        if call == Call::WriteFile && target.contains("snapshot.json") && *self.1.lock().unwrap() {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        self.0.before(call, target)
+    }
+
+    fn after(&self, _call: Call, _target: &str) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whoever may go on with a copy must find the source as it was: else half of it is older than the rest.
+#[test]
+fn a_copy_that_was_stopped_and_not_deleted_still_holds_its_source_off() {
+    let (gate, unwritable) = (Arc::new(Gate::default()), Arc::new(Mutex::new(false)));
+    let os = Os::intercepted(Box::new(Unwritable(Gated(Arc::clone(&gate)), Arc::clone(&unwritable))));
+    let rig = Rig::with(os, Scratch::new(Ground::Ext4), SpaceLimits::default());
+    let id = rig.create("a", 32).id;
+    rig.write(&id, 3 << 20, b"data");
+    let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
+    *unwritable.lock().unwrap() = true;
+    let home = rig.home.clone();
+    let deleting = std::thread::spawn(move || home.delete_snapshot(&snapshot));
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    gate.set(true);
+    deleting.join().unwrap().unwrap_err();
+    *unwritable.lock().unwrap() = false;
+
+    let error = rig.home.grant(&id, &grant()).unwrap_err();
+    assert!(error.kind() == Kind::Busy && error.to_string().contains("delete it"), "{error}");
+    assert_eq!(rig.home.delete_volume(&id).unwrap_err().kind(), Kind::Busy);
+    rig.home.create_snapshot(&snapshot_of("s", id)).unwrap();
+    ready(&rig, snapshot);
+    rig.grant(&id);
+    let restored = until_made(&rig, &from("r", 32, Source::Snapshot(snapshot)));
+    assert_eq!(rig.read(&restored.id, 3 << 20, 4), b"data");
+    assert_eq!(rig.home.delete_snapshot(&snapshot).unwrap(), Changed::Yes);
+}
+
 #[test]
 fn a_copy_cut_off_by_a_crash_goes_on_in_the_next_life() {
     let gate = Arc::new(Gate::default());
