@@ -218,6 +218,7 @@ impl Shared {
         let state = self.pool(target.pool)?;
         let start = Bytes::new(copy.done.load(Ordering::Relaxed));
         let progress = Report { shared: self, target, copy };
+        self.check_image(state, copy.source, Bytes::new(copy.total))?;
         state.pool.copy(copy.source, target.object, start, &progress)?;
         if copy.cancelled.load(Ordering::Relaxed) {
             return Ok(false);

@@ -12,7 +12,7 @@ use crate::fs;
 use crate::os::{Stopwatch, Timestamp};
 use crate::pool::{Ability, Cloning, Fill, Object};
 use crate::types::{
-    Bytes, Error, Failure, Kind, MIB, ObjectUuid, OnDelete, Provisioning, Result, VolumeId, VolumeMode,
+    Bytes, Error, Failure, Kind, MIB, ObjectUuid, OnDelete, PoolId, Provisioning, Result, VolumeId, VolumeMode,
 };
 
 /// The size of a volume nobody named a size for.
@@ -111,7 +111,9 @@ impl Shared {
     /// The new volume's lock, and a share of its source's: many may be filled from one source at the same time, but it
     /// is not deleted, attached or formatted meanwhile.
     fn lock_with_source(&self, key: Key, source: Option<&Source>) -> Result<Vec<LockGuard<Key>>> {
-        let mut locks = vec![self.locks.try_lock(&key, "CreateVolume")?];
+        // In every pool: a name is one volume in all of a home, also when two ask for it at once.
+        let same = |pool: &PoolId| self.locks.try_lock(&Key { pool: *pool, object: key.object }, "CreateVolume");
+        let mut locks = self.pools.keys().map(same).collect::<Result<Vec<_>>>()?;
         if let Some(source) = source {
             let source = match source {
                 Source::Snapshot(id) => Key { pool: id.pool, object: Object::Snapshot(id.uuid) },
@@ -190,6 +192,7 @@ impl Shared {
             )));
         }
         let (object, size) = (origin.object, origin.size);
+        self.check_image(self.pool_for(request)?, object, size)?;
         if request.range.limit.is_some_and(|limit| limit < size) {
             let message = format!("{object} has {} bytes, and a copy cannot be smaller; raise limit_bytes", size.get());
             return Err(Failure::Clean(Error::new(Kind::OutOfRange, message)));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Changed;
 use super::local::{Key, Shared};
@@ -16,7 +16,8 @@ impl Shared {
     /// Steps, and what a crash after each leaves:
     /// 1. lock; refuse while attached, copied from, or its device held: unchanged.
     /// 2. a copy into it stopped, its idle device taken away: unchanged; both come back when asked for.
-    /// 3. record `deleting`, durable: it is gone for everything but this call, which goes on at the retry.
+    /// 3. record `deleting`, durable: it is gone for everything but this call, which goes on at the retry. Left out
+    ///    where the pool is full and nothing has to be overwritten.
     /// 4. for `onDelete: zero` the image overwritten, `erased` recorded on the way: goes on from there.
     /// 5. renamed to the trash, durable: gone; the trash is swept at start.
     pub(super) fn delete_volume(self: &Arc<Self>, id: &VolumeId) -> Result<Changed> {
@@ -42,14 +43,14 @@ impl Shared {
         }
         if record.phase != Phase::Deleting {
             record.phase = Phase::Deleting;
-            self.store_volume(&record)?;
+            self.marked(self.store_volume(&record), key, record.request.parameters.on_delete)?;
         }
-        self.copies.forget(key);
         if record.request.parameters.on_delete == OnDelete::Zero {
             let start = record.erased.unwrap_or_default();
             state.pool.erase(object, start, &Erasing { shared: self, record: Doomed::Volume(record.clone()) })?;
         }
         state.pool.remove(object)?;
+        self.copies.forget(key);
         state.ledger.forget(object);
         info!(volume = %record.handle, name = %record.co_name, "volume deleted");
         Ok(Changed::Yes)
@@ -67,17 +68,32 @@ impl Shared {
         self.copies.cancel(key)?;
         if record.phase != Phase::Deleting {
             record.phase = Phase::Deleting;
-            self.store_snapshot(&record)?;
+            self.marked(self.store_snapshot(&record), key, record.on_delete)?;
         }
-        self.copies.forget(key);
         if record.on_delete == OnDelete::Zero {
             let start = record.erased.unwrap_or_default();
             state.pool.erase(object, start, &Erasing { shared: self, record: Doomed::Snapshot(record.clone()) })?;
         }
         state.pool.remove(object)?;
+        self.copies.forget(key);
         state.ledger.forget(object);
         info!(snapshot = %record.handle, name = %record.co_name, "snapshot deleted");
         Ok(Changed::Yes)
+    }
+}
+
+impl Shared {
+    /// What writing `deleting` came to. In a full pool it cannot be written, and deleting is what makes room: without
+    /// an erase that has to be gone on with, the rename into the trash is mark enough.
+    fn marked(&self, written: Result<()>, key: Key, on_delete: OnDelete) -> Result<()> {
+        match written {
+            Ok(()) => self.copies.forget(key),
+            Err(error) if error.kind() == Kind::NoCapacity && on_delete == OnDelete::Unlink => {
+                warn!(target = %key, error = %error.chain(), "deleted without a mark in its record");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 }
 

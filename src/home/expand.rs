@@ -41,6 +41,7 @@ impl Shared {
             return Ok(Expanded { size: record.size, node_expansion, changed: Changed::No });
         }
         record.changeable()?;
+        self.check_image(state, record.object(), record.size)?;
         let target = range.choose(record.size, Bytes::ZERO)?;
         let claim = { state.claim_of_volume(&VolumeRecord { target_size: Some(target), ..record.clone() }) };
         let reservation = state.ledger.reserve(record.object(), claim)?;

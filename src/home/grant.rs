@@ -1,12 +1,15 @@
 //! Who may use a volume now: grant, revoke, open, close. One writer (promise 3).
 
+use std::path::Path;
+
 use tracing::{info, warn};
 
-use super::local::{PoolState, Shared};
+use super::local::{Key, PoolState, Shared};
 use super::record::{AttachPath, Attachment, GrantState, Record, VolumeRecord};
 use super::{Changed, Coordinates, GrantRequest, Granted, Opened};
+use crate::os::MountEntry;
 use crate::pool::{Deactivated, Object};
-use crate::types::{Bytes, Error, Kind, NodeId, ObjectUuid, Provisioning, Result, VolumeId};
+use crate::types::{Bytes, Error, Kind, NodeId, ObjectUuid, OsContext, Provisioning, Result, VolumeId};
 
 impl Shared {
     /// Grants a volume to a node. One step: the record is written with the grant, or without.
@@ -101,7 +104,7 @@ impl Shared {
         let mut record = self.ready_volume(id)?;
         let attachment = granted_to(&record, node)?.clone();
         self.not_copied_from(id.pool, Object::Volume(id.uuid))?;
-        self.check_image(state, &record)?;
+        self.check_image(state, record.object(), record.size)?;
         self.finish_growth(state, &mut record);
         if record.provisioning == Provisioning::Thick
             && let Err(error) = state.pool.grow(id.uuid, &record.geometry())
@@ -125,23 +128,25 @@ impl Shared {
         })
     }
 
-    /// A record whose image is missing or short is never served.
-    fn check_image(&self, state: &PoolState, record: &VolumeRecord) -> Result<()> {
-        let found = state.pool.facts(record.object())?;
+    /// A record whose image is missing or short is never served, and never made long again: what is not there is not
+    /// zeroes.
+    pub(super) fn check_image(&self, state: &PoolState, object: Object, size: Bytes) -> Result<()> {
+        let found = state.pool.facts(object)?;
         let wrong = match found {
             None => "its image is missing".to_owned(),
-            Some(facts) if facts.size < record.size => {
-                format!("its image has {} bytes and its record says {}", facts.size.get(), record.size.get())
+            Some(facts) if facts.size < size => {
+                format!("its image has {} bytes and its record says {}", facts.size.get(), size.get())
             }
             Some(_) => return Ok(()),
         };
+        let identity = state.pool.identity();
         Err(Error::new(
             Kind::Corrupt,
             format!(
-                "volume {} is not served: {wrong}; nothing was changed. Restore the image in pool {} ({}) from a backup, or delete the volume",
-                record.id(),
-                state.pool.identity().name,
-                state.pool.identity().place
+                "{} is not served: {wrong}; nothing was changed. Restore the image in pool {} ({}) from a backup, or delete it",
+                Key { pool: identity.id, object },
+                identity.name,
+                identity.place
             ),
         ))
     }
@@ -163,6 +168,7 @@ impl Shared {
         let grown = VolumeRecord { size: target, target_size: None, ..record.clone() };
         self.store_volume(&grown)?;
         *record = grown;
+        state.ledger.enter(record.object(), state.claim_of_volume(record));
         Ok(())
     }
 
@@ -179,31 +185,37 @@ impl Shared {
     }
 
     /// Takes a volume's device away; what holds it, in words, when it cannot be.
+    ///
+    /// A device node bound into a pod holds nothing in the kernel's eyes, and would show the next image that gets the
+    /// loop's number: what mountinfo shows is not even tried.
     pub(super) fn release_device(&self, state: &PoolState, uuid: ObjectUuid) -> Result<Option<String>> {
         let before = state.pool.active(uuid).ok().flatten();
+        if let Some(device) = &before {
+            let used_at = self.used_at(&device.path)?;
+            if !used_at.is_empty() {
+                return Ok(Some(format!("{} is mounted at {}", device.path.display(), used_at.join(", "))));
+            }
+        }
         if state.pool.deactivate(uuid)? == Deactivated::Gone {
             return Ok(None);
         }
         let Some(device) = before.or(state.pool.active(uuid).ok().flatten()) else {
             return Ok(Some("its device is held by somebody".to_owned()));
         };
-        let path = device.path.display().to_string();
-        let mounts: Vec<String> = match self.os.mounts() {
-            Ok(table) => table
-                .entries()
-                .iter()
-                .filter(|entry| entry.source == path)
-                .map(|entry| entry.mount_point.display().to_string())
-                .collect(),
-            Err(_) => Vec::new(),
+        let path = device.path.display();
+        Ok(Some(format!(
+            "{path} is held open, or mounted in another mount namespace (find the process with: fuser -v {path})"
+        )))
+    }
+
+    /// Where a device is mounted, or its node is bound.
+    fn used_at(&self, device: &Path) -> Result<Vec<String>> {
+        let bound = |entry: &MountEntry| {
+            matches!(entry.fs_type.as_str(), "devtmpfs" | "tmpfs") && entry.root.file_name() == device.file_name()
         };
-        Ok(Some(if mounts.is_empty() {
-            format!(
-                "{path} is held open, or mounted in another mount namespace (find the process with: fuser -v {path})"
-            )
-        } else {
-            format!("{path} is mounted at {}", mounts.join(", "))
-        }))
+        let table = self.os.mounts().at(|| "read the table of mounts")?;
+        let uses = |entry: &&MountEntry| Path::new(&entry.source) == device || bound(entry);
+        Ok(table.entries().iter().filter(uses).map(|entry| entry.mount_point.display().to_string()).collect())
     }
 }
 

@@ -142,6 +142,50 @@ fn a_retried_create_meets_its_own_first_try_and_another_request_is_refused() {
     assert_eq!(rig.home.volumes(None, 0).unwrap().entries, vec![first]);
 }
 
+/// Holds every new image until it is let go.
+struct Slow(Arc<Gate>);
+
+impl Interceptor for Slow {
+    fn before(&self, call: Call, _target: &str) -> io::Result<()> {
+        if call == Call::CreateImage {
+            let open = self.0.open.lock().unwrap();
+            drop(self.0.changed.wait_while(open, |open| !*open).unwrap());
+        }
+        Ok(())
+    }
+
+    fn after(&self, _call: Call, _target: &str) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn one_name_is_one_volume_also_when_two_pools_are_asked_at_once() {
+    let gate = Arc::new(Gate::default());
+    let os = Os::intercepted(Box::new(Slow(Arc::clone(&gate))));
+    let grounds = [Scratch::new(Ground::Xfs), Scratch::new(Ground::Ext4)];
+    gate.set(true);
+    let named = |name: &str, scratch: &Scratch| {
+        let spec = format!("{name}=file:{}", scratch.root().display()).parse().unwrap();
+        (pool::open(&os, &spec, &node()).unwrap(), SpaceLimits::default())
+    };
+    let pools = vec![named("one", &grounds[0]), named("two", &grounds[1])];
+    let home = LocalHome::open(os.clone(), node(), pools).unwrap();
+    gate.set(false);
+    let in_pool = |name: &str| {
+        let parameters = VolumeParameters { pool: Some(name.parse().unwrap()), ..VolumeParameters::default() };
+        CreateVolume { parameters, ..request("a", 32) }
+    };
+    let (first, other) = (home.clone(), in_pool("one"));
+    let creating = std::thread::spawn(move || first.create_volume(&other));
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let failure = home.create_volume(&in_pool("two"));
+    gate.set(true);
+    assert!(creating.join().unwrap().is_ok());
+    assert!(matches!(failure.unwrap_err(), Failure::Dirty(error) if error.kind() == Kind::Busy));
+    assert_eq!(clean(home.create_volume(&in_pool("two"))), Kind::AlreadyExists);
+}
+
 #[test]
 fn an_attached_volume_is_not_deleted_and_a_detached_one_is_once() {
     let rig = Rig::on(Scratch::new(Ground::Xfs));
@@ -394,13 +438,13 @@ fn a_copy_holds_its_source_off_shows_not_ready_and_can_be_deleted_under_way() {
     rig.grant(&id);
 }
 
-/// Fails every write of a snapshot's record while it is shut.
-struct Unwritable(Gated, Arc<Mutex<bool>>);
+/// Fails every write of a record with this error while there is one.
+struct Unwritable(Gated, Arc<Mutex<Option<i32>>>);
 
 impl Interceptor for Unwritable {
     fn before(&self, call: Call, target: &str) -> io::Result<()> {
-        if call == Call::WriteFile && target.contains("snapshot.json") && *self.1.lock().unwrap() {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        if let (Call::WriteFile, true, Some(error)) = (call, target.contains(".json"), *self.1.lock().unwrap()) {
+            return Err(io::Error::from_raw_os_error(error));
         }
         self.0.before(call, target)
     }
@@ -413,19 +457,19 @@ impl Interceptor for Unwritable {
 /// Whoever may go on with a copy must find the source as it was: else half of it is older than the rest.
 #[test]
 fn a_copy_that_was_stopped_and_not_deleted_still_holds_its_source_off() {
-    let (gate, unwritable) = (Arc::new(Gate::default()), Arc::new(Mutex::new(false)));
+    let (gate, unwritable) = (Arc::new(Gate::default()), Arc::new(Mutex::new(None)));
     let os = Os::intercepted(Box::new(Unwritable(Gated(Arc::clone(&gate)), Arc::clone(&unwritable))));
     let rig = Rig::with(os, Scratch::new(Ground::Ext4), SpaceLimits::default());
     let id = rig.create("a", 32).id;
     rig.write(&id, 3 << 20, b"data");
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
-    *unwritable.lock().unwrap() = true;
+    *unwritable.lock().unwrap() = Some(libc::EIO);
     let home = rig.home.clone();
     let deleting = std::thread::spawn(move || home.delete_snapshot(&snapshot));
     std::thread::sleep(std::time::Duration::from_millis(50));
     gate.set(true);
     deleting.join().unwrap().unwrap_err();
-    *unwritable.lock().unwrap() = false;
+    *unwritable.lock().unwrap() = None;
 
     let error = rig.home.grant(&id, &grant()).unwrap_err();
     assert!(error.kind() == Kind::Busy && error.to_string().contains("delete it"), "{error}");
@@ -573,6 +617,50 @@ fn a_missing_or_short_image_is_never_opened() {
     assert_eq!(std::fs::metadata(rig.image(&id)).unwrap().len(), 31 << 20);
     std::fs::remove_file(rig.image(&id)).unwrap();
     assert_eq!(rig.home.open(&id, &node()).unwrap_err().kind(), Kind::Corrupt);
+}
+
+#[test]
+fn a_cut_image_is_never_made_long_again() {
+    for ground in [Ground::Xfs, Ground::Ext4] {
+        let rig = Rig::on(Scratch::new(ground));
+        let cut = |path: &std::path::Path, mib: u64| {
+            OpenOptions::new().write(true).open(path).unwrap().set_len(mib << 20).unwrap();
+        };
+        let length = |path: &std::path::Path| std::fs::metadata(path).unwrap().len() >> 20;
+        let id = rig.create("a", 32).id;
+        let image = rig.image(&id);
+        cut(&image, 16);
+        let larger = CapacityRange { required: Some(Bytes::mib(64)), limit: None };
+        let error = rig.home.expand(&id, &larger).unwrap_err();
+        assert!(error.kind() == Kind::Corrupt && error.to_string().contains("16777216"), "{error}");
+        let failure = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap_err();
+        assert_eq!(failure.error().kind(), Kind::Corrupt);
+        assert_eq!(clean(rig.home.create_volume(&from("c", 64, Source::Volume(id)))), Kind::Corrupt);
+        assert_eq!(length(&image), 16, "what is lost is not replaced by zeroes");
+        cut(&image, 32);
+        let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
+        ready(&rig, snapshot);
+        cut(&rig.scratch.root().join("snapshots").join(snapshot.uuid.to_string()).join("data"), 16);
+        assert_eq!(clean(rig.home.create_volume(&from("r", 64, Source::Snapshot(snapshot)))), Kind::Corrupt);
+        assert_eq!(rig.home.delete_snapshot(&snapshot).unwrap(), Changed::Yes);
+    }
+}
+
+#[test]
+fn a_full_pool_can_be_emptied() {
+    let (gate, unwritable) = (Arc::new(Gate::default()), Arc::new(Mutex::new(None)));
+    gate.set(true);
+    let os = Os::intercepted(Box::new(Unwritable(Gated(gate), Arc::clone(&unwritable))));
+    let rig = Rig::with(os, Scratch::new(Ground::Xfs), SpaceLimits::default());
+    let id = rig.create("a", 32).id;
+    let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
+    *unwritable.lock().unwrap() = Some(libc::ENOSPC);
+    let error = rig.home.grant(&id, &grant()).unwrap_err();
+    assert!(error.kind() == Kind::NoCapacity && error.chain().contains("is full"), "{}", error.chain());
+    assert_eq!(rig.home.delete_snapshot(&snapshot).unwrap(), Changed::Yes);
+    assert_eq!(rig.home.delete_volume(&id).unwrap(), Changed::Yes);
+    assert_eq!(rig.home.delete_volume(&id).unwrap(), Changed::No);
+    assert!(!rig.image(&id).exists());
 }
 
 #[test]

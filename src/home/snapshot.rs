@@ -75,6 +75,7 @@ impl Shared {
             )));
         }
         self.source_volume_usable(&volume)?;
+        self.check_image(state, volume.object(), volume.size)?;
         self.cut(state, &volume, uuid, request)
     }
 

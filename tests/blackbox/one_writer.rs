@@ -105,6 +105,26 @@ fn a_volume_in_use_is_neither_unpublished_nor_deleted() {
     world.finish();
 }
 
+/// A bound device node does not keep its loop: cleared, the number goes to the next image, and the pod writes there.
+#[test]
+fn a_pod_never_sees_the_next_volume_through_its_device_node() {
+    let mut world = World::new(PoolFs::Xfs);
+    let first = world.create("first", Use::Block);
+    let path = world.attach(&first).unwrap();
+    write_device(&path, 1, 0, 2);
+    let said = refused(world.unpublish(&first), &[Code::FailedPrecondition]);
+    assert!(said.contains(path.to_str().unwrap()), "it says where it is used: {said}");
+    world.crash();
+    refused(world.unpublish(&first), &[Code::FailedPrecondition]);
+    let second = world.create("second", Use::Block);
+    let other = world.attach(&second).unwrap();
+    write_device(&other, 2, 0, 2);
+    check_device(&path, 1, 0, 2);
+    world.detach(&first);
+    world.detach(&second);
+    world.finish();
+}
+
 #[test]
 fn a_raw_device_a_pod_still_has_open_is_not_taken_away() {
     let world = World::new(PoolFs::Xfs);

@@ -63,6 +63,14 @@ impl FilePool {
             }
         }
         let path = self.layout.record(object);
-        self.os.replace_file(&path, record).at(|| format!("write {}", path.display()))
+        self.os.replace_file(&path, record).at(|| format!("write {}", path.display())).map_err(|error| {
+            if error.kind() != Kind::NoCapacity {
+                return error;
+            }
+            error.context(format!(
+                "pool {} ({}) is full, so what is to be recorded cannot be; free space there, or delete a volume that nobody uses, and ask again",
+                self.identity.name, self.identity.place
+            ))
+        })
     }
 }
