@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use crate::home::Changed;
 use crate::os::{BlockDevice, LoopDevice, Os};
 use crate::types::{ObjectUuid, OsContext, Result};
 
@@ -20,15 +19,14 @@ pub(super) struct RawDevices {
 impl RawDevices {
     /// Keeps a device open until it is released.
     pub(super) fn hold(&self, uuid: ObjectUuid, device: BlockDevice) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(uuid, device);
+        let before = self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(uuid, device);
+        drop(before);
     }
 
-    /// Lets go of a volume's device.
-    pub(super) fn release(&self, uuid: ObjectUuid) -> Changed {
-        match self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&uuid) {
-            Some(_) => Changed::Yes,
-            None => Changed::No,
-        }
+    /// A volume's device, to be closed by the caller. The last close(2) writes back what is dirty, which takes its
+    /// time, or for ever on a dead disk: not under a lock that other volumes need.
+    pub(super) fn take(&self, uuid: ObjectUuid) -> Option<BlockDevice> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&uuid)
     }
 
     /// Whether a volume's device is held.

@@ -240,7 +240,11 @@ impl Node {
                 changed = Changed::Yes;
             }
         }
-        if self.raw.release(volume.uuid) == Changed::Yes {
+        if let Some(device) = self.raw.take(volume.uuid) {
+            let path = device.path().display().to_string();
+            lock.works_on(&path);
+            let _closing = self.os.activity().enter("close (write back)", &path, None);
+            drop(device);
             changed = Changed::Yes;
         }
         self.attach.detach(volume)?;

@@ -7,8 +7,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use linux_raw_sys::loop_device::{
-    LO_FLAGS_AUTOCLEAR, LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64,
-    LOOP_SET_CAPACITY, LOOP_SET_STATUS64, loop_config, loop_info64,
+    LO_FLAGS_AUTOCLEAR, LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE,
+    LOOP_GET_STATUS64, LOOP_SET_CAPACITY, LOOP_SET_STATUS64, loop_config, loop_info64,
 };
 
 mod raw {
@@ -16,6 +16,7 @@ mod raw {
     use linux_raw_sys::loop_device::{loop_config, loop_info64};
 
     nix::ioctl_none_bad!(loop_ctl_get_free, super::LOOP_CTL_GET_FREE);
+    nix::ioctl_write_int_bad!(loop_ctl_add, super::LOOP_CTL_ADD);
     nix::ioctl_write_int_bad!(loop_ctl_remove, super::LOOP_CTL_REMOVE);
     nix::ioctl_none_bad!(loop_clr_fd, super::LOOP_CLR_FD);
     nix::ioctl_none_bad!(loop_set_capacity, super::LOOP_SET_CAPACITY);
@@ -120,6 +121,14 @@ pub(super) fn loop_ctl_get_free(control: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: takes no pointer.
     let number = unsafe { raw::loop_ctl_get_free(control.as_raw_fd()) }?;
     u32::try_from(number).map_err(io::Error::other)
+}
+
+/// LOOP_CTL_ADD: makes the loop device of this number; EEXIST when there is one.
+pub(super) fn loop_ctl_add(control: BorrowedFd<'_>, number: u32) -> io::Result<()> {
+    let number = libc::c_int::try_from(number).map_err(io::Error::other)?;
+    // SAFETY: takes no pointer.
+    unsafe { raw::loop_ctl_add(control.as_raw_fd(), number) }?;
+    Ok(())
 }
 
 /// LOOP_CTL_REMOVE: takes a loop device that shows nothing out of the system; EBUSY when it does or is open.

@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
+use std::sync::{TryLockError, TryLockResult};
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ const ATTACH_TRIES: usize = 64;
 /// How often, and how far apart, a cleared device is looked at: udev opens devices for a moment.
 const CLEAR_LOOKS: u32 = 25;
 const CLEAR_PAUSE: Duration = Duration::from_millis(20);
+/// How often, and how far apart, the gate is tried: whoever is in it may hang in the kernel over a dead disk.
+const GATE_TRIES: u32 = 200;
+const GATE_PAUSE: Duration = Duration::from_millis(5);
 
 /// What a loop device is made with.
 #[derive(Clone, Debug)]
@@ -112,7 +115,7 @@ impl Os {
     /// # Errors
     /// Those of reading /sys/block and of opening devices, but not those of a device that went away meanwhile.
     pub fn loops(&self) -> io::Result<Vec<LoopStatus>> {
-        let _gate = self.inner.loop_gate.read().unwrap_or_else(PoisonError::into_inner);
+        let _gate = patiently(|| self.inner.loop_gate.try_read());
         self.call(Call::LoopScan, &"/sys/block", || {
             let mut found = Vec::new();
             for entry in fs::read_dir("/sys/block")? {
@@ -147,7 +150,7 @@ impl Os {
     /// # Errors
     /// Those of open(2) and the ioctl but ENOENT and ENXIO.
     pub fn loop_status(&self, device: LoopDevice) -> io::Result<Option<LoopStatus>> {
-        let _gate = self.inner.loop_gate.read().unwrap_or_else(PoisonError::into_inner);
+        let _gate = patiently(|| self.inner.loop_gate.try_read());
         self.call(Call::LoopStatus, &device.path().display(), || status_of(device))
     }
 
@@ -198,8 +201,12 @@ impl Os {
             for _ in 0..ATTACH_TRIES {
                 let device = LoopDevice(ioctl::loop_ctl_get_free(control.as_fd())?);
                 if config.discard == Discard::On && device.discards_for_ever_off() {
-                    match ioctl::loop_ctl_remove(control.as_fd(), device.0) {
-                        Ok(()) => continue,
+                    // Made anew under its own number: the next free one would be as old where many images were thick.
+                    let anew = ioctl::loop_ctl_remove(control.as_fd(), device.0)
+                        .and_then(|()| ioctl::loop_ctl_add(control.as_fd(), device.0));
+                    match anew {
+                        Ok(()) => {}
+                        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
                         // In somebody's hands: a thin image without discards is better than none.
                         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                         Err(error) if went_away(&error) => continue,
@@ -240,7 +247,7 @@ impl Os {
     /// # Errors
     /// Those of open(2) and the ioctls.
     pub fn loop_clear(&self, expected: &LoopStatus) -> io::Result<bool> {
-        let _gate = self.inner.loop_gate.write().unwrap_or_else(PoisonError::into_inner);
+        let _gate = patiently(|| self.inner.loop_gate.try_write());
         let device = expected.device;
         self.call(Call::LoopClear, &device.path().display(), || {
             let same = |now: &LoopStatus| now.shows_what(expected);
@@ -326,6 +333,19 @@ pub enum Discard {
     On,
     /// A thick image: it stays thick.
     Off,
+}
+
+/// Comes through the gate of the loop devices, or goes on without it where it does not open: it only keeps a look from
+/// making a clear a lazy one, and that is waited for anyway.
+fn patiently<G>(try_gate: impl Fn() -> TryLockResult<G>) -> Option<G> {
+    for _ in 0..GATE_TRIES {
+        match try_gate() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => thread::sleep(GATE_PAUSE),
+        }
+    }
+    None
 }
 
 fn status_of(device: LoopDevice) -> io::Result<Option<LoopStatus>> {

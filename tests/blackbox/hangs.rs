@@ -9,7 +9,8 @@ use holdfast::os::Stopwatch;
 use tonic::{Code, Request};
 
 use crate::harness::{
-    Frozen, HeldTool, PoolFs, Use, Vol, World, await_that, check_tree, create_request, refused, run, write_tree,
+    Frozen, HeldTool, PoolFs, Scratch, Use, Vol, World, await_that, check_tree, create_request, refused, run,
+    write_tree,
 };
 
 /// A stage whose mkfs does not come back, called by somebody who has gone.
@@ -186,5 +187,49 @@ fn a_pool_that_does_not_answer_gives_no_final_answers_and_does_not_hold_up_anoth
     run("/usr/bin/umount", &[second.to_str().unwrap()]);
     world.drop_arguments(2);
     world.start();
+    world.finish();
+}
+
+/// Dirty pages of a raw device are written back by its last close(2): on a dead disk that never ends.
+#[test]
+fn a_raw_device_that_cannot_be_written_back_holds_up_no_other_volume() {
+    let mut world = World::stopped(PoolFs::Xfs, 1 << 30);
+    let second = Scratch::new(PoolFs::Xfs, 1 << 30);
+    let root = second.root().join("pool");
+    std::fs::create_dir(&root).unwrap();
+    world.add_arguments(&["--pool", &format!("second=file:{}", root.display())]);
+    world.start();
+    let on = |pool: &str, name: &str| {
+        let mut request = create_request(name, Use::Block, 32 << 20);
+        request.parameters.insert("pool".into(), pool.into());
+        world.try_create(Use::Block, &request).unwrap()
+    };
+    let (stuck, other) = (on("test", "stuck"), on("second", "other"));
+    let device = world.attach(&stuck).unwrap();
+    // The driver holds it open, so this is not the last close.
+    let dirty = std::fs::File::options().write(true).open(&device).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&dirty, &[7; 1 << 20], 0).unwrap();
+    drop(dirty);
+    let frozen = Frozen::new(&world.scratch.root());
+    world.unbind(&stuck, "pod").unwrap();
+    let unstage = p::NodeUnstageVolumeRequest {
+        volume_id: stuck.id.clone(),
+        staging_target_path: world.staging(&stuck).display().to_string(),
+    };
+    let mut request = Request::new(unstage);
+    request.set_timeout(Duration::from_secs(3));
+    let mut client = NodeClient::new(world.channel());
+    let given_up = world.block_on(client.node_unstage_volume(request));
+    let watch = Stopwatch::start();
+    let used = world.attach(&other).map(|_| world.detach(&other));
+    let took = watch.elapsed();
+    drop(frozen);
+    given_up.unwrap_err();
+    used.unwrap();
+    assert!(took < Duration::from_secs(20), "held up for {took:?}");
+    world.retried("NodeUnstage", || world.unstage(&stuck));
+    world.unpublish(&stuck).unwrap();
+    world.delete(&stuck).unwrap();
+    world.delete(&other).unwrap();
     world.finish();
 }

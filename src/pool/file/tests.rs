@@ -289,6 +289,26 @@ fn a_loop_device_of_somebody_else_is_named_and_left_alone() {
     assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
 }
 
+/// A number that was a thick image's never passes discards on again; there may be more of them than tries.
+#[test]
+fn a_thin_image_is_attached_however_many_thick_ones_had_the_free_numbers() {
+    let scratch = Scratch::new(Ground::Ext4);
+    let pool = scratch.pool();
+    make(&*pool);
+    let os = scratch.os();
+    let thick: Vec<_> = (0..80).map(|_| foreign(&scratch, "mine")).collect();
+    for device in &thick {
+        os.loop_set_discard(*device, Discard::Off).unwrap();
+    }
+    for device in thick {
+        clear(&scratch, device);
+    }
+    let image = os.open_image(&data(&scratch)).unwrap().unwrap();
+    let config = LoopConfig { block_size: 4096, name: "mine".to_owned(), discard: Discard::On };
+    let device = os.loop_attach(&image, &data(&scratch), &config).unwrap();
+    clear(&scratch, device);
+}
+
 #[test]
 fn two_loop_devices_over_one_image_are_an_error_and_both_can_be_taken_away() {
     let scratch = Scratch::new(Ground::Ext4);
