@@ -111,7 +111,7 @@ impl Directory {
             Error::new(
                 Kind::Unavailable,
                 format!(
-                    "pool {pool} is served by no node now: start its node, or if its disks were moved run `holdfast pools claim` where they are"
+                    "pool {pool} is served by no node now: start its node; if its disks were moved, start holdfast where they are: it says what to change"
                 ),
             )
         })

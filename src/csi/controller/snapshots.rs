@@ -1,6 +1,6 @@
 //! The calls about snapshots. All block.
 
-use tracing::{Span, field, info};
+use tracing::{Span, debug, field};
 
 use crate::csi::decode::{self, ListSnapshots};
 use crate::csi::{encode, proto as pb};
@@ -23,7 +23,7 @@ pub(super) fn create(
     let (Created::New(snapshot) | Created::Existing(snapshot)) = &created;
     in_span(&snapshot.id);
     if let Created::New(snapshot) = &created {
-        info!(size = %snapshot.size, home = %snapshot.home, "snapshot cut");
+        debug!(size = %snapshot.size, home = %snapshot.home, "snapshot cut");
     }
     Ok(pb::CreateSnapshotResponse { snapshot: Some(encode::snapshot(&created.into_inner())) })
 }
@@ -34,7 +34,7 @@ pub(super) fn delete(router: &Router, request: pb::DeleteSnapshotRequest) -> Res
     if let Ok(id) = decode::required("snapshot_id", &request.snapshot_id)?.parse() {
         in_span(&id);
         if router.delete_snapshot(&id)? == Changed::Yes {
-            info!("snapshot deleted");
+            debug!("snapshot deleted");
         }
     }
     Ok(pb::DeleteSnapshotResponse {})

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tracing::{Span, field, info};
+use tracing::{Span, debug, field};
 
 use crate::csi::decode::{self, CapacityOf, Unpublish};
 use crate::csi::{encode, proto as pb};
@@ -22,7 +22,7 @@ pub(super) fn create(router: &Router, request: pb::CreateVolumeRequest) -> Resul
     let (Created::New(volume) | Created::Existing(volume)) = &created;
     in_span(&volume.id);
     if let Created::New(volume) = &created {
-        info!(size = %volume.size, home = %volume.home, "volume made");
+        debug!(size = %volume.size, home = %volume.home, "volume made");
     }
     Ok(pb::CreateVolumeResponse { volume: Some(encode::volume(&created.into_inner(), asked.source)) })
 }
@@ -33,7 +33,7 @@ pub(super) fn delete(router: &Router, request: pb::DeleteVolumeRequest) -> Resul
     if let Ok(id) = decode::required("volume_id", &request.volume_id)?.parse() {
         in_span(&id);
         if router.delete_volume(&id)? == Changed::Yes {
-            info!("volume deleted");
+            debug!("volume deleted");
         }
     }
     Ok(pb::DeleteVolumeResponse {})
@@ -65,7 +65,7 @@ pub(super) fn publish(
     let grant = GrantRequest { node: asked.node, mode, access: asked.asked.access, read_only: asked.read_only };
     let granted = router.grant(&asked.volume, &grant)?;
     if granted.changed == Changed::Yes {
-        info!(epoch = granted.epoch, "volume granted");
+        debug!(epoch = granted.epoch, "volume granted");
     }
     let publish_context =
         HashMap::from([("home".to_owned(), granted.home.to_string()), ("epoch".to_owned(), granted.epoch.to_string())]);
@@ -87,7 +87,7 @@ pub(super) fn unpublish(
         Span::current().record("node", node.as_str());
     }
     match router.revoke(&id, node.as_ref()) {
-        Ok(Changed::Yes) => info!("volume's grant taken back"),
+        Ok(Changed::Yes) => debug!("volume's grant taken back"),
         Ok(Changed::No) => {}
         // A volume that is gone is attached nowhere (spec, ControllerUnpublishVolume).
         Err(error) if error.kind() == Kind::NotFound => {}
@@ -182,7 +182,7 @@ pub(super) fn expand(
     in_span(&asked.volume);
     let expanded = router.expand(&asked.volume, &asked.range)?;
     if expanded.changed == Changed::Yes {
-        info!(size = %expanded.size, "volume grown");
+        debug!(size = %expanded.size, "volume grown");
     }
     Ok(pb::ControllerExpandVolumeResponse {
         capacity_bytes: expanded.size.to_i64(),
