@@ -7,6 +7,7 @@ mod ext4;
 mod mkfs_options;
 mod options;
 pub mod probe;
+pub mod signature;
 mod tool;
 mod xfs;
 

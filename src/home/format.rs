@@ -21,6 +21,7 @@ use super::grant::granted_to;
 use super::local::{PoolState, Shared};
 use super::record::{Record, VolumeRecord};
 use super::{Coordinates, FormatState, Formatting, ReadOnly};
+use crate::fs::{probe, signature};
 use crate::pool::Blankness;
 use crate::types::{Error, FsType, Kind, NodeId, Result, VolumeId};
 
@@ -63,14 +64,7 @@ impl Shared {
             FormatState::Raw | FormatState::Formatted { .. } => return Err(not_blank(&record)),
         }
         if let Blankness::DataAt(offset) = state.pool.blankness(id.uuid)? {
-            return Err(Error::new(
-                Kind::Precondition,
-                format!(
-                    "volume {id} has never been formatted, but its image is not blank: there is data at byte {offset}. \
-                     It is not formatted and nothing was written. If the data is wanted, copy it from the image in pool {}; if not, delete the volume and make a new one",
-                    state.pool.identity().place
-                ),
-            ));
+            return Err(self.not_proved_blank(state, &record, offset));
         }
         let planned_uuid = Uuid::new_v4();
         record.format = FormatState::Formatting { fs, planned_uuid };
@@ -79,6 +73,27 @@ impl Shared {
         let device = state.pool.activate(id.uuid, &record.geometry())?;
         lock.works_on(&device.path.display());
         Ok(Formatting { at: Coordinates::Local { device: device.path }, planned_uuid })
+    }
+
+    /// Says what was found and where, and what can be done about it.
+    fn not_proved_blank(&self, state: &PoolState, record: &VolumeRecord, offset: u64) -> Error {
+        let shown = || {
+            let device = state.pool.active(record.uuid).ok().flatten()?;
+            let device = self.os.open_device(&device.path).ok()?;
+            let contents = probe::probe(&self.os, &device).ok()?;
+            Some(signature::describe(&self.os, &device, &contents))
+        };
+        let shown = shown().unwrap_or_else(|| "something that cannot be read".to_owned());
+        Error::new(
+            Kind::Precondition,
+            format!(
+                "volume {} has never been formatted, but its image is not blank: there is data at byte {offset}, and it shows {shown}. \
+                 It is not formatted and nothing was written. If the data is wanted, copy it from volumes/{}/data in pool {}; if not, delete the volume and make a new one",
+                record.id(),
+                record.uuid,
+                state.pool.identity().place
+            ),
+        )
     }
 
     /// Writes in flight must have ended before blankness is looked at: nobody but us may have the device.

@@ -151,9 +151,13 @@ impl Shared {
         ))
     }
 
-    /// Goes on with an expansion that a crash cut off; one that no longer fits is left for the next ControllerExpandVolume.
+    /// Goes on with an expansion that a crash cut off; one that no longer fits is left for the next ControllerExpandVolume,
+    /// and one that a newer release began is left to it.
     fn finish_growth(&self, state: &PoolState, record: &mut VolumeRecord) {
         let Some(target) = record.target_size else { return };
+        if record.changeable().is_err() {
+            return;
+        }
         let finished = self.grow_to(state, record, target);
         if let Err(error) = finished {
             warn!(volume = %record.handle, target = target.get(), error = %error.chain(), "an expansion that was cut off could not be finished");

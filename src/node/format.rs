@@ -20,9 +20,9 @@ use super::patience::patiently;
 use super::slots::Slots;
 use crate::attach::{Attach, Attached, Wanted};
 use crate::fs::probe::{self, Contents, Found, Health, Superblock};
-use crate::fs::{self, Checked, MkfsOptions};
+use crate::fs::{self, Checked, MkfsOptions, signature};
 use crate::home::{FormatState, Home, LockGuard, Opened, ReadOnly};
-use crate::os::Os;
+use crate::os::{BlockDevice, Os};
 use crate::types::{Error, FsType, FsckPolicy, Kind, NodeId, OsContext, Result, VolumeId};
 
 /// What a stage knows when it asks for a filesystem.
@@ -92,7 +92,7 @@ impl Formatter<'_> {
         let path = attached.device.path().to_owned();
         let contents = probe::probe(self.os, &attached.device)?;
         if (&contents.ext4, &contents.xfs) != (&Found::Absent, &Found::Absent) {
-            return Err(self.corrupt(&path, &contents, "was proved blank"));
+            return Err(self.corrupt(&attached.device, &contents, "was proved blank"));
         }
 
         self.alone(&path)?;
@@ -110,7 +110,7 @@ impl Formatter<'_> {
                 if made.uuid == formatting.planned_uuid
                     && made.health == Health::Clean
                     && made.bytes() <= attached.size.get() => {}
-            _ => return Err(self.corrupt(&path, &contents, "has just been formatted")),
+            _ => return Err(self.corrupt(&attached.device, &contents, "has just been formatted")),
         }
         self.home.end_format(self.volume, self.node, formatting.planned_uuid)?;
         Ok(attached)
@@ -123,7 +123,7 @@ impl Formatter<'_> {
         let contents = probe::probe(self.os, &attached.device)?;
         let foreign = contents.valid().any(|found| found.fs != self.fs || found.uuid != planned);
         if foreign {
-            return Err(self.corrupt(&path, &contents, &format!("was being formatted with UUID {planned}")));
+            return Err(self.corrupt(&attached.device, &contents, &format!("was being formatted with UUID {planned}")));
         }
         self.alone(&path)?;
         if let Found::Valid(_) = contents.of(self.fs)
@@ -153,7 +153,7 @@ impl Formatter<'_> {
         let other = contents.valid().any(|found| found.fs != self.fs);
         let superblock = match contents.of(self.fs) {
             Found::Valid(superblock) if superblock.uuid == uuid && !other => *superblock,
-            _ => return Err(self.corrupt(&path, &contents, &recorded)),
+            _ => return Err(self.corrupt(&attached.device, &contents, &recorded)),
         };
         if superblock.bytes() > attached.size.get() {
             return Err(Error::new(
@@ -193,7 +193,7 @@ impl Formatter<'_> {
         let contents = probe::probe(self.os, &attached.device)?;
         match contents.of(self.fs) {
             Found::Valid(now) if now.uuid == superblock.uuid && now.health != Health::Errors => Ok(()),
-            _ => Err(self.corrupt(path, &contents, "has just been repaired")),
+            _ => Err(self.corrupt(&attached.device, &contents, "has just been repaired")),
         }
     }
 
@@ -228,13 +228,14 @@ impl Formatter<'_> {
         Error::new(Kind::Precondition, format!("volume {} {why}; nothing was written", self.volume))
     }
 
-    fn corrupt(&self, path: &Path, found: &Contents, recorded: &str) -> Error {
+    fn corrupt(&self, device: &BlockDevice, found: &Contents, recorded: &str) -> Error {
+        let shown = signature::describe(self.os, device, found);
         Error::new(
             Kind::Corrupt,
             format!(
-                "volume {} {recorded}, but {} shows {found}; nothing more is written to it; find out what wrote to the image, or restore it from a snapshot",
+                "volume {} {recorded}, but {} shows {shown}; nothing more is written to it; find out what wrote to the image, or restore it from a snapshot",
                 self.volume,
-                path.display()
+                device.path().display()
             ),
         )
     }

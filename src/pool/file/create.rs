@@ -7,6 +7,7 @@ use super::super::{Ability, Cloning, Fill, Geometry, Object};
 use super::FilePool;
 use super::filesystem::cannot;
 use super::layout::{DATA, class_of, record_name};
+use super::plain::Plain;
 use super::trash::delete_tree;
 use crate::types::{Bytes, Error, Failure, Kind, MIB, OsContext, Provisioning, Result};
 
@@ -80,7 +81,7 @@ impl FilePool {
             ));
         };
         let path = self.layout.data(source);
-        let image = self.os.view_image(&path).at(|| format!("open {}", path.display()))?;
+        let image = self.os.view_image(&path).plain("open", &path)?;
         let image = image.ok_or_else(|| self.not_found(source))?;
         let length = self.os.image_identity(&image, &path).at(|| format!("stat {}", path.display()))?.size;
         if length > geometry.size.get() {

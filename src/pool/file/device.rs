@@ -7,6 +7,7 @@ use std::sync::PoisonError;
 
 use super::super::{ActiveDevice, Deactivated, Geometry, Object};
 use super::FilePool;
+use super::plain::Plain;
 use crate::os::{Discard, FileIdentity, LoopConfig, LoopDevice, LoopStatus};
 use crate::types::{Error, Kind, ObjectUuid, OsContext, Provisioning, Result};
 
@@ -168,7 +169,7 @@ impl FilePool {
     }
 
     pub(super) fn attached(&self, volume: ObjectUuid) -> Result<Option<ActiveDevice>> {
-        let file = self.image_file(volume)?;
+        let file = self.image_if_one(volume)?;
         Ok(self.find(volume, file.as_ref())?.map(|status| ActiveDevice { path: status.device.path() }))
     }
 
@@ -205,7 +206,7 @@ impl FilePool {
     /// Clears every device of the volume, found by its image or, where that is gone or was replaced, by the name the
     /// device carries. A crash leaves some of them: the next call clears the rest.
     pub(super) fn detach(&self, volume: ObjectUuid) -> Result<Deactivated> {
-        let file = self.image_file(volume)?;
+        let file = self.image_if_one(volume)?;
         let place = self.place()?;
         self.forget(volume);
         let mut result = Deactivated::Gone;
@@ -286,8 +287,16 @@ impl FilePool {
     /// Which file a volume's image is; `None` when it is gone.
     fn image_file(&self, volume: ObjectUuid) -> Result<Option<FileIdentity>> {
         let path = self.layout.data(Object::Volume(volume));
-        let Some(image) = self.os.view_image(&path).at(|| format!("open {}", path.display()))? else { return Ok(None) };
+        let Some(image) = self.os.view_image(&path).plain("open", &path)? else { return Ok(None) };
         self.os.image_identity(&image, &path).at(|| format!("stat {}", path.display())).map(Some)
+    }
+
+    /// The same; `None` also when something else is in its place: a device of the volume is then known by its name.
+    fn image_if_one(&self, volume: ObjectUuid) -> Result<Option<FileIdentity>> {
+        match self.image_file(volume) {
+            Err(error) if error.kind() == Kind::Corrupt => Ok(None),
+            file => file,
+        }
     }
 
     /// The pool's root, for the device number its images have.

@@ -8,13 +8,14 @@ use super::super::{Blankness, Geometry, ImageFacts, Object};
 use super::FilePool;
 use super::Ownership;
 use super::filesystem::cannot;
+use super::plain::Plain;
 use crate::os::ExtentSummary;
 use crate::types::{Bytes, Error, Kind, ObjectUuid, OsContext, Provisioning, Result};
 
 impl FilePool {
     pub(super) fn facts_of(&self, object: Object) -> Result<Option<ImageFacts>> {
         let path = self.layout.data(object);
-        let Some(image) = self.os.view_image(&path).at(|| format!("open {}", path.display()))? else { return Ok(None) };
+        let Some(image) = self.os.view_image(&path).plain("open", &path)? else { return Ok(None) };
         let is = self.os.image_identity(&image, &path).at(|| format!("stat {}", path.display()))?;
         Ok(Some(ImageFacts { size: Bytes::new(is.size), allocated: Bytes::new(is.allocated) }))
     }
@@ -96,14 +97,14 @@ impl FilePool {
     /// An object's image to read.
     pub(super) fn image(&self, object: Object) -> Result<(File, PathBuf)> {
         let path = self.layout.data(object);
-        let image = self.os.view_image(&path).at(|| format!("open {}", path.display()))?;
+        let image = self.os.view_image(&path).plain("open", &path)?;
         image.map(|image| (image, path)).ok_or_else(|| self.not_found(object))
     }
 
     /// An object's image to change.
     pub(super) fn edit(&self, object: Object) -> Result<(File, PathBuf)> {
         let path = self.layout.data(object);
-        let image = self.os.open_image(&path).at(|| format!("open {}", path.display()))?;
+        let image = self.os.open_image(&path).plain("open", &path)?;
         image.map(|image| (image, path)).ok_or_else(|| self.not_found(object))
     }
 }

@@ -17,6 +17,7 @@ mod identity;
 mod image;
 mod init;
 mod layout;
+mod plain;
 mod records;
 mod strays;
 #[cfg(test)]

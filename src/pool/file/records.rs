@@ -3,6 +3,7 @@
 use super::super::{Class, Object};
 use super::FilePool;
 use super::layout::object_of;
+use super::plain::Plain;
 use crate::os::Entry;
 use crate::types::{Error, Kind, ObjectUuid, OsContext, Result};
 
@@ -33,7 +34,7 @@ impl FilePool {
 
     pub(super) fn record_of(&self, object: Object) -> Result<Option<Vec<u8>>> {
         let path = self.layout.record(object);
-        let record = self.os.read_plain(&path).at(|| format!("read {}", path.display()))?;
+        let record = self.os.read_plain(&path).plain("read", &path)?;
         // The object may have been removed between the two looks, or never have been: both are absence.
         if record.is_none() && self.exists(object)? {
             return Err(Error::new(

@@ -8,8 +8,8 @@ use super::layout::{DIRECTORIES, Layout, TEMPORARY, class_of};
 use crate::os::{Entry, Os};
 use crate::types::{Error, Kind, OsContext, Result};
 
-/// Removes a directory of plain files; gone already is success. Not recursive: nothing of a pool lies deeper. A
-/// symbolic link is removed itself, never what it leads to.
+/// Removes a directory of plain files; gone already is success. Not recursive: nothing of a pool lies deeper, and a
+/// directory that somebody put there goes only when it is empty. A symbolic link is removed itself, never what it leads to.
 pub(super) fn delete_tree(os: &Os, directory: &Path) -> Result<()> {
     if os.entry(directory).at(|| format!("look at {}", directory.display()))? != Some(Entry::Directory) {
         os.remove_file(directory).at(|| format!("unlink {}", directory.display()))?;
@@ -17,7 +17,10 @@ pub(super) fn delete_tree(os: &Os, directory: &Path) -> Result<()> {
     }
     for name in os.list_dir(directory).at(|| format!("list {}", directory.display()))? {
         let path = directory.join(name);
-        os.remove_file(&path).at(|| format!("unlink {}", path.display()))?;
+        match os.entry(&path).at(|| format!("look at {}", path.display()))? {
+            Some(Entry::Directory) => os.remove_dir(&path).at(|| format!("rmdir {}", path.display()))?,
+            _ => os.remove_file(&path).at(|| format!("unlink {}", path.display()))?,
+        };
     }
     os.remove_dir(directory).at(|| format!("rmdir {}", directory.display()))?;
     Ok(())
