@@ -18,6 +18,7 @@ mod format_once;
 mod fsck;
 mod growth;
 mod hangs;
+mod hostile;
 mod lifecycle;
 mod observability;
 mod one_writer;

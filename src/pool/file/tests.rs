@@ -200,7 +200,6 @@ fn an_image_is_never_reached_through_a_symbolic_link() {
     assert!(pool.activate(uuid(), &THICK).is_err());
     assert!(pool.grow(uuid(), &THICK).is_err());
     assert!(pool.blankness(uuid()).is_err());
-    assert!(pool.remove(volume()).is_err());
     fs::remove_file(data(&scratch)).unwrap();
     fs::rename(&elsewhere, data(&scratch)).unwrap();
     let directory = scratch.root().join(format!("volumes/{}", uuid()));
@@ -211,6 +210,13 @@ fn an_image_is_never_reached_through_a_symbolic_link() {
     assert!(pool.activate(uuid(), &THICK).is_err());
     assert!(pool.remove(volume()).is_err());
     assert_eq!(fs::read(elsewhere.join("volume.json")).unwrap(), b"{}");
+    // Removing takes the link away and never what it leads to.
+    fs::remove_file(&directory).unwrap();
+    fs::rename(&elsewhere, &directory).unwrap();
+    fs::rename(data(&scratch), &elsewhere).unwrap();
+    symlink(&elsewhere, data(&scratch)).unwrap();
+    pool.remove(volume()).unwrap();
+    assert!(!directory.exists() && elsewhere.exists());
 }
 
 #[test]
@@ -234,7 +240,7 @@ fn sweeping_removes_what_has_no_name_and_nothing_else() {
     assert!(precious.join("file").exists());
     assert_eq!(pool.list(Class::Volume).unwrap(), [uuid()]);
     // What cannot be removed is an error and keeps the rest from nothing.
-    fs::create_dir_all(root.join("trash/a/deep")).unwrap();
+    fs::create_dir_all(root.join("trash/a/deep/er")).unwrap();
     fs::create_dir(root.join("trash/b")).unwrap();
     assert!(pool.sweep().is_err());
     assert!(!root.join("trash/b").exists());

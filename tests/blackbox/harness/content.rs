@@ -87,7 +87,7 @@ pub(crate) fn checksum(path: &Path) -> (u64, u32) {
         at = data / 4096 * 4096;
         while at < hole {
             let count = file.read_at(&mut block, u64::try_from(at).unwrap()).unwrap();
-            if block[..count].iter().any(|byte| *byte != 0) {
+            if block[..count] != [0; BLOCK][..count] {
                 sum = crc32c::crc32c_append(sum, &at.to_le_bytes());
                 sum = crc32c::crc32c_append(sum, &block[..count]);
             }
