@@ -12,6 +12,7 @@
 //! 3. for a thick target, holes allocated; record `ready` without `copy`: complete.
 
 use std::collections::HashMap;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -200,7 +201,10 @@ impl Shared {
             if !self.copies.take_turn(copy) {
                 return false;
             }
-            let result = self.copy_once(target, copy);
+            // A panic must not keep the turn, nor the source, for ever: it is an error like any other.
+            let attempt = panic::catch_unwind(AssertUnwindSafe(|| self.copy_once(target, copy)));
+            let panicked = |_| Err(Error::new(Kind::Internal, "the copy's thread panicked"));
+            let result = attempt.unwrap_or_else(panicked);
             self.copies.give_turn();
             match result {
                 Ok(complete) => return complete,

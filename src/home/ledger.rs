@@ -1,25 +1,31 @@
 //! What a pool has promised (docs/design.md section 9). In memory only: rebuilt from the records at start.
 //!
 //! Two figures for each object. *Reserved* is what it may come to, and bounds the sum of all by the pool's size.
-//! *Promised* is the part of it the filesystem has not yet taken, and is kept free. Promised only ever shrinks as
-//! an image is written or its sharing ends, so an old figure errs to the safe side; it is counted again before
+//! *Promised* is the part of it the filesystem has not yet taken, and is kept free. It shrinks as an image is written
+//! or its sharing ends, and grows when a thin image is discarded: it is counted again when the count is old, and before
 //! anything is refused for it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::SpaceLimits;
+use crate::os::Stopwatch;
 use crate::pool::{Object, Pool, Room};
 use crate::types::{Bytes, Error, Kind, MIB, Provisioning, Result};
 
 /// Free inodes under this are kept: a volume takes three.
 const MIN_INODES_FREE: u64 = 64;
 
+/// A count older than this is made again before room is given out.
+const STALE: Duration = Duration::from_secs(10);
+
 /// The ledger of one pool.
 pub(super) struct Ledger {
     pool: Arc<dyn Pool>,
     limits: SpaceLimits,
     entries: Mutex<HashMap<Object, Entry>>,
+    counted: Mutex<Stopwatch>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +90,7 @@ enum Kept {
 impl Ledger {
     /// An empty ledger.
     pub(super) fn new(pool: Arc<dyn Pool>, limits: SpaceLimits) -> Self {
-        Self { pool, limits, entries: Mutex::default() }
+        Self { pool, limits, entries: Mutex::default(), counted: Mutex::new(Stopwatch::start()) }
     }
 
     /// How a promise stands by provisioning.
@@ -112,6 +118,9 @@ impl Ledger {
     /// # Errors
     /// `NoCapacity` naming what is asked and what is there.
     pub(super) fn reserve(&self, object: Object, claim: Claim) -> Result<Reservation<'_>> {
+        if self.counted.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > STALE {
+            self.count_again();
+        }
         match self.try_reserve(object, claim) {
             Err(error) if error.kind() == Kind::NoCapacity && self.count_again() => self.try_reserve(object, claim),
             result => result,
@@ -174,23 +183,26 @@ impl Ledger {
         sum(&self.lock())
     }
 
-    /// Asks the images of all debtors how much of their promise is kept by now; true when the sum shrank.
+    /// Asks the images of all debtors how much of their promise is kept by now; true when the sum shrank. What is
+    /// unallocated is counted both ways: a discard takes allocation back.
     pub(super) fn count_again(&self) -> bool {
-        let debtors: Vec<(Object, Entry)> = self
-            .lock()
-            .iter()
-            .filter(|(_, entry)| entry.promised > Bytes::ZERO && entry.debt != Debt::None)
-            .map(|(o, e)| (*o, *e))
-            .collect();
+        *self.counted.lock().unwrap_or_else(PoisonError::into_inner) = Stopwatch::start();
+        let owes = |entry: &Entry| match entry.debt {
+            Debt::None | Debt::UsersWord => false,
+            Debt::Unallocated => true,
+            Debt::Shared => entry.promised > Bytes::ZERO,
+        };
+        let debtors: Vec<(Object, Entry)> =
+            self.lock().iter().filter(|(_, entry)| owes(entry)).map(|(object, entry)| (*object, *entry)).collect();
         let mut shrank = false;
         for (object, entry) in debtors {
             let owed = self.owed(object, Claim { size: entry.reserved, debt: entry.debt });
             if let Some(now) = self.lock().get_mut(&object)
-                && owed < now.promised
                 && now.reserved == entry.reserved
+                && (owed < now.promised || entry.debt == Debt::Unallocated)
             {
+                shrank |= owed < now.promised;
                 now.promised = owed;
-                shrank = true;
             }
         }
         shrank

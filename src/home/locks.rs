@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt::{self, Display};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 
 use crate::os::{Activity, Stopwatch};
 use crate::types::{Error, Kind, Result};
@@ -21,6 +22,8 @@ pub struct Locks<K: Eq + Hash> {
 struct Holder {
     operation: &'static str,
     since: Stopwatch,
+    /// The thread that does the work: what it is waiting for is what the operation waits for.
+    thread: ThreadId,
     /// Device, image or mount point whose children and kernel calls belong to this operation.
     target: String,
     share: Share,
@@ -59,7 +62,13 @@ impl<K: Eq + Hash + Clone + Display> Locks<K> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         match table.get_mut(key) {
             None => {
-                let holder = Holder { operation, since: Stopwatch::start(), target: String::new(), share };
+                let holder = Holder {
+                    operation,
+                    since: Stopwatch::start(),
+                    thread: thread::current().id(),
+                    target: String::new(),
+                    share,
+                };
                 table.insert(key.clone(), holder);
             }
             Some(Holder { share: Share::With(count), .. }) if share != Share::Alone => *count += 1,
@@ -70,7 +79,7 @@ impl<K: Eq + Hash + Clone + Display> Locks<K> {
 
     fn busy(&self, key: &K, operation: &'static str, holder: &Holder) -> Error {
         let age = holder.since.elapsed().as_secs();
-        let children = if holder.target.is_empty() { Vec::new() } else { self.activity.on(&holder.target) };
+        let children = self.activity.on(&holder.target, holder.thread);
         let waits: String = children.iter().map(|ongoing| format!(", waiting for {ongoing}")).collect();
         Error::new(
             Kind::Busy,

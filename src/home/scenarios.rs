@@ -680,3 +680,20 @@ fn pages_follow_each_other_and_survive_the_loss_of_their_token() {
     ids.dedup();
     assert_eq!(ids.len(), 5);
 }
+
+#[test]
+fn what_a_thin_volume_discards_is_promised_again() {
+    let rig = Rig::on(Scratch::new(Ground::Xfs));
+    let parameters = VolumeParameters { provisioning: Some(Provisioning::Thin), ..Default::default() };
+    let id = rig.home.create_volume(&CreateVolume { parameters, ..request("a", 64) }).unwrap().into_inner().id;
+    // Somebody else uses the filesystem too: what is really free is what counts.
+    std::fs::write(rig.scratch.root().join("foreign"), vec![1; 128 << 20]).unwrap();
+    rig.write(&id, 0, &vec![1; 32 << 20]);
+    let available = || rig.home.capacity(&CapacityQuery::default()).unwrap().available;
+    let before = available();
+    let file = OpenOptions::new().write(true).open(rig.image(&id)).unwrap();
+    rig.os.punch_hole(&file, &rig.image(&id), 0, 64 << 20).unwrap();
+    file.sync_all().unwrap();
+    let after = available();
+    assert!(after <= before.saturating_add(Bytes::mib(2)), "{after} after {before}");
+}

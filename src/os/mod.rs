@@ -146,6 +146,11 @@ impl Os {
 
     /// Makes one call under its name. `target` is what it acts on, for interceptors and messages.
     fn call<T>(&self, call: Call, target: &dyn fmt::Display, run: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        // Those that may well last enter themselves, with their pid.
+        let _ongoing = match call {
+            Call::Exec | Call::Mount | Call::Bind | Call::Unmount => None,
+            _ => Some(self.inner.activity.enter_short(format!("{call:?}"), target.to_string())),
+        };
         let Some(interceptor) = &self.inner.interceptor else { return run() };
         let target = target.to_string();
         interceptor.before(call, &target)?;
