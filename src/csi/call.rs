@@ -1,30 +1,30 @@
-//! What every call passes through once: span, metrics, the caller's deadline, the limit of calls at once, the end of
-//! the process, and the last guard against a panic or a code that tonic chose itself.
+//! What every call passes through once: span, metrics, the caller's deadline, the limits of what arrives, the end of the
+//! process, and the last guard against a panic or a code that tonic chose itself.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use http::HeaderMap;
+use tokio::time::sleep;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, debug, error, field, info, info_span};
 
+use super::connections::{Peer, PeerCall};
 use super::rpc::{Class, Rpc};
 use super::status;
-use super::work::reason_of;
+use super::traffic::{self, ARRIVAL, Arrival, Arriving};
+use super::work::{Slot, reason_of};
 use crate::os::Stopwatch;
 use crate::telemetry::Metrics;
-
-/// Calls at once; one more is refused. Identity calls do not count: a probe must get through.
-pub(super) const MOST_CALLS: usize = 256;
 
 type HttpRequest = http::Request<Body>;
 type HttpResponse = http::Response<Body>;
@@ -37,13 +37,13 @@ pub(super) struct Calls(Arc<Shared>);
 struct Shared {
     metrics: Arc<Metrics>,
     stopping: AtomicBool,
-    under_way: AtomicUsize,
+    arriving: Arriving,
 }
 
 impl Calls {
     /// For a server that has just begun.
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Shared { metrics, stopping: AtomicBool::new(false), under_way: AtomicUsize::new(0) }))
+        Self(Arc::new(Shared { metrics, stopping: AtomicBool::new(false), arriving: Arriving::default() }))
     }
 
     /// From now on new calls are refused.
@@ -51,12 +51,12 @@ impl Calls {
         self.0.stopping.store(true, Ordering::SeqCst);
     }
 
-    fn refusal(&self, rpc: Rpc, others: usize) -> Option<Status> {
+    /// Lets a call in, or says why not.
+    fn admit(&self, rpc: Rpc) -> Result<Arrival, Status> {
         if self.0.stopping.load(Ordering::SeqCst) {
-            return Some(status::stopping(rpc));
+            return Err(status::stopping(rpc));
         }
-        let exempt = rpc.service() == super::rpc::Service::Identity;
-        (others >= MOST_CALLS && !exempt).then(|| status::crowded(rpc, MOST_CALLS))
+        self.0.arriving.admit().ok_or_else(status::flooded)
     }
 }
 
@@ -98,47 +98,76 @@ where
             snapshot = field::Empty,
             node = field::Empty
         );
-        let begun = Begun::default();
+        let begun = Begun::by(request.extensions().get::<Arc<Peer>>());
         request.extensions_mut().insert(begun.clone());
         let limit = deadline(request.headers());
         let mut entered = Entered::new(&self.calls, rpc);
-        if let Some(refusal) = self.calls.refusal(rpc, entered.others) {
-            span.in_scope(|| info!(code = ?refusal.code(), "{}", refusal.message()));
-            return Box::pin(async move { Ok(entered.leave(refusal.into_http())) });
-        }
+        let request = match self.calls.admit(rpc) {
+            Ok(arrival) => request.map(|body| arrival.body(body)),
+            Err(refusal) => {
+                span.in_scope(|| info!(code = ?refusal.code(), "{}", refusal.message()));
+                return Box::pin(async move { Ok(entered.leave(refusal.into_http())) });
+            }
+        };
         let inner = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, inner);
         let answer = async move {
             let answering = AssertUnwindSafe(async move { ready.call(request).await }).catch_unwind();
-            let response = match within(limit, answering).await {
-                Some(Ok(Ok(response))) => guarded(rpc, &begun, response),
-                Some(Ok(Err(never))) => match never {},
-                Some(Err(panic)) => {
+            let mut response = match within(limit, &begun, answering).await {
+                Ended::Answered(Ok(Ok(response))) => guarded(rpc, &begun, response),
+                Ended::Answered(Ok(Err(never))) => match never {},
+                Ended::Answered(Err(panic)) => {
                     error!(reason = reason_of(&*panic), "{} panicked", rpc.name());
                     status::panicked(rpc).into_http()
                 }
-                None => {
-                    let refusal = status::overdue(rpc);
-                    info!("{}", refusal.message());
-                    refusal.into_http()
-                }
+                Ended::Overdue => told(&status::overdue(rpc)),
+                Ended::Unsent => told(&status::unsent(rpc, ARRIVAL)),
             };
-            Ok(entered.leave(response))
+            let slot = response.extensions_mut().remove::<Slot>();
+            Ok(entered.leave(response).map(|body| traffic::answer(body, begun.call(), slot)))
         };
         Box::pin(answer.instrument(span))
     }
 }
 
-/// Whether a call got as far as its handler.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Begun(Arc<AtomicBool>);
+/// A refusal that is the caller's affair.
+fn told(refusal: &Status) -> HttpResponse {
+    info!("{}", refusal.message());
+    refusal.clone().into_http()
+}
+
+/// Whether a call got as far as its handler. Only from then on it is one of its connection's: requests that never arrive
+/// make nobody busy.
+#[derive(Clone, Debug)]
+pub(super) struct Begun(Arc<Beginning>);
+
+#[derive(Debug)]
+struct Beginning {
+    begun: AtomicBool,
+    peer: Option<Arc<Peer>>,
+    call: Mutex<Option<PeerCall>>,
+}
 
 impl Begun {
+    fn by(peer: Option<&Arc<Peer>>) -> Self {
+        Self(Arc::new(Beginning { begun: AtomicBool::new(false), peer: peer.cloned(), call: Mutex::default() }))
+    }
+
     /// The handler has the decoded request.
     pub(super) fn mark<M>(request: &tonic::Request<M>) {
-        if let Some(begun) = request.extensions().get::<Self>() {
-            begun.0.store(true, Ordering::Relaxed);
+        if let Some(Self(beginning)) = request.extensions().get() {
+            beginning.begun.store(true, Ordering::Relaxed);
+            *beginning.call.lock().unwrap_or_else(PoisonError::into_inner) = beginning.peer.as_ref().map(Peer::call);
         }
+    }
+
+    fn is(&self) -> bool {
+        self.0.begun.load(Ordering::Relaxed)
+    }
+
+    /// The call, if it was begun, to end with its answer.
+    fn call(&self) -> Option<PeerCall> {
+        self.0.call.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -148,7 +177,7 @@ fn guarded(rpc: Rpc, begun: &Begun, response: HttpResponse) -> HttpResponse {
     if !matches!(said.code(), Code::Internal | Code::Unknown) {
         return response;
     }
-    if !begun.0.load(Ordering::Relaxed) {
+    if !begun.is() {
         return status::undecodable(said.message()).into_http();
     }
     match rpc.class() {
@@ -162,16 +191,14 @@ fn guarded(rpc: Rpc, begun: &Begun, response: HttpResponse) -> HttpResponse {
 struct Entered {
     calls: Calls,
     rpc: Rpc,
-    others: usize,
     since: Stopwatch,
     code: Code,
 }
 
 impl Entered {
     fn new(calls: &Calls, rpc: Rpc) -> Self {
-        let others = calls.0.under_way.fetch_add(1, Ordering::SeqCst);
         calls.0.metrics.call_began(rpc.name());
-        Self { calls: calls.clone(), rpc, others, since: Stopwatch::start(), code: Code::Cancelled }
+        Self { calls: calls.clone(), rpc, since: Stopwatch::start(), code: Code::Cancelled }
     }
 
     fn leave(&mut self, response: HttpResponse) -> HttpResponse {
@@ -182,7 +209,6 @@ impl Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.calls.0.under_way.fetch_sub(1, Ordering::SeqCst);
         let took = self.since.elapsed();
         self.calls.0.metrics.call_ended(self.rpc.name(), code_name(self.code), took);
         debug!(parent: &Span::current(), rpc = self.rpc.name(), code = code_name(self.code), ?took, "answered");
@@ -236,10 +262,37 @@ fn timeout(text: &str) -> Option<Duration> {
     }
 }
 
-async fn within<T>(limit: Option<Duration>, work: impl Future<Output = T>) -> Option<T> {
-    match limit {
-        None => Some(work.await),
-        Some(limit) => tokio::time::timeout(limit, work).await.ok(),
+/// How waiting for an answer ended.
+enum Ended<T> {
+    /// With one.
+    Answered(T),
+    /// The caller's time is over.
+    Overdue,
+    /// The request did not arrive in time.
+    Unsent,
+}
+
+async fn within<T>(limit: Option<Duration>, begun: &Begun, work: impl Future<Output = T>) -> Ended<T> {
+    let overdue = async {
+        match limit {
+            Some(limit) => sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    let (mut work, mut overdue, mut arrival) = (pin!(work), pin!(overdue), pin!(sleep(ARRIVAL)));
+    let mut arriving = true;
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut work => return Ended::Answered(answer),
+            () = &mut overdue => return Ended::Overdue,
+            () = &mut arrival, if arriving => {
+                if !begun.is() {
+                    return Ended::Unsent;
+                }
+                arriving = false;
+            }
+        }
     }
 }
 

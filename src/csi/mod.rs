@@ -6,6 +6,7 @@
 
 mod call;
 mod codec;
+mod connections;
 mod controller;
 mod decode;
 mod encode;
@@ -19,6 +20,7 @@ mod socket;
 mod status;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod work;
 
 pub use identity::DRIVER_NAME;

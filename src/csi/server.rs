@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
-use super::call::{Calls, MOST_CALLS};
+use super::call::Calls;
+use super::connections::{Incoming, MOST_CONNECTIONS};
 use super::controller::Controller;
 use super::identity::Identity;
 use super::node::{NodeService, ThisNode};
@@ -25,8 +25,15 @@ use crate::types::{Error, Kind, Result};
 
 /// The largest request, in bytes; what gRPC's other implementations allow.
 const MOST_REQUEST: usize = 4 << 20;
+/// The largest request of the Identity service, whose messages are empty.
+const MOST_QUESTION: usize = 16 << 10;
 /// The largest header block of a request, in bytes.
 const MOST_HEADERS: u32 = 16 << 10;
+/// Calls at once on one connection; a client keeps further ones back by itself (RFC 9113, section 5.1.2).
+const MOST_STREAMS: u32 = 128;
+/// How often a connection's client is asked whether it is still there, and how long it may take to say so.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
 /// How long running work may take to end after the shutdown began.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -82,14 +89,16 @@ pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Sen
     );
     let (begin_end, end) = oneshot::channel::<()>();
     let server = Server::builder()
-        .max_concurrent_streams(u32::try_from(MOST_CALLS * 2).unwrap_or(u32::MAX))
+        .max_concurrent_streams(MOST_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
         .http2_max_header_list_size(MOST_HEADERS)
         .http2_max_pending_accept_reset_streams(Some(64))
         .layer(calls.clone())
-        .add_service(IdentityServer::new(Identity::new(config.pools)).max_decoding_message_size(MOST_REQUEST))
+        .add_service(IdentityServer::new(Identity::new(config.pools)).max_decoding_message_size(MOST_QUESTION))
         .add_optional_service(controller)
         .add_optional_service(node)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move { drop(end.await) });
+        .serve_with_incoming_shutdown(Incoming::new(listener, MOST_CONNECTIONS), async move { drop(end.await) });
     let mut serving = tokio::spawn(server);
     tokio::select! {
         ended = &mut serving => {

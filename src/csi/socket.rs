@@ -11,8 +11,9 @@ use tracing::warn;
 
 use crate::types::{Error, Kind, OsContext, Result};
 
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 128;
+/// Connections that may wait to be accepted: when they are as many, connect(2) fails for everybody, so the kernel's own
+/// limit (net.core.somaxconn) is to be the least.
+const BACKLOG: u32 = 4096;
 /// How long whoever holds the socket may take to accept a connection before it counts as alive.
 const PATIENCE: Duration = Duration::from_secs(1);
 

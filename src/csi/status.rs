@@ -6,6 +6,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "this is where gRPC codes are chosen")]
 
+use std::time::Duration;
+
 use tonic::{Code, Status};
 
 use super::rpc::{Class, Rpc, Service};
@@ -119,6 +121,19 @@ pub(super) fn stopping(rpc: Rpc) -> Status {
         Code::Unavailable,
         &format!("{} is refused: this driver process is stopping; ask again when it is back", rpc.name()),
     )
+}
+
+/// A request that did not arrive in time.
+pub(super) fn unsent(rpc: Rpc, limit: Duration) -> Status {
+    answer(
+        Code::DeadlineExceeded,
+        &format!("the request of {} did not arrive within {} s; nothing was begun", rpc.name(), limit.as_secs()),
+    )
+}
+
+/// Too much on its way in at once.
+pub(super) fn flooded() -> Status {
+    answer(Code::Unavailable, "too many bytes of requests are on their way into this driver; ask again later")
 }
 
 /// Too many calls at once.

@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -14,10 +15,28 @@ use super::rpc::Rpc;
 use super::status;
 use crate::types::{Failure, Kind};
 
+/// Works at once, with those whose caller went away and those whose answer was not taken yet; one more is refused. The
+/// runtime has threads for twice as many.
+pub(super) const MOST_WORKS: usize = 256;
+
 /// The works under way. Cheap to clone; clones count together.
 #[derive(Clone, Debug)]
 pub(super) struct Works {
     running: Arc<watch::Sender<usize>>,
+    slots: Arc<AtomicUsize>,
+}
+
+/// The right to one of [`MOST_WORKS`] works, free when the last clone is dropped: the work has one, its answer another.
+#[derive(Clone, Debug)]
+pub(super) struct Slot(#[expect(dead_code, reason = "its drop is what it is for")] Arc<Taken>);
+
+#[derive(Debug)]
+struct Taken(Arc<AtomicUsize>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// One work that counts until it ends.
@@ -32,7 +51,12 @@ impl Drop for Counted {
 impl Works {
     /// None yet.
     pub(super) fn new() -> Self {
-        Self { running: Arc::new(watch::Sender::new(0)) }
+        Self { running: Arc::new(watch::Sender::new(0)), slots: Arc::default() }
+    }
+
+    fn slot(&self) -> Option<Slot> {
+        let taken = Taken(Arc::clone(&self.slots));
+        (self.slots.fetch_add(1, Ordering::SeqCst) < MOST_WORKS).then(|| Slot(Arc::new(taken)))
     }
 
     fn count(&self) -> Counted {
@@ -58,11 +82,13 @@ impl Works {
         F: FnOnce(M) -> Result<R, E> + Send + 'static,
     {
         Begun::mark(&request);
+        let Some(slot) = self.slot() else { return Err(status::crowded(rpc, MOST_WORKS)) };
         let message = request.into_inner();
         let (tell, told) = oneshot::channel();
+        let working = slot.clone();
         let (span, counted) = (Span::current(), self.count());
         tokio::task::spawn_blocking(move || {
-            let _counted = counted;
+            let (_counted, _working) = (counted, working);
             let _in_span = span.enter();
             let ended = catch_unwind(AssertUnwindSafe(|| work(message).map_err(Into::into)));
             let answer = match ended {
@@ -85,7 +111,9 @@ impl Works {
                 info!(?code, "{} ended after its caller had gone away", rpc.name());
             }
         });
-        told.await.unwrap_or_else(|_| Err(status::panicked(rpc))).map(Response::new)
+        let mut response = told.await.unwrap_or_else(|_| Err(status::panicked(rpc))).map(Response::new)?;
+        response.extensions_mut().insert(slot);
+        Ok(response)
     }
 }
 
@@ -114,5 +142,22 @@ fn log(failure: &Failure) {
             info!(?kind, left, "{said}");
         }
         Kind::NotFound | Kind::Busy => debug!(?kind, left, "{said}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_free_when_work_and_answer_are_done_with_it() {
+        let works = Works::new();
+        let slots: Vec<_> = (0..MOST_WORKS).map(|_| works.slot().unwrap()).collect();
+        let answer = slots[0].clone();
+        assert!(works.slot().is_none());
+        drop(slots);
+        assert_eq!(works.slots.load(Ordering::SeqCst), 1);
+        drop(answer);
+        assert_eq!(works.slots.load(Ordering::SeqCst), 0);
     }
 }

@@ -12,6 +12,7 @@
 
 mod harness;
 
+mod bad_clients;
 mod bad_input;
 mod crash;
 mod format_once;

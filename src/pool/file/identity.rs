@@ -1,6 +1,8 @@
 //! pool.json: who a pool is. Written once when the pool is made, by its owner only; fields a newer release added are
 //! kept.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -15,7 +17,7 @@ const SCHEMA: u32 = 1;
 
 /// The content of pool.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct PoolFile {
+pub struct PoolFile {
     /// Of this file; a reader refuses a later one.
     schema: u32,
     pub(super) id: PoolId,
@@ -69,14 +71,22 @@ impl PoolFile {
     /// Reads it; `None` where no pool was made yet.
     ///
     /// # Errors
-    /// `Corrupt` for a file that is not a pool.json; `Unsupported` for one of a later release.
+    /// Those of [`PoolFile::parse`].
     pub(super) fn read(os: &Os, layout: &Layout) -> Result<Option<Self>> {
+        let path = layout.pool_file();
+        let text = os.read_plain(&path).at(|| format!("read {}", path.display()))?;
+        text.map(|text| Self::parse(&path, &text)).transpose()
+    }
+
+    /// Reads the text of a pool.json; `path` is what messages call it.
+    ///
+    /// # Errors
+    /// `Corrupt` for a file that is not a pool.json; `Unsupported` for one of a later release.
+    pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
         struct Schema {
             schema: u32,
         }
-        let path = layout.pool_file();
-        let Some(text) = os.read_plain(&path).at(|| format!("read {}", path.display()))? else { return Ok(None) };
         let corrupt = |error| {
             Error::new(
                 Kind::Corrupt,
@@ -87,7 +97,7 @@ impl PoolFile {
             )
             .because(error)
         };
-        let Schema { schema } = serde_json::from_slice(&text).map_err(corrupt)?;
+        let Schema { schema } = serde_json::from_slice(text).map_err(corrupt)?;
         if schema > SCHEMA {
             return Err(Error::new(
                 Kind::Unsupported,
@@ -97,16 +107,24 @@ impl PoolFile {
                 ),
             ));
         }
-        serde_json::from_slice(&text).map(Some).map_err(corrupt)
+        serde_json::from_slice(text).map_err(corrupt)
+    }
+
+    /// The text to store, fields of later releases included.
+    ///
+    /// # Errors
+    /// `Internal` if it cannot be written as JSON, which no value of ours causes.
+    pub fn encode(&self, path: &Path) -> Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::new(Kind::Internal, format!("write {} as JSON", path.display())).because(error))?;
+        text.push(b'\n');
+        Ok(text)
     }
 
     /// Writes it, durably: the old or the new after a crash.
     pub(super) fn write(&self, os: &Os, layout: &Layout) -> Result<()> {
         let path = layout.pool_file();
-        let mut text = serde_json::to_vec_pretty(self)
-            .map_err(|error| Error::new(Kind::Internal, format!("write {} as JSON", path.display())).because(error))?;
-        text.push(b'\n');
-        os.replace_file(&path, &text).at(|| format!("write {}", path.display()))
+        os.replace_file(&path, &self.encode(&path)?).at(|| format!("write {}", path.display()))
     }
 
     /// Whether a daemon of this node, configured with this name, may own the pool.

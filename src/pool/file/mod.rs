@@ -27,6 +27,8 @@ mod trash;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
+pub use self::identity::PoolFile;
+
 use self::filesystem::Filesystem;
 use self::layout::Layout;
 use super::{

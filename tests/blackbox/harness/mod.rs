@@ -6,6 +6,7 @@ mod content;
 mod faults;
 mod leaks;
 mod process;
+pub(crate) mod raw;
 mod request;
 mod scratch;
 mod world;
