@@ -25,8 +25,10 @@ use crate::os::Stopwatch;
 
 /// Connections at once.
 pub(super) const MOST_CONNECTIONS: usize = 256;
-/// How many may be open besides, because they were told to close and have not yet.
+/// How many may be open besides, because they were told to close and have not yet; until one has, others wait.
 const MOST_CLOSING: usize = 256;
+/// How long they wait before it is looked again.
+const CLOSING_PAUSE: Duration = Duration::from_millis(5);
 /// How long to wait after accept(2) failed: it fails again at once when file descriptors or memory are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The same thing is not said again for so long.
@@ -126,16 +128,21 @@ impl Table {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether those that were told to close have to go before another is let in.
+    fn closing(&self) -> bool {
+        let open = self.open();
+        open.peers.len() >= self.most + MOST_CLOSING
+    }
+
     /// A place for one more; `None` when all are taken and none is quiet.
     fn admit(self: &Arc<Self>) -> Option<Place> {
         let mut open = self.open();
-        let closed = |peer: &Arc<Peer>| peer.closed.load(Ordering::SeqCst);
-        let (closing, staying): (Vec<_>, Vec<_>) = open.peers.values().partition(|peer| closed(peer));
+        let staying: Vec<_> = open.peers.values().filter(|peer| !peer.closed.load(Ordering::SeqCst)).collect();
         if staying.len() >= self.most {
             let quiet = staying.into_iter().filter(|peer| peer.under_way.load(Ordering::SeqCst) == 0);
             let rank =
                 |peer: &&Arc<Peer>| (peer.served.load(Ordering::Relaxed), peer.quiet_since.load(Ordering::Relaxed));
-            let quietest = quiet.min_by_key(rank).filter(|_| closing.len() < MOST_CLOSING).map(Arc::clone);
+            let quietest = quiet.min_by_key(rank).map(Arc::clone);
             if let Some(quietest) = &quietest {
                 quietest.close();
             }
@@ -193,6 +200,10 @@ impl Stream for Incoming {
             if let Some(pause) = &mut self.pause {
                 ready!(pause.as_mut().poll(cx));
                 self.pause = None;
+            }
+            if self.table.closing() {
+                self.pause = Some(Box::pin(sleep(CLOSING_PAUSE)));
+                continue;
             }
             match ready!(self.listener.poll_accept(cx)) {
                 Ok((io, _)) => match self.table.admit() {
@@ -310,9 +321,9 @@ mod tests {
     #[test]
     fn those_that_do_not_go_are_not_joined_by_ever_more() {
         let table = table(1);
-        let places: Vec<_> = (0..MOST_CLOSING + 50).map_while(|_| table.admit()).collect();
-        assert_eq!(places.len(), MOST_CLOSING + 1);
+        let places: Vec<_> = (0..=MOST_CLOSING).map_while(|_| (!table.closing()).then(|| table.admit())).collect();
+        assert!(places.iter().all(Option::is_some) && table.closing());
         drop(places);
-        assert!(table.open().peers.is_empty() && table.admit().is_some());
+        assert!(table.open().peers.is_empty() && !table.closing());
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use holdfast::csi::proto as p;
 use holdfast::csi::proto::volume_capability::{AccessType, MountVolume};
 
-use crate::harness::{HeldTool, MIB, PoolFs, Use, World, capability, create_request};
+use crate::harness::{HeldTool, MIB, PoolFs, Use, World, capability, create_request, run};
 use crate::observability::http;
 
 const SECRET: &str = "xyzzy-marked-secret";
@@ -43,6 +43,12 @@ fn look_at_processes() {
         for text in [arguments, environment] {
             assert!(!marked(&String::from_utf8_lossy(&text)), "in process {:?}", entry.file_name());
         }
+    }
+}
+
+fn unmarked_lines(log: &str) {
+    for line in log.lines() {
+        assert!(!marked(line), "in the log: {line}");
     }
 }
 
@@ -170,9 +176,7 @@ fn nowhere_in_what_is_written(format: &str) {
     assert!(metrics.contains("CreateVolume") && !marked(&metrics), "{metrics}");
     let log = world.log();
     assert!(log.contains("CreateVolume"), "nothing was logged, so nothing was proved");
-    for line in log.lines() {
-        assert!(!marked(line), "in the log: {line}");
-    }
+    unmarked_lines(&log);
     assert!(!held.calls().iter().any(|call| marked(call)));
     world.terminate();
     world.start();
@@ -188,4 +192,159 @@ fn secrets_and_mount_flags_are_nowhere_with_text_logs() {
 #[test]
 fn secrets_and_mount_flags_are_nowhere_with_json_logs() {
     nowhere_in_what_is_written("json");
+}
+
+/// A message of one call whose bytes are no such message, or too many of them: the refusal repeats none.
+fn undecodable(world: &World, path: &'static str, field: u8) -> tonic::Status {
+    // A map entry whose key is marked and whose value is no UTF-8.
+    let (key, value) = (SECRET.as_bytes(), b"xyzzy\xff\xfe");
+    let length = |bytes: &[u8]| u8::try_from(bytes.len()).unwrap();
+    let entry = [&[0x0a, length(key)], key, &[0x12, length(value)], value].concat();
+    let message = [&[field << 3 | 2, length(&entry)], entry.as_slice()].concat();
+    let mut grpc = tonic::client::Grpc::new(world.channel());
+    let path = http::uri::PathAndQuery::from_static(path);
+    world.block_on(async {
+        grpc.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<Wire, p::ProbeResponse>::default();
+        grpc.unary(tonic::Request::new(Wire(message)), path, codec).await.unwrap_err()
+    })
+}
+
+/// Bytes that are sent as they are.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Wire(Vec<u8>);
+
+impl prost::Message for Wire {
+    fn encode_raw(&self, buf: &mut impl prost::bytes::BufMut) {
+        buf.put_slice(&self.0);
+    }
+
+    fn merge_field(
+        &mut self,
+        _: u32,
+        _: prost::encoding::WireType,
+        _: &mut impl prost::bytes::Buf,
+        _: prost::encoding::DecodeContext,
+    ) -> Result<(), prost::DecodeError> {
+        Ok(())
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+#[test]
+fn what_fails_late_or_is_no_request_repeats_nothing() {
+    let mut world = World::with_arguments(PoolFs::Xfs, 4 << 30, &["--log-level", "trace"]);
+    let mut said: Vec<String> = Vec::new();
+    let contexts = || HashMap::from([("token".to_owned(), SECRET.to_owned())]);
+    // Bytes that are no message, in the secrets of every call that has some.
+    let fields = [
+        ("/csi.v1.Controller/CreateVolume", 5),
+        ("/csi.v1.Controller/DeleteVolume", 2),
+        ("/csi.v1.Controller/ControllerPublishVolume", 5),
+        ("/csi.v1.Controller/ControllerUnpublishVolume", 3),
+        ("/csi.v1.Controller/ValidateVolumeCapabilities", 5),
+        ("/csi.v1.Controller/CreateSnapshot", 3),
+        ("/csi.v1.Controller/DeleteSnapshot", 2),
+        ("/csi.v1.Controller/ListSnapshots", 5),
+        ("/csi.v1.Controller/GetSnapshot", 2),
+        ("/csi.v1.Controller/ControllerExpandVolume", 3),
+        ("/csi.v1.Node/NodeStageVolume", 5),
+        ("/csi.v1.Node/NodePublishVolume", 7),
+        ("/csi.v1.Node/NodeExpandVolume", 6),
+    ];
+    for (path, field) in fields {
+        let status = undecodable(&world, path, field);
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{path}: {status:?}");
+        said.push(format!("{status:?}"));
+    }
+    let vol = world.create("vol", Use::Ext4);
+    let unknown = p::ControllerModifyVolumeRequest { secrets: secrets(), ..Default::default() };
+    said.push(format!("{:?}", world.controller_modify_volume(unknown).unwrap_err()));
+    let huge = HashMap::from([("key".to_owned(), SECRET.repeat(300_000))]);
+    let huge = p::DeleteVolumeRequest { volume_id: vol.id.clone(), secrets: huge };
+    said.push(format!("{:?}", world.delete_volume(huge).unwrap_err()));
+    let with_context = p::ControllerPublishVolumeRequest {
+        volume_id: vol.id.clone(),
+        volume_context: contexts(),
+        ..Default::default()
+    };
+    said.push(format!("{:?}", world.controller_publish_volume(with_context).unwrap_err()));
+    world.publish(&vol).unwrap();
+
+    // The tools fail: killed, and missing what they need.
+    let stage = || p::NodeStageVolumeRequest {
+        secrets: secrets(),
+        publish_context: contexts(),
+        volume_context: contexts(),
+        ..world.stage_request(&vol)
+    };
+    run("/usr/bin/mount", &["--bind", "/bin/false", "/usr/sbin/mke2fs"]);
+    said.push(format!("{:?}", world.node_stage_volume(stage()).unwrap_err()));
+    run("/usr/bin/umount", &["/usr/sbin/mke2fs"]);
+    world.node_stage_volume(stage()).unwrap();
+    world.unstage(&vol).unwrap();
+    // A flag that is allowed and marked reaches the kernel, which has no SELinux or does not know the type.
+    let label = p::VolumeCapability {
+        access_type: Some(AccessType::Mount(MountVolume {
+            fs_type: "ext4".into(),
+            mount_flags: vec!["context=\"system_u:object_r:xyzzy_t:s0\"".into()],
+            ..MountVolume::default()
+        })),
+        ..capability(Use::Ext4)
+    };
+    let labelled = p::NodeStageVolumeRequest { volume_capability: Some(label.clone()), ..stage() };
+    match world.node_stage_volume(labelled) {
+        Ok(_) => world.unstage(&vol).unwrap(),
+        Err(status) => said.push(format!("{status:?}")),
+    }
+    // Everybody who takes a capability is given the label.
+    let expand = p::ControllerExpandVolumeRequest {
+        volume_id: vol.id.clone(),
+        capacity_range: Some(p::CapacityRange { required_bytes: i64::MAX, limit_bytes: 0 }),
+        volume_capability: Some(label.clone()),
+        secrets: secrets(),
+    };
+    said.push(format!("{:?}", world.controller_expand_volume(expand).unwrap_err()));
+    let expand = p::NodeExpandVolumeRequest {
+        volume_id: vol.id.clone(),
+        volume_path: world.target(&vol, "pod").to_str().unwrap().into(),
+        volume_capability: Some(label.clone()),
+        secrets: secrets(),
+        ..Default::default()
+    };
+    said.push(format!("{:?}", world.node_expand_volume(expand).unwrap_err()));
+    let capacity = p::GetCapacityRequest { volume_capabilities: vec![label.clone()], ..Default::default() };
+    let _ = world.get_capacity(capacity).map_err(|status| said.push(format!("{status:?}")));
+    let publish = p::NodePublishVolumeRequest {
+        publish_context: contexts(),
+        volume_context: contexts(),
+        secrets: secrets(),
+        volume_capability: Some(label),
+        ..world.bind_request(&vol, "pod")
+    };
+    said.push(format!("{:?}", world.node_publish_volume(publish).unwrap_err()));
+    look_at_processes();
+
+    for text in &said {
+        assert!(!marked(text), "in an error: {text}");
+    }
+    look_through(&world.pool);
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert!(!marked(&http(&world.metrics, path, Duration::from_secs(5)).1), "{path}");
+    }
+    let log = world.log();
+    assert!(log.contains("NodeStageVolume"), "nothing was logged, so nothing was proved");
+    unmarked_lines(&log);
+    world.kill9();
+    look_through(&world.pool);
+    world.start();
+    unmarked_lines(&world.log());
+    world.finish();
 }
