@@ -95,21 +95,29 @@ impl Shared {
         };
         let mut page = Page { entries: Vec::new(), next: None };
         let mut last = None;
+        let most = if limit == 0 { usize::MAX } else { limit.saturating_add(1) };
         for (pool, state) in &self.pools {
             if after.is_some_and(|(seen, _)| seen > *pool) {
                 continue;
             }
-            for uuid in state.pool.list(class).map_err(incomplete)? {
-                if after.is_some_and(|seen| (*pool, uuid) <= seen) {
-                    continue;
+            let mut from = after.filter(|(seen, _)| seen == pool).map(|(_, uuid)| uuid);
+            loop {
+                let wanted = most - page.entries.len();
+                let found = state.pool.list_after(class, from, wanted).map_err(incomplete)?;
+                for uuid in &found {
+                    let Some((key, entry)) = look(*pool, *uuid).map_err(incomplete)? else { continue };
+                    if limit != 0 && page.entries.len() == limit {
+                        page.next = last;
+                        return Ok(page);
+                    }
+                    page.entries.push(entry);
+                    last = Some(key);
                 }
-                let Some((key, entry)) = look(*pool, uuid).map_err(incomplete)? else { continue };
-                if limit != 0 && page.entries.len() == limit {
-                    page.next = last;
-                    return Ok(page);
+                // Some of them may have gone meanwhile, or not be shown: then more are looked for.
+                if found.len() < wanted {
+                    break;
                 }
-                page.entries.push(entry);
-                last = Some(key);
+                from = found.last().copied();
             }
         }
         Ok(page)

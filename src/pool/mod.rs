@@ -230,6 +230,12 @@ pub trait Pool: Send + Sync {
     /// `Internal` when the place cannot be read.
     fn list(&self, class: Class) -> Result<Vec<ObjectUuid>>;
 
+    /// The first `most` of [`Pool::list`] after `after`, and no look at the others.
+    ///
+    /// # Errors
+    /// Those of [`Pool::list`].
+    fn list_after(&self, class: Class, after: Option<ObjectUuid>, most: usize) -> Result<Vec<ObjectUuid>>;
+
     /// An object's record; `None` when the object does not exist.
     ///
     /// # Errors

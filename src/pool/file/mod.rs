@@ -97,7 +97,11 @@ impl Pool for FilePool {
     }
 
     fn list(&self, class: Class) -> Result<Vec<ObjectUuid>> {
-        self.list_class(class)
+        self.list_class(class, None, usize::MAX)
+    }
+
+    fn list_after(&self, class: Class, after: Option<ObjectUuid>, most: usize) -> Result<Vec<ObjectUuid>> {
+        self.list_class(class, after, most)
     }
 
     fn read_record(&self, object: Object) -> Result<Option<Vec<u8>>> {
