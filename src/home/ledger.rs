@@ -17,6 +17,9 @@ use crate::types::{Bytes, Error, Kind, MIB, Provisioning, Result};
 /// Free inodes under this are kept: a volume takes three.
 const MIN_INODES_FREE: u64 = 64;
 
+/// So many images are looked at whenever the available space is asked for.
+const FEW_DEBTORS: usize = 256;
+
 /// A count older than this is made again before room is given out.
 const STALE: Duration = Duration::from_secs(10);
 
@@ -33,6 +36,17 @@ struct Entry {
     reserved: Bytes,
     promised: Bytes,
     debt: Debt,
+}
+
+impl Entry {
+    /// Whether its image may have kept more or less of the promise by now.
+    fn owes(&self) -> bool {
+        match self.debt {
+            Debt::None | Debt::UsersWord => false,
+            Debt::Unallocated => true,
+            Debt::Shared => self.promised > Bytes::ZERO,
+        }
+    }
 }
 
 /// How far an image's promise has been kept by the filesystem.
@@ -118,13 +132,17 @@ impl Ledger {
     /// # Errors
     /// `NoCapacity` naming what is asked and what is there.
     pub(super) fn reserve(&self, object: Object, claim: Claim) -> Result<Reservation<'_>> {
-        if self.counted.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > STALE {
+        if self.stale() {
             self.count_again();
         }
         match self.try_reserve(object, claim) {
             Err(error) if error.kind() == Kind::NoCapacity && self.count_again() => self.try_reserve(object, claim),
             result => result,
         }
+    }
+
+    fn stale(&self) -> bool {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > STALE
     }
 
     fn try_reserve(&self, object: Object, claim: Claim) -> Result<Reservation<'_>> {
@@ -183,17 +201,21 @@ impl Ledger {
         sum(&self.lock())
     }
 
+    /// [`Ledger::count_again`] for a figure that is asked for often: where many images would have to be looked at, only
+    /// when the last count is [`STALE`], as it is for giving out room.
+    pub(super) fn count_lately(&self) {
+        let debtors = self.lock().values().filter(|entry| entry.owes()).count();
+        if debtors <= FEW_DEBTORS || self.stale() {
+            self.count_again();
+        }
+    }
+
     /// Asks the images of all debtors how much of their promise is kept by now; true when the sum shrank. What is
     /// unallocated is counted both ways: a discard takes allocation back.
     pub(super) fn count_again(&self) -> bool {
         *self.counted.lock().unwrap_or_else(PoisonError::into_inner) = Stopwatch::start();
-        let owes = |entry: &Entry| match entry.debt {
-            Debt::None | Debt::UsersWord => false,
-            Debt::Unallocated => true,
-            Debt::Shared => entry.promised > Bytes::ZERO,
-        };
         let debtors: Vec<(Object, Entry)> =
-            self.lock().iter().filter(|(_, entry)| owes(entry)).map(|(object, entry)| (*object, *entry)).collect();
+            self.lock().iter().filter(|(_, entry)| entry.owes()).map(|(object, entry)| (*object, *entry)).collect();
         let mut shrank = false;
         for (object, entry) in debtors {
             let owed = self.owed(object, Claim { size: entry.reserved, debt: entry.debt });

@@ -138,7 +138,7 @@ impl Shared {
             }
             Err(error) => return Err(error),
         };
-        state.ledger.count_again();
+        state.ledger.count_lately();
         let provisioning = query.provisioning.unwrap_or(state.pool.abilities().default_provisioning);
         let available = state.ledger.available(provisioning)?;
         Ok(Capacity { available, largest: available, smallest })
