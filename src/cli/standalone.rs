@@ -70,6 +70,7 @@ impl Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = arguments.config()?;
     let os = Os::new();
+    os.use_one_heap();
     check_surroundings(&os, &config)?;
     init_logs(config.log_format, config.log_level.as_str())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -17,6 +17,7 @@ mod holders;
 mod image;
 mod ioctl;
 mod loopdev;
+mod memory;
 mod mount;
 mod mountinfo;
 mod owner;
