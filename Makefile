@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := $(CURDIR)/.tools/bin
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: help demo test build release prepare prepare-test fmt clippy doc unit sanity
+.PHONY: help demo test build release prepare prepare-test fmt clippy doc unit sanity power
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ doc: ## API documentation, warnings are errors
 
 sanity: build ## csi-sanity against the real socket: mount and block, with and without reflink (root)
 	tests/sanity.sh target/debug/holdfast
+
+N ?= 200
+power: ## Power cuts: N more of them, evenly over all flushes, besides those right after each answer (root)
+	HOLDFAST_POWER_POINTS=$(N) $(CARGO) nextest run --locked --test blackbox --no-capture 'power::'
 
 # Last, so that its summary is what one sees at the end.
 unit: ## Unit and black-box tests (root)

@@ -24,6 +24,7 @@ mod lifecycle;
 mod observability;
 mod one_writer;
 mod owner;
+mod power;
 mod publish;
 mod secrets;
 mod snapshots;

@@ -10,8 +10,16 @@ use super::{Scratch, await_that, run, try_run};
 /// A system tool replaced, in this test's mount namespace only, by one that waits until it is let go.
 #[derive(Debug)]
 pub(crate) struct HeldTool {
+    real: PathBuf,
     gate: PathBuf,
     calls: PathBuf,
+}
+
+impl Drop for HeldTool {
+    fn drop(&mut self) {
+        // A copy of the mount namespace would keep a tool whose script is gone.
+        let _ = try_run("/usr/bin/umount", &["-l", self.real.to_str().unwrap()]);
+    }
 }
 
 impl HeldTool {
@@ -35,7 +43,7 @@ impl HeldTool {
         fs::write(&script, text).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
         run("/usr/bin/mount", &["--bind", script.to_str().unwrap(), real.to_str().unwrap()]);
-        Self { gate, calls }
+        Self { real, gate, calls }
     }
 
     /// From now on the tool does not come back.

@@ -11,7 +11,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 
-use super::{leaks, run};
+use super::{leaks, run, try_run};
 
 /// What a pool lives on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,20 +50,53 @@ pub(crate) fn mounts() -> MountTable {
     MountTable::parse(&fs::read("/proc/thread-self/mountinfo").unwrap()).unwrap()
 }
 
+/// A mount namespace of the thread's own.
+pub(crate) fn own_mounts() {
+    unshare(CloneFlags::CLONE_NEWNS).expect("black-box tests need root");
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+}
+
+/// Again when the free loop device that was found is another test's by then.
+fn mount_file(image: &Path, point: &Path) {
+    let arguments = ["-o", "loop", image.to_str().unwrap(), point.to_str().unwrap()];
+    for _ in 0..20 {
+        if try_run("/usr/bin/mount", &arguments).code == Some(0) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    run("/usr/bin/mount", &arguments);
+}
+
 impl Scratch {
     /// Makes and mounts one of `size` bytes; sparse, so it costs what is written.
     pub(crate) fn new(kind: PoolFs, size: u64) -> Self {
-        unshare(CloneFlags::CLONE_NEWNS).expect("black-box tests need root");
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        own_mounts();
         let directory = tempfile::Builder::new().prefix("holdfast-test-").tempdir().unwrap();
         let image = directory.path().join("scratch.img");
         fs::File::create(&image).unwrap().set_len(size).unwrap();
         let point = directory.path().join("fs");
         fs::create_dir(&point).unwrap();
         kind.make(image.to_str().unwrap());
-        run("/usr/bin/mount", &["-o", "loop", image.to_str().unwrap(), point.to_str().unwrap()]);
+        mount_file(&image, &point);
         // Nothing of it is left even when the test is killed: the loop goes with the mount, the mount with the namespace.
         fs::remove_file(&image).unwrap();
+        let device = fs::metadata(&point).unwrap().dev();
+        Self { directory, device }
+    }
+
+    /// On a disk of the test's own, in the mount namespace the thread has already; made anew if a kind is given.
+    pub(crate) fn over(disk: &Path, make: Option<PoolFs>) -> Self {
+        let directory = tempfile::Builder::new().prefix("holdfast-test-").tempdir().unwrap();
+        let point = directory.path().join("fs");
+        fs::create_dir(&point).unwrap();
+        if let Some(kind) = make {
+            kind.make(disk.to_str().unwrap());
+        }
+        mount_file(disk, &point);
+        // Direct I/O: requests go through side by side, and one that is not answered holds up no flush.
+        let source = run("/usr/bin/findmnt", &["-n", "-o", "SOURCE", point.to_str().unwrap()]);
+        run("/usr/sbin/losetup", &["--direct-io=on", source.trim()]);
         let device = fs::metadata(&point).unwrap().dev();
         Self { directory, device }
     }

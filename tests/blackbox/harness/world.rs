@@ -101,9 +101,13 @@ impl World {
 
     /// Everything but the driver.
     pub(crate) fn stopped(kind: PoolFs, size: u64) -> Self {
-        let scratch = Scratch::new(kind, size);
+        Self::over(Scratch::new(kind, size))
+    }
+
+    /// Everything but the driver, on a filesystem that may have a pool already.
+    pub(crate) fn over(scratch: Scratch) -> Self {
         let pool = scratch.root().join("pool");
-        fs::create_dir(&pool).unwrap();
+        fs::create_dir_all(&pool).unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Self {
             daemon: None,
