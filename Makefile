@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := $(CURDIR)/.tools/bin
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: help demo test build release prepare prepare-test fmt clippy doc unit sanity power
+.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc unit sanity power
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo: prepare build ## A volume's whole life on a temporary pool, step by step (
 	@target/debug/holdfast demo
 
 test: prepare-test fmt clippy doc sanity unit ## Everything CI runs, from formatting to csi-sanity (root)
+
+bench: prepare-bench ## The numbers of docs/benchmarks.md; ONLY="stage fio" measures a part (root)
+	$(CARGO) bench --locked --bench holdfast -- $(ONLY)
 
 build: ## The debug binary
 	$(CARGO) build --locked
@@ -28,6 +31,9 @@ prepare: ## Names the missing system packages, and installs them where apt and r
 
 prepare-test: ## The same, with what the tests need besides
 	@scripts/prepare test
+
+prepare-bench: ## The same, with what the benchmark needs besides
+	@scripts/prepare bench
 
 fmt: ## Formatting
 	$(CARGO) fmt --all --check
