@@ -9,7 +9,7 @@ use crate::ground::Ground;
 use crate::harness::{MIB, Use, World, create_request, run as command};
 
 const TIMES: usize = 3;
-const SECONDS: &str = "--runtime=2";
+const SECONDS: &str = "--runtime=1";
 const SIZE: i64 = 1024 * MIB;
 /// Size of the file that is written and read, in MiB.
 const FILE: u32 = 256;
@@ -80,7 +80,7 @@ fn on(world: &World, kind: Use, ground: Ground, jobs: &[Job]) {
     }
     print(
         &format!(
-            "fio on {} in a thick volume of 1 GiB, file of {FILE} MiB, O_DIRECT, pool on XFS on {}, {TIMES} times 2 s in turns",
+            "fio on {} in a thick volume of 1 GiB, file of {FILE} MiB, O_DIRECT, pool on XFS on {}, {TIMES} times 1 s in turns",
             kind.fs_type(),
             ground.name()
         ),
