@@ -54,19 +54,22 @@ fn a_mkfs_cut_off_by_the_power_is_made_once(pool: PoolFs, kind: Use) {
     let (world, layer, _) = recorded(pool, 2 << 30);
     let vol = world.create("vol", kind);
     world.publish(&vol).unwrap();
-    let from = layer.requests();
+    let (from, flush) = (layer.requests(), layer.flushes());
     world.stage(&vol).unwrap();
-    let to = layer.requests();
+    let (to, last) = (layer.requests(), layer.flushes());
     world.finish();
     let log = layer.into_log();
     let bytes: usize = log.written(from..to);
-    let wanted = 30;
+    let (cut, torn) = (30, 1);
+    // In the order they were written, and, as a disk with a cache may, any of those since the last flush.
+    let in_order = (0..cut).map(|point| Left::Bytes(from, bytes * point / (cut - 1)));
+    let points: Vec<_> =
+        in_order.chain((flush..last).flat_map(|flush| (0..torn).map(move |seed| Left::Torn(flush, seed)))).collect();
     let mut states = std::collections::BTreeMap::<String, usize>::new();
-    for point in 0..wanted {
-        let left = Left::Bytes(from, bytes * point / (wanted - 1));
+    for left in &points {
         let ground = Ground::new();
         let disk = ground.path().join("disk");
-        log.build(left, &disk);
+        log.build(*left, &disk);
         let mut world = World::over(Scratch::over(&disk, None));
         let held = HeldTool::new(&world.scratch, if kind == Use::Xfs { "mkfs.xfs" } else { "mkfs.ext4" });
         world.start();
@@ -79,8 +82,9 @@ fn a_mkfs_cut_off_by_the_power_is_made_once(pool: PoolFs, kind: Use) {
     }
     assert!(states["formatting"] >= 20, "{states:?}: choose more points");
     eprintln!(
-        "mkfs.{} cut off by the power, pool on {pool:?}: {wanted} points over {bytes} bytes, {states:?}",
-        kind.fs_type()
+        "mkfs.{} cut off by the power, pool on {pool:?}: {} points over {bytes} bytes, {states:?}",
+        kind.fs_type(),
+        points.len()
     );
 }
 
