@@ -1,6 +1,8 @@
 //! Crash anywhere: the driver is killed at moments nobody chose, under several callers; repeated calls end as if
 //! nothing had happened, and nothing is left. The systematic version is the fault matrix beside the code.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use holdfast::csi::proto as p;
@@ -17,8 +19,11 @@ fn pause(round: u64) -> Duration {
     Duration::from_micros(round * 1733 % 60_000)
 }
 
+/// The handles an orchestrator was given: it asks for their deletion until that is answered.
+type Given = Arc<Mutex<BTreeSet<String>>>;
+
 /// Four callers, each through a volume's life again and again, until the driver is gone.
-async fn churn(channel: Channel, caller: u64, node: String, staging: String) {
+async fn churn(channel: Channel, caller: u64, node: String, staging: String, given: Given) {
     let (mut controller, mut nodes) = (ControllerClient::new(channel.clone()), NodeClient::new(channel));
     for turn in 0.. {
         let name = format!("churn-{caller}-{}", turn % 3);
@@ -26,6 +31,7 @@ async fn churn(channel: Channel, caller: u64, node: String, staging: String) {
         let capability = request.volume_capabilities.first().cloned();
         let Ok(answer) = controller.create_volume(request).await else { return };
         let volume_id = answer.into_inner().volume.unwrap().volume_id;
+        given.lock().unwrap().insert(volume_id.clone());
         let publish = p::ControllerPublishVolumeRequest {
             volume_id: volume_id.clone(),
             node_id: node.clone(),
@@ -56,6 +62,7 @@ async fn churn(channel: Channel, caller: u64, node: String, staging: String) {
             return;
         }
         let snapshot_id = snapshot.into_inner().snapshot.unwrap().snapshot_id;
+        given.lock().unwrap().insert(snapshot_id.clone());
         let _ = controller.delete_snapshot(p::DeleteSnapshotRequest { snapshot_id, ..Default::default() }).await;
         let unpublish = p::ControllerUnpublishVolumeRequest { volume_id: volume_id.clone(), ..Default::default() };
         let _ = controller.controller_unpublish_volume(unpublish).await;
@@ -69,11 +76,12 @@ fn topolvm_223_killed_under_load_it_converges_and_leaves_nothing() {
     let keeper = world.create("keeper", Use::Xfs);
     write_tree(&world.attach(&keeper).unwrap(), 1);
     let staging = world.scratch.path().join("churn");
+    let given = Given::default();
     for round in 1..=12 {
         let callers: Vec<_> = (0..4)
             .map(|caller| {
                 let staging = staging.to_str().unwrap().to_owned();
-                world.spawn(churn(world.channel(), caller, world.node.clone(), staging))
+                world.spawn(churn(world.channel(), caller, world.node.clone(), staging, given.clone()))
             })
             .collect();
         std::thread::sleep(Duration::from_millis(40) + pause(round * 37));
@@ -90,6 +98,17 @@ fn topolvm_223_killed_under_load_it_converges_and_leaves_nothing() {
             let staging_target_path = staging.join(&id).to_str().unwrap().into();
             let request = p::NodeUnstageVolumeRequest { volume_id: id, staging_target_path };
             world.retried("NodeUnstage", || world.node_unstage_volume(request.clone()));
+        }
+    }
+    // A delete cut off between its mark and its end is in no list; whoever asked for it asks again.
+    for id in given.lock().unwrap().iter() {
+        if id.starts_with("hfs1_") {
+            world.retried("DeleteSnapshot", || world.drop_snapshot(id));
+        } else {
+            let detach = p::ControllerUnpublishVolumeRequest { volume_id: id.clone(), ..Default::default() };
+            world.retried("ControllerUnpublish", || world.controller_unpublish_volume(detach.clone()));
+            let delete = p::DeleteVolumeRequest { volume_id: id.clone(), ..Default::default() };
+            world.retried("DeleteVolume", || world.delete_volume(delete.clone()));
         }
     }
     world.finish();
