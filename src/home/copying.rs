@@ -28,7 +28,7 @@ use crate::types::{Bytes, Error, Kind, PoolId, Result, SnapshotId, VolumeId};
 /// How many copies read and write at the same time.
 const AT_ONCE: usize = 2;
 /// How long a failed copy waits before it is tried again, at first and at most.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(60);
 /// How long a delete waits for a cancelled copy to end its piece.
 const CANCEL_WAIT: Duration = Duration::from_secs(10);

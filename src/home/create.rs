@@ -140,7 +140,11 @@ impl Shared {
             )));
         }
         match record.phase {
-            Phase::Ready => Ok(Created::Existing(self.view_volume(record))),
+            Phase::Ready => {
+                let state = self.pool(id.pool)?;
+                state.ledger.enter(record.object(), state.claim_of_volume(record));
+                Ok(Created::Existing(self.view_volume(record)))
+            }
             Phase::Deleting => Err(Failure::Dirty(Error::new(
                 Kind::Busy,
                 format!("volume {id} is being deleted; delete it again to finish that, then create it"),
@@ -338,14 +342,14 @@ impl Shared {
         record: &VolumeRecord,
         origin: Option<&Origin>,
     ) -> Result<Created<Volume>, Failure> {
+        self.read_again(state);
         let reservation = state.ledger.reserve(record.object(), state.claim_of_volume(record))?;
         let fill = match (origin, record.copy) {
             (Some(origin), None) => Fill::Clone(origin.object),
             _ => Fill::Blank,
         };
         let text = record.encode()?;
-        state.pool.create(record.object(), &record.geometry(), fill, &text)?;
-        reservation.keep();
+        reservation.settle(state.pool.create(record.object(), &record.geometry(), fill, &text))?;
         let key = Key { pool: record.pool, object: record.object() };
         info!(volume = %record.handle, name = %record.co_name, size = record.size.get(), pool = %state.pool.identity().name,
             provisioning = ?record.provisioning, copying = record.copy.is_some(), "volume created");

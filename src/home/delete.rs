@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::Changed;
-use super::local::{Key, Shared};
+use super::local::{Key, PoolState, Shared};
 use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
 use crate::pool::{Continue, Object, Progress};
 use crate::types::{Bytes, Error, Kind, OnDelete, Result, SnapshotId, VolumeId};
@@ -20,12 +20,15 @@ impl Shared {
     ///    where the pool is full and nothing has to be overwritten.
     /// 4. for `onDelete: zero` the image overwritten, `erased` recorded on the way: goes on from there.
     /// 5. renamed to the trash, durable: gone; the trash is swept at start.
+    ///
+    /// A retry that finds no record may follow an error in step 5: it goes through that step again, so that gone is
+    /// durably gone and its room is given back.
     pub(super) fn delete_volume(self: &Arc<Self>, id: &VolumeId) -> Result<Changed> {
         let state = self.pool(id.pool)?;
         let object = Object::Volume(id.uuid);
         let key = Key { pool: id.pool, object };
         let _lock = self.lock_volume(id, "DeleteVolume")?;
-        let Some(mut record) = self.volume_record(id)? else { return Ok(Changed::No) };
+        let Some(mut record) = self.volume_record(id)? else { return self.gone(state, key) };
         record.changeable()?;
         if let Some(attachment) = record.attachments.first() {
             return Err(Error::new(
@@ -62,7 +65,7 @@ impl Shared {
         let object = Object::Snapshot(id.uuid);
         let key = Key { pool: id.pool, object };
         let _lock = self.locks.try_lock(&key, "DeleteSnapshot")?;
-        let Some(mut record) = self.snapshot_record(id)? else { return Ok(Changed::No) };
+        let Some(mut record) = self.snapshot_record(id)? else { return self.gone(state, key) };
         record.changeable()?;
         self.not_copied_from(id.pool, object)?;
         self.copies.cancel(key)?;
@@ -83,6 +86,14 @@ impl Shared {
 }
 
 impl Shared {
+    /// Step 5, of something without a record.
+    fn gone(&self, state: &PoolState, key: Key) -> Result<Changed> {
+        state.pool.remove(key.object)?;
+        self.copies.forget(key);
+        state.ledger.forget(key.object);
+        Ok(Changed::No)
+    }
+
     /// What writing `deleting` came to. In a full pool it cannot be written, and deleting is what makes room: without
     /// an erase that has to be gone on with, the rename into the trash is mark enough.
     fn marked(&self, written: Result<()>, key: Key, on_delete: OnDelete) -> Result<()> {

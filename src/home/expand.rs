@@ -1,5 +1,7 @@
 //! ControllerExpandVolume: the image and its device. The filesystem follows on the node.
 
+use std::sync::Arc;
+
 use tracing::info;
 
 use super::local::Shared;
@@ -18,8 +20,10 @@ impl Shared {
     /// 4. an active device given its image's size: the same.
     /// 5. record `size`, without `target_size`: done.
     ///
-    /// No room in step 3 takes step 2 back: the size is what it was, and a smaller target may succeed later.
-    pub(super) fn expand(&self, id: &VolumeId, range: &CapacityRange) -> Result<Expanded> {
+    /// A refusal in step 3 or 4 (no room above all) takes step 2 back: the size is what it was, and a smaller target may
+    /// succeed later. After any other error the target stands, recorded or not, and all of it stays reserved until a
+    /// retry knows.
+    pub(super) fn expand(self: &Arc<Self>, id: &VolumeId, range: &CapacityRange) -> Result<Expanded> {
         let state = self.pool(id.pool)?;
         let _lock = self.lock_volume(id, "ControllerExpandVolume")?;
         let mut record = self.ready_volume(id)?;
@@ -36,28 +40,41 @@ impl Shared {
             // A larger target of before is given up: what is there satisfies what is asked now.
             if record.target_size.take().is_some() && record.changeable().is_ok() {
                 self.store_volume(&record)?;
-                state.ledger.enter(record.object(), state.claim_of_volume(&record));
             }
+            state.ledger.enter(record.object(), state.claim_of_volume(&record));
             return Ok(Expanded { size: record.size, node_expansion, changed: Changed::No });
         }
         record.changeable()?;
         self.check_image(state, record.object(), record.size)?;
         let target = range.choose(record.size, Bytes::ZERO)?;
         let claim = { state.claim_of_volume(&VolumeRecord { target_size: Some(target), ..record.clone() }) };
+        self.read_again(state);
         let reservation = state.ledger.reserve(record.object(), claim)?;
         let before = record.clone();
         record.target_size = Some(target);
-        self.store_volume(&record)?;
-        if let Err(error) = self.grow_to(state, &mut record, target) {
-            if error.kind() == Kind::NoCapacity {
-                self.store_volume(&VolumeRecord { target_size: None, ..before })
-                    .map_err(|undo| Error::new(error.kind(), error.to_string()).and_undo_failed(&undo))?;
+        let grown = self.store_volume(&record).and_then(|()| {
+            let grown = self.grow_to(state, &mut record, target);
+            grown.map_err(|error| if error.kind().is_refusal() { self.shrink_back(&before, error) } else { error })
+        });
+        if let Err(error) = grown {
+            if !error.kind().is_refusal() {
+                reservation.doubt();
             }
-            return Err(error.context(format!("volume {id} keeps its {} bytes", record.size.get())));
+            return Err(error);
         }
         reservation.keep();
         info!(volume = %record.handle, size = record.size.get(), before = before.size.get(), "volume expanded");
         Ok(Expanded { size: record.size, node_expansion, changed: Changed::Yes })
+    }
+}
+
+impl Shared {
+    /// Takes step 2 back.
+    fn shrink_back(&self, before: &VolumeRecord, error: Error) -> Error {
+        match self.store_volume(&VolumeRecord { target_size: None, ..before.clone() }) {
+            Ok(()) => error.context(format!("volume {} keeps its {} bytes", before.id(), before.size.get())),
+            Err(undo) => error.and_undo_failed(&undo),
+        }
     }
 }
 

@@ -170,7 +170,8 @@ impl Shared {
         state.pool.grow(record.uuid, &geometry)?;
         state.pool.resize_device(record.uuid, &geometry)?;
         let grown = VolumeRecord { size: target, target_size: None, ..record.clone() };
-        self.store_volume(&grown)?;
+        // Image and device have grown: whatever this error is, it is not that nothing was done.
+        self.store_volume(&grown).map_err(|error| error.with_kind(Kind::Internal))?;
         *record = grown;
         state.ledger.enter(record.object(), state.claim_of_volume(record));
         Ok(())

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::SpaceLimits;
 use crate::os::Stopwatch;
 use crate::pool::{Object, Pool, Room};
-use crate::types::{Bytes, Error, Kind, MIB, Provisioning, Result};
+use crate::types::{Bytes, Error, Failure, Kind, MIB, Provisioning, Result};
 
 /// Free inodes under this are kept: a volume takes three.
 const MIN_INODES_FREE: u64 = 64;
@@ -86,7 +86,8 @@ pub(super) struct Totals {
     pub(super) snapshots: u64,
 }
 
-/// A reservation for something being made; given back when dropped before [`Reservation::keep`].
+/// A reservation for something being made; given back when dropped, unless [`Reservation::keep`]
+/// or [`Reservation::settle`] say otherwise.
 pub(super) struct Reservation<'a> {
     ledger: &'a Ledger,
     object: Object,
@@ -251,6 +252,22 @@ impl Ledger {
 }
 
 impl Reservation<'_> {
+    /// What came of making the object: kept when it is there, given back when nothing is. Where that cannot be told
+    /// all of it stays owed, until a retry enters what it finds or a delete strikes it out.
+    pub(super) fn settle(self, made: Result<(), Failure>) -> Result<(), Failure> {
+        match &made {
+            Ok(()) => self.keep(),
+            Err(Failure::Clean(_)) => {}
+            Err(Failure::Dirty(_)) => self.doubt(),
+        }
+        made
+    }
+
+    /// What was made cannot be told: all of it stays owed.
+    pub(super) fn doubt(mut self) {
+        self.kept = Kept::Yes;
+    }
+
     /// The object is made: its entry stays, and what the image has taken from the filesystem is no longer owed.
     pub(super) fn keep(mut self) {
         self.kept = Kept::Yes;

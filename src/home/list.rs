@@ -1,6 +1,7 @@
 //! Looking: volumes, snapshots, capacity, figures. Records are read when asked for; only ids stay in memory.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::local::{Key, PoolState, Shared, no_snapshot, no_volume};
 use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
@@ -123,7 +124,7 @@ impl Shared {
         Ok(page)
     }
 
-    pub(super) fn capacity(&self, query: &CapacityQuery) -> Result<Capacity> {
+    pub(super) fn capacity(self: &Arc<Self>, query: &CapacityQuery) -> Result<Capacity> {
         let mut smallest = Bytes::new(MIB);
         for capability in &query.capabilities {
             if let VolumeMode::Mount(fs) = capability.mode {
@@ -138,6 +139,7 @@ impl Shared {
             }
             Err(error) => return Err(error),
         };
+        self.read_again(state);
         state.ledger.count_lately();
         let provisioning = query.provisioning.unwrap_or(state.pool.abilities().default_provisioning);
         let available = state.ledger.available(provisioning)?;
@@ -157,7 +159,8 @@ impl Shared {
         Ok(counts)
     }
 
-    pub(super) fn report(&self) -> Result<Vec<PoolReport>> {
+    pub(super) fn report(self: &Arc<Self>) -> Result<Vec<PoolReport>> {
+        self.pools.values().for_each(|state| self.read_again(state));
         self.pools.iter().map(|(id, state)| report_of(*id, state)).collect()
     }
 }

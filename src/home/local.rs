@@ -1,23 +1,23 @@
 //! [`LocalHome`]: the home of this process's pools. This file holds what all its operations share: pools, locks,
 //! reading and writing records. Each operation has a file of its own beside it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tracing::error;
 
 use super::copying::Copies;
 use super::ledger::{Claim, Debt, Ledger};
-use super::record::{CopyRecord, Phase, Record, SnapshotRecord, VolumeRecord};
+use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
 use super::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Formatting, GrantRequest,
     Granted, Home, LockGuard, Locks, Opened, Page, PoolReport, Snapshot, SnapshotFilter, SpaceLimits, Volume,
 };
 use crate::os::Os;
-use crate::pool::{Class, Cloning, Object, Pool};
+use crate::pool::{Cloning, Object, Pool};
 use crate::types::{
-    Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, PoolId, PoolName, Result, SnapshotId, VolumeId,
+    CapacityRange, Error, Failure, FsType, Kind, NodeId, PoolId, PoolName, Result, SnapshotId, VolumeId,
 };
 
 /// The logical block size of every device (design section 7).
@@ -42,6 +42,8 @@ pub(super) struct Shared {
 pub(super) struct PoolState {
     pub(super) pool: Arc<dyn Pool>,
     pub(super) ledger: Ledger,
+    /// What could not be read when it was last tried: its room is a guess until it can be.
+    pub(super) unread: Mutex<BTreeSet<Object>>,
 }
 
 /// A volume or snapshot among all pools: what locks are keyed by.
@@ -84,7 +86,7 @@ impl LocalHome {
             if let Err(error) = pool.sweep() {
                 error!(pool = %identity.name, error = %error.chain(), "something that was removed before is still there");
             }
-            let state = PoolState { ledger: Ledger::new(Arc::clone(&pool), limits), pool };
+            let state = PoolState::new(pool, limits);
             if states.insert(identity.id, state).is_some() {
                 return Err(Error::new(
                     Kind::InvalidArgument,
@@ -98,55 +100,18 @@ impl LocalHome {
         let locks = Locks::new(os.activity().clone());
         let home = Self { shared: Arc::new(Shared { os, node, pools: states, locks, copies: Copies::default() }) };
         for state in home.shared.pools.values() {
-            home.read_in(state)?;
+            home.shared.read_in(state)?;
         }
         Ok(home)
-    }
-
-    /// Enters every record of a pool into its ledger and resumes its copies. One that cannot be read holds up nothing
-    /// but its own volume: its image is counted as it lies there.
-    fn read_in(&self, state: &PoolState) -> Result<()> {
-        let pool = state.pool.identity().id;
-        for uuid in state.pool.list(Class::Volume)? {
-            let id = VolumeId { pool, uuid };
-            let read = self.shared.volume_record(&id);
-            let found = read.map(|record| record.map(|r| (state.claim_of_volume(&r), r.phase, r.copy)));
-            self.enter(state, Object::Volume(uuid), found)?;
-        }
-        for uuid in state.pool.list(Class::Snapshot)? {
-            let id = SnapshotId { pool, uuid };
-            let read = self.shared.snapshot_record(&id);
-            let found = read.map(|record| record.map(|r| (state.claim_of_snapshot(&r), r.phase, r.copy)));
-            self.enter(state, Object::Snapshot(uuid), found)?;
-        }
-        Ok(())
-    }
-
-    fn enter(
-        &self,
-        state: &PoolState,
-        object: Object,
-        found: Result<Option<(Claim, Phase, Option<CopyRecord>)>>,
-    ) -> Result<()> {
-        match found {
-            Ok(None) => {}
-            Ok(Some((claim, phase, copy))) => {
-                state.ledger.enter(object, claim);
-                if let (Phase::Creating, Some(copy)) = (phase, copy) {
-                    self.shared.start_copy(Key { pool: state.pool.identity().id, object }, copy);
-                }
-            }
-            Err(error) => {
-                error!(object = %object, error = %error.chain(), "not served");
-                let size = state.pool.facts(object).ok().flatten().map_or(Bytes::ZERO, |facts| facts.size);
-                state.ledger.enter(object, Claim { size, debt: Debt::Shared });
-            }
-        }
-        Ok(())
     }
 }
 
 impl PoolState {
+    /// A pool nothing of which is counted yet.
+    pub(super) fn new(pool: Arc<dyn Pool>, limits: SpaceLimits) -> Self {
+        Self { ledger: Ledger::new(Arc::clone(&pool), limits), pool, unread: Mutex::default() }
+    }
+
     /// What a volume may come to: an image that shares blocks, or may, owes what it does not have for itself.
     pub(super) fn claim_of_volume(&self, record: &VolumeRecord) -> Claim {
         let size = record.target_size.unwrap_or(record.size).max(record.size);

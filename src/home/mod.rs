@@ -16,6 +16,7 @@ mod limits;
 mod list;
 mod local;
 mod locks;
+mod reading;
 pub mod record;
 mod request;
 #[cfg(test)]

@@ -105,6 +105,8 @@ impl Shared {
         if let (Phase::Creating, None, Some(copy)) = (record.phase, self.copies.percent_into(key), record.copy) {
             self.start_copy(key, copy);
         }
+        let state = self.pool(id.pool)?;
+        state.ledger.enter(record.object(), state.claim_of_snapshot(record));
         Ok(Created::Existing(self.view_snapshot(record)))
     }
 
@@ -146,12 +148,12 @@ impl Shared {
             erased: None,
             unknown: serde_json::Map::new(),
         };
+        self.read_again(state);
         let reservation = state.ledger.reserve(key.object, state.claim_of_snapshot(&record))?;
         // Nobody writes to a snapshot: holes stay holes, whatever its source is.
         let geometry = Geometry { provisioning: Provisioning::Thin, ..volume.geometry() };
         let text = record.encode()?;
-        state.pool.create(key.object, &geometry, fill, &text)?;
-        reservation.keep();
+        reservation.settle(state.pool.create(key.object, &geometry, fill, &text))?;
         info!(snapshot = %record.handle, name = %record.co_name, volume = %volume.handle, copying = copy.is_some(), "snapshot cut");
         if let Some(copy) = copy {
             self.start_copy(key, copy);

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::ledger::Ledger;
 use super::list::report_of;
 use super::local::PoolState;
 use super::record::{Record, SnapshotRecord, VolumeRecord};
@@ -29,7 +28,7 @@ pub struct Survey {
 /// `Internal` when the pool itself cannot be read; a record that cannot be is listed instead.
 pub fn survey(pool: Arc<dyn Pool>, limits: SpaceLimits) -> Result<Survey> {
     let id = pool.identity().id;
-    let state = PoolState { ledger: Ledger::new(Arc::clone(&pool), limits), pool };
+    let state = PoolState::new(pool, limits);
     let mut unreadable = Vec::new();
     let volumes: Vec<VolumeRecord> = read_all(&state, id, Class::Volume, Object::Volume, &mut unreadable)?;
     let snapshots: Vec<SnapshotRecord> = read_all(&state, id, Class::Snapshot, Object::Snapshot, &mut unreadable)?;

@@ -146,11 +146,14 @@ impl Os {
     ///
     /// # Errors
     /// Those of open, write, fsync, rename; after one the file has its old content, or the new if the last
-    /// fsync failed.
+    /// fsync failed. The temporary is removed, if that can be done.
     pub fn replace_file(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let temporary = path.with_added_extension("tmp");
-        self.write_new(&temporary, content)?;
-        self.rename(&temporary, path)?;
+        if let Err(error) = self.write_new(&temporary, content).and_then(|()| self.rename(&temporary, path)) {
+            // One that stays is replaced by the next write; the error to tell is the first.
+            let _ = self.remove_file(&temporary);
+            return Err(error);
+        }
         self.sync_dir(parent(path)?)
     }
 

@@ -95,11 +95,32 @@ impl Error {
         text
     }
 
-    /// Keeps an error of an undo step next to the one that made it necessary.
+    /// Keeps an error of an undo step next to the one that made it necessary. Something is left behind then, so a
+    /// meaning that tells the caller to forget becomes [`Kind::Internal`]: it has to ask again.
     #[must_use]
     pub fn and_undo_failed(self, undo: &Error) -> Self {
         let message = format!("{} (and undoing it failed too: {})", self.message, undo.chain());
-        Self { kind: self.kind, message: message.into(), source: self.source }
+        let kind = if self.kind.is_refusal() { Kind::Internal } else { self.kind };
+        Self { kind, message: message.into(), source: self.source }
+    }
+}
+
+impl Kind {
+    /// Whether it says that nothing was done; the others leave open what was.
+    #[must_use]
+    pub fn is_refusal(self) -> bool {
+        match self {
+            Self::Busy | Self::Unavailable | Self::Timeout | Self::Internal => false,
+            Self::NotFound
+            | Self::AlreadyExists
+            | Self::InvalidArgument
+            | Self::OutOfRange
+            | Self::NoCapacity
+            | Self::InUse
+            | Self::Unsupported
+            | Self::Precondition
+            | Self::Corrupt => true,
+        }
     }
 }
 

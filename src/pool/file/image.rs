@@ -84,14 +84,15 @@ impl FilePool {
     pub(super) fn grow_image(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()> {
         let (image, path) = self.edit(Object::Volume(volume))?;
         let before = self.os.image_identity(&image, &path).at(|| format!("stat {}", path.display()))?.size;
-        if let Err(error) = self.stretch(&image, &path, geometry) {
+        let sync = || self.os.sync_file(&image, &path).at(|| format!("fsync {}", path.display()));
+        if let Err(error) = self.stretch(&image, &path, geometry).and_then(|()| sync()) {
             let undone = self.os.set_length(&image, &path, before).at(|| format!("cut {} back", path.display()));
             return Err(match undone {
                 Ok(()) => error,
                 Err(undo) => error.and_undo_failed(&undo),
             });
         }
-        self.os.sync_file(&image, &path).at(|| format!("fsync {}", path.display()))
+        Ok(())
     }
 
     /// An object's image to read.

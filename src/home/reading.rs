@@ -1,0 +1,71 @@
+//! Reading a pool's records into its ledger: all at start, and what could not be read then before room is counted.
+
+use std::sync::{Arc, PoisonError};
+
+use tracing::{error, info};
+
+use super::ledger::{Claim, Debt};
+use super::local::{Key, PoolState, Shared};
+use super::record::{CopyRecord, Phase};
+use crate::pool::{Class, Object};
+use crate::types::{Bytes, Result, SnapshotId, VolumeId};
+
+impl Shared {
+    /// Enters every record of a pool into its ledger and resumes its copies. One that cannot be read holds up nothing
+    /// but its own object: its image is counted as it lies there until [`Shared::read_again`] succeeds.
+    ///
+    /// # Errors
+    /// `Internal` when the pool cannot be listed.
+    pub(super) fn read_in(self: &Arc<Self>, state: &PoolState) -> Result<()> {
+        let volumes = state.pool.list(Class::Volume)?.into_iter().map(Object::Volume);
+        let snapshots = state.pool.list(Class::Snapshot)?.into_iter().map(Object::Snapshot);
+        for object in volumes.chain(snapshots) {
+            if let Err(error) = self.enter(state, object) {
+                error!(object = %object, error = %error.chain(), "not served");
+                let size = state.pool.facts(object).ok().flatten().map_or(Bytes::ZERO, |facts| facts.size);
+                state.ledger.enter(object, Claim { size, debt: Debt::Shared });
+                state.unread.lock().unwrap_or_else(PoisonError::into_inner).insert(object);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what could not be read before: a disk that failed for a moment must not make the ledger wrong for the
+    /// rest of this life. What is being worked on is left to whoever does.
+    pub(super) fn read_again(self: &Arc<Self>, state: &PoolState) {
+        let unread = || state.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        let objects: Vec<Object> = unread().iter().copied().collect();
+        for object in objects {
+            let key = Key { pool: state.pool.identity().id, object };
+            let Ok(_lock) = self.locks.try_lock(&key, "reading its record") else { continue };
+            if self.enter(state, object).is_ok() {
+                unread().remove(&object);
+                info!(object = %key, "its record can be read again");
+            }
+        }
+    }
+
+    fn enter(self: &Arc<Self>, state: &PoolState, object: Object) -> Result<()> {
+        let pool = state.pool.identity().id;
+        let found: Option<(Claim, Phase, Option<CopyRecord>)> = match object {
+            Object::Volume(uuid) => {
+                let record = self.volume_record(&VolumeId { pool, uuid })?;
+                record.map(|record| (state.claim_of_volume(&record), record.phase, record.copy))
+            }
+            Object::Snapshot(uuid) => {
+                let record = self.snapshot_record(&SnapshotId { pool, uuid })?;
+                record.map(|record| (state.claim_of_snapshot(&record), record.phase, record.copy))
+            }
+        };
+        let Some((claim, phase, copy)) = found else {
+            // Removed since it was listed.
+            state.ledger.forget(object);
+            return Ok(());
+        };
+        state.ledger.enter(object, claim);
+        if let (Phase::Creating, Some(copy)) = (phase, copy) {
+            self.start_copy(Key { pool, object }, copy);
+        }
+        Ok(())
+    }
+}
