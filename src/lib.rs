@@ -16,6 +16,8 @@
 pub mod attach;
 pub mod config;
 pub mod csi;
+#[cfg(test)]
+mod faults;
 pub mod fs;
 pub mod home;
 pub mod node;

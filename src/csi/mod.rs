@@ -26,3 +26,9 @@ mod work;
 pub use identity::DRIVER_NAME;
 pub use node::ThisNode;
 pub use server::{ServeConfig, ServeController, serve};
+
+/// For the fault matrix: which call an error would be answered to, and with which code.
+#[cfg(test)]
+pub(crate) use rpc::{Class as RpcClass, Rpc};
+#[cfg(test)]
+pub(crate) use status::code_of;

@@ -2,7 +2,7 @@
 
 /// What a call does; decides what its errors may be answered as ([`super::status`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Class {
+pub(crate) enum Class {
     /// Makes a volume or snapshot that the CO forgets at a final code.
     Creating,
     /// Attaches, mounts or grows: at a final code the CO believes that nothing is left to take back.
@@ -17,7 +17,7 @@ pub(super) enum Class {
 
 /// Which side of CSI a call belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Service {
+pub(crate) enum Service {
     /// On every socket.
     Identity,
     /// Where volumes are made and attached.
@@ -30,7 +30,7 @@ macro_rules! rpcs {
     ($($service:ident / $name:ident : $class:ident),* $(,)?) => {
         /// A call.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub(super) enum Rpc {
+        pub(crate) enum Rpc {
             $($name,)*
             /// Any other path: answered UNIMPLEMENTED.
             Unimplemented,
@@ -39,10 +39,10 @@ macro_rules! rpcs {
         impl Rpc {
             /// All that are answered.
             #[cfg(test)]
-            pub(super) const ALL: &[Self] = &[$(Self::$name),*];
+            pub(crate) const ALL: &[Self] = &[$(Self::$name),*];
 
             /// The call of an HTTP path such as `/csi.v1.Node/NodeGetInfo`.
-            pub(super) fn from_path(path: &str) -> Self {
+            pub(crate) fn from_path(path: &str) -> Self {
                 match path {
                     $(concat!("/csi.v1.", stringify!($service), "/", stringify!($name)) => Self::$name,)*
                     _ => Self::Unimplemented,
@@ -50,7 +50,7 @@ macro_rules! rpcs {
             }
 
             /// Its name in the specification.
-            pub(super) fn name(self) -> &'static str {
+            pub(crate) fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => stringify!($name),)*
                     Self::Unimplemented => "unimplemented",
@@ -58,7 +58,7 @@ macro_rules! rpcs {
             }
 
             /// What it does.
-            pub(super) fn class(self) -> Class {
+            pub(crate) fn class(self) -> Class {
                 match self {
                     $(Self::$name => Class::$class,)*
                     Self::Unimplemented => Class::Asking,
@@ -66,7 +66,7 @@ macro_rules! rpcs {
             }
 
             /// Whose it is.
-            pub(super) fn service(self) -> Service {
+            pub(crate) fn service(self) -> Service {
                 match self {
                     $(Self::$name => Service::$service,)*
                     Self::Unimplemented => Service::Identity,

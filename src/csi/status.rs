@@ -24,6 +24,12 @@ pub(super) fn of(rpc: Rpc, failure: &Failure) -> Status {
     }
 }
 
+/// The code of a failed call's answer.
+#[cfg(test)]
+pub(crate) fn code_of(rpc: Rpc, failure: &Failure) -> Code {
+    of(rpc, failure).code()
+}
+
 /// The code of an error that left nothing behind.
 fn code(rpc: Rpc, kind: Kind) -> Code {
     use Class::{Asking, Bringing, Creating, Probing, Taking};

@@ -119,6 +119,14 @@ impl Copies {
         Ok(())
     }
 
+    /// Stops all copies and waits for none: the process they belong to counts as killed.
+    #[cfg(test)]
+    pub(super) fn abandon(&self) {
+        self.lock().values().for_each(|copy| copy.cancelled.store(true, Ordering::Relaxed));
+        self.turn.notify_all();
+        self.ended.notify_all();
+    }
+
     /// The copy into `target` will never go on: its source is let go.
     pub(super) fn forget(&self, target: Key) {
         self.lock().remove(&target);

@@ -104,6 +104,12 @@ impl LocalHome {
         }
         Ok(home)
     }
+
+    /// Ends what goes on behind callers' backs, as a kill of the process would.
+    #[cfg(test)]
+    pub(crate) fn abandon(&self) {
+        self.shared.copies.abandon();
+    }
 }
 
 impl PoolState {

@@ -1,59 +1,11 @@
 //! The fault matrix: every system call of every operation fails once, before and after its effect. Then the operation
 //! is tried again, as a caller would after an error or a crash, and must end where an undisturbed one ends.
 
-use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
 use super::super::scratch::{Ground, Scratch, home, spec};
 use super::super::{Blankness, Class, Cloning, Continue, Deactivated, Fill, Geometry, Object, Pool, Progress, open};
-use crate::os::{Call, Interceptor, Os};
+use crate::faults::{Blow, Hand, Moment};
+use crate::os::Os;
 use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, Result};
-
-/// Fails one call: the n-th since it was armed.
-#[derive(Default)]
-struct Fault {
-    left: AtomicUsize,
-    after: AtomicBool,
-    hit: AtomicBool,
-}
-
-struct Hand(Arc<Fault>);
-
-impl Fault {
-    fn arm(&self, call: usize, after: bool) {
-        self.left.store(call, Ordering::SeqCst);
-        self.after.store(after, Ordering::SeqCst);
-        self.hit.store(false, Ordering::SeqCst);
-    }
-
-    /// Whether the fault was met; no further call fails.
-    fn disarm(&self) -> bool {
-        self.left.store(0, Ordering::SeqCst);
-        self.hit.load(Ordering::SeqCst)
-    }
-
-    fn strike(&self, call: Call, after: bool) -> io::Result<()> {
-        if self.after.load(Ordering::SeqCst) != after || self.left.load(Ordering::SeqCst) == 0 {
-            return Ok(());
-        }
-        if self.left.fetch_sub(1, Ordering::SeqCst) > 1 {
-            return Ok(());
-        }
-        self.hit.store(true, Ordering::SeqCst);
-        Err(io::Error::other(format!("injected {} {call:?}", if after { "after" } else { "before" })))
-    }
-}
-
-impl Interceptor for Hand {
-    fn before(&self, call: Call, _target: &str) -> io::Result<()> {
-        self.0.strike(call, false)
-    }
-
-    fn after(&self, call: Call, _target: &str) -> io::Result<()> {
-        self.0.strike(call, true)
-    }
-}
 
 struct Quiet;
 
@@ -195,8 +147,8 @@ fn rebuild(pool: &dyn Pool) -> Result<(), Failure> {
 
 fn disturb(ground: Ground) {
     let scratch = Scratch::new(ground);
-    let fault = Arc::new(Fault::default());
-    let os = Os::intercepted(Box::new(Hand(Arc::clone(&fault))));
+    let hand = Hand::default();
+    let os = Os::intercepted(Box::new(hand.clone()));
     let pool = open(&os, &spec(&scratch.root()), &home()).unwrap();
     let pool = &*pool;
     for (name, step, reset) in LIFE {
@@ -204,18 +156,18 @@ fn disturb(ground: Ground) {
         step(pool).unwrap();
         let expected = state(pool);
         let mut faults = 0;
-        for after in [false, true] {
-            for call in 1.. {
+        for moment in [Moment::Before, Moment::After] {
+            for call in 0.. {
                 reset(pool).unwrap();
                 let start = state(pool);
-                fault.arm(call, after);
+                hand.arm(call, Blow::Once(moment, 0));
                 let result = step(pool);
-                if !fault.disarm() {
+                if hand.disarm().is_none() {
                     result.unwrap();
                     break;
                 }
                 faults += 1;
-                let at = format!("{name}, call {call}, after {after}: {:?}", result.as_ref().map_err(Failure::error));
+                let at = format!("{name}, call {call}, {moment:?}: {:?}", result.as_ref().map_err(Failure::error));
                 if let Err(Failure::Clean(error)) = &result
                     && matches!(*name, "create" | "clone")
                 {
@@ -249,8 +201,8 @@ fn a_volume_outlives_every_fault_on_btrfs() {
 /// Opening fails at every call, then works; the id stays once pool.json was in place.
 #[test]
 fn opening_outlives_every_fault() {
-    let fault = Arc::new(Fault::default());
-    let os = Os::intercepted(Box::new(Hand(Arc::clone(&fault))));
+    let hand = Hand::default();
+    let os = Os::intercepted(Box::new(hand.clone()));
     let scratch = Scratch::new(Ground::Xfs);
     let try_open = || open(&os, &spec(&scratch.root()), &home());
     let empty = || {
@@ -261,12 +213,12 @@ fn opening_outlives_every_fault() {
             scratch.os().remove_dir(&scratch.root().join(name)).unwrap();
         }
     };
-    for after in [false, true] {
-        for call in 1.. {
+    for moment in [Moment::Before, Moment::After] {
+        for call in 0.. {
             empty();
-            fault.arm(call, after);
+            hand.arm(call, Blow::Once(moment, 0));
             let first = try_open().map(|pool| pool.identity().id);
-            if !fault.disarm() {
+            if hand.disarm().is_none() {
                 first.unwrap();
                 break;
             }
@@ -276,10 +228,10 @@ fn opening_outlives_every_fault() {
         }
     }
     let kept = try_open().unwrap().identity().id;
-    for call in 1.. {
-        fault.arm(call, false);
+    for call in 0.. {
+        hand.arm(call, Blow::Once(Moment::Before, 0));
         let _ = try_open();
-        if !fault.disarm() {
+        if hand.disarm().is_none() {
             break;
         }
         assert_eq!(try_open().unwrap().identity().id, kept);

@@ -1,0 +1,220 @@
+//! The test's hand in every system call: remembers them in order, and makes a chosen one fail.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::panic;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, ThreadId};
+
+use super::table::{Fault, Row, row};
+use crate::home::LocalHome;
+use crate::os::{Call, Interceptor};
+
+/// Whether a call fails without its effect or with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    Before,
+    After,
+}
+
+/// What happens at the chosen call. The number is that of the fault in the call's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blow {
+    /// It fails.
+    Once(Moment, usize),
+    /// It fails, and every later call with EIO, until disarmed: what is done to undo it fails too.
+    Storm(Moment, usize),
+    /// The process is gone from here on: nothing of it makes another call.
+    Kill,
+}
+
+/// Ends the target of a call that was made behind the caller's back.
+pub(crate) const BEHIND: &str = " (in the copy's thread)";
+
+/// Unwinds the threads of a process that was killed.
+struct Gone;
+
+/// One life's hand; all lives share what is counted and armed. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Hand {
+    plan: Arc<Plan>,
+    life: u64,
+}
+
+#[derive(Default)]
+struct Plan {
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    made: Vec<(Call, String)>,
+    /// The call each thread is in.
+    within: HashMap<ThreadId, usize>,
+    armed: Option<(usize, Blow)>,
+    struck: Option<(Call, String)>,
+    /// Lives before this one are over.
+    alive_from: u64,
+    /// The call that will not come back: its kind, and what its target contains.
+    to_hold: Option<(Call, String)>,
+    /// One stands there now.
+    holding: bool,
+    /// What a kill ends besides.
+    on_kill: Option<Weak<LocalHome>>,
+    /// Tells a stand-in for a tool when to be killed.
+    tool_mode: Option<PathBuf>,
+}
+
+impl Hand {
+    /// The hand of the next life; threads of the lives before it end at their next call.
+    pub(crate) fn next(&self) -> Self {
+        let mut state = self.state();
+        state.alive_from += 1;
+        Self { plan: Arc::clone(&self.plan), life: state.alive_from }
+    }
+
+    /// Where stand-ins for tools look ([`super::world`]).
+    pub(crate) fn tools_at(&self, mode: PathBuf) {
+        self.state().tool_mode = Some(mode);
+    }
+
+    /// A kill ends this home's copies too.
+    pub(crate) fn kills(&self, home: &Arc<LocalHome>) {
+        self.state().on_kill = Some(Arc::downgrade(home));
+    }
+
+    /// Forgets what was made; the `n`-th call from here on meets the blow.
+    pub(crate) fn arm(&self, n: usize, blow: Blow) {
+        let mut state = self.state();
+        state.made.clear();
+        state.within.clear();
+        state.struck = None;
+        state.armed = Some((n, blow));
+    }
+
+    /// Forgets what was made, and only counts.
+    pub(crate) fn watch(&self) {
+        self.arm(usize::MAX, Blow::Kill);
+    }
+
+    /// No further call fails; the one that did, if one did.
+    pub(crate) fn disarm(&self) -> Option<(Call, String)> {
+        let mut state = self.state();
+        state.armed = None;
+        if let Some(mode) = &state.tool_mode {
+            let _ = fs::remove_file(mode);
+        }
+        state.struck.take()
+    }
+
+    /// The calls since [`Hand::arm`].
+    pub(crate) fn made(&self) -> Vec<(Call, String)> {
+        self.state().made.clone()
+    }
+
+    /// Whether this life was killed.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.life < self.state().alive_from
+    }
+
+    /// The next call of this kind on such a target does not come back until [`Hand::release`].
+    pub(crate) fn hold(&self, call: Call, target: &str) {
+        self.state().to_hold = Some((call, target.to_owned()));
+    }
+
+    /// Waits until it stands there.
+    pub(crate) fn wait_for_held(&self) {
+        let mut state = self.state();
+        while !state.holding {
+            state = self.plan.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets it go on.
+    pub(crate) fn release(&self) {
+        self.state().holding = false;
+        self.plan.moved.notify_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.plan.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the call fails now.
+    fn verdict(state: &mut State, call: Call, target: &str, index: usize, moment: Moment) -> io::Result<()> {
+        let Some((n, blow)) = state.armed else { return Ok(()) };
+        let (when, which) = match blow {
+            Blow::Storm(when, _) if index > n || (index == n && state.struck.is_some() && moment != when) => {
+                return if state.struck.is_some() { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) };
+            }
+            _ if index != n => return Ok(()),
+            Blow::Once(when, which) | Blow::Storm(when, which) => (when, which),
+            Blow::Kill => return Ok(()),
+        };
+        let faults = row(call).faults();
+        let fault = faults.get(which % faults.len().max(1)).copied().expect("a row with faults");
+        if fault == Fault::Killed {
+            if moment == Moment::Before {
+                state.struck = Some((call, target.to_owned()));
+                let mode = state.tool_mode.as_ref().expect("stand-ins for tools");
+                fs::write(mode, if when == Moment::Before { "before" } else { "after" })?;
+            }
+            return Ok(());
+        }
+        if moment != when {
+            return Ok(());
+        }
+        state.struck = Some((call, target.to_owned()));
+        Err(match fault {
+            Fault::Errno(errno) => io::Error::from_raw_os_error(errno),
+            Fault::TimedOut | Fault::Killed => io::Error::new(io::ErrorKind::TimedOut, "injected: killed at its limit"),
+        })
+    }
+}
+
+impl Interceptor for Hand {
+    fn before(&self, call: Call, target: &str) -> io::Result<()> {
+        let mut state = self.state();
+        if let Row::Unused(why) = row(call) {
+            drop(state);
+            panic!("{call:?} on {target} has no faults in the table: {why}");
+        }
+        let index = state.made.len();
+        if state.armed == Some((index, Blow::Kill)) && self.life == state.alive_from {
+            state.struck = Some((call, target.to_owned()));
+            state.alive_from += 1;
+        }
+        if self.life < state.alive_from {
+            let home = state.on_kill.take();
+            drop(state);
+            if let Some(home) = home.and_then(|home| home.upgrade()) {
+                home.abandon();
+            }
+            panic::resume_unwind(Box::new(Gone));
+        }
+        let behind = if thread::current().name() == Some("copy") { BEHIND } else { "" };
+        state.made.push((call, format!("{target}{behind}")));
+        state.within.insert(thread::current().id(), index);
+        if state.to_hold.as_ref().is_some_and(|(kind, part)| *kind == call && target.contains(part.as_str())) {
+            state.to_hold = None;
+            state.holding = true;
+            self.plan.moved.notify_all();
+            while state.holding {
+                state = self.plan.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        Self::verdict(&mut state, call, target, index, Moment::Before)
+    }
+
+    fn after(&self, call: Call, target: &str) -> io::Result<()> {
+        let mut state = self.state();
+        if let (Call::Exec, Some(mode)) = (call, &state.tool_mode) {
+            let _ = fs::remove_file(mode);
+        }
+        let index = state.within.get(&thread::current().id()).copied().unwrap_or(usize::MAX - 1);
+        Self::verdict(&mut state, call, target, index, Moment::After)
+    }
+}

@@ -1,0 +1,93 @@
+//! What each call can fail with. Exhaustive: a new [`Call`] does not compile without a row here.
+
+use crate::os::Call;
+
+/// One way for a call to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The kernel's answer.
+    Errno(i32),
+    /// A child that had to be killed at its limit.
+    TimedOut,
+    /// A child that somebody else killed (SIGKILL): no error of the call, but of the child. Done for real.
+    Killed,
+}
+
+/// What is known of a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Row {
+    /// It only asks: failing after its effect is failing before it.
+    Asks(&'static [Fault]),
+    /// It changes something.
+    Acts(&'static [Fault]),
+    /// No operation of the driver makes it, and why.
+    Unused(&'static str),
+}
+
+use Fault::{Errno, Killed, TimedOut};
+
+const EIO: Fault = Errno(libc::EIO);
+const ENOSPC: Fault = Errno(libc::ENOSPC);
+const ENOENT: Fault = Errno(libc::ENOENT);
+const EBUSY: Fault = Errno(libc::EBUSY);
+const EPERM: Fault = Errno(libc::EPERM);
+const ENOMEM: Fault = Errno(libc::ENOMEM);
+const EMFILE: Fault = Errno(libc::EMFILE);
+const ENXIO: Fault = Errno(libc::ENXIO);
+const EROFS: Fault = Errno(libc::EROFS);
+const EINTR: Fault = Errno(libc::EINTR);
+const EOPNOTSUPP: Fault = Errno(libc::EOPNOTSUPP);
+const EUCLEAN: Fault = Errno(libc::EUCLEAN);
+const ENODEV: Fault = Errno(libc::ENODEV);
+const EINVAL: Fault = Errno(libc::EINVAL);
+const EFBIG: Fault = Errno(libc::EFBIG);
+const ENOLCK: Fault = Errno(libc::ENOLCK);
+
+/// The first of a row is the commonest: it stands for the others where one is enough.
+pub(crate) fn row(call: Call) -> Row {
+    use Row::{Acts, Asks, Unused};
+    match call {
+        Call::Read | Call::OpenImage | Call::LoopScan => Asks(&[EIO, EMFILE]),
+        Call::ListDir | Call::Identity | Call::FsSpace | Call::NextData | Call::NextHole => Asks(&[EIO]),
+        Call::LoopStatus | Call::DeviceSize | Call::DeviceBlockSize | Call::ReadDevice | Call::XfsGeometry => {
+            Asks(&[EIO])
+        }
+        Call::Mounts | Call::Holders => Asks(&[EIO]),
+        Call::Extents => Asks(&[EIO, EOPNOTSUPP]),
+        Call::OpenDevice => Asks(&[EIO, ENXIO, ENOENT, EBUSY]),
+        Call::OpenExclusive => Asks(&[EIO, ENXIO]),
+        Call::CreateDir | Call::Rename => Acts(&[EIO, ENOSPC, EROFS]),
+        Call::WriteFile | Call::SyncFile | Call::CreateImage | Call::WriteImage => Acts(&[EIO, ENOSPC]),
+        Call::CopyRange | Call::FlushDevice => Acts(&[EIO, ENOSPC]),
+        Call::SyncDir | Call::RemoveFile => Acts(&[EIO, EROFS]),
+        Call::RemoveDir => Acts(&[EIO, EBUSY]),
+        Call::SetLength => Acts(&[EIO, ENOSPC, EFBIG]),
+        Call::Allocate => Acts(&[EIO, ENOSPC, EINTR, EFBIG]),
+        Call::ZeroRange => Acts(&[EIO, ENOSPC, EOPNOTSUPP]),
+        // Not EOPNOTSUPP: a filesystem that has reflinks does not say so, and one that says so is believed.
+        Call::CloneFile => Acts(&[EIO, ENOSPC]),
+        Call::SetExtentHints | Call::SetNoCow => Acts(&[EIO, EOPNOTSUPP]),
+        Call::LockOwner => Acts(&[EIO, ENOLCK]),
+        Call::LoopAttach => Acts(&[EIO, EBUSY, ENOMEM, ENOENT]),
+        Call::LoopClear => Acts(&[EIO, ENXIO]),
+        Call::LoopSetCapacity => Acts(&[EIO, ENXIO]),
+        Call::LoopSetDiscard => Acts(&[EIO, EINVAL]),
+        Call::GrowExt4 | Call::GrowXfs => Acts(&[EIO, EPERM, ENOSPC]),
+        Call::Mount => Acts(&[EIO, EBUSY, EPERM, ENODEV, EUCLEAN, EINVAL]),
+        Call::Bind => Acts(&[ENOMEM, EPERM, ENOENT]),
+        Call::Unmount => Acts(&[EIO, EBUSY]),
+        Call::Exec => Acts(&[Killed, TimedOut, ENOMEM, ENOENT]),
+        Call::Unshare => Unused("blocks stay shared, and the ledger keeps room for their copies"),
+        Call::OwnMounts => Unused("only the demonstration and tests have mounts of their own"),
+        Call::Start => Unused("only the demonstration starts a child that stays"),
+    }
+}
+
+impl Row {
+    pub(crate) fn faults(self) -> &'static [Fault] {
+        match self {
+            Self::Asks(faults) | Self::Acts(faults) => faults,
+            Self::Unused(_) => &[],
+        }
+    }
+}
