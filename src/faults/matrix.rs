@@ -194,6 +194,9 @@ fn disturb(ready: &Ready, operation: &Operation, point: &Point<'_>) -> Result<Me
     if let Ended::Answered(Err(failed)) = &ended {
         judge(failed, world, start, &at)?;
     }
+    if let (Ended::Answered(Err(failed)), Blow::Once(Moment::Before, _)) = (&ended, point.blow) {
+        takes_back(failed, world, start, &at)?;
+    }
     if matches!(ended, Ended::Killed) || point.then == Then::Restart {
         world.restart();
         answered = false;
@@ -231,6 +234,15 @@ fn judge(failed: &Failed, world: &World, start: &State, at: &str) -> Result<(), 
         _ => State { node: world.state().node, ..start.clone() },
     };
     if now == *start { Ok(()) } else { Err(format!("{at}: final, and this is left:\n{}", now.against(start))) }
+}
+
+/// One failure, and nothing in the way of undoing: a stage or publish leaves the node as it was, whatever its code.
+fn takes_back(failed: &Failed, world: &World, start: &State, at: &str) -> Result<(), String> {
+    if !matches!(failed.rpc, Some(Rpc::NodeStageVolume | Rpc::NodePublishVolume)) {
+        return Ok(());
+    }
+    let now = State { node: world.state().node, ..start.clone() };
+    if now == *start { Ok(()) } else { Err(format!("{at}: not taken back:\n{}", now.against(start))) }
 }
 
 /// Waits a moment for what ends behind the answer (a copy's last bookkeeping).

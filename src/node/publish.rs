@@ -228,24 +228,27 @@ impl Node {
     fn bind(&self, volume: &VolumeId, source: &Source, target: &Path) -> Result<()> {
         let (from, to) = (source.path.display(), target.display());
         self.os.bind(&source.path, target, source.flags).at(|| format!("bind {from} of volume {volume} to {to}"))?;
-        let mounts = Mounts::read(&self.os)?;
-        let right = match mounts.at(target) {
-            Some(entry) => mounts.shows(entry, volume)? == Some(source.shown) && same_flags(entry, source),
-            None => false,
-        };
-        if right {
-            return Ok(());
-        }
-        let error = Error::new(
-            Kind::Internal,
-            format!(
-                "{from} of volume {volume} was bound to {to}, and mountinfo does not show it there that way; it is taken away again"
+        let error = match self.is_bound(volume, source, target) {
+            Ok(true) => return Ok(()),
+            Ok(false) => Error::new(
+                Kind::Internal,
+                format!(
+                    "{from} of volume {volume} was bound to {to}, and mountinfo does not show it there that way; it is taken away again"
+                ),
             ),
-        );
+            Err(error) => error,
+        };
         Err(match self.unmount(target) {
             Ok(()) => error,
             Err(undo) => error.and_undo_failed(&undo),
         })
+    }
+
+    /// Whether mountinfo shows the volume at the target as it should be.
+    fn is_bound(&self, volume: &VolumeId, source: &Source, target: &Path) -> Result<bool> {
+        let mounts = Mounts::read(&self.os)?;
+        let Some(entry) = mounts.at(target) else { return Ok(false) };
+        Ok(mounts.shows(entry, volume)? == Some(source.shown) && same_flags(entry, source))
     }
 
     /// Takes a volume away from a pod's path and removes the path (NodeUnpublishVolume). Gone already is success.
