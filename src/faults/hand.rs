@@ -64,6 +64,8 @@ struct State {
     holding: bool,
     /// What a kill ends besides.
     on_kill: Option<Weak<LocalHome>>,
+    /// There is no room for a new file, nor for more of the reserve.
+    full: bool,
     /// Tells a stand-in for a tool when to be killed.
     tool_mode: Option<PathBuf>,
 }
@@ -118,6 +120,16 @@ impl Hand {
     /// Whether this life was killed.
     pub(crate) fn is_dead(&self) -> bool {
         self.life < self.state().alive_from
+    }
+
+    /// The pool has no room: no record's temporary can be made, and the reserve gets nothing back.
+    pub(crate) fn fill_pool(&self) {
+        self.state().full = true;
+    }
+
+    /// It has room again.
+    pub(crate) fn make_room(&self) {
+        self.state().full = false;
     }
 
     /// The next call of this kind on such a target does not come back until [`Hand::release`].
@@ -194,6 +206,14 @@ impl Interceptor for Hand {
                 home.abandon();
             }
             panic::resume_unwind(Box::new(Gone));
+        }
+        let takes_room = match call {
+            Call::WriteFile => target.ends_with(".json.tmp"),
+            Call::Allocate => target.ends_with("/reserve"),
+            _ => false,
+        };
+        if state.full && takes_room {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         let behind = if thread::current().name() == Some("copy") { BEHIND } else { "" };
         state.made.push((call, format!("{target}{behind}")));

@@ -38,6 +38,17 @@ fn gone(w: &World) -> Answer {
     w.delete("v")
 }
 
+/// From now on records are replaced from the reserve, which has become what the last record took.
+fn full(w: &World) -> Answer {
+    w.hand().fill_pool();
+    w.revoke("v")
+}
+
+fn room_and_delete(w: &World) -> Answer {
+    w.hand().make_room();
+    w.delete("v")
+}
+
 pub(super) fn granted(w: &World, shape: Shape) -> Answer {
     w.create("v", shape, None)?;
     w.grant("v", shape.mode)
@@ -150,6 +161,28 @@ matrix! {
         run: |w| w.revoke("v"),
         inverse: |w| { w.grant("v", BLOCK)?; w.open("v") },
         teardown: gone,
+        ..PLAIN
+    };
+    grant_in_full_pool 2: Operation {
+        setup: |w| { granted(w, SMALL).unwrap(); full(w).unwrap(); },
+        run: |w| w.grant("v", EXT4),
+        inverse: |w| w.revoke("v"),
+        teardown: room_and_delete,
+        ..PLAIN
+    };
+    revoke_in_full_pool 2: Operation {
+        setup: |w| { granted(w, SMALL).unwrap(); full(w).unwrap(); w.grant("v", EXT4).unwrap(); },
+        run: |w| w.revoke("v"),
+        inverse: |w| w.grant("v", EXT4),
+        teardown: |w| { w.revoke("v")?; room_and_delete(w) },
+        ..PLAIN
+    };
+    delete_in_full_pool 2: Operation {
+        setup: |w| { granted(w, ZERO).unwrap(); full(w).unwrap(); },
+        run: |w| w.delete("v"),
+        inverse: |w| { granted(w, ZERO)?; w.revoke("v") },
+        give_up: GiveUp::No,
+        teardown: room_and_delete,
         ..PLAIN
     };
     stage_with_mkfs_ext4 2: Operation {

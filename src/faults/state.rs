@@ -81,6 +81,10 @@ impl World {
                 let mut value: Value = serde_json::from_slice(&text).unwrap();
                 self.normalise(&mut value);
                 lines.insert(format!("{shown}: {value}"));
+            } else if shown == "reserve" {
+                // What is in it means nothing.
+                let whole = fs::metadata(&path).unwrap().blocks() * 512 >= MIB;
+                lines.insert(format!("{shown}: {}", if whole { "whole" } else { "short" }));
             } else {
                 let meta = fs::metadata(&path).unwrap();
                 let taken = meta.blocks() * 512;

@@ -443,7 +443,8 @@ struct Unwritable(Gated, Arc<Mutex<Option<i32>>>);
 
 impl Interceptor for Unwritable {
     fn before(&self, call: Call, target: &str) -> io::Result<()> {
-        if let (Call::WriteFile, true, Some(error)) = (call, target.contains(".json"), *self.1.lock().unwrap()) {
+        let a_record = target.contains(".json") || target.ends_with("/reserve");
+        if let (Call::WriteFile, true, Some(error)) = (call, a_record, *self.1.lock().unwrap()) {
             return Err(io::Error::from_raw_os_error(error));
         }
         self.0.before(call, target)
@@ -647,7 +648,7 @@ fn a_cut_image_is_never_made_long_again() {
 }
 
 #[test]
-fn a_full_pool_can_be_emptied() {
+fn a_full_pool_without_its_reserve_can_be_emptied() {
     let (gate, unwritable) = (Arc::new(Gate::default()), Arc::new(Mutex::new(None)));
     gate.set(true);
     let os = Os::intercepted(Box::new(Unwritable(Gated(gate), Arc::clone(&unwritable))));

@@ -2,11 +2,11 @@
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use nix::sys::statfs::statfs;
 
 use super::{Call, Os};
@@ -172,6 +172,19 @@ impl Os {
         self.call(Call::SyncFile, &path.display(), || file.flush().and_then(|()| file.sync_all()))
     }
 
+    /// Makes an open file hold this and nothing else, durably. In place: space behind its beginning is used, what lies
+    /// past the content is given up.
+    ///
+    /// # Errors
+    /// Those of pwrite, ftruncate and fsync; its content is then anything.
+    pub fn write_over(&self, file: &File, path: &Path, content: &[u8]) -> io::Result<()> {
+        self.call(Call::WriteFile, &path.display(), || {
+            file.write_all_at(content, 0)?;
+            file.set_len(content.len() as u64)
+        })?;
+        self.sync_file(file, path)
+    }
+
     /// fsync(2) of an open file.
     ///
     /// # Errors
@@ -194,6 +207,16 @@ impl Os {
     /// Those of rename(2).
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.call(Call::Rename, &to.display(), || fs::rename(from, to))
+    }
+
+    /// Lets two files on one filesystem change names in one step (RENAME_EXCHANGE of rename(2)).
+    ///
+    /// # Errors
+    /// Those of renameat2(2): ENOENT when one is missing, EINVAL where the filesystem cannot.
+    pub fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        self.call(Call::Exchange, &other.display(), || {
+            renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE).map_err(Into::into)
+        })
     }
 
     /// unlink(2); true when it was there.

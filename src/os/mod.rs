@@ -48,6 +48,7 @@ pub enum Call {
     SyncFile,
     SyncDir,
     Rename,
+    Exchange,
     RemoveFile,
     RemoveDir,
     ListDir,

@@ -242,7 +242,8 @@ pub trait Pool: Send + Sync {
     /// `Internal` when it cannot be read; `Corrupt` when the object is there without a record.
     fn read_record(&self, object: Object) -> Result<Option<Vec<u8>>>;
 
-    /// Replaces an object's record durably, old or new after a crash.
+    /// Replaces an object's record durably, old or new after a crash. Room for that is held ready, so a pool that is
+    /// full of other things replaces records all the same.
     ///
     /// # Errors
     /// `NotFound` when the object does not exist; `NoCapacity`, `Internal` when it could not be written: the

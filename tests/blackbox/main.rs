@@ -17,6 +17,7 @@ mod bad_input;
 mod crash;
 mod format_once;
 mod fsck;
+mod full;
 mod growth;
 mod hangs;
 mod hostile;

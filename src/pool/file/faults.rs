@@ -206,7 +206,7 @@ fn opening_outlives_every_fault() {
     let scratch = Scratch::new(Ground::Xfs);
     let try_open = || open(&os, &spec(&scratch.root()), &home());
     let empty = || {
-        for name in ["pool.json", "pool.json.tmp", "lock"] {
+        for name in ["pool.json", "pool.json.tmp", "lock", "reserve"] {
             scratch.os().remove_file(&scratch.root().join(name)).unwrap();
         }
         for name in super::layout::DIRECTORIES {

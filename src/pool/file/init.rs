@@ -8,6 +8,7 @@ use super::super::{Abilities, Ability, Ground, Identity};
 use super::filesystem::{Filesystem, Found};
 use super::identity::PoolFile;
 use super::layout::{DIRECTORIES, LOCK_FILE, LOST_AND_FOUND, Layout, POOL_FILE, TEMPORARY};
+use super::reserve::Reserve;
 use super::{FilePool, Ownership};
 use crate::os::{Entry, Os};
 use crate::types::{Error, Kind, NodeId, OsContext, PoolName, Provisioning, Result};
@@ -21,6 +22,7 @@ impl FilePool {
     /// 4. A new pool: make its directories, then write pool.json, durably. Before that file is in place the directory
     ///    counts as empty and the next open begins again.
     /// 5. A pool that is there: see that it is ours and whole; write down in pool.json when cloning changed.
+    /// 6. Make the reserve whole, if there is room. A crash leaves it short, which the next open mends.
     ///
     /// # Errors
     /// `NotFound` without the directory; `Unsupported` on a filesystem no pool may lie on; `Precondition` for a
@@ -64,7 +66,9 @@ impl FilePool {
             }
             None => make(os, &layout, filesystem, PoolFile::new(name, home, found.cloning))?,
         };
-        Ok(Arc::new(Self::assemble(os, layout, &file, filesystem, found, Ownership::Owner { _lock: lock })))
+        let pool = Self::assemble(os, layout, &file, filesystem, found, Ownership::Owner { _lock: lock });
+        pool.hold_reserve();
+        Ok(Arc::new(pool))
     }
 
     /// Opens the pool in a directory to look at, beside its owner or without one: takes no lock and writes nothing.
@@ -110,7 +114,16 @@ impl FilePool {
                 Ability::No => Provisioning::Thin,
             },
         };
-        Self { os: os.clone(), layout, identity, filesystem, abilities, ownership, hints: Mutex::new(HashMap::new()) }
+        Self {
+            os: os.clone(),
+            layout,
+            identity,
+            filesystem,
+            abilities,
+            ownership,
+            hints: Mutex::new(HashMap::new()),
+            reserve: Reserve::default(),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! <root>/pool.json                        who the pool is
 //! <root>/lock                             held by the owner for life
+//! <root>/reserve                          room for records in a full pool
 //! <root>/volumes/<uuid>/volume.json, data
 //! <root>/snapshots/<uuid>/snapshot.json, data
 //! <root>/trash/<class>-<uuid>-<random>/   removed, not yet unlinked
@@ -28,6 +29,8 @@ pub(super) const LOST_AND_FOUND: &str = "lost+found";
 pub(super) const POOL_FILE: &str = "pool.json";
 /// The owner's lock.
 pub(super) const LOCK_FILE: &str = "lock";
+/// Room for records in a full pool.
+pub(super) const RESERVE: &str = "reserve";
 
 /// The paths of one pool.
 #[derive(Clone, Debug)]
@@ -51,6 +54,10 @@ impl Layout {
 
     pub(super) fn lock(&self) -> PathBuf {
         self.root.join(LOCK_FILE)
+    }
+
+    pub(super) fn reserve(&self) -> PathBuf {
+        self.root.join(RESERVE)
     }
 
     pub(super) fn trash(&self) -> PathBuf {

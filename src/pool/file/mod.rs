@@ -19,6 +19,7 @@ mod init;
 mod layout;
 mod plain;
 mod records;
+mod reserve;
 mod strays;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub use self::identity::PoolFile;
 
 use self::filesystem::Filesystem;
 use self::layout::Layout;
+use self::reserve::Reserve;
 use super::{
     Abilities, ActiveDevice, Blankness, Class, Deactivated, Fill, Geometry, Identity, ImageFacts, Object, Pool,
     Progress, Room, Stray,
@@ -49,6 +51,7 @@ pub struct FilePool {
     ownership: Ownership,
     /// Where volumes were last seen: asked before all loop devices are, believed only after it was verified.
     hints: Mutex<HashMap<ObjectUuid, LoopDevice>>,
+    reserve: Reserve,
 }
 
 /// Whether we may write.
@@ -110,12 +113,16 @@ impl Pool for FilePool {
 
     fn write_record(&self, object: Object, record: &[u8]) -> Result<()> {
         self.owned("write a record")?;
-        self.replace_record(object, record)
+        self.replace_record(object, record)?;
+        self.hold_reserve();
+        Ok(())
     }
 
     fn create(&self, object: Object, geometry: &Geometry, fill: Fill, record: &[u8]) -> Result<(), Failure> {
         self.owned("create")?;
-        self.create_object(object, geometry, fill, record)
+        self.create_object(object, geometry, fill, record)?;
+        self.hold_reserve();
+        Ok(())
     }
 
     fn copy(&self, from: Object, to: Object, start: Bytes, progress: &dyn Progress) -> Result<()> {
@@ -130,7 +137,9 @@ impl Pool for FilePool {
 
     fn remove(&self, object: Object) -> Result<()> {
         self.owned("remove")?;
-        self.remove_object(object)
+        self.remove_object(object)?;
+        self.hold_reserve();
+        Ok(())
     }
 
     fn sweep(&self) -> Result<()> {

@@ -56,7 +56,8 @@ impl FilePool {
     }
 
     /// Temporary beside the record, fsync, rename, fsync of the directory: a crash leaves the old record or the new,
-    /// and perhaps a `.tmp` beside it, which the next write replaces and removal removes.
+    /// and perhaps a `.tmp` beside it, which the next write replaces and removal removes. Where there is no room for
+    /// that, the reserve.
     pub(super) fn replace_record(&self, object: Object, record: &[u8]) -> Result<()> {
         let directory = self.layout.object(object);
         match self.os.entry(&directory).at(|| format!("look at {}", directory.display()))? {
@@ -70,11 +71,16 @@ impl FilePool {
             }
         }
         let path = self.layout.record(object);
-        self.os.replace_file(&path, record).at(|| format!("write {}", path.display())).map_err(|error| {
+        let replaced = self.os.replace_file(&path, record).at(|| format!("write {}", path.display()));
+        let Err(full) = replaced else { return Ok(()) };
+        if full.kind() != Kind::NoCapacity {
+            return Err(full);
+        }
+        self.replace_from_reserve(&path, record).map_err(|error| {
             if error.kind() != Kind::NoCapacity {
                 return error;
             }
-            error.context(format!(
+            full.context(format!(
                 "pool {} ({}) is full, so what is to be recorded cannot be; free space there, or delete a volume that nobody uses, and ask again",
                 self.identity.name, self.identity.place
             ))

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use super::super::{Class, Object, Stray};
 use super::FilePool;
-use super::layout::{DATA, DIRECTORIES, LOCK_FILE, LOST_AND_FOUND, POOL_FILE, TEMPORARY, object_of, record_name};
+use super::layout::{
+    DATA, DIRECTORIES, LOCK_FILE, LOST_AND_FOUND, POOL_FILE, RESERVE, TEMPORARY, object_of, record_name,
+};
 use crate::os::{Entry, LoopStatus};
 use crate::types::{ObjectUuid, OsContext, Result};
 
@@ -31,7 +33,12 @@ impl FilePool {
     fn strays_in_root(&self, strays: &mut Vec<Stray>) -> Result<()> {
         let root = self.layout.root();
         let unfinished = format!("{POOL_FILE}.tmp");
-        let known = [POOL_FILE, LOCK_FILE, LOST_AND_FOUND, &unfinished];
+        let known = [POOL_FILE, LOCK_FILE, RESERVE, LOST_AND_FOUND, &unfinished];
+        let reserve = self.layout.reserve();
+        let entry = self.os.entry(&reserve).at(|| format!("look at {}", reserve.display()))?;
+        if entry.is_some_and(|entry| entry != Entry::File) {
+            strays.push(unknown(&reserve));
+        }
         for name in self.os.list_dir(root).at(|| format!("list {}", root.display()))? {
             let known = known.contains(&name.as_str()) || DIRECTORIES.contains(&name.as_str());
             if !known && !name.starts_with(TEMPORARY) {

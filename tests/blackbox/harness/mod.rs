@@ -4,6 +4,7 @@
 pub(crate) mod calls;
 mod content;
 mod faults;
+mod hog;
 mod leaks;
 mod process;
 pub(crate) mod raw;
@@ -15,6 +16,7 @@ pub(crate) use content::{
     allocated, check_device, check_tree, checksum, is_dense, superblock_uuid, write_device, write_tree,
 };
 pub(crate) use faults::{Frozen, HeldTool};
+pub(crate) use hog::Hog;
 pub(crate) use process::{Daemon, Finished, driver_binary, run, try_run};
 pub(crate) use request::{Use, capability, create_request, segments, with_mode};
 pub(crate) use scratch::{PoolFs, Scratch, mounts, own_mounts};
