@@ -50,7 +50,8 @@ fn code(rpc: Rpc, kind: Kind) -> Code {
             Service::Node => Code::FailedPrecondition,
             Service::Identity | Service::Controller => Code::InvalidArgument,
         },
-        (Kind::Unavailable, _) => Code::Unavailable,
+        // Between daemons only: until a certificate is put right, what an earlier try left behind must not be forgotten.
+        (Kind::Unavailable | Kind::Denied, _) => Code::Unavailable,
         (Kind::Timeout, _) => Code::DeadlineExceeded,
         (Kind::Corrupt, Creating | Bringing) => Code::FailedPrecondition,
         (Kind::Corrupt, Taking | Asking) => Code::Internal,
@@ -63,7 +64,7 @@ fn code(rpc: Rpc, kind: Kind) -> Code {
 fn unfinished(rpc: Rpc, kind: Kind) -> Code {
     match kind {
         _ if rpc.class() == Class::Probing => Code::FailedPrecondition,
-        Kind::Unavailable => Code::Unavailable,
+        Kind::Unavailable | Kind::Denied => Code::Unavailable,
         Kind::Timeout => Code::DeadlineExceeded,
         Kind::NotFound
         | Kind::AlreadyExists
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
     use crate::types::Error;
 
-    const KINDS: [Kind; 13] = [
+    const KINDS: [Kind; 14] = [
         Kind::NotFound,
         Kind::AlreadyExists,
         Kind::InvalidArgument,
@@ -165,6 +166,7 @@ mod tests {
         Kind::InUse,
         Kind::Unsupported,
         Kind::Precondition,
+        Kind::Denied,
         Kind::Unavailable,
         Kind::Timeout,
         Kind::Corrupt,
@@ -172,7 +174,7 @@ mod tests {
     ];
 
     /// What a row of the table says, in the order of [`KINDS`].
-    fn row(class: Class, service: Service, expands: bool) -> [Code; 13] {
+    fn row(class: Class, service: Service, expands: bool) -> [Code; 14] {
         use Code::{
             Aborted, AlreadyExists, DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, NotFound,
             OutOfRange, ResourceExhausted, Unavailable,
@@ -183,7 +185,7 @@ mod tests {
             Class::Bringing if expands => (ResourceExhausted, FailedPrecondition, Aborted),
             Class::Bringing => (Unavailable, FailedPrecondition, Aborted),
             Class::Taking | Class::Asking => (Unavailable, Internal, Internal),
-            Class::Probing => return [FailedPrecondition; 13],
+            Class::Probing => return [FailedPrecondition; 14],
         };
         [
             NotFound,
@@ -195,6 +197,7 @@ mod tests {
             FailedPrecondition,
             unsupported,
             FailedPrecondition,
+            Unavailable,
             Unavailable,
             DeadlineExceeded,
             corrupt,

@@ -135,7 +135,7 @@ fn log(failure: &Failure) {
     let (said, kind) = (failure.error().chain(), failure.error().kind());
     match kind {
         Kind::Internal | Kind::Corrupt => error!(?kind, left, "{said}"),
-        Kind::NoCapacity | Kind::InUse | Kind::Precondition | Kind::Unavailable | Kind::Timeout => {
+        Kind::NoCapacity | Kind::InUse | Kind::Precondition | Kind::Denied | Kind::Unavailable | Kind::Timeout => {
             warn!(?kind, left, "{said}");
         }
         Kind::AlreadyExists | Kind::InvalidArgument | Kind::OutOfRange | Kind::Unsupported => {

@@ -27,6 +27,8 @@ pub enum Kind {
     Unsupported,
     /// The state of the thing forbids it until somebody acts.
     Precondition,
+    /// Who asks has shown by its certificate that it is somebody else than this may be done for.
+    Denied,
     /// Whoever could answer does not answer now.
     Unavailable,
     /// The time given ran out; work may go on.
@@ -119,6 +121,7 @@ impl Kind {
             | Self::InUse
             | Self::Unsupported
             | Self::Precondition
+            | Self::Denied
             | Self::Corrupt => true,
         }
     }
