@@ -10,6 +10,7 @@
 //!  pool, attach     where volumes are carved from | how a node gets a block device
 //!  fs               ext4, xfs: probe, make, check, grow
 //!  os               the only system calls, unsafe and child processes
+//!  tls              certificates, and who is at the other end of a connection between daemons
 //!  types, telemetry words as types | logs, metrics, health; used by all
 //! ```
 
@@ -25,4 +26,5 @@ pub mod os;
 pub mod pool;
 pub mod route;
 pub mod telemetry;
+pub mod tls;
 pub mod types;

@@ -66,6 +66,11 @@ fn every_metric_is_in_the_table_and_no_other() {
     let metrics = Metrics::new(Activity::default());
     metrics.call_began("Probe");
     metrics.call_ended("Probe", "OK", std::time::Duration::ZERO);
+    let tls = metrics.tls();
+    tls.expires("name", 0);
+    tls.reloaded("renewed");
+    tls.refused("server", "expired");
+    tls.connected("server");
     let pool = PoolFigures { inodes: Some(1), inodes_free: Some(1), ..PoolFigures::default() };
     let text = metrics.text(Sampled { pools: Some(vec![pool]), extents: Vec::new() }).unwrap();
     let exported: BTreeSet<_> =

@@ -1,5 +1,6 @@
 //! The command line: one file a command. Errors that keep a command from beginning are one line and exit code 2.
 
+mod ca;
 mod demo;
 mod doctor;
 mod inventory;
@@ -40,6 +41,8 @@ enum Command {
     Volumes(LookArguments),
     /// What is wrong with the pools, and what settles it.
     Doctor(LookArguments),
+    /// Certificates for daemons and operators.
+    Ca(ca::Arguments),
     /// A volume's whole life on a temporary pool, step by step.
     Demo(demo::Arguments),
 }
@@ -92,6 +95,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Command::Pools(arguments) => pools::run(&arguments),
         Command::Volumes(arguments) => volumes::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Ca(arguments) => ca::run(&arguments),
         Command::Demo(arguments) => demo::run(arguments),
     }
 }

@@ -21,6 +21,7 @@ mod memory;
 mod mount;
 mod mountinfo;
 mod owner;
+mod version;
 
 use std::fmt;
 use std::io;
@@ -37,6 +38,7 @@ pub use loopdev::{Discard, LoopConfig, LoopDevice, LoopStatus};
 pub use mount::MountFlags;
 pub use mountinfo::{MountEntry, MountTable};
 pub use owner::OwnerLock;
+pub use version::FileVersion;
 
 /// The name of a system call wrapper, one per method: what an [`Interceptor`] sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

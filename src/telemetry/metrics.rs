@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::{PoolFigures, VolumeExtents};
+use super::{PoolFigures, TlsMetrics, VolumeExtents};
 use crate::os::Activity;
 use crate::types::{Error, Kind, Result};
 
@@ -62,6 +62,7 @@ pub struct Metrics {
     calls: Family<CallLabels, Counter>,
     seconds: Family<RpcLabel, Histogram, fn() -> Histogram>,
     in_flight: Family<RpcLabel, Gauge>,
+    tls: TlsMetrics,
     sampled: Arc<Mutex<Sampled>>,
 }
 
@@ -88,10 +89,11 @@ impl Metrics {
         registry.register("csi_call_seconds", "Time a CSI call took to answer", seconds.clone());
         let in_flight = Family::<RpcLabel, Gauge>::default();
         registry.register("csi_calls_in_flight", "CSI calls not answered yet", in_flight.clone());
+        let tls = TlsMetrics::registered(&mut registry);
         let sampled = Arc::default();
         registry.register_collector(Box::new(Pools(Arc::clone(&sampled))));
         registry.register_collector(Box::new(Operations(activity)));
-        Arc::new(Self { registry, calls, seconds, in_flight, sampled })
+        Arc::new(Self { registry, calls, seconds, in_flight, tls, sampled })
     }
 
     /// A call came in.
@@ -104,6 +106,12 @@ impl Metrics {
         self.in_flight.get_or_create(&RpcLabel { rpc }).dec();
         self.calls.get_or_create(&CallLabels { rpc, code }).inc();
         self.seconds.get_or_create(&RpcLabel { rpc }).observe(took.as_secs_f64());
+    }
+
+    /// What is counted of connections between daemons.
+    #[must_use]
+    pub fn tls(&self) -> &TlsMetrics {
+        &self.tls
     }
 
     /// Everything as text, with what was read for this scrape.

@@ -6,8 +6,10 @@ mod logs;
 mod measurement;
 mod metrics;
 mod pools;
+mod tls;
 
 pub use http::Http;
 pub use logs::{LogFormat, init_logs};
 pub use metrics::{Metrics, Sampled};
 pub use pools::{PoolFigures, PoolWatch, Readiness, VolumeExtents};
+pub use tls::TlsMetrics;

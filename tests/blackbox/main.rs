@@ -14,6 +14,7 @@ mod harness;
 
 mod bad_clients;
 mod bad_input;
+mod ca;
 mod crash;
 mod format_once;
 mod fsck;

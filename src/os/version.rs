@@ -1,0 +1,48 @@
+//! Telling one version of a file from another without reading it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::{Call, Os};
+
+/// A file as stat(2) shows it. Another file of the same name, and other content in the same file, are another version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileVersion {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+    mode: u32,
+}
+
+impl FileVersion {
+    /// Whether users who are neither the owner nor in the file's group may read it.
+    #[must_use]
+    pub fn readable_by_all(&self) -> bool {
+        self.mode & 0o004 != 0
+    }
+}
+
+impl Os {
+    /// The version of the file that a path leads to, through symbolic links; `None` when nothing is there.
+    ///
+    /// # Errors
+    /// Those of stat(2) but ENOENT and ENOTDIR.
+    pub fn version(&self, path: &Path) -> io::Result<Option<FileVersion>> {
+        self.call(Call::Identity, &path.display(), || match fs::metadata(path) {
+            Ok(meta) => Ok(Some(FileVersion {
+                device: meta.dev(),
+                inode: meta.ino(),
+                size: meta.len(),
+                modified: (meta.mtime(), meta.mtime_nsec()),
+                changed: (meta.ctime(), meta.ctime_nsec()),
+                mode: meta.mode(),
+            })),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+}

@@ -1,0 +1,74 @@
+//! What is counted of connections between daemons.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    side: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NameLabel {
+    name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SideLabel {
+    side: &'static str,
+}
+
+/// Certificates, handshakes and connections. Cheap to clone: all clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct TlsMetrics {
+    expires: Family<NameLabel, Gauge>,
+    reloads: Family<OutcomeLabel, Counter>,
+    refused: Family<RefusalLabels, Counter>,
+    connections: Family<SideLabel, Gauge>,
+}
+
+impl TlsMetrics {
+    pub(super) fn registered(registry: &mut Registry) -> Self {
+        let new = Self::default();
+        let help = "When the certificate in use expires, in seconds since 1970";
+        registry.register("tls_certificate_expiry_seconds", help, new.expires.clone());
+        registry.register("tls_reloads", "Changed certificate files read again", new.reloads.clone());
+        registry.register("tls_handshakes_refused", "Connections that were not made", new.refused.clone());
+        registry.register("tls_connections", "Connections between daemons now", new.connections.clone());
+        new
+    }
+
+    /// The certificate in use is of this name and expires then.
+    pub fn expires(&self, name: &str, seconds_since_1970: i64) {
+        self.expires.get_or_create(&NameLabel { name: name.to_owned() }).set(seconds_since_1970);
+    }
+
+    /// Changed files were read: `renewed` or `failed`.
+    pub fn reloaded(&self, outcome: &'static str) {
+        self.reloads.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// A connection was refused; `side` is ours, `server` or `client`.
+    pub fn refused(&self, side: &'static str, reason: &'static str) {
+        self.refused.get_or_create(&RefusalLabels { side, reason }).inc();
+    }
+
+    /// A connection began.
+    pub fn connected(&self, side: &'static str) {
+        self.connections.get_or_create(&SideLabel { side }).inc();
+    }
+
+    /// It ended.
+    pub fn disconnected(&self, side: &'static str) {
+        self.connections.get_or_create(&SideLabel { side }).dec();
+    }
+}

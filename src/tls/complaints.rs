@@ -1,0 +1,67 @@
+//! What is said of refused connections: each cause of each address once a minute, so that a flood fills no log.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::refusal::Reason;
+use crate::os::Stopwatch;
+
+/// The same thing is not said again for so long.
+const SAID_EVERY: Duration = Duration::from_secs(60);
+/// Addresses and causes kept in mind; what more come is counted only.
+const MOST: usize = 256;
+
+#[derive(Debug, Default)]
+pub(super) struct Complaints {
+    said: Mutex<BTreeMap<(String, Reason), Said>>,
+}
+
+#[derive(Debug)]
+struct Said {
+    at: Stopwatch,
+    since: u64,
+}
+
+impl Complaints {
+    /// How often it happened since it was said; `None` when it is not to be said now.
+    pub(super) fn may_say(&self, who: &str, reason: Reason) -> Option<u64> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.len() >= MOST {
+            said.retain(|_, one| one.at.elapsed() < SAID_EVERY);
+        }
+        let full = said.len() >= MOST;
+        match said.get_mut(&(who.to_owned(), reason)) {
+            Some(one) if one.at.elapsed() < SAID_EVERY => {
+                one.since += 1;
+                None
+            }
+            Some(one) => {
+                one.at = Stopwatch::start();
+                Some(std::mem::take(&mut one.since))
+            }
+            None if full => None,
+            None => {
+                said.insert((who.to_owned(), reason), Said { at: Stopwatch::start(), since: 0 });
+                Some(0)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_said_once_for_each_address_and_cause() {
+        let complaints = Complaints::default();
+        assert_eq!(complaints.may_say("a", Reason::Expired), Some(0));
+        assert_eq!(complaints.may_say("a", Reason::Expired), None);
+        assert_eq!(complaints.may_say("a", Reason::NotTls), Some(0));
+        assert_eq!(complaints.may_say("b", Reason::Expired), Some(0));
+        let said = (0..10_000).filter(|n| complaints.may_say(&format!("x{n}"), Reason::NotTls).is_some()).count();
+        assert_eq!(said, MOST - 3);
+        assert!(complaints.said.lock().unwrap().len() <= MOST);
+    }
+}

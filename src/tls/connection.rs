@@ -1,0 +1,174 @@
+//! A connection that was made: bytes, who is at the other end, and an end.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+use tokio_rustls::TlsStream;
+use tonic::transport::server::Connected;
+use tracing::debug;
+
+use super::credentials::Credentials;
+use super::refusal::{Reason, Refusal};
+use super::role::Peer;
+use super::verify::Seen;
+use crate::os::Timestamp;
+
+/// When a server should tell its clients to connect anew (tonic's `max_connection_age`): what left `ca.crt` is gone by then.
+pub const CONNECTION_AGE: Duration = Duration::from_secs(60 * 60);
+/// When a connection is cut, told or not.
+const MOST_AGE: Duration = Duration::from_secs(70 * 60);
+
+/// Plain or encrypted.
+#[derive(Debug)]
+pub(super) enum Wire {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+macro_rules! on_wire {
+    ($self:ident, $stream:ident => $call:expr) => {
+        match &mut $self.wire {
+            Wire::Plain(stream) => {
+                let $stream = Pin::new(stream);
+                $call
+            }
+            Wire::Tls(stream) => {
+                let $stream = Pin::new(stream.as_mut());
+                $call
+            }
+        }
+    };
+}
+
+/// One connection between daemons. It ends when the other side's certificate expires, and after [`CONNECTION_AGE`] and ten
+/// minutes in any case.
+#[derive(Debug)]
+pub struct Connection {
+    wire: Wire,
+    peer: Peer,
+    side: &'static str,
+    address: String,
+    credentials: Credentials,
+    end: Pin<Box<Sleep>>,
+    ended: bool,
+    told: bool,
+    /// What counts it, given back when it goes.
+    _place: Option<super::server::Place>,
+}
+
+impl Connection {
+    /// What a handshake ended as. `seen` has what was verified; nothing was in plain text.
+    pub(super) fn new(
+        wire: Wire,
+        seen: Option<&Mutex<Seen>>,
+        side: &'static str,
+        address: String,
+        credentials: Credentials,
+    ) -> Result<Self, Refusal> {
+        let (peer, left) = match seen.map(|seen| seen.lock().unwrap_or_else(PoisonError::into_inner).verified.clone()) {
+            None => (Peer::Unverified, MOST_AGE),
+            Some(Some((name, not_after))) => {
+                let left = not_after.saturating_sub(Timestamp::now().seconds()).saturating_add(1);
+                let left = Duration::from_secs(u64::try_from(left).unwrap_or_default());
+                (Peer::Verified(name), left.min(MOST_AGE))
+            }
+            Some(None) => return Err(Refusal::new(Reason::NoCertificate, "it was not verified")),
+        };
+        credentials.metrics().connected(side);
+        let end = Box::pin(sleep(left));
+        Ok(Self { wire, peer, side, address, credentials, end, ended: false, told: false, _place: None })
+    }
+
+    pub(super) fn with_place(mut self, place: super::server::Place) -> Self {
+        self._place = Some(place);
+        self
+    }
+
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// An error once its time is over.
+    fn alive(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if !self.ended && self.end.as_mut().poll(cx).is_ready() {
+            self.ended = true;
+            debug!(peer = %self.peer, address = %self.address, "a connection has reached its age or its certificate's end");
+        }
+        if self.ended { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
+
+    /// A TLS 1.3 client learns only now that the server refused it.
+    fn look_at(&mut self, error: &io::Error) {
+        if let Some(refusal) = Refusal::by_peer(error)
+            && !std::mem::replace(&mut self.told, true)
+        {
+            let names = self.peer.to_string();
+            self.credentials.refused(self.side, &self.address, &self.address, Some(&names), &refusal);
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.credentials.metrics().disconnected(self.side);
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.alive(cx)?;
+        let polled = on_wire!(self, stream => stream.poll_read(cx, buf));
+        if let Poll::Ready(Err(error)) = &polled {
+            self.look_at(error);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.alive(cx)?;
+        on_wire!(self, stream => stream.poll_write(cx, buf))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.alive(cx)?;
+        on_wire!(self, stream => stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_wire!(self, stream => stream.poll_shutdown(cx))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.alive(cx)?;
+        on_wire!(self, stream => stream.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.wire {
+            Wire::Plain(stream) => stream.is_write_vectored(),
+            Wire::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! What handshakes are made with now: read again when the files change, kept when they cannot be used.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tracing::{error, info, warn};
+
+use super::certificate::date;
+use super::client::Connector;
+use super::complaints::Complaints;
+use super::material::{Material, Versions, versions};
+use super::refusal::{Reason, Refusal};
+use super::role::Role;
+use super::server::Incoming;
+use crate::os::{Os, Stopwatch};
+use crate::telemetry::TlsMetrics;
+use crate::types::Result;
+
+/// How long a handshake waits for the files to be looked at; then it goes on with what there is.
+const LOOK: Duration = Duration::from_secs(2);
+/// Files that could not be used are read again after so long even if nothing changed: a date may have come.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// How a process proves who it is, and makes sure of others. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    source: Source,
+    metrics: TlsMetrics,
+    complaints: Complaints,
+}
+
+#[derive(Debug)]
+enum Source {
+    Plain,
+    Files(Arc<Files>),
+}
+
+impl Credentials {
+    /// From `ca.crt`, `tls.crt` and `tls.key` in a directory, for a process of this role. Blocks.
+    ///
+    /// # Errors
+    /// `Precondition` naming the file, what is wrong with it and what to do.
+    pub fn from_files(os: Os, directory: &Path, role: Role, metrics: TlsMetrics) -> Result<Self> {
+        let files = Files::load(os, directory, role, metrics.clone())?;
+        Ok(Self::of(Source::Files(Arc::new(files)), metrics))
+    }
+
+    /// No encryption, nobody verified, everybody may do everything: for tests, behind a flag that says so. Warns.
+    #[must_use]
+    pub fn plain(metrics: TlsMetrics) -> Self {
+        warn!(
+            "connections between daemons are plain text and nobody is verified: whoever reaches the port may do everything; for tests only"
+        );
+        Self::of(Source::Plain, metrics)
+    }
+
+    fn of(source: Source, metrics: TlsMetrics) -> Self {
+        Self { inner: Arc::new(Inner { source, metrics, complaints: Complaints::default() }) }
+    }
+
+    /// Connections accepted from a listener, for tonic's `serve_with_incoming_shutdown`; give the server
+    /// `max_connection_age(CONNECTION_AGE)`. Each request then has a [`super::Peer`] in its extensions.
+    #[must_use]
+    pub fn incoming(&self, listener: TcpListener) -> Incoming {
+        Incoming::new(listener, self.clone())
+    }
+
+    /// Connects to servers of exactly this role, for tonic's `connect_with_connector_lazy`.
+    #[must_use]
+    pub fn connector(&self, role: &Role) -> Connector {
+        Connector::new(self.clone(), role.name())
+    }
+
+    /// What to make a handshake with now; `None` for plain text.
+    pub(super) async fn current(&self) -> Option<Arc<Material>> {
+        match &self.inner.source {
+            Source::Plain => None,
+            Source::Files(files) => Some(files.current().await),
+        }
+    }
+
+    pub(super) fn metrics(&self) -> &TlsMetrics {
+        &self.inner.metrics
+    }
+
+    /// Counts a connection that was not made, and says so unless it was said just now. `address` is the other side's,
+    /// `place` what tells apart who is complained about.
+    pub(super) fn refused(
+        &self,
+        side: &'static str,
+        place: &str,
+        address: &str,
+        names: Option<&str>,
+        refusal: &Refusal,
+    ) {
+        self.inner.metrics.refused(side, refusal.reason.label());
+        let Some(unsaid) = self.inner.complaints.may_say(place, refusal.reason) else { return };
+        let (reason, names) = (refusal.reason.label(), names.unwrap_or("no certificate"));
+        warn!(side, address, names, reason, unsaid, "connection refused: {}", refusal.why);
+    }
+
+    /// Says that our own certificate has expired, unless that was said just now.
+    pub(super) fn look_at_own(&self, material: &Material, now: i64) {
+        if material.not_after < now && self.inner.complaints.may_say("own", Reason::Expired).is_some() {
+            let date = date(material.not_after);
+            error!(name = %material.name, "our own certificate expired on {date} and was not renewed: others refuse us; renew it");
+        }
+    }
+}
+
+/// Three files and what was last made of them.
+struct Files {
+    os: Os,
+    directory: PathBuf,
+    role: Role,
+    metrics: TlsMetrics,
+    looking: AtomicBool,
+    state: Mutex<State>,
+}
+
+struct State {
+    material: Arc<Material>,
+    /// The versions last read, whatever came of it.
+    seen: Versions,
+    failed: Option<Failed>,
+}
+
+struct Failed {
+    at: Stopwatch,
+    why: String,
+}
+
+/// Ends a look, also one that panics.
+struct Looking(Arc<Files>);
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.0.looking.store(false, Ordering::Release);
+    }
+}
+
+impl Files {
+    fn load(os: Os, directory: &Path, role: Role, metrics: TlsMetrics) -> Result<Self> {
+        let (material, seen) = Material::load(&os, directory, &role)?;
+        let state = State { material: Arc::new(material), seen, failed: None };
+        let files = Self {
+            os,
+            directory: directory.to_owned(),
+            role,
+            metrics,
+            looking: AtomicBool::new(false),
+            state: Mutex::new(state),
+        };
+        files.tell(&files.state().material, "certificate loaded");
+        Ok(files)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, material: &Material, what: &str) {
+        self.metrics.expires(material.name.as_str(), material.not_after);
+        let (place, until) = (self.directory.display(), date(material.not_after));
+        info!(name = %material.name, directory = %place, %until, "{what}");
+        for remark in &material.remarks {
+            warn!(directory = %place, "{remark}");
+        }
+    }
+
+    /// The material to use. The files are looked at in a thread, one at a time: a filesystem that hangs costs that thread
+    /// and [`LOOK`] of one handshake; others do not wait.
+    async fn current(self: &Arc<Self>) -> Arc<Material> {
+        if !self.looking.swap(true, Ordering::Acquire) {
+            let looking = Looking(Arc::clone(self));
+            let look = tokio::task::spawn_blocking(move || looking.0.look());
+            if tokio::time::timeout(LOOK, look).await.is_err() {
+                let place = self.directory.display();
+                warn!(directory = %place, "the certificate files cannot be looked at now; what was read before is used");
+            }
+        }
+        Arc::clone(&self.state().material)
+    }
+
+    /// Reads the files again if they changed.
+    fn look(&self) {
+        let versions = versions(&self.os, &self.directory);
+        {
+            let state = self.state();
+            let again = state.failed.as_ref().is_some_and(|failed| failed.at.elapsed() >= AGAIN);
+            if state.seen == versions && !again {
+                return;
+            }
+        }
+        let loaded = Material::load(&self.os, &self.directory, &self.role);
+        let mut state = self.state();
+        match loaded {
+            Ok((material, seen)) => {
+                self.metrics.reloaded("renewed");
+                self.tell(&material, "certificate renewed");
+                *state = State { material: Arc::new(material), seen, failed: None };
+            }
+            Err(error) => {
+                let why = error.chain();
+                let known = state.seen == versions && state.failed.as_ref().is_some_and(|failed| failed.why == why);
+                if !known {
+                    self.metrics.reloaded("failed");
+                    let until = date(state.material.not_after);
+                    error!(%until, "the renewed certificate cannot be used, the one before goes on: {why}");
+                }
+                state.seen = versions;
+                state.failed = Some(Failed { at: Stopwatch::start(), why });
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Files").field("directory", &self.directory).field("role", &self.role).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,109 @@
+//! Why a connection was not made, as counted and as said.
+
+use std::io;
+
+use rustls::{CertificateError, Error};
+
+/// One cause, a label of the metric `holdfast_tls_handshakes_refused`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reason {
+    NoCertificate,
+    Expired,
+    NotYetValid,
+    UnknownAuthority,
+    NoRole,
+    WrongRole,
+    BadCertificate,
+    NotTls,
+    OldProtocol,
+    Protocol,
+    RefusedByPeer,
+    Timeout,
+    Gone,
+    Crowded,
+    NoAnswer,
+}
+
+impl Reason {
+    /// The metric's label.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::NoCertificate => "no_certificate",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::UnknownAuthority => "unknown_authority",
+            Self::NoRole => "no_role",
+            Self::WrongRole => "wrong_role",
+            Self::BadCertificate => "bad_certificate",
+            Self::NotTls => "not_tls",
+            Self::OldProtocol => "old_protocol",
+            Self::Protocol => "protocol",
+            Self::RefusedByPeer => "refused_by_peer",
+            Self::Timeout => "timeout",
+            Self::Gone => "gone",
+            Self::Crowded => "crowded",
+            Self::NoAnswer => "no_answer",
+        }
+    }
+}
+
+/// A cause with its sentence.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    pub(super) reason: Reason,
+    pub(super) why: String,
+}
+
+impl Refusal {
+    pub(super) fn new(reason: Reason, why: impl Into<String>) -> Self {
+        Self { reason, why: why.into() }
+    }
+
+    /// What rustls or the network said of a handshake.
+    pub(super) fn of(error: &io::Error) -> Self {
+        match rustls_error(error) {
+            Some(error) => Self::new(reason_of(error), sentence(error)),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => Self::new(Reason::Gone, "it went away midway"),
+            None => Self::new(Reason::Gone, format!("the connection broke: {error}")),
+        }
+    }
+
+    /// The other side's refusal in an error of a connection that seemed made: a TLS 1.3 client learns only then what the
+    /// server thinks of its certificate.
+    pub(super) fn by_peer(error: &io::Error) -> Option<Self> {
+        matches!(rustls_error(error), Some(Error::AlertReceived(_))).then(|| Self::of(error))
+    }
+}
+
+fn rustls_error(error: &io::Error) -> Option<&Error> {
+    let inner = error.get_ref()?;
+    inner.downcast_ref().or_else(|| inner.source()?.downcast_ref())
+}
+
+/// The cause that an error of rustls stands for.
+pub(super) fn reason_of(error: &Error) -> Reason {
+    match error {
+        Error::NoCertificatesPresented => Reason::NoCertificate,
+        Error::InvalidCertificate(certificate) => match certificate {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Reason::Expired,
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Reason::NotYetValid,
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => Reason::UnknownAuthority,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Reason::WrongRole,
+            _ => Reason::BadCertificate,
+        },
+        Error::InvalidMessage(_) => Reason::NotTls,
+        Error::PeerIncompatible(_) => Reason::OldProtocol,
+        Error::AlertReceived(_) => Reason::RefusedByPeer,
+        _ => Reason::Protocol,
+    }
+}
+
+fn sentence(error: &Error) -> String {
+    match (reason_of(error), error) {
+        (Reason::NoCertificate, _) => "it showed no certificate".to_owned(),
+        (Reason::NotTls, _) => format!("what it sent is not TLS ({error})"),
+        (Reason::OldProtocol, _) => format!("it does not speak TLS 1.3 as we do ({error})"),
+        (Reason::RefusedByPeer, Error::AlertReceived(alert)) => format!("it refused us with the alert {alert:?}"),
+        _ => error.to_string(),
+    }
+}

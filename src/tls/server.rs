@@ -1,0 +1,226 @@
+//! Accepting connections: handshakes in tasks of their own, bounded in time and number.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Sleep, sleep, timeout};
+use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_stream::Stream;
+use tracing::error;
+
+use super::connection::{Connection, Wire};
+use super::credentials::Credentials;
+use super::refusal::{Reason, Refusal};
+use super::role::Peer;
+use crate::os::Timestamp;
+
+const SIDE: &str = "server";
+/// A whole handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes at once. The oldest gives way to one more: an honest one is over in milliseconds, whoever stalls is not waited for.
+const MOST_HANDSHAKES: usize = 256;
+/// Connections at once.
+const MOST_CONNECTIONS: usize = 1024;
+/// Connections of one role's name at once, so that one peer gone mad leaves room for the others.
+const MOST_OF_ONE: usize = 64;
+/// How long to wait after accept(2) failed: it fails again at once when file descriptors or memory are short.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Who is connected.
+#[derive(Debug, Default)]
+struct Table {
+    all: usize,
+    verified: BTreeMap<String, usize>,
+}
+
+/// A connection's place in the table, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    table: Arc<Mutex<Table>>,
+    name: Option<String>,
+}
+
+impl Place {
+    /// A place for one more.
+    fn take(table: &Arc<Mutex<Table>>, peer: &Peer) -> Result<Self, Refusal> {
+        let mut open = table.lock().unwrap_or_else(PoisonError::into_inner);
+        let crowded = |most| Refusal::new(Reason::Crowded, format!("there are {most} connections already"));
+        if open.all >= MOST_CONNECTIONS {
+            return Err(crowded(MOST_CONNECTIONS));
+        }
+        let name = match peer {
+            Peer::Verified(name) => Some(name.to_string()),
+            Peer::Unverified => None,
+        };
+        if let Some(name) = &name {
+            let of_one = open.verified.entry(name.clone()).or_default();
+            if *of_one >= MOST_OF_ONE {
+                return Err(crowded(MOST_OF_ONE));
+            }
+            *of_one += 1;
+        }
+        open.all += 1;
+        Ok(Self { table: Arc::clone(table), name })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        open.all -= 1;
+        if let Some(name) = &self.name
+            && let Some(of_one) = open.verified.get_mut(name)
+        {
+            *of_one -= 1;
+            if *of_one == 0 {
+                open.verified.remove(name);
+            }
+        }
+    }
+}
+
+/// Connections whose handshake is done, for ever. Those that are refused are logged and counted, and never an item.
+#[derive(Debug)]
+pub struct Incoming {
+    listener: TcpListener,
+    credentials: Credentials,
+    table: Arc<Mutex<Table>>,
+    handshakes: JoinSet<Option<Connection>>,
+    /// The same handshakes, the oldest first.
+    order: VecDeque<AbortHandle>,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Incoming {
+    pub(super) fn new(listener: TcpListener, credentials: Credentials) -> Self {
+        let (handshakes, order) = (JoinSet::new(), VecDeque::new());
+        Self { listener, credentials, table: Arc::default(), handshakes, order, pause: None }
+    }
+
+    fn begin(&mut self, tcp: TcpStream, address: SocketAddr) {
+        self.order.retain(|handshake| !handshake.is_finished());
+        while self.order.len() >= MOST_HANDSHAKES {
+            let Some(oldest) = self.order.pop_front() else { break };
+            oldest.abort();
+            let refusal = Refusal::new(Reason::Timeout, "unfinished handshakes give way to new ones");
+            self.credentials.refused(SIDE, "many", "many", None, &refusal);
+        }
+        let handshake = accept(tcp, address, self.credentials.clone(), Arc::clone(&self.table));
+        self.order.push_back(self.handshakes.spawn(handshake));
+    }
+}
+
+impl Stream for Incoming {
+    type Item = io::Result<Connection>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match self.handshakes.poll_join_next(cx) {
+                Poll::Ready(Some(Ok(Some(connection)))) => return Poll::Ready(Some(Ok(connection))),
+                Poll::Ready(Some(Ok(None))) => continue,
+                Poll::Ready(Some(Err(ended))) => {
+                    if ended.is_panic() {
+                        error!("a handshake ended in a panic: {ended}");
+                    }
+                    continue;
+                }
+                Poll::Ready(None) | Poll::Pending => {}
+            }
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(cx));
+                self.pause = None;
+            }
+            match ready!(self.listener.poll_accept(cx)) {
+                Ok((tcp, address)) => self.begin(tcp, address),
+                Err(error) => {
+                    let refusal = Refusal::new(Reason::Crowded, format!("accept failed, it is tried again: {error}"));
+                    self.credentials.refused(SIDE, "listener", "any", None, &refusal);
+                    self.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
+                }
+            }
+        }
+    }
+}
+
+/// One handshake; what it is refused for is logged and counted here.
+async fn accept(
+    tcp: TcpStream,
+    address: SocketAddr,
+    credentials: Credentials,
+    table: Arc<Mutex<Table>>,
+) -> Option<Connection> {
+    let mut names = None;
+    let made = match timeout(HANDSHAKE, handshake(tcp, address, &credentials, &mut names)).await {
+        Ok(made) => made,
+        Err(_) => {
+            let why = format!("the handshake did not end within {} s", HANDSHAKE.as_secs());
+            Err(Refusal::new(Reason::Timeout, why))
+        }
+    };
+    let placed = made.and_then(|made| Place::take(&table, made.peer()).map(|place| made.with_place(place)));
+    placed
+        .map_err(|refusal| {
+            let place = address.ip().to_string();
+            credentials.refused(SIDE, &place, &address.to_string(), names.as_deref(), &refusal);
+        })
+        .ok()
+}
+
+async fn handshake(
+    tcp: TcpStream,
+    address: SocketAddr,
+    credentials: &Credentials,
+    names: &mut Option<String>,
+) -> Result<Connection, Refusal> {
+    // Small messages wait for nothing; a socket that cannot be told so works as well.
+    let _ = tcp.set_nodelay(true);
+    let Some(material) = credentials.current().await else {
+        return Connection::new(Wire::Plain(tcp), None, SIDE, address.to_string(), credentials.clone());
+    };
+    credentials.look_at_own(&material, Timestamp::now().seconds());
+    let (config, seen) = material.server().map_err(|error| Refusal::new(Reason::Protocol, error.chain()))?;
+    let handshake = TlsAcceptor::from(Arc::new(config)).accept(tcp).await;
+    let noted = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    *names = noted.shown;
+    match handshake {
+        Ok(stream) => {
+            let wire = Wire::Tls(Box::new(TlsStream::Server(stream)));
+            Connection::new(wire, Some(&seen), SIDE, address.to_string(), credentials.clone())
+        }
+        Err(error) => Err(noted.refusal.unwrap_or_else(|| Refusal::of(&error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::Role;
+
+    #[test]
+    fn one_name_leaves_room_for_others_and_gives_back_what_it_had() {
+        let table = Arc::<Mutex<Table>>::default();
+        let mad = Peer::Verified(Role::Controller.name());
+        let places: Vec<_> = std::iter::from_fn(|| Place::take(&table, &mad).ok()).take(2 * MOST_OF_ONE).collect();
+        assert_eq!(places.len(), MOST_OF_ONE);
+        let other = Place::take(&table, &Peer::Verified(Role::Operator.name())).unwrap();
+        drop(places);
+        drop(other);
+        let open = table.lock().unwrap();
+        assert!(open.all == 0 && open.verified.is_empty());
+    }
+
+    #[test]
+    fn there_is_an_end_to_connections_of_nobody_too() {
+        let table = Arc::<Mutex<Table>>::default();
+        let places: Vec<_> = std::iter::from_fn(|| Place::take(&table, &Peer::Unverified).ok()).collect();
+        assert_eq!(places.len(), MOST_CONNECTIONS);
+        assert_eq!(Place::take(&table, &Peer::Unverified).unwrap_err().reason, Reason::Crowded);
+    }
+}
