@@ -119,8 +119,10 @@ impl Filesystem for Ext4 {
         if !matches!(output.exit, Exit::Code(0..=3)) {
             return Err(repair_failed(path, &output));
         }
-        let program =
-            tool::find("resize2fs", path, REPAIR_LIMIT)?.arg(path.display().to_string()).arg(blocks.to_string());
+        let program = tool::find("resize2fs", path, REPAIR_LIMIT)?
+            .outlives_us()
+            .arg(path.display().to_string())
+            .arg(blocks.to_string());
         let output = tool::run(os, "resize2fs", path, &program)?;
         if !output.success() {
             return Err(tool::failed(Kind::Internal, "resize2fs", path, &output));
@@ -130,8 +132,11 @@ impl Filesystem for Ext4 {
 }
 
 impl Ext4 {
+    /// Like resize2fs it writes the superblock in pieces (libext2fs: write_primary_superblock): cut off in between, its
+    /// checksum is wrong. So both are left to finish when we die; they hold the device alone.
     fn fsck(&self, os: &Os, device: &Path, flags: &[&str]) -> Result<Output> {
         let program = tool::find("e2fsck", device, REPAIR_LIMIT)?
+            .outlives_us()
             .memory(CHECK_MEMORY)
             .args(flags.iter().copied())
             .arg(device.display().to_string());

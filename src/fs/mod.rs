@@ -47,7 +47,7 @@ pub trait Filesystem: Send + Sync {
     /// Grows a mounted one to `target`, which its device must have, and looks whether it did. Never shrinks.
     ///
     /// # Errors
-    /// `Precondition` when it says errors; `Internal`.
+    /// `Precondition` when it says errors; `Busy` while the last growth is not on disk yet (XFS); `Internal`.
     fn grow_mounted(&self, os: &Os, device: &BlockDevice, mount_point: &Path, target: Bytes) -> Result<Grown>;
 
     /// Grows one that is not mounted, where that can be done; a check comes first, as resize2fs wants it.

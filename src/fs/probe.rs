@@ -125,6 +125,17 @@ pub fn probe(os: &Os, device: &BlockDevice) -> Result<Contents> {
     Ok(Contents { ext4: ext4(&head), xfs: xfs(&head) })
 }
 
+/// The same of what the disk has, past the page cache: for a filesystem that is mounted.
+///
+/// # Errors
+/// As [`probe`].
+pub fn probe_disk(os: &Os, device: &BlockDevice) -> Result<Contents> {
+    let head = os
+        .read_device_direct(device, 0, HEAD)
+        .at(|| format!("the first {HEAD} bytes of {} cannot be read from the disk", device.path().display()))?;
+    Ok(Contents { ext4: ext4(&head), xfs: xfs(&head) })
+}
+
 fn damaged(what: impl Into<String>) -> Found {
     Found::Damaged { what: what.into() }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
+use super::probe::{Found, probe_disk};
 use super::tool::{self, CHECK_LIMIT, MAKE_LIMIT};
 use super::{Checked, Filesystem, Grown, MkfsOptions};
 use crate::os::{BlockDevice, Exit, Os, Output};
@@ -68,6 +69,7 @@ impl Filesystem for Xfs {
         if now.blocks >= blocks {
             return Ok(Grown::AlreadyThere);
         }
+        last_growth_is_on_disk(os, device, now.blocks)?;
         os.grow_xfs(mount_point, blocks, now.inode_percent)
             .at(|| format!("growing the XFS on {} to {target} failed; it is retried", device.path().display()))?;
         let now = look()?;
@@ -87,6 +89,26 @@ impl Filesystem for Xfs {
 
     fn grow_unmounted(&self, _os: &Os, _device: &BlockDevice, _target: Bytes) -> Result<Grown> {
         Ok(Grown::NotPermitted)
+    }
+}
+
+/// Refuses to grow a mounted XFS whose superblock on disk does not show its last growth yet.
+///
+/// A growth that lengthens the last allocation group logs that group's headers before the superblock. If the superblock
+/// on disk is still older than the group itself, a recovery from there refuses those headers as beyond the end of the
+/// filesystem (fs/xfs/xfs_buf.c: xfs_buf_map_verify; seen on 6.18): EUCLEAN for good, after a power loss as in a
+/// snapshot. The kernel writes the superblock back within fs.xfs.xfssyncd_centisecs, 30 s unless changed; nothing but
+/// an unmount or a freeze makes it do so earlier, and a freeze would outlive our death.
+fn last_growth_is_on_disk(os: &Os, device: &BlockDevice, blocks: u64) -> Result<()> {
+    match probe_disk(os, device)?.xfs {
+        Found::Valid(superblock) if superblock.blocks == blocks => Ok(()),
+        _ => Err(Error::new(
+            Kind::Busy,
+            format!(
+                "the XFS on {} grew a moment ago and has not written that to its superblock yet, which takes up to 30 s; growing it further before would make it unreadable after a crash; ask again",
+                device.path().display()
+            ),
+        )),
     }
 }
 

@@ -148,7 +148,12 @@ impl Formatter<'_> {
     fn verify(&self, uuid: Uuid) -> Result<Attached> {
         let attached = self.attach(&Wanted::from(self.opened))?;
         let path = attached.device.path().to_owned();
-        let contents = probe::probe(self.os, &attached.device)?;
+        let mut contents = probe::probe(self.os, &attached.device)?;
+        if !matches!(contents.of(self.fs), Found::Valid(_)) {
+            // A repair or resize that outlives its daemon may be in the middle of it.
+            self.alone(&path)?;
+            contents = probe::probe(self.os, &attached.device)?;
+        }
         let recorded = format!("is recorded as {} with UUID {uuid}", self.fs);
         let other = contents.valid().any(|found| found.fs != self.fs);
         let superblock = match contents.of(self.fs) {
@@ -188,6 +193,12 @@ impl Formatter<'_> {
             ));
         }
         self.alone(path)?;
+        // A repair or resize that outlived its daemon says errors until it is done, which it is now.
+        let contents = probe::probe(self.os, &attached.device)?;
+        if matches!(contents.of(self.fs), Found::Valid(now) if now.uuid == superblock.uuid && now.health != Health::Errors)
+        {
+            return Ok(());
+        }
         patiently(|| fs::of(self.fs).repair(self.os, path))?;
         self.os.flush_device(&attached.device).at(|| format!("make the repaired {} durable", path.display()))?;
         let contents = probe::probe(self.os, &attached.device)?;
@@ -203,7 +214,7 @@ impl Formatter<'_> {
         Ok(attached)
     }
 
-    /// Nobody has the device mounted or in the hands of a tool: a mkfs of a daemon that was killed may still be alive.
+    /// Nobody has the device mounted or in the hands of a tool: one of a daemon that was killed may still be alive.
     fn alone(&self, path: &Path) -> Result<()> {
         patiently(|| match self.os.open_exclusive(path).at(|| format!("open {} alone", path.display()))? {
             Some(_) => Ok(()),

@@ -11,6 +11,9 @@ use nix::sys::stat::{major, minor};
 
 use super::{Call, Os, ioctl};
 
+/// What O_DIRECT is aligned to, bytes: the largest logical block there is.
+const DIRECT: usize = 4096;
+
 /// A device number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DevNum {
@@ -100,6 +103,23 @@ impl Os {
     /// Those of pread(2); `UnexpectedEof` at the end of the device.
     pub fn read_device(&self, device: &BlockDevice, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.call(Call::ReadDevice, &device.path.display(), || device.file.read_exact_at(buffer, offset))
+    }
+
+    /// Reads past the page cache (O_DIRECT): what the device has now, also while a filesystem on it is mounted. `offset`
+    /// and `length` are multiples of 4096.
+    ///
+    /// # Errors
+    /// Those of open(2) and pread(2); `UnexpectedEof` at the end of the device.
+    pub fn read_device_direct(&self, device: &BlockDevice, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        self.call(Call::ReadDevice, &device.path.display(), || {
+            let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&device.path)?;
+            // O_DIRECT wants memory that is aligned, too.
+            let mut room = vec![0; length.saturating_add(DIRECT)];
+            let start = room.as_ptr().align_offset(DIRECT);
+            let aligned = room.get_mut(start..start.saturating_add(length)).ok_or(io::ErrorKind::InvalidInput)?;
+            file.read_exact_at(aligned, offset)?;
+            Ok(aligned.to_vec())
+        })
     }
 
     /// Makes everything written durable and drops the device's page cache (fsync(2), then BLKFLSBUF), so the next

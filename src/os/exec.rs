@@ -32,9 +32,19 @@ pub struct Program {
     files: Vec<(String, String)>,
     /// The most address space it may take, bytes.
     memory: Option<u64>,
+    death: OurDeath,
     limit: Duration,
     /// What it works on, for the table of ongoing things.
     target: String,
+}
+
+/// What our death means to a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OurDeath {
+    /// It is killed with us.
+    Kills,
+    /// It goes on to its end, whether or not anybody still reads what it says.
+    IsIgnored,
 }
 
 /// How a child ended.
@@ -97,7 +107,16 @@ impl Program {
     #[must_use]
     pub fn at(path: PathBuf, target: &Path, limit: Duration) -> Self {
         let target = target.display().to_string();
-        Self { path, arguments: Vec::new(), environment: Vec::new(), files: Vec::new(), memory: None, limit, target }
+        Self {
+            path,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            files: Vec::new(),
+            memory: None,
+            death: OurDeath::Kills,
+            limit,
+            target,
+        }
     }
 
     /// Adds an argument.
@@ -136,6 +155,14 @@ impl Program {
         self
     }
 
+    /// It is not killed when our process dies. For a tool that leaves its device damaged when it is cut off, and holds
+    /// it open alone (O_EXCL), so that nobody writes beside it.
+    #[must_use]
+    pub fn outlives_us(mut self) -> Self {
+        self.death = OurDeath::IsIgnored;
+        self
+    }
+
     fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
@@ -146,7 +173,7 @@ impl Os {
     ///
     /// After its limit it is killed, and waited for all the same: a child in uninterruptible sleep keeps this
     /// thread (and the volume's lock its caller holds), and is listed in [`Os::activity`] with pid and age.
-    /// When our process dies the child gets SIGKILL (PR_SET_PDEATHSIG).
+    /// When our process dies the child gets SIGKILL (PR_SET_PDEATHSIG), unless it [outlives us](Program::outlives_us).
     ///
     /// # Errors
     /// Those of fork and exec; `TimedOut` when it had to be killed. A non-zero exit is not an error here.
@@ -176,11 +203,20 @@ impl Os {
         let inherited: Vec<i32> = kept.iter().map(AsRawFd::as_raw_fd).collect();
         let memory = program.memory;
         let parent = nix::unistd::getpid();
-        // SAFETY: between fork and exec only prctl(2), fcntl(2), setrlimit(2), getppid(2) and _exit are called, all
-        // async-signal-safe; nothing allocates.
+        let death = program.death;
+        // SAFETY: between fork and exec only prctl(2), signal(2), fcntl(2), setrlimit(2), getppid(2) and _exit are
+        // called, all async-signal-safe; nothing allocates.
         unsafe {
             command.pre_exec(move || {
-                prctl::set_pdeathsig(Signal::SIGKILL)?;
+                match death {
+                    OurDeath::Kills => prctl::set_pdeathsig(Signal::SIGKILL)?,
+                    // Its words go nowhere when we are dead, which must not end it.
+                    OurDeath::IsIgnored => {
+                        if libc::signal(libc::SIGPIPE, libc::SIG_IGN) == libc::SIG_ERR {
+                            return Err(io::Error::last_os_error());
+                        }
+                    }
+                }
                 for fd in &inherited {
                     if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
                         return Err(io::Error::last_os_error());

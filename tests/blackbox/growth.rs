@@ -1,23 +1,15 @@
 //! Growth: online, at the next stage, repeated, too far; never a byte lost.
 
-use std::path::Path;
+use std::time::Duration;
 
 use holdfast::csi::proto as p;
+use holdfast::csi::proto::node_client::NodeClient;
 use tonic::Code;
 
 use crate::harness::{
-    MIB, PoolFs, Use, World, can_grow_ext4_online, check_device, check_tree, is_dense, refused, write_device,
-    write_tree,
+    HeldTool, MIB, PoolFs, Use, World, await_that, can_grow_ext4_online, check_device, check_tree, device_size,
+    fs_size, is_dense, refused, write_device, write_tree,
 };
-
-fn fs_size(path: &Path) -> u64 {
-    let stat = nix::sys::statvfs::statvfs(path).unwrap();
-    stat.blocks() * stat.fragment_size()
-}
-
-fn device_size(path: &Path) -> i64 {
-    nix::unistd::lseek64(std::fs::File::open(path).unwrap(), 0, nix::unistd::Whence::SeekEnd).unwrap()
-}
 
 fn grows_while_mounted(pool: PoolFs, kind: Use) {
     let mut world = World::new(pool);
@@ -43,6 +35,80 @@ fn grows_while_mounted(pool: PoolFs, kind: Use) {
     if pool != PoolFs::Btrfs {
         assert!(is_dense(&world.image(&vol)), "a thick volume stays thick when it grows");
     }
+    world.finish();
+}
+
+/// Cut off, resize2fs leaves a superblock whose checksum is wrong (fs/ext4.rs).
+#[test]
+fn a_resize_is_not_cut_off_by_the_driver_s_death() {
+    if can_grow_ext4_online() {
+        return;
+    }
+    let mut world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Ext4);
+    write_tree(&world.attach(&vol).unwrap(), 1);
+    world.detach(&vol);
+    world.expand(&vol, 64 * MIB).unwrap();
+    let held = HeldTool::new(&world.scratch, "resize2fs");
+    held.hold();
+    world.publish(&vol).unwrap();
+    let (mut client, request) = (NodeClient::new(world.channel()), world.stage_request(&vol));
+    let cut = world.spawn(async move { client.node_stage_volume(request).await });
+    let pid = held.wait_for_call(1);
+    world.kill9();
+    assert!(world.block_on(cut).unwrap().is_err());
+    world.start();
+    let alive = || std::path::Path::new("/proc").join(pid.to_string()).exists();
+    assert!(alive(), "resize2fs was killed with the driver");
+    held.let_go();
+    await_that("resize2fs ends by itself", Duration::from_secs(30), || !alive());
+    assert_eq!(ext4_blocks(&world.image(&vol)), 64 * 256, "it has done its work");
+    world.retried("NodeStage", || world.stage(&vol));
+    let path = world.bind(&vol, "pod").unwrap();
+    check_tree(&path, 1);
+    assert_eq!(held.calls().len(), 1, "there was nothing left to do: {:?}", held.calls());
+    world.finish();
+}
+
+/// s_blocks_count_lo of an ext4 superblock.
+fn ext4_blocks(image: &std::path::Path) -> u32 {
+    let mut field = [0; 4];
+    let file = std::fs::File::open(image).unwrap();
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut field, 1024 + 4).unwrap();
+    u32::from_le_bytes(field)
+}
+
+/// A recovery that begins at the second growth meets headers of a group the superblock on disk does not know: the first
+/// growth has to be on disk before (fs/xfs.rs).
+#[test]
+fn an_xfs_that_grew_twice_in_a_row_is_mountable_in_a_snapshot() {
+    let world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Xfs);
+    let path = world.attach(&vol).unwrap();
+    // Mounted anew, its log is empty: the growth is all there is to recover.
+    world.detach(&vol);
+    world.attach(&vol).unwrap();
+    world.expand(&vol, vol.size + 32 * MIB).unwrap();
+    world.node_expand(&vol, vol.size + 32 * MIB).unwrap();
+    let grown = fs_size(&path);
+    world.expand(&vol, vol.size + 64 * MIB).unwrap();
+    match world.node_expand(&vol, vol.size + 64 * MIB) {
+        Ok(_) => {}
+        refusal => assert!(refused(refusal, &[Code::Aborted]).contains("30 s")),
+    }
+    for seed in 1..=3 {
+        write_tree(&path, seed * 10);
+    }
+    let snapshot = world.snapshot("snap", &vol);
+    let restored = world.restore("restored", Use::Xfs, &snapshot.snapshot_id, vol.size + 64 * MIB);
+    let beside = world.attach(&restored).unwrap();
+    check_tree(&beside, 10);
+    check_tree(&beside, 30);
+    // It is only put off: unmounted, the superblock is written.
+    world.detach(&vol);
+    world.attach(&vol).unwrap();
+    assert_eq!(world.node_expand(&vol, vol.size + 64 * MIB).unwrap(), vol.size + 64 * MIB);
+    assert!(fs_size(&path) > grown + 20 * (1 << 20), "{}", fs_size(&path));
     world.finish();
 }
 

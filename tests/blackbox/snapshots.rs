@@ -10,14 +10,9 @@ use tonic::Code;
 
 use crate::harness::calls::{from_snapshot, from_volume};
 use crate::harness::{
-    Frozen, MIB, PoolFs, Use, Vol, World, await_that, check_device, check_tree, create_request, refused,
+    Frozen, MIB, PoolFs, Use, Vol, World, await_that, check_device, check_tree, create_request, fs_size, refused,
     superblock_uuid, write_device, write_tree,
 };
-
-fn fs_size(path: &std::path::Path) -> u64 {
-    let stat = nix::sys::statvfs::statvfs(path).unwrap();
-    stat.blocks() * stat.fragment_size()
-}
 
 /// A snapshot of a mounted volume, restored beside it, while both are written to.
 fn restore_beside_the_source(pool: PoolFs, kind: Use) {

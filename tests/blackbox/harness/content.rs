@@ -107,6 +107,17 @@ pub(crate) fn is_dense(path: &Path) -> bool {
     allocated(path) >= fs::metadata(path).unwrap().len()
 }
 
+/// Bytes of a mounted filesystem, as df tells them.
+pub(crate) fn fs_size(path: &Path) -> u64 {
+    let stat = nix::sys::statvfs::statvfs(path).unwrap();
+    stat.blocks() * stat.fragment_size()
+}
+
+/// Bytes of a block device.
+pub(crate) fn device_size(path: &Path) -> i64 {
+    lseek64(File::open(path).unwrap(), 0, Whence::SeekEnd).unwrap()
+}
+
 /// The UUID in the superblock of an ext4 or XFS (offsets of their on-disk formats).
 pub(crate) fn superblock_uuid(path: &Path) -> Uuid {
     let file = File::open(path).unwrap();
