@@ -97,12 +97,15 @@ impl MountTable {
     pub fn covers(&self, entry: &MountEntry) -> (DevNum, PathBuf) {
         let below = |of: &MountEntry| self.entries.iter().find(|other| other.id == of.parent);
         let mut lower = below(entry);
-        // A stacked mount's parent is the mount below it at the same place.
-        while let Some(parent) = lower
-            && parent.mount_point == entry.mount_point
-            && parent.id != parent.parent
-        {
-            lower = below(parent);
+        // A stacked mount's parent is the mount below it at the same place. A table that was read while mounts came and
+        // went may lead in a circle: there are no more steps than mounts.
+        for _ in &self.entries {
+            match lower {
+                Some(parent) if parent.mount_point == entry.mount_point && parent.id != parent.parent => {
+                    lower = below(parent);
+                }
+                Some(_) | None => break,
+            }
         }
         let inside = |parent: &MountEntry| {
             let tail = entry.mount_point.strip_prefix(&parent.mount_point).ok()?;
@@ -215,6 +218,12 @@ mod tests {
         let covered: Vec<_> = table.entries().iter().skip(3).map(|entry| table.covers(entry)).collect();
         assert_eq!(covered[0], (DevNum { major: 8, minor: 2 }, PathBuf::from("/kubelet/p/globalmount")));
         assert!(covered[0] == covered[1] && covered[1] == covered[2] && covered[2] != covered[3]);
+    }
+
+    #[test]
+    fn parents_that_lead_in_a_circle_end_somewhere() {
+        let table = MountTable::parse(b"1 2 7:1 / /m rw - ext4 /dev/a rw\n2 1 7:1 / /m rw - ext4 /dev/a rw\n").unwrap();
+        let _ = table.covers(&table.entries()[0]);
     }
 
     #[test]
