@@ -191,7 +191,7 @@ impl Ward<'_> {
     fn volume(&mut self, view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
         let who = claim_of(record).unwrap_or_else(|| record.co_name.clone());
         let place = record.handle.clone();
-        if let FormatState::Formatting { fs, .. } = record.format {
+        if let FormatState::Formatting { fs, .. } = record.format.known {
             self.found(
                 format!("volume {who} is in formatting: a mkfs.{fs} was begun and its end is not recorded"),
                 place.clone(),

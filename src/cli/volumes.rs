@@ -45,7 +45,7 @@ impl Row {
             size: record.size,
             provisioning: record.provisioning,
             phase: record.phase,
-            format: record.format,
+            format: record.format.known,
             attached_to: record.attachments.iter().map(|grant| grant.node.to_string()).collect(),
             device: device.map(|device| device.display().to_string()),
             mounts: mounts.iter().map(|entry| entry.mount_point.display().to_string()).collect(),

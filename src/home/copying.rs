@@ -312,13 +312,17 @@ impl Report<'_> {
         match object {
             Object::Volume(uuid) => {
                 if let Some(mut record) = self.shared.volume_record(&VolumeId { pool, uuid })? {
-                    record.copy = record.copy.map(|copy| CopyRecord { done, ..copy });
+                    if let Some(copy) = &mut record.copy {
+                        copy.known.done = done;
+                    }
                     self.shared.store_volume(&record)?;
                 }
             }
             Object::Snapshot(uuid) => {
                 if let Some(mut record) = self.shared.snapshot_record(&SnapshotId { pool, uuid })? {
-                    record.copy = record.copy.map(|copy| CopyRecord { done, ..copy });
+                    if let Some(copy) = &mut record.copy {
+                        copy.known.done = done;
+                    }
                     self.shared.store_snapshot(&record)?;
                 }
             }

@@ -6,6 +6,7 @@ use tracing::info;
 
 use super::copying::COPY_WAIT;
 use super::local::{BLOCK_SIZE, Key, PoolState, Shared, no_snapshot, no_volume};
+use super::part::Part;
 use super::record::{AttachPath, CopyRecord, CopySource, Phase, Record, SCHEMA, VolumeRecord, VolumeRequest};
 use super::{CreateVolume, Created, FormatState, LockGuard, Source, Volume};
 use crate::fs;
@@ -151,8 +152,8 @@ impl Shared {
             ))),
             Phase::Creating => {
                 let key = Key { pool: id.pool, object: record.object() };
-                if let (None, Some(copy)) = (self.copies.percent_into(key), record.copy) {
-                    self.start_copy(key, copy);
+                if let (None, Some(copy)) = (self.copies.percent_into(key), &record.copy) {
+                    self.start_copy(key, copy.known);
                 }
                 Err(Failure::Dirty(self.still_copying(key)))
             }
@@ -173,7 +174,7 @@ impl Shared {
                     Phase::Creating => return Err(Failure::Dirty(self.still_copying(key))),
                     Phase::Deleting => return Err(Failure::Clean(no_snapshot(id))),
                 }
-                Origin { object: record.object(), size: record.size, format: record.format }
+                Origin { object: record.object(), size: record.size, format: record.format.known }
             }
             Some(Source::Volume(id)) => {
                 let record = self.volume_record(id)?.ok_or_else(|| no_volume(id))?;
@@ -186,7 +187,7 @@ impl Shared {
                     })?,
                 };
                 self.source_volume_usable(&record)?;
-                Origin { object: record.object(), size: record.size, format: record.format }
+                Origin { object: record.object(), size: record.size, format: record.format.known }
             }
         };
         if let FormatState::Formatting { .. } = origin.format {
@@ -309,11 +310,11 @@ impl Shared {
             uuid,
             handle: id.handle(&self.node),
             co_name: request.name.clone(),
-            request: VolumeRequest {
-                range: request.range,
-                capabilities: request.capabilities.clone(),
-                parameters: request.parameters.clone(),
-            },
+            request: Part::new(VolumeRequest {
+                range: Part::new(request.range),
+                capabilities: request.capabilities.iter().copied().map(Part::new).collect(),
+                parameters: Part::new(request.parameters.clone()),
+            }),
             pool: identity.id,
             birth_home: self.node.clone(),
             size,
@@ -324,11 +325,11 @@ impl Shared {
             source: request.source,
             created: Timestamp::now(),
             phase: if copy.is_some() { Phase::Creating } else { Phase::Ready },
-            format: origin.map_or(FormatState::Never, |origin| origin.format),
+            format: Part::new(origin.map_or(FormatState::Never, |origin| origin.format)),
             attachments: Vec::new(),
             epoch: 0,
             ever_attached: false,
-            copy,
+            copy: copy.map(Part::new),
             erased: None,
             attributes: request.parameters.metadata.clone(),
             unknown: serde_json::Map::new(),
@@ -344,7 +345,7 @@ impl Shared {
     ) -> Result<Created<Volume>, Failure> {
         self.read_again(state);
         let reservation = state.ledger.reserve(record.object(), state.claim_of_volume(record))?;
-        let fill = match (origin, record.copy) {
+        let fill = match (origin, &record.copy) {
             (Some(origin), None) => Fill::Clone(origin.object),
             _ => Fill::Blank,
         };
@@ -353,10 +354,10 @@ impl Shared {
         let key = Key { pool: record.pool, object: record.object() };
         info!(volume = %record.handle, name = %record.co_name, size = record.size.get(), pool = %state.pool.identity().name,
             provisioning = ?record.provisioning, copying = record.copy.is_some(), "volume created");
-        match record.copy {
+        match &record.copy {
             None => Ok(Created::New(self.view_volume(record))),
             Some(copy) => {
-                self.start_copy(key, copy);
+                self.start_copy(key, copy.known);
                 Err(Failure::Dirty(self.still_copying(key)))
             }
         }

@@ -50,7 +50,7 @@ impl Shared {
         }
         if record.request.parameters.on_delete == OnDelete::Zero {
             let start = record.erased.unwrap_or_default();
-            state.pool.erase(object, start, &Erasing { shared: self, record: Doomed::Volume(record.clone()) })?;
+            state.pool.erase(object, start, &Erasing { shared: self, record: Doomed::Volume(&record) })?;
         }
         state.pool.remove(object)?;
         self.copies.forget(key);
@@ -75,7 +75,7 @@ impl Shared {
         }
         if record.on_delete == OnDelete::Zero {
             let start = record.erased.unwrap_or_default();
-            state.pool.erase(object, start, &Erasing { shared: self, record: Doomed::Snapshot(record.clone()) })?;
+            state.pool.erase(object, start, &Erasing { shared: self, record: Doomed::Snapshot(&record) })?;
         }
         state.pool.remove(object)?;
         self.copies.forget(key);
@@ -111,17 +111,17 @@ impl Shared {
 /// Records how far an erase is, so that a crash does not begin it anew.
 struct Erasing<'a> {
     shared: &'a Arc<Shared>,
-    record: Doomed,
+    record: Doomed<'a>,
 }
 
-enum Doomed {
-    Volume(VolumeRecord),
-    Snapshot(SnapshotRecord),
+enum Doomed<'a> {
+    Volume(&'a VolumeRecord),
+    Snapshot(&'a SnapshotRecord),
 }
 
 impl Progress for Erasing<'_> {
     fn step(&self, done: Bytes, _total: Bytes) -> Continue {
-        let written = match &self.record {
+        let written = match self.record {
             Doomed::Volume(record) => self.shared.store_volume(&VolumeRecord { erased: Some(done), ..record.clone() }),
             Doomed::Snapshot(record) => {
                 self.shared.store_snapshot(&SnapshotRecord { erased: Some(done), ..record.clone() })

@@ -81,7 +81,7 @@ impl Shared {
 /// A filesystem has to follow unless there is none and never will be.
 fn node_expansion(record: &VolumeRecord) -> NodeExpansion {
     let only_block = record.request.capabilities.iter().all(|capability| capability.mode == VolumeMode::Block);
-    match record.format {
+    match record.format.known {
         FormatState::Raw => NodeExpansion::NotNeeded,
         FormatState::Never if only_block => NodeExpansion::NotNeeded,
         _ => NodeExpansion::Needed,

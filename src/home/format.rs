@@ -48,7 +48,7 @@ impl Shared {
                 ),
             ));
         }
-        match record.format {
+        match record.format.known {
             FormatState::Never => self.nobody_writes(state, &record)?,
             FormatState::Formatting { .. } => {
                 if let Some(held) = self.release_device(state, id.uuid)? {
@@ -67,7 +67,7 @@ impl Shared {
             return Err(self.not_proved_blank(state, &record, offset));
         }
         let planned_uuid = Uuid::new_v4();
-        record.format = FormatState::Formatting { fs, planned_uuid };
+        record.format.known = FormatState::Formatting { fs, planned_uuid };
         self.store_volume(&record)?;
         info!(volume = %record.handle, fs = %fs, uuid = %planned_uuid, "formatting begins");
         let device = state.pool.activate(id.uuid, &record.geometry())?;
@@ -120,9 +120,9 @@ impl Shared {
         let mut record = self.ready_volume(id)?;
         record.changeable()?;
         granted_to(&record, node)?;
-        match record.format {
+        match record.format.known {
             FormatState::Formatting { fs, planned_uuid } if planned_uuid == fs_uuid => {
-                record.format = FormatState::Formatted { fs, uuid: fs_uuid };
+                record.format.known = FormatState::Formatted { fs, uuid: fs_uuid };
                 self.store_volume(&record)?;
                 info!(volume = %record.handle, fs = %fs, uuid = %fs_uuid, "formatted");
                 Ok(())
@@ -130,7 +130,10 @@ impl Shared {
             FormatState::Formatted { uuid, .. } if uuid == fs_uuid => Ok(()),
             _ => Err(Error::new(
                 Kind::Precondition,
-                format!("volume {id} {}: a filesystem with UUID {fs_uuid} was not begun here", describe(record.format)),
+                format!(
+                    "volume {id} {}: a filesystem with UUID {fs_uuid} was not begun here",
+                    describe(record.format.known)
+                ),
             )),
         }
     }
@@ -140,11 +143,11 @@ impl Shared {
         let _lock = self.lock_volume(id, "use-raw")?;
         let mut record = self.ready_volume(id)?;
         granted_to(&record, node)?;
-        match record.format {
+        match record.format.known {
             FormatState::Raw => Ok(()),
             FormatState::Never => {
                 record.changeable()?;
-                record.format = FormatState::Raw;
+                record.format.known = FormatState::Raw;
                 self.store_volume(&record)?;
                 info!(volume = %record.handle, "used as a raw block device from now on");
                 Ok(())
@@ -153,7 +156,7 @@ impl Shared {
                 Kind::Precondition,
                 format!(
                     "volume {id} {}: it is not given out as a raw block device; use it as a mount",
-                    describe(record.format)
+                    describe(record.format.known)
                 ),
             )),
         }
@@ -163,6 +166,6 @@ impl Shared {
 fn not_blank(record: &VolumeRecord) -> Error {
     Error::new(
         Kind::Precondition,
-        format!("volume {} {}: it is never formatted again", record.id(), describe(record.format)),
+        format!("volume {} {}: it is never formatted again", record.id(), describe(record.format.known)),
     )
 }

@@ -118,7 +118,7 @@ impl Shared {
             at: Coordinates::Local { device: device.path },
             size: record.size,
             block_size: record.block_size,
-            format: record.format,
+            format: record.format.known,
             mode: attachment.mode,
             access: attachment.access,
             read_only: attachment.read_only,

@@ -23,7 +23,7 @@ impl Shared {
             size: record.size,
             source: record.source,
             published: record.attachments.iter().map(|attachment| attachment.node.clone()).collect(),
-            format: record.format,
+            format: record.format.known,
             modes,
             provisioning: record.provisioning,
             created: record.created,

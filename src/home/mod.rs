@@ -16,6 +16,7 @@ mod limits;
 mod list;
 mod local;
 mod locks;
+mod part;
 mod reading;
 pub mod record;
 mod request;
@@ -31,6 +32,7 @@ pub use answer::{
 pub use limits::{MinFree, Overcommit, SpaceLimits};
 pub use local::LocalHome;
 pub use locks::{LockGuard, Locks};
+pub use part::Part;
 pub use request::{CapacityQuery, CreateSnapshot, CreateVolume, GrantRequest, ReadOnly, SnapshotFilter, Source};
 pub use survey::{Survey, survey};
 

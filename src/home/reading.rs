@@ -50,11 +50,12 @@ impl Shared {
         let found: Option<(Claim, Phase, Option<CopyRecord>)> = match object {
             Object::Volume(uuid) => {
                 let record = self.volume_record(&VolumeId { pool, uuid })?;
-                record.map(|record| (state.claim_of_volume(&record), record.phase, record.copy))
+                record.map(|record| (state.claim_of_volume(&record), record.phase, record.copy.map(|copy| copy.known)))
             }
             Object::Snapshot(uuid) => {
                 let record = self.snapshot_record(&SnapshotId { pool, uuid })?;
-                record.map(|record| (state.claim_of_snapshot(&record), record.phase, record.copy))
+                record
+                    .map(|record| (state.claim_of_snapshot(&record), record.phase, record.copy.map(|copy| copy.known)))
             }
         };
         let Some((claim, phase, copy)) = found else {

@@ -6,6 +6,7 @@ use tracing::info;
 
 use super::copying::COPY_WAIT;
 use super::local::{Key, PoolState, Shared, no_volume};
+use super::part::Part;
 use super::record::{CopyRecord, CopySource, Phase, Record, SCHEMA, SnapshotRecord, VolumeRecord};
 use super::{CopyState, CreateSnapshot, Created, FormatState, Snapshot};
 use crate::os::Timestamp;
@@ -68,7 +69,7 @@ impl Shared {
             Phase::Creating => return Err(Failure::Dirty(self.still_copying(source_key))),
             Phase::Deleting => return Err(Failure::Clean(no_volume(&source))),
         }
-        if let FormatState::Formatting { .. } = volume.format {
+        if let FormatState::Formatting { .. } = volume.format.known {
             return Err(Failure::Dirty(Error::new(
                 Kind::Busy,
                 format!("volume {source} is being formatted; ask again"),
@@ -102,8 +103,8 @@ impl Shared {
             )));
         }
         let key = Key { pool: id.pool, object: record.object() };
-        if let (Phase::Creating, None, Some(copy)) = (record.phase, self.copies.percent_into(key), record.copy) {
-            self.start_copy(key, copy);
+        if let (Phase::Creating, None, Some(copy)) = (record.phase, self.copies.percent_into(key), &record.copy) {
+            self.start_copy(key, copy.known);
         }
         let state = self.pool(id.pool)?;
         state.ledger.enter(record.object(), state.claim_of_snapshot(record));
@@ -142,8 +143,8 @@ impl Shared {
             provisioning: volume.provisioning,
             created: Timestamp::now(),
             phase: if copy.is_some() { Phase::Creating } else { Phase::Ready },
-            format: volume.format,
-            copy,
+            format: Part::new(volume.format.known),
+            copy: copy.map(Part::new),
             on_delete: volume.request.parameters.on_delete,
             erased: None,
             unknown: serde_json::Map::new(),
