@@ -11,6 +11,8 @@ use std::time::Duration;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 /// SETTINGS_INITIAL_WINDOW_SIZE.
@@ -76,9 +78,31 @@ impl Raw {
         })
     }
 
+    /// Answers the server's pings (RFC 9113, section 6.7) from now on, and reads nothing else; ends when the server closes.
+    pub(crate) fn answer_pings(&self) -> std::thread::JoinHandle<()> {
+        let mut raw = Self(self.0.try_clone().unwrap());
+        std::thread::spawn(move || {
+            let (mut head, mut payload) = ([0; 9], Vec::new());
+            while raw.0.read_exact(&mut head).is_ok() {
+                payload.resize(usize::from(head[1]) << 8 | usize::from(head[2]), 0);
+                if raw.0.read_exact(&mut payload).is_err() {
+                    return;
+                }
+                if head[3] == PING && head[4] & ACK == 0 && !raw.frame(PING, ACK, 0, &payload) {
+                    return;
+                }
+            }
+        })
+    }
+
     /// The client sends nothing more, and stays to listen.
     pub(crate) fn hang_up_half(&self) {
         self.0.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
+    /// The client goes.
+    pub(crate) fn hang_up(&self) {
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
     }
 
     /// Whether the server closes the connection within the time; what it says before is dropped.
