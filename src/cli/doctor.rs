@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use holdfast::home::FormatState;
 use holdfast::home::record::{Phase, Record, VolumeRecord};
 use holdfast::os::Os;
+use holdfast::pool::Object;
 use holdfast::types::{Bytes, Provisioning};
 use serde::Serialize;
 
@@ -89,11 +90,15 @@ impl Ward<'_> {
             self.found(stray.what, stray.place, stray.remedy);
         }
         for (object, error) in &view.survey.unreadable {
-            self.found(
-                format!("the record of {object} cannot be read: {}", error.chain()),
-                view.config.root().display().to_string(),
-                "restore it from a backup of the pool; until then this volume is not served".to_owned(),
+            let (parts, thing) = match object {
+                Object::Volume(_) => ("volumes", "volume"),
+                Object::Snapshot(_) => ("snapshots", "snapshot"),
+            };
+            let place = view.config.root().join(parts).join(object.uuid().to_string()).display().to_string();
+            let remedy = format!(
+                "restore {thing}.json there from a backup of the pool; if the data is not needed: rm -r {place}. Until then this {thing} is not served, and no {parts} are listed"
             );
+            self.found(error.chain(), place, remedy);
         }
         self.temporaries(view.config.root())?;
         self.ground(view)?;

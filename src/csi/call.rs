@@ -89,7 +89,8 @@ where
     }
 
     fn call(&mut self, mut request: HttpRequest) -> Self::Future {
-        let rpc = Rpc::from_path(request.uri().path());
+        let path = request.uri().path().to_owned();
+        let rpc = Rpc::from_path(&path);
         let span = info_span!(
             "call",
             rpc = rpc.name(),
@@ -114,7 +115,7 @@ where
         let answer = async move {
             let answering = AssertUnwindSafe(async move { ready.call(request).await }).catch_unwind();
             let mut response = match within(limit, &begun, answering).await {
-                Ended::Answered(Ok(Ok(response))) => guarded(rpc, &begun, response),
+                Ended::Answered(Ok(Ok(response))) => guarded(rpc, &path, &begun, response),
                 Ended::Answered(Ok(Err(never))) => match never {},
                 Ended::Answered(Err(panic)) => {
                     error!(reason = reason_of(&*panic), "{} panicked", rpc.name());
@@ -171,9 +172,12 @@ impl Begun {
     }
 }
 
-/// Replaces what tonic answers itself, INTERNAL or UNKNOWN, by what this driver means.
-fn guarded(rpc: Rpc, begun: &Begun, response: HttpResponse) -> HttpResponse {
+/// Replaces what tonic answers itself, INTERNAL, UNKNOWN or UNIMPLEMENTED, by what this driver means.
+fn guarded(rpc: Rpc, path: &str, begun: &Begun, response: HttpResponse) -> HttpResponse {
     let Some(said) = Status::from_header_map(response.headers()) else { return response };
+    if said.code() == Code::Unimplemented {
+        return told(&status::unimplemented(path));
+    }
     if !matches!(said.code(), Code::Internal | Code::Unknown) {
         return response;
     }

@@ -106,6 +106,17 @@ pub(super) fn undecodable(reason: &str) -> Status {
     answer(Code::InvalidArgument, &format!("the request is not the CSI v1 message of this call: {reason}"))
 }
 
+/// A call that is not served here, by its HTTP path.
+pub(super) fn unimplemented(path: &str) -> Status {
+    let call: String = path.trim_start_matches('/').chars().take(128).collect();
+    answer(
+        Code::Unimplemented,
+        &format!(
+            "{call} is not served on this socket; GetPluginCapabilities, ControllerGetCapabilities and NodeGetCapabilities say what is"
+        ),
+    )
+}
+
 /// The work of a call ended in a panic, or its thread could not be had: nothing is known of what it did.
 pub(super) fn panicked(rpc: Rpc) -> Status {
     answer(

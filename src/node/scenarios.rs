@@ -126,6 +126,52 @@ fn another_volume_s_paths_are_not_ours() {
 }
 
 #[test]
+fn unstaging_where_it_is_not_staged_leaves_the_stage_alone() {
+    let rig = Rig::new();
+    let id = staged(&rig, "a");
+    for path in [rig.directory("elsewhere"), rig.path("absent")] {
+        assert_eq!(rig.node.unstage(&id, &path).unwrap(), Changed::No, "{}", path.display());
+        assert_eq!((rig.depth(&rig.staging(&id)), rig.loops(&id)), (1, 1));
+    }
+    // Not while a pod has it either, and the pod keeps it.
+    let request = rig.publish_request(id, EXT4, "pod");
+    rig.node.publish(&request).unwrap();
+    assert_eq!(rig.node.unstage(&id, &rig.path("absent")).unwrap(), Changed::No);
+    assert_eq!((rig.depth(&request.target), rig.loops(&id)), (1, 1));
+    assert_eq!(kind(rig.home.revoke(&id, None)), Kind::InUse);
+    rig.node.unpublish(&id, &request.target).unwrap();
+    rig.node.unstage(&id, &rig.staging(&id)).unwrap();
+}
+
+#[test]
+fn a_stage_the_wrong_way_undoes_only_what_it_did_itself() {
+    let rig = Rig::new();
+    let refused = |request: &super::StageRequest, kind: Kind| {
+        let error = rig.node.stage(request).unwrap_err();
+        assert_eq!(error.kind(), kind, "{}", error.chain());
+        assert!(!error.chain().contains("undoing"), "{}", error.chain());
+    };
+    let raw = rig.volume("raw", 32, VolumeMode::Block);
+    rig.node.stage(&rig.stage_request(raw, VolumeMode::Block)).unwrap();
+    refused(&rig.stage_request(raw, EXT4), Kind::Precondition);
+    let device = rig.publish_request(raw, VolumeMode::Block, "pod/device");
+    rig.node.publish(&device).unwrap();
+    refused(&rig.stage_request(raw, EXT4), Kind::Precondition);
+    rig.node.unpublish(&raw, &device.target).unwrap();
+
+    let id = staged(&rig, "a");
+    refused(&rig.stage_request(id, VolumeMode::Block), Kind::Precondition);
+    let elsewhere = super::StageRequest { staging: rig.directory("elsewhere"), ..rig.stage_request(id, XFS) };
+    assert!(rig.node.stage(&elsewhere).is_err_and(|error| !error.chain().contains("undoing")));
+    assert_eq!((rig.depth(&rig.staging(&id)), rig.loops(&id), rig.loops(&raw)), (1, 1, 1));
+    rig.node.unstage(&id, &rig.staging(&id)).unwrap();
+    // One that brought the device itself takes it away again.
+    refused(&rig.stage_request(id, VolumeMode::Block), Kind::Precondition);
+    assert_eq!(rig.loops(&id), 0);
+    rig.node.unstage(&raw, &rig.staging(&raw)).unwrap();
+}
+
+#[test]
 fn a_published_volume_is_not_unstaged_and_stays_whole() {
     let rig = Rig::new();
     let id = staged(&rig, "a");

@@ -9,7 +9,7 @@ use super::{Node, StageRequest, path};
 use crate::attach::{Attached, Wanted};
 use crate::fs::{self, Grown, MountOptions};
 use crate::home::{Changed, LockGuard, Opened, ReadOnly};
-use crate::os::{Entry, MountEntry};
+use crate::os::{Entry, LoopDevice, MountEntry};
 use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
 
 impl Node {
@@ -54,9 +54,7 @@ impl Node {
             self.raw.hold(volume.uuid, attached.device);
             Ok(())
         });
-        staged.map_err(|error| {
-            self.undone(error, || self.unused(volume, None).and_then(|()| self.attach.detach(volume)))
-        })?;
+        staged.map_err(|error| self.undone(error, || self.let_go(volume)))?;
         Ok(Changed::Yes)
     }
 
@@ -213,11 +211,35 @@ impl Node {
         if Mounts::read(&self.os)?.ours(staging, volume, Kind::Internal)?.is_some() {
             self.unmount(staging)?;
         }
+        self.let_go(volume)
+    }
+
+    /// Takes away the device that a failed stage brought, unless it was in use before: staged another way, or at
+    /// another path.
+    fn let_go(&self, volume: &VolumeId) -> Result<()> {
+        if self.raw.holds(volume.uuid) || !self.mounted(volume)?.is_empty() {
+            return Ok(());
+        }
         self.attach.detach(volume)
     }
 
-    /// Takes a volume away from this node (NodeUnstageVolume). Not staged is success; so is a volume whose record or
-    /// pool is gone, once nothing of it is left. Decides from mountinfo and never looks at the path itself: a dead
+    /// Every place a volume is mounted or bound at.
+    fn mounted(&self, volume: &VolumeId) -> Result<Vec<Shown>> {
+        let Some(device) = self.device_named(volume)? else { return Ok(Vec::new()) };
+        let mounts = Mounts::read(&self.os)?;
+        let all = mounts.others(device, &[])?;
+        all.into_iter().filter_map(|entry| mounts.shows(entry, volume).transpose()).collect()
+    }
+
+    /// The device that carries a volume's name.
+    fn device_named(&self, volume: &VolumeId) -> Result<Option<LoopDevice>> {
+        let name = volume.uuid.to_string();
+        let loops = self.os.loops().at(|| "list the loop devices")?;
+        Ok(loops.into_iter().find(|status| status.name == name).map(|status| status.device))
+    }
+
+    /// Takes a volume away from this node (NodeUnstageVolume). Not staged is success; so is not staged at this path, and
+    /// where it is mounted instead it stays; so is a volume whose record or pool is gone, once nothing of it is left. Decides from mountinfo and never looks at the path itself: a dead
     /// filesystem is unmounted like any other.
     ///
     /// 1. Refuse while pods use it, with everything as it was.
@@ -232,6 +254,9 @@ impl Node {
         let mut changed = Changed::No;
         if let Some(staging) = &staging {
             lock.works_on(&staging.display());
+        }
+        if !self.staged_at(volume, staging.as_deref())? {
+            return Ok(Changed::No);
         }
         self.unused(volume, staging.as_deref())?;
         if let Some(staging) = &staging {
@@ -251,6 +276,18 @@ impl Node {
         Ok(changed)
     }
 
+    /// Whether unstaging at a path concerns the volume: not when its filesystem is mounted, and not there. A raw device
+    /// has no staging mount, so any path is its own.
+    fn staged_at(&self, volume: &VolumeId, staging: Option<&Path>) -> Result<bool> {
+        if let Some(staging) = staging
+            && Mounts::read(&self.os)?.ours(staging, volume, Kind::Precondition)?.is_some()
+        {
+            return Ok(true);
+        }
+        let elsewhere = |shown: &Shown| matches!(shown, Shown::Filesystem(_));
+        Ok(self.raw.holds(volume.uuid) || !self.mounted(volume)?.iter().any(elsewhere))
+    }
+
     /// Nothing but the staging mount shows the volume.
     fn unused(&self, volume: &VolumeId, staging: Option<&Path>) -> Result<()> {
         let mounts = Mounts::read(&self.os)?;
@@ -261,11 +298,7 @@ impl Node {
         let device = match staged {
             Some((_, shown)) => Some(shown.device()),
             // A block volume has no staging mount: its device is known by the name it carries.
-            None => {
-                let name = volume.uuid.to_string();
-                let loops = self.os.loops().at(|| "list the loop devices")?;
-                loops.into_iter().find(|status| status.name == name).map(|status| status.device)
-            }
+            None => self.device_named(volume)?,
         };
         let but: Vec<_> = staging.into_iter().collect();
         let others = device.map_or_else(|| Ok(Vec::new()), |device| mounts.others(device, &but))?;

@@ -224,13 +224,14 @@ pub trait Pool: Send + Sync {
     /// `Internal` when the system cannot tell.
     fn room(&self) -> Result<Room>;
 
-    /// The uuids of all objects of a class that have a record in place, sorted.
+    /// The uuids of all objects of a class that have a name in place, sorted: also of one whose record is missing, which
+    /// [`Pool::read_record`] then says.
     ///
     /// # Errors
     /// `Internal` when the place cannot be read.
     fn list(&self, class: Class) -> Result<Vec<ObjectUuid>>;
 
-    /// The first `most` of [`Pool::list`] after `after`, and no look at the others.
+    /// The first `most` of [`Pool::list`] after `after`.
     ///
     /// # Errors
     /// Those of [`Pool::list`].

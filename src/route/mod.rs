@@ -275,9 +275,7 @@ fn no_home_had_room(mut refusals: Vec<(&NodeId, Error)>) -> Error {
 }
 
 fn silent(home: &dyn Home, error: Error) -> Error {
-    error
-        .with_kind(Kind::Unavailable)
-        .context(format!("the list would be incomplete: node {} cannot be asked", home.node()))
+    error.with_kind(Kind::Unavailable).context(format!("node {}", home.node()))
 }
 
 /// One page out of one from each home, each in the order of its keys.

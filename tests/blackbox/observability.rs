@@ -213,7 +213,10 @@ fn doctor_names_what_no_record_explains_and_what_settles_it() {
     fs::File::create(stray.join("data")).unwrap().set_len(16 << 20).unwrap();
     let device = run("/usr/sbin/losetup", &["-f", "--show", stray.join("data").to_str().unwrap()]);
     let said = command(&world, "doctor", &["--output", "json"]).stdout;
-    serde_json::from_str::<serde_json::Value>(&said).unwrap();
+    let findings: Vec<serde_json::Value> = serde_json::from_str(&said).unwrap();
+    let recordless: Vec<_> = findings.iter().filter(|finding| finding["place"] == stray.to_str().unwrap()).collect();
+    assert_eq!(recordless.len(), 1, "{said}");
+    assert!(recordless[0]["remedy"].as_str().unwrap().contains("restore volume.json"), "{said}");
     for word in [
         formatting.uuid(),
         "formatting",

@@ -254,9 +254,11 @@ async fn a_message_that_does_not_decode_is_the_callers_fault_and_an_unknown_call
     let request = pb::ControllerModifyVolumeRequest::default();
     let error = served.controller().controller_modify_volume(request).await.unwrap_err();
     assert_eq!(error.code(), Code::Unimplemented);
+    assert!(error.message().contains("csi.v1.Controller/ControllerModifyVolume is not served"), "{error:?}");
     let mut node = pb::node_client::NodeClient::new(served.channel.clone());
     let error = node.node_get_info(pb::NodeGetInfoRequest {}).await.unwrap_err();
     assert_eq!(error.code(), Code::Unimplemented, "no Node service on a controller's socket");
+    assert!(error.message().contains("csi.v1.Node/NodeGetInfo is not served"), "{error:?}");
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

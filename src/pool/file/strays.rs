@@ -1,4 +1,5 @@
-//! What lies in a pool's place and no record explains. Reads only; what `sweep` settles by itself is not listed, nor
+//! What lies in a pool's place and does not belong there, and images that are missing. Records are not looked at.
+//! Reads only; what `sweep` settles by itself is not listed, nor
 //! are temporaries, which belong to work under way.
 
 use std::path::Path;
@@ -63,21 +64,16 @@ impl FilePool {
         let record = record_name(class);
         for name in self.os.list_dir(&directory).at(|| format!("list {}", directory.display()))? {
             let path = directory.join(&name);
-            let plain = entry(&path)?.is_none_or(|entry| entry == Entry::File);
-            if !plain || !(name == DATA || name == record || name == format!("{record}.tmp")) {
+            // What is wrong with a record is said by whoever reads it.
+            let known = name == record || (name == DATA || name == format!("{record}.tmp"));
+            let plain = name == record || entry(&path)?.is_none_or(|entry| entry == Entry::File);
+            if !known || !plain {
                 strays.push(unknown(&path));
             }
         }
-        let missing: Vec<_> = [record, DATA]
-            .into_iter()
-            .filter_map(|name| {
-                let path = directory.join(name);
-                entry(&path).map(|found| found.is_none().then_some(name)).transpose()
-            })
-            .collect::<Result<_>>()?;
-        if !missing.is_empty() && entry(&directory)?.is_some() {
+        if entry(&directory.join(DATA))?.is_none() && entry(&directory)?.is_some() {
             strays.push(Stray {
-                what: format!("{object} without {}", missing.join(" and ")),
+                what: format!("{object} without {DATA}, its image"),
                 place: directory.display().to_string(),
                 remedy: format!("restore it from a backup, or rm -r {} if the data is not needed", directory.display()),
             });

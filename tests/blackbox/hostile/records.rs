@@ -8,7 +8,7 @@ use holdfast::csi::proto as p;
 use nix::sys::stat::Mode;
 use tonic::{Code, Status};
 
-use crate::harness::{MIB, PoolFs, Use, Vol, World, check_tree, create_request, write_tree};
+use crate::harness::{MIB, PoolFs, Use, Vol, World, check_tree, create_request, refused, write_tree};
 
 use super::{Neighbour, everything};
 
@@ -82,6 +82,14 @@ fn remove(path: &Path) {
     let _ = fs::remove_file(path.with_file_name("moved.json"));
 }
 
+/// Why there is no list: which object, what to do, each word once, and nothing against the node.
+fn is_said_once(said: &str, uuid: &str, name: &str) {
+    for word in ["incomplete", "holdfast doctor"] {
+        assert_eq!(said.matches(word).count(), 1, "{name}: {word}: {said}");
+    }
+    assert!(said.contains(uuid) && !said.contains("cannot be asked"), "{name}: {said}");
+}
+
 /// Every call that could change or use a volume. None may do it, and none may claim that it did.
 fn every_call_is_refused(world: &World, vol: &Vol, name: &str) {
     let before = everything(&world.pool.join("volumes").join(vol.uuid()));
@@ -104,6 +112,9 @@ fn every_call_is_refused(world: &World, vol: &Vol, name: &str) {
         }
         assert_ne!(status.code(), Code::NotFound, "{name}: {call}: it is there: {status:?}");
     }
+    // A list without it would make the attacher think it is gone.
+    let said = refused(world.list_volumes(p::ListVolumesRequest::default()), &[Code::Unavailable]);
+    is_said_once(&said, vol.uuid(), name);
     assert_eq!(everything(&world.pool.join("volumes").join(vol.uuid())), before, "{name}: something was changed");
     assert_eq!(world.snapshot_ids(), Vec::<String>::new(), "{name}");
 }
@@ -221,6 +232,8 @@ fn a_snapshot_s_record_that_lies_is_refused_untouched() {
                     .map(drop),
                 world.try_snapshot("snap", &vol).map(drop),
             ];
+            let said = refused(world.list_snapshots(p::ListSnapshotsRequest::default()), &[Code::Unavailable]);
+            is_said_once(&said, place.file_name().unwrap().to_str().unwrap(), name);
             for answer in answers {
                 let status = answer.expect_err(name);
                 assert_ne!(status.code(), Code::NotFound, "{name}: it is there: {status:?}");
