@@ -160,6 +160,16 @@ impl Ward<'_> {
                 "delete volumes or snapshots, grow the filesystem, or lower minFree in the configuration".to_owned(),
             );
         }
+        if report.promised > report.room.available {
+            self.found(
+                format!(
+                    "{} are promised to snapshots and volumes that share blocks or are thin, and only {} are free: somebody else fills the filesystem, and writes to these volumes may fail",
+                    report.promised, report.room.available
+                ),
+                place.clone(),
+                "remove files that are not the pool's, delete snapshots, or grow the filesystem".to_owned(),
+            );
+        }
         if let (Some(all), Some(free)) = (report.room.inodes, report.room.inodes_free)
             && free < all / 20
         {

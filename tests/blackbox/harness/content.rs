@@ -55,6 +55,43 @@ pub(crate) fn check_tree(root: &Path, seed: u64) {
     }
 }
 
+/// Writes files of 1 MiB, each durable, until the filesystem mounted here is full to its last byte; how many. Whatever
+/// write fails, it is for want of its own room: an fsync never does.
+pub(crate) fn fill_filesystem(root: &Path, seed: u64) -> u64 {
+    fs::create_dir(root.join("full")).unwrap();
+    for number in 0.. {
+        let mut file = match File::create_new(root.join("full").join(number.to_string())) {
+            Ok(file) => file,
+            Err(error) => return ends(root, number, &error),
+        };
+        let written = file.write_all(&bytes(seed + number, PIECE));
+        file.sync_all().unwrap_or_else(|error| panic!("{}: fsync of file {number}: {error}", root.display()));
+        if let Err(error) = written {
+            return ends(root, number, &error);
+        }
+    }
+    unreachable!()
+}
+
+fn ends(root: &Path, number: u64, error: &std::io::Error) -> u64 {
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{}: file {number}: {error}", root.display());
+    let stat = nix::sys::statvfs::statvfs(root).unwrap();
+    let left = stat.blocks_available() * stat.fragment_size();
+    assert!(left < 2 << 20, "{}: file {number}: {error}, and it has {left} bytes left", root.display());
+    number
+}
+
+/// Compares what [`fill_filesystem`] wrote, from the device, and takes it away.
+pub(crate) fn empty_filesystem(root: &Path, seed: u64, count: u64) {
+    for number in 0..count {
+        let path = root.join("full").join(number.to_string());
+        let file = File::open(&path).unwrap();
+        nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        assert!(fs::read(&path).unwrap() == bytes(seed + number, PIECE), "{} differs", path.display());
+    }
+    fs::remove_dir_all(root.join("full")).unwrap();
+}
+
 /// Fills a part of a raw device or image, durably; whole MiB.
 pub(crate) fn write_device(path: &Path, seed: u64, offset: u64, mib: u64) {
     let file = File::options().write(true).open(path).unwrap();

@@ -29,6 +29,13 @@ impl Hog {
         hog
     }
 
+    /// Takes every inode and leaves the blocks.
+    pub(crate) fn inodes(root: &Path) -> Self {
+        let mut hog = Self::in_directory(root);
+        hog.take_inodes();
+        hog
+    }
+
     fn in_directory(root: &Path) -> Self {
         let directory = root.join("hog");
         fs::create_dir(&directory).unwrap();

@@ -13,8 +13,8 @@ mod scratch;
 mod world;
 
 pub(crate) use content::{
-    allocated, check_device, check_tree, checksum, device_size, fs_size, is_dense, superblock_uuid, write_device,
-    write_tree,
+    allocated, check_device, check_tree, checksum, device_size, empty_filesystem, fill_filesystem, fs_size, is_dense,
+    superblock_uuid, write_device, write_tree,
 };
 pub(crate) use faults::{Frozen, HeldTool};
 pub(crate) use hog::Hog;
