@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := $(CURDIR)/.tools/bin
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc unit sanity power
+.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc unit sanity power torture
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ sanity: build ## csi-sanity against the real socket: mount and block, with and w
 N ?= 200
 power: ## Power cuts: N more of them, evenly over all flushes, besides those right after each answer (root)
 	HOLDFAST_POWER_POINTS=$(N) $(CARGO) nextest run --locked --test blackbox --no-capture 'power::'
+
+torture: ## kill -9 at N random moments under 8 callers, content checked (root)
+	HOLDFAST_TORTURE_LIVES=$(N) $(CARGO) nextest run --locked --test blackbox --no-capture 'torture::'
 
 # Last, so that its summary is what one sees at the end.
 unit: ## Unit and black-box tests (root)

@@ -32,3 +32,4 @@ mod secrets;
 mod snapshots;
 mod space;
 mod topology;
+mod torture;

@@ -111,6 +111,32 @@ pub(crate) fn check_device(path: &Path, seed: u64, offset: u64, mib: u64) {
     }
 }
 
+/// Writes a piece into a file that is made if it is missing, or into a device, at an offset; durably.
+pub(crate) fn write_piece(path: &Path, seed: u64, offset: u64, length: usize) {
+    let missing = !path.exists();
+    let file = File::options().write(true).create(missing).open(path).unwrap();
+    file.write_all_at(&bytes(seed, length), offset).unwrap();
+    file.sync_all().unwrap();
+    if missing {
+        File::open(path.parent().unwrap()).unwrap().sync_all().unwrap();
+    }
+}
+
+/// Compares a piece with what was written; what is wrong, in words.
+pub(crate) fn check_piece(path: &Path, seed: u64, offset: u64, length: usize) -> Result<(), String> {
+    let mut found = vec![0; length];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut found, offset));
+    read.map_err(|error| format!("{} at {offset}: {error}", path.display()))?;
+    let wanted = bytes(seed, length);
+    if found == wanted {
+        return Ok(());
+    }
+    let zeroes = found.iter().all(|byte| *byte == 0);
+    let at = found.iter().zip(&wanted).position(|(found, wanted)| found != wanted).unwrap();
+    let but = if zeroes { "zeroes" } else { "something else" };
+    Err(format!("{} at {offset}: from byte {at} of {length} it has {but}", path.display()))
+}
+
 /// Length and content of an image: equal when nothing was written.
 pub(crate) fn checksum(path: &Path) -> (u64, u32) {
     let file = File::open(path).unwrap();

@@ -11,7 +11,7 @@ use nix::sys::stat::{major, minor};
 use super::scratch::{Scratch, mounts};
 
 /// Loop devices whose image lies on this filesystem.
-pub(super) fn loops_on(device: u64) -> Vec<LoopStatus> {
+pub(crate) fn loops_on(device: u64) -> Vec<LoopStatus> {
     let encoded = (minor(device) & 0xff) | (major(device) << 8) | ((minor(device) & !0xff) << 12);
     let all = Os::new().loops().unwrap();
     all.into_iter().filter(|status| status.backing_device == encoded).collect()
@@ -24,7 +24,7 @@ pub(super) fn find(scratch: &Scratch) -> Vec<String> {
     let points = table.entries().iter().map(|entry| &entry.mount_point);
     let below = points.filter(|point| point.starts_with(scratch.path()) && **point != scratch.root());
     let below = below.map(|point| format!("mount {}", point.display()));
-    loops.chain(below).chain(processes()).collect()
+    loops.chain(below).chain(others_here(None)).collect()
 }
 
 /// Takes loops away, whoever left them; a held one goes with its last user.
@@ -34,15 +34,17 @@ pub(super) fn clear_loops(device: u64) {
     }
 }
 
-/// Processes of other programs in this thread's mount namespace; those that are just going are given a moment.
-fn processes() -> Vec<String> {
+/// Processes of other programs in this thread's mount namespace, but for a known one; those that are just going are
+/// given a moment.
+pub(crate) fn others_here(known: Option<u32>) -> Vec<String> {
     let namespace = |path: &Path| fs::read_link(path.join("ns/mnt")).ok();
     let ours = namespace(Path::new("/proc/thread-self"));
-    let me = std::process::id().to_string();
+    let expected = [Some(std::process::id()), known].map(|pid| pid.map(|pid| pid.to_string()).unwrap_or_default());
     let look = || {
         let numeric = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
         let all = fs::read_dir("/proc").unwrap().flatten();
-        let all = all.filter(|entry| entry.file_name().to_str().is_some_and(|name| numeric(name) && name != me));
+        let all = all.filter(|entry| entry.file_name().to_str().is_some_and(numeric));
+        let all = all.filter(|entry| !expected.iter().any(|pid| entry.file_name() == **pid));
         let here = all.filter(|entry| namespace(&entry.path()) == ours && ours.is_some());
         let name = |entry: fs::DirEntry| {
             let command = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
@@ -50,7 +52,7 @@ fn processes() -> Vec<String> {
         };
         here.map(name).collect::<Vec<_>>()
     };
-    for _ in 0..100 {
+    for _ in 0..500 {
         let found = look();
         if found.is_empty() {
             return found;

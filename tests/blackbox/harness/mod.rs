@@ -13,11 +13,12 @@ mod scratch;
 mod world;
 
 pub(crate) use content::{
-    allocated, check_device, check_tree, checksum, device_size, empty_filesystem, fill_filesystem, fs_size, is_dense,
-    superblock_uuid, write_device, write_tree,
+    allocated, check_device, check_piece, check_tree, checksum, device_size, empty_filesystem, fill_filesystem,
+    fs_size, is_dense, superblock_uuid, write_device, write_piece, write_tree,
 };
 pub(crate) use faults::{Frozen, HeldTool};
 pub(crate) use hog::Hog;
+pub(crate) use leaks::{loops_on, others_here};
 pub(crate) use process::{Daemon, Finished, driver_binary, run, try_run};
 pub(crate) use request::{Use, capability, create_request, segments, with_mode};
 pub(crate) use scratch::{PoolFs, Scratch, mounts, own_mounts};

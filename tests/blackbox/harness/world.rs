@@ -6,6 +6,7 @@ use std::fs;
 use std::future::Future;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast::csi::proto::identity_client::IdentityClient;
@@ -75,7 +76,7 @@ pub(crate) struct World {
     extra: Vec<String>,
     config: Option<PathBuf>,
     pub(super) publish_contexts: RefCell<HashMap<String, HashMap<String, String>>>,
-    pub(crate) scratch: Scratch,
+    pub(crate) scratch: Arc<Scratch>,
 }
 
 impl World {
@@ -120,8 +121,33 @@ impl World {
             extra: Vec::new(),
             config: None,
             publish_contexts: RefCell::default(),
-            scratch,
+            scratch: Arc::new(scratch),
         }
+    }
+
+    /// Another caller of the same driver, for a thread of its own: it connects anew whenever it has to, and lets go of
+    /// a call that takes longer than `patience`.
+    pub(crate) fn caller(&self, patience: Duration) -> Self {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let endpoint = self.endpoint().timeout(patience);
+        let channel = runtime.block_on(async { endpoint.connect_lazy() });
+        Self {
+            daemon: None,
+            channel: Some(channel),
+            runtime,
+            node: self.node.clone(),
+            pool: self.pool.clone(),
+            socket: self.socket.clone(),
+            metrics: self.metrics.clone(),
+            extra: self.extra.clone(),
+            config: self.config.clone(),
+            publish_contexts: RefCell::default(),
+            scratch: Arc::clone(&self.scratch),
+        }
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        Endpoint::from_shared(format!("unix://{}", self.socket.display())).unwrap()
     }
 
     /// The pool comes from this file instead of a flag.
@@ -152,12 +178,22 @@ impl World {
         own.into_iter().chain(pool).chain(level).chain(self.extra.iter().cloned()).collect()
     }
 
-    /// Starts the driver and waits until Probe says ready.
-    pub(crate) fn start(&mut self) {
+    /// Starts the driver and waits for nothing.
+    pub(crate) fn launch(&mut self) {
         assert!(self.daemon.is_none(), "it runs already");
         self.daemon = Some(Daemon::start(&self.arguments(), &self.log_path()));
-        let endpoint = Endpoint::from_shared(format!("unix://{}", self.socket.display())).unwrap();
+        let endpoint = self.endpoint();
         self.channel = Some(self.block_on(async { endpoint.connect_lazy() }));
+    }
+
+    /// Starts the driver and waits until Probe says ready.
+    pub(crate) fn start(&mut self) {
+        self.launch();
+        self.await_ready();
+    }
+
+    /// Waits until Probe says ready.
+    pub(crate) fn await_ready(&mut self) {
         await_that("the driver is ready", Duration::from_secs(30), || {
             let daemon = self.daemon.as_mut().unwrap();
             assert!(daemon.ended().is_none(), "the driver ended: {}", daemon.log());

@@ -1,0 +1,206 @@
+//! SIGKILL at random moments under callers that ask again: nothing that was acknowledged is lost, nothing is leaked.
+//!
+//! A life is one start of the driver to its kill. The callers keep what they were told and what they fsynced, go on
+//! through all lives with seeded choices, and compare at every turn; now and then all rest, and the machine is compared
+//! with what they have. `make torture N=1000`; `HOLDFAST_TORTURE_SEED=` repeats the choices of a run, as far as a race
+//! can be repeated.
+
+mod caller;
+mod content;
+mod dice;
+mod shared;
+mod volume;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use holdfast::os::Stopwatch;
+
+use crate::harness::{PoolFs, World, driver_binary, loops_on, mounts, others_here, try_run};
+
+use caller::Caller;
+use dice::Dice;
+use shared::{Shared, Stand};
+
+const CALLERS: usize = 8;
+/// These let go of a call after a moment and ask again while its work may go on.
+const IMPATIENT: usize = 2;
+/// After so many lives everybody rests once.
+const REST: usize = 20;
+/// Tools that are left to finish when the driver dies.
+const OUTLIVING: [&str; 2] = ["e2fsck", "resize2fs"];
+const POOL: u64 = 32 << 30;
+
+/// `make torture N=` sets how many lives a run has.
+fn lives() -> usize {
+    std::env::var("HOLDFAST_TORTURE_LIVES").map_or(150, |text| text.parse().expect("a number of lives"))
+}
+
+fn seed() -> u64 {
+    std::env::var("HOLDFAST_TORTURE_SEED")
+        .map_or_else(|_| uuid::Uuid::new_v4().as_u64_pair().0 >> 32, |text| text.parse().expect("a number"))
+}
+
+/// The callers' threads; whatever happens they end before the driver and its filesystem go.
+struct Crowd {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Crowd {
+    fn new(world: &World, pool: PoolFs, seed: u64) -> Self {
+        let shared = Arc::new(Shared::new(CALLERS));
+        let threads = (0..CALLERS).map(|number| {
+            let patience = Duration::from_millis(if number < IMPATIENT { 40 } else { 60_000 });
+            let seed = seed ^ (u64::try_from(number).unwrap() + 1) << 32;
+            let caller = Caller::new(number, world.caller(patience), pool, seed, Arc::clone(&shared));
+            std::thread::spawn(move || caller.live())
+        });
+        Self { threads: threads.collect(), shared: Arc::clone(&shared) }
+    }
+
+    /// None has failed.
+    fn is_well(&self) -> bool {
+        self.threads.iter().all(|thread| !thread.is_finished())
+    }
+
+    /// They delete everything and end.
+    fn end(mut self) -> Arc<Shared> {
+        self.shared.ending.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            if let Err(cause) = thread.join() {
+                panic!("a caller failed: {}", cause.downcast_ref::<String>().map_or("see above", String::as_str));
+            }
+        }
+        Arc::clone(&self.shared)
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Everything there is, against what the callers have between two steps.
+fn compare(world: &mut World, stands: &[Stand]) {
+    let all = |part: fn(&Stand) -> &BTreeSet<String>| -> BTreeSet<&str> {
+        stands.iter().flat_map(part).map(String::as_str).collect()
+    };
+    fn uuids<'a>(handles: &BTreeSet<&'a str>) -> Vec<&'a str> {
+        let mut uuids: Vec<_> = handles.iter().map(|handle| handle.split('_').nth(2).unwrap()).collect();
+        uuids.sort_unstable();
+        uuids
+    }
+    let (volumes, snapshots) = (all(|stand| &stand.volumes), all(|stand| &stand.snapshots));
+    assert_eq!(world.volume_ids().iter().map(String::as_str).collect::<BTreeSet<_>>(), volumes, "volumes listed");
+    assert_eq!(world.snapshot_ids().iter().map(String::as_str).collect::<BTreeSet<_>>(), snapshots, "snapshots listed");
+    assert_eq!(world.in_pool("volumes"), uuids(&volumes), "volumes in the pool");
+    assert_eq!(world.in_pool("snapshots"), uuids(&snapshots), "snapshots in the pool");
+    assert_eq!(world.in_pool("trash"), Vec::<String>::new(), "in the trash");
+
+    let mut loops: Vec<_> = loops_on(world.scratch.device()).into_iter().map(|status| status.name).collect();
+    loops.sort();
+    let devices: Vec<_> = all(|stand| &stand.devices).into_iter().collect();
+    assert_eq!(loops, devices, "loop devices");
+
+    let table = mounts();
+    let below = table.entries().iter().map(|entry| entry.mount_point.clone());
+    let mut mounted: Vec<_> =
+        below.filter(|point| point.starts_with(world.scratch.path()) && *point != world.scratch.root()).collect();
+    mounted.sort();
+    let expected: BTreeSet<_> = stands.iter().flat_map(|stand| stand.mounts.iter().cloned()).collect();
+    assert_eq!(mounted, expected.into_iter().collect::<Vec<_>>(), "mounts");
+
+    let driver = world.daemon().pid();
+    assert_eq!(others_here(Some(driver)), Vec::<String>::new(), "processes");
+    let pool = format!("test=file:{}", world.pool.display());
+    let doctor = try_run(driver_binary(), &["doctor", "--pool", &pool]);
+    assert_eq!(doctor.code, Some(0), "doctor: {doctor:?}");
+}
+
+/// When a life ends, from the start of the process or from when it serves.
+enum Kill {
+    FromStart(Duration),
+    Serving(Duration),
+}
+
+fn kill(dice: &Dice) -> Kill {
+    let ms = Duration::from_millis;
+    match dice.below(10) {
+        0 => Kill::FromStart(dice.moment(ms(30))),
+        1..=2 => Kill::Serving(dice.moment(ms(60))),
+        3..=7 => Kill::Serving(dice.moment(ms(500))),
+        _ => Kill::Serving(dice.moment(ms(2000))),
+    }
+}
+
+fn torture(pool: PoolFs, lives: usize) {
+    let seed = seed();
+    eprintln!("HOLDFAST_TORTURE_SEED={seed}: {lives} lives on {pool:?}");
+    let watch = Stopwatch::start();
+    let mut world = World::stopped(pool, POOL);
+    let dice = Dice::new(seed);
+    let crowd = Crowd::new(&world, pool, seed);
+    let shared = Arc::clone(&crowd.shared);
+    for life in 1..=lives {
+        world.launch();
+        shared.life.store(life, Ordering::SeqCst);
+        match kill(&dice) {
+            Kill::FromStart(moment) => {
+                std::thread::sleep(moment);
+                shared.count(|figures| figures.starts_cut += 1);
+            }
+            Kill::Serving(moment) => {
+                world.await_ready();
+                std::thread::sleep(moment);
+            }
+        }
+        if life % REST == 0 {
+            world.await_ready();
+            let _all = shared.gate.write().unwrap();
+            if crowd.is_well() {
+                let stands = shared.stands.lock().unwrap().clone();
+                compare(&mut world, &stands);
+                shared.count(|figures| figures.rests += 1);
+            }
+        }
+        shared.killed();
+        world.kill9();
+        // Not always, so that what the kernel still ends meets the next driver.
+        if dice.one_in(2) {
+            let mut left = others_here(None);
+            left.retain(|process| !OUTLIVING.iter().any(|tool| process.contains(tool)));
+            assert_eq!(left, Vec::<String>::new(), "outlived their parent");
+        }
+        if !crowd.is_well() {
+            break;
+        }
+    }
+    world.start();
+    drop(crowd.end());
+    compare(&mut world, &shared.stands.lock().unwrap());
+    assert!(!world.log().contains("panicked"), "the driver panicked: {}", world.log_path().display());
+    world.finish();
+    let figures = shared.figures.lock().unwrap();
+    let seconds = watch.elapsed().as_secs();
+    eprintln!(
+        "{lives} lives, {CALLERS} callers, pool on {pool:?}, {seconds} s, HOLDFAST_TORTURE_SEED={seed}\n{figures}"
+    );
+}
+
+#[test]
+fn killed_at_random_moments_on_xfs_nothing_is_lost_or_leaked() {
+    torture(PoolFs::Xfs, lives() - lives() / 5);
+}
+
+#[test]
+fn killed_at_random_moments_on_ext4_nothing_is_lost_or_leaked() {
+    torture(PoolFs::Ext4, lives() / 5);
+}
