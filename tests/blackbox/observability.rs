@@ -23,7 +23,7 @@ pub(crate) fn http(address: &str, path: &str, limit: Duration) -> (u16, String) 
     (code, body)
 }
 
-fn get(world: &World, path: &str) -> (u16, String) {
+pub(crate) fn get(world: &World, path: &str) -> (u16, String) {
     http(&world.metrics, path, Duration::from_secs(10))
 }
 

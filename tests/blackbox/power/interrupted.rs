@@ -46,7 +46,7 @@ fn works(world: &World, vol: &Vol, what: &str) {
     world.detach(vol);
 }
 
-fn calls(held: &HeldTool) -> usize {
+pub(super) fn calls(held: &HeldTool) -> usize {
     held.calls().iter().filter(|call| call.contains("/dev/loop")).count()
 }
 

@@ -35,6 +35,8 @@ pub(crate) enum Fault {
     ShortReads(Range<u64>),
     /// They take this long.
     SlowReads(Range<u64>, Duration),
+    /// They are not answered while this stands.
+    HoldReads(Range<u64>),
     /// Writes of these bytes fail, once so many bytes were written there.
     FailWrites(Range<u64>, u64),
     /// Writes of these bytes are not answered while this stands, once so many bytes were written there.
@@ -52,6 +54,8 @@ struct State {
     hits: usize,
     /// Writes that are not answered yet.
     held: Vec<(u64, Vec<u8>, ReplyWrite)>,
+    /// Reads that are not answered yet.
+    held_reads: Vec<(u64, u32, ReplyData)>,
 }
 
 struct Shared {
@@ -149,6 +153,13 @@ impl Layer {
         state.hits = 0;
         for (offset, data, reply) in std::mem::take(&mut state.held) {
             self.shared.write(&mut state, offset, data, reply);
+        }
+        for (offset, size, reply) in std::mem::take(&mut state.held_reads) {
+            let mut data = vec![0; usize::try_from(size).unwrap()];
+            match self.shared.file.read_exact_at(&mut data, offset) {
+                Ok(()) => reply.data(&data),
+                Err(error) => reply.error(error.into()),
+            }
         }
     }
 
@@ -310,6 +321,14 @@ impl Filesystem for Disk {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let mut state = self.shared.lock();
+        if let Some(Fault::HoldReads(range)) = &state.fault
+            && overlap(range, offset, usize::try_from(size).unwrap())
+        {
+            state.hits += 1;
+            return state.held_reads.push((offset, size, reply));
+        }
+        drop(state);
         match self.read_here(offset, size) {
             Ok(data) => reply.data(&data),
             Err(error) => reply.error(error.into()),

@@ -2,6 +2,7 @@
 //! write and flush, so it can be had again as any power cut would have left it.
 
 mod failing;
+mod hanging;
 mod interrupted;
 mod layer;
 mod life;
