@@ -61,8 +61,13 @@ impl Authority {
     /// # Errors
     /// `Internal` when no key can be made.
     pub fn make() -> Result<(Self, String)> {
+        Self::make_for(span(CA_DAYS))
+    }
+
+    /// The same, good from and to these seconds since 1970.
+    pub(super) fn make_for(span: (i64, i64)) -> Result<(Self, String)> {
         let key = new_key()?;
-        let mut params = params(span(CA_DAYS))?;
+        let mut params = params(span)?;
         let name = format!("Holdfast CA {}", Uuid::new_v4().simple());
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));

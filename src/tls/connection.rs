@@ -1,5 +1,6 @@
 //! A connection that was made: bytes, who is at the other end, and an end.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
@@ -25,7 +26,6 @@ pub const CONNECTION_AGE: Duration = Duration::from_secs(60 * 60);
 const MOST_AGE: Duration = Duration::from_secs(70 * 60);
 
 /// Plain or encrypted.
-#[derive(Debug)]
 pub(super) enum Wire {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
@@ -48,7 +48,6 @@ macro_rules! on_wire {
 
 /// One connection between daemons. It ends when the other side's certificate expires, and after [`CONNECTION_AGE`] and ten
 /// minutes in any case.
-#[derive(Debug)]
 pub struct Connection {
     wire: Wire,
     peer: Peer,
@@ -113,6 +112,17 @@ impl Connection {
             let names = self.peer.to_string();
             self.credentials.refused(self.side, &self.address, &self.address, Some(&names), &refusal);
         }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer, side, address, .. } = self;
+        f.debug_struct("Connection")
+            .field("peer", peer)
+            .field("side", side)
+            .field("address", address)
+            .finish_non_exhaustive()
     }
 }
 

@@ -26,12 +26,11 @@ const LOOK: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// How a process proves who it is, and makes sure of others. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Credentials {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     source: Source,
     metrics: TlsMetrics,
@@ -114,6 +113,12 @@ impl Credentials {
             let date = date(material.not_after);
             error!(name = %material.name, "our own certificate expired on {date} and was not renewed: others refuse us; renew it");
         }
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Credentials").field(&self.inner.source).finish()
     }
 }
 

@@ -135,6 +135,29 @@ fn a_ca_is_kept_whole_or_not_at_all_and_its_key_has_to_fit() {
 }
 
 #[test]
+fn a_ca_that_has_expired_certifies_nobody_any_more() {
+    let rig = Rig::new();
+    let role = node("b");
+    let (old, old_key) = Authority::make_for((now() - 2 * DAY, now() - DAY)).unwrap();
+    let held = Held::by(&old, &[role.name().as_str()], now() - DAY, now() + DAY);
+    let old_ca = old.issue(&role, 1).unwrap().ca;
+    let place = rig.place("old");
+    held.write(&place, &old_ca);
+    let error = rig.load(&place, &role).unwrap_err();
+    assert!(error.to_string().contains("every CA in it has expired"), "{error}");
+    assert!(Authority::read(old_ca.as_bytes(), old_key.as_bytes()).unwrap_err().chain().contains("expired"));
+    // Beside one that is good it is left out.
+    held.write(&place, &format!("{old_ca}{}", rig.ca));
+    rig.load(&place, &role).unwrap();
+    let place = place.to_str().unwrap();
+    assert_eq!(rig.log.lines(&["WARN", place, "is left out"]), 1);
+    assert_eq!(rig.log.lines(&["WARN", place, "would not be accepted"]), 1);
+    // Nobody is certified for longer than the CA lives.
+    let (short, _) = Authority::make_for((now() - DAY, now() + 2 * DAY)).unwrap();
+    assert!(read(&short.issue(&role, 30).unwrap().certificate).not_after <= now() + 2 * DAY);
+}
+
+#[test]
 fn no_key_is_seen_in_a_log_an_error_or_a_debug() {
     let rig = Rig::new();
     let role = node("b");

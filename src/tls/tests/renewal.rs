@@ -1,6 +1,9 @@
 //! Certificates that change, or expire, while connections are there.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
+use crate::os::{Call, Interceptor};
 use crate::tls::certificate::Certificate;
 
 /// When the certificate that a server shows now expires.
@@ -92,9 +95,14 @@ async fn a_renewal_whose_time_has_not_come_is_used_when_it_has() {
     let (server, place) = (node("b"), rig.place("node-b"));
     let address = echo(&rig.credentials(&server)).await;
     let before = shown(&rig, &server, address).await;
-    let early = Held::by(&rig.authority, &[server.name().as_str()], now() + 3, now() + 60 * DAY);
+    let early = Held::by(&rig.authority, &[server.name().as_str()], now() + 9, now() + 60 * DAY);
     early.write(&place, &rig.ca);
     assert_eq!(shown(&rig, &server, address).await, before);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    // It was tried again, and what is known is not said again.
+    assert_eq!(shown(&rig, &server, address).await, before);
+    assert_eq!(rig.count("holdfast_tls_reloads_total{outcome=\"failed\"}"), 1);
+    assert_eq!(rig.log.lines(&["ERROR", "not valid before", place.to_str().unwrap()]), 1);
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert!(shown(&rig, &server, address).await > before);
 }
@@ -148,4 +156,67 @@ async fn a_connection_ends_with_the_certificate_it_was_made_with() {
     greeted(&calling, &server, address).await.unwrap_err();
     rig.await_refusals("server", "expired", 1).await;
     assert_eq!(rig.log.lines(&["ERROR", "controller.csi", "own certificate expired"]), 1);
+}
+
+/// Does something before each call on a file.
+struct Before<F>(F);
+
+impl<F: Fn(Call, &str) + Send + Sync> Interceptor for Before<F> {
+    fn before(&self, call: Call, target: &str) -> io::Result<()> {
+        (self.0)(call, target);
+        Ok(())
+    }
+
+    fn after(&self, _: Call, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn files_on_a_disk_that_hangs_cost_one_handshake_two_seconds() {
+    let rig = Rig::new();
+    let (server, place) = (node("b"), rig.issue(&node("b")));
+    let hung = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&hung);
+    let os = Os::intercepted(Box::new(Before(move |_, _: &str| {
+        let begun = Stopwatch::start();
+        while seen.load(Ordering::SeqCst) && begun.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    })));
+    let credentials = Credentials::from_files(os, &place, server.clone(), rig.metrics.tls().clone()).unwrap();
+    let address = echo(&credentials).await;
+    hung.store(true, Ordering::SeqCst);
+    let times = async |from: u64, to: u64| {
+        let begun = Stopwatch::start();
+        shown(&rig, &server, address).await;
+        let taken = begun.elapsed();
+        assert!((Duration::from_secs(from)..Duration::from_secs(to)).contains(&taken), "{taken:?}");
+    };
+    times(2, 6).await;
+    times(0, 2).await;
+    let before = shown(&rig, &server, address).await;
+    rig.authority.issue(&server, 60).unwrap().write(&Os::new(), &place).unwrap();
+    hung.store(false, Ordering::SeqCst);
+    // The look that hung comes to its end, and the next sees the change.
+    let begun = Stopwatch::start();
+    while shown(&rig, &server, address).await == before {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+}
+
+#[test]
+fn files_replaced_while_they_are_read_are_read_again() {
+    let rig = Rig::new();
+    let (server, place) = (node("b"), rig.issue(&node("b")));
+    let (next, at) = (rig.authority.issue(&server, 60).unwrap(), place.clone());
+    let done = AtomicBool::new(false);
+    let os = Os::intercepted(Box::new(Before(move |call, target: &str| {
+        if call == Call::Read && target.ends_with("tls.key") && !done.swap(true, Ordering::SeqCst) {
+            next.write(&Os::new(), &at).unwrap();
+        }
+    })));
+    Credentials::from_files(os, &place, server, rig.metrics.tls().clone()).unwrap();
+    let expiry = rig.count("holdfast_tls_certificate_expiry_seconds{name=\"b.node.csi.holdfast.storage\"}");
+    assert!(expiry > now() + 59 * DAY);
 }
