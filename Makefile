@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := $(CURDIR)/.tools/bin
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc unit sanity power torture
+.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc unit sanity power torture model
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ power: ## Power cuts: N more of them, evenly over all flushes, besides those rig
 
 torture: ## kill -9 at N random moments under 8 callers, content checked (root)
 	HOLDFAST_TORTURE_LIVES=$(N) $(CARGO) nextest run --locked --test blackbox --no-capture 'torture::'
+
+STEPS ?= 1000000
+model: ## Random calls against the model of the specification: STEPS of them, a million by default (root)
+	HOLDFAST_MODEL_STEPS=$(STEPS) $(CARGO) nextest run --locked --lib --run-ignored all --success-output final 'model::'
 
 # Last, so that its summary is what one sees at the end.
 unit: ## Unit and black-box tests (root)

@@ -21,6 +21,8 @@ pub mod csi;
 mod faults;
 pub mod fs;
 pub mod home;
+#[cfg(test)]
+mod model;
 pub mod node;
 pub mod os;
 pub mod pool;

@@ -11,6 +11,8 @@ mod controller;
 mod decode;
 mod encode;
 mod identity;
+#[cfg(test)]
+mod in_process;
 mod node;
 pub mod proto;
 mod rpc;
@@ -27,6 +29,9 @@ pub use identity::DRIVER_NAME;
 pub use node::ThisNode;
 pub use server::{ServeConfig, ServeController, serve};
 
+/// For the model test: calls by the ten thousand.
+#[cfg(test)]
+pub(crate) use in_process::InProcess;
 /// For the fault matrix: which call an error would be answered to, and with which code.
 #[cfg(test)]
 pub(crate) use rpc::{Class as RpcClass, Rpc};

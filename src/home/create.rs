@@ -25,6 +25,8 @@ const SMALLEST: Bytes = Bytes::new(MIB);
 struct Origin {
     object: Object,
     size: Bytes,
+    /// Of its image: at least the size.
+    length: Bytes,
     format: FormatState,
 }
 
@@ -162,7 +164,7 @@ impl Shared {
 
     /// Looks the source up and refuses one that cannot be copied now.
     fn origin(&self, request: &CreateVolume) -> Result<Option<Origin>, Failure> {
-        let origin = match &request.source {
+        let mut origin = match &request.source {
             None => return Ok(None),
             Some(Source::Snapshot(id)) => {
                 let record = self.snapshot_record(id)?.ok_or_else(|| no_snapshot(id))?;
@@ -174,7 +176,7 @@ impl Shared {
                     Phase::Creating => return Err(Failure::Dirty(self.still_copying(key))),
                     Phase::Deleting => return Err(Failure::Clean(no_snapshot(id))),
                 }
-                Origin { object: record.object(), size: record.size, format: record.format.known }
+                Origin { object: record.object(), size: record.size, length: record.size, format: record.format.known }
             }
             Some(Source::Volume(id)) => {
                 let record = self.volume_record(id)?.ok_or_else(|| no_volume(id))?;
@@ -187,7 +189,7 @@ impl Shared {
                     })?,
                 };
                 self.source_volume_usable(&record)?;
-                Origin { object: record.object(), size: record.size, format: record.format.known }
+                Origin { object: record.object(), size: record.size, length: record.size, format: record.format.known }
             }
         };
         if let FormatState::Formatting { .. } = origin.format {
@@ -197,7 +199,7 @@ impl Shared {
             )));
         }
         let (object, size) = (origin.object, origin.size);
-        self.check_image(self.pool_for(request)?, object, size)?;
+        origin.length = self.check_image(self.pool_for(request)?, object, size)?;
         if request.range.limit.is_some_and(|limit| limit < size) {
             let message = format!("{object} has {} bytes, and a copy cannot be smaller; raise limit_bytes", size.get());
             return Err(Failure::Clean(Error::new(Kind::OutOfRange, message)));
@@ -349,8 +351,9 @@ impl Shared {
             (Some(origin), None) => Fill::Clone(origin.object),
             _ => Fill::Blank,
         };
+        let length = origin.map_or(record.size, |origin| record.size.max(origin.length));
         let text = record.encode()?;
-        reservation.settle(state.pool.create(record.object(), &record.geometry(), fill, &text))?;
+        reservation.settle(state.pool.create(record.object(), &record.geometry_at(length), fill, &text))?;
         let key = Key { pool: record.pool, object: record.object() };
         info!(volume = %record.handle, name = %record.co_name, size = record.size.get(), pool = %state.pool.identity().name,
             provisioning = ?record.provisioning, copying = record.copy.is_some(), "volume created");

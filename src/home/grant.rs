@@ -129,15 +129,16 @@ impl Shared {
     }
 
     /// A record whose image is missing or short is never served, and never made long again: what is not there is not
-    /// zeroes.
-    pub(super) fn check_image(&self, state: &PoolState, object: Object, size: Bytes) -> Result<()> {
+    /// zeroes. Answers the image's length, which is more than `size` where a growth was cut off: a copy of it has to be
+    /// as long.
+    pub(super) fn check_image(&self, state: &PoolState, object: Object, size: Bytes) -> Result<Bytes> {
         let found = state.pool.facts(object)?;
         let wrong = match found {
             None => "its image is missing".to_owned(),
             Some(facts) if facts.size < size => {
                 format!("its image has {} bytes and its record says {}", facts.size.get(), size.get())
             }
-            Some(_) => return Ok(()),
+            Some(facts) => return Ok(facts.size.round_up_mib().unwrap_or(facts.size)),
         };
         let identity = state.pool.identity();
         Err(Error::new(

@@ -698,3 +698,22 @@ fn what_a_thin_volume_discards_is_promised_again() {
     let after = available();
     assert!(after <= before.saturating_add(Bytes::mib(2)), "{after} after {before}");
 }
+
+#[test]
+fn a_volume_whose_growth_was_cut_off_is_snapshotted_and_cloned_whole() {
+    for ground in [Ground::Xfs, Ground::Ext4] {
+        let rig = Rig::on(Scratch::new(ground));
+        let id = rig.create("v", 16).id;
+        // What is left when the process is gone after step 3 of the growth: the record says 16 MiB.
+        OpenOptions::new().write(true).open(rig.image(&id)).unwrap().set_len(20 << 20).unwrap();
+        rig.write(&id, 18 << 20, b"beyond");
+        let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner();
+        assert_eq!((snapshot.size, snapshot.copy), (Bytes::mib(16), CopyState::Ready), "{ground:?}");
+        for (name, source) in [("restored", Source::Snapshot(snapshot.id)), ("cloned", Source::Volume(id))] {
+            let request = CreateVolume { source: Some(source), ..request(name, 16) };
+            let made = rig.home.create_volume(&request).unwrap().into_inner();
+            assert_eq!(made.size, Bytes::mib(16), "{ground:?} {name}");
+            assert_eq!(rig.read(&made.id, 18 << 20, 6), b"beyond", "{ground:?} {name}");
+        }
+    }
+}

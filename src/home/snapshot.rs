@@ -76,8 +76,8 @@ impl Shared {
             )));
         }
         self.source_volume_usable(&volume)?;
-        self.check_image(state, volume.object(), volume.size)?;
-        self.cut(state, &volume, uuid, request)
+        let length = self.check_image(state, volume.object(), volume.size)?;
+        self.cut(state, &volume, length, uuid, request)
     }
 
     /// Answers for a snapshot that is there already.
@@ -116,6 +116,7 @@ impl Shared {
         self: &Arc<Self>,
         state: &PoolState,
         volume: &VolumeRecord,
+        length: Bytes,
         uuid: ObjectUuid,
         request: &CreateSnapshot,
     ) -> Result<Created<Snapshot>, Failure> {
@@ -152,7 +153,7 @@ impl Shared {
         self.read_again(state);
         let reservation = state.ledger.reserve(key.object, state.claim_of_snapshot(&record))?;
         // Nobody writes to a snapshot: holes stay holes, whatever its source is.
-        let geometry = Geometry { provisioning: Provisioning::Thin, ..volume.geometry() };
+        let geometry = Geometry { provisioning: Provisioning::Thin, ..volume.geometry_at(length) };
         let text = record.encode()?;
         reservation.settle(state.pool.create(key.object, &geometry, fill, &text))?;
         info!(snapshot = %record.handle, name = %record.co_name, volume = %volume.handle, copying = copy.is_some(), "snapshot cut");

@@ -104,12 +104,12 @@ impl Formatter<'_> {
         self.os
             .flush_device(&attached.device)
             .at(|| format!("make the new {} on {} durable", self.fs, path.display()))?;
+        // It may have grown since it was attached (ControllerExpandVolume).
+        let size = self.os.device_size(&attached.device).at(|| format!("ask {} for its size", path.display()))?;
         let contents = probe::probe(self.os, &attached.device)?;
         match contents.of(self.fs) {
             Found::Valid(made)
-                if made.uuid == formatting.planned_uuid
-                    && made.health == Health::Clean
-                    && made.bytes() <= attached.size.get() => {}
+                if made.uuid == formatting.planned_uuid && made.health == Health::Clean && made.bytes() <= size => {}
             _ => return Err(self.corrupt(&attached.device, &contents, "has just been formatted")),
         }
         self.home.end_format(self.volume, self.node, formatting.planned_uuid)?;

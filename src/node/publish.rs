@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::mounts::{Mounts, Shown, places};
-use super::stage::read_only_block;
+use super::stage::{granted_to_write, read_only_block};
 use super::{Node, PublishRequest, path};
 use crate::attach::Wanted;
 use crate::home::{Changed, FormatState, ReadOnly};
@@ -167,6 +167,7 @@ impl Node {
                 ),
             ));
         }
+        granted_to_write(volume, &opened)?;
         let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
         let number = attached.device.number();
         let device = self.os.loop_of(number).at(|| format!("look up block device {number}"))?;

@@ -400,3 +400,26 @@ fn a_staging_path_through_a_link_is_found_again() {
         Kind::Precondition
     );
 }
+
+#[test]
+fn a_stage_in_another_mode_is_refused_and_leaves_what_is_staged() {
+    let rig = Rig::new();
+    let mounted = staged(&rig, "a");
+    assert_eq!(kind(rig.node.stage(&rig.stage_request(mounted, VolumeMode::Block))), Kind::Precondition);
+    assert_eq!(rig.depth(&rig.staging(&mounted)), 1);
+    let raw = rig.volume("b", 32, VolumeMode::Block);
+    rig.node.stage(&rig.stage_request(raw, VolumeMode::Block)).unwrap();
+    assert_eq!(kind(rig.node.stage(&rig.stage_request(raw, EXT4))), Kind::Precondition);
+    assert_eq!(rig.node.stage(&rig.stage_request(raw, VolumeMode::Block)).unwrap(), Changed::No);
+}
+
+#[test]
+fn a_raw_device_is_not_given_out_where_the_grant_is_to_read() {
+    let rig = Rig::new();
+    let id = rig.volume("a", 32, VolumeMode::Block);
+    rig.regrant(&id, VolumeMode::Block, AccessMode::SingleNodeReaderOnly);
+    let request = rig.stage_request(id, VolumeMode::Block);
+    assert_eq!(kind(rig.node.stage(&request)), Kind::InvalidArgument);
+    rig.regrant(&id, VolumeMode::Block, AccessMode::SingleNodeMultiWriter);
+    rig.node.stage(&request).unwrap();
+}

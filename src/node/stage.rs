@@ -41,15 +41,15 @@ impl Node {
         if request.access.read_only() {
             return Err(read_only_block(volume));
         }
-        if self.raw.holds(volume.uuid) {
-            let opened = self.home.open(volume, &self.id)?;
-            granted_so(request, &opened)?;
+        let held = self.raw.holds(volume.uuid);
+        let opened = self.home.open(volume, &self.id)?;
+        let granted = granted_so(request, &opened).and_then(|()| granted_to_write(volume, &opened));
+        granted.map_err(|error| self.only_opened(error, volume))?;
+        if held {
             self.attach.attach(volume, &Wanted::from(&opened))?;
             return Ok(Changed::No);
         }
-        let opened = self.home.open(volume, &self.id)?;
-        let staged = granted_so(request, &opened).and_then(|()| {
-            let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
+        let staged = self.attach.attach(volume, &Wanted::from(&opened)).and_then(|attached| {
             self.home.use_raw(volume, &self.id)?;
             self.raw.hold(volume.uuid, attached.device);
             Ok(())
@@ -64,6 +64,14 @@ impl Node {
             Ok(()) => error,
             Err(undo) => error.and_undo_failed(&undo),
         }
+    }
+
+    /// A refusal after nothing but the home's `open`: the device goes away again unless an earlier stage uses it.
+    fn only_opened(&self, error: Error, volume: &VolumeId) -> Error {
+        self.undone(error, || match self.unused(volume, None).and_then(|()| self.attach.detach(volume)) {
+            Err(held) if held.kind() == Kind::InUse => Ok(()),
+            result => result,
+        })
     }
 
     fn stage_mount(&self, request: &StageRequest, fs: FsType, lock: &LockGuard<VolumeId>) -> Result<Changed> {
@@ -93,7 +101,8 @@ impl Node {
         }
 
         let opened = self.home.open(volume, &self.id)?;
-        let staged = granted_so(request, &opened).and_then(|()| self.stage_fresh(request, fs, &staging, &opened, lock));
+        granted_so(request, &opened).map_err(|error| self.only_opened(error, volume))?;
+        let staged = self.stage_fresh(request, fs, &staging, &opened, lock);
         staged.map_err(|error| self.undone(error, || self.undo(volume, &staging)))?;
         Ok(Changed::Yes)
     }
@@ -342,6 +351,12 @@ fn granted_so(request: &StageRequest, opened: &Opened) -> Result<()> {
             request.volume, opened.mode, request.mode
         ),
     ))
+}
+
+/// A raw block device cannot be kept from being written, so it is not given out where the grant is to read only.
+pub(super) fn granted_to_write(volume: &VolumeId, opened: &Opened) -> Result<()> {
+    let only_reads = opened.read_only == ReadOnly::Yes || opened.access.read_only();
+    if only_reads { Err(read_only_block(volume)) } else { Ok(()) }
 }
 
 /// Whether nothing may be written: the grant, the access mode or the mount flags say so.

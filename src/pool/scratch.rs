@@ -37,6 +37,15 @@ pub(crate) struct Scratch {
     os: Os,
     directory: tempfile::TempDir,
     device: LoopDevice,
+    disk: Disk,
+}
+
+/// Where the disk of a scratch filesystem lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disk {
+    File,
+    /// In memory: fsync costs nothing. Needs direct I/O on tmpfs, Linux 6.6.
+    Memory,
 }
 
 impl Scratch {
@@ -46,18 +55,28 @@ impl Scratch {
 
     /// On a disk of such blocks, bytes.
     pub(crate) fn on_blocks(ground: Ground, block_size: u32) -> Self {
-        Self::make(ground, block_size, 512)
+        Self::make(ground, block_size, 512, Disk::File)
     }
 
     /// On a disk of so many MiB.
     pub(crate) fn of(ground: Ground, mib: u64) -> Self {
-        Self::make(ground, 512, mib)
+        Self::make(ground, 512, mib, Disk::File)
     }
 
-    fn make(ground: Ground, block_size: u32, mib: u64) -> Self {
+    /// The same in memory, for tests that write and sync all the time.
+    pub(crate) fn in_memory(ground: Ground, mib: u64) -> Self {
+        Self::make(ground, 512, mib, Disk::Memory)
+    }
+
+    fn make(ground: Ground, block_size: u32, mib: u64, disk: Disk) -> Self {
         let os = Os::new();
         os.own_mounts().expect("mounts of our own: run the tests as root");
         let directory = tempfile::tempdir().expect("tempdir");
+        if disk == Disk::Memory {
+            let size = format!("size={}m", mib + 16);
+            let mounted = os.mount(Path::new("tmpfs"), directory.path(), "tmpfs", MountFlags::default(), &size);
+            mounted.expect("mount tmpfs");
+        }
         let image = directory.path().join("disk");
         File::create(&image).expect("create disk").set_len(mib << 20).expect("size disk");
         let (program, arguments, kind) = ground.mkfs();
@@ -65,7 +84,7 @@ impl Scratch {
         let file = os.open_image(&image.canonicalize().expect("path")).expect("open disk").expect("disk");
         let config = LoopConfig { block_size, name: format!("scratch-{}", std::process::id()), discard: Discard::Off };
         let device = os.loop_attach(&file, &image, &config).expect("attach disk");
-        let scratch = Self { os, directory, device };
+        let scratch = Self { os, directory, device, disk };
         fs::create_dir(scratch.mount_point()).expect("mkdir");
         let mounted = scratch.os.mount(&device.path(), &scratch.mount_point(), kind, MountFlags::default(), "");
         mounted.expect("mount scratch filesystem");
@@ -118,6 +137,9 @@ impl Drop for Scratch {
         }
         let unmounted = self.unmount();
         let cleared = self.os.loop_status(self.device).map(|status| status.map(|status| self.os.loop_clear(&status)));
+        if self.disk == Disk::Memory {
+            let _ = self.os.unmount(self.directory.path());
+        }
         if !thread::panicking() {
             assert!(leaked.is_empty(), "loop devices leaked: {leaked:?}");
             unmounted.expect("unmount scratch filesystem");

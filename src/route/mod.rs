@@ -11,7 +11,9 @@ use crate::home::{
     Page, Snapshot, SnapshotFilter, Source, Volume,
 };
 use crate::telemetry::{PoolFigures, VolumeExtents};
-use crate::types::{Bytes, CapacityRange, Error, Failure, Kind, NodeId, ObjectUuid, Result, SnapshotId, VolumeId};
+use crate::types::{
+    Bytes, CapacityRange, Error, Failure, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
+};
 
 /// So many images are named in the metrics: those that are near the limit of cloning.
 const MOST_EXTENTS: usize = 100;
@@ -41,28 +43,13 @@ impl Router {
     /// As [`Home::create_volume`]; `NoCapacity` when no allowed home has room or the pool; `AlreadyExists` when the
     /// volume is on a node that the requirement leaves out.
     pub fn create_volume(&self, request: &CreateVolume, requirement: &Requirement) -> Result<Created<Volume>, Failure> {
-        if let Some(home) = self.made_before(&request.name)? {
-            let seats = self.directory.seats();
-            if !seats.iter().any(|seat| seat.node == *home.node() && requirement.allows(&seat.segments)) {
-                return Err(Failure::Clean(Error::new(
-                    Kind::AlreadyExists,
-                    format!(
-                        "volume {:?} exists on node {}, which this request does not allow",
-                        request.name,
-                        home.node()
-                    ),
-                )));
-            }
-            return home.create_volume(request);
+        let placed = self.placed(request, requirement);
+        // The one home that may have it sees that itself.
+        let sees_itself = placed.is_ok() && self.directory.homes().count() < 2;
+        if !sees_itself && let Some(home) = self.made_before(&request.name)? {
+            return self.made_on(home, request, requirement);
         }
-        let source_home = match request.source {
-            None => None,
-            Some(Source::Volume(VolumeId { pool, .. }) | Source::Snapshot(SnapshotId { pool, .. })) => {
-                Some(self.directory.home_of(pool)?.node().clone())
-            }
-        };
-        let (seats, serving) = (self.directory.seats(), self.directory.serving());
-        let homes = place(requirement, &seats, request.parameters.placement, source_home.as_ref(), serving)?;
+        let homes = placed?;
         let mut refusals = Vec::new();
         for node in &homes {
             match self.directory.home_on(node)?.create_volume(request) {
@@ -73,11 +60,39 @@ impl Router {
         Err(Failure::Clean(no_home_had_room(refusals)))
     }
 
-    /// The home that has a volume of this name. With one home it sees that itself.
-    fn made_before(&self, name: &str) -> Result<Option<&dyn Home>, Failure> {
-        if self.directory.homes().count() < 2 {
-            return Ok(None);
+    /// The homes to try for a new volume, in order.
+    fn placed(&self, request: &CreateVolume, requirement: &Requirement) -> Result<Vec<NodeId>> {
+        let source_home = match source_pool(request) {
+            None => None,
+            Some(pool) => Some(self.directory.home_of(pool)?.node().clone()),
+        };
+        let (seats, serving) = (self.directory.seats(), self.directory.serving());
+        place(requirement, &seats, request.parameters.placement, source_home.as_ref(), serving)
+    }
+
+    /// Asks the home that has a volume of this name whether it is the one that is meant.
+    fn made_on(
+        &self,
+        home: &dyn Home,
+        request: &CreateVolume,
+        requirement: &Requirement,
+    ) -> Result<Created<Volume>, Failure> {
+        let other = |what: &str| {
+            let message = format!("volume {:?} exists on node {}, {what}", request.name, home.node());
+            Err(Failure::Clean(Error::new(Kind::AlreadyExists, message)))
+        };
+        let seats = self.directory.seats();
+        if !seats.iter().any(|seat| seat.node == *home.node() && requirement.allows(&seat.segments)) {
+            return other("which this request does not allow");
         }
+        if source_pool(request).is_some_and(|pool| !home.pools().contains(&pool)) {
+            return other("and its content source is not the one asked for");
+        }
+        home.create_volume(request)
+    }
+
+    /// The home that has a volume of this name.
+    fn made_before(&self, name: &str) -> Result<Option<&dyn Home>, Failure> {
         let uuid = ObjectUuid::of_volume(name);
         for home in self.directory.homes() {
             for pool in home.pools() {
@@ -151,9 +166,34 @@ impl Router {
     /// Makes a snapshot where its source is.
     ///
     /// # Errors
-    /// As [`Home::create_snapshot`]; `Unavailable` when the pool is not served.
+    /// As [`Home::create_snapshot`]; `Unavailable` when the pool is not served; `AlreadyExists` when another home has
+    /// a snapshot of this name.
     pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
-        self.directory.home_of(request.source.pool)?.create_snapshot(request)
+        let home = self.directory.home_of(request.source.pool)?;
+        let uuid = ObjectUuid::of_snapshot(&request.name);
+        for other in self.directory.homes().filter(|other| other.node() != home.node()) {
+            for pool in other.pools() {
+                match other.snapshot(&SnapshotId { pool, uuid }) {
+                    Ok(_) => {
+                        return Err(Failure::Clean(Error::new(
+                            Kind::AlreadyExists,
+                            format!(
+                                "snapshot {:?} exists on node {}, of another volume; delete it or ask for another name",
+                                request.name,
+                                other.node()
+                            ),
+                        )));
+                    }
+                    Err(error) if error.kind() == Kind::NotFound => {}
+                    Err(error) => {
+                        let sentence =
+                            format!("whether node {} has snapshot {:?} is not known", other.node(), request.name);
+                        return Err(Failure::Dirty(error.context(sentence)));
+                    }
+                }
+            }
+        }
+        home.create_snapshot(request)
     }
 
     /// Deletes a snapshot.
@@ -252,6 +292,11 @@ impl Router {
         };
         Ok(all.into_iter().map(shown).collect())
     }
+}
+
+/// The pool of what a volume is filled from.
+fn source_pool(request: &CreateVolume) -> Option<PoolId> {
+    request.source.map(|(Source::Volume(VolumeId { pool, .. }) | Source::Snapshot(SnapshotId { pool, .. }))| pool)
 }
 
 /// Whether the next home may be tried: this one has no room, or not the pool a blank volume asks for.

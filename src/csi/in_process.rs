@@ -1,0 +1,69 @@
+//! The services without a socket, for tests that make calls by the ten thousand: messages are encoded and decoded, and
+//! each call passes through everything a served one does, but for the connection.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::{Layer, Service};
+
+use super::ThisNode;
+use super::call::{CallService, Calls};
+use super::controller::Controller;
+use super::node::NodeService;
+use super::proto::controller_client::ControllerClient;
+use super::proto::controller_server::ControllerServer;
+use super::proto::node_client::NodeClient;
+use super::proto::node_server::NodeServer;
+use super::work::Works;
+use crate::os::Activity;
+use crate::route::Router;
+use crate::telemetry::Metrics;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct InProcess {
+    service: CallService<Routes>,
+    works: Works,
+}
+
+impl InProcess {
+    pub(crate) fn new(router: &Arc<Router>, node: ThisNode) -> Self {
+        let works = Works::new();
+        let controller = ControllerServer::new(Controller::new(Arc::clone(router), works.clone()));
+        let node = NodeServer::new(NodeService::new(node, Arc::clone(router), works.clone()));
+        let routes = Routes::new(controller).add_service(node).prepare();
+        Self { service: Calls::new(Metrics::new(Activity::default())).layer(routes), works }
+    }
+
+    pub(crate) fn controller(&self) -> ControllerClient<Self> {
+        ControllerClient::new(self.clone())
+    }
+
+    pub(crate) fn node(&self) -> NodeClient<Self> {
+        NodeClient::new(self.clone())
+    }
+
+    /// Waits until no call works any more, whether or not its caller is still there; how many do after `grace`.
+    pub(crate) async fn ended(&self, grace: Duration) -> usize {
+        self.works.ended(grace).await
+    }
+}
+
+impl Service<http::Request<Body>> for InProcess {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        self.service.call(request)
+    }
+}

@@ -1,0 +1,380 @@
+//! Whether a history of several callers has an order that the specification allows and that is consistent with real
+//! time: a call that was answered before another was made comes before it (linearizability; the search is that of Wing
+//! and Gong, with states seen before left out, after Lowe).
+//!
+//! - ABORTED is allowed while another call on the same thing is under way, and has no effect but what the call had
+//!   done until then (`Specification::unfinished`).
+//! - A call nobody heard the answer of, because its caller went away or the process was killed, may have had its effect,
+//!   a part of it, or none, at any time since.
+//! - A list is not one moment: each thing it shows, or does not, was so at some moment of it.
+//! - Room is reserved before a thing is there, and given back after it is gone: never too little, but perhaps too much
+//!   while others make or delete.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+
+use tonic::Code;
+
+use super::call::{Answer, CUTS, Call, Cut, From, NAMES, Refused, Seen, Shown, ShownCut, Volume};
+use super::specification::{Specification, Verdict};
+
+/// What a caller did, and between which ticks of the common clock.
+#[derive(Clone, Debug)]
+pub(super) struct Event {
+    pub(super) caller: usize,
+    pub(super) from: u64,
+    /// None when nobody heard the end of it.
+    pub(super) to: Option<u64>,
+    pub(super) what: What,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum What {
+    /// A call and its answer, if it was heard.
+    Call(Call, Option<Seen>),
+    Restart,
+}
+
+/// A moment that has to be put in order.
+struct Moment {
+    from: u64,
+    to: u64,
+    kind: Kind,
+    /// Whether another call that may change the same thing overlaps.
+    disturbed: bool,
+    /// Whether one overlaps that may change the room.
+    crowded: bool,
+}
+
+enum Kind {
+    Call(Call, Seen),
+    /// Its effect may or may not have come.
+    Unheard(Call),
+    Restart,
+    SeesVolume(usize, Option<Shown>),
+    SeesCut(usize, Call, Option<ShownCut>),
+}
+
+/// Looks for an order.
+pub(super) fn check(start: &Specification, events: &[Event]) -> Result<(), String> {
+    let moments = moments(events);
+    let mut search = Search { moments: &moments, seen: HashSet::new(), best: (0, String::new()) };
+    if search.from(start, vec![false; moments.len()]) {
+        return Ok(());
+    }
+    Err(format!(
+        "no order of these answers is allowed; the best one stops at:\n{}\nThe history:\n{}",
+        search.best.1,
+        shown(events)
+    ))
+}
+
+/// A history for people.
+pub(super) fn shown(events: &[Event]) -> String {
+    let mut sorted: Vec<_> = events.iter().collect();
+    sorted.sort_by_key(|event| event.from);
+    let mut text = String::new();
+    for Event { caller, from, to, what } in sorted {
+        let to = to.map_or_else(|| "?".to_owned(), |to| to.to_string());
+        let _ = match what {
+            What::Restart => writeln!(text, "  {from:>3}-{to:<3} caller {caller}: restart"),
+            What::Call(call, None) => writeln!(text, "  {from:>3}-{to:<3} caller {caller}: {call:?} -> not heard"),
+            What::Call(call, Some(Ok(answer))) => {
+                writeln!(text, "  {from:>3}-{to:<3} caller {caller}: {call:?} -> {answer:?}")
+            }
+            What::Call(call, Some(Err(Refused { code, said }))) => {
+                writeln!(text, "  {from:>3}-{to:<3} caller {caller}: {call:?} -> {code:?} {said}")
+            }
+        };
+    }
+    text
+}
+
+fn moments(events: &[Event]) -> Vec<Moment> {
+    let mut moments = Vec::new();
+    for (index, event) in events.iter().enumerate() {
+        let (from, to) = (event.from, event.to.unwrap_or(u64::MAX));
+        let others = || {
+            let other = events.iter().enumerate().filter(move |(number, _)| *number != index).map(|(_, event)| event);
+            other.filter(move |other| other.from < to && from < other.to.unwrap_or(u64::MAX)).filter_map(|other| {
+                match &other.what {
+                    What::Call(call, _) => Some(call),
+                    What::Restart => None,
+                }
+            })
+        };
+        let mut add = |kind, call: Option<&Call>| {
+            let disturbed = call.is_some_and(|call| others().any(|other| call.meets(other)));
+            let crowded = others().any(Call::changes_room);
+            moments.push(Moment { from, to, kind, disturbed, crowded });
+        };
+        match &event.what {
+            What::Restart => add(Kind::Restart, None),
+            What::Call(call, None) => {
+                if call.changes() {
+                    add(Kind::Unheard(call.clone()), Some(call));
+                }
+            }
+            What::Call(Call::List { .. }, Some(Ok(Answer::Volumes(volumes)))) => {
+                for name in 0..NAMES {
+                    let seen = volumes.iter().find(|shown| shown.name == name).cloned();
+                    add(Kind::SeesVolume(name, seen), None);
+                }
+            }
+            What::Call(call @ Call::ListCuts { .. }, Some(Ok(Answer::Cuts(cuts)))) => {
+                for cut in 0..CUTS {
+                    // One that is still copied is there already.
+                    let seen = cuts.iter().find(|shown| shown.cut == cut);
+                    let seen = seen.map(|shown| ShownCut { ready: true, ..shown.clone() });
+                    add(Kind::SeesCut(cut, call.clone(), seen), None);
+                }
+            }
+            What::Call(call, Some(seen)) => add(Kind::Call(call.clone(), seen.clone()), Some(call)),
+        }
+    }
+    moments
+}
+
+struct Search<'m> {
+    moments: &'m [Moment],
+    seen: HashSet<(Vec<bool>, Specification)>,
+    /// How many moments the best order has, and what came next.
+    best: (usize, String),
+}
+
+impl Search<'_> {
+    fn from(&mut self, state: &Specification, mut done: Vec<bool>) -> bool {
+        // What fits now and never changes anything can only be in the way of others later.
+        loop {
+            let fits = self.next(&done).find(|index| {
+                let moment = &self.moments[*index];
+                moment.only_looks() && !moment.outcomes(state).is_empty()
+            });
+            let Some(index) = fits else { break };
+            done[index] = true;
+        }
+        if self.complete(&done) {
+            return true;
+        }
+        if !self.seen.insert((done.clone(), state.clone())) {
+            return false;
+        }
+        let count = done.iter().filter(|done| **done).count();
+        if count >= self.best.0 {
+            self.best = (count, self.stuck(state, &done));
+        }
+        let next: Vec<_> = self.next(&done).collect();
+        for index in next {
+            let mut after = done.clone();
+            after[index] = true;
+            for outcome in self.moments[index].outcomes(state) {
+                if self.from(&outcome, after.clone()) {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Whether all that must have happened did.
+    fn complete(&self, done: &[bool]) -> bool {
+        self.moments.iter().zip(done).all(|(moment, done)| *done || moment.to == u64::MAX)
+    }
+
+    /// What may come next: nothing that is still to come had ended before it began.
+    fn next(&self, done: &[bool]) -> impl Iterator<Item = usize> {
+        let open = || self.moments.iter().enumerate().zip(done).filter(|(_, done)| !**done).map(|(moment, _)| moment);
+        let first_end = open().map(|(_, moment)| moment.to).min().unwrap_or(u64::MAX);
+        let next: Vec<_> = open().filter(|(_, moment)| moment.from <= first_end).map(|(index, _)| index).collect();
+        next.into_iter()
+    }
+
+    fn stuck(&self, state: &Specification, done: &[bool]) -> String {
+        let mut text = String::new();
+        for index in self.next(done) {
+            let moment = &self.moments[index];
+            let (from, to) = (moment.from, moment.to);
+            let _ = match &moment.kind {
+                Kind::Restart => writeln!(text, "  {from}-{to} restart"),
+                Kind::Unheard(call) => writeln!(text, "  {from}-? {call:?} not heard"),
+                Kind::Call(call, seen) => {
+                    let verdict = state.clone().call(call);
+                    writeln!(text, "  {from}-{to} {call:?} -> {seen:?}; expected {verdict:?}")
+                }
+                Kind::SeesVolume(name, shown) => {
+                    writeln!(text, "  {from}-{to} a list shows volume {name} as {shown:?}")
+                }
+                Kind::SeesCut(cut, _, shown) => {
+                    writeln!(text, "  {from}-{to} a list shows snapshot {cut} as {shown:?}")
+                }
+            };
+        }
+        let _ = writeln!(text, "  while volumes are {:?}\n  and snapshots {:?}", state.volumes, state.cuts);
+        text
+    }
+}
+
+impl Moment {
+    /// Whether it leaves every state as it is.
+    fn only_looks(&self) -> bool {
+        match &self.kind {
+            Kind::SeesVolume(..) | Kind::SeesCut(..) => true,
+            Kind::Call(call, Ok(_)) => !call.changes(),
+            Kind::Call(_, Err(refused)) => refused.code != Code::Aborted || !self.disturbed,
+            Kind::Unheard(_) | Kind::Restart => false,
+        }
+    }
+
+    /// The states after it, if it comes now; none when it cannot.
+    fn outcomes(&self, state: &Specification) -> Vec<Specification> {
+        let mut after = state.clone();
+        match &self.kind {
+            Kind::Restart => {
+                after.restart();
+                vec![after]
+            }
+            Kind::Unheard(call) => {
+                let mut outcomes = state.unfinished(call);
+                if let Verdict::Ok(_) = after.call(call) {
+                    outcomes.push(after);
+                }
+                outcomes.retain(|outcome| outcome != state);
+                outcomes
+            }
+            Kind::SeesVolume(name, seen) => {
+                let shown = state.shown_volumes().into_iter().find(|shown| shown.name == *name);
+                if shown == *seen { vec![after] } else { Vec::new() }
+            }
+            Kind::SeesCut(cut, call, seen) => {
+                let Verdict::Ok(Answer::Cuts(cuts)) = after.call(call) else { return Vec::new() };
+                if cuts.into_iter().find(|shown| shown.cut == *cut) == *seen { vec![after] } else { Vec::new() }
+            }
+            Kind::Call(call, seen) => self.answered(state, call, seen),
+        }
+    }
+
+    fn answered(&self, state: &Specification, call: &Call, seen: &Seen) -> Vec<Specification> {
+        let mut after = state.clone();
+        let verdict = after.call(call);
+        match (&verdict, seen) {
+            (Verdict::Ok(Answer::Room(room)), Ok(Answer::Room(seen))) => {
+                let good = if self.crowded { seen <= room } else { seen == room };
+                if good { vec![after] } else { Vec::new() }
+            }
+            (Verdict::Ok(expected), Ok(answer)) if expected.agrees(answer) => vec![after],
+            (Verdict::Refused(codes), Err(refused)) if codes.contains(&refused.code) => vec![after],
+            (_, Err(refused)) if refused.code == Code::Aborted && self.disturbed => {
+                let mut outcomes = vec![state.clone()];
+                outcomes.extend(state.unfinished(call).into_iter().filter(|outcome| outcome != state));
+                outcomes
+            }
+            (_, Err(refused)) if refused.code == Code::ResourceExhausted && self.crowded => vec![state.clone()],
+            // A stage under way has the device in hand, also one that ends with an error.
+            (_, Err(refused)) if refused.code == Code::FailedPrecondition && self.disturbed && call.takes_device() => {
+                vec![state.clone()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// What a call is about, as far as others can get in its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Thing {
+    Volume(usize),
+    Cut(usize),
+    Target(usize),
+    /// So many filesystems are made at once, and no more.
+    Formatting,
+}
+
+impl Call {
+    fn things(&self) -> Vec<Thing> {
+        let volume = |volume: &Volume| match volume {
+            Volume::Of(name) => Some(Thing::Volume(*name)),
+            Volume::Foreign | Volume::Elsewhere => None,
+        };
+        let cut = |cut: &Cut| match cut {
+            Cut::Of(cut) => Some(Thing::Cut(*cut)),
+            Cut::Foreign | Cut::Elsewhere => None,
+        };
+        let things = match self {
+            Self::Create(create) => {
+                let source = create.from.and_then(|from| match from {
+                    From::Cut(number) => cut(&number),
+                    From::Volume(name) => volume(&name),
+                });
+                vec![Some(Thing::Volume(create.name)), source]
+            }
+            Self::Delete(name)
+            | Self::Grant { volume: name, .. }
+            | Self::Revoke { volume: name, .. }
+            | Self::Validate { volume: name, .. }
+            | Self::Get(name)
+            | Self::Expand { volume: name, .. }
+            | Self::Unstage(name)
+            | Self::Stats { volume: name, .. }
+            | Self::Grow { volume: name, .. } => vec![volume(name)],
+            Self::Cut { cut: number, from } => vec![Some(Thing::Cut(*number)), volume(from)],
+            Self::Uncut(number) | Self::GetCut(number) => vec![cut(number)],
+            Self::Stage { volume: name, .. } => vec![volume(name), Some(Thing::Formatting)],
+            Self::Publish { volume: name, target, .. } | Self::Unpublish { volume: name, target } => {
+                vec![volume(name), Some(Thing::Target(*target))]
+            }
+            Self::List { .. } | Self::ListBadly | Self::Capacity { .. } | Self::ListCuts { .. } => Vec::new(),
+        };
+        things.into_iter().flatten().collect()
+    }
+
+    /// Whether two calls are about one thing.
+    fn meets(&self, other: &Self) -> bool {
+        let others = other.things();
+        self.things().iter().any(|thing| others.contains(thing))
+    }
+
+    fn takes_device(&self) -> bool {
+        matches!(self, Self::Revoke { .. })
+    }
+
+    fn changes_room(&self) -> bool {
+        matches!(self, Self::Create(_) | Self::Delete(_) | Self::Expand { .. } | Self::Cut { .. } | Self::Uncut(_))
+    }
+
+    fn changes(&self) -> bool {
+        !matches!(
+            self,
+            Self::Validate { .. }
+                | Self::Get(_)
+                | Self::List { .. }
+                | Self::ListBadly
+                | Self::Capacity { .. }
+                | Self::GetCut(_)
+                | Self::ListCuts { .. }
+                | Self::Stats { .. }
+        )
+    }
+
+    /// Whether asking again never helps: the pool is nobody's, or the token no token.
+    pub(super) fn is_hopeless(&self) -> bool {
+        let nobodys = |from: &From| matches!(from, From::Cut(Cut::Elsewhere) | From::Volume(Volume::Elsewhere));
+        match self {
+            Self::ListBadly | Self::Uncut(Cut::Elsewhere) | Self::GetCut(Cut::Elsewhere) => true,
+            Self::Create(create) => create.from.as_ref().is_some_and(nobodys),
+            Self::ListCuts { cut, from, .. } => *cut == Some(Cut::Elsewhere) || *from == Some(Volume::Elsewhere),
+            Self::Cut { from, .. } => *from == Volume::Elsewhere,
+            Self::Delete(volume)
+            | Self::Grant { volume, .. }
+            | Self::Revoke { volume, .. }
+            | Self::Validate { volume, .. }
+            | Self::Get(volume)
+            | Self::Expand { volume, .. }
+            | Self::Stage { volume, .. }
+            | Self::Unstage(volume)
+            | Self::Publish { volume, .. }
+            | Self::Unpublish { volume, .. }
+            | Self::Stats { volume, .. }
+            | Self::Grow { volume, .. } => *volume == Volume::Elsewhere,
+            Self::List { .. } | Self::Capacity { .. } | Self::Uncut(_) | Self::GetCut(_) => false,
+        }
+    }
+}
