@@ -1,4 +1,4 @@
-//! Generates the CSI messages and services from proto/csi/v1/csi.proto, without protoc.
+//! Generates messages and services from proto/, without protoc.
 
 use std::path::Path;
 
@@ -30,10 +30,14 @@ const UNLOGGABLE: &[&str] = &[
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let proto = Path::new("proto/csi/v1/csi.proto");
-    println!("cargo::rerun-if-changed={}", proto.display());
+    println!("cargo::rerun-if-changed=proto");
+    csi()?;
+    homes()
+}
+
+fn csi() -> Result<(), Box<dyn std::error::Error>> {
     let mut compiler = protox::Compiler::new(["proto"])?;
-    compiler.include_imports(true).open_file(proto)?;
+    compiler.include_imports(true).open_file("proto/csi/v1/csi.proto")?;
     // With the options csi_secret and alpha_*, which the tests of the wire interface and of redaction read.
     let descriptors = Path::new(&std::env::var("OUT_DIR")?).join("csi.bin");
     std::fs::write(descriptors, compiler.encode_file_descriptor_set())?;
@@ -43,5 +47,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .codec_path("crate::csi::codec::Codec")
         .skip_debug(UNLOGGABLE.iter().map(|message| format!(".csi.v1.{message}")))
         .compile_fds(compiler.file_descriptor_set())?;
+    Ok(())
+}
+
+/// What homes, controllers and nodes say to each other.
+fn homes() -> Result<(), Box<dyn std::error::Error>> {
+    for proto in ["home/v1/home.proto", "registry/v1/registry.proto"] {
+        let mut compiler = protox::Compiler::new(["proto"])?;
+        compiler.include_imports(true).open_file(proto)?;
+        let mut generator = tonic_prost_build::configure().build_transport(false).generate_default_stubs(true);
+        if proto.starts_with("registry") {
+            // In a directory of its own: it writes a file of the home's package too, with what is not extern.
+            let out = Path::new(&std::env::var("OUT_DIR")?).join("registry");
+            std::fs::create_dir_all(&out)?;
+            generator = generator.extern_path(".holdfast.home.v1", "crate::home::remote::proto").out_dir(out);
+        }
+        generator.compile_fds(compiler.file_descriptor_set())?;
+    }
     Ok(())
 }

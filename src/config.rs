@@ -2,12 +2,14 @@
 //!
 //! Flags win over the file, the file over the environment. Every refusal names the thing, the reason and the next step.
 
+mod cluster;
 mod file;
 mod level;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use cluster::{ControllerConfig, NodeConfig, TlsMode};
 pub use file::File;
 use file::PoolEntry;
 pub use level::LogLevel;
@@ -37,6 +39,22 @@ pub struct Flags {
     pub log_format: Option<String>,
     /// `--log-level`.
     pub log_level: Option<String>,
+    /// `--listen`.
+    pub listen: Option<String>,
+    /// `--advertise`.
+    pub advertise: Option<String>,
+    /// Every `--controllers`.
+    pub controllers: Vec<String>,
+    /// `--fabric`.
+    pub fabric: Option<String>,
+    /// `--state`.
+    pub state: Option<String>,
+    /// `--tls`.
+    pub tls: Option<String>,
+    /// `--insecure-plain-text`.
+    pub insecure_plain_text: bool,
+    /// `--heartbeat`.
+    pub heartbeat: Option<String>,
 }
 
 /// One pool to serve.
@@ -75,15 +93,11 @@ impl PoolConfig {
     }
 }
 
-/// Everything `holdfast standalone` needs, checked.
+/// What every daemon needs: its socket, its metrics, its log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
+pub struct Serving {
     /// The Unix socket's path.
     pub socket: PathBuf,
-    /// This node.
-    pub node: NodeId,
-    /// The pools, at least one.
-    pub pools: Vec<PoolConfig>,
     /// Where metrics and health are served, if anywhere.
     pub metrics: Option<SocketAddr>,
     /// How a log line looks.
@@ -92,28 +106,49 @@ pub struct Config {
     pub log_level: LogLevel,
 }
 
+/// Everything `holdfast standalone` needs, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The socket and the log.
+    pub serving: Serving,
+    /// This node.
+    pub node: NodeId,
+    /// The pools, at least one.
+    pub pools: Vec<PoolConfig>,
+}
+
+impl Serving {
+    fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let endpoint = pick(&flags.endpoint, "--endpoint", &file.endpoint, "endpoint", ENDPOINT_VARIABLE, environment)
+            .ok_or_else(|| refuse("no endpoint: say --endpoint unix:///run/holdfast/csi.sock (or set CSI_ENDPOINT)"))?;
+        let metrics = pick(&flags.metrics, "--metrics", &file.metrics, "metrics", "", |_| None);
+        let format = pick(&flags.log_format, "--log-format", &file.log.format, "log.format", "", |_| None);
+        let level = pick(&flags.log_level, "--log-level", &file.log.level, "log.level", "", |_| None);
+        Ok(Self {
+            socket: socket(&endpoint)?,
+            metrics: metrics.map(|said| listen(&said)).transpose()?,
+            log_format: format.map(|said| log_format(&said)).transpose()?.unwrap_or_default(),
+            log_level: level.map(|said| log_level(&said)).transpose()?.unwrap_or_default(),
+        })
+    }
+}
+
 impl Config {
     /// Puts flags, file and environment together.
     ///
     /// # Errors
     /// `InvalidArgument`, naming what is missing or wrong and where it was said.
     pub fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let endpoint = pick(&flags.endpoint, "--endpoint", &file.endpoint, "endpoint", ENDPOINT_VARIABLE, &environment)
-            .ok_or_else(|| refuse("no endpoint: say --endpoint unix:///run/holdfast/csi.sock (or set CSI_ENDPOINT)"))?;
-        let node = pick(&flags.node_name, "--node-name", &file.node_name, "nodeName", NODE_VARIABLE, &environment)
-            .ok_or_else(|| refuse("no node name: say --node-name NAME (or set NODE_NAME)"))?;
-        let metrics = pick(&flags.metrics, "--metrics", &file.metrics, "metrics", "", |_| None);
-        let format = pick(&flags.log_format, "--log-format", &file.log.format, "log.format", "", |_| None);
-        let level = pick(&flags.log_level, "--log-level", &file.log.level, "log.level", "", |_| None);
-        Ok(Self {
-            socket: socket(&endpoint)?,
-            node: NodeId::from_node_name(&node.text).map_err(|error| refuse(format!("{}: {error}", node.place)))?,
-            pools: pools(flags, file)?,
-            metrics: metrics.map(|said| listen(&said)).transpose()?,
-            log_format: format.map(|said| log_format(&said)).transpose()?.unwrap_or_default(),
-            log_level: level.map(|said| log_level(&said)).transpose()?.unwrap_or_default(),
-        })
+        let serving = Serving::resolve(flags, file, &environment)?;
+        Ok(Self { serving, node: node_name(flags, file, &environment)?, pools: pools(flags, file)? })
     }
+}
+
+/// This node, as the orchestrator calls it.
+fn node_name(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<NodeId> {
+    let said = pick(&flags.node_name, "--node-name", &file.node_name, "nodeName", NODE_VARIABLE, environment)
+        .ok_or_else(|| refuse("no node name: say --node-name NAME (or set NODE_NAME)"))?;
+    NodeId::from_node_name(&said.text).map_err(|error| refuse(format!("{}: {error}", said.place)))
 }
 
 /// A value and where it was said.
@@ -251,18 +286,18 @@ mod tests {
         let environment = |name: &str| Some(format!("/env/{name}"));
         let file = file(WHOLE).unwrap();
         let all = Config::resolve(&flags(&["b=file:/pools/b"]), &file, environment).unwrap();
-        assert_eq!((all.socket.to_str().unwrap(), all.node.as_str()), ("/run/h.sock", "n1"));
+        assert_eq!((all.serving.socket.to_str().unwrap(), all.node.as_str()), ("/run/h.sock", "n1"));
         assert_eq!(all.pools.len(), 1);
         assert_eq!(all.pools[0].root(), Path::new("/pools/b"));
         let from_file = Config::resolve(&Flags::default(), &file, environment).unwrap();
-        assert_eq!((from_file.socket.to_str().unwrap(), from_file.node.as_str()), ("/f.sock", "from-file"));
-        assert_eq!((from_file.log_format, from_file.log_level), (LogFormat::Json, LogLevel::Debug));
-        assert_eq!(from_file.metrics.unwrap().port(), 9808);
+        assert_eq!((from_file.serving.socket.to_str().unwrap(), from_file.node.as_str()), ("/f.sock", "from-file"));
+        assert_eq!((from_file.serving.log_format, from_file.serving.log_level), (LogFormat::Json, LogLevel::Debug));
+        assert_eq!(from_file.serving.metrics.unwrap().port(), 9808);
         let only_pools = Flags { pools: vec!["b=file:/b".into()], ..Flags::default() };
         let from_environment =
             |name: &str| Some(if name == NODE_VARIABLE { "n9" } else { "unix:///e.sock" }.to_owned());
         let last = Config::resolve(&only_pools, &File::default(), from_environment).unwrap();
-        assert_eq!((last.socket.to_str().unwrap(), last.node.as_str()), ("/e.sock", "n9"));
+        assert_eq!((last.serving.socket.to_str().unwrap(), last.node.as_str()), ("/e.sock", "n9"));
     }
 
     #[test]

@@ -5,11 +5,13 @@
 //! ```text
 //!  main, cli        arguments, wiring, exit codes
 //!  csi              the gRPC edge: decode -> call -> encode; the one Error -> Status map
+//!  registry         how nodes and controllers find each other
 //!  route | node     placement and routing to homes | attach -> format -> mount -> publish
 //!  home             the rules: records, locks, grants, format states, space
 //!  pool, attach     where volumes are carved from | how a node gets a block device
 //!  fs               ext4, xfs: probe, make, check, grow
 //!  os               the only system calls, unsafe and child processes
+//!  works            threads for the workflows, for whoever serves calls
 //!  tls              certificates, and who is at the other end of a connection between daemons
 //!  types, telemetry words as types | logs, metrics, health; used by all
 //! ```
@@ -26,7 +28,9 @@ mod model;
 pub mod node;
 pub mod os;
 pub mod pool;
+pub mod registry;
 pub mod route;
 pub mod telemetry;
 pub mod tls;
 pub mod types;
+pub mod works;

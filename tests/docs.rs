@@ -53,6 +53,23 @@ fn every_flag_is_in_the_table_and_no_other() {
 }
 
 #[test]
+fn every_flag_of_controller_and_node_is_in_their_table_and_no_other() {
+    let documented = rows(OPERATIONS, "Several nodes");
+    for command in ["controller", "node"] {
+        let help = Command::new(env!("CARGO_BIN_EXE_holdfast")).args([command, "--help"]).output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        let flags: BTreeSet<_> = help
+            .lines()
+            .filter_map(|line| line.split_ascii_whitespace().find(|word| word.starts_with("--")))
+            .filter(|word| *word != "--help")
+            .collect();
+        let of = documented.iter().filter(|row| row[1] == "both" || row[1] == command);
+        let of: BTreeSet<_> = of.map(|row| row[0].trim_matches('`')).collect();
+        assert_eq!(of, flags, "{command}");
+    }
+}
+
+#[test]
 fn the_configuration_file_in_the_text_is_one() {
     let (_, yaml) = OPERATIONS.split_once("```yaml\n").unwrap();
     let yaml = yaml.split("```").next().unwrap();

@@ -11,6 +11,7 @@ use holdfast::pool::Object;
 use holdfast::types::{Bytes, Provisioning};
 use serde::Serialize;
 
+use super::cluster;
 use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
 use super::output::{Format, Paint, document, say};
 
@@ -40,6 +41,11 @@ struct Ward<'a> {
 /// # Errors
 /// When the kernel cannot be asked. A pool that cannot be read is a finding.
 pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
+    if let Some(mut asked) = arguments.controller()? {
+        let (healthy, findings) = cluster::findings(&mut asked)?;
+        let finding = |[pool, what, place, remedy]: [String; 4]| Finding { pool, what, place, remedy };
+        return conclude(arguments, &healthy, &findings.into_iter().map(finding).collect::<Vec<_>>());
+    }
     let os = Os::new();
     let kernel = Kernel::look(&os)?;
     let mut findings = Vec::new();
@@ -60,8 +66,12 @@ pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
         }
         findings.append(&mut ward.findings);
     }
+    conclude(arguments, &healthy, &findings)
+}
+
+fn conclude(arguments: &LookArguments, healthy: &[String], findings: &[Finding]) -> Result<ExitCode> {
     if arguments.output == Format::Table {
-        tell(&healthy, &findings);
+        tell(healthy, findings);
     } else {
         document(arguments.output, &findings)?;
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use holdfast::config::{self, PoolConfig};
 use holdfast::home::record::VolumeRecord;
@@ -14,6 +14,7 @@ use holdfast::pool::file::FilePool;
 use holdfast::types::ObjectUuid;
 
 use super::PoolArguments;
+use super::cluster::{Asked, ControllerArguments};
 use super::output::Format;
 
 /// Arguments of every command that looks.
@@ -21,12 +22,28 @@ use super::output::Format;
 pub(crate) struct LookArguments {
     #[command(flatten)]
     pools: PoolArguments,
+    #[command(flatten)]
+    controller: ControllerArguments,
     /// How to print.
     #[arg(long, short, value_enum, value_name = "FORMAT", default_value_t)]
     pub(crate) output: Format,
 }
 
 impl LookArguments {
+    /// The controller to ask instead, where one was named.
+    ///
+    /// # Errors
+    /// What [`ControllerArguments::asked`] says.
+    pub(crate) fn controller(&self) -> Result<Option<Asked>> {
+        let asked = self.controller.asked()?;
+        if asked.is_some() && !self.pools.is_empty() {
+            bail!(
+                "--controller asks about the whole cluster, --pool and --config name pools here; drop one of the two"
+            );
+        }
+        Ok(asked)
+    }
+
     /// The pools to look at.
     ///
     /// # Errors

@@ -1,11 +1,16 @@
 //! The command line: one file a command. Errors that keep a command from beginning are one line and exit code 2.
 
 mod ca;
+mod cluster;
+mod controller;
+mod daemon;
 mod demo;
 mod doctor;
 mod inventory;
+mod node;
 mod output;
 mod pools;
+mod serving;
 mod standalone;
 mod volumes;
 
@@ -35,8 +40,12 @@ struct Cli {
 enum Command {
     /// Serves the whole driver of one node on one socket.
     Standalone(standalone::Arguments),
+    /// Serves CSI's controller, and hears the nodes.
+    Controller(controller::Arguments),
+    /// Serves CSI's node, and this node's pools to the controllers.
+    Node(node::Arguments),
     /// The pools and how full they are.
-    Pools(LookArguments),
+    Pools(pools::Arguments),
     /// The volumes, who has them and where they are mounted.
     Volumes(LookArguments),
     /// What is wrong with the pools, and what settles it.
@@ -59,6 +68,16 @@ pub(crate) struct PoolArguments {
 }
 
 impl PoolArguments {
+    /// Pools from a file alone.
+    fn of_file(config: Option<PathBuf>) -> Self {
+        Self { pools: Vec::new(), config }
+    }
+
+    /// Whether none is named.
+    fn is_empty(&self) -> bool {
+        self.pools.is_empty() && self.config.is_none()
+    }
+
     fn flags(&self) -> Flags {
         Flags { pools: self.pools.clone(), ..Flags::default() }
     }
@@ -92,6 +111,8 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
     };
     match cli.command {
         Command::Standalone(arguments) => standalone::run(&arguments),
+        Command::Controller(arguments) => controller::run(&arguments),
+        Command::Node(arguments) => node::run(&arguments),
         Command::Pools(arguments) => pools::run(&arguments),
         Command::Volumes(arguments) => volumes::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),

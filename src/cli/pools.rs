@@ -2,14 +2,89 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
 use holdfast::os::Os;
-use holdfast::pool::{Ability, Cloning};
-use holdfast::types::Bytes;
+use holdfast::pool::file::{Claimed, FilePool};
+use holdfast::pool::{Ability, Cloning, PoolKind, PoolSpec};
+use holdfast::types::{Bytes, NodeId, PoolId};
 use serde::Serialize;
 
+use super::cluster;
+use super::cluster::ControllerArguments;
 use super::inventory::{LookArguments, PoolView};
-use super::output::{Columns, Format, document};
+use super::output::{Columns, Format, document, say};
+
+/// Flags of `holdfast pools`.
+#[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    look: LookArguments,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Action {
+    /// Makes this node the home of a pool whose disks were moved here. The driver that serves it must be stopped.
+    Claim(Claim),
+    /// Takes a pool out of the quarantine it was put in when it was declared lost.
+    Readmit(Readmit),
+}
+
+#[derive(Args, Clone, Debug)]
+struct Claim {
+    /// The node that is its home from now on.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: String,
+    /// The pool: its name and directory.
+    #[arg(long, value_name = "NAME=file:DIR")]
+    pool: PoolSpec,
+}
+
+#[derive(Args, Clone, Debug)]
+struct Readmit {
+    /// The pool's id, 16 hex digits.
+    #[arg(value_name = "ID")]
+    pool: PoolId,
+    #[command(flatten)]
+    controller: ControllerArguments,
+}
+
+/// Prints every pool, or does what is asked with one.
+///
+/// # Errors
+/// When it cannot be done; nothing was changed then.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    match &arguments.action {
+        None => match arguments.look.controller()? {
+            Some(mut asked) => cluster::pools(&mut asked, arguments.look.output),
+            None => list(&arguments.look),
+        },
+        Some(Action::Claim(claim)) => claim.run(),
+        Some(Action::Readmit(readmit)) => {
+            let mut asked = readmit.controller.asked()?.context("say --controller HOST:PORT")?;
+            asked.readmit(readmit.pool)?;
+            say(&format!("pool {} is served again", readmit.pool));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+impl Claim {
+    fn run(&self) -> Result<ExitCode> {
+        let node = NodeId::from_node_name(&self.node_name)?;
+        let PoolKind::File { root, .. } = &self.pool.kind;
+        match FilePool::claim(&Os::new(), &self.pool.name, root, &node)? {
+            Claimed::From(before) => {
+                say(&format!("pool {} was of node {before} and is of node {node} now", self.pool.name))
+            }
+            Claimed::Already => say(&format!("pool {} is of node {node} already", self.pool.name)),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
 
 /// A pool as `--output json` shows it; sizes in bytes.
 #[derive(Serialize)]
@@ -17,7 +92,7 @@ use super::output::{Columns, Format, document};
 struct Row {
     name: String,
     id: String,
-    kind: &'static str,
+    kind: String,
     place: String,
     node: String,
     filesystem: String,
@@ -35,11 +110,8 @@ struct Row {
     snapshots: u64,
 }
 
-/// Prints every pool.
-///
-/// # Errors
-/// When one cannot be read.
-pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
+/// Prints every pool of this machine.
+fn list(arguments: &LookArguments) -> Result<ExitCode> {
     let (views, kernel) = PoolView::open_all(&Os::new(), arguments)?;
     let rows: Vec<Row> = views
         .iter()
@@ -48,7 +120,7 @@ pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
             Row {
                 name: report.name.to_string(),
                 id: report.id.to_string(),
-                kind: report.kind,
+                kind: report.kind.to_string(),
                 place: report.place.clone(),
                 node: identity.home.to_string(),
                 filesystem: kernel.filesystem_of(view.config.root()).unwrap_or("unknown").to_owned(),
@@ -89,7 +161,7 @@ pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
     for row in rows {
         columns.row([
             row.name,
-            row.kind.to_owned(),
+            row.kind,
             format!("{} ({})", row.filesystem, row.cloning),
             row.node,
             row.size.to_string(),

@@ -9,6 +9,7 @@ use holdfast::os::{Os, Timestamp};
 use holdfast::types::{Bytes, Provisioning};
 use serde::Serialize;
 
+use super::cluster;
 use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
 use super::output::{Columns, Format, complain, document};
 
@@ -82,6 +83,9 @@ impl Row {
 /// # Errors
 /// When a pool cannot be read. A volume whose record cannot be is left out, and named on standard error.
 pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
+    if let Some(mut asked) = arguments.controller()? {
+        return cluster::volumes(&mut asked, arguments.output);
+    }
     let (views, kernel) = PoolView::open_all(&Os::new(), arguments)?;
     let mut rows = Vec::new();
     for view in &views {
@@ -127,7 +131,7 @@ pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
 }
 
 /// Seconds as a person says them, in the largest unit that fits.
-fn age(seconds: i64) -> String {
+pub(crate) fn age(seconds: i64) -> String {
     match seconds.max(0) {
         s @ 0..120 => format!("{s}s"),
         s @ 120..7200 => format!("{}m", s / 60),

@@ -16,6 +16,21 @@ pub struct File {
     pub(super) pools: Vec<PoolEntry>,
     pub(super) metrics: Option<String>,
     pub(super) log: LogEntry,
+    pub(super) listen: Option<String>,
+    pub(super) advertise: Option<String>,
+    pub(super) controllers: Vec<String>,
+    pub(super) fabric: Option<String>,
+    pub(super) state_directory: Option<String>,
+    pub(super) tls: TlsEntry,
+    pub(super) heartbeat: Option<String>,
+    pub(super) lost_homes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct TlsEntry {
+    pub(super) directory: Option<String>,
+    pub(super) insecure_plain_text: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -22,9 +22,9 @@ use super::connections::{Peer, PeerCall};
 use super::rpc::{Class, Rpc};
 use super::status;
 use super::traffic::{self, ARRIVAL, Arrival, Arriving};
-use super::work::{Slot, reason_of};
-use crate::os::Stopwatch;
+use crate::os::{Deadline, Stopwatch};
 use crate::telemetry::Metrics;
+use crate::works::{Slot, reason_of};
 
 type HttpRequest = http::Request<Body>;
 type HttpResponse = http::Response<Body>;
@@ -99,9 +99,10 @@ where
             snapshot = field::Empty,
             node = field::Empty
         );
-        let begun = Begun::by(request.extensions().get::<Arc<Peer>>());
-        request.extensions_mut().insert(begun.clone());
         let limit = deadline(request.headers());
+        let begun =
+            Begun::by(request.extensions().get::<Arc<Peer>>(), given(request.headers()).and_then(Deadline::after));
+        request.extensions_mut().insert(begun.clone());
         let mut entered = Entered::new(&self.calls, rpc);
         let request = match self.calls.admit(rpc) {
             Ok(arrival) => request.map(|body| arrival.body(body)),
@@ -146,20 +147,22 @@ pub(super) struct Begun(Arc<Beginning>);
 struct Beginning {
     begun: AtomicBool,
     peer: Option<Arc<Peer>>,
+    deadline: Option<Deadline>,
     call: Mutex<Option<PeerCall>>,
 }
 
 impl Begun {
-    fn by(peer: Option<&Arc<Peer>>) -> Self {
-        Self(Arc::new(Beginning { begun: AtomicBool::new(false), peer: peer.cloned(), call: Mutex::default() }))
+    fn by(peer: Option<&Arc<Peer>>, deadline: Option<Deadline>) -> Self {
+        let (begun, call) = (AtomicBool::new(false), Mutex::default());
+        Self(Arc::new(Beginning { begun, peer: peer.cloned(), deadline, call }))
     }
 
-    /// The handler has the decoded request.
-    pub(super) fn mark<M>(request: &tonic::Request<M>) {
-        if let Some(Self(beginning)) = request.extensions().get() {
-            beginning.begun.store(true, Ordering::Relaxed);
-            *beginning.call.lock().unwrap_or_else(PoisonError::into_inner) = beginning.peer.as_ref().map(Peer::call);
-        }
+    /// The handler has the decoded request. Until when its caller waits.
+    pub(super) fn mark<M>(request: &tonic::Request<M>) -> Option<Deadline> {
+        let Self(beginning) = request.extensions().get()?;
+        beginning.begun.store(true, Ordering::Relaxed);
+        *beginning.call.lock().unwrap_or_else(PoisonError::into_inner) = beginning.peer.as_ref().map(Peer::call);
+        beginning.deadline
     }
 
     fn is(&self) -> bool {
@@ -244,8 +247,13 @@ fn code_name(code: Code) -> &'static str {
 
 /// How long to work before answering the caller: a little less than it gives us, so that our reason arrives.
 fn deadline(headers: &HeaderMap) -> Option<Duration> {
-    let given = timeout(headers.get("grpc-timeout")?.to_str().ok()?)?;
+    let given = given(headers)?;
     Some(given.saturating_sub((given / 10).min(Duration::from_millis(200))))
+}
+
+/// How long the caller waits.
+fn given(headers: &HeaderMap) -> Option<Duration> {
+    timeout(headers.get("grpc-timeout")?.to_str().ok()?)
 }
 
 /// gRPC's TimeoutValue TimeoutUnit: at most 8 digits and one of H M S m u n.

@@ -16,7 +16,7 @@ use tracing::{Instrument, Span, info};
 
 use super::connections::PeerCall;
 use super::status;
-use super::work::Slot;
+use crate::works::Slot;
 
 /// How long a request may take to arrive.
 pub(super) const ARRIVAL: Duration = Duration::from_secs(10);

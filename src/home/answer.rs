@@ -1,14 +1,17 @@
 //! What a home answers. Results say what changed, so a retry is a normal outcome.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::Source;
+use super::{CapacityQuery, Source};
 use crate::os::Timestamp;
 use crate::pool::Room;
-use crate::types::{AccessMode, Bytes, FsType, FsckPolicy, NodeId, PoolId, PoolName, SnapshotId, VolumeId, VolumeMode};
+use crate::types::{
+    AccessMode, Bytes, FsType, FsckPolicy, NodeId, PoolId, PoolName, Provisioning, SnapshotId, VolumeId, VolumeMode,
+};
 
 /// The result of making something.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +99,7 @@ pub struct Volume {
     /// The ways it was made to be used: for ValidateVolumeCapabilities.
     pub modes: Vec<VolumeMode>,
     /// Thick or thin.
-    pub provisioning: crate::types::Provisioning,
+    pub provisioning: Provisioning,
     /// When it was made.
     pub created: Timestamp,
 }
@@ -219,6 +222,48 @@ pub struct Capacity {
     pub smallest: Bytes,
 }
 
+/// A pool as its home sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolHealth {
+    /// Its id.
+    pub id: PoolId,
+    /// Its name.
+    pub name: PoolName,
+    /// How it is.
+    pub health: Health,
+}
+
+/// How a pool is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Served, with these figures.
+    Served(Box<PoolReport>),
+    /// Served, and its figures cannot be read: why.
+    Failing(String),
+    /// Kept out since it was declared lost, until a human readmits it.
+    Quarantined(Timestamp),
+}
+
+impl Capacity {
+    /// What a node with these pools has for the pool a query means; nothing where it has no such pool, so that the
+    /// scheduler looks elsewhere.
+    #[must_use]
+    pub fn of_pools(pools: &[PoolReport], query: &CapacityQuery) -> Self {
+        let named = |wanted: &str| pools.iter().find(|pool| pool.name.as_str() == wanted);
+        let pool = match &query.pool {
+            Some(name) => named(name.as_str()),
+            None if pools.len() == 1 => pools.first(),
+            None => named("default"),
+        };
+        let available =
+            pool.map_or(Bytes::ZERO, |pool| match query.provisioning.unwrap_or(pool.default_provisioning) {
+                Provisioning::Thick => pool.available_thick.unwrap_or_default(),
+                Provisioning::Thin => pool.available_thin,
+            });
+        Self { available, largest: available, smallest: query.smallest() }
+    }
+}
+
 /// Figures of one pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolReport {
@@ -227,13 +272,19 @@ pub struct PoolReport {
     /// Its name.
     pub name: PoolName,
     /// Its kind.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// Where it is.
     pub place: String,
     /// What the filesystem below says.
     pub room: Room,
-    /// What new volumes may still take.
+    /// What new volumes may still take, provisioned as the pool's default.
     pub available: Bytes,
+    /// What thick ones may, where the pool can make them.
+    pub available_thick: Option<Bytes>,
+    /// What thin ones may.
+    pub available_thin: Bytes,
+    /// What a class without `provisioning` gets.
+    pub default_provisioning: Provisioning,
     /// Bytes promised to volumes and snapshots and not yet taken from the filesystem.
     pub promised: Bytes,
     /// Sum of the sizes of all volumes.

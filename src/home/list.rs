@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tracing::warn;
+
 use super::local::{Key, PoolState, Shared, no_snapshot, no_volume};
 use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
-use super::{Capacity, CapacityQuery, CopyState, Page, PoolReport, Snapshot, SnapshotFilter, Volume};
-use crate::fs;
-use crate::pool::{Class, Object};
-use crate::types::{Bytes, Error, Kind, MIB, ObjectUuid, PoolId, Result, SnapshotId, VolumeId, VolumeMode};
+use super::{
+    Capacity, CapacityQuery, Changed, CopyState, Health, Page, PoolHealth, PoolReport, Snapshot, SnapshotFilter, Volume,
+};
+use crate::pool::{Ability, Class, Object};
+use crate::types::{Bytes, Error, Kind, ObjectUuid, PoolId, Provisioning, Result, SnapshotId, VolumeId, VolumeMode};
 
 impl Shared {
     pub(super) fn view_volume(&self, record: &VolumeRecord) -> Volume {
@@ -59,6 +62,29 @@ impl Shared {
         record.map(|record| self.view_snapshot(&record)).ok_or_else(|| no_snapshot(id))
     }
 
+    pub(super) fn find_volume(&self, uuid: ObjectUuid) -> Result<Vec<VolumeId>> {
+        Ok(self.find(Object::Volume(uuid))?.into_iter().map(|pool| VolumeId { pool, uuid }).collect())
+    }
+
+    pub(super) fn find_snapshot(&self, uuid: ObjectUuid) -> Result<Vec<SnapshotId>> {
+        Ok(self.find(Object::Snapshot(uuid))?.into_iter().map(|pool| SnapshotId { pool, uuid }).collect())
+    }
+
+    /// The pools with a record of this object, readable as one or not.
+    fn find(&self, object: Object) -> Result<Vec<PoolId>> {
+        let mut found = Vec::new();
+        for (id, state) in self.in_use() {
+            let read = state.pool.read_record(object).map_err(|error| {
+                let message = format!("whether {object} is in pool {} cannot be told", state.pool.identity().name);
+                error.with_kind(Kind::Unavailable).context(message)
+            });
+            if read?.is_some() {
+                found.push(*id);
+            }
+        }
+        Ok(found)
+    }
+
     pub(super) fn volumes(&self, after: Option<VolumeId>, limit: usize) -> Result<Page<Volume, VolumeId>> {
         self.page(Class::Volume, after.map(|id| (id.pool, id.uuid)), limit, |pool, uuid| {
             let id = VolumeId { pool, uuid };
@@ -97,7 +123,7 @@ impl Shared {
         let mut page = Page { entries: Vec::new(), next: None };
         let mut last = None;
         let most = if limit == 0 { usize::MAX } else { limit.saturating_add(1) };
-        for (pool, state) in &self.pools {
+        for (pool, state) in self.in_use() {
             if after.is_some_and(|(seen, _)| seen > *pool) {
                 continue;
             }
@@ -125,12 +151,7 @@ impl Shared {
     }
 
     pub(super) fn capacity(self: &Arc<Self>, query: &CapacityQuery) -> Result<Capacity> {
-        let mut smallest = Bytes::new(MIB);
-        for capability in &query.capabilities {
-            if let VolumeMode::Mount(fs) = capability.mode {
-                smallest = smallest.max(fs::minimum_size(fs));
-            }
-        }
+        let smallest = query.smallest();
         let state = match self.pool_named(query.pool.as_ref()) {
             Ok(state) => state,
             // A node without that pool has no room in it: the scheduler then looks elsewhere.
@@ -149,7 +170,7 @@ impl Shared {
     /// A volume whose extents cannot be counted is left out: a figure for people, not a promise.
     pub(super) fn extents(&self) -> Result<BTreeMap<VolumeId, u64>> {
         let mut counts = BTreeMap::new();
-        for (pool, state) in &self.pools {
+        for (pool, state) in self.in_use() {
             for uuid in state.pool.list(Class::Volume)? {
                 if let Ok(count) = state.pool.extent_count(Object::Volume(uuid)) {
                     counts.insert(VolumeId { pool: *pool, uuid }, count);
@@ -160,21 +181,54 @@ impl Shared {
     }
 
     pub(super) fn report(self: &Arc<Self>) -> Result<Vec<PoolReport>> {
-        self.pools.values().for_each(|state| self.read_again(state));
-        self.pools.iter().map(|(id, state)| report_of(*id, state)).collect()
+        self.in_use().for_each(|(_, state)| self.read_again(state));
+        self.in_use().map(|(id, state)| report_of(*id, state)).collect()
+    }
+
+    pub(super) fn health(self: &Arc<Self>) -> Vec<PoolHealth> {
+        let of = |(id, state): (&PoolId, &PoolState)| {
+            let health = match state.pool.quarantined() {
+                Some(since) => Health::Quarantined(since),
+                None => {
+                    self.read_again(state);
+                    match report_of(*id, state) {
+                        Ok(report) => Health::Served(Box::new(report)),
+                        Err(error) => Health::Failing(error.chain()),
+                    }
+                }
+            };
+            PoolHealth { id: *id, name: state.pool.identity().name.clone(), health }
+        };
+        self.pools.iter().map(of).collect()
+    }
+
+    /// Takes a pool out of quarantine: its records are read first, so that what it owes is counted before it is served.
+    pub(super) fn readmit(self: &Arc<Self>, pool: PoolId) -> Result<Changed> {
+        let Some(state) = self.pools.get(&pool) else { return self.pool(pool).map(|_| Changed::No) };
+        if state.pool.quarantined().is_none() {
+            return Ok(Changed::No);
+        }
+        self.read_in(state)?;
+        state.pool.set_quarantine(None)?;
+        warn!(%pool, "readmitted: what is in it is served again");
+        Ok(Changed::Yes)
     }
 }
 
 pub(super) fn report_of(id: PoolId, state: &PoolState) -> Result<PoolReport> {
     let identity = state.pool.identity();
-    let totals = state.ledger.totals();
+    let (totals, abilities) = (state.ledger.totals(), state.pool.abilities());
+    let available = |provisioning| state.ledger.available(provisioning);
     Ok(PoolReport {
         id,
         name: identity.name.clone(),
-        kind: identity.kind,
+        kind: identity.kind.into(),
         place: identity.place.clone(),
         room: state.pool.room()?,
-        available: state.ledger.available(state.pool.abilities().default_provisioning)?,
+        available: available(abilities.default_provisioning)?,
+        available_thick: (abilities.thick == Ability::Yes).then(|| available(Provisioning::Thick)).transpose()?,
+        available_thin: available(Provisioning::Thin)?,
+        default_provisioning: abilities.default_provisioning,
         promised: totals.promised,
         provisioned: totals.provisioned,
         volumes: totals.volumes,

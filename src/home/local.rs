@@ -12,12 +12,13 @@ use super::ledger::{Claim, Debt, Ledger};
 use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
 use super::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Formatting, GrantRequest,
-    Granted, Home, LockGuard, Locks, Opened, Page, PoolReport, Snapshot, SnapshotFilter, SpaceLimits, Volume,
+    Granted, Home, LockGuard, Locks, Opened, Page, PoolHealth, PoolReport, Snapshot, SnapshotFilter, SpaceLimits,
+    Volume,
 };
-use crate::os::Os;
+use crate::os::{Os, Timestamp};
 use crate::pool::{Cloning, Object, Pool};
 use crate::types::{
-    CapacityRange, Error, Failure, FsType, Kind, NodeId, PoolId, PoolName, Result, SnapshotId, VolumeId,
+    CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, PoolName, Result, SnapshotId, VolumeId,
 };
 
 /// The logical block size of every device (design section 7).
@@ -99,10 +100,37 @@ impl LocalHome {
         }
         let locks = Locks::new(os.activity().clone());
         let home = Self { shared: Arc::new(Shared { os, node, pools: states, locks, copies: Copies::default() }) };
-        for state in home.shared.pools.values() {
+        for (_, state) in home.shared.in_use() {
             home.shared.read_in(state)?;
         }
         Ok(home)
+    }
+
+    /// The pools it serves.
+    #[must_use]
+    pub fn pools(&self) -> Vec<PoolId> {
+        self.shared.pools.keys().copied().collect()
+    }
+
+    /// Puts a pool in quarantine because a human declared it lost: nothing in it is served any more, or listed, until
+    /// [`Home::readmit`]. What is staged stays usable and can be unstaged.
+    ///
+    /// # Errors
+    /// `Unavailable` when it is not here; those of [`Pool::set_quarantine`].
+    pub fn quarantine(&self, pool: PoolId) -> Result<Changed> {
+        let Some(state) = self.shared.pools.get(&pool) else { return self.shared.pool(pool).map(|_| Changed::No) };
+        if state.pool.quarantined().is_some() {
+            return Ok(Changed::No);
+        }
+        state.pool.set_quarantine(Some(Timestamp::now()))?;
+        error!(%pool, "declared lost (lostHomes of a controller): in quarantine until it is readmitted");
+        Ok(Changed::Yes)
+    }
+
+    /// How each pool is, for the controllers. A pool that cannot be read does not hide the others.
+    #[must_use]
+    pub fn health(&self) -> Vec<PoolHealth> {
+        self.shared.health()
     }
 
     /// Ends what goes on behind callers' backs, as a kill of the process would.
@@ -143,7 +171,18 @@ impl PoolState {
 impl Shared {
     /// A pool by id.
     pub(super) fn pool(&self, id: PoolId) -> Result<&PoolState> {
-        self.pools.get(&id).ok_or_else(|| {
+        let state = self.pools.get(&id);
+        if let Some(since) = state.and_then(|state| state.pool.quarantined()) {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "pool {id} on node {} is in quarantine since it was declared lost {} s ago; look at it and readmit it: holdfast pools readmit {id}",
+                    self.node,
+                    since.age().as_secs()
+                ),
+            ));
+        }
+        state.ok_or_else(|| {
             Error::new(
                 Kind::Unavailable,
                 format!(
@@ -154,12 +193,19 @@ impl Shared {
         })
     }
 
+    /// The pools that are not in quarantine.
+    pub(super) fn in_use(&self) -> impl Iterator<Item = (&PoolId, &PoolState)> {
+        self.pools.iter().filter(|(_, state)| state.pool.quarantined().is_none())
+    }
+
     /// The pool a class means: by name, or the only one, or the one called `default`.
     pub(super) fn pool_named(&self, name: Option<&PoolName>) -> Result<&PoolState> {
-        let named = |wanted: &str| self.pools.values().find(|state| state.pool.identity().name.as_str() == wanted);
+        let named = |wanted: &str| {
+            self.in_use().map(|(_, state)| state).find(|state| state.pool.identity().name.as_str() == wanted)
+        };
         let found = match name {
             Some(name) => named(name.as_str()),
-            None if self.pools.len() == 1 => self.pools.values().next(),
+            None if self.pools.len() == 1 => self.in_use().map(|(_, state)| state).next(),
             None => named("default"),
         };
         found.ok_or_else(|| {
@@ -220,7 +266,7 @@ impl Shared {
 
     /// Whether a uuid exists in another pool than `pool`: a name is one thing in all of a home.
     pub(super) fn elsewhere(&self, pool: PoolId, object: Object) -> Result<Option<PoolId>> {
-        for (id, state) in &self.pools {
+        for (id, state) in self.in_use() {
             if *id != pool && state.pool.read_record(object)?.is_some() {
                 return Ok(Some(*id));
             }
@@ -242,10 +288,6 @@ impl Home for LocalHome {
         &self.shared.node
     }
 
-    fn pools(&self) -> Vec<PoolId> {
-        self.shared.pools.keys().copied().collect()
-    }
-
     fn create_volume(&self, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
         self.shared.create_volume(request)
     }
@@ -256,6 +298,10 @@ impl Home for LocalHome {
 
     fn volume(&self, id: &VolumeId) -> Result<Volume> {
         self.shared.volume(id)
+    }
+
+    fn find_volume(&self, uuid: ObjectUuid) -> Result<Vec<VolumeId>> {
+        self.shared.find_volume(uuid)
     }
 
     fn volumes(&self, after: Option<VolumeId>, limit: usize) -> Result<Page<Volume, VolumeId>> {
@@ -302,6 +348,10 @@ impl Home for LocalHome {
         self.shared.snapshot(id)
     }
 
+    fn find_snapshot(&self, uuid: ObjectUuid) -> Result<Vec<SnapshotId>> {
+        self.shared.find_snapshot(uuid)
+    }
+
     fn snapshots(
         &self,
         filter: &SnapshotFilter,
@@ -325,5 +375,9 @@ impl Home for LocalHome {
 
     fn report(&self) -> Result<Vec<PoolReport>> {
         self.shared.report()
+    }
+
+    fn readmit(&self, pool: PoolId) -> Result<Changed> {
+        self.shared.readmit(pool)
     }
 }

@@ -19,6 +19,7 @@ mod locks;
 mod part;
 mod reading;
 pub mod record;
+pub mod remote;
 mod request;
 #[cfg(test)]
 mod scenarios;
@@ -26,8 +27,8 @@ mod snapshot;
 mod survey;
 
 pub use answer::{
-    Capacity, Changed, Coordinates, CopyState, Created, Expanded, FormatState, Formatting, Granted, NodeExpansion,
-    Opened, Page, PoolReport, Snapshot, Volume,
+    Capacity, Changed, Coordinates, CopyState, Created, Expanded, FormatState, Formatting, Granted, Health,
+    NodeExpansion, Opened, Page, PoolHealth, PoolReport, Snapshot, Volume,
 };
 pub use limits::{MinFree, Overcommit, SpaceLimits};
 pub use local::LocalHome;
@@ -40,7 +41,7 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use crate::types::{CapacityRange, Failure, FsType, NodeId, PoolId, Result, SnapshotId, VolumeId};
+use crate::types::{CapacityRange, Failure, FsType, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId};
 
 /// The node that owns pools, and what it can be asked.
 ///
@@ -49,9 +50,6 @@ use crate::types::{CapacityRange, Failure, FsType, NodeId, PoolId, Result, Snaps
 pub trait Home: Send + Sync {
     /// The node.
     fn node(&self) -> &NodeId;
-
-    /// The pools it serves.
-    fn pools(&self) -> Vec<PoolId>;
 
     /// Makes a volume, or finds that the same request made it before.
     ///
@@ -72,6 +70,12 @@ pub trait Home: Send + Sync {
     /// # Errors
     /// The common ones.
     fn volume(&self, id: &VolumeId) -> Result<Volume>;
+
+    /// The volumes with this uuid, one at most in each pool and in any phase of their lives: whether a name is taken.
+    ///
+    /// # Errors
+    /// `Unavailable` when a pool or a record cannot be read.
+    fn find_volume(&self, uuid: ObjectUuid) -> Result<Vec<VolumeId>>;
 
     /// Volumes in the order of (pool, uuid), after `after`, at most `limit` (0: all).
     ///
@@ -142,6 +146,12 @@ pub trait Home: Send + Sync {
     /// The common ones.
     fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot>;
 
+    /// The snapshots with this uuid; as [`Home::find_volume`].
+    ///
+    /// # Errors
+    /// As [`Home::find_volume`].
+    fn find_snapshot(&self, uuid: ObjectUuid) -> Result<Vec<SnapshotId>>;
+
     /// Snapshots in the order of (pool, uuid), after `after`, at most `limit` (0: all), that pass the filter.
     ///
     /// # Errors
@@ -177,4 +187,10 @@ pub trait Home: Send + Sync {
     /// # Errors
     /// `Internal` when a pool cannot be read.
     fn report(&self) -> Result<Vec<PoolReport>>;
+
+    /// Takes a pool out of the quarantine it was put in when it was declared lost; `Changed::No` when it is in none.
+    ///
+    /// # Errors
+    /// `Unavailable` when it is not here; `NoCapacity`, `Internal` when that cannot be written down.
+    fn readmit(&self, pool: PoolId) -> Result<Changed>;
 }

@@ -6,9 +6,9 @@ use tracing::{error, info};
 
 use super::ledger::{Claim, Debt};
 use super::local::{Key, PoolState, Shared};
-use super::record::{CopyRecord, Phase};
+use super::record::{CopyRecord, Phase, Record, SnapshotRecord, VolumeRecord};
 use crate::pool::{Class, Object};
-use crate::types::{Bytes, Result, SnapshotId, VolumeId};
+use crate::types::{Bytes, Result};
 
 impl Shared {
     /// Enters every record of a pool into its ledger and resumes its copies. One that cannot be read holds up nothing
@@ -48,12 +48,12 @@ impl Shared {
     fn enter(self: &Arc<Self>, state: &PoolState, object: Object) -> Result<()> {
         let pool = state.pool.identity().id;
         let found: Option<(Claim, Phase, Option<CopyRecord>)> = match object {
-            Object::Volume(uuid) => {
-                let record = self.volume_record(&VolumeId { pool, uuid })?;
+            Object::Volume(_) => {
+                let record = read(state, object, |text| VolumeRecord::decode(object, pool, text))?;
                 record.map(|record| (state.claim_of_volume(&record), record.phase, record.copy.map(|copy| copy.known)))
             }
-            Object::Snapshot(uuid) => {
-                let record = self.snapshot_record(&SnapshotId { pool, uuid })?;
+            Object::Snapshot(_) => {
+                let record = read(state, object, |text| SnapshotRecord::decode(object, pool, text))?;
                 record
                     .map(|record| (state.claim_of_snapshot(&record), record.phase, record.copy.map(|copy| copy.known)))
             }
@@ -69,4 +69,9 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// A record as it lies there, whether its pool is served or not.
+fn read<R>(state: &PoolState, object: Object, decode: impl Fn(&[u8]) -> Result<R>) -> Result<Option<R>> {
+    state.pool.read_record(object)?.map(|text| decode(&text)).transpose()
 }

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::fs;
 use crate::types::{
-    AccessMode, Capability, CapacityRange, NodeId, PoolName, Provisioning, SnapshotId, VolumeId, VolumeMode,
-    VolumeParameters,
+    AccessMode, Bytes, Capability, CapacityRange, MIB, NodeId, PoolName, Provisioning, SnapshotId, VolumeId,
+    VolumeMode, VolumeParameters,
 };
 
 /// What a new volume is filled from.
@@ -81,4 +82,16 @@ pub struct CapacityQuery {
     pub capabilities: Vec<Capability>,
     /// Thick or thin, or the pool's default.
     pub provisioning: Option<Provisioning>,
+}
+
+impl CapacityQuery {
+    /// The smallest volume that can carry what is asked.
+    #[must_use]
+    pub fn smallest(&self) -> Bytes {
+        let of = |capability: &Capability| match capability.mode {
+            VolumeMode::Mount(fs) => fs::minimum_size(fs),
+            VolumeMode::Block => Bytes::ZERO,
+        };
+        self.capabilities.iter().map(of).fold(Bytes::new(MIB), Bytes::max)
+    }
 }

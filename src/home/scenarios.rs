@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 
 use super::record::{Record, VolumeRecord};
+use super::remote::loopback::Loopback;
 use super::*;
 use crate::os::{Call, Interceptor, Os};
 use crate::pool::scratch::{Ground, Scratch, spec};
@@ -15,9 +16,72 @@ use crate::types::*;
 
 const NODE: &str = "node-1";
 
+/// How the home is asked.
+#[derive(Clone, Copy)]
+enum Way {
+    InProcess,
+    OverGrpc,
+}
+
+impl Way {
+    fn to(self, local: LocalHome) -> (Arc<dyn Home>, Option<Loopback>) {
+        match self {
+            Self::InProcess => (Arc::new(local), None),
+            Self::OverGrpc => {
+                let wire = Loopback::new(Arc::new(local));
+                (wire.home(), Some(wire))
+            }
+        }
+    }
+}
+
+/// Every scenario, asked both ways.
+macro_rules! both_ways {
+    ($($scenario:ident,)+) => {
+        mod in_process {
+            $(#[test] fn $scenario() { super::$scenario(super::Way::InProcess); })+
+        }
+        mod over_grpc {
+            $(#[test] fn $scenario() { super::$scenario(super::Way::OverGrpc); })+
+        }
+    };
+}
+
+both_ways! {
+    a_retried_create_meets_its_own_first_try_and_another_request_is_refused,
+    one_name_is_one_volume_also_when_two_pools_are_asked_at_once,
+    an_attached_volume_is_not_deleted_and_a_detached_one_is_once,
+    one_writer,
+    a_grant_stays_while_its_device_is_held_and_the_next_has_a_higher_number,
+    formatted_once_and_never_again,
+    a_foreign_byte_anywhere_forbids_the_format,
+    a_written_zero_is_data_too,
+    read_only_never_formats_and_raw_stays_raw,
+    a_snapshot_outlives_its_source_and_a_restore_may_be_larger,
+    copies_inherit_the_format_and_none_is_cut_while_formatting,
+    without_reflinks_an_attached_volume_is_not_cut_and_says_what_to_do,
+    a_copy_holds_its_source_off_shows_not_ready_and_can_be_deleted_under_way,
+    a_copy_that_was_stopped_and_not_deleted_still_holds_its_source_off,
+    a_copy_cut_off_by_a_crash_goes_on_in_the_next_life,
+    growth_is_idempotent_never_shrinks_and_a_cut_off_one_is_finished,
+    growth_under_an_open_device_reaches_it,
+    promises_are_kept_before_new_ones_are_made,
+    the_bytes_of_a_zeroing_class_are_gone_before_the_name_is,
+    a_damaged_record_is_refused_alone_and_fails_the_list,
+    a_missing_or_short_image_is_never_opened,
+    a_cut_image_is_never_made_long_again,
+    a_full_pool_without_its_reserve_can_be_emptied,
+    pages_follow_each_other_and_survive_the_loss_of_their_token,
+    what_a_thin_volume_discards_is_promised_again,
+    a_volume_whose_growth_was_cut_off_is_snapshotted_and_cloned_whole,
+}
+
 struct Rig {
+    way: Way,
     _devices: Devices,
-    home: LocalHome,
+    home: Arc<dyn Home>,
+    wire: Option<Loopback>,
+    local: LocalHome,
     pool: Arc<dyn Pool>,
     os: Os,
     scratch: Scratch,
@@ -35,25 +99,27 @@ impl Drop for Devices {
 }
 
 impl Rig {
-    fn on(scratch: Scratch) -> Self {
-        Self::with(Os::new(), scratch, SpaceLimits::default())
+    fn on(way: Way, scratch: Scratch) -> Self {
+        Self::with(way, Os::new(), scratch, SpaceLimits::default())
     }
 
-    fn with(os: Os, scratch: Scratch, limits: SpaceLimits) -> Self {
+    fn with(way: Way, os: Os, scratch: Scratch, limits: SpaceLimits) -> Self {
         let pool = pool::open(&os, &spec(&scratch.root()), &node()).unwrap();
-        let home = LocalHome::open(os.clone(), node(), vec![(Arc::clone(&pool), limits)]).unwrap();
-        Self { _devices: Devices(Arc::clone(&pool)), home, pool, os, scratch }
+        let local = LocalHome::open(os.clone(), node(), vec![(Arc::clone(&pool), limits)]).unwrap();
+        let (home, wire) = way.to(local.clone());
+        Self { way, _devices: Devices(Arc::clone(&pool)), home, wire, local, pool, os, scratch }
     }
 
     /// Another life of the daemon on the same pool.
     fn again(self) -> Self {
-        let Self { _devices, home, pool, scratch, .. } = self;
+        let Self { way, _devices, home, wire, local, pool, scratch, .. } = self;
+        drop((home, wire));
         // A copy's thread may still be on its way out, with the pool's lock.
-        while Arc::strong_count(&home.shared) > 1 {
+        while Arc::strong_count(&local.shared) > 1 {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        drop((_devices, home, pool));
-        Self::on(scratch)
+        drop((_devices, local, pool));
+        Self::on(way, scratch)
     }
 
     fn image(&self, id: &VolumeId) -> PathBuf {
@@ -122,9 +188,8 @@ fn clean(result: Result<Created<Volume>, Failure>) -> Kind {
     }
 }
 
-#[test]
-fn a_retried_create_meets_its_own_first_try_and_another_request_is_refused() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn a_retried_create_meets_its_own_first_try_and_another_request_is_refused(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let first = rig.create("a", 32);
     assert_eq!(rig.home.create_volume(&request("a", 32)).unwrap(), Created::Existing(first.clone()));
     assert_eq!(clean(rig.home.create_volume(&request("a", 33))), Kind::AlreadyExists);
@@ -159,8 +224,7 @@ impl Interceptor for Slow {
     }
 }
 
-#[test]
-fn one_name_is_one_volume_also_when_two_pools_are_asked_at_once() {
+fn one_name_is_one_volume_also_when_two_pools_are_asked_at_once(way: Way) {
     let gate = Arc::new(Gate::default());
     let os = Os::intercepted(Box::new(Slow(Arc::clone(&gate))));
     let grounds = [Scratch::new(Ground::Xfs), Scratch::new(Ground::Ext4)];
@@ -170,13 +234,13 @@ fn one_name_is_one_volume_also_when_two_pools_are_asked_at_once() {
         (pool::open(&os, &spec, &node()).unwrap(), SpaceLimits::default())
     };
     let pools = vec![named("one", &grounds[0]), named("two", &grounds[1])];
-    let home = LocalHome::open(os.clone(), node(), pools).unwrap();
+    let (home, _wire) = way.to(LocalHome::open(os.clone(), node(), pools).unwrap());
     gate.set(false);
     let in_pool = |name: &str| {
         let parameters = VolumeParameters { pool: Some(name.parse().unwrap()), ..VolumeParameters::default() };
         CreateVolume { parameters, ..request("a", 32) }
     };
-    let (first, other) = (home.clone(), in_pool("one"));
+    let (first, other) = (Arc::clone(&home), in_pool("one"));
     let creating = std::thread::spawn(move || first.create_volume(&other));
     std::thread::sleep(std::time::Duration::from_millis(100));
     let failure = home.create_volume(&in_pool("two"));
@@ -186,9 +250,8 @@ fn one_name_is_one_volume_also_when_two_pools_are_asked_at_once() {
     assert_eq!(clean(home.create_volume(&in_pool("two"))), Kind::AlreadyExists);
 }
 
-#[test]
-fn an_attached_volume_is_not_deleted_and_a_detached_one_is_once() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn an_attached_volume_is_not_deleted_and_a_detached_one_is_once(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     assert_eq!(rig.home.delete_volume(&id).unwrap_err().kind(), Kind::InUse);
@@ -201,9 +264,8 @@ fn an_attached_volume_is_not_deleted_and_a_detached_one_is_once() {
     assert!(!rig.image(&id).exists());
 }
 
-#[test]
-fn one_writer() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn one_writer(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let id = rig.create("a", 32).id;
     assert_eq!(rig.home.open(&id, &node()).unwrap_err().kind(), Kind::Precondition);
     rig.grant(&id);
@@ -217,9 +279,8 @@ fn one_writer() {
     assert_eq!(rig.home.open(&id, &"node-2".parse().unwrap()).unwrap_err().kind(), Kind::Precondition);
 }
 
-#[test]
-fn a_grant_stays_while_its_device_is_held_and_the_next_has_a_higher_number() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn a_grant_stays_while_its_device_is_held_and_the_next_has_a_higher_number(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     let opened = rig.home.open(&id, &node()).unwrap();
@@ -236,9 +297,8 @@ fn a_grant_stays_while_its_device_is_held_and_the_next_has_a_higher_number() {
     assert_eq!(rig.home.grant(&id, &grant()).unwrap().epoch, opened.epoch + 1);
 }
 
-#[test]
-fn formatted_once_and_never_again() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn formatted_once_and_never_again(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     let first = rig.home.begin_format(&id, &node(), FsType::Ext4).unwrap();
@@ -259,9 +319,8 @@ fn formatted_once_and_never_again() {
     );
 }
 
-#[test]
-fn a_foreign_byte_anywhere_forbids_the_format() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn a_foreign_byte_anywhere_forbids_the_format(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let size = Bytes::mib(32).get();
     for (name, offset) in [("first", 0), ("middle", size / 2 + 513), ("last", size - 1)] {
         let id = rig.create(name, 32).id;
@@ -274,18 +333,16 @@ fn a_foreign_byte_anywhere_forbids_the_format() {
     }
 }
 
-#[test]
-fn a_written_zero_is_data_too() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn a_written_zero_is_data_too(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let id = rig.create("zero", 32).id;
     rig.grant(&id);
     rig.write(&id, 1 << 20, &[0; 4096]);
     assert_eq!(rig.home.begin_format(&id, &node(), FsType::Ext4).unwrap_err().kind(), Kind::Precondition);
 }
 
-#[test]
-fn read_only_never_formats_and_raw_stays_raw() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn read_only_never_formats_and_raw_stays_raw(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let id = rig.create("a", 32).id;
     rig.home.grant(&id, &GrantRequest { read_only: ReadOnly::Yes, ..grant() }).unwrap();
     assert_eq!(rig.home.begin_format(&id, &node(), FsType::Ext4).unwrap_err().kind(), Kind::Precondition);
@@ -296,9 +353,8 @@ fn read_only_never_formats_and_raw_stays_raw() {
     assert_eq!(rig.home.begin_format(&id, &node(), FsType::Ext4).unwrap_err().kind(), Kind::Precondition);
 }
 
-#[test]
-fn a_snapshot_outlives_its_source_and_a_restore_may_be_larger() {
-    for rig in [Rig::on(Scratch::new(Ground::Xfs)), Rig::on(Scratch::new(Ground::Ext4))] {
+fn a_snapshot_outlives_its_source_and_a_restore_may_be_larger(way: Way) {
+    for rig in [Rig::on(way, Scratch::new(Ground::Xfs)), Rig::on(way, Scratch::new(Ground::Ext4))] {
         let source = rig.create("a", 32).id;
         rig.write(&source, 5 << 20, b"before");
         let snapshot = rig.home.create_snapshot(&snapshot_of("s", source)).unwrap().into_inner();
@@ -345,9 +401,8 @@ fn until_made(rig: &Rig, request: &CreateVolume) -> Volume {
     panic!("{} is never made", request.name);
 }
 
-#[test]
-fn copies_inherit_the_format_and_none_is_cut_while_formatting() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn copies_inherit_the_format_and_none_is_cut_while_formatting(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let source = rig.create("a", 32).id;
     let fresh = rig.home.create_volume(&from("fresh", 32, Source::Volume(source))).unwrap().into_inner();
     rig.grant(&fresh.id);
@@ -367,9 +422,8 @@ fn copies_inherit_the_format_and_none_is_cut_while_formatting() {
     assert_eq!(clean(rig.home.create_volume(&as_block)), Kind::InvalidArgument);
 }
 
-#[test]
-fn without_reflinks_an_attached_volume_is_not_cut_and_says_what_to_do() {
-    let rig = Rig::on(Scratch::new(Ground::Ext4));
+fn without_reflinks_an_attached_volume_is_not_cut_and_says_what_to_do(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Ext4));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     let failure = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap_err();
@@ -410,11 +464,10 @@ impl Interceptor for Gated {
     }
 }
 
-#[test]
-fn a_copy_holds_its_source_off_shows_not_ready_and_can_be_deleted_under_way() {
+fn a_copy_holds_its_source_off_shows_not_ready_and_can_be_deleted_under_way(way: Way) {
     let gate = Arc::new(Gate::default());
     let os = Os::intercepted(Box::new(Gated(Arc::clone(&gate))));
-    let rig = Rig::with(os, Scratch::new(Ground::Ext4), SpaceLimits::default());
+    let rig = Rig::with(way, os, Scratch::new(Ground::Ext4), SpaceLimits::default());
     let id = rig.create("a", 32).id;
     rig.write(&id, 3 << 20, b"data");
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner();
@@ -456,11 +509,10 @@ impl Interceptor for Unwritable {
 }
 
 /// Whoever may go on with a copy must find the source as it was: else half of it is older than the rest.
-#[test]
-fn a_copy_that_was_stopped_and_not_deleted_still_holds_its_source_off() {
+fn a_copy_that_was_stopped_and_not_deleted_still_holds_its_source_off(way: Way) {
     let (gate, unwritable) = (Arc::new(Gate::default()), Arc::new(Mutex::new(None)));
     let os = Os::intercepted(Box::new(Unwritable(Gated(Arc::clone(&gate)), Arc::clone(&unwritable))));
-    let rig = Rig::with(os, Scratch::new(Ground::Ext4), SpaceLimits::default());
+    let rig = Rig::with(way, os, Scratch::new(Ground::Ext4), SpaceLimits::default());
     let id = rig.create("a", 32).id;
     rig.write(&id, 3 << 20, b"data");
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
@@ -483,12 +535,11 @@ fn a_copy_that_was_stopped_and_not_deleted_still_holds_its_source_off() {
     assert_eq!(rig.home.delete_snapshot(&snapshot).unwrap(), Changed::Yes);
 }
 
-#[test]
-fn a_copy_cut_off_by_a_crash_goes_on_in_the_next_life() {
+fn a_copy_cut_off_by_a_crash_goes_on_in_the_next_life(way: Way) {
     let gate = Arc::new(Gate::default());
     let os = Os::intercepted(Box::new(Gated(Arc::clone(&gate))));
     let scratch = Scratch::new(Ground::Ext4);
-    let rig = Rig::with(os, scratch, SpaceLimits::default());
+    let rig = Rig::with(way, os, scratch, SpaceLimits::default());
     let id = rig.create("a", 32).id;
     rig.write(&id, 3 << 20, b"data");
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
@@ -503,9 +554,8 @@ fn a_copy_cut_off_by_a_crash_goes_on_in_the_next_life() {
     assert_eq!(rig.read(&restored.id, 3 << 20, 4), b"data");
 }
 
-#[test]
-fn growth_is_idempotent_never_shrinks_and_a_cut_off_one_is_finished() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn growth_is_idempotent_never_shrinks_and_a_cut_off_one_is_finished(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let id = rig.create("a", 32).id;
     let to = |mib| CapacityRange { required: Some(Bytes::mib(mib)), limit: None };
     assert_eq!(rig.home.expand(&id, &to(64)).unwrap().size, Bytes::mib(64));
@@ -529,9 +579,8 @@ fn growth_is_idempotent_never_shrinks_and_a_cut_off_one_is_finished() {
     rig.home.revoke(&id, None).unwrap();
 }
 
-#[test]
-fn growth_under_an_open_device_reaches_it() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn growth_under_an_open_device_reaches_it(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     let Coordinates::Local { device } = rig.home.open(&id, &node()).unwrap().at;
@@ -542,9 +591,8 @@ fn growth_under_an_open_device_reaches_it() {
     rig.home.revoke(&id, None).unwrap();
 }
 
-#[test]
-fn promises_are_kept_before_new_ones_are_made() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn promises_are_kept_before_new_ones_are_made(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let all = rig.home.capacity(&CapacityQuery::default()).unwrap().available;
     let half = all.get() / (1 << 20) / 2;
     let a = rig.create("a", half).id;
@@ -575,9 +623,8 @@ fn promises_are_kept_before_new_ones_are_made() {
     panic!("{again} of {all}");
 }
 
-#[test]
-fn the_bytes_of_a_zeroing_class_are_gone_before_the_name_is() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn the_bytes_of_a_zeroing_class_are_gone_before_the_name_is(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let parameters = VolumeParameters { on_delete: OnDelete::Zero, ..Default::default() };
     let id = rig.home.create_volume(&CreateVolume { parameters, ..request("a", 32) }).unwrap().into_inner().id;
     rig.write(&id, 7 << 20, b"secret");
@@ -588,9 +635,8 @@ fn the_bytes_of_a_zeroing_class_are_gone_before_the_name_is() {
     assert_eq!(bytes, [0; 6]);
 }
 
-#[test]
-fn a_damaged_record_is_refused_alone_and_fails_the_list() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn a_damaged_record_is_refused_alone_and_fails_the_list(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let (bad, good) = (rig.create("bad", 32).id, rig.create("good", 32).id);
     let object = Object::Volume(bad.uuid);
     let text = rig.pool.read_record(object).unwrap().unwrap();
@@ -607,9 +653,8 @@ fn a_damaged_record_is_refused_alone_and_fails_the_list() {
     assert!(rig.image(&bad).exists());
 }
 
-#[test]
-fn a_missing_or_short_image_is_never_opened() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn a_missing_or_short_image_is_never_opened(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     OpenOptions::new().write(true).open(rig.image(&id)).unwrap().set_len(31 << 20).unwrap();
@@ -620,10 +665,9 @@ fn a_missing_or_short_image_is_never_opened() {
     assert_eq!(rig.home.open(&id, &node()).unwrap_err().kind(), Kind::Corrupt);
 }
 
-#[test]
-fn a_cut_image_is_never_made_long_again() {
+fn a_cut_image_is_never_made_long_again(way: Way) {
     for ground in [Ground::Xfs, Ground::Ext4] {
-        let rig = Rig::on(Scratch::new(ground));
+        let rig = Rig::on(way, Scratch::new(ground));
         let cut = |path: &std::path::Path, mib: u64| {
             OpenOptions::new().write(true).open(path).unwrap().set_len(mib << 20).unwrap();
         };
@@ -647,12 +691,11 @@ fn a_cut_image_is_never_made_long_again() {
     }
 }
 
-#[test]
-fn a_full_pool_without_its_reserve_can_be_emptied() {
+fn a_full_pool_without_its_reserve_can_be_emptied(way: Way) {
     let (gate, unwritable) = (Arc::new(Gate::default()), Arc::new(Mutex::new(None)));
     gate.set(true);
     let os = Os::intercepted(Box::new(Unwritable(Gated(gate), Arc::clone(&unwritable))));
-    let rig = Rig::with(os, Scratch::new(Ground::Xfs), SpaceLimits::default());
+    let rig = Rig::with(way, os, Scratch::new(Ground::Xfs), SpaceLimits::default());
     let id = rig.create("a", 32).id;
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
     *unwritable.lock().unwrap() = Some(libc::ENOSPC);
@@ -664,9 +707,8 @@ fn a_full_pool_without_its_reserve_can_be_emptied() {
     assert!(!rig.image(&id).exists());
 }
 
-#[test]
-fn pages_follow_each_other_and_survive_the_loss_of_their_token() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn pages_follow_each_other_and_survive_the_loss_of_their_token(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     for n in 0..5 {
         rig.create(&format!("v{n}"), 16);
     }
@@ -682,9 +724,8 @@ fn pages_follow_each_other_and_survive_the_loss_of_their_token() {
     assert_eq!(ids.len(), 5);
 }
 
-#[test]
-fn what_a_thin_volume_discards_is_promised_again() {
-    let rig = Rig::on(Scratch::new(Ground::Xfs));
+fn what_a_thin_volume_discards_is_promised_again(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let parameters = VolumeParameters { provisioning: Some(Provisioning::Thin), ..Default::default() };
     let id = rig.home.create_volume(&CreateVolume { parameters, ..request("a", 64) }).unwrap().into_inner().id;
     // Somebody else uses the filesystem too: what is really free is what counts.
@@ -699,10 +740,9 @@ fn what_a_thin_volume_discards_is_promised_again() {
     assert!(after <= before.saturating_add(Bytes::mib(2)), "{after} after {before}");
 }
 
-#[test]
-fn a_volume_whose_growth_was_cut_off_is_snapshotted_and_cloned_whole() {
+fn a_volume_whose_growth_was_cut_off_is_snapshotted_and_cloned_whole(way: Way) {
     for ground in [Ground::Xfs, Ground::Ext4] {
-        let rig = Rig::on(Scratch::new(ground));
+        let rig = Rig::on(way, Scratch::new(ground));
         let id = rig.create("v", 16).id;
         // What is left when the process is gone after step 3 of the growth: the record says 16 MiB.
         OpenOptions::new().write(true).open(rig.image(&id)).unwrap().set_len(20 << 20).unwrap();

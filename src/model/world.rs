@@ -191,9 +191,9 @@ impl<'m> World<'m> {
         }
         let first = Arc::clone(&homes[0]) as Arc<dyn Home>;
         let directory = if homes.len() == 1 {
-            Directory::standalone(Arc::clone(&first))
+            Directory::standalone(Arc::clone(&first), homes[0].pools())
         } else {
-            Directory::of_homes(homes.iter().map(|home| (Arc::clone(home) as Arc<dyn Home>, NO_FABRIC.to_owned())))
+            Directory::of_homes(homes.iter().map(|home| (Arc::clone(home) as Arc<dyn Home>, home.pools())))
         };
         let directory = directory.with_nodes([node(homes.len())]);
         let router = Arc::new(Router::new(directory));

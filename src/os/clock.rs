@@ -19,6 +19,24 @@ impl Timestamp {
         Self(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
     }
 
+    /// From nanoseconds since 1970.
+    #[must_use]
+    pub fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    /// Nanoseconds since 1970.
+    #[must_use]
+    pub fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// How long ago it was; zero for the future.
+    #[must_use]
+    pub fn age(self) -> Duration {
+        Duration::from_nanos(Self::now().0.saturating_sub(self.0))
+    }
+
     /// Whole seconds since 1970.
     #[must_use]
     pub fn seconds(self) -> i64 {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 pub use spec::{Ground, PoolKind, PoolSpec};
 
-use crate::os::{ExtentSummary, Os};
+use crate::os::{ExtentSummary, Os, Timestamp};
 use crate::types::{Bytes, Failure, NodeId, ObjectUuid, PoolId, PoolName, Provisioning, Result};
 
 /// Opens a pool as its owner, making it on first use.
@@ -214,6 +214,15 @@ pub struct Stray {
 pub trait Pool: Send + Sync {
     /// Who it is.
     fn identity(&self) -> &Identity;
+
+    /// Since when it is kept out of use because a human declared it lost; see docs/design.md section 10.
+    fn quarantined(&self) -> Option<Timestamp>;
+
+    /// Puts it in quarantine, or readmits it, durably: with the pool it moves to other nodes.
+    ///
+    /// # Errors
+    /// `NoCapacity`, `Internal`; then it is as before, unless only the last fsync failed.
+    fn set_quarantine(&self, since: Option<Timestamp>) -> Result<()>;
 
     /// What it can do.
     fn abilities(&self) -> Abilities;

@@ -1,119 +1,584 @@
 //! Which home serves which pool: looked up at each call, because pools move between nodes and handles do not change.
+//!
+//! In `standalone` there is one home, which is always there. A controller knows only what nodes tell it: each heartbeat
+//! says what its node serves, and what the node was told before of all the others, so that a controller that has just
+//! started learns of homes that are silent now. Nothing here is written to a disk, and nothing is concluded from
+//! silence: a pool that nobody serves still has its volumes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tracing::{info, warn};
 
 use super::placement::{NO_FABRIC, Seat, Segments};
-use crate::home::Home;
-use crate::types::{Error, Kind, NodeId, PoolId, Result};
+use crate::home::{Health, Home, PoolHealth, PoolReport};
+use crate::os::{Stopwatch, Timestamp};
+use crate::types::{Error, Kind, NodeId, PoolId, PoolName, Result};
+
+/// A node's heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Who.
+    pub node: NodeId,
+    /// The boot of its machine.
+    pub boot_id: String,
+    /// Its release.
+    pub version: String,
+    /// Where its home is dialled, `HOST:PORT`.
+    pub endpoint: String,
+    /// The storage network it is on; [`NO_FABRIC`] without one.
+    pub fabric: String,
+    /// What it has.
+    pub pools: Vec<PoolHealth>,
+    /// What it was told before.
+    pub known: Vec<Entry>,
+}
+
+/// One line of the directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The pool.
+    pub pool: PoolId,
+    /// What people call it.
+    pub name: PoolName,
+    /// The node that served it last.
+    pub node: NodeId,
+    /// Where that was dialled.
+    pub endpoint: String,
+    /// When a controller last heard so.
+    pub heard: Timestamp,
+}
+
+/// What a human declared lost: a node with all its pools, or one pool.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lost {
+    /// Every pool that was last served by this node.
+    Node(NodeId),
+    /// This pool, wherever it was.
+    Pool(PoolId),
+}
+
+/// Who answers for a pool.
+pub enum Answering {
+    /// Its home.
+    Home(Arc<dyn Home>),
+    /// Nobody ever again: a human declared it lost.
+    Nobody,
+}
+
+/// A node as people are shown it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its last heartbeat; `known` is empty.
+    pub heartbeat: Heartbeat,
+    /// When that was.
+    pub heard: Timestamp,
+    /// Whether it is too long ago for calls to be sent there.
+    pub silence: Silence,
+}
+
+/// Whether a node is heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// It is.
+    Heard,
+    /// It is not.
+    Silent,
+}
+
+/// How a home is dialled: the node that must answer, and where.
+pub type Dial = Box<dyn Fn(&NodeId, &str) -> Result<Arc<dyn Home>> + Send + Sync>;
+
+/// How often nodes are heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rhythm {
+    /// Time between two heartbeats of a node.
+    pub interval: Duration,
+}
+
+impl Default for Rhythm {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(5) }
+    }
+}
+
+impl Rhythm {
+    /// Not heard for so long, a node is silent.
+    fn patience(self) -> Duration {
+        self.interval * 3
+    }
+
+    /// Figures older than this are not capacity.
+    fn fresh(self) -> Duration {
+        self.interval * 6
+    }
+
+    /// A controller that just started waits so long for the nodes to be heard.
+    #[must_use]
+    pub fn settling(self) -> Duration {
+        self.interval * 2
+    }
+}
 
 /// The homes there are and the nodes that are known.
 pub struct Directory {
-    members: Vec<Member>,
-    nodes: BTreeSet<NodeId>,
-    serving: Option<NodeId>,
+    kind: Roles,
+    state: RwLock<State>,
 }
 
-/// A home with its place.
+/// What the directory is made of.
+enum Roles {
+    /// Homes that are always there, and the node that serves the calls, if one of them does.
+    Fixed { serving: Option<NodeId>, others: BTreeSet<NodeId> },
+    /// Homes on nodes, which make themselves known.
+    Controller { dial: Dial, rhythm: Rhythm, lost: BTreeSet<Lost>, since: Stopwatch },
+}
+
+#[derive(Default)]
+struct State {
+    members: BTreeMap<NodeId, Member>,
+    known: BTreeMap<PoolId, Entry>,
+}
+
+/// A node that was heard in this life.
 struct Member {
     home: Arc<dyn Home>,
     seat: Seat,
+    pools: BTreeSet<PoolId>,
+    last: Option<Last>,
+}
+
+/// The last heartbeat.
+struct Last {
+    heartbeat: Heartbeat,
+    at: Timestamp,
+    since: Stopwatch,
 }
 
 impl fmt::Debug for Directory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let homes: Vec<_> = self.members.iter().map(|member| &member.seat.node).collect();
-        f.debug_struct("Directory").field("homes", &homes).field("nodes", &self.nodes).finish_non_exhaustive()
+        let state = self.read();
+        let homes: Vec<_> = state.members.keys().collect();
+        f.debug_struct("Directory").field("homes", &homes).finish_non_exhaustive()
     }
 }
 
 impl Directory {
-    /// One node that is all there is, and serves the calls itself.
+    /// One home that is all there is, and serves the calls itself.
     #[must_use]
-    pub fn standalone(home: Arc<dyn Home>) -> Self {
-        let node = home.node().clone();
-        Self { serving: Some(node), ..Self::of_homes([(home, NO_FABRIC.to_owned())]) }
+    pub fn standalone(home: Arc<dyn Home>, pools: impl IntoIterator<Item = PoolId>) -> Self {
+        let serving = Some(home.node().clone());
+        Self::fixed(serving, [(home, pools.into_iter().collect())])
     }
 
-    /// Homes on several nodes, each with the name of its fabric; none of them serves the calls.
-    pub fn of_homes(homes: impl IntoIterator<Item = (Arc<dyn Home>, String)>) -> Self {
-        let mut members: Vec<_> = homes
-            .into_iter()
-            .map(|(home, fabric)| {
-                let node = home.node().clone();
-                let segments = Segments::of_node(&node, &fabric);
-                Member { home, seat: Seat { node, segments } }
-            })
-            .collect();
-        members.sort_by(|a, b| a.seat.node.cmp(&b.seat.node));
-        let nodes = members.iter().map(|member| member.seat.node.clone()).collect();
-        Self { members, nodes, serving: None }
+    /// Homes with their pools that are always there; none of them serves the calls.
+    pub fn of_homes(homes: impl IntoIterator<Item = (Arc<dyn Home>, Vec<PoolId>)>) -> Self {
+        Self::fixed(None, homes)
     }
 
-    /// The same with nodes that have no pool of their own but may use volumes.
+    fn fixed(serving: Option<NodeId>, homes: impl IntoIterator<Item = (Arc<dyn Home>, Vec<PoolId>)>) -> Self {
+        let member = |(home, pools): (Arc<dyn Home>, Vec<PoolId>)| {
+            let node = home.node().clone();
+            let segments = Segments::of_node(&node, NO_FABRIC);
+            let seat = Seat { node: node.clone(), segments };
+            (node, Member { home, seat, pools: pools.into_iter().collect(), last: None })
+        };
+        let members = homes.into_iter().map(member).collect();
+        let kind = Roles::Fixed { serving, others: BTreeSet::new() };
+        Self { kind, state: RwLock::new(State { members, known: BTreeMap::new() }) }
+    }
+
+    /// The same with nodes that have no pool of their own but may use volumes, where homes are always there.
     #[must_use]
     pub fn with_nodes(mut self, nodes: impl IntoIterator<Item = NodeId>) -> Self {
-        self.nodes.extend(nodes);
+        if let Roles::Fixed { others, .. } = &mut self.kind {
+            others.extend(nodes);
+        }
         self
     }
 
-    /// Whether a node exists.
+    /// A controller's: empty until nodes are heard.
+    #[must_use]
+    pub fn of_controller(dial: Dial, rhythm: Rhythm, lost: BTreeSet<Lost>) -> Self {
+        let kind = Roles::Controller { dial, rhythm, lost, since: Stopwatch::start() };
+        Self { kind, state: RwLock::default() }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a heartbeat in. The answer is what the node keeps on its disk, and which of its pools were declared lost.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an endpoint that is none.
+    pub fn hear(&self, heartbeat: Heartbeat) -> Result<(Vec<Entry>, Vec<PoolId>)> {
+        let Roles::Controller { dial, .. } = &self.kind else { return Ok((Vec::new(), Vec::new())) };
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let now = Timestamp::now();
+        for entry in &heartbeat.known {
+            // What was heard here is newer than what a node remembers, whatever the clocks of machines say.
+            let heard_here = state.members.values().any(|member| member.pools.contains(&entry.pool));
+            let newer = state.known.get(&entry.pool).is_none_or(|known| known.heard < entry.heard);
+            if newer && !heard_here {
+                state.known.insert(entry.pool, entry.clone());
+            }
+        }
+        let served: BTreeSet<PoolId> = heartbeat
+            .pools
+            .iter()
+            .filter(|pool| !matches!(pool.health, Health::Quarantined(_)))
+            .map(|pool| pool.id)
+            .collect();
+        for pool in &heartbeat.pools {
+            let entry = Entry {
+                pool: pool.id,
+                name: pool.name.clone(),
+                node: heartbeat.node.clone(),
+                endpoint: heartbeat.endpoint.clone(),
+                heard: now,
+            };
+            if let Some(before) = state.known.insert(pool.id, entry)
+                && before.node != heartbeat.node
+            {
+                warn!(pool = %pool.id, from = %before.node, to = %heartbeat.node, "a pool is on another node now");
+            }
+        }
+        let node = heartbeat.node.clone();
+        let same =
+            |member: &Member| member.last.as_ref().is_some_and(|last| last.heartbeat.endpoint == heartbeat.endpoint);
+        let home = match state.members.get(&node) {
+            Some(member) if same(member) => Arc::clone(&member.home),
+            before => {
+                info!(%node, endpoint = heartbeat.endpoint, version = heartbeat.version, pools = served.len(),
+                    again = before.is_some(), "node heard");
+                dial(&node, &heartbeat.endpoint)?
+            }
+        };
+        let seat = Seat { node: node.clone(), segments: Segments::of_node(&node, &heartbeat.fabric) };
+        let lost = heartbeat.pools.iter().map(|pool| pool.id).filter(|pool| self.is_lost(*pool, &node)).collect();
+        let last =
+            Some(Last { heartbeat: Heartbeat { known: Vec::new(), ..heartbeat }, at: now, since: Stopwatch::start() });
+        state.members.insert(node, Member { home, seat, pools: served, last });
+        Ok((state.known.values().cloned().collect(), lost))
+    }
+
+    fn is_lost(&self, pool: PoolId, node: &NodeId) -> bool {
+        match &self.kind {
+            Roles::Fixed { .. } => false,
+            Roles::Controller { lost, .. } => {
+                lost.contains(&Lost::Pool(pool)) || lost.contains(&Lost::Node(node.clone()))
+            }
+        }
+    }
+
+    /// Since when a member is silent, if it is.
+    fn silence(&self, member: &Member) -> Option<Duration> {
+        let (Roles::Controller { rhythm, .. }, Some(last)) = (&self.kind, &member.last) else { return None };
+        let since = last.since.elapsed();
+        (since > rhythm.patience()).then_some(since)
+    }
+
+    /// Whether enough was heard to say what exists and what does not.
+    ///
+    /// # Errors
+    /// `Unavailable` for a controller in its first two intervals, and for one that heard no node at all.
+    pub fn settled(&self) -> Result<()> {
+        let Roles::Controller { rhythm, since, .. } = &self.kind else { return Ok(()) };
+        let age = since.elapsed();
+        if age < rhythm.settling() {
+            let left = (rhythm.settling() - age).as_secs() + 1;
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "this controller has just started and still waits to hear from the nodes; ask again in {left} s"
+                ),
+            ));
+        }
+        if self.read().members.is_empty() {
+            return Err(Error::new(
+                Kind::Unavailable,
+                "no node has made itself known to this controller; is holdfast node running, and does its --controllers name this controller?",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether a node exists: heard, or said by another to have had a pool.
     #[must_use]
     pub fn knows(&self, node: &NodeId) -> bool {
-        self.nodes.contains(node)
+        if let Roles::Fixed { others, .. } = &self.kind
+            && others.contains(node)
+        {
+            return true;
+        }
+        let state = self.read();
+        state.members.contains_key(node) || state.known.values().any(|entry| entry.node == *node)
     }
 
     /// The node that serves the calls, if it is a home.
     #[must_use]
     pub fn serving(&self) -> Option<&NodeId> {
-        self.serving.as_ref()
+        match &self.kind {
+            Roles::Fixed { serving, .. } => serving.as_ref(),
+            Roles::Controller { .. } => None,
+        }
     }
 
-    /// All homes in the order of their nodes.
-    pub fn homes(&self) -> impl Iterator<Item = &dyn Home> {
-        self.members.iter().map(|member| &*member.home)
+    /// Every home that can be asked now, in the order of their nodes.
+    #[must_use]
+    pub fn heard(&self) -> Vec<Arc<dyn Home>> {
+        let state = self.read();
+        let heard = state.members.values().filter(|member| self.silence(member).is_none());
+        heard.map(|member| Arc::clone(&member.home)).collect()
     }
 
-    /// Where they are.
+    /// Every home, for a list that has to be whole.
+    ///
+    /// # Errors
+    /// `Unavailable` naming a node that is silent and since when, or a pool nobody serves; see [`Directory::settled`].
+    pub fn all(&self) -> Result<Vec<Arc<dyn Home>>> {
+        self.settled()?;
+        let state = self.read();
+        let partial = |error: Error| error.context("the list would be incomplete, so none is given");
+        for (pool, entry) in &state.known {
+            // Out of use since it was declared lost: in no list until a human has looked at it.
+            if quarantined(&state, *pool, entry) {
+                continue;
+            }
+            if let Some(error) = self.unserved(&state, *pool, Some(entry)) {
+                return Err(partial(error));
+            }
+        }
+        let mut homes = Vec::new();
+        for (node, member) in &state.members {
+            match self.silence(member) {
+                None => homes.push(Arc::clone(&member.home)),
+                Some(_) if member.pools.iter().all(|pool| self.is_lost(*pool, node)) => {}
+                Some(since) => return Err(partial(silent(node, since))),
+            }
+        }
+        Ok(homes)
+    }
+
+    /// Where homes are that can be asked now.
     #[must_use]
     pub fn seats(&self) -> Vec<Seat> {
-        self.members.iter().map(|member| member.seat.clone()).collect()
+        let state = self.read();
+        let homes = state.members.values().filter(|member| self.silence(member).is_none() && !member.pools.is_empty());
+        homes.map(|member| member.seat.clone()).collect()
     }
 
-    /// The homes inside a topology; all without one.
-    pub fn homes_in(&self, topology: Option<&Segments>) -> impl Iterator<Item = &dyn Home> {
-        self.members
-            .iter()
-            .filter(move |member| topology.is_none_or(|topology| topology.covers(&member.seat.segments)))
-            .map(|member| &*member.home)
+    /// The figures of the pools of every node inside a topology (all without one), from heartbeats that are not too
+    /// old; `None` where there are no heartbeats and the home is to be asked.
+    #[must_use]
+    pub fn figures_in(&self, topology: Option<&Segments>) -> Option<Vec<(NodeId, Vec<PoolReport>)>> {
+        let Roles::Controller { rhythm, .. } = &self.kind else { return None };
+        let state = self.read();
+        let inside = state
+            .members
+            .values()
+            .filter(|member| topology.is_none_or(|topology| topology.covers(&member.seat.segments)));
+        let fresh =
+            inside.filter_map(|member| member.last.as_ref()).filter(|last| last.since.elapsed() < rhythm.fresh());
+        let reports = |last: &Last| {
+            let served = last.heartbeat.pools.iter().filter_map(|pool| match &pool.health {
+                Health::Served(report) if !self.is_lost(pool.id, &last.heartbeat.node) => Some((**report).clone()),
+                _ => None,
+            });
+            (last.heartbeat.node.clone(), served.collect())
+        };
+        Some(fresh.map(reports).collect())
     }
 
     /// The home on a node.
     ///
     /// # Errors
-    /// `Unavailable` when there is none.
-    pub fn home_on(&self, node: &NodeId) -> Result<&dyn Home> {
-        self.homes().find(|home| home.node() == node).ok_or_else(|| {
-            Error::new(
+    /// `Unavailable` when there is none, or it is silent.
+    pub fn home_on(&self, node: &NodeId) -> Result<Arc<dyn Home>> {
+        let state = self.read();
+        match state.members.get(node) {
+            Some(member) => match self.silence(member) {
+                None => Ok(Arc::clone(&member.home)),
+                Some(since) => Err(silent(node, since)),
+            },
+            None => Err(Error::new(
                 Kind::Unavailable,
                 format!("node {node} serves no pools now; wait for it, or start holdfast there"),
-            )
-        })
+            )),
+        }
+    }
+
+    /// Who answers for a pool now.
+    ///
+    /// # Errors
+    /// `Unavailable`, never `NotFound`: a pool nobody serves still has its volumes. It names the node and since when.
+    pub fn answering(&self, pool: PoolId) -> Result<Answering> {
+        let state = self.read();
+        let entry = state.known.get(&pool);
+        let node = entry.map(|entry| &entry.node);
+        if let Roles::Controller { lost, .. } = &self.kind
+            && (lost.contains(&Lost::Pool(pool)) || node.is_some_and(|node| lost.contains(&Lost::Node(node.clone()))))
+        {
+            return Ok(Answering::Nobody);
+        }
+        if let Some(error) = self.unserved(&state, pool, entry) {
+            return Err(error);
+        }
+        match self.serving_pool(&state, pool).first() {
+            Some((_, member)) => Ok(Answering::Home(Arc::clone(&member.home))),
+            None => Err(self.settled().err().unwrap_or_else(|| nobody(pool))),
+        }
+    }
+
+    /// The nodes that say they serve a pool. One that is silent does not count where another says so now: its disks were
+    /// moved away and claimed, or it would not be another's.
+    fn serving_pool<'a>(&self, state: &'a State, pool: PoolId) -> Vec<(&'a NodeId, &'a Member)> {
+        let said: Vec<_> = state.members.iter().filter(|(_, member)| member.pools.contains(&pool)).collect();
+        let heard: Vec<_> = said.iter().copied().filter(|(_, member)| self.silence(member).is_none()).collect();
+        if heard.is_empty() { said } else { heard }
     }
 
     /// The home that serves a pool now.
     ///
     /// # Errors
-    /// `Unavailable`, never `NotFound`: a pool nobody serves still has its volumes.
-    pub fn home_of(&self, pool: PoolId) -> Result<&dyn Home> {
-        self.homes().find(|home| home.pools().contains(&pool)).ok_or_else(|| {
-            Error::new(
+    /// `Unavailable` as [`Directory::answering`]; also for a pool that was declared lost.
+    pub fn home_of(&self, pool: PoolId) -> Result<Arc<dyn Home>> {
+        match self.answering(pool)? {
+            Answering::Home(home) => Ok(home),
+            Answering::Nobody => Err(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "pool {pool} is served by no node now: start its node; if its disks were moved, start holdfast where they are: it says what to change"
+                    "pool {pool} was declared lost (lostHomes in the controller's configuration): what was in it can only be deleted"
                 ),
-            )
+            )),
+        }
+    }
+
+    /// What keeps a known pool from being served, if anything does and it is not lost.
+    fn unserved(&self, state: &State, pool: PoolId, entry: Option<&Entry>) -> Option<Error> {
+        let serving: Vec<_> = self.serving_pool(state, pool);
+        if let [(one, _), (other, _), ..] = serving.as_slice() {
+            return Some(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "nodes {one} and {other} both say that they serve pool {pool}: one of them has a copy of its disks; stop one of the two"
+                ),
+            ));
+        }
+        if let [(node, member)] = serving.as_slice() {
+            let since = self.silence(member)?;
+            return (!self.is_lost(pool, node)).then(|| silent(node, since));
+        }
+        let entry = entry?;
+        if self.is_lost(pool, &entry.node) {
+            return None;
+        }
+        if quarantined(state, pool, entry) {
+            return Some(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "pool {pool} ({}) on node {} is in quarantine since it was declared lost; look at it and readmit it: holdfast pools readmit {pool}",
+                    entry.name, entry.node
+                ),
+            ));
+        }
+        Some(match state.members.get(&entry.node) {
+            Some(_) => Error::new(
+                Kind::Unavailable,
+                format!(
+                    "node {} does not serve pool {pool} ({}) any more, and no other node does; give it its disks back, or if they are gone for good name the pool in lostHomes",
+                    entry.node, entry.name
+                ),
+            ),
+            None => Error::new(
+                Kind::Unavailable,
+                format!(
+                    "node {}, the home of pool {pool} ({}), has not been heard since this controller started, and was last heard {} s ago; start it, or if it never returns name it in lostHomes",
+                    entry.node,
+                    entry.name,
+                    entry.heard.age().as_secs()
+                ),
+            ),
         })
     }
+
+    /// Why something that exists may not be told of: silent nodes and missing pools, a sentence each.
+    #[must_use]
+    pub fn unheard(&self) -> Vec<String> {
+        let state = self.read();
+        let silent_nodes = state.members.iter().filter_map(|(node, member)| Some(silent(node, self.silence(member)?)));
+        let missing = state.known.iter().filter(|(pool, _)| !state.members.values().any(|m| m.pools.contains(pool)));
+        let missing = missing.filter_map(|(pool, entry)| self.unserved(&state, *pool, Some(entry)));
+        silent_nodes.chain(missing).map(|error| error.to_string()).collect()
+    }
+
+    /// The home that has a pool, served or in quarantine.
+    ///
+    /// # Errors
+    /// `Precondition` for a pool that is declared lost here; `Unavailable` when the node that had it last is not heard.
+    pub fn holder(&self, pool: PoolId) -> Result<Arc<dyn Home>> {
+        let node = self.read().known.get(&pool).map(|entry| entry.node.clone()).ok_or_else(|| nobody(pool))?;
+        if self.is_lost(pool, &node) {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "pool {pool} on node {node} is declared lost in the configuration of this controller; take it out of lostHomes of every controller first"
+                ),
+            ));
+        }
+        self.home_on(&node)
+    }
+
+    /// Every node heard in this life.
+    #[must_use]
+    pub fn seen(&self) -> Vec<Seen> {
+        let state = self.read();
+        let seen = state.members.values().filter_map(|member| {
+            let last = member.last.as_ref()?;
+            let silence = if self.silence(member).is_some() { Silence::Silent } else { Silence::Heard };
+            Some(Seen { heartbeat: last.heartbeat.clone(), heard: last.at, silence })
+        });
+        seen.collect()
+    }
+
+    /// Pools that are known and not served now, lost ones among them.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Entry> {
+        let state = self.read();
+        let served = |pool: &PoolId| {
+            state.members.values().any(|member| member.pools.contains(pool) && self.silence(member).is_none())
+        };
+        state.known.values().filter(|entry| !served(&entry.pool)).cloned().collect()
+    }
+}
+
+/// Whether the node that had a pool last keeps it out of use.
+fn quarantined(state: &State, pool: PoolId, entry: &Entry) -> bool {
+    let last = state.members.get(&entry.node).and_then(|member| member.last.as_ref());
+    last.is_some_and(|last| {
+        let of_pool = last.heartbeat.pools.iter().find(|known| known.id == pool);
+        of_pool.is_some_and(|pool| matches!(pool.health, Health::Quarantined(_)))
+    })
+}
+
+fn silent(node: &NodeId, since: Duration) -> Error {
+    Error::new(
+        Kind::Unavailable,
+        format!(
+            "node {node} has not been heard for {} s; wait for it, look whether holdfast runs there, or if it never returns name it in lostHomes",
+            since.as_secs()
+        ),
+    )
+}
+
+fn nobody(pool: PoolId) -> Error {
+    Error::new(
+        Kind::Unavailable,
+        format!(
+            "pool {pool} is served by no node now: start its node; if its disks were moved, start holdfast where they are: it says what to change"
+        ),
+    )
 }

@@ -3,20 +3,43 @@
 mod directory;
 mod placement;
 
-pub use directory::Directory;
+pub use directory::{Answering, Dial, Directory, Entry, Heartbeat, Lost, Rhythm, Seen, Silence};
 pub use placement::{FABRIC_KEY, NO_FABRIC, NODE_KEY, Requirement, Seat, Segments, place};
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tracing::{Span, warn};
 
 use crate::home::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, GrantRequest, Granted, Home,
-    Page, Snapshot, SnapshotFilter, Source, Volume,
+    Page, PoolReport, Snapshot, SnapshotFilter, Source, Volume,
 };
+use crate::os::Deadline;
 use crate::telemetry::{PoolFigures, VolumeExtents};
 use crate::types::{
     Bytes, CapacityRange, Error, Failure, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
 };
 
+/// How long homes are asked whether they have a name already.
+const ASKING: Duration = Duration::from_secs(2);
+/// How long homes are asked for everything they have.
+const LOOKING: Duration = Duration::from_secs(20);
 /// So many images are named in the metrics: those that are near the limit of cloning.
 const MOST_EXTENTS: usize = 100;
+
+/// What there is, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Volumes that can be used.
+    pub volumes: Vec<Volume>,
+    /// Snapshots, ready or not.
+    pub snapshots: Vec<Snapshot>,
+    /// Why some may be missing, a sentence each.
+    pub unheard: Vec<String>,
+}
 
 /// Passes calls to homes. All methods block.
 #[derive(Debug)]
@@ -43,11 +66,12 @@ impl Router {
     /// As [`Home::create_volume`]; `NoCapacity` when no allowed home has room or the pool; `AlreadyExists` when the
     /// volume is on a node that the requirement leaves out.
     pub fn create_volume(&self, request: &CreateVolume, requirement: &Requirement) -> Result<Created<Volume>, Failure> {
+        self.directory.settled()?;
         let placed = self.placed(request, requirement);
         // The one home that may have it sees that itself.
-        let sees_itself = placed.is_ok() && self.directory.homes().count() < 2;
+        let sees_itself = placed.is_ok() && self.directory.heard().len() < 2;
         if !sees_itself && let Some(home) = self.made_before(&request.name)? {
-            return self.made_on(home, request, requirement);
+            return self.made_on(&*home, request, requirement);
         }
         let homes = placed?;
         let mut refusals = Vec::new();
@@ -85,28 +109,47 @@ impl Router {
         if !seats.iter().any(|seat| seat.node == *home.node() && requirement.allows(&seat.segments)) {
             return other("which this request does not allow");
         }
-        if source_pool(request).is_some_and(|pool| !home.pools().contains(&pool)) {
+        if let Some(pool) = source_pool(request)
+            && self.directory.home_of(pool)?.node() != home.node()
+        {
             return other("and its content source is not the one asked for");
         }
         home.create_volume(request)
     }
 
-    /// The home that has a volume of this name.
-    fn made_before(&self, name: &str) -> Result<Option<&dyn Home>, Failure> {
+    /// The home that has a volume of this name: all that can be asked are, at once and for two seconds. A silent one that
+    /// might have it holds nothing up; if it has, `doctor` shows the volume twice.
+    fn made_before(&self, name: &str) -> Result<Option<Arc<dyn Home>>, Failure> {
         let uuid = ObjectUuid::of_volume(name);
-        for home in self.directory.homes() {
-            for pool in home.pools() {
-                match home.volume(&VolumeId { pool, uuid }) {
-                    Ok(_) => return Ok(Some(home)),
-                    Err(error) if error.kind() == Kind::NotFound => {}
-                    Err(error) => {
-                        let sentence = format!("whether node {} has volume {name:?} already is not known", home.node());
-                        return Err(Failure::Dirty(error.context(sentence)));
-                    }
+        let found = self.ask_all(|home| home.find_volume(uuid))?;
+        Ok(first_by_pool(name, found, |id| id.pool))
+    }
+
+    /// As [`Router::made_before`], of a snapshot.
+    fn cut_before(&self, name: &str) -> Result<Option<Arc<dyn Home>>, Failure> {
+        let uuid = ObjectUuid::of_snapshot(name);
+        let found = self.ask_all(|home| home.find_snapshot(uuid))?;
+        Ok(first_by_pool(name, found, |id| id.pool))
+    }
+
+    /// What every home has of a name.
+    fn ask_all<I: Send>(&self, ask: impl Fn(&dyn Home) -> Result<Vec<I>> + Sync) -> Result<Vec<Has<I>>, Failure> {
+        let mut found = Vec::new();
+        for (home, answer) in asked(self.directory.heard(), Deadline::after(ASKING), ask) {
+            match answer {
+                Ok(ids) if ids.is_empty() => {}
+                Ok(ids) => found.push((home, ids)),
+                Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Timeout) => {
+                    warn!(node = %home.node(), error = %error.chain(),
+                        "not asked whether it has the name already; if it has, holdfast doctor shows it twice");
+                }
+                Err(error) => {
+                    let sentence = format!("whether node {} has the name already is not known", home.node());
+                    return Err(Failure::Dirty(error.context(sentence)));
                 }
             }
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// Deletes a volume.
@@ -114,7 +157,10 @@ impl Router {
     /// # Errors
     /// As [`Home::delete_volume`]; `Unavailable` when its pool is not served.
     pub fn delete_volume(&self, id: &VolumeId) -> Result<Changed> {
-        self.directory.home_of(id.pool)?.delete_volume(id)
+        match self.directory.answering(id.pool)? {
+            Answering::Home(home) => home.delete_volume(id),
+            Answering::Nobody => Ok(given_up(&id, "deleted")),
+        }
     }
 
     /// One volume.
@@ -130,8 +176,8 @@ impl Router {
     /// # Errors
     /// `Unavailable` when one home does not answer: never a partial list.
     pub fn volumes(&self, after: Option<VolumeId>, limit: usize) -> Result<Page<Volume, VolumeId>> {
-        let pages = self.directory.homes().map(|home| home.volumes(after, limit).map_err(|error| silent(home, error)));
-        Ok(merged(pages.collect::<Result<_>>()?, limit, |volume| volume.id))
+        let pages = self.pages(|home| home.volumes(after, limit))?;
+        Ok(merged(pages, limit, |volume| volume.id))
     }
 
     /// Grants a volume to a node.
@@ -152,7 +198,10 @@ impl Router {
     /// # Errors
     /// As [`Home::revoke`]; `Unavailable` when its pool is not served.
     pub fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
-        self.directory.home_of(id.pool)?.revoke(id, node)
+        match self.directory.answering(id.pool)? {
+            Answering::Home(home) => home.revoke(id, node),
+            Answering::Nobody => Ok(given_up(&id, "detached")),
+        }
     }
 
     /// Grows a volume.
@@ -170,28 +219,19 @@ impl Router {
     /// a snapshot of this name.
     pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
         let home = self.directory.home_of(request.source.pool)?;
-        let uuid = ObjectUuid::of_snapshot(&request.name);
-        for other in self.directory.homes().filter(|other| other.node() != home.node()) {
-            for pool in other.pools() {
-                match other.snapshot(&SnapshotId { pool, uuid }) {
-                    Ok(_) => {
-                        return Err(Failure::Clean(Error::new(
-                            Kind::AlreadyExists,
-                            format!(
-                                "snapshot {:?} exists on node {}, of another volume; delete it or ask for another name",
-                                request.name,
-                                other.node()
-                            ),
-                        )));
-                    }
-                    Err(error) if error.kind() == Kind::NotFound => {}
-                    Err(error) => {
-                        let sentence =
-                            format!("whether node {} has snapshot {:?} is not known", other.node(), request.name);
-                        return Err(Failure::Dirty(error.context(sentence)));
-                    }
-                }
-            }
+        // One home sees that itself.
+        if self.directory.heard().len() > 1
+            && let Some(other) = self.cut_before(&request.name)?
+            && other.node() != home.node()
+        {
+            return Err(Failure::Clean(Error::new(
+                Kind::AlreadyExists,
+                format!(
+                    "snapshot {:?} exists on node {}, of another volume; delete it or ask for another name",
+                    request.name,
+                    other.node()
+                ),
+            )));
         }
         home.create_snapshot(request)
     }
@@ -201,7 +241,10 @@ impl Router {
     /// # Errors
     /// As [`Home::delete_snapshot`]; `Unavailable` when its pool is not served.
     pub fn delete_snapshot(&self, id: &SnapshotId) -> Result<Changed> {
-        self.directory.home_of(id.pool)?.delete_snapshot(id)
+        match self.directory.answering(id.pool)? {
+            Answering::Home(home) => home.delete_snapshot(id),
+            Answering::Nobody => Ok(given_up(&id, "deleted")),
+        }
     }
 
     /// One snapshot.
@@ -225,18 +268,65 @@ impl Router {
         if let Some(source) = filter.source {
             return self.directory.home_of(source.pool)?.snapshots(filter, after, limit);
         }
-        let ask = |home: &dyn Home| home.snapshots(filter, after, limit).map_err(|error| silent(home, error));
-        Ok(merged(self.directory.homes().map(ask).collect::<Result<_>>()?, limit, |snapshot| snapshot.id))
+        let pages = self.pages(|home| home.snapshots(filter, after, limit))?;
+        Ok(merged(pages, limit, |snapshot| snapshot.id))
     }
 
-    /// What could still be made in a topology: room of all its homes together, sizes of the best of them.
+    /// A page of every home.
+    fn pages<T: Send>(&self, ask: impl Fn(&dyn Home) -> Result<T> + Sync) -> Result<Vec<T>> {
+        let answers = asked(self.directory.all()?, None, ask);
+        answers.into_iter().map(|(home, page)| page.map_err(|error| silent(&*home, error))).collect()
+    }
+
+    /// Everything that every home has, for people. Homes that do not answer are named, and the rest is told.
+    #[must_use]
+    pub fn inventory(&self) -> Inventory {
+        let mut found = Inventory::default();
+        let ask = |home: &dyn Home| {
+            Ok((home.volumes(None, 0)?.entries, home.snapshots(&SnapshotFilter::default(), None, 0)?.entries))
+        };
+        for (home, answer) in asked(self.directory.heard(), Deadline::after(LOOKING), ask) {
+            match answer {
+                Ok((volumes, snapshots)) => {
+                    found.volumes.extend(volumes);
+                    found.snapshots.extend(snapshots);
+                }
+                Err(error) => found.unheard.push(format!("node {}: {}", home.node(), error.chain())),
+            }
+        }
+        found.unheard.extend(self.directory.unheard());
+        found
+    }
+
+    /// Takes a pool out of the quarantine it was put in when it was declared lost.
+    ///
+    /// # Errors
+    /// `Precondition` while it is still declared lost here; `Unavailable` when its node is not heard; as
+    /// [`Home::readmit`].
+    pub fn readmit(&self, pool: PoolId) -> Result<Changed> {
+        self.directory.holder(pool)?.readmit(pool)
+    }
+
+    /// What could still be made in a topology: room of all its homes together, sizes of the best of them. Where there
+    /// are heartbeats it comes from them, and a silent home has no room.
     ///
     /// # Errors
     /// As [`Home::capacity`].
     pub fn capacity(&self, query: &CapacityQuery, topology: Option<&Segments>) -> Result<Capacity> {
+        let here: Vec<Capacity> = match self.directory.figures_in(topology) {
+            Some(figures) => figures.iter().map(|(_, pools)| Capacity::of_pools(pools, query)).collect(),
+            None => {
+                let inside = |home: &Arc<dyn Home>| {
+                    let seats = self.directory.seats();
+                    let seat = seats.iter().find(|seat| seat.node == *home.node());
+                    topology.is_none_or(|topology| seat.is_some_and(|seat| topology.covers(&seat.segments)))
+                };
+                let homes = self.directory.heard();
+                homes.iter().filter(|home| inside(home)).map(|home| home.capacity(query)).collect::<Result<_>>()?
+            }
+        };
         let mut total: Option<Capacity> = None;
-        for home in self.directory.homes_in(topology) {
-            let here = home.capacity(query)?;
+        for here in here {
             total = Some(total.map_or(here, |sum| Capacity {
                 available: sum.available.saturating_add(here.available),
                 largest: sum.largest.max(here.largest),
@@ -251,16 +341,22 @@ impl Router {
     /// # Errors
     /// As [`Home::report`], naming the node.
     pub fn figures(&self) -> Result<Vec<PoolFigures>> {
-        let mut figures = Vec::new();
-        for home in self.directory.homes() {
-            let reports = home
-                .report()
-                .map_err(|error| error.context(format!("the pools of node {} cannot be read", home.node())))?;
-            figures.extend(reports.into_iter().map(|report| PoolFigures {
+        let reported = match self.directory.figures_in(None) {
+            Some(reported) => reported,
+            None => {
+                let ask = |home: &Arc<dyn Home>| {
+                    let context = || format!("the pools of node {} cannot be read", home.node());
+                    Ok((home.node().clone(), home.report().map_err(|error| error.context(context()))?))
+                };
+                self.directory.heard().iter().map(ask).collect::<Result<_>>()?
+            }
+        };
+        let figures = |(node, reports): (NodeId, Vec<PoolReport>)| {
+            reports.into_iter().map(move |report| PoolFigures {
                 pool: report.name.to_string(),
                 id: report.id.to_string(),
-                kind: report.kind.to_owned(),
-                node: home.node().to_string(),
+                kind: report.kind.into_owned(),
+                node: node.to_string(),
                 total: report.room.total.get(),
                 available: report.available.get(),
                 promised: report.promised.get(),
@@ -269,9 +365,9 @@ impl Router {
                 inodes_free: report.room.inodes_free,
                 volumes: report.volumes,
                 snapshots: report.snapshots,
-            }));
-        }
-        Ok(figures)
+            })
+        };
+        Ok(reported.into_iter().flat_map(figures).collect())
     }
 
     /// The images in the most pieces, for metrics.
@@ -280,7 +376,7 @@ impl Router {
     /// As [`Home::extents`].
     pub fn extents(&self) -> Result<Vec<VolumeExtents>> {
         let mut all = Vec::new();
-        for home in self.directory.homes() {
+        for home in self.directory.heard() {
             all.extend(home.extents()?);
         }
         all.sort_by_key(|(_, extents)| std::cmp::Reverse(*extents));
@@ -317,6 +413,50 @@ fn no_home_had_room(mut refusals: Vec<(&NodeId, Error)>) -> Error {
     }
     let said: Vec<_> = refusals.iter().map(|(node, error)| format!("{node}: {}", error.chain())).collect();
     Error::new(Kind::NoCapacity, format!("no node has room for the volume: {}", said.join("; ")))
+}
+
+/// A home with what it has of a name.
+type Has<I> = (Arc<dyn Home>, Vec<I>);
+
+/// Asks homes at once, each in a thread of its own where there are several. A home that does not answer in time is left
+/// to itself: it holds up its own thread.
+fn asked<T: Send>(
+    homes: Vec<Arc<dyn Home>>,
+    deadline: Option<Deadline>,
+    ask: impl Fn(&dyn Home) -> Result<T> + Sync,
+) -> Vec<(Arc<dyn Home>, Result<T>)> {
+    let (span, outer) = (Span::current(), Deadline::current());
+    let one = |home: &Arc<dyn Home>| {
+        let _in_span = span.enter();
+        Deadline::scope(outer, || Deadline::scope(deadline, || ask(&**home)))
+    };
+    let answers: Vec<Result<T>> = match homes.as_slice() {
+        [] => Vec::new(),
+        [only] => vec![one(only)],
+        several => thread::scope(|scope| {
+            let one = &one;
+            let asking: Vec<_> = several.iter().map(|home| scope.spawn(move || one(home))).collect();
+            let panicked = || Err(Error::new(Kind::Internal, "asking a home ended unexpectedly"));
+            asking.into_iter().map(|thread| thread.join().unwrap_or_else(|_| panicked())).collect()
+        }),
+    };
+    homes.into_iter().zip(answers).collect()
+}
+
+/// The home of the name's object; of several, the one in the smallest pool id, so that every controller says the same.
+fn first_by_pool<I>(name: &str, found: Vec<Has<I>>, pool: impl Fn(&I) -> PoolId) -> Option<Arc<dyn Home>> {
+    if found.len() > 1 {
+        let nodes: Vec<_> = found.iter().map(|(home, _)| home.node().as_str()).collect();
+        warn!(name, nodes = nodes.join(", "), "one name exists on several nodes; holdfast doctor lists them");
+    }
+    let first = found.into_iter().min_by_key(|(_, ids)| ids.iter().map(&pool).min());
+    first.map(|(home, _)| home)
+}
+
+/// The answer for something in a pool that a human declared lost.
+fn given_up(id: &dyn fmt::Display, done: &str) -> Changed {
+    warn!(%id, "{done} without its home, which was declared lost (lostHomes)");
+    Changed::No
 }
 
 fn silent(home: &dyn Home, error: Error) -> Error {

@@ -152,6 +152,14 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The error alone, where nothing depends on what is left behind.
+    #[must_use]
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Clean(error) | Self::Dirty(error) => error,
+        }
+    }
+
     /// The error, whichever way it ended.
     #[must_use]
     pub fn error(&self) -> &Error {

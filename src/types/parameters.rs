@@ -20,6 +20,8 @@ pub struct ParameterRow {
     /// What it does.
     pub meaning: &'static str,
     set: fn(&mut VolumeParameters, &str) -> std::result::Result<(), String>,
+    /// The value, unless it is the default.
+    get: fn(&VolumeParameters) -> Option<String>,
 }
 
 /// Every parameter, in the order of the documentation.
@@ -33,6 +35,7 @@ pub const TABLE: &[ParameterRow] = &[
             p.pool = Some(v.parse().map_err(|e: Error| e.to_string())?);
             Ok(())
         },
+        get: |p| p.pool.as_ref().map(ToString::to_string),
     },
     ParameterRow {
         key: "access",
@@ -44,6 +47,7 @@ pub const TABLE: &[ParameterRow] = &[
             "network" => Err("network volumes are not in this release; use local".into()),
             _ => one_of("local"),
         },
+        get: |_| None,
     },
     ParameterRow {
         key: "provisioning",
@@ -57,6 +61,12 @@ pub const TABLE: &[ParameterRow] = &[
                 _ => return one_of("thick, thin"),
             });
             Ok(())
+        },
+        get: |p| {
+            p.provisioning.map(|provisioning| match provisioning {
+                Provisioning::Thick => "thick".to_owned(),
+                Provisioning::Thin => "thin".to_owned(),
+            })
         },
     },
     ParameterRow {
@@ -72,6 +82,7 @@ pub const TABLE: &[ParameterRow] = &[
             };
             Ok(())
         },
+        get: |p| (p.placement == Placement::Any).then(|| "any".to_owned()),
     },
     ParameterRow {
         key: "csi.storage.k8s.io/fstype",
@@ -82,6 +93,7 @@ pub const TABLE: &[ParameterRow] = &[
             p.fs_type = Some(v.parse().map_err(|e: Error| e.to_string())?);
             Ok(())
         },
+        get: |p| p.fs_type.map(|fs| fs.to_string()),
     },
     ParameterRow {
         key: "mkfsOptions",
@@ -92,6 +104,7 @@ pub const TABLE: &[ParameterRow] = &[
             v.clone_into(&mut p.mkfs_options);
             Ok(())
         },
+        get: |p| Some(p.mkfs_options.clone()).filter(|options| !options.is_empty()),
     },
     ParameterRow {
         key: "fsck",
@@ -106,6 +119,7 @@ pub const TABLE: &[ParameterRow] = &[
             };
             Ok(())
         },
+        get: |p| (p.fsck == FsckPolicy::Never).then(|| "never".to_owned()),
     },
     ParameterRow {
         key: "onDelete",
@@ -121,6 +135,7 @@ pub const TABLE: &[ParameterRow] = &[
             };
             Ok(())
         },
+        get: |p| (p.on_delete == OnDelete::Zero).then(|| "zero".to_owned()),
     },
     ParameterRow {
         key: "encryption",
@@ -132,6 +147,7 @@ pub const TABLE: &[ParameterRow] = &[
             "luks2" => Err("luks2 is not in this release; use none, or encrypt the disk below the pool".into()),
             _ => one_of("none"),
         },
+        get: |_| None,
     },
 ];
 
@@ -242,6 +258,19 @@ impl VolumeParameters {
         Ok(parsed)
     }
 
+    /// The parameters as a class says them: what [`VolumeParameters::parse`] reads back to the same. Defaults are left
+    /// out.
+    #[must_use]
+    pub fn to_map(&self) -> HashMap<String, String> {
+        let mut raw: HashMap<String, String> = self.metadata.clone().into_iter().collect();
+        for row in TABLE {
+            if let Some(value) = (row.get)(self) {
+                raw.insert(row.key.to_owned(), value);
+            }
+        }
+        raw
+    }
+
     /// Whether a retry that says `other` asks for the same volume: everything but the metadata.
     #[must_use]
     pub fn same_request(&self, other: &Self) -> bool {
@@ -320,6 +349,25 @@ mod tests {
         assert!(error.to_string().contains("provisioning") && error.to_string().contains("thick, thin"));
         assert!(parse(&[("access", "network")]).unwrap_err().to_string().contains("not in this release"));
         assert!(parse(&[("onDelete", "zero"), ("provisioning", "thin")]).is_err());
+    }
+
+    #[test]
+    fn what_a_class_says_can_be_said_again() {
+        let set = [
+            ("pool", "fast"),
+            ("provisioning", "thin"),
+            ("placement", "any"),
+            ("csi.storage.k8s.io/fstype", "xfs"),
+            ("mkfsOptions", "-i size=512"),
+            ("fsck", "never"),
+            ("csi.storage.k8s.io/pvc/name", "claim"),
+        ];
+        let zero = [("onDelete", "zero"), ("provisioning", "thick")];
+        for pairs in [&set[..], &zero[..], &[]] {
+            let parsed = parse(pairs).unwrap();
+            assert_eq!(VolumeParameters::parse(&parsed.to_map()).unwrap(), parsed);
+            assert_eq!(parsed.to_map().len(), pairs.len());
+        }
     }
 
     #[test]

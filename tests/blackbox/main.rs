@@ -15,6 +15,7 @@ mod harness;
 mod bad_clients;
 mod bad_input;
 mod ca;
+mod cluster;
 mod crash;
 mod format_once;
 mod fsck;

@@ -60,6 +60,10 @@ impl MemoryHome {
         self.volumes.lock().unwrap().len()
     }
 
+    pub(super) fn pool(&self) -> PoolId {
+        self.pool
+    }
+
     fn wait_at_gate(&self) {
         let mut gate = self.gate.lock().unwrap();
         gate.waiting += 1;
@@ -81,10 +85,6 @@ fn not_here<T>() -> Result<T> {
 impl Home for MemoryHome {
     fn node(&self) -> &NodeId {
         &self.node
-    }
-
-    fn pools(&self) -> Vec<PoolId> {
-        vec![self.pool]
     }
 
     fn create_volume(&self, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
@@ -122,6 +122,11 @@ impl Home for MemoryHome {
 
     fn volume(&self, id: &VolumeId) -> Result<Volume> {
         self.with(id, |volume| volume.clone())
+    }
+
+    fn find_volume(&self, uuid: ObjectUuid) -> Result<Vec<VolumeId>> {
+        let id = VolumeId { pool: self.pool, uuid };
+        Ok(self.volumes.lock().unwrap().contains_key(&id).then_some(id).into_iter().collect())
     }
 
     fn volumes(&self, after: Option<VolumeId>, limit: usize) -> Result<Page<Volume, VolumeId>> {
@@ -177,6 +182,10 @@ impl Home for MemoryHome {
         Err(Error::new(Kind::NotFound, format!("snapshot {id} does not exist")))
     }
 
+    fn find_snapshot(&self, _uuid: ObjectUuid) -> Result<Vec<SnapshotId>> {
+        Ok(Vec::new())
+    }
+
     fn snapshots(
         &self,
         _filter: &SnapshotFilter,
@@ -202,14 +211,21 @@ impl Home for MemoryHome {
         Ok(BTreeMap::new())
     }
 
+    fn readmit(&self, _pool: PoolId) -> Result<Changed> {
+        Ok(Changed::No)
+    }
+
     fn report(&self) -> Result<Vec<PoolReport>> {
         Ok(vec![PoolReport {
             id: self.pool,
             name: "default".parse().unwrap(),
-            kind: "memory",
+            kind: "memory".into(),
             place: String::new(),
             room: Room { total: Bytes::mib(100), available: Bytes::mib(100), inodes: None, inodes_free: None },
             available: Bytes::mib(100),
+            available_thick: None,
+            available_thin: Bytes::mib(100),
+            default_provisioning: Provisioning::Thin,
             promised: Bytes::ZERO,
             provisioned: Bytes::ZERO,
             volumes: u64::try_from(self.len()).unwrap(),

@@ -36,7 +36,7 @@ async fn served() -> Served {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("csi.sock");
     let home = Arc::new(MemoryHome::new());
-    let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&home) as Arc<_>)));
+    let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&home) as Arc<_>, [home.pool()])));
     let metrics = Metrics::new(Activity::default());
     let asked = Arc::clone(&router);
     let pools = PoolWatch::new(move || asked.figures(), || Ok(Vec::new()));

@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 
 use super::super::Cloning;
 use super::filesystem::MAX_EXTENTS;
-use super::layout::Layout;
-use crate::os::Os;
+use super::layout::{Layout, POOL_FILE};
+use crate::os::{Os, Timestamp};
 use crate::types::{Error, Kind, NodeId, OsContext, PoolId, PoolName, Result};
 
 /// The schema this release writes and reads.
@@ -25,6 +25,9 @@ pub struct PoolFile {
     pub(super) home: NodeId,
     /// What the owner found when it last opened the pool, for readers beside it, which must not try.
     pub(super) cloning: Found,
+    /// Since when it is out of use: it was declared lost and came back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) quarantined: Option<Timestamp>,
     #[serde(flatten)]
     unknown: Map<String, Value>,
 }
@@ -64,6 +67,7 @@ impl PoolFile {
             name: name.clone(),
             home: home.clone(),
             cloning: cloning.into(),
+            quarantined: None,
             unknown: Map::new(),
         }
     }
@@ -76,6 +80,22 @@ impl PoolFile {
         let path = layout.pool_file();
         let text = os.read_plain(&path).at(|| format!("read {}", path.display()))?;
         text.map(|text| Self::parse(&path, &text)).transpose()
+    }
+
+    /// Reads it where a pool has to be.
+    ///
+    /// # Errors
+    /// `NotFound` where none was made; those of [`PoolFile::parse`].
+    pub(super) fn present(os: &Os, layout: &Layout) -> Result<Self> {
+        Self::read(os, layout)?.ok_or_else(|| {
+            let root = layout.root().display();
+            Error::new(
+                Kind::NotFound,
+                format!(
+                    "there is no pool in {root}: it has no {POOL_FILE}; a node makes one there when it first starts with NAME=file:{root}"
+                ),
+            )
+        })
     }
 
     /// Reads the text of a pool.json; `path` is what messages call it.
@@ -132,19 +152,23 @@ impl PoolFile {
     /// # Errors
     /// `Precondition`, with what a human can do.
     pub(super) fn belongs(&self, layout: &Layout, name: &PoolName, home: &NodeId) -> Result<()> {
-        let path = layout.pool_file();
-        let path = path.display();
         if self.home != *home {
+            let root = layout.root().display();
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "the pool in {} belongs to node {}, this is node {home}; if {} will never use it again, set the field \"home\" in {path} to \"{home}\" and start again",
-                    layout.root().display(),
-                    self.home,
+                    "the pool in {root} belongs to node {}, this is node {home}; if its disks are here to stay: holdfast pools claim --node-name {home} --pool {name}=file:{root}",
                     self.home
                 ),
             ));
         }
+        self.is_called(layout, name)
+    }
+
+    /// Whether it has the name it is configured with.
+    pub(super) fn is_called(&self, layout: &Layout, name: &PoolName) -> Result<()> {
+        let path = layout.pool_file();
+        let path = path.display();
         if self.name != *name {
             return Err(Error::new(
                 Kind::Precondition,

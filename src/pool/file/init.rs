@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::{Abilities, Ability, Ground, Identity};
 use super::filesystem::{Filesystem, Found};
@@ -10,7 +10,7 @@ use super::identity::PoolFile;
 use super::layout::{DIRECTORIES, LOCK_FILE, LOST_AND_FOUND, Layout, POOL_FILE, TEMPORARY};
 use super::reserve::Reserve;
 use super::{FilePool, Ownership};
-use crate::os::{Entry, Os};
+use crate::os::{Entry, Os, OwnerLock, Timestamp};
 use crate::types::{Error, Kind, NodeId, OsContext, PoolName, Provisioning, Result};
 
 impl FilePool {
@@ -34,17 +34,7 @@ impl FilePool {
         if PoolFile::read(os, &layout)?.is_none() {
             refuse_foreign(os, &layout)?;
         }
-        let lock = os.lock_owner(&layout.lock()).at(|| format!("lock {}", layout.lock().display()))?;
-        let lock = lock.ok_or_else(|| {
-            Error::new(
-                Kind::InUse,
-                format!(
-                    "the pool in {} is owned by another running process, which holds {} locked; stop that one first",
-                    layout.root().display(),
-                    layout.lock().display()
-                ),
-            )
-        })?;
+        let lock = lock(os, &layout)?;
         let known = PoolFile::read(os, &layout)?;
         let found = match (filesystem.probe(os, &layout), &known) {
             (Ok(found), _) => found,
@@ -78,17 +68,44 @@ impl FilePool {
     /// `NotFound` where no pool is; `Corrupt`, `Unsupported` for a pool.json that cannot be read; `Internal`.
     pub fn view(os: &Os, root: &Path) -> Result<Arc<Self>> {
         let layout = Layout::new(canonical(os, root, &"a pool")?);
-        let file = PoolFile::read(os, &layout)?.ok_or_else(|| {
-            let reason = format!(
-                "there is no pool in {}: it has no {POOL_FILE}; a node makes one there when it first starts with NAME=file:{}",
-                layout.root().display(),
-                layout.root().display()
-            );
-            Error::new(Kind::NotFound, reason)
-        })?;
+        let file = PoolFile::present(os, &layout)?;
         let filesystem = Filesystem::of(os, &layout, Ground::FuseForTests)?;
         let found = Found { cloning: file.cloning.into(), thick: thick_of(filesystem) };
         Ok(Arc::new(Self::assemble(os, layout, &file, filesystem, found, Ownership::View)))
+    }
+
+    /// Makes another node the home of the pool in a directory, which no process may own meanwhile: what a human does
+    /// who has moved its disks.
+    ///
+    /// 1. Lock `lock`, as an owner does. 2. Write pool.json, durably: the old home or the new after a crash.
+    ///
+    /// # Errors
+    /// `NotFound` where no pool is; `InUse` while a process owns it; `Precondition` for one of another name; `Corrupt`,
+    /// `Unsupported` for a pool.json that cannot be read; `NoCapacity`, `Internal`.
+    pub fn claim(os: &Os, name: &PoolName, root: &Path, home: &NodeId) -> Result<Claimed> {
+        let layout = Layout::new(canonical(os, root, name)?);
+        PoolFile::present(os, &layout)?;
+        let _lock = lock(os, &layout)?;
+        let mut file = PoolFile::present(os, &layout)?;
+        file.is_called(&layout, name)?;
+        let before = std::mem::replace(&mut file.home, home.clone());
+        if before == *home {
+            return Ok(Claimed::Already);
+        }
+        file.write(os, &layout)?;
+        Ok(Claimed::From(before))
+    }
+
+    /// Writes down since when the pool is out of use, or that it is not.
+    pub(super) fn write_quarantine(&self, since: Option<Timestamp>) -> Result<()> {
+        let mut now = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = PoolFile::present(&self.os, &self.layout)?;
+        if file.quarantined != since {
+            file.quarantined = since;
+            file.write(&self.os, &self.layout)?;
+        }
+        *now = since;
+        Ok(())
     }
 
     fn assemble(
@@ -123,8 +140,33 @@ impl FilePool {
             ownership,
             hints: Mutex::new(HashMap::new()),
             reserve: Reserve::default(),
+            quarantine: Mutex::new(file.quarantined),
         }
     }
+}
+
+/// What claiming a pool came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// It belonged to this node before.
+    From(NodeId),
+    /// It is this node's already.
+    Already,
+}
+
+/// The lock of an owner.
+fn lock(os: &Os, layout: &Layout) -> Result<OwnerLock> {
+    let lock = os.lock_owner(&layout.lock()).at(|| format!("lock {}", layout.lock().display()))?;
+    lock.ok_or_else(|| {
+        Error::new(
+            Kind::InUse,
+            format!(
+                "the pool in {} is owned by another running process, which holds {} locked; stop that one first",
+                layout.root().display(),
+                layout.lock().display()
+            ),
+        )
+    })
 }
 
 fn canonical(os: &Os, root: &Path, name: &dyn std::fmt::Display) -> Result<std::path::PathBuf> {

@@ -26,9 +26,10 @@ mod tests;
 mod trash;
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 pub use self::identity::PoolFile;
+pub use self::init::Claimed;
 
 use self::filesystem::Filesystem;
 use self::layout::Layout;
@@ -37,7 +38,7 @@ use super::{
     Abilities, ActiveDevice, Blankness, Class, Deactivated, Fill, Geometry, Identity, ImageFacts, Object, Pool,
     Progress, Room, Stray,
 };
-use crate::os::{ExtentSummary, LoopDevice, Os, OwnerLock};
+use crate::os::{ExtentSummary, LoopDevice, Os, OwnerLock, Timestamp};
 use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, OsContext, Result};
 
 /// A pool of image files.
@@ -51,6 +52,8 @@ pub struct FilePool {
     ownership: Ownership,
     /// Where volumes were last seen: asked before all loop devices are, believed only after it was verified.
     hints: Mutex<HashMap<ObjectUuid, LoopDevice>>,
+    /// As pool.json says.
+    quarantine: Mutex<Option<Timestamp>>,
     reserve: Reserve,
 }
 
@@ -82,6 +85,15 @@ impl FilePool {
 impl Pool for FilePool {
     fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    fn quarantined(&self) -> Option<Timestamp> {
+        *self.quarantine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_quarantine(&self, since: Option<Timestamp>) -> Result<()> {
+        self.owned("change the quarantine")?;
+        self.write_quarantine(since)
     }
 
     fn abilities(&self) -> Abilities {

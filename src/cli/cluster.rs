@@ -1,0 +1,364 @@
+//! `pools`, `volumes` and `doctor` of a whole cluster: asked of a controller instead of read from the pools.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use holdfast::config::TlsMode;
+use holdfast::home::{FormatState, Health, PoolHealth, Source, Volume};
+use holdfast::os::{Activity, Os, Timestamp};
+use holdfast::registry::{Cluster, Everything, NodeRow, Nodes};
+use holdfast::route::Silence;
+use holdfast::telemetry::Metrics;
+use holdfast::tls::Role;
+use holdfast::types::{Bytes, PoolId};
+use serde::Serialize;
+use tokio::runtime::Runtime;
+
+use super::output::{Columns, Format, complain, document};
+use super::serving;
+use super::volumes::age;
+
+/// Where the cluster is asked about.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ControllerArguments {
+    /// Asks this controller about the whole cluster, instead of reading the pools of this machine.
+    #[arg(long, value_name = "HOST:PORT")]
+    controller: Option<String>,
+    /// A directory with ca.crt, tls.crt and tls.key of an operator or a controller.
+    #[arg(long, value_name = "DIR", requires = "controller")]
+    tls: Option<PathBuf>,
+    /// Nobody is verified and nothing encrypted: for tests only.
+    #[arg(long, requires = "controller", conflicts_with = "tls")]
+    insecure_plain_text: bool,
+}
+
+/// A controller that can be asked, and what runs the asking.
+pub(crate) struct Asked {
+    runtime: Runtime,
+    cluster: Cluster,
+}
+
+impl ControllerArguments {
+    /// The controller, where one was named.
+    ///
+    /// # Errors
+    /// Certificates that are missing or wrong, an address that is none.
+    pub(crate) fn asked(&self) -> Result<Option<Asked>> {
+        let Some(address) = &self.controller else { return Ok(None) };
+        let mode = match (&self.tls, self.insecure_plain_text) {
+            (Some(directory), _) => TlsMode::Files(directory.clone()),
+            (None, true) => TlsMode::InsecurePlainText,
+            (None, false) => bail!(
+                "--controller needs --tls DIR with ca.crt, tls.crt and tls.key (holdfast ca issue --role operator)"
+            ),
+        };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+        let metrics = Metrics::new(Activity::default());
+        let _in_runtime = runtime.enter();
+        let credentials = serving::operator_credentials(&Os::new(), &mode, &metrics)?;
+        let channel = serving::channel(&credentials, &Role::Controller, address)?;
+        drop(_in_runtime);
+        Ok(Some(Asked { cluster: Cluster::new(address, channel)?, runtime }))
+    }
+}
+
+impl Asked {
+    fn nodes(&mut self) -> Result<Nodes> {
+        Ok(self.runtime.block_on(self.cluster.nodes())?)
+    }
+
+    fn everything(&mut self) -> Result<Everything> {
+        Ok(self.runtime.block_on(self.cluster.everything())?)
+    }
+
+    /// `pools readmit`.
+    ///
+    /// # Errors
+    /// A pool that is still declared lost, or whose node is not heard.
+    pub(crate) fn readmit(&mut self, pool: PoolId) -> Result<()> {
+        Ok(self.runtime.block_on(self.cluster.readmit(pool))?)
+    }
+}
+
+/// A pool as `--output json` shows it; sizes in bytes, times in seconds since 1970.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PoolRow {
+    name: String,
+    id: String,
+    kind: String,
+    place: String,
+    node: String,
+    size: Option<Bytes>,
+    used: Option<Bytes>,
+    available: Option<Bytes>,
+    promised: Option<Bytes>,
+    volumes: Option<u64>,
+    snapshots: Option<u64>,
+    state: String,
+    heard: i64,
+}
+
+impl PoolRow {
+    fn of(node: &NodeRow, pool: &PoolHealth) -> Self {
+        let report = match &pool.health {
+            Health::Served(report) => Some(report),
+            Health::Failing(_) | Health::Quarantined(_) => None,
+        };
+        let state = match (&pool.health, node.silence) {
+            (_, Silence::Silent) => "silent".to_owned(),
+            (Health::Served(_), _) => "served".to_owned(),
+            (Health::Failing(why), _) => format!("failing: {why}"),
+            (Health::Quarantined(_), _) => "quarantine".to_owned(),
+        };
+        Self {
+            name: pool.name.to_string(),
+            id: pool.id.to_string(),
+            kind: report.map(|report| report.kind.to_string()).unwrap_or_default(),
+            place: report.map(|report| report.place.clone()).unwrap_or_default(),
+            node: node.node.to_string(),
+            size: report.map(|report| report.room.total),
+            used: report.map(|report| report.room.total.saturating_sub(report.room.available)),
+            available: report.map(|report| report.available),
+            promised: report.map(|report| report.promised),
+            volumes: report.map(|report| report.volumes),
+            snapshots: report.map(|report| report.snapshots),
+            state,
+            heard: node.heard.seconds(),
+        }
+    }
+}
+
+/// Prints every pool of the cluster.
+///
+/// # Errors
+/// When the controller does not answer.
+pub(crate) fn pools(asked: &mut Asked, output: Format) -> Result<ExitCode> {
+    let Nodes { nodes, missing } = asked.nodes()?;
+    let mut rows: Vec<_> =
+        nodes.iter().flat_map(|node| node.pools.iter().map(move |pool| PoolRow::of(node, pool))).collect();
+    let shown: Vec<_> = rows.iter().map(|row| row.id.clone()).collect();
+    for entry in missing.iter().filter(|entry| !shown.contains(&entry.pool.to_string())) {
+        rows.push(PoolRow {
+            name: entry.name.to_string(),
+            id: entry.pool.to_string(),
+            kind: String::new(),
+            place: String::new(),
+            node: entry.node.to_string(),
+            size: None,
+            used: None,
+            available: None,
+            promised: None,
+            volumes: None,
+            snapshots: None,
+            state: "not served".to_owned(),
+            heard: entry.heard.seconds(),
+        });
+    }
+    if output != Format::Table {
+        document(output, &rows)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let now = Timestamp::now().seconds();
+    let mut columns = Columns::new(&[
+        "pool",
+        "id",
+        "node",
+        "size",
+        "used",
+        "available",
+        "promised",
+        "volumes",
+        "snapshots",
+        "state",
+        "heard",
+    ]);
+    let bytes = |figure: Option<Bytes>| figure.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
+    let count = |figure: Option<u64>| figure.map_or_else(|| "-".to_owned(), |count| count.to_string());
+    for row in rows {
+        columns.row([
+            row.name,
+            row.id,
+            row.node,
+            bytes(row.size),
+            bytes(row.used),
+            bytes(row.available),
+            bytes(row.promised),
+            count(row.volumes),
+            count(row.snapshots),
+            row.state,
+            format!("{} ago", age(now.saturating_sub(row.heard))),
+        ]);
+    }
+    columns.print();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A volume as `--output json` shows it; size in bytes, times in seconds since 1970.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct VolumeRow {
+    handle: String,
+    name: String,
+    pool: String,
+    node: String,
+    size: Bytes,
+    format: FormatState,
+    attached_to: Vec<String>,
+    source: Option<String>,
+    created: i64,
+}
+
+impl VolumeRow {
+    fn of(volume: &Volume) -> Self {
+        Self {
+            handle: volume.id.to_string(),
+            name: volume.name.clone(),
+            pool: volume.id.pool.to_string(),
+            node: volume.home.to_string(),
+            size: volume.size,
+            format: volume.format,
+            attached_to: volume.published.iter().map(ToString::to_string).collect(),
+            source: volume.source.map(|source| match source {
+                Source::Snapshot(id) => format!("snapshot {id}"),
+                Source::Volume(id) => format!("volume {id}"),
+            }),
+            created: volume.created.seconds(),
+        }
+    }
+
+    fn state(&self) -> String {
+        match self.format {
+            FormatState::Never => "never used".to_owned(),
+            FormatState::Raw => "raw".to_owned(),
+            FormatState::Formatting { fs, .. } => format!("formatting {fs}"),
+            FormatState::Formatted { fs, .. } => fs.to_string(),
+        }
+    }
+}
+
+/// Prints every volume of the cluster: 1 when a node could not be asked, which is named on standard error.
+///
+/// # Errors
+/// When the controller does not answer.
+pub(crate) fn volumes(asked: &mut Asked, output: Format) -> Result<ExitCode> {
+    let everything = asked.everything()?;
+    let rows: Vec<_> = everything.volumes.iter().map(VolumeRow::of).collect();
+    if output == Format::Table {
+        let now = Timestamp::now().seconds();
+        let mut columns = Columns::new(&["handle", "name", "node", "size", "state", "attached to", "source", "age"]);
+        for row in rows {
+            let cells = [
+                row.handle.clone(),
+                row.name.clone(),
+                row.node.clone(),
+                row.size.to_string(),
+                row.state(),
+                row.attached_to.join(", "),
+                row.source.clone().unwrap_or_default(),
+                age(now.saturating_sub(row.created)),
+            ];
+            columns.row(cells.map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }));
+        }
+        columns.print();
+    } else {
+        document(output, &rows)?;
+    }
+    for why in &everything.unheard {
+        complain(&format!("the list is not whole: {why}"));
+    }
+    Ok(if everything.unheard.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is wrong in the cluster, as [`super::doctor`] shows it: pool, what, place, remedy.
+///
+/// # Errors
+/// When the controller does not answer.
+pub(crate) fn findings(asked: &mut Asked) -> Result<(Vec<String>, Vec<[String; 4]>)> {
+    let Nodes { nodes, missing } = asked.nodes()?;
+    let everything = asked.everything()?;
+    let (mut healthy, mut found) = (Vec::new(), Vec::new());
+    if nodes.is_empty() {
+        found.push([
+            "-".to_owned(),
+            "no node has made itself known to this controller".to_owned(),
+            "the whole cluster".to_owned(),
+            "look whether holdfast node runs, and whether its --controllers name this controller".to_owned(),
+        ]);
+    }
+    for node in &nodes {
+        for pool in &node.pools {
+            let place = format!("node {} at {}", node.node, node.endpoint);
+            let finding = match (&pool.health, node.silence) {
+                (_, Silence::Silent) => Some((
+                    format!("its node has not been heard for {} s", node.heard.age().as_secs()),
+                    "look whether holdfast runs there; if the node never returns, name it in lostHomes".to_owned(),
+                )),
+                (Health::Failing(why), _) => Some((
+                    format!("it cannot be read: {why}"),
+                    "look at the node's disk (dmesg) and its log".to_owned(),
+                )),
+                (Health::Quarantined(since), _) => Some((
+                    format!("in quarantine for {} s: it was declared lost and came back", since.age().as_secs()),
+                    format!("look at what is in it, then: holdfast pools readmit {}", pool.id),
+                )),
+                (Health::Served(_), Silence::Heard) => None,
+            };
+            match finding {
+                Some((what, remedy)) => found.push([format!("{} ({})", pool.name, pool.id), what, place, remedy]),
+                None => healthy.push(format!("{} on node {}", pool.name, node.node)),
+            }
+        }
+        if node.version != env!("CARGO_PKG_VERSION") {
+            found.push([
+                "-".to_owned(),
+                format!("it runs release {}, this command is {}", node.version, env!("CARGO_PKG_VERSION")),
+                format!("node {}", node.node),
+                "run the same release everywhere when the upgrade is over".to_owned(),
+            ]);
+        }
+    }
+    let told: Vec<PoolId> = nodes.iter().flat_map(|node| node.pools.iter().map(|pool| pool.id)).collect();
+    for entry in missing.iter().filter(|entry| !told.contains(&entry.pool)) {
+        found.push([
+            format!("{} ({})", entry.name, entry.pool),
+            format!("no node serves it; node {} did {} s ago", entry.node, entry.heard.age().as_secs()),
+            format!("node {} at {}", entry.node, entry.endpoint),
+            "start that node, or start holdfast where the disks are; if they are gone for good, name the pool in lostHomes"
+                .to_owned(),
+        ]);
+    }
+    found.extend(duplicates(&everything));
+    for why in &everything.unheard {
+        found.push([
+            "-".to_owned(),
+            "not everything could be asked".to_owned(),
+            why.clone(),
+            "ask again later".to_owned(),
+        ]);
+    }
+    Ok((healthy, found))
+}
+
+/// One name in several pools: made twice while a home was silent.
+fn duplicates(everything: &Everything) -> Vec<[String; 4]> {
+    let mut by_name = BTreeMap::<&str, Vec<&Volume>>::new();
+    for volume in &everything.volumes {
+        by_name.entry(&volume.name).or_default().push(volume);
+    }
+    let twice = by_name.into_iter().filter(|(_, volumes)| volumes.len() > 1);
+    let finding = |(name, volumes): (&str, Vec<&Volume>)| {
+        let places: Vec<_> = volumes.iter().map(|volume| format!("{} on node {}", volume.id, volume.home)).collect();
+        [
+            "-".to_owned(),
+            format!("volume {name} exists {} times: it was made again while a node was silent", places.len()),
+            places.join("; "),
+            "keep the one its PersistentVolume names; delete the other with DeleteVolume for its handle".to_owned(),
+        ]
+    };
+    twice.map(finding).collect()
+}

@@ -1,0 +1,112 @@
+//! `holdfast controller`: CSI's Identity and Controller on a socket, and the port where nodes make themselves known. It
+//! keeps no state: several of them serve at the same time.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::Args;
+use holdfast::config::{ControllerConfig, Flags};
+use holdfast::csi::{ServeConfig, ServeController, serve};
+use holdfast::home::Home;
+use holdfast::home::remote::RemoteHome;
+use holdfast::os::Os;
+use holdfast::registry::RegistryService;
+use holdfast::registry::proto::registry_server::RegistryServer;
+use holdfast::route::{Dial, Directory, Router};
+use holdfast::telemetry::{Metrics, PoolWatch};
+use holdfast::tls::{Credentials, Role};
+use holdfast::types::NodeId;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tracing::{error, info};
+
+use super::PoolArguments;
+use super::daemon::{self, DaemonArguments, Stop, WireArguments};
+use super::serving;
+
+/// The largest heartbeat, in bytes: some thousand pools.
+const MOST_HEARTBEAT: usize = 4 << 20;
+
+/// Flags of `holdfast controller`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Arguments {
+    /// The configuration file, YAML.
+    #[arg(long, value_name = "FILE")]
+    config: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    wire: WireArguments,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+impl Arguments {
+    fn config(&self) -> Result<ControllerConfig> {
+        let flags = self.daemon.flags(self.wire.flags(Flags::default()));
+        let file = PoolArguments::of_file(self.config.clone()).file()?;
+        Ok(ControllerConfig::resolve(&flags, &file, |name| std::env::var(name).ok())?)
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting. What ends it later is logged, and the exit code 1.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let config = arguments.config()?;
+    let serving = config.serving.clone();
+    daemon::run(&serving, |_os| Ok(()), |os, stop, stopped| live(config, os, stop, stopped))
+}
+
+async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped: Stop) -> Result<ExitCode> {
+    let metrics = Metrics::new(os.activity().clone());
+    let credentials = serving::credentials(&os, &config.tls, Role::Controller, &metrics)?;
+    let directory = Directory::of_controller(dial(credentials.clone()), config.rhythm, config.lost.clone());
+    let router = Arc::new(Router::new(directory));
+    let heard = Arc::clone(&router);
+    let pools = PoolWatch::new(move || heard.figures(), || Ok(Vec::new()));
+    let health = serving::health(config.serving.metrics, &metrics, &pools).await?;
+    let (incoming, address) = serving::listen(&credentials, config.listen).await?;
+    let registry =
+        RegistryServer::new(RegistryService::new(Arc::clone(&router))).max_decoding_message_size(MOST_HEARTBEAT);
+    daemon::wait_for_signals(stop)?;
+    health.serve(&stopped);
+    let until = stopped.clone();
+    tokio::spawn(async move {
+        let served = serving::server().add_service(registry).serve_with_incoming_shutdown(incoming, until.begun());
+        if let Err(failed) = served.await {
+            error!(error = %failed, "nodes are not heard any more");
+        }
+    });
+    let (ready, settling) = (pools.clone(), config.rhythm.settling());
+    tokio::spawn(async move {
+        tokio::time::sleep(settling).await;
+        ready.opened();
+    });
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        endpoint = %config.serving.socket.display(),
+        listen = %address,
+        lost = config.lost.len(),
+        "holdfast controller serves; ready when the nodes had time to be heard"
+    );
+    let serving = ServeConfig {
+        socket: config.serving.socket,
+        router,
+        controller: ServeController::Yes,
+        node: None,
+        metrics,
+        pools,
+    };
+    daemon::ended(serve(serving, stopped.begun()).await)
+}
+
+/// How homes are dialled: the node that answers must prove to be the one that is meant.
+fn dial(credentials: Credentials) -> Dial {
+    let runtime = Handle::current();
+    Box::new(move |node: &NodeId, endpoint: &str| {
+        let _in_runtime = runtime.enter();
+        let channel = serving::channel(&credentials, &Role::Node(node.clone()), endpoint)?;
+        Ok(Arc::new(RemoteHome::new(node.clone(), endpoint, channel, runtime.clone())) as Arc<dyn Home>)
+    })
+}

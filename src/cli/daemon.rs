@@ -1,0 +1,188 @@
+//! What every daemon has in common: its flags, its runtime, its end.
+
+use std::future::Future;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use holdfast::config::{Flags, PoolConfig, Serving};
+use holdfast::os::{Entry, Os};
+use holdfast::telemetry::init_logs;
+use holdfast::types::{Error, Kind};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, warn};
+
+/// Calls are decoded and answered on two threads; the work of each runs on one of its own, at most so many at once.
+const WORKERS: usize = 2;
+const BLOCKING_THREADS: usize = 512;
+const STACK: usize = 1 << 20;
+
+/// Flags of every daemon.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct DaemonArguments {
+    /// The Unix socket CSI is served on. Default: CSI_ENDPOINT.
+    #[arg(long, value_name = "unix:///PATH")]
+    endpoint: Option<String>,
+    /// Serves metrics and health here. Default: nowhere.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<String>,
+    /// How a log line looks: text or json. Default: text.
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// The least important lines that are written: error, warn, info, debug or trace. Default: info.
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+impl DaemonArguments {
+    /// Adds what they say.
+    pub(crate) fn flags(&self, others: Flags) -> Flags {
+        Flags {
+            endpoint: self.endpoint.clone(),
+            metrics: self.metrics.clone(),
+            log_format: self.log_format.clone(),
+            log_level: self.log_level.clone(),
+            ..others
+        }
+    }
+}
+
+/// Flags of daemons that speak to others.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct WireArguments {
+    /// Where other nodes and controllers reach this one.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// A directory with ca.crt, tls.crt and tls.key; renewed files are taken without a restart.
+    #[arg(long, value_name = "DIR")]
+    tls: Option<String>,
+    /// Nobody is verified and nothing encrypted: for tests only.
+    #[arg(long)]
+    insecure_plain_text: bool,
+    /// The time between two heartbeats, the same everywhere. Default: 5s.
+    #[arg(long, value_name = "TIME")]
+    heartbeat: Option<String>,
+}
+
+impl WireArguments {
+    /// Adds what they say.
+    pub(crate) fn flags(&self, others: Flags) -> Flags {
+        Flags {
+            listen: self.listen.clone(),
+            tls: self.tls.clone(),
+            insecure_plain_text: self.insecure_plain_text,
+            heartbeat: self.heartbeat.clone(),
+            ..others
+        }
+    }
+}
+
+/// The end of the process, when it has been asked for. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Stop(watch::Receiver<()>);
+
+impl Stop {
+    /// Completes when the end begins.
+    pub(crate) async fn begun(mut self) {
+        // The sender is dropped only when nobody waits for signals any more: that is an end too.
+        let _ = self.0.changed().await;
+    }
+
+    /// For those who wait for more than the end.
+    pub(crate) fn receiver(&self) -> watch::Receiver<()> {
+        self.0.clone()
+    }
+}
+
+/// Serves until SIGTERM or SIGINT. `check` sees what can be seen to be wrong before anything is touched.
+///
+/// # Errors
+/// What keeps it from starting. What ends it later is logged, and the exit code 1.
+pub(crate) fn run<F>(
+    serving: &Serving,
+    check: impl FnOnce(&Os) -> Result<()>,
+    live: impl FnOnce(Os, watch::Sender<()>, Stop) -> F,
+) -> Result<ExitCode>
+where
+    F: Future<Output = Result<ExitCode>>,
+{
+    let os = Os::new();
+    os.use_one_heap();
+    check_socket(&os, &serving.socket)?;
+    check(&os)?;
+    init_logs(serving.log_format, serving.log_level.as_str())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_stack_size(STACK)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let (stop, stopped) = watch::channel(());
+    let ended = runtime.block_on(live(os, stop, Stop(stopped)));
+    // A thread that hangs in the kernel must not keep the process: what it began is finished by the next start.
+    runtime.shutdown_background();
+    ended
+}
+
+/// The exit code of what CSI's server ended with.
+///
+/// # Errors
+/// A refusal to start.
+pub(crate) fn ended(served: Result<(), Error>) -> Result<ExitCode> {
+    match served {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) if error.kind() == Kind::Precondition => Err(error.into()),
+        Err(error) => {
+            error!("{}", error.chain());
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn check_socket(os: &Os, socket: &Path) -> Result<()> {
+    let shown = socket.display();
+    let directory = socket.parent().unwrap_or(Path::new("/"));
+    if os.identity(directory)?.is_none() {
+        bail!("the directory of the socket {shown} does not exist; make it: mkdir -p {}", directory.display());
+    }
+    if let Some(Entry::File | Entry::Directory | Entry::Symlink) = os.entry(socket)? {
+        bail!("{shown} is not a socket; move it away, or choose another --endpoint");
+    }
+    if UnixStream::connect(socket).is_ok() {
+        bail!("another process answers on {shown}; stop it, or give this one another --endpoint");
+    }
+    Ok(())
+}
+
+/// What a node with these pools needs of its machine.
+pub(crate) fn check_pools(os: &Os, pools: &[PoolConfig]) -> Result<()> {
+    for pool in pools {
+        if os.identity(pool.root())?.is_none() {
+            bail!("the directory of pool {} does not exist; make it: mkdir -p {}", pool.spec, pool.root().display());
+        }
+    }
+    if os.identity(Path::new("/dev/loop-control"))?.is_none() {
+        bail!(
+            "/dev/loop-control is missing: load the loop module (modprobe loop), or give this container the host's /dev"
+        );
+    }
+    Ok(())
+}
+
+/// The first SIGTERM or SIGINT begins the end; a second one ends the process at once.
+pub(crate) fn wait_for_signals(stop: watch::Sender<()>) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        stop.send_replace(());
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        warn!("a second signal: ending at once");
+        std::process::exit(1);
+    });
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! `holdfast node`: CSI's Identity and Node on a socket, and the home of this node's pools for the controllers.
+
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use holdfast::config::{Flags, NodeConfig};
+use holdfast::csi::{ServeConfig, ServeController, ThisNode, serve};
+use holdfast::home::remote::HomeService;
+use holdfast::home::remote::proto::home_server::HomeServer;
+use holdfast::home::{Home, LocalHome};
+use holdfast::os::Os;
+use holdfast::registry::{Card, Controllers, Reporter};
+use holdfast::route::{Directory, Heartbeat, Router};
+use holdfast::telemetry::{Metrics, PoolWatch};
+use holdfast::tls::{Credentials, Role};
+use holdfast::types::PoolId;
+use tokio::sync::watch;
+use tracing::{error, info};
+
+use super::PoolArguments;
+use super::daemon::{self, DaemonArguments, Stop, WireArguments};
+use super::serving::{self, Opened};
+
+/// The largest request of a controller, in bytes.
+const MOST_REQUEST: usize = 4 << 20;
+
+/// Flags of `holdfast node`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Arguments {
+    /// This node, as the orchestrator calls it. Default: NODE_NAME.
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    #[command(flatten)]
+    pools: PoolArguments,
+    /// The controllers; a name with several addresses stands for all of them. Repeatable, or separated by commas.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    controllers: Vec<String>,
+    /// What controllers dial to reach this node. Default: --listen.
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// The name of the storage network this node is on. Default: none.
+    #[arg(long, value_name = "NAME")]
+    fabric: Option<String>,
+    /// Where the node keeps what it was told of the others. Default: /var/lib/holdfast.
+    #[arg(long, value_name = "DIR")]
+    state: Option<String>,
+    #[command(flatten)]
+    wire: WireArguments,
+    #[command(flatten)]
+    daemon: DaemonArguments,
+}
+
+impl Arguments {
+    fn config(&self) -> Result<NodeConfig> {
+        let flags = Flags {
+            node_name: self.node_name.clone(),
+            controllers: self.controllers.clone(),
+            advertise: self.advertise.clone(),
+            fabric: self.fabric.clone(),
+            state: self.state.clone(),
+            ..self.pools.flags()
+        };
+        let flags = self.daemon.flags(self.wire.flags(flags));
+        Ok(NodeConfig::resolve(&flags, &self.pools.file()?, |name| std::env::var(name).ok())?)
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting. What ends it later is logged, and the exit code 1.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let config = arguments.config()?;
+    let serving = config.serving.clone();
+    let pools = config.pools.clone();
+    daemon::run(&serving, |os| daemon::check_pools(os, &pools), |os, stop, stopped| live(config, os, stop, stopped))
+}
+
+async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop) -> Result<ExitCode> {
+    let metrics = Metrics::new(os.activity().clone());
+    let credentials = serving::credentials(&os, &config.tls, Role::Node(config.node.clone()), &metrics)?;
+    let served = Arc::new(OnceLock::<Arc<Router>>::new());
+    let (figures, extents) = (Arc::clone(&served), Arc::clone(&served));
+    let pools = PoolWatch::new(
+        move || figures.get().map_or_else(|| Ok(Vec::new()), |router| router.figures()),
+        move || extents.get().map_or_else(|| Ok(Vec::new()), |router| router.extents()),
+    );
+    let health = serving::health(config.serving.metrics, &metrics, &pools).await?;
+    let (incoming, address) = serving::listen(&credentials, config.listen).await?;
+    let card = Card::open(&os, &config.state)?;
+    let Opened { home, node, said } = serving::open(&os, config.pools.clone(), config.node.clone()).await?;
+    let shared: Arc<dyn Home> = Arc::new(home.clone());
+    let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&shared), home.pools())));
+    let _ = served.set(Arc::clone(&router));
+    let service = HomeService::new(shared);
+    let works = service.works();
+    daemon::wait_for_signals(stop)?;
+    health.serve(&stopped);
+    let until = stopped.clone();
+    let serving_home = tokio::spawn(async move {
+        let service = HomeServer::new(service).max_decoding_message_size(MOST_REQUEST);
+        let served = serving::server().add_service(service).serve_with_incoming_shutdown(incoming, until.begun());
+        if let Err(failed) = served.await {
+            error!(error = %failed, "controllers are not answered any more");
+        }
+    });
+    let reporter = reporter(&config, &os, &home, credentials, card)?;
+    tokio::spawn(reporter.run(stopped.receiver()));
+    pools.opened();
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = %config.node,
+        endpoint = %config.serving.socket.display(),
+        listen = %address,
+        advertise = config.advertise,
+        controllers = config.controllers.join(", "),
+        pools = said,
+        "holdfast node serves"
+    );
+    let serving = ServeConfig {
+        socket: config.serving.socket,
+        router,
+        controller: ServeController::No,
+        node: Some(ThisNode { id: config.node, fabric: config.fabric, workflows: Arc::new(node) }),
+        metrics,
+        pools,
+    };
+    let ended = daemon::ended(serve(serving, stopped.begun()).await);
+    // What controllers asked for is given the same time to end as what kubelet did, and mostly it had it already.
+    works.ended(std::time::Duration::from_secs(1)).await;
+    serving_home.abort();
+    ended
+}
+
+fn reporter(
+    config: &NodeConfig,
+    os: &Os,
+    home: &LocalHome,
+    credentials: Credentials,
+    card: Card,
+) -> Result<Arc<Reporter>> {
+    let boot_id = os.boot_id().context("read the machine's boot id")?;
+    let about = Heartbeat {
+        node: config.node.clone(),
+        boot_id,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        endpoint: config.advertise.clone(),
+        fabric: config.fabric.clone(),
+        pools: Vec::new(),
+        known: Vec::new(),
+    };
+    let (looking, told) = (home.clone(), home.clone());
+    let look = Arc::new(move || Heartbeat { pools: looking.health(), ..about.clone() });
+    let said = Box::new(move |lost: &[PoolId]| {
+        for pool in lost {
+            if let Err(error) = told.quarantine(*pool) {
+                error!(%pool, error = error.chain(), "a pool that was declared lost cannot be put in quarantine");
+            }
+        }
+    });
+    let dial = Box::new(move |address: std::net::SocketAddr| {
+        serving::channel(&credentials, &Role::Controller, &address.to_string())
+    });
+    Ok(Reporter::new(Controllers(config.controllers.clone()), config.rhythm.interval, dial, look, said, card))
+}

@@ -1,0 +1,155 @@
+//! Pools, health and the wire of a daemon, put together.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use holdfast::config::{PoolConfig, TlsMode};
+use holdfast::home::{Home, LocalHome};
+use holdfast::node::Node;
+use holdfast::os::Os;
+use holdfast::pool::{self, Cloning, Pool};
+use holdfast::telemetry::{Http, Metrics, PoolWatch};
+use holdfast::tls::{CONNECTION_AGE, Credentials, Incoming, Role};
+use holdfast::types::{Error, Kind, NodeId};
+use tokio::net::TcpListener;
+use tonic::transport::{Channel, Endpoint, Server};
+use tracing::error;
+
+use super::daemon::Stop;
+
+/// How often a connection's other side is asked whether it is still there, and how long it may take to say so: a machine
+/// that lost its power says nothing.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
+/// The time to connect; the address is in the same network.
+const DIAL: Duration = Duration::from_secs(5);
+
+/// Pools, and the node on top of them.
+pub(crate) struct Opened {
+    pub(crate) home: LocalHome,
+    pub(crate) node: Node,
+    /// The pools in words.
+    pub(crate) said: String,
+}
+
+/// Opens every pool and puts the node on top of them.
+///
+/// # Errors
+/// The first pool that cannot be served.
+pub(crate) async fn open(os: &Os, configs: Vec<PoolConfig>, id: NodeId) -> Result<Opened> {
+    let os = os.clone();
+    tokio::task::spawn_blocking(move || {
+        let mut pools: Vec<(Arc<dyn Pool>, _)> = Vec::new();
+        for config in configs {
+            pools.push((pool::open(&os, &config.spec, &id)?, config.limits));
+        }
+        let home = LocalHome::open(os.clone(), id.clone(), pools.clone())?;
+        let said = pools.iter().map(|(pool, _)| in_words(&**pool)).collect::<Result<Vec<_>>>()?.join(", ");
+        let node = Node::new(os, id, Arc::new(home.clone()) as Arc<dyn Home>);
+        Ok(Opened { home, node, said })
+    })
+    .await
+    .context("open the pools")?
+}
+
+/// A pool for the line that says what is on.
+fn in_words(pool: &dyn Pool) -> Result<String> {
+    let (identity, room) = (pool.identity(), pool.room()?);
+    let cloning = match pool.abilities().cloning {
+        Cloning::Reflink { .. } => "reflink",
+        Cloning::Copy => "copy",
+    };
+    let quarantined = pool.quarantined().map_or("", |_| ", in quarantine");
+    Ok(format!(
+        "{} ({} in {}, {cloning}, {} of {} free{quarantined})",
+        identity.name, identity.kind, identity.place, room.available, room.total
+    ))
+}
+
+/// Metrics and health, bound, or nothing where none are wanted.
+pub(crate) struct Health(Option<Http>);
+
+/// Binds the address of metrics and health.
+///
+/// # Errors
+/// An address that is taken.
+pub(crate) async fn health(address: Option<SocketAddr>, metrics: &Arc<Metrics>, pools: &PoolWatch) -> Result<Health> {
+    Ok(Health(match address {
+        Some(address) => Some(Http::bind(address, Arc::clone(metrics), pools.clone()).await?),
+        None => None,
+    }))
+}
+
+impl Health {
+    /// Answers until the end begins.
+    pub(crate) fn serve(self, stopped: &Stop) {
+        let Some(http) = self.0 else { return };
+        let until = stopped.clone();
+        tokio::spawn(async move {
+            if let Err(error) = http.serve(until.begun()).await {
+                error!("{}", error.chain());
+            }
+        });
+    }
+}
+
+/// The certificates of a daemon of this role.
+///
+/// # Errors
+/// Files that are missing or wrong.
+pub(crate) fn credentials(os: &Os, mode: &TlsMode, role: Role, metrics: &Metrics) -> Result<Credentials> {
+    let metrics = metrics.tls().clone();
+    Ok(match mode {
+        TlsMode::Files(directory) => Credentials::from_files(os.clone(), directory, role, metrics)?,
+        TlsMode::InsecurePlainText => Credentials::plain(metrics),
+    })
+}
+
+/// The certificates of a person: an operator's, or a controller's where the command runs beside one.
+///
+/// # Errors
+/// Files that are missing or wrong.
+pub(crate) fn operator_credentials(os: &Os, mode: &TlsMode, metrics: &Metrics) -> Result<Credentials> {
+    credentials(os, mode, Role::Operator, metrics).or_else(|error| match mode {
+        TlsMode::Files(_) => credentials(os, mode, Role::Controller, metrics).map_err(|_| error),
+        TlsMode::InsecurePlainText => Err(error),
+    })
+}
+
+/// A port others reach this daemon at.
+///
+/// # Errors
+/// An address that is taken.
+pub(crate) async fn listen(credentials: &Credentials, address: SocketAddr) -> Result<(Incoming, SocketAddr)> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("--listen {address} cannot be listened on; free the port or choose another"))?;
+    let address = listener.local_addr().context("ask for the port")?;
+    Ok((credentials.incoming(listener), address))
+}
+
+/// A gRPC server for such a port.
+pub(crate) fn server() -> Server {
+    Server::builder()
+        .max_connection_age(CONNECTION_AGE)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
+}
+
+/// A way to another daemon, which must be of this role. Connects when it is needed, and again when it broke.
+///
+/// # Errors
+/// An address that is none.
+pub(crate) fn channel(credentials: &Credentials, role: &Role, address: &str) -> holdfast::types::Result<Channel> {
+    let connector = credentials.connector(role);
+    let wrong = || Error::new(Kind::InvalidArgument, format!("{address:?} cannot be dialled; it has to be HOST:PORT"));
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| wrong().because(error))?
+        .connect_timeout(DIAL)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_ANSWER)
+        .keep_alive_while_idle(true);
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}

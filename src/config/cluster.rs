@@ -1,0 +1,254 @@
+//! What `holdfast controller` and `holdfast node` need besides what `standalone` does: where they find each other, and
+//! by which certificates they know each other.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{File, Flags, PoolConfig, Said, Serving, pick, pools, refuse};
+use crate::route::{Lost, NO_FABRIC, Rhythm};
+use crate::types::{Error, NodeId, Result};
+
+/// How the two sides of a connection know each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TlsMode {
+    /// By `ca.crt`, `tls.crt` and `tls.key` in this directory.
+    Files(PathBuf),
+    /// Not at all: for tests, said in so many words.
+    InsecurePlainText,
+}
+
+/// Everything `holdfast controller` needs, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControllerConfig {
+    /// The socket and the log.
+    pub serving: Serving,
+    /// Where nodes and operators reach it.
+    pub listen: SocketAddr,
+    /// By which certificates.
+    pub tls: TlsMode,
+    /// How often nodes are heard.
+    pub rhythm: Rhythm,
+    /// What a human declared lost.
+    pub lost: BTreeSet<Lost>,
+}
+
+/// Everything `holdfast node` needs, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// The socket and the log.
+    pub serving: Serving,
+    /// This node.
+    pub node: NodeId,
+    /// Its pools; a node may have none.
+    pub pools: Vec<PoolConfig>,
+    /// Where its home is reached.
+    pub listen: SocketAddr,
+    /// What controllers are told to dial, `HOST:PORT`.
+    pub advertise: String,
+    /// The controllers, `HOST:PORT` each.
+    pub controllers: Vec<String>,
+    /// The storage network it is on; [`NO_FABRIC`] without one.
+    pub fabric: String,
+    /// Where it keeps the directory of pools.
+    pub state: PathBuf,
+    /// By which certificates.
+    pub tls: TlsMode,
+    /// How often it makes itself known.
+    pub rhythm: Rhythm,
+}
+
+impl ControllerConfig {
+    /// Puts flags, file and environment together.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming what is missing or wrong and where it was said.
+    pub fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        Ok(Self {
+            serving: Serving::resolve(flags, file, &environment)?,
+            listen: listen(flags, file)?,
+            tls: tls(flags, file)?,
+            rhythm: rhythm(flags, file)?,
+            lost: file.lost_homes.iter().map(|said| lost(said)).collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl NodeConfig {
+    /// Puts flags, file and environment together.
+    ///
+    /// # Errors
+    /// As [`ControllerConfig::resolve`].
+    pub fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let listen = listen(flags, file)?;
+        let node = super::node_name(flags, file, &environment)?;
+        let advertise = pick(&flags.advertise, "--advertise", &file.advertise, "advertise", "", |_| None);
+        let advertise = match advertise {
+            Some(said) => endpoint(&said)?,
+            None if !listen.ip().is_unspecified() => listen.to_string(),
+            None => {
+                return Err(refuse(format!(
+                    "no address to give to the controllers: {listen} is every address of this node; say --advertise HOST:PORT"
+                )));
+            }
+        };
+        let controllers = if flags.controllers.is_empty() { &file.controllers } else { &flags.controllers };
+        if controllers.is_empty() {
+            return Err(refuse(
+                "no controllers: say --controllers HOST:PORT, or list controllers in the file given with --config",
+            ));
+        }
+        let of_controllers =
+            |text: &String| endpoint(&Said { text: text.clone(), place: "a controller's address".to_owned() });
+        let fabric = pick(&flags.fabric, "--fabric", &file.fabric, "fabric", "", |_| None);
+        let state = pick(&flags.state, "--state", &file.state_directory, "stateDirectory", "", |_| None);
+        Ok(Self {
+            serving: Serving::resolve(flags, file, &environment)?,
+            node,
+            pools: if flags.pools.is_empty() && file.pools.is_empty() { Vec::new() } else { pools(flags, file)? },
+            listen,
+            advertise,
+            controllers: controllers.iter().map(of_controllers).collect::<Result<_>>()?,
+            fabric: match fabric {
+                // A topology's value has the shape of a node's name.
+                Some(said) => NodeId::from_node_name(&said.text)
+                    .map_err(|_| {
+                        refuse(format!(
+                            "{}: {:?} is not a fabric's name; use at most 63 letters, digits, '-', '_' and '.'",
+                            said.place, said.text
+                        ))
+                    })?
+                    .to_string(),
+                None => NO_FABRIC.to_owned(),
+            },
+            state: state.map_or_else(|| PathBuf::from("/var/lib/holdfast"), |said| PathBuf::from(said.text)),
+            tls: tls(flags, file)?,
+            rhythm: rhythm(flags, file)?,
+        })
+    }
+}
+
+fn listen(flags: &Flags, file: &File) -> Result<SocketAddr> {
+    let said = pick(&flags.listen, "--listen", &file.listen, "listen", "", |_| None)
+        .ok_or_else(|| refuse("no address to be reached at: say --listen ADDRESS:PORT, such as 0.0.0.0:9810"))?;
+    super::listen(&said)
+}
+
+/// `HOST:PORT`, where the host is a name or an address.
+fn endpoint(said: &Said) -> Result<String> {
+    let wrong = || refuse(format!("{}: {:?} is not HOST:PORT; write node-1.example:9810", said.place, said.text));
+    let (host, port) = said.text.rsplit_once(':').ok_or_else(wrong)?;
+    let inside = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | ':' | '[' | ']');
+    if host.is_empty() || !host.chars().all(inside) || port.parse::<u16>().is_err() {
+        return Err(wrong());
+    }
+    Ok(said.text.clone())
+}
+
+fn tls(flags: &Flags, file: &File) -> Result<TlsMode> {
+    let plain = flags.insecure_plain_text || file.tls.insecure_plain_text;
+    let directory = pick(&flags.tls, "--tls", &file.tls.directory, "tls.directory", "", |_| None);
+    match (directory, plain) {
+        (Some(said), false) => Ok(TlsMode::Files(PathBuf::from(said.text))),
+        (None, true) => Ok(TlsMode::InsecurePlainText),
+        (Some(said), true) => {
+            Err(refuse(format!("{}: certificates and plain text exclude each other; drop one of the two", said.place)))
+        }
+        (None, false) => Err(refuse(
+            "no certificates: say --tls DIR with ca.crt, tls.crt and tls.key (holdfast ca issue makes them)",
+        )),
+    }
+}
+
+fn rhythm(flags: &Flags, file: &File) -> Result<Rhythm> {
+    let said = pick(&flags.heartbeat, "--heartbeat", &file.heartbeat, "heartbeat", "", |_| None);
+    let Some(said) = said else { return Ok(Rhythm::default()) };
+    let wrong = || {
+        refuse(format!(
+            "{}: {:?} is not a time between heartbeats; write 5s, or from 100ms to 60s; all nodes and controllers need the same",
+            said.place, said.text
+        ))
+    };
+    let interval = match said.text.strip_suffix("ms") {
+        Some(number) => Duration::from_millis(number.parse().map_err(|_| wrong())?),
+        None => {
+            let number = said.text.strip_suffix('s').ok_or_else(wrong)?;
+            Duration::from_secs(number.parse().map_err(|_| wrong())?)
+        }
+    };
+    if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&interval) {
+        return Err(wrong());
+    }
+    Ok(Rhythm { interval })
+}
+
+/// A node's name, or a pool's id, which has 16 hex digits and no node is called so.
+fn lost(said: &str) -> Result<Lost> {
+    if let Ok(pool) = said.parse() {
+        return Ok(Lost::Pool(pool));
+    }
+    NodeId::from_node_name(said).map(Lost::Node).map_err(|error: Error| {
+        refuse(format!(
+            "lostHomes in the configuration file: {said:?} is neither a node's name nor a pool's id: {error}"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn file(text: &str) -> File {
+        File::parse(Path::new("h.yaml"), text).unwrap()
+    }
+
+    const NODE: &str = "endpoint: unix:///n.sock\nnodeName: n1\nlisten: 10.0.0.1:9811\ncontrollers: [c-0.holdfast:9810, c-1.holdfast:9810]\nfabric: rack-1\nstateDirectory: /state\ntls: {directory: /tls}\nheartbeat: 500ms\npools: [{name: a, path: /pools/a}]\n";
+    const CONTROLLER: &str = "endpoint: unix:///c.sock\nlisten: 0.0.0.0:9810\ntls: {directory: /tls}\nlostHomes: [node-7, 00000000000000ab]\n";
+
+    fn said<T: std::fmt::Debug>(result: Result<T>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_node_and_a_controller_from_their_files() {
+        let node = NodeConfig::resolve(&Flags::default(), &file(NODE), |_| None).unwrap();
+        assert_eq!((node.advertise.as_str(), node.fabric.as_str()), ("10.0.0.1:9811", "rack-1"));
+        assert_eq!((node.controllers.len(), node.pools.len()), (2, 1));
+        assert_eq!(node.rhythm.interval, Duration::from_millis(500));
+        let controller = ControllerConfig::resolve(&Flags::default(), &file(CONTROLLER), |_| None).unwrap();
+        assert!(controller.lost.contains(&Lost::Node("node-7".parse().unwrap())));
+        assert!(controller.lost.contains(&Lost::Pool("00000000000000ab".parse().unwrap())));
+        assert_eq!(controller.rhythm, Rhythm::default());
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named_with_the_next_step() {
+        let node = |flags: Flags, text: &str| said(NodeConfig::resolve(&flags, &file(text), |_| None));
+        let any = NODE.replace("10.0.0.1:9811", "0.0.0.0:9811");
+        assert!(node(Flags::default(), &any).contains("--advertise"));
+        assert!(
+            node(
+                Flags::default(),
+                &NODE
+                    .replace("controllers: [", "fabric2: [")
+                    .replace("fabric2: [c-0.holdfast:9810, c-1.holdfast:9810]", "")
+            )
+            .contains("--controllers")
+        );
+        let both = Flags { insecure_plain_text: true, ..Flags::default() };
+        assert!(node(both, NODE).contains("exclude each other"));
+        assert!(node(Flags { advertise: Some("host".into()), ..Flags::default() }, NODE).contains("HOST:PORT"));
+        for bad in ["5", "0ms", "2m", "61s", "-1s"] {
+            assert!(
+                node(Flags { heartbeat: Some(bad.into()), ..Flags::default() }, NODE).contains("heartbeat"),
+                "{bad}"
+            );
+        }
+        let controller = |text: &str| said(ControllerConfig::resolve(&Flags::default(), &file(text), |_| None));
+        assert!(controller(&CONTROLLER.replace("tls: {directory: /tls}\n", "")).contains("holdfast ca issue"));
+        assert!(controller(&CONTROLLER.replace("listen: 0.0.0.0:9810\n", "")).contains("--listen"));
+        assert!(controller(&CONTROLLER.replace("node-7", "\"not a node\"")).contains("lostHomes"));
+    }
+}

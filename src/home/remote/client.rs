@@ -1,0 +1,349 @@
+//! [`RemoteHome`]: asks the home of another node.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use super::proto::home_client::HomeClient;
+use super::proto::{self as pb};
+use super::{decode, encode, fault};
+use crate::home::{
+    Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Formatting, GrantRequest,
+    Granted, Home, Opened, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
+};
+use crate::os::Deadline;
+use crate::types::{
+    Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
+};
+
+/// How much earlier than its own caller's time is over a call gives up: the answer still has to be told.
+const EARLIER: Duration = Duration::from_secs(2);
+/// The time of a call whose caller gave none.
+const UNHURRIED: Duration = Duration::from_secs(300);
+/// Calls at once to one home: one that answers slowly must not use up the threads of all others.
+const MOST_CALLS: usize = 64;
+/// The largest reply, in bytes: a list of 10 000 volumes has 3 MiB.
+const MOST_REPLY: usize = 64 << 20;
+
+/// The home of another node. Its methods block, on threads that may (docs/adr/0001).
+pub struct RemoteHome {
+    node: NodeId,
+    endpoint: String,
+    client: HomeClient<Channel>,
+    runtime: Handle,
+    calls: AtomicUsize,
+}
+
+impl fmt::Debug for RemoteHome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteHome").field("node", &self.node).field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+/// One of a home's calls, while it lasts.
+struct Call<'a>(&'a AtomicUsize);
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl RemoteHome {
+    /// The home of `node`, reached through `channel`, which connects when it is needed and again when it broke;
+    /// `endpoint` is what messages call it. The calls' sockets are driven by `runtime`.
+    #[must_use]
+    pub fn new(node: NodeId, endpoint: impl Into<String>, channel: Channel, runtime: Handle) -> Self {
+        let client = HomeClient::new(channel).max_decoding_message_size(MOST_REPLY);
+        Self { node, endpoint: endpoint.into(), client, runtime, calls: AtomicUsize::new(0) }
+    }
+
+    /// One call, answered before this thread's own caller stops waiting.
+    fn ask<Q, R, F>(
+        &self,
+        what: &str,
+        message: Q,
+        call: impl FnOnce(HomeClient<Channel>, Request<Q>) -> F,
+    ) -> Result<R, Failure>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let call_slot = Call(&self.calls);
+        if self.calls.fetch_add(1, Ordering::SeqCst) >= MOST_CALLS {
+            let sentence =
+                format!("{what}: {MOST_CALLS} calls to node {} are under way already; ask again later", self.node);
+            return Err(Failure::Clean(Error::new(Kind::Unavailable, sentence)));
+        }
+        let time = time_for(Deadline::current());
+        let mut request = Request::new(message);
+        request.set_timeout(time);
+        let answer =
+            self.runtime.block_on(async { tokio::time::timeout(time, call(self.client.clone(), request)).await });
+        drop(call_slot);
+        let answer = answer.unwrap_or_else(|_| Err(Status::from_error(Box::new(TimedOut))));
+        answer.map(Response::into_inner).map_err(|status| fault::failure(&self.node, &self.endpoint, what, &status))
+    }
+
+    /// As [`RemoteHome::ask`], where nothing depends on what is left behind.
+    fn ask_plainly<Q, R, F>(
+        &self,
+        what: &str,
+        message: Q,
+        call: impl FnOnce(HomeClient<Channel>, Request<Q>) -> F,
+    ) -> Result<R>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        self.ask(what, message, call).map_err(Failure::into_error)
+    }
+
+    /// A reply that says what this release does not know, after the home has done what was asked.
+    fn understood<T>(&self, what: &str, reply: Result<T>) -> Result<T, Failure> {
+        reply.map_err(|error| {
+            let sentence = format!("{what}: the answer of node {} is not understood", self.node);
+            Failure::Dirty(error.with_kind(Kind::Unavailable).context(sentence))
+        })
+    }
+
+    fn understood_plainly<T>(&self, what: &str, reply: Result<T>) -> Result<T> {
+        self.understood(what, reply).map_err(Failure::into_error)
+    }
+}
+
+/// The time a call has when this thread's caller waits until `deadline`.
+fn time_for(deadline: Option<Deadline>) -> Duration {
+    let Some(left) = deadline.map(Deadline::left) else { return UNHURRIED };
+    // Of a short time half: an early answer is of no use if the home never had a chance.
+    left.saturating_sub(EARLIER).max(left / 2)
+}
+
+/// The call's time is over.
+#[derive(Debug)]
+struct TimedOut;
+
+impl fmt::Display for TimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("its time is over")
+    }
+}
+
+impl std::error::Error for TimedOut {}
+
+impl Home for RemoteHome {
+    fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    fn create_volume(&self, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
+        const WHAT: &str = "CreateVolume";
+        let message = encode::create_volume(request);
+        let reply = self.ask(WHAT, message, |mut home, request| async move { home.create_volume(request).await })?;
+        self.understood(WHAT, decode::volume(reply.volume).and_then(|volume| decode::created(reply.changed, volume)))
+    }
+
+    fn delete_volume(&self, id: &VolumeId) -> Result<Changed> {
+        const WHAT: &str = "DeleteVolume";
+        let message = pb::DeleteVolumeRequest { id: id.to_string() };
+        let reply =
+            self.ask_plainly(WHAT, message, |mut home, request| async move { home.delete_volume(request).await })?;
+        self.understood_plainly(WHAT, decode::changed(reply.changed))
+    }
+
+    fn volume(&self, id: &VolumeId) -> Result<Volume> {
+        const WHAT: &str = "GetVolume";
+        let message = pb::GetVolumeRequest { id: id.to_string() };
+        let reply =
+            self.ask_plainly(WHAT, message, |mut home, request| async move { home.get_volume(request).await })?;
+        self.understood_plainly(WHAT, decode::volume(Some(reply)))
+    }
+
+    fn find_volume(&self, uuid: ObjectUuid) -> Result<Vec<VolumeId>> {
+        const WHAT: &str = "FindVolume";
+        let message = pb::FindVolumeRequest { uuid: uuid.to_string() };
+        let reply =
+            self.ask_plainly(WHAT, message, |mut home, request| async move { home.find_volume(request).await })?;
+        self.understood_plainly(WHAT, reply.ids.iter().map(|id| decode::text(id)).collect())
+    }
+
+    fn volumes(&self, after: Option<VolumeId>, limit: usize) -> Result<Page<Volume, VolumeId>> {
+        const WHAT: &str = "ListVolumes";
+        let message = pb::ListVolumesRequest { after: encode::after_volume(after), limit: count(limit) };
+        let reply =
+            self.ask_plainly(WHAT, message, |mut home, request| async move { home.list_volumes(request).await })?;
+        let entries = reply.volumes.into_iter().map(|volume| decode::volume(Some(volume))).collect::<Result<_>>();
+        let page = entries.and_then(|entries| Ok(Page { entries, next: decode::optional(&reply.next)? }));
+        self.understood_plainly(WHAT, page)
+    }
+
+    fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
+        const WHAT: &str = "Grant";
+        let message = encode::grant(id, request);
+        let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.grant(request).await })?;
+        self.understood_plainly(WHAT, decode::granted(&reply))
+    }
+
+    fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
+        const WHAT: &str = "Revoke";
+        let node = node.map_or_else(String::new, ToString::to_string);
+        let message = pb::RevokeRequest { id: id.to_string(), node };
+        let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.revoke(request).await })?;
+        self.understood_plainly(WHAT, decode::changed(reply.changed))
+    }
+
+    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<Opened> {
+        const WHAT: &str = "Open";
+        let message = pb::OpenRequest { id: id.to_string(), node: node.to_string() };
+        let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.open(request).await })?;
+        self.understood_plainly(WHAT, decode::opened(reply))
+    }
+
+    fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
+        let message = pb::CloseRequest { id: id.to_string(), node: node.to_string() };
+        self.ask_plainly("Close", message, |mut home, request| async move { home.close(request).await }).map(drop)
+    }
+
+    fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {
+        const WHAT: &str = "BeginFormat";
+        let fs = encode::fs_type(fs).into();
+        let message = pb::BeginFormatRequest { id: id.to_string(), node: node.to_string(), fs };
+        let reply =
+            self.ask_plainly(WHAT, message, |mut home, request| async move { home.begin_format(request).await })?;
+        self.understood_plainly(WHAT, decode::formatting(reply))
+    }
+
+    fn end_format(&self, id: &VolumeId, node: &NodeId, fs_uuid: uuid::Uuid) -> Result<()> {
+        let message = pb::EndFormatRequest { id: id.to_string(), node: node.to_string(), fs_uuid: fs_uuid.to_string() };
+        self.ask_plainly("EndFormat", message, |mut home, request| async move { home.end_format(request).await })
+            .map(drop)
+    }
+
+    fn use_raw(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
+        let message = pb::UseRawRequest { id: id.to_string(), node: node.to_string() };
+        self.ask_plainly("UseRaw", message, |mut home, request| async move { home.use_raw(request).await }).map(drop)
+    }
+
+    fn create_snapshot(&self, request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
+        const WHAT: &str = "CreateSnapshot";
+        let message = encode::create_snapshot(request);
+        let reply = self.ask(WHAT, message, |mut home, request| async move { home.create_snapshot(request).await })?;
+        let snapshot = decode::snapshot(reply.snapshot);
+        self.understood(WHAT, snapshot.and_then(|snapshot| decode::created(reply.changed, snapshot)))
+    }
+
+    fn delete_snapshot(&self, id: &SnapshotId) -> Result<Changed> {
+        const WHAT: &str = "DeleteSnapshot";
+        let message = pb::DeleteSnapshotRequest { id: id.to_string() };
+        let reply =
+            self.ask_plainly(WHAT, message, |mut home, request| async move { home.delete_snapshot(request).await })?;
+        self.understood_plainly(WHAT, decode::changed(reply.changed))
+    }
+
+    fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        const WHAT: &str = "GetSnapshot";
+        let message = pb::GetSnapshotRequest { id: id.to_string() };
+        let reply =
+            self.ask_plainly(WHAT, message, |mut home, request| async move { home.get_snapshot(request).await })?;
+        self.understood_plainly(WHAT, decode::snapshot(Some(reply)))
+    }
+
+    fn find_snapshot(&self, uuid: ObjectUuid) -> Result<Vec<SnapshotId>> {
+        const WHAT: &str = "FindSnapshot";
+        let message = pb::FindSnapshotRequest { uuid: uuid.to_string() };
+        let reply =
+            self.ask_plainly(WHAT, message, |mut home, request| async move { home.find_snapshot(request).await })?;
+        self.understood_plainly(WHAT, reply.ids.iter().map(|id| decode::text(id)).collect())
+    }
+
+    fn snapshots(
+        &self,
+        filter: &SnapshotFilter,
+        after: Option<SnapshotId>,
+        limit: usize,
+    ) -> Result<Page<Snapshot, SnapshotId>> {
+        const WHAT: &str = "ListSnapshots";
+        let message = pb::ListSnapshotsRequest {
+            source: encode::after_volume(filter.source),
+            after: encode::after_snapshot(after),
+            limit: count(limit),
+        };
+        let reply =
+            self.ask_plainly(WHAT, message, |mut home, request| async move { home.list_snapshots(request).await })?;
+        let entries =
+            reply.snapshots.into_iter().map(|snapshot| decode::snapshot(Some(snapshot))).collect::<Result<_>>();
+        let page = entries.and_then(|entries| Ok(Page { entries, next: decode::optional(&reply.next)? }));
+        self.understood_plainly(WHAT, page)
+    }
+
+    fn expand(&self, id: &VolumeId, range: &CapacityRange) -> Result<Expanded> {
+        const WHAT: &str = "Expand";
+        let message = pb::ExpandRequest { id: id.to_string(), range: Some(encode::range(range)) };
+        let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.expand(request).await })?;
+        self.understood_plainly(WHAT, decode::expanded(&reply))
+    }
+
+    fn capacity(&self, query: &CapacityQuery) -> Result<Capacity> {
+        let message = pb::GetCapacityRequest {
+            pool: query.pool.as_ref().map_or_else(String::new, ToString::to_string),
+            capabilities: query.capabilities.iter().map(encode::capability).collect(),
+            provisioning: query.provisioning.map_or(pb::Provisioning::Unspecified, encode::provisioning).into(),
+        };
+        let reply = self
+            .ask_plainly("GetCapacity", message, |mut home, request| async move { home.get_capacity(request).await })?;
+        let bytes = Bytes::new;
+        Ok(Capacity {
+            available: bytes(reply.available),
+            largest: bytes(reply.largest),
+            smallest: bytes(reply.smallest),
+        })
+    }
+
+    fn extents(&self) -> Result<BTreeMap<VolumeId, u64>> {
+        const WHAT: &str = "ListExtents";
+        let message = pb::ListExtentsRequest {};
+        let reply =
+            self.ask_plainly(WHAT, message, |mut home, request| async move { home.list_extents(request).await })?;
+        let extents = reply.extents.iter().map(|(id, extents)| Ok((decode::text(id)?, *extents))).collect();
+        self.understood_plainly(WHAT, extents)
+    }
+
+    fn report(&self) -> Result<Vec<PoolReport>> {
+        const WHAT: &str = "Report";
+        let message = pb::ReportRequest {};
+        let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.report(request).await })?;
+        self.understood_plainly(WHAT, reply.pools.into_iter().map(decode::pool_report).collect())
+    }
+
+    fn readmit(&self, pool: PoolId) -> Result<Changed> {
+        const WHAT: &str = "Readmit";
+        let message = pb::ReadmitRequest { pool: pool.to_string() };
+        let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.readmit(request).await })?;
+        self.understood_plainly(WHAT, decode::changed(reply.changed))
+    }
+}
+
+fn count(limit: usize) -> u64 {
+    u64::try_from(limit).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_ends_two_seconds_before_its_callers_time_or_has_half_of_a_short_one() {
+        let time = |seconds| time_for(Deadline::after(Duration::from_secs(seconds)));
+        let about = |time: Duration, seconds: u64| {
+            let (low, high) = (Duration::from_secs(seconds) - Duration::from_millis(900), Duration::from_secs(seconds));
+            assert!(time > low && time <= high, "{time:?} {seconds}");
+        };
+        about(time(15), 13);
+        about(time(2), 1);
+        assert_eq!(time_for(None), UNHURRIED);
+    }
+}

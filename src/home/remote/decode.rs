@@ -1,0 +1,299 @@
+//! Messages -> our types. What the other side said and this release does not know is refused by name.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use uuid::Uuid;
+
+use super::proto as pb;
+use crate::home::{
+    CapacityQuery, Changed, Coordinates, CopyState, CreateSnapshot, CreateVolume, Created, Expanded, FormatState,
+    Formatting, GrantRequest, Granted, NodeExpansion, Opened, PoolReport, ReadOnly, Snapshot, Source, Volume,
+};
+use crate::os::Timestamp;
+use crate::pool::Room;
+use crate::types::{
+    AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, Kind, NodeId, Provisioning, Result,
+    VolumeMode, VolumeParameters,
+};
+
+/// What is missing or not known: said by the other side, so a matter of releases.
+fn unknown(what: &str) -> Error {
+    Error::new(
+        Kind::Unsupported,
+        format!(
+            "{what} is missing or not known to this release ({}); run the same release everywhere",
+            env!("CARGO_PKG_VERSION")
+        ),
+    )
+}
+
+fn present<T>(field: Option<T>, what: &str) -> Result<T> {
+    field.ok_or_else(|| unknown(what))
+}
+
+/// A name, id or handle.
+pub(super) fn text<T: FromStr<Err = Error>>(text: &str) -> Result<T> {
+    text.parse()
+}
+
+/// As [`text`], where nothing may be said.
+pub(super) fn optional<T: FromStr<Err = Error>>(said: &str) -> Result<Option<T>> {
+    if said.is_empty() { Ok(None) } else { text(said).map(Some) }
+}
+
+fn uuid(text: &str) -> Result<Uuid> {
+    Uuid::parse_str(text).map_err(|error| {
+        Error::new(Kind::InvalidArgument, format!("{text:?} is not a filesystem's UUID")).because(error)
+    })
+}
+
+/// A filesystem's UUID in a request.
+pub(super) fn fs_uuid(text: &str) -> Result<Uuid> {
+    uuid(text)
+}
+
+pub(super) fn changed(changed: i32) -> Result<Changed> {
+    match pb::Changed::try_from(changed) {
+        Ok(pb::Changed::Yes) => Ok(Changed::Yes),
+        Ok(pb::Changed::No) => Ok(Changed::No),
+        Ok(pb::Changed::Unspecified) | Err(_) => Err(unknown("whether anything changed")),
+    }
+}
+
+pub(super) fn created<T>(said: i32, thing: T) -> Result<Created<T>> {
+    Ok(match changed(said)? {
+        Changed::Yes => Created::New(thing),
+        Changed::No => Created::Existing(thing),
+    })
+}
+
+pub(super) fn fs_type(fs: i32) -> Result<FsType> {
+    match pb::FsType::try_from(fs) {
+        Ok(pb::FsType::Ext4) => Ok(FsType::Ext4),
+        Ok(pb::FsType::Xfs) => Ok(FsType::Xfs),
+        Ok(pb::FsType::Unspecified) | Err(_) => Err(unknown(&format!("filesystem number {fs}"))),
+    }
+}
+
+fn access(access: i32) -> Result<AccessMode> {
+    match pb::AccessMode::try_from(access) {
+        Ok(pb::AccessMode::SingleNodeWriter) => Ok(AccessMode::SingleNodeWriter),
+        Ok(pb::AccessMode::SingleNodeReaderOnly) => Ok(AccessMode::SingleNodeReaderOnly),
+        Ok(pb::AccessMode::SingleNodeSingleWriter) => Ok(AccessMode::SingleNodeSingleWriter),
+        Ok(pb::AccessMode::SingleNodeMultiWriter) => Ok(AccessMode::SingleNodeMultiWriter),
+        Ok(pb::AccessMode::Unspecified) | Err(_) => Err(unknown(&format!("access mode number {access}"))),
+    }
+}
+
+fn provisioning(said: i32) -> Result<Provisioning> {
+    match pb::Provisioning::try_from(said) {
+        Ok(pb::Provisioning::Thick) => Ok(Provisioning::Thick),
+        Ok(pb::Provisioning::Thin) => Ok(Provisioning::Thin),
+        Ok(pb::Provisioning::Unspecified) | Err(_) => Err(unknown(&format!("provisioning number {said}"))),
+    }
+}
+
+fn read_only(said: i32) -> Result<ReadOnly> {
+    match pb::ReadOnly::try_from(said) {
+        Ok(pb::ReadOnly::Yes) => Ok(ReadOnly::Yes),
+        Ok(pb::ReadOnly::No) => Ok(ReadOnly::No),
+        Ok(pb::ReadOnly::Unspecified) | Err(_) => Err(unknown("whether it is read-only")),
+    }
+}
+
+fn mode(mode: Option<pb::VolumeMode>) -> Result<VolumeMode> {
+    use pb::volume_mode::Mode;
+    match present(mode.and_then(|mode| mode.mode), "a volume mode")? {
+        Mode::Block(_) => Ok(VolumeMode::Block),
+        Mode::Mount(fs) => Ok(VolumeMode::Mount(fs_type(fs)?)),
+    }
+}
+
+fn capabilities(all: Vec<pb::Capability>) -> Result<Vec<Capability>> {
+    all.into_iter().map(|one| Ok(Capability { mode: mode(one.mode)?, access: access(one.access)? })).collect()
+}
+
+pub(super) fn range(range: Option<pb::CapacityRange>) -> CapacityRange {
+    let range = range.unwrap_or_default();
+    CapacityRange { required: range.required.map(Bytes::new), limit: range.limit.map(Bytes::new) }
+}
+
+fn source(source: Option<pb::Source>) -> Result<Option<Source>> {
+    use pb::source::Source as Of;
+    let Some(source) = source else { return Ok(None) };
+    Ok(Some(match present(source.source, "the kind of source")? {
+        Of::Snapshot(id) => Source::Snapshot(text(&id)?),
+        Of::Volume(id) => Source::Volume(text(&id)?),
+    }))
+}
+
+fn format(state: Option<pb::FormatState>) -> Result<FormatState> {
+    use pb::format_state::State;
+    Ok(match present(state.and_then(|state| state.state), "a format state")? {
+        State::Never(_) => FormatState::Never,
+        State::Raw(_) => FormatState::Raw,
+        State::Formatting(of) => FormatState::Formatting { fs: fs_type(of.fs)?, planned_uuid: uuid(&of.uuid)? },
+        State::Formatted(of) => FormatState::Formatted { fs: fs_type(of.fs)?, uuid: uuid(&of.uuid)? },
+    })
+}
+
+/// A volume.
+///
+/// # Errors
+/// `Unsupported` for what is missing or this release does not know; `NotFound`, `InvalidArgument` for a name or id that
+/// is none.
+pub fn volume(volume: Option<pb::Volume>) -> Result<Volume> {
+    let volume = present(volume, "a volume")?;
+    Ok(Volume {
+        id: text(&volume.id)?,
+        birth_home: text(&volume.birth_home)?,
+        home: text(&volume.home)?,
+        name: volume.name,
+        size: Bytes::new(volume.size),
+        source: source(volume.source)?,
+        published: volume.published.iter().map(|node| text(node)).collect::<Result<_>>()?,
+        format: format(volume.format)?,
+        modes: volume.modes.into_iter().map(|one| mode(Some(one))).collect::<Result<_>>()?,
+        provisioning: provisioning(volume.provisioning)?,
+        created: Timestamp::from_nanos(volume.created),
+    })
+}
+
+/// A snapshot.
+///
+/// # Errors
+/// `Unsupported` for what is missing or this release does not know; `NotFound`, `InvalidArgument` for a name or id that
+/// is none.
+pub fn snapshot(snapshot: Option<pb::Snapshot>) -> Result<Snapshot> {
+    let snapshot = present(snapshot, "a snapshot")?;
+    Ok(Snapshot {
+        id: text(&snapshot.id)?,
+        birth_home: text(&snapshot.birth_home)?,
+        home: text(&snapshot.home)?,
+        name: snapshot.name,
+        source: text(&snapshot.source)?,
+        source_birth_home: text(&snapshot.source_birth_home)?,
+        size: Bytes::new(snapshot.size),
+        cut: Timestamp::from_nanos(snapshot.cut),
+        copy: match snapshot.copying {
+            None => CopyState::Ready,
+            Some(percent) => CopyState::Copying { percent: u8::try_from(percent.min(100)).unwrap_or(100) },
+        },
+    })
+}
+
+pub(super) fn create_volume(request: pb::CreateVolumeRequest) -> Result<CreateVolume> {
+    Ok(CreateVolume {
+        name: request.name,
+        range: range(request.range),
+        capabilities: capabilities(request.capabilities)?,
+        parameters: VolumeParameters::parse(&request.parameters)?,
+        source: source(request.source)?,
+    })
+}
+
+pub(super) fn create_snapshot(request: pb::CreateSnapshotRequest) -> Result<CreateSnapshot> {
+    Ok(CreateSnapshot { source: text(&request.source)?, name: request.name })
+}
+
+pub(super) fn grant(request: &pb::GrantRequest) -> Result<GrantRequest> {
+    Ok(GrantRequest {
+        node: text(&request.node)?,
+        mode: mode(request.mode)?,
+        access: access(request.access)?,
+        read_only: read_only(request.read_only)?,
+    })
+}
+
+pub(super) fn granted(reply: &pb::GrantReply) -> Result<Granted> {
+    Ok(Granted { home: text(&reply.home)?, epoch: reply.epoch, changed: changed(reply.changed)? })
+}
+
+fn coordinates(at: Option<pb::Coordinates>) -> Result<Coordinates> {
+    use pb::coordinates::At;
+    let At::Local(local) = present(at.and_then(|at| at.at), "the way to the volume's device")?;
+    Ok(Coordinates::Local { device: PathBuf::from(local.device) })
+}
+
+pub(super) fn opened(reply: pb::OpenReply) -> Result<Opened> {
+    Ok(Opened {
+        at: coordinates(reply.at)?,
+        size: Bytes::new(reply.size),
+        block_size: reply.block_size,
+        format: format(reply.format)?,
+        mode: mode(reply.mode)?,
+        access: access(reply.access)?,
+        read_only: read_only(reply.read_only)?,
+        fsck: match pb::Fsck::try_from(reply.fsck) {
+            Ok(pb::Fsck::Auto) => FsckPolicy::Auto,
+            Ok(pb::Fsck::Never) => FsckPolicy::Never,
+            Ok(pb::Fsck::Unspecified) | Err(_) => return Err(unknown("whether a filesystem may be checked")),
+        },
+        mkfs_options: reply.mkfs_options,
+        epoch: reply.epoch,
+    })
+}
+
+pub(super) fn formatting(reply: pb::BeginFormatReply) -> Result<Formatting> {
+    Ok(Formatting { at: coordinates(reply.at)?, planned_uuid: uuid(&reply.planned_uuid)? })
+}
+
+pub(super) fn expanded(reply: &pb::ExpandReply) -> Result<Expanded> {
+    Ok(Expanded {
+        size: Bytes::new(reply.size),
+        node_expansion: match pb::NodeExpansion::try_from(reply.node_expansion) {
+            Ok(pb::NodeExpansion::Needed) => NodeExpansion::Needed,
+            Ok(pb::NodeExpansion::NotNeeded) => NodeExpansion::NotNeeded,
+            Ok(pb::NodeExpansion::Unspecified) | Err(_) => return Err(unknown("whether a filesystem has to follow")),
+        },
+        changed: changed(reply.changed)?,
+    })
+}
+
+pub(super) fn capacity_query(request: pb::GetCapacityRequest) -> Result<CapacityQuery> {
+    let unspecified = request.provisioning == i32::from(pb::Provisioning::Unspecified);
+    Ok(CapacityQuery {
+        pool: optional(&request.pool)?,
+        capabilities: capabilities(request.capabilities)?,
+        provisioning: if unspecified { None } else { Some(provisioning(request.provisioning)?) },
+    })
+}
+
+/// The figures of a pool.
+///
+/// # Errors
+/// `Unsupported` for what this release does not know; `InvalidArgument` for a name that is none.
+pub fn pool_report(pool: pb::Pool) -> Result<PoolReport> {
+    let default_provisioning = provisioning(pool.default_provisioning)?;
+    let available_thick = pool.available_thick.map(Bytes::new);
+    let available_thin = pool.available_thin.map(Bytes::new).unwrap_or_default();
+    Ok(PoolReport {
+        id: text(&pool.id)?,
+        name: text(&pool.name)?,
+        kind: pool.kind.into(),
+        place: pool.place,
+        room: Room {
+            total: Bytes::new(pool.total),
+            available: Bytes::new(pool.free),
+            inodes: pool.inodes,
+            inodes_free: pool.inodes_free,
+        },
+        available: match default_provisioning {
+            Provisioning::Thick => available_thick.unwrap_or_default(),
+            Provisioning::Thin => available_thin,
+        },
+        available_thick,
+        available_thin,
+        default_provisioning,
+        promised: Bytes::new(pool.promised),
+        provisioned: Bytes::new(pool.provisioned),
+        volumes: pool.volumes,
+        snapshots: pool.snapshots,
+    })
+}
+
+/// The node a request is made for.
+pub(super) fn node(node: &str) -> Result<NodeId> {
+    text(node)
+}

@@ -1,0 +1,175 @@
+//! Errors on the wire: kind, sentence and what is left behind, in the status details. A status without them was not
+//! said by the home.
+
+#![expect(clippy::disallowed_methods, reason = "the one place where the answers of homes become statuses and back")]
+
+use prost::Message;
+use tonic::{Code, Status};
+
+use super::proto::{self as pb, error::Left};
+use crate::types::{Error, Failure, Kind, NodeId};
+
+/// The longest sentence sent, in bytes: it travels twice in the trailers.
+const LONGEST: usize = 2048;
+
+/// A failed call's answer.
+#[must_use]
+pub fn answer(failure: &Failure) -> Status {
+    let left = match failure {
+        Failure::Clean(_) => Left::Nothing,
+        Failure::Dirty(_) => Left::Something,
+    };
+    let mut message = failure.error().chain();
+    message.truncate(message.floor_char_boundary(LONGEST));
+    let details =
+        pb::Error { kind: to_wire(failure.error().kind()).into(), left: left.into(), message: message.clone() };
+    Status::with_details(Code::Aborted, message, details.encode_to_vec().into())
+}
+
+/// So many calls are under way that this one was not begun.
+pub(super) fn crowded(most: usize) -> Status {
+    let message = format!("{most} calls are under way at this home already; ask again later");
+    answer(&Failure::Clean(Error::new(Kind::Unavailable, message)))
+}
+
+/// The work of a call ended in a panic.
+pub(super) fn panicked(what: &str) -> Status {
+    let message = format!("{what} ended unexpectedly at the home; its log has the reason; ask again");
+    answer(&Failure::Dirty(Error::new(Kind::Unavailable, message)))
+}
+
+/// A caller who may not ask this.
+#[must_use]
+pub fn denied(message: String) -> Status {
+    Status::new(Code::PermissionDenied, message)
+}
+
+/// What an answer without a reply means to the caller.
+#[must_use]
+pub fn failure(node: &NodeId, endpoint: &str, what: &str, status: &Status) -> Failure {
+    if let Ok(said) = pb::Error::decode(status.details())
+        && !status.details().is_empty()
+    {
+        return said_by_home(said);
+    }
+    let not_done = |kind, message: String| Failure::Clean(Error::new(kind, message));
+    let said = status.message();
+    match status.code() {
+        Code::Unimplemented => not_done(
+            Kind::Unavailable,
+            format!(
+                "{what}: holdfast on node {node} is of a release that does not know this call; upgrade it ({said})"
+            ),
+        ),
+        Code::PermissionDenied | Code::Unauthenticated => {
+            not_done(Kind::Unavailable, format!("{what}: node {node} refuses this caller: {said}"))
+        }
+        Code::DeadlineExceeded | Code::Cancelled => Failure::Dirty(Error::new(
+            Kind::Timeout,
+            format!("{what}: node {node} has not answered in time; it goes on there; ask again"),
+        )),
+        _ => Failure::Dirty(Error::new(
+            Kind::Unavailable,
+            format!("{what}: node {node} at {endpoint} does not answer: {said}; look whether holdfast runs there"),
+        )),
+    }
+}
+
+fn said_by_home(said: pb::Error) -> Failure {
+    let kind = pb::error::Kind::try_from(said.kind).ok().and_then(from_wire);
+    // A kind of a later release: whatever it means, the caller has to ask again.
+    let error = Error::new(kind.unwrap_or(Kind::Unavailable), said.message);
+    match (kind, Left::try_from(said.left)) {
+        (Some(_), Ok(Left::Nothing)) => Failure::Clean(error),
+        _ => Failure::Dirty(error),
+    }
+}
+
+fn to_wire(kind: Kind) -> pb::error::Kind {
+    match kind {
+        Kind::NotFound => pb::error::Kind::NotFound,
+        Kind::AlreadyExists => pb::error::Kind::AlreadyExists,
+        Kind::InvalidArgument => pb::error::Kind::InvalidArgument,
+        Kind::OutOfRange => pb::error::Kind::OutOfRange,
+        Kind::NoCapacity => pb::error::Kind::NoCapacity,
+        Kind::Busy => pb::error::Kind::Busy,
+        Kind::InUse => pb::error::Kind::InUse,
+        Kind::Unsupported => pb::error::Kind::Unsupported,
+        Kind::Precondition => pb::error::Kind::Precondition,
+        // Who may not ask is told so by the status itself; deeper down it is a home that cannot be had.
+        Kind::Unavailable | Kind::Denied => pb::error::Kind::Unavailable,
+        Kind::Timeout => pb::error::Kind::Timeout,
+        Kind::Corrupt => pb::error::Kind::Corrupt,
+        Kind::Internal => pb::error::Kind::Internal,
+    }
+}
+
+fn from_wire(kind: pb::error::Kind) -> Option<Kind> {
+    Some(match kind {
+        pb::error::Kind::Unspecified => return None,
+        pb::error::Kind::NotFound => Kind::NotFound,
+        pb::error::Kind::AlreadyExists => Kind::AlreadyExists,
+        pb::error::Kind::InvalidArgument => Kind::InvalidArgument,
+        pb::error::Kind::OutOfRange => Kind::OutOfRange,
+        pb::error::Kind::NoCapacity => Kind::NoCapacity,
+        pb::error::Kind::Busy => Kind::Busy,
+        pb::error::Kind::InUse => Kind::InUse,
+        pb::error::Kind::Unsupported => Kind::Unsupported,
+        pb::error::Kind::Precondition => Kind::Precondition,
+        pb::error::Kind::Unavailable => Kind::Unavailable,
+        pb::error::Kind::Timeout => Kind::Timeout,
+        pb::error::Kind::Corrupt => Kind::Corrupt,
+        pb::error::Kind::Internal => Kind::Internal,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node() -> NodeId {
+        "node-a".parse().unwrap()
+    }
+
+    fn through(failure: &Failure) -> Failure {
+        super::failure(&node(), "node-a:9810", "CreateVolume", &answer(failure))
+    }
+
+    #[test]
+    fn kind_sentence_and_what_is_left_travel_whole() {
+        for kind in [Kind::NotFound, Kind::NoCapacity, Kind::Busy, Kind::Corrupt, Kind::Internal] {
+            let error = || Error::new(kind, "volume x").because(Error::new(Kind::Internal, "deeper"));
+            let clean = through(&Failure::Clean(error()));
+            let dirty = through(&Failure::Dirty(error()));
+            assert!(matches!(&clean, Failure::Clean(e) if e.kind() == kind && e.to_string() == "volume x: deeper"));
+            assert!(matches!(&dirty, Failure::Dirty(e) if e.kind() == kind));
+        }
+    }
+
+    #[test]
+    fn what_no_home_said_is_never_clean_unless_it_was_not_begun() {
+        let said = |code| failure(&node(), "node-a:9810", "CreateVolume", &Status::new(code, "x"));
+        for code in [Code::Unavailable, Code::Unknown, Code::Internal, Code::ResourceExhausted, Code::Aborted] {
+            assert!(matches!(said(code), Failure::Dirty(e) if e.kind() == Kind::Unavailable), "{code:?}");
+        }
+        for code in [Code::DeadlineExceeded, Code::Cancelled] {
+            assert!(matches!(said(code), Failure::Dirty(e) if e.kind() == Kind::Timeout), "{code:?}");
+        }
+        assert!(matches!(said(Code::Unimplemented), Failure::Clean(e) if e.to_string().contains("upgrade")));
+        assert!(matches!(said(Code::PermissionDenied), Failure::Clean(e) if e.kind() == Kind::Unavailable));
+    }
+
+    #[test]
+    fn a_kind_of_a_later_release_is_asked_again() {
+        let details = pb::Error { kind: 99, left: Left::Nothing.into(), message: "new".into() }.encode_to_vec();
+        let status = Status::with_details(Code::Aborted, "new", details.into());
+        let failure = failure(&node(), "e", "w", &status);
+        assert!(matches!(failure, Failure::Dirty(e) if e.kind() == Kind::Unavailable));
+    }
+
+    #[test]
+    fn a_long_sentence_is_cut() {
+        let long = through(&Failure::Clean(Error::new(Kind::Internal, "ü".repeat(LONGEST))));
+        assert!(long.error().to_string().len() <= LONGEST);
+    }
+}

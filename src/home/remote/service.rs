@@ -1,0 +1,298 @@
+//! [`HomeService`]: a home answers other nodes and controllers. Each call is work on a thread of its own, which goes on
+//! when the caller is gone.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::proto::home_server::Home as HomeRpcs;
+use super::proto::{self as pb};
+use super::{decode, encode, fault};
+use crate::home::{Home, SnapshotFilter};
+use crate::tls::{Peer, Role};
+use crate::types::{Error, Failure, NodeId, Result, VolumeId};
+use crate::works::{Ended, Works};
+
+/// Works at once for all callers.
+const MOST_WORKS: usize = 256;
+
+/// The gRPC service of one home.
+pub struct HomeService {
+    home: Arc<dyn Home>,
+    works: Works,
+}
+
+impl fmt::Debug for HomeService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HomeService").field("node", self.home.node()).finish_non_exhaustive()
+    }
+}
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+impl HomeService {
+    /// Answers with this home: controllers everything, a node what it asks for itself.
+    #[must_use]
+    pub fn new(home: Arc<dyn Home>) -> Self {
+        Self { home, works: Works::new(MOST_WORKS) }
+    }
+
+    /// The works under way, to wait for at the end.
+    #[must_use]
+    pub fn works(&self) -> Works {
+        self.works.clone()
+    }
+
+    /// A call only controllers may make.
+    async fn all<Q, R, F>(&self, what: &'static str, request: Request<Q>, work: F) -> Answer<R>
+    where
+        Q: Send + 'static,
+        R: Send + 'static,
+        F: FnOnce(&dyn Home, Q) -> Result<R, Failure> + Send + 'static,
+    {
+        let allowed = Peer::of(request.extensions()).and_then(|peer| peer.require_controller(what));
+        allowed.map_err(|error| refused(&error))?;
+        self.run(what, request.into_inner(), work).await
+    }
+
+    /// A call a node may make for itself. Whether the volume is granted to it is the home's own question.
+    async fn own<Q, R, F>(&self, what: &'static str, node: &str, request: Request<Q>, work: F) -> Answer<R>
+    where
+        Q: Send + 'static,
+        R: Send + 'static,
+        F: FnOnce(&dyn Home, NodeId, Q) -> Result<R> + Send + 'static,
+    {
+        let node = decode::node(node).map_err(|error| fault::answer(&error.into()))?;
+        let roles = [Role::Controller, Role::Node(node.clone())];
+        let allowed = Peer::of(request.extensions()).and_then(|peer| peer.require(what, &roles));
+        allowed.map_err(|error| refused(&error))?;
+        self.run(what, request.into_inner(), move |home, message| Ok(work(home, node, message)?)).await
+    }
+
+    async fn run<Q, R, F>(&self, what: &'static str, message: Q, work: F) -> Answer<R>
+    where
+        Q: Send + 'static,
+        R: Send + 'static,
+        F: FnOnce(&dyn Home, Q) -> Result<R, Failure> + Send + 'static,
+    {
+        let home = Arc::clone(&self.home);
+        let ended = self.works.run(what, None, move || work(&*home, message)).await;
+        match ended {
+            Ended::Done(Ok(reply)) => Ok(Response::new(reply)),
+            Ended::Done(Err(failure)) => {
+                tracing::debug!(what, error = failure.error().chain(), "answered another node");
+                Err(fault::answer(&failure))
+            }
+            Ended::Panicked => Err(fault::panicked(what)),
+            Ended::Crowded => Err(fault::crowded(MOST_WORKS)),
+        }
+    }
+}
+
+/// A caller who asks for what is not his.
+fn refused(error: &Error) -> Status {
+    tracing::warn!("{}", error.chain());
+    fault::denied(error.chain())
+}
+
+fn volume_id(id: &str) -> Result<VolumeId> {
+    decode::text(id)
+}
+
+#[tonic::async_trait]
+impl HomeRpcs for HomeService {
+    async fn create_volume(&self, request: Request<pb::CreateVolumeRequest>) -> Answer<pb::CreateVolumeReply> {
+        self.all("CreateVolume", request, |home, message| {
+            let (changed, volume) = encode::created(home.create_volume(&decode::create_volume(message)?)?);
+            Ok(pb::CreateVolumeReply { volume: Some(encode::volume(volume)), changed: changed.into() })
+        })
+        .await
+    }
+
+    async fn delete_volume(&self, request: Request<pb::DeleteVolumeRequest>) -> Answer<pb::ChangedReply> {
+        self.all("DeleteVolume", request, |home, message| {
+            let changed = home.delete_volume(&volume_id(&message.id)?)?;
+            Ok(pb::ChangedReply { changed: encode::changed(changed).into() })
+        })
+        .await
+    }
+
+    async fn get_volume(&self, request: Request<pb::GetVolumeRequest>) -> Answer<pb::Volume> {
+        self.all("GetVolume", request, |home, message| Ok(encode::volume(home.volume(&volume_id(&message.id)?)?))).await
+    }
+
+    async fn find_volume(&self, request: Request<pb::FindVolumeRequest>) -> Answer<pb::FindVolumeReply> {
+        self.all("FindVolume", request, |home, message| {
+            let ids = home.find_volume(decode::text(&message.uuid)?)?;
+            Ok(pb::FindVolumeReply { ids: ids.iter().map(ToString::to_string).collect() })
+        })
+        .await
+    }
+
+    async fn list_volumes(&self, request: Request<pb::ListVolumesRequest>) -> Answer<pb::ListVolumesReply> {
+        self.all("ListVolumes", request, |home, message| {
+            let page = home.volumes(decode::optional(&message.after)?, limit(message.limit))?;
+            Ok(pb::ListVolumesReply {
+                volumes: page.entries.into_iter().map(encode::volume).collect(),
+                next: encode::after_volume(page.next),
+            })
+        })
+        .await
+    }
+
+    async fn grant(&self, request: Request<pb::GrantRequest>) -> Answer<pb::GrantReply> {
+        self.all("Grant", request, |home, message| {
+            Ok(encode::granted(&home.grant(&volume_id(&message.id)?, &decode::grant(&message)?)?))
+        })
+        .await
+    }
+
+    async fn revoke(&self, request: Request<pb::RevokeRequest>) -> Answer<pb::ChangedReply> {
+        self.all("Revoke", request, |home, message| {
+            let node = decode::optional::<NodeId>(&message.node)?;
+            let changed = home.revoke(&volume_id(&message.id)?, node.as_ref())?;
+            Ok(pb::ChangedReply { changed: encode::changed(changed).into() })
+        })
+        .await
+    }
+
+    async fn open(&self, request: Request<pb::OpenRequest>) -> Answer<pb::OpenReply> {
+        let node = request.get_ref().node.clone();
+        self.own("Open", &node, request, |home, node, message| {
+            Ok(encode::opened(&home.open(&volume_id(&message.id)?, &node)?))
+        })
+        .await
+    }
+
+    async fn close(&self, request: Request<pb::CloseRequest>) -> Answer<pb::CloseReply> {
+        let node = request.get_ref().node.clone();
+        self.own("Close", &node, request, |home, node, message| {
+            home.close(&volume_id(&message.id)?, &node).map(|()| pb::CloseReply {})
+        })
+        .await
+    }
+
+    async fn begin_format(&self, request: Request<pb::BeginFormatRequest>) -> Answer<pb::BeginFormatReply> {
+        let node = request.get_ref().node.clone();
+        self.own("BeginFormat", &node, request, |home, node, message| {
+            let formatting = home.begin_format(&volume_id(&message.id)?, &node, decode::fs_type(message.fs)?)?;
+            Ok(pb::BeginFormatReply {
+                at: Some(encode::coordinates(&formatting.at)),
+                planned_uuid: formatting.planned_uuid.to_string(),
+            })
+        })
+        .await
+    }
+
+    async fn end_format(&self, request: Request<pb::EndFormatRequest>) -> Answer<pb::EndFormatReply> {
+        let node = request.get_ref().node.clone();
+        self.own("EndFormat", &node, request, |home, node, message| {
+            let fs_uuid = decode::fs_uuid(&message.fs_uuid)?;
+            home.end_format(&volume_id(&message.id)?, &node, fs_uuid).map(|()| pb::EndFormatReply {})
+        })
+        .await
+    }
+
+    async fn use_raw(&self, request: Request<pb::UseRawRequest>) -> Answer<pb::UseRawReply> {
+        let node = request.get_ref().node.clone();
+        self.own("UseRaw", &node, request, |home, node, message| {
+            home.use_raw(&volume_id(&message.id)?, &node).map(|()| pb::UseRawReply {})
+        })
+        .await
+    }
+
+    async fn create_snapshot(&self, request: Request<pb::CreateSnapshotRequest>) -> Answer<pb::CreateSnapshotReply> {
+        self.all("CreateSnapshot", request, |home, message| {
+            let (changed, snapshot) = encode::created(home.create_snapshot(&decode::create_snapshot(message)?)?);
+            Ok(pb::CreateSnapshotReply { snapshot: Some(encode::snapshot(snapshot)), changed: changed.into() })
+        })
+        .await
+    }
+
+    async fn delete_snapshot(&self, request: Request<pb::DeleteSnapshotRequest>) -> Answer<pb::ChangedReply> {
+        self.all("DeleteSnapshot", request, |home, message| {
+            let changed = home.delete_snapshot(&decode::text(&message.id)?)?;
+            Ok(pb::ChangedReply { changed: encode::changed(changed).into() })
+        })
+        .await
+    }
+
+    async fn get_snapshot(&self, request: Request<pb::GetSnapshotRequest>) -> Answer<pb::Snapshot> {
+        self.all("GetSnapshot", request, |home, message| {
+            Ok(encode::snapshot(home.snapshot(&decode::text(&message.id)?)?))
+        })
+        .await
+    }
+
+    async fn find_snapshot(&self, request: Request<pb::FindSnapshotRequest>) -> Answer<pb::FindSnapshotReply> {
+        self.all("FindSnapshot", request, |home, message| {
+            let ids = home.find_snapshot(decode::text(&message.uuid)?)?;
+            Ok(pb::FindSnapshotReply { ids: ids.iter().map(ToString::to_string).collect() })
+        })
+        .await
+    }
+
+    async fn list_snapshots(&self, request: Request<pb::ListSnapshotsRequest>) -> Answer<pb::ListSnapshotsReply> {
+        self.all("ListSnapshots", request, |home, message| {
+            let filter = SnapshotFilter { source: decode::optional(&message.source)? };
+            let page = home.snapshots(&filter, decode::optional(&message.after)?, limit(message.limit))?;
+            Ok(pb::ListSnapshotsReply {
+                snapshots: page.entries.into_iter().map(encode::snapshot).collect(),
+                next: encode::after_snapshot(page.next),
+            })
+        })
+        .await
+    }
+
+    async fn expand(&self, request: Request<pb::ExpandRequest>) -> Answer<pb::ExpandReply> {
+        self.all("Expand", request, |home, message| {
+            let expanded = home.expand(&volume_id(&message.id)?, &decode::range(message.range))?;
+            Ok(pb::ExpandReply {
+                size: expanded.size.get(),
+                node_expansion: encode::node_expansion(expanded.node_expansion).into(),
+                changed: encode::changed(expanded.changed).into(),
+            })
+        })
+        .await
+    }
+
+    async fn get_capacity(&self, request: Request<pb::GetCapacityRequest>) -> Answer<pb::GetCapacityReply> {
+        self.all("GetCapacity", request, |home, message| {
+            let capacity = home.capacity(&decode::capacity_query(message)?)?;
+            Ok(pb::GetCapacityReply {
+                available: capacity.available.get(),
+                largest: capacity.largest.get(),
+                smallest: capacity.smallest.get(),
+            })
+        })
+        .await
+    }
+
+    async fn list_extents(&self, request: Request<pb::ListExtentsRequest>) -> Answer<pb::ListExtentsReply> {
+        self.all("ListExtents", request, |home, _message| {
+            let extents = home.extents()?.into_iter().map(|(id, extents)| (id.to_string(), extents)).collect();
+            Ok(pb::ListExtentsReply { extents })
+        })
+        .await
+    }
+
+    async fn report(&self, request: Request<pb::ReportRequest>) -> Answer<pb::ReportReply> {
+        self.all("Report", request, |home, _message| {
+            Ok(pb::ReportReply { pools: home.report()?.iter().map(encode::pool).collect() })
+        })
+        .await
+    }
+
+    async fn readmit(&self, request: Request<pb::ReadmitRequest>) -> Answer<pb::ChangedReply> {
+        self.all("Readmit", request, |home, message| {
+            let changed = home.readmit(decode::text(&message.pool)?)?;
+            Ok(pb::ChangedReply { changed: encode::changed(changed).into() })
+        })
+        .await
+    }
+}
+
+fn limit(said: u64) -> usize {
+    usize::try_from(said).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,72 @@
+//! How long the caller of this thread's work still waits. A workflow is blocking code in a thread of its own
+//! (docs/adr/0001); what it asks of another machine must be answered before its own caller's time is over.
+
+#![expect(clippy::disallowed_types, reason = "a point on the monotonic clock")]
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+thread_local! {
+    static CURRENT: Cell<Option<Deadline>> = const { Cell::new(None) };
+}
+
+/// A point in time after which nobody waits any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// So long from now; `None` for longer than the clock can tell.
+    #[must_use]
+    pub fn after(time: Duration) -> Option<Self> {
+        Instant::now().checked_add(time).map(Self)
+    }
+
+    /// The time left; zero when it is over.
+    #[must_use]
+    pub fn left(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+
+    /// That of the work this thread does, if its caller gave one.
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        CURRENT.get()
+    }
+
+    /// Does work for a caller who waits until `deadline`, or, in work for another caller, until that one's if it is
+    /// earlier.
+    pub fn scope<R>(deadline: Option<Self>, work: impl FnOnce() -> R) -> R {
+        struct Restore(Option<Deadline>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                CURRENT.set(self.0);
+            }
+        }
+        let before = CURRENT.get();
+        let _restore = Restore(before);
+        CURRENT.set(match (before, deadline) {
+            (Some(outer), Some(inner)) => Some(outer.min(inner)),
+            (outer, inner) => inner.or(outer),
+        });
+        work()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_earlier_of_two_holds_and_the_outer_comes_back() {
+        let (soon, late) = (Deadline::after(Duration::from_secs(1)), Deadline::after(Duration::from_secs(60)));
+        assert_eq!(Deadline::current(), None);
+        Deadline::scope(soon, || {
+            Deadline::scope(late, || assert_eq!(Deadline::current(), soon));
+            Deadline::scope(None, || assert_eq!(Deadline::current(), soon));
+        });
+        Deadline::scope(late, || Deadline::scope(soon, || assert_eq!(Deadline::current(), soon)));
+        let panicked = std::panic::catch_unwind(|| Deadline::scope(soon, || panic!("on purpose")));
+        assert!(panicked.is_err() && Deadline::current().is_none());
+        assert!(soon.unwrap().left() <= Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,185 @@
+//! [`Reporter`]: a node makes itself known to every controller.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tonic::Request;
+use tonic::transport::Channel;
+use tracing::{debug, error, info, warn};
+
+use super::card::Card;
+use super::convert;
+use super::proto::registry_client::RegistryClient;
+use crate::route::Heartbeat;
+use crate::types::{Error, Kind, PoolId, Result};
+
+/// How long a controller may take to answer a heartbeat.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Where controllers are: `HOST:PORT` each; a host may be a name with several addresses, each of which is a controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Controllers(pub Vec<String>);
+
+/// What a controller said of this node's pools: those it holds for lost.
+pub type Said = Box<dyn Fn(&[PoolId]) + Send + Sync>;
+
+/// How a controller's address is dialled; it connects when it is needed.
+pub type DialController = Box<dyn Fn(SocketAddr) -> Result<Channel> + Send + Sync>;
+
+/// What this node is and has now. May take a while, and is asked off the runtime's threads.
+pub type Look = Arc<dyn Fn() -> Heartbeat + Send + Sync>;
+
+/// Tells every controller, again and again.
+pub struct Reporter {
+    controllers: Controllers,
+    interval: Duration,
+    dial: DialController,
+    look: Look,
+    said: Said,
+    card: Mutex<Card>,
+}
+
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reporter").field("controllers", &self.controllers).finish_non_exhaustive()
+    }
+}
+
+impl Reporter {
+    /// For these controllers. `look` fills everything of a heartbeat but what is known, which is the card's.
+    #[must_use]
+    pub fn new(
+        controllers: Controllers,
+        interval: Duration,
+        dial: DialController,
+        look: Look,
+        said: Said,
+        card: Card,
+    ) -> Arc<Self> {
+        Arc::new(Self { controllers, interval, dial, look, said, card: Mutex::new(card) })
+    }
+
+    /// Runs until `stop` says so. Names are looked up again at every interval; each address has a task of its own, so
+    /// that one controller that does not answer keeps no word from the others. The figures are read once for all.
+    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<()>) {
+        let mut telling = BTreeMap::<SocketAddr, Telling>::new();
+        let (news, latest) = watch::channel(None::<Arc<Heartbeat>>);
+        let mut beat = tokio::time::interval(self.interval);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = beat.tick() => {}
+                _ = stop.changed() => return,
+            }
+            let addresses = self.addresses().await;
+            // A name that cannot be looked up now is no reason to leave the controllers that are known.
+            if !addresses.is_empty() {
+                telling.retain(|address, _| addresses.contains(address));
+            }
+            for address in addresses {
+                telling.entry(address).or_insert_with(|| {
+                    Telling(tokio::spawn(Arc::clone(&self).tell(address, latest.clone())).abort_handle())
+                });
+            }
+            let look = Arc::clone(&self.look);
+            let mut heartbeat = match tokio::task::spawn_blocking(move || look()).await {
+                Ok(heartbeat) => heartbeat,
+                Err(failed) => {
+                    error!(error = %failed, "what this node has could not be looked at");
+                    continue;
+                }
+            };
+            heartbeat.known = self.card.lock().unwrap_or_else(PoisonError::into_inner).entries().to_vec();
+            news.send_replace(Some(Arc::new(heartbeat)));
+        }
+    }
+
+    async fn addresses(&self) -> BTreeSet<SocketAddr> {
+        let mut all = BTreeSet::new();
+        for name in &self.controllers.0 {
+            match tokio::net::lookup_host(name).await {
+                Ok(found) => all.extend(found),
+                Err(failed) => warn!(controller = name, error = %failed, "the controller's name cannot be looked up"),
+            }
+        }
+        all
+    }
+
+    /// One controller: a heartbeat whenever there is a new one.
+    async fn tell(self: Arc<Self>, address: SocketAddr, mut latest: watch::Receiver<Option<Arc<Heartbeat>>>) {
+        let mut client = match (self.dial)(address) {
+            Ok(channel) => RegistryClient::new(channel),
+            Err(error) => return error!(controller = %address, "{}", error.chain()),
+        };
+        let mut heard = Heard::NotYet;
+        loop {
+            let heartbeat = latest.borrow_and_update().clone();
+            if let Some(heartbeat) = heartbeat {
+                let mut request = Request::new(convert::heartbeat_out(&heartbeat));
+                request.set_timeout(PATIENCE);
+                let answer = tokio::time::timeout(PATIENCE, client.heartbeat(request)).await;
+                let said = match answer {
+                    Ok(Ok(reply)) => self.take_in(reply.into_inner()),
+                    Ok(Err(status)) => Err(Error::new(Kind::Unavailable, status.message().to_owned())),
+                    Err(_) => Err(Error::new(Kind::Timeout, "it does not answer")),
+                };
+                heard = heard.then(address, said);
+            }
+            if latest.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn take_in(&self, reply: super::proto::HeartbeatReply) -> Result<()> {
+        let lost = reply.lost.iter().map(|pool| pool.parse()).collect::<Result<Vec<PoolId>>>()?;
+        let entries = reply.directory.into_iter().map(convert::entry_in).collect::<Result<Vec<_>>>()?;
+        self.card.lock().unwrap_or_else(PoisonError::into_inner).learn(entries)?;
+        if !lost.is_empty() {
+            (self.said)(&lost);
+        }
+        Ok(())
+    }
+}
+
+/// The task of one controller, which ends when this is dropped.
+struct Telling(AbortHandle);
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Whether a controller hears us: said when it changes, not every five seconds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    NotYet,
+    Yes,
+    No,
+}
+
+impl Heard {
+    fn then(self, controller: SocketAddr, said: Result<()>) -> Self {
+        match said {
+            Ok(()) => {
+                if self != Self::Yes {
+                    info!(%controller, "known to the controller");
+                }
+                Self::Yes
+            }
+            Err(error) => {
+                if self == Self::No {
+                    debug!(%controller, error = error.chain(), "the controller still does not hear this node");
+                } else {
+                    warn!(%controller, error = error.chain(), "the controller does not hear this node; goes on trying");
+                }
+                Self::No
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! [`RegistryService`]: a controller hears nodes, and people.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::convert;
+use super::proto::registry_server::Registry;
+use super::proto::{self as pb};
+use crate::home::remote::{wire_answer, wire_denied};
+use crate::route::{Router, Silence};
+use crate::tls::{Peer, Role};
+use crate::types::{Error, Failure, Kind, NodeId, PoolId, Result};
+use crate::works::{Ended, Works};
+
+/// Works at once for people.
+const MOST_WORKS: usize = 16;
+
+/// The gRPC service.
+pub struct RegistryService {
+    router: Arc<Router>,
+    works: Works,
+}
+
+impl fmt::Debug for RegistryService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryService").finish_non_exhaustive()
+    }
+}
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+impl RegistryService {
+    /// Feeds the router's directory with what each node says of itself, and answers operators and controllers.
+    #[must_use]
+    pub fn new(router: Arc<Router>) -> Self {
+        Self { router, works: Works::new(MOST_WORKS) }
+    }
+
+    /// A question of people, which may take as long as the slowest home.
+    async fn ask<Q, R, F>(&self, what: &'static str, request: Request<Q>, work: F) -> Answer<R>
+    where
+        Q: Send + 'static,
+        R: Send + 'static,
+        F: FnOnce(&Router, Q) -> Result<R> + Send + 'static,
+    {
+        let roles = [Role::Controller, Role::Operator];
+        let allowed = Peer::of(request.extensions()).and_then(|peer| peer.require(what, &roles));
+        allowed.map_err(|error| refused(&error))?;
+        let (router, message) = (Arc::clone(&self.router), request.into_inner());
+        match self.works.run(what, None, move || work(&router, message)).await {
+            Ended::Done(answer) => answer.map(Response::new).map_err(|error| wire_answer(&Failure::Clean(error))),
+            Ended::Panicked | Ended::Crowded => {
+                let message = format!("{what} could not be answered; ask again later");
+                Err(wire_answer(&Failure::Clean(Error::new(Kind::Unavailable, message))))
+            }
+        }
+    }
+}
+
+/// A caller who asks for what is not his.
+fn refused(error: &Error) -> Status {
+    tracing::warn!("{}", error.chain());
+    wire_denied(error.chain())
+}
+
+#[tonic::async_trait]
+impl Registry for RegistryService {
+    async fn heartbeat(&self, request: Request<pb::HeartbeatRequest>) -> Answer<pb::HeartbeatReply> {
+        let node: NodeId = request.get_ref().node.parse().map_err(|error| wire_answer(&Failure::Clean(error)))?;
+        let allowed = Peer::of(request.extensions()).and_then(|peer| peer.require_node("a heartbeat", &node));
+        allowed.map_err(|error| refused(&error))?;
+        let heartbeat =
+            convert::heartbeat_in(request.into_inner()).map_err(|error| wire_answer(&Failure::Clean(error)))?;
+        let heard = self.router.directory().hear(heartbeat);
+        let (directory, lost) = heard.map_err(|error| wire_answer(&Failure::Clean(error)))?;
+        Ok(Response::new(pb::HeartbeatReply {
+            directory: directory.iter().map(convert::entry_out).collect(),
+            lost: lost.iter().map(PoolId::to_string).collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn list_nodes(&self, request: Request<pb::ListNodesRequest>) -> Answer<pb::ListNodesReply> {
+        self.ask("ListNodes", request, |router, _message| {
+            let directory = router.directory();
+            let node = |seen: crate::route::Seen| pb::Node {
+                node: seen.heartbeat.node.to_string(),
+                boot_id: seen.heartbeat.boot_id,
+                version: seen.heartbeat.version,
+                endpoint: seen.heartbeat.endpoint,
+                fabric: seen.heartbeat.fabric,
+                pools: seen.heartbeat.pools.iter().map(convert::health_out).collect(),
+                heard: seen.heard.as_nanos(),
+                silent: seen.silence == Silence::Silent,
+            };
+            Ok(pb::ListNodesReply {
+                nodes: directory.seen().into_iter().map(node).collect(),
+                missing: directory.missing().iter().map(convert::entry_out).collect(),
+            })
+        })
+        .await
+    }
+
+    async fn list_inventory(&self, request: Request<pb::ListInventoryRequest>) -> Answer<pb::ListInventoryReply> {
+        self.ask("ListInventory", request, |router, _message| {
+            let found = router.inventory();
+            Ok(pb::ListInventoryReply {
+                volumes: found.volumes.into_iter().map(crate::home::remote::volume).collect(),
+                snapshots: found.snapshots.into_iter().map(crate::home::remote::snapshot).collect(),
+                unheard: found.unheard,
+            })
+        })
+        .await
+    }
+
+    async fn readmit(&self, request: Request<pb::ReadmitRequest>) -> Answer<pb::ReadmitReply> {
+        self.ask("Readmit", request, |router, message| {
+            router.readmit(message.pool.parse()?).map(|_| pb::ReadmitReply {})
+        })
+        .await
+    }
+}

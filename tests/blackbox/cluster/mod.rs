@@ -1,0 +1,9 @@
+//! Several nodes and controllers as processes of this machine: each node with its own pool, socket and directory, the
+//! controllers elsewhere. What one node promises has to hold for all of them, whoever is silent.
+
+mod harness;
+mod lives;
+mod lost;
+mod silent;
+mod two_controllers;
+mod wire;
