@@ -66,9 +66,10 @@ fn a_home_that_hangs_slows_no_other() {
     let (here, there) = (cluster.create("here", Use::Ext4, "node-a"), cluster.create("there", Use::Ext4, "node-b"));
     cluster.nodes["node-b"].freeze();
     // More callers than the controller has threads for: one home may have only so many of them.
+    let clients: Vec<_> = (0..4).map(|_| cluster.controller(0)).collect();
     let stuck: Vec<_> = (0..400)
-        .map(|_| {
-            let mut client = cluster.controller(0);
+        .map(|caller: usize| {
+            let mut client = clients[caller % 4].clone();
             let mut request = tonic::Request::new(p::ControllerGetVolumeRequest { volume_id: there.id.clone() });
             request.set_timeout(Duration::from_secs(6));
             cluster.spawn(async move { client.controller_get_volume(request).await.unwrap_err().code() })
