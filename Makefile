@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := $(CURDIR)/.tools/bin
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc unit sanity power torture model
+.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc unit sanity power torture model fuzz
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ help: ## This list
 demo: prepare build ## A volume's whole life on a temporary pool, step by step (root)
 	@target/debug/holdfast demo
 
-test: prepare-test fmt clippy doc sanity unit ## Everything CI runs, from formatting to csi-sanity (root)
+test: prepare-test fmt clippy doc sanity fuzz unit ## Everything CI runs, from formatting to csi-sanity (root)
 
 bench: prepare-bench ## The numbers of docs/benchmarks.md; ONLY="stage fio" measures a part (root)
 	$(CARGO) bench --locked --bench holdfast -- $(ONLY)
@@ -57,6 +57,11 @@ torture: ## kill -9 at N random moments under 8 callers, content checked (root)
 STEPS ?= 1000000
 model: ## Random calls against the model of the specification: STEPS of them, a million by default (root)
 	HOLDFAST_MODEL_SEED=$${HOLDFAST_MODEL_SEED:-random} HOLDFAST_MODEL_STEPS=$(STEPS) $(CARGO) nextest run --locked --lib --run-ignored all --success-output final 'model::'
+
+# Seconds each target is fuzzed.
+T ?= 20
+fuzz: ## Every fuzz target for T seconds each, 20 by default: make fuzz T=60 (root)
+	scripts/fuzz $(T)
 
 # Last, so that its summary is what one sees at the end.
 unit: ## Unit and black-box tests (root)
