@@ -32,7 +32,8 @@ const UNLOGGABLE: &[&str] = &[
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     csi()?;
-    homes()
+    homes()?;
+    kubelet()
 }
 
 fn csi() -> Result<(), Box<dyn std::error::Error>> {
@@ -64,5 +65,13 @@ fn homes() -> Result<(), Box<dyn std::error::Error>> {
         }
         generator.compile_fds(compiler.file_descriptor_set())?;
     }
+    Ok(())
+}
+
+/// How kubelet gets to know the driver.
+fn kubelet() -> Result<(), Box<dyn std::error::Error>> {
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.open_file("pluginregistration/v1/registration.proto")?;
+    tonic_prost_build::configure().build_transport(false).compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod file;
+mod kubelet;
 mod level;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use file::PoolEntry;
 pub use level::LogLevel;
 
 use crate::home::SpaceLimits;
+use crate::kubelet::Registration;
 use crate::pool::{PoolKind, PoolSpec};
 use crate::telemetry::LogFormat;
 use crate::types::{Error, Kind, NodeId, PoolName, Result};
@@ -55,6 +57,10 @@ pub struct Flags {
     pub insecure_plain_text: bool,
     /// `--heartbeat`.
     pub heartbeat: Option<String>,
+    /// `--kubelet-registration`.
+    pub kubelet_registration: Option<String>,
+    /// `--kubelet-endpoint`.
+    pub kubelet_endpoint: Option<String>,
 }
 
 /// One pool to serve.
@@ -115,6 +121,8 @@ pub struct Config {
     pub node: NodeId,
     /// The pools, at least one.
     pub pools: Vec<PoolConfig>,
+    /// How it offers itself to kubelet, if it does.
+    pub registration: Option<Registration>,
 }
 
 impl Serving {
@@ -140,7 +148,8 @@ impl Config {
     /// `InvalidArgument`, naming what is missing or wrong and where it was said.
     pub fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let serving = Serving::resolve(flags, file, &environment)?;
-        Ok(Self { serving, node: node_name(flags, file, &environment)?, pools: pools(flags, file)? })
+        let registration = kubelet::registration(flags, file, &serving.socket)?;
+        Ok(Self { serving, node: node_name(flags, file, &environment)?, pools: pools(flags, file)?, registration })
     }
 }
 

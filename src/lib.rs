@@ -5,6 +5,7 @@
 //! ```text
 //!  main, cli        arguments, wiring, exit codes
 //!  csi              the gRPC edge: decode -> call -> encode; the one Error -> Status map
+//!  kubelet          how kubelet gets to know the driver
 //!  registry         how nodes and controllers find each other
 //!  route | node     placement and routing to homes | attach -> format -> mount -> publish
 //!  home             the rules: records, locks, grants, format states, space
@@ -23,6 +24,7 @@ pub mod csi;
 mod faults;
 pub mod fs;
 pub mod home;
+pub mod kubelet;
 #[cfg(test)]
 mod model;
 pub mod node;

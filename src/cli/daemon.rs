@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use holdfast::config::{Flags, PoolConfig, Serving};
+use holdfast::kubelet::Registration;
 use holdfast::os::{Entry, Os};
 use holdfast::telemetry::init_logs;
 use holdfast::types::{Error, Kind};
@@ -80,6 +81,28 @@ impl WireArguments {
     }
 }
 
+/// Flags of daemons that serve a node.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct KubeletArguments {
+    /// Registers the driver with kubelet, which watches this directory. Default: a registrar beside the driver does.
+    #[arg(long, value_name = "DIR")]
+    kubelet_registration: Option<String>,
+    /// The socket of --endpoint as kubelet sees it. Default: its path here.
+    #[arg(long, value_name = "PATH")]
+    kubelet_endpoint: Option<String>,
+}
+
+impl KubeletArguments {
+    /// Adds what they say.
+    pub(crate) fn flags(&self, others: Flags) -> Flags {
+        Flags {
+            kubelet_registration: self.kubelet_registration.clone(),
+            kubelet_endpoint: self.kubelet_endpoint.clone(),
+            ..others
+        }
+    }
+}
+
 /// The end of the process, when it has been asked for. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Stop(watch::Receiver<()>);
@@ -111,7 +134,7 @@ where
 {
     let os = Os::new();
     os.use_one_heap();
-    check_socket(&os, &serving.socket)?;
+    check_socket(&os, &serving.socket, "--endpoint")?;
     check(&os)?;
     init_logs(serving.log_format, serving.log_level.as_str())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -143,23 +166,27 @@ pub(crate) fn ended(served: Result<(), Error>) -> Result<ExitCode> {
     }
 }
 
-fn check_socket(os: &Os, socket: &Path) -> Result<()> {
+/// Whether a socket can be made; `flag` is where messages say it was chosen.
+fn check_socket(os: &Os, socket: &Path, flag: &str) -> Result<()> {
     let shown = socket.display();
     let directory = socket.parent().unwrap_or(Path::new("/"));
     if os.identity(directory)?.is_none() {
         bail!("the directory of the socket {shown} does not exist; make it: mkdir -p {}", directory.display());
     }
     if let Some(Entry::File | Entry::Directory | Entry::Symlink) = os.entry(socket)? {
-        bail!("{shown} is not a socket; move it away, or choose another --endpoint");
+        bail!("{shown} is not a socket; move it away, or choose another {flag}");
     }
     if UnixStream::connect(socket).is_ok() {
-        bail!("another process answers on {shown}; stop it, or give this one another --endpoint");
+        bail!("another process answers on {shown}; stop it, or give this one another {flag}");
     }
     Ok(())
 }
 
-/// What a node with these pools needs of its machine.
-pub(crate) fn check_pools(os: &Os, pools: &[PoolConfig]) -> Result<()> {
+/// What a node with these pools, known to kubelet this way, needs of its machine.
+pub(crate) fn check_node(os: &Os, pools: &[PoolConfig], registration: Option<&Registration>) -> Result<()> {
+    if let Some(registration) = registration {
+        check_registration(os, registration)?;
+    }
     for pool in pools {
         if os.identity(pool.root())?.is_none() {
             bail!("the directory of pool {} does not exist; make it: mkdir -p {}", pool.spec, pool.root().display());
@@ -171,6 +198,22 @@ pub(crate) fn check_pools(os: &Os, pools: &[PoolConfig]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn check_registration(os: &Os, registration: &Registration) -> Result<()> {
+    let directory = registration.directory();
+    if !directory.is_dir() {
+        bail!(
+            "--kubelet-registration: {} is not a directory; name the one kubelet watches, which it makes when it starts: \
+             plugins_registry in its root directory",
+            directory.display()
+        );
+    }
+    check_socket(
+        os,
+        &registration.socket,
+        "--kubelet-registration; a registrar beside the driver is not needed with it",
+    )
 }
 
 /// The first SIGTERM or SIGINT begins the end; a second one ends the process at once.

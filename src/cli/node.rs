@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::PoolArguments;
-use super::daemon::{self, DaemonArguments, Stop, WireArguments};
-use super::serving::{self, Opened};
+use super::daemon::{self, DaemonArguments, KubeletArguments, Stop, WireArguments};
+use super::serving::{self, Opened, Registering};
 
 /// The largest request of a controller, in bytes.
 const MOST_REQUEST: usize = 4 << 20;
@@ -49,6 +49,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     wire: WireArguments,
     #[command(flatten)]
+    kubelet: KubeletArguments,
+    #[command(flatten)]
     daemon: DaemonArguments,
 }
 
@@ -62,7 +64,7 @@ impl Arguments {
             state: self.state.clone(),
             ..self.pools.flags()
         };
-        let flags = self.daemon.flags(self.wire.flags(flags));
+        let flags = self.daemon.flags(self.kubelet.flags(self.wire.flags(flags)));
         Ok(NodeConfig::resolve(&flags, &self.pools.file()?, |name| std::env::var(name).ok())?)
     }
 }
@@ -74,8 +76,9 @@ impl Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = arguments.config()?;
     let serving = config.serving.clone();
-    let pools = config.pools.clone();
-    daemon::run(&serving, |os| daemon::check_pools(os, &pools), |os, stop, stopped| live(config, os, stop, stopped))
+    let (pools, registration) = (config.pools.clone(), config.registration.clone());
+    let check = |os: &Os| daemon::check_node(os, &pools, registration.as_ref());
+    daemon::run(&serving, check, |os, stop, stopped| live(config, os, stop, stopped))
 }
 
 async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop) -> Result<ExitCode> {
@@ -127,7 +130,10 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
         metrics,
         pools,
     };
-    let ended = daemon::ended(serve(serving, stopped.begun()).await);
+    let registering = Registering::start(config.registration, &serving.metrics, &stopped);
+    let served = serve(serving, stopped.begun()).await;
+    registering.end().await;
+    let ended = daemon::ended(served);
     // What controllers asked for is given the same time to end as what kubelet did, and mostly it had it already.
     works.ended(std::time::Duration::from_secs(1)).await;
     serving_home.abort();

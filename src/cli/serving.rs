@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use holdfast::config::{PoolConfig, TlsMode};
 use holdfast::home::{Home, LocalHome};
+use holdfast::kubelet::{Registrar, Registration};
 use holdfast::node::Node;
 use holdfast::os::Os;
 use holdfast::pool::{self, Cloning, Pool};
@@ -14,6 +15,7 @@ use holdfast::telemetry::{Http, Metrics, PoolWatch};
 use holdfast::tls::{CONNECTION_AGE, Credentials, Incoming, Role};
 use holdfast::types::{Error, Kind, NodeId};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint, Server};
 use tracing::error;
 
@@ -92,6 +94,25 @@ impl Health {
                 error!("{}", error.chain());
             }
         });
+    }
+}
+
+/// The registration with kubelet, or nothing where none is wanted.
+pub(crate) struct Registering(Option<JoinHandle<()>>);
+
+impl Registering {
+    /// Offers the driver as soon as CSI answers, until the end begins.
+    pub(crate) fn start(registration: Option<Registration>, metrics: &Metrics, stopped: &Stop) -> Self {
+        let registrar = registration.map(|registration| Registrar::new(registration, metrics.kubelet().clone()));
+        Self(registrar.map(|registrar| tokio::spawn(registrar.run(stopped.clone().begun()))))
+    }
+
+    /// Its socket is gone when this completes, whatever ended CSI.
+    pub(crate) async fn end(self) {
+        if let Some(task) = self.0 {
+            task.abort();
+            let _ = task.await;
+        }
     }
 }
 

@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use tracing::info;
 
 use super::PoolArguments;
-use super::daemon::{self, DaemonArguments, Stop};
-use super::serving::{Opened, health, open};
+use super::daemon::{self, DaemonArguments, KubeletArguments, Stop};
+use super::serving::{Opened, Registering, health, open};
 
 /// Flags of `holdfast standalone`.
 #[derive(Args, Clone, Debug)]
@@ -27,12 +27,15 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     pools: PoolArguments,
     #[command(flatten)]
+    kubelet: KubeletArguments,
+    #[command(flatten)]
     daemon: DaemonArguments,
 }
 
 impl Arguments {
     fn config(&self) -> Result<Config> {
-        let flags = self.daemon.flags(Flags { node_name: self.node_name.clone(), ..self.pools.flags() });
+        let flags = Flags { node_name: self.node_name.clone(), ..self.pools.flags() };
+        let flags = self.daemon.flags(self.kubelet.flags(flags));
         Ok(Config::resolve(&flags, &self.pools.file()?, |name| std::env::var(name).ok())?)
     }
 }
@@ -44,8 +47,9 @@ impl Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = arguments.config()?;
     let serving = config.serving.clone();
-    let pools = config.pools.clone();
-    daemon::run(&serving, |os| daemon::check_pools(os, &pools), |os, stop, stopped| live(config, os, stop, stopped))
+    let (pools, registration) = (config.pools.clone(), config.registration.clone());
+    let check = |os: &Os| daemon::check_node(os, &pools, registration.as_ref());
+    daemon::run(&serving, check, |os, stop, stopped| live(config, os, stop, stopped))
 }
 
 async fn live(config: Config, os: Os, stop: watch::Sender<()>, stopped: Stop) -> Result<ExitCode> {
@@ -82,5 +86,8 @@ async fn live(config: Config, os: Os, stop: watch::Sender<()>, stopped: Stop) ->
         metrics,
         pools,
     };
-    daemon::ended(serve(serving, stopped.begun()).await)
+    let registering = Registering::start(config.registration, &serving.metrics, &stopped);
+    let served = serve(serving, stopped.begun()).await;
+    registering.end().await;
+    daemon::ended(served)
 }

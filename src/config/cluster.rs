@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{File, Flags, PoolConfig, Said, Serving, pick, pools, refuse};
+use crate::kubelet::Registration;
 use crate::route::{Lost, NO_FABRIC, Rhythm};
 use crate::types::{Error, NodeId, Result};
 
@@ -57,6 +58,8 @@ pub struct NodeConfig {
     pub tls: TlsMode,
     /// How often it makes itself known.
     pub rhythm: Rhythm,
+    /// How it offers itself to kubelet, if it does.
+    pub registration: Option<Registration>,
 }
 
 impl ControllerConfig {
@@ -103,8 +106,10 @@ impl NodeConfig {
             |text: &String| endpoint(&Said { text: text.clone(), place: "a controller's address".to_owned() });
         let fabric = pick(&flags.fabric, "--fabric", &file.fabric, "fabric", "", |_| None);
         let state = pick(&flags.state, "--state", &file.state_directory, "stateDirectory", "", |_| None);
+        let serving = Serving::resolve(flags, file, &environment)?;
+        let registration = super::kubelet::registration(flags, file, &serving.socket)?;
         Ok(Self {
-            serving: Serving::resolve(flags, file, &environment)?,
+            serving,
             node,
             pools: if flags.pools.is_empty() && file.pools.is_empty() { Vec::new() } else { pools(flags, file)? },
             listen,
@@ -125,6 +130,7 @@ impl NodeConfig {
             state: state.map_or_else(|| PathBuf::from("/var/lib/holdfast"), |said| PathBuf::from(said.text)),
             tls: tls(flags, file)?,
             rhythm: rhythm(flags, file)?,
+            registration,
         })
     }
 }

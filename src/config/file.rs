@@ -24,6 +24,8 @@ pub struct File {
     pub(super) tls: TlsEntry,
     pub(super) heartbeat: Option<String>,
     pub(super) lost_homes: Vec<String>,
+    pub(super) kubelet_registration: Option<String>,
+    pub(super) kubelet_endpoint: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -18,7 +18,7 @@ pub mod proto;
 mod rpc;
 mod secrets;
 mod server;
-mod socket;
+pub(crate) mod socket;
 mod status;
 #[cfg(test)]
 mod tests;

@@ -71,7 +71,7 @@ pub struct ServeConfig {
 /// # Errors
 /// `Precondition` when the socket is taken; `Internal` when it cannot be made.
 pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
-    let (listener, file) = socket::listen(&config.socket).await?;
+    let (listener, file) = socket::listen(&config.socket, "--endpoint").await?;
     let (calls, works) = (Calls::new(config.metrics), Works::new());
     let controller = (config.controller == ServeController::Yes).then(|| {
         ControllerServer::new(Controller::new(Arc::clone(&config.router), works.clone()))

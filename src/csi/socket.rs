@@ -1,8 +1,8 @@
 //! The Unix socket: made so that nobody but root ever gets in, taken over only from the dead, removed when we go.
 
-use std::fs::Permissions;
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,21 +19,32 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The path of a bound socket; removes it when dropped, if it is still ours.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
-    identity: (u64, u64),
+    /// As long as this is open, no other file gets its inode's number.
+    inode: File,
+}
+
+impl SocketFile {
+    /// Whether it is still there, and nothing else in its place.
+    pub(crate) fn is_ours(&self) -> bool {
+        let now = std::fs::symlink_metadata(&self.path);
+        let same = |now: Metadata, ours: Metadata| (now.dev(), now.ino()) == (ours.dev(), ours.ino());
+        now.is_ok_and(|now| self.inode.metadata().is_ok_and(|ours| same(now, ours)))
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|now| (now.dev(), now.ino()) == self.identity);
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
+        if self.is_ours()
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
             warn!("socket {} stays behind: {error}", self.path.display());
         }
     }
 }
 
-/// Listens on `path`.
+/// Listens on `path`; `flag` is where messages say it was chosen.
 ///
 /// A socket there that nobody answers is replaced; its mode is 0600 before the first connection can be made, because
 /// between bind(2) and listen(2) every connect(2) is refused.
@@ -41,20 +52,20 @@ impl Drop for SocketFile {
 /// # Errors
 /// `Precondition` when another process answers there, or something that is no socket lies there; `Internal` when the
 /// system refuses.
-pub(super) async fn listen(path: &Path) -> Result<(UnixListener, SocketFile)> {
-    clear(path).await?;
+pub(crate) async fn listen(path: &Path, flag: &str) -> Result<(UnixListener, SocketFile)> {
+    clear(path, flag).await?;
     let socket = UnixSocket::new_stream().at(|| "make a Unix socket")?;
     socket.bind(path).at(|| format!("bind the socket {}; its directory must exist", path.display()))?;
     let secured = std::fs::set_permissions(path, Permissions::from_mode(0o600))
-        .and_then(|()| std::fs::symlink_metadata(path))
+        .and_then(|()| OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path))
         .at(|| format!("set the mode of the socket {}", path.display()))?;
-    let file = SocketFile { path: path.to_owned(), identity: (secured.dev(), secured.ino()) };
+    let file = SocketFile { path: path.to_owned(), inode: secured };
     let listener = socket.listen(BACKLOG).at(|| format!("listen on {}", path.display()))?;
     Ok((listener, file))
 }
 
 /// Removes a socket nobody answers any more.
-async fn clear(path: &Path) -> Result<()> {
+async fn clear(path: &Path, flag: &str) -> Result<()> {
     let refused = |reason: String| Error::new(Kind::Precondition, format!("socket {}: {reason}", path.display()));
     let there = match std::fs::symlink_metadata(path) {
         Ok(there) => there,
@@ -62,9 +73,9 @@ async fn clear(path: &Path) -> Result<()> {
         Err(error) => return Err(error).at(|| format!("look at the socket {}", path.display())),
     };
     if !there.file_type().is_socket() {
-        return Err(refused(
-            "something that is not a socket lies there; move it away or choose another --endpoint".into(),
-        ));
+        return Err(refused(format!(
+            "something that is not a socket lies there; move it away or choose another {flag}"
+        )));
     }
     match tokio::time::timeout(PATIENCE, UnixStream::connect(path)).await {
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {}
@@ -74,7 +85,7 @@ async fn clear(path: &Path) -> Result<()> {
             return Err(refused("whether another process answers there cannot be told".into()).because(error));
         }
         Ok(Ok(_) | Err(_)) | Err(_) => {
-            return Err(refused("another process answers there; stop it, or give this one another --endpoint".into()));
+            return Err(refused(format!("another process answers there; stop it, or give this one another {flag}")));
         }
     }
     match std::fs::remove_file(path) {
@@ -93,7 +104,7 @@ mod tests {
     async fn the_socket_is_private_and_goes_away_with_us() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("csi.sock");
-        let (listener, file) = listen(&path).await.unwrap();
+        let (listener, file) = listen(&path, "--endpoint").await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let connected = UnixStream::connect(&path).await;
         assert!(connected.is_ok());
@@ -108,18 +119,18 @@ mod tests {
         let path = dir.path().join("csi.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let (listener, file) = listen(&path).await.unwrap();
+        let (listener, file) = listen(&path, "--endpoint").await.unwrap();
 
-        let error = listen(&path).await.unwrap_err();
+        let error = listen(&path, "--endpoint").await.unwrap_err();
         assert!(error.kind() == Kind::Precondition && error.to_string().contains("another process"), "{error}");
         assert!(UnixStream::connect(&path).await.is_ok(), "the live one is untouched");
         drop((listener, file));
 
         std::fs::write(&path, "precious").unwrap();
-        let error = listen(&path).await.unwrap_err();
+        let error = listen(&path, "--endpoint").await.unwrap_err();
         assert!(error.to_string().contains("not a socket"), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
-        let error = listen(&dir.path().join("no/such/dir.sock")).await.unwrap_err();
+        let error = listen(&dir.path().join("no/such/dir.sock"), "--endpoint").await.unwrap_err();
         assert!(error.to_string().contains("directory must exist"), "{error}");
     }
 
@@ -127,10 +138,23 @@ mod tests {
     async fn what_took_our_place_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("csi.sock");
-        let (_listener, file) = listen(&path).await.unwrap();
+        let (_listener, file) = listen(&path, "--endpoint").await.unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "another").unwrap();
         drop(file);
         assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_successor_s_socket_is_not_removed_whatever_its_inode_s_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("csi.sock");
+        let (listener, file) = listen(&path, "--endpoint").await.unwrap();
+        // A filesystem that gives out numbers again gives the successor ours, once nobody has the old socket open.
+        drop(listener);
+        std::fs::remove_file(&path).unwrap();
+        let _successor = listen(&path, "--endpoint").await.unwrap();
+        drop(file);
+        assert!(UnixStream::connect(&path).await.is_ok());
     }
 }

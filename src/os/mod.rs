@@ -1,6 +1,6 @@
 //! The only room with system calls, `unsafe` and child processes.
 //!
-//! Everything blocks; callers are workflows on threads of their own (docs/adr/0001). Nothing here knows a
+//! Everything but [`DirectoryWatch`] blocks; callers are workflows on threads of their own (docs/adr/0001). Nothing here knows a
 //! volume, a record or CSI. [`Os`] is handed down through constructors; a test builds one with an
 //! [`Interceptor`] that makes any chosen call fail before or after its real effect, so the fault matrix runs
 //! against the real kernel. Every method that changes or asks something passes through `Os::call` under its
@@ -24,6 +24,7 @@ mod mount;
 mod mountinfo;
 mod owner;
 mod version;
+mod watch;
 
 use std::fmt;
 use std::io;
@@ -42,6 +43,7 @@ pub use mount::MountFlags;
 pub use mountinfo::{MountEntry, MountTable};
 pub use owner::OwnerLock;
 pub use version::FileVersion;
+pub use watch::DirectoryWatch;
 
 /// The name of a system call wrapper, one per method: what an [`Interceptor`] sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

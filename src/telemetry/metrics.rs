@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::{PoolFigures, TlsMetrics, VolumeExtents};
+use super::{KubeletMetrics, PoolFigures, TlsMetrics, VolumeExtents};
 use crate::os::Activity;
 use crate::types::{Error, Kind, Result};
 
@@ -63,6 +63,7 @@ pub struct Metrics {
     seconds: Family<RpcLabel, Histogram, fn() -> Histogram>,
     in_flight: Family<RpcLabel, Gauge>,
     tls: TlsMetrics,
+    kubelet: KubeletMetrics,
     sampled: Arc<Mutex<Sampled>>,
 }
 
@@ -90,10 +91,11 @@ impl Metrics {
         let in_flight = Family::<RpcLabel, Gauge>::default();
         registry.register("csi_calls_in_flight", "CSI calls not answered yet", in_flight.clone());
         let tls = TlsMetrics::registered(&mut registry);
+        let kubelet = KubeletMetrics::in_registry(&mut registry);
         let sampled = Arc::default();
         registry.register_collector(Box::new(Pools(Arc::clone(&sampled))));
         registry.register_collector(Box::new(Operations(activity)));
-        Arc::new(Self { registry, calls, seconds, in_flight, tls, sampled })
+        Arc::new(Self { registry, calls, seconds, in_flight, tls, kubelet, sampled })
     }
 
     /// A call came in.
@@ -112,6 +114,12 @@ impl Metrics {
     #[must_use]
     pub fn tls(&self) -> &TlsMetrics {
         &self.tls
+    }
+
+    /// What is counted of the registration with kubelet.
+    #[must_use]
+    pub fn kubelet(&self) -> &KubeletMetrics {
+        &self.kubelet
     }
 
     /// Everything as text, with what was read for this scrape.
@@ -143,7 +151,7 @@ fn gauges<'r, T: 'r, L: EncodeLabelSet>(
 }
 
 /// Writes one gauge without labels.
-fn gauge(encoder: &mut DescriptorEncoder<'_>, (name, help): (&str, &str), value: i64) -> fmt::Result {
+pub(super) fn gauge(encoder: &mut DescriptorEncoder<'_>, (name, help): (&str, &str), value: i64) -> fmt::Result {
     let gauge = ConstGauge::new(value);
     gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }

@@ -2,6 +2,7 @@
 //! measures is handed to it through constructors.
 
 mod http;
+mod kubelet;
 mod logs;
 mod measurement;
 mod metrics;
@@ -9,6 +10,7 @@ mod pools;
 mod tls;
 
 pub use http::Http;
+pub use kubelet::KubeletMetrics;
 pub use logs::{LogFormat, init_logs};
 pub use metrics::{Metrics, Sampled};
 pub use pools::{PoolFigures, PoolWatch, Readiness, VolumeExtents};

@@ -29,6 +29,7 @@ mod one_writer;
 mod owner;
 mod power;
 mod publish;
+mod registration;
 mod secrets;
 mod snapshots;
 mod space;
