@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path};
 
-use holdfast::config::{Config, File, Flags};
+use holdfast::config::{Config, ControllerConfig, File, Flags, NodeConfig};
 
 use crate::text;
 
@@ -27,8 +27,19 @@ pub fn run(data: &[u8]) {
         metrics: lines.next(),
         log_format: lines.next(),
         log_level: lines.next(),
+        listen: lines.next(),
+        advertise: lines.next(),
+        fabric: lines.next(),
+        tls: lines.next(),
+        heartbeat: lines.next(),
+        controllers: lines.next().into_iter().collect(),
         pools: lines.collect(),
+        ..Flags::default()
     };
+    // What the other two daemons make of it is refused in words or a configuration, never a panic.
+    for flags in [&flags, &from_text] {
+        let _ = (ControllerConfig::resolve(flags, &file, |_| None), NodeConfig::resolve(flags, &file, |_| None));
+    }
     resolved(&from_text, &file);
     resolved(&from_text, &File::default());
 }
@@ -41,7 +52,7 @@ fn resolved(flags: &Flags, file: &File) {
             return assert!(!said.is_empty(), "{said:?}");
         }
     };
-    assert!(config.socket.is_absolute() && config.socket.as_os_str().len() <= 107);
+    assert!(config.serving.socket.is_absolute() && config.serving.socket.as_os_str().len() <= 107);
     assert!(!config.pools.is_empty());
     for pool in &config.pools {
         let plain = |part: Component| matches!(part, Component::RootDir | Component::Normal(_));

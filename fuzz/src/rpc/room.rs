@@ -166,8 +166,9 @@ fn served(runtime: &Runtime, os: &Os, pool: &Path, socket: &Path) {
     let spec = PoolSpec::file("test".parse().expect("a name"), pool).expect("a pool");
     let pool: Arc<dyn Pool> = pool::open(os, &spec, &node).expect("open the pool");
     let home = LocalHome::open(os.clone(), node.clone(), vec![(pool, SpaceLimits::default())]).expect("open the home");
+    let served = home.pools();
     let home: Arc<dyn Home> = Arc::new(home);
-    let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&home))));
+    let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&home), served)));
     let (figures, extents) = (Arc::clone(&router), Arc::clone(&router));
     let pools = PoolWatch::new(move || figures.figures(), move || extents.extents());
     pools.opened();
