@@ -9,6 +9,7 @@ mod hand;
 mod hangs;
 mod matrix;
 mod operations;
+mod partition;
 mod state;
 mod table;
 mod world;

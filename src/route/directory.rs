@@ -363,12 +363,22 @@ impl Directory {
         Ok(homes)
     }
 
-    /// Where homes are that can be asked now.
+    /// Where homes are, silent ones among them: what a home may have, no other home can deny. Without what was declared
+    /// lost.
     #[must_use]
     pub fn seats(&self) -> Vec<Seat> {
         let state = self.read();
-        let homes = state.members.values().filter(|member| self.silence(member).is_none() && !member.pools.is_empty());
-        homes.map(|member| member.seat.clone()).collect()
+        let there = |member: &&Member| member.pools.iter().any(|pool| !self.is_lost(*pool, &member.seat.node));
+        let mut seats: BTreeMap<_, _> =
+            state.members.values().filter(there).map(|member| (&member.seat.node, member.seat.clone())).collect();
+        for (pool, entry) in &state.known {
+            // Not heard since this controller started: another node has its word for it.
+            if !state.members.contains_key(&entry.node) && !self.is_lost(*pool, &entry.node) {
+                let segments = Segments::of_node(&entry.node, NO_FABRIC);
+                seats.entry(&entry.node).or_insert_with(|| Seat { node: entry.node.clone(), segments });
+            }
+        }
+        seats.into_values().collect()
     }
 
     /// The figures of the pools of every node inside a topology (all without one), from heartbeats that are not too

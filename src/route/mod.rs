@@ -6,6 +6,7 @@ mod placement;
 pub use directory::{Answering, Dial, Directory, Entry, Heartbeat, Lost, Rhythm, Seen, Silence};
 pub use placement::{FABRIC_KEY, NO_FABRIC, NODE_KEY, Requirement, Seat, Segments, place};
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::thread;
@@ -63,25 +64,49 @@ impl Router {
     /// Makes a volume where the requirement, the class and the source allow, or finds it where a try before made it.
     ///
     /// # Errors
-    /// As [`Home::create_volume`]; `NoCapacity` when no allowed home has room or the pool; `AlreadyExists` when the
-    /// volume is on a node that the requirement leaves out.
+    /// As [`Home::create_volume`]; `NoCapacity` when every allowed home said that it has no room or not the pool;
+    /// `Unavailable` when one of them could not be asked; `AlreadyExists` when the volume is on a node that the requirement
+    /// leaves out.
     pub fn create_volume(&self, request: &CreateVolume, requirement: &Requirement) -> Result<Created<Volume>, Failure> {
         self.directory.settled()?;
         let placed = self.placed(request, requirement);
         // The one home that may have it sees that itself.
         let sees_itself = placed.is_ok() && self.directory.heard().len() < 2;
-        if !sees_itself && let Some(home) = self.made_before(&request.name)? {
-            return self.made_on(&*home, request, requirement);
+        let mut mute = Mute::new();
+        if !sees_itself {
+            let made;
+            (made, mute) = self.made_before(&request.name)?;
+            if let Some(home) = made {
+                return self.made_on(&*home, request, requirement);
+            }
         }
         let homes = placed?;
-        let mut refusals = Vec::new();
+        // Each home sees itself what it has when it is its turn. One behind it that is heard and does not say may have
+        // the volume from a try before.
+        if let Some(node) = homes.iter().skip(1).find(|node| mute.contains(node)) {
+            let sentence =
+                format!("node {node} does not answer whether it has volume {:?} already; ask again", request.name);
+            return Err(Failure::Dirty(Error::new(Kind::Unavailable, sentence)));
+        }
+        let (mut refusals, mut silent) = (Vec::new(), None);
         for node in &homes {
-            match self.directory.home_on(node)?.create_volume(request) {
+            let home = match self.directory.home_on(node) {
+                Ok(home) => home,
+                Err(error) => {
+                    silent.get_or_insert(error);
+                    continue;
+                }
+            };
+            match home.create_volume(request) {
                 Err(Failure::Clean(error)) if passes_on(&error, request) => refusals.push((node, error)),
                 answer => return answer,
             }
         }
-        Err(Failure::Clean(no_home_had_room(refusals)))
+        // What a silent home may have from a try before is not to be forgotten.
+        match silent {
+            Some(error) => Err(Failure::Dirty(error)),
+            None => Err(Failure::Clean(no_home_had_room(refusals))),
+        }
     }
 
     /// The homes to try for a new volume, in order.
@@ -117,31 +142,35 @@ impl Router {
         home.create_volume(request)
     }
 
-    /// The home that has a volume of this name: all that can be asked are, at once and for two seconds. A silent one that
-    /// might have it holds nothing up; if it has, `doctor` shows the volume twice.
-    fn made_before(&self, name: &str) -> Result<Option<Arc<dyn Home>>, Failure> {
+    /// The home that has a volume of this name, and the nodes that were asked and did not say: all that are heard are
+    /// asked, at once and for two seconds. A silent one that might have it holds nothing up where the volume may be made on
+    /// others; if it has, `doctor` shows the volume twice.
+    fn made_before(&self, name: &str) -> Result<(Option<Arc<dyn Home>>, Mute), Failure> {
         let uuid = ObjectUuid::of_volume(name);
-        let found = self.ask_all(|home| home.find_volume(uuid))?;
-        Ok(first_by_pool(name, found, |id| id.pool))
+        let (found, mute) = self.ask_all(|home| home.find_volume(uuid))?;
+        Ok((first_by_pool(name, found, |id| id.pool), mute))
     }
 
     /// As [`Router::made_before`], of a snapshot.
     fn cut_before(&self, name: &str) -> Result<Option<Arc<dyn Home>>, Failure> {
         let uuid = ObjectUuid::of_snapshot(name);
-        let found = self.ask_all(|home| home.find_snapshot(uuid))?;
+        let (found, _) = self.ask_all(|home| home.find_snapshot(uuid))?;
         Ok(first_by_pool(name, found, |id| id.pool))
     }
 
-    /// What every home has of a name.
-    fn ask_all<I: Send>(&self, ask: impl Fn(&dyn Home) -> Result<Vec<I>> + Sync) -> Result<Vec<Has<I>>, Failure> {
-        let mut found = Vec::new();
+    /// What every home has of a name, and the nodes that did not say.
+    fn ask_all<I: Send>(
+        &self,
+        ask: impl Fn(&dyn Home) -> Result<Vec<I>> + Sync,
+    ) -> Result<(Vec<Has<I>>, Mute), Failure> {
+        let (mut found, mut mute) = (Vec::new(), Mute::new());
         for (home, answer) in asked(self.directory.heard(), Deadline::after(ASKING), ask) {
             match answer {
                 Ok(ids) if ids.is_empty() => {}
                 Ok(ids) => found.push((home, ids)),
                 Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Timeout) => {
-                    warn!(node = %home.node(), error = %error.chain(),
-                        "not asked whether it has the name already; if it has, holdfast doctor shows it twice");
+                    warn!(node = %home.node(), error = %error.chain(), "does not say whether it has the name already");
+                    mute.insert(home.node().clone());
                 }
                 Err(error) => {
                     let sentence = format!("whether node {} has the name already is not known", home.node());
@@ -149,7 +178,7 @@ impl Router {
                 }
             }
         }
-        Ok(found)
+        Ok((found, mute))
     }
 
     /// Deletes a volume.
@@ -414,6 +443,9 @@ fn no_home_had_room(mut refusals: Vec<(&NodeId, Error)>) -> Error {
     let said: Vec<_> = refusals.iter().map(|(node, error)| format!("{node}: {}", error.chain())).collect();
     Error::new(Kind::NoCapacity, format!("no node has room for the volume: {}", said.join("; ")))
 }
+
+/// Nodes that are heard and did not say whether they have a name.
+type Mute = BTreeSet<NodeId>;
 
 /// A home with what it has of a name.
 type Has<I> = (Arc<dyn Home>, Vec<I>);

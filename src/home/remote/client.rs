@@ -86,8 +86,12 @@ impl RemoteHome {
         let answer =
             self.runtime.block_on(async { tokio::time::timeout(time, call(self.client.clone(), request)).await });
         drop(call_slot);
-        let answer = answer.unwrap_or_else(|_| Err(Status::from_error(Box::new(TimedOut))));
-        answer.map(Response::into_inner).map_err(|status| fault::failure(&self.node, &self.endpoint, what, &status))
+        match answer {
+            Ok(answer) => answer
+                .map(Response::into_inner)
+                .map_err(|status| fault::failure(&self.node, &self.endpoint, what, &status)),
+            Err(_) => Err(fault::overdue(&self.node, what)),
+        }
     }
 
     /// As [`RemoteHome::ask`], where nothing depends on what is left behind.
@@ -122,18 +126,6 @@ fn time_for(deadline: Option<Deadline>) -> Duration {
     // Of a short time half: an early answer is of no use if the home never had a chance.
     left.saturating_sub(EARLIER).max(left / 2)
 }
-
-/// The call's time is over.
-#[derive(Debug)]
-struct TimedOut;
-
-impl fmt::Display for TimedOut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("its time is over")
-    }
-}
-
-impl std::error::Error for TimedOut {}
 
 impl Home for RemoteHome {
     fn node(&self) -> &NodeId {

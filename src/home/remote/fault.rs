@@ -64,15 +64,18 @@ pub fn failure(node: &NodeId, endpoint: &str, what: &str, status: &Status) -> Fa
         Code::PermissionDenied | Code::Unauthenticated => {
             not_done(Kind::Unavailable, format!("{what}: node {node} refuses this caller: {said}"))
         }
-        Code::DeadlineExceeded | Code::Cancelled => Failure::Dirty(Error::new(
-            Kind::Timeout,
-            format!("{what}: node {node} has not answered in time; it goes on there; ask again"),
-        )),
+        Code::DeadlineExceeded | Code::Cancelled => overdue(node, what),
         _ => Failure::Dirty(Error::new(
             Kind::Unavailable,
             format!("{what}: node {node} at {endpoint} does not answer: {said}; look whether holdfast runs there"),
         )),
     }
+}
+
+/// The call's time is over, and what was begun goes on.
+pub(super) fn overdue(node: &NodeId, what: &str) -> Failure {
+    let message = format!("{what}: node {node} has not answered in time; it goes on there; ask again");
+    Failure::Dirty(Error::new(Kind::Timeout, message))
 }
 
 fn said_by_home(said: pb::Error) -> Failure {
