@@ -10,6 +10,8 @@ mod convert;
 pub mod proto;
 mod reporter;
 mod service;
+#[cfg(test)]
+mod wire;
 
 pub use card::Card;
 pub use cluster::{Cluster, Everything, NodeRow, Nodes};

@@ -6,7 +6,7 @@ mod placement;
 pub use directory::{Answering, Dial, Directory, Entry, Heartbeat, Lost, Rhythm, Seen, Silence};
 pub use placement::{FABRIC_KEY, NO_FABRIC, NODE_KEY, Requirement, Seat, Segments, place};
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::thread;
@@ -83,10 +83,9 @@ impl Router {
         let homes = placed?;
         // Each home sees itself what it has when it is its turn. One behind it that is heard and does not say may have
         // the volume from a try before.
-        if let Some(node) = homes.iter().skip(1).find(|node| mute.contains(node)) {
-            let sentence =
-                format!("node {node} does not answer whether it has volume {:?} already; ask again", request.name);
-            return Err(Failure::Dirty(Error::new(Kind::Unavailable, sentence)));
+        if let Some((node, error)) = homes.iter().skip(1).find_map(|node| mute.remove_entry(node)) {
+            let sentence = format!("node {node} does not say whether it has volume {:?} already", request.name);
+            return Err(Failure::Dirty(error.with_kind(Kind::Unavailable).context(sentence)));
         }
         let (mut refusals, mut silent) = (Vec::new(), None);
         for node in &homes {
@@ -170,7 +169,7 @@ impl Router {
                 Ok(ids) => found.push((home, ids)),
                 Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Timeout) => {
                     warn!(node = %home.node(), error = %error.chain(), "does not say whether it has the name already");
-                    mute.insert(home.node().clone());
+                    mute.insert(home.node().clone(), error);
                 }
                 Err(error) => {
                     let sentence = format!("whether node {} has the name already is not known", home.node());
@@ -444,8 +443,8 @@ fn no_home_had_room(mut refusals: Vec<(&NodeId, Error)>) -> Error {
     Error::new(Kind::NoCapacity, format!("no node has room for the volume: {}", said.join("; ")))
 }
 
-/// Nodes that are heard and did not say whether they have a name.
-type Mute = BTreeSet<NodeId>;
+/// Nodes that are heard and did not say whether they have a name, and why.
+type Mute = BTreeMap<NodeId, Error>;
 
 /// A home with what it has of a name.
 type Has<I> = (Arc<dyn Home>, Vec<I>);

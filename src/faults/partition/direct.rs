@@ -8,7 +8,7 @@ use std::time::Duration;
 use tonic::Code;
 
 use super::proxy::{Fate, Told};
-use super::world::{INTERVAL, World, node};
+use super::world::{INTERVAL, NODES, World, node};
 use crate::csi::{Rpc, code_of};
 use crate::home::{CreateVolume, Created, Home, Volume};
 use crate::os::{Call, Deadline, Interceptor, Os, Stopwatch};
@@ -214,4 +214,25 @@ fn a_home_has_two_seconds_less_than_the_caller_and_its_work_goes_on() {
     };
     assert!(matches!(existing, Created::Existing(_)), "{existing:?}");
     assert_eq!(world.having("vol"), [node(0)]);
+}
+
+#[test]
+fn a_node_of_a_release_without_a_call_is_named_with_the_call_and_nothing_is_forgotten() {
+    let (scratch, switch) = (Scratch::new(Ground::Xfs), Switch::default());
+    let world = World::new(&scratch, "pools", switch.fates());
+    let missing = Fate::Lost(Told::Code(Code::Unimplemented));
+    let vol = request("vol", 8, Placement::Any);
+    for (home, rpc) in [(1, "FindVolume"), (0, "CreateVolume")] {
+        switch.set(home, rpc, missing);
+        let (code, said) = create(&world, &vol, &first_on(0)).unwrap_err();
+        let words = [rpc, NODES[home], "upgrade"];
+        assert!(code == Code::Unavailable && words.iter().all(|word| said.contains(word)), "{code:?}: {said}");
+        switch.set(home, rpc, Fate::Passed);
+    }
+    let made = create(&world, &vol, &first_on(0)).unwrap();
+    switch.set(0, "DeleteVolume", missing);
+    let error = world.routers[0].delete_volume(&made.id).unwrap_err();
+    let said = error.chain();
+    assert_eq!(code_of(Rpc::DeleteVolume, &error.into()), Code::Unavailable);
+    assert!(["DeleteVolume", "node-a", "upgrade"].iter().all(|word| said.contains(word)), "{said}");
 }

@@ -385,7 +385,7 @@ fn whatever_becomes_of_calls_on_the_way_what_was_answered_holds() {
 
 /// One after another, in one world.
 fn histories(scratch: &Scratch, lane: u32, cases: u32, tally: &Mutex<BTreeMap<&'static str, usize>>) {
-    let (seed, number) = (Arc::new(AtomicU64::new(0)), AtomicU64::new(0));
+    let (seed, number, made) = (Arc::new(AtomicU64::new(0)), AtomicU64::new(0), AtomicU64::new(0));
     let fates = {
         let seed = Arc::clone(&seed);
         move |home: usize, rpc: &str, about: &str, nth: u32| -> Fate {
@@ -409,6 +409,8 @@ fn histories(scratch: &Scratch, lane: u32, cases: u32, tally: &Mutex<BTreeMap<&'
         ended.map_err(|wrong| {
             // What is left of a history that failed is in nobody's way.
             *world = make(number);
+            let before = made.swap(number, Ordering::SeqCst);
+            std::fs::remove_dir_all(scratch.root().join(format!("pools-{lane}-{before}"))).unwrap();
             TestCaseError::fail(wrong)
         })
     });

@@ -13,6 +13,8 @@ mod fault;
 pub(crate) mod loopback;
 pub mod proto;
 mod service;
+#[cfg(test)]
+pub(crate) mod wire;
 
 pub use client::RemoteHome;
 pub use decode::{pool_report, snapshot as snapshot_of, volume as volume_of};

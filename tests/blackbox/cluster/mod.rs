@@ -5,6 +5,7 @@ mod harness;
 mod kubelet;
 mod lives;
 mod lost;
+mod network;
 mod silent;
 mod two_controllers;
 mod wire;
