@@ -7,7 +7,7 @@ use super::stage::{granted_to_write, read_only_block};
 use super::{Node, PublishRequest, path};
 use crate::attach::Wanted;
 use crate::home::{Changed, FormatState, ReadOnly};
-use crate::os::{Entry, MountEntry, MountFlags};
+use crate::os::{BlockDevice, Entry, MountEntry, MountFlags};
 use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
 
 /// What is bound to the target.
@@ -58,19 +58,33 @@ impl Node {
         let _target_lock = self.targets.try_lock(&target.display().to_string(), "NodePublishVolume")?;
         lock.works_on(&target.display());
 
-        let source = match request.mode {
-            VolumeMode::Mount(fs) => self.staged_filesystem(request, fs)?,
-            VolumeMode::Block => self.staged_device(request)?,
+        let (source, device) = match request.mode {
+            VolumeMode::Mount(fs) => (self.staged_filesystem(request, fs)?, None),
+            VolumeMode::Block => {
+                let (source, device) = self.staged_device(request)?;
+                (source, Some(device))
+            }
         };
+        let published = self.publish_from(request, &source, &target);
+        // Kept open only once it is bound: a publish that is refused keeps nobody from taking the device away.
+        if let (Ok(_), Some(device)) = (&published, device) {
+            self.raw.hold(volume.uuid, device);
+        }
+        published
+    }
+
+    /// Steps 2 and 3.
+    fn publish_from(&self, request: &PublishRequest, source: &Source, target: &Path) -> Result<Changed> {
+        let volume = &request.volume;
         let mounts = Mounts::read(&self.os)?;
-        if let Some((entry, shown)) = mounts.ours(&target, volume, Kind::AlreadyExists)? {
-            return if shown == source.shown && same_flags(entry, &source) {
+        if let Some((entry, shown)) = mounts.ours(target, volume, Kind::AlreadyExists)? {
+            return if shown == source.shown && same_flags(entry, source) {
                 Ok(Changed::No)
             } else {
                 Err(differs(request))
             };
         }
-        if one {
+        if request.access.one_target() {
             let but: Vec<&Path> = match request.mode {
                 VolumeMode::Mount(_) => vec![&source.path],
                 VolumeMode::Block => Vec::new(),
@@ -87,11 +101,11 @@ impl Node {
             }
         }
 
-        let made = self.make_target(request.mode, &target)?;
-        if let Err(error) = self.bind(volume, &source, &target) {
+        let made = self.make_target(request.mode, target)?;
+        if let Err(error) = self.bind(volume, source, target) {
             let undo = match made {
-                Some(Target::Directory) => self.os.remove_dir(&target).map(drop),
-                Some(Target::File) => self.os.remove_file(&target).map(drop),
+                Some(Target::Directory) => self.os.remove_dir(target).map(drop),
+                Some(Target::File) => self.os.remove_file(target).map(drop),
                 None => Ok(()),
             };
             return Err(match undo.at(|| format!("remove {}", target.display())) {
@@ -152,8 +166,8 @@ impl Node {
         }
     }
 
-    /// The device of a block volume, verified and held.
-    fn staged_device(&self, request: &PublishRequest) -> Result<Source> {
+    /// The device of a block volume, verified and open.
+    fn staged_device(&self, request: &PublishRequest) -> Result<(Source, BlockDevice)> {
         let volume = &request.volume;
         if request.read_only == ReadOnly::Yes || request.access.read_only() {
             return Err(read_only_block(volume));
@@ -175,8 +189,7 @@ impl Node {
         let shown = device.map(Shown::Device).ok_or_else(|| {
             Error::new(Kind::Internal, format!("{} of volume {volume} is no loop device", path.display()))
         })?;
-        self.raw.hold(volume.uuid, attached.device);
-        Ok(Source { path, flags: MountFlags::default(), shown })
+        Ok((Source { path, flags: MountFlags::default(), shown }, attached.device))
     }
 
     /// The target without symbolic links above it; its parent is made if that alone is missing.

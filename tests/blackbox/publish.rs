@@ -309,3 +309,20 @@ fn paths_with_spaces_and_backslashes_are_just_paths() {
     world.node_unstage_volume(p::NodeUnstageVolumeRequest { volume_id, staging_target_path }).unwrap();
     world.finish();
 }
+
+#[test]
+fn a_raw_publish_that_is_refused_keeps_no_device() {
+    let world = World::new(PoolFs::Xfs);
+    let (raw, other) = (world.create("raw", Use::Block), world.create("other", Use::Ext4));
+    let taken = world.attach(&other).unwrap();
+    world.publish(&raw).unwrap();
+    world.stage(&raw).unwrap();
+    world.unstage(&raw).unwrap();
+    let mut request = world.bind_request(&raw, "pod");
+    request.target_path = taken.to_str().unwrap().into();
+    refused(world.node_publish_volume(request), &[Code::AlreadyExists]);
+    world.unpublish(&raw).unwrap();
+    world.delete(&raw).unwrap();
+    std::fs::remove_dir_all(world.staging(&raw)).unwrap();
+    world.finish();
+}

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use tonic::Code;
 
 use super::proxy::{Fate, drawn};
@@ -164,7 +164,7 @@ impl<'a> Caller<'a> {
                 self.volume = Some(made);
             }
             Step::OfAnotherSize if self.volume.is_some() => {
-                let made = self.create(&self.request(&self.name, Bytes::mib(3)))?;
+                let made = self.create(&self.request(&self.name, Bytes::mib(200)))?;
                 self.demand(Rpc::CreateVolume, made.map(drop), Err(Code::AlreadyExists))?;
             }
             Step::Huge => {
@@ -396,7 +396,15 @@ fn histories(scratch: &Scratch, lane: u32, cases: u32, tally: &Mutex<BTreeMap<&'
     let world = Mutex::new(make(0));
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 100, ..Config::default() };
     let strategy = (any::<u64>(), prop::collection::vec(script(), 1..4));
-    let ran = TestRunner::new(config).run(&strategy, |(dice, scripts)| {
+    // The same histories each time; more of them are others.
+    let mut runner = match std::env::var_os("HOLDFAST_HISTORIES") {
+        Some(_) => TestRunner::new(config),
+        None => {
+            let seed = [u8::try_from(lane).unwrap(); 32];
+            TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed))
+        }
+    };
+    let ran = runner.run(&strategy, |(dice, scripts)| {
         seed.store(dice, Ordering::SeqCst);
         let number = number.fetch_add(1, Ordering::SeqCst) + 1;
         let mut world = world.lock().unwrap();

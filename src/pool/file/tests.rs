@@ -125,7 +125,7 @@ fn a_pool_of_another_node_or_name_is_refused_and_says_what_to_do() {
     try_open(&scratch).unwrap();
     let other: NodeId = "node-2".parse().unwrap();
     let foreign = open(scratch.os(), &spec(&scratch.root()), &other).map(drop);
-    refused(foreign, Kind::Precondition, &["node-1", "node-2", "\"home\"", "pool.json"]);
+    refused(foreign, Kind::Precondition, &["node-1", "node-2", "holdfast pools claim --node-name node-2"]);
     let renamed = PoolSpec::file("fast".parse().unwrap(), &scratch.root()).unwrap();
     let renamed = open(scratch.os(), &renamed, &home()).map(drop);
     refused(renamed, Kind::Precondition, &["default", "fast", "\"name\"", "pool.json"]);
