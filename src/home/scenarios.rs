@@ -594,7 +594,8 @@ fn growth_under_an_open_device_reaches_it(way: Way) {
 fn promises_are_kept_before_new_ones_are_made(way: Way) {
     let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let all = rig.home.capacity(&CapacityQuery::default()).unwrap().available;
-    let half = all.get() / (1 << 20) / 2;
+    // Less a little: what XFS itself takes for them is not told in advance.
+    let half = all.get() / (1 << 20) / 2 - 3;
     let a = rig.create("a", half).id;
     let left = rig.home.capacity(&CapacityQuery::default()).unwrap().available;
     assert!(left.get() <= all.get() - half * (1 << 20), "{left} of {all}");
