@@ -352,15 +352,9 @@ impl Directory {
                 return Err(partial(error));
             }
         }
-        let mut homes = Vec::new();
-        for (node, member) in &state.members {
-            match self.silence(member) {
-                None => homes.push(Arc::clone(&member.home)),
-                Some(_) if member.pools.iter().all(|pool| self.is_lost(*pool, node)) => {}
-                Some(since) => return Err(partial(silent(node, since))),
-            }
-        }
-        Ok(homes)
+        // Every pool was answered for: a silent node that is left has none, lost ones, or some that are another's now.
+        let heard = state.members.values().filter(|member| self.silence(member).is_none());
+        Ok(heard.map(|member| Arc::clone(&member.home)).collect())
     }
 
     /// Where homes are, silent ones among them: what a home may have, no other home can deny. Without what was declared

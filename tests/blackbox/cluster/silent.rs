@@ -113,7 +113,16 @@ fn a_controller_says_nothing_before_it_could_hear_the_nodes() {
 
 #[test]
 fn disks_that_moved_bring_their_volumes_under_the_same_handles() {
-    let mut cluster = Cluster::new(&["node-a", "node-b", "node-c"], 1);
+    let mut cluster = Cluster::stopped(&["node-a", "node-b", "node-c"], 1, super::harness::Wire::Plain);
+    cluster.start_controller(0);
+    cluster.start_node("node-a");
+    cluster.start_node("node-b");
+    // A node may have no pool at all.
+    cluster.start_node_on("node-c", None);
+    cluster.ready(0);
+    for node in ["node-a", "node-b", "node-c"] {
+        cluster.heard(0, node);
+    }
     let vol = cluster.create("vol", Use::Xfs, "node-a");
     cluster.publish(0, &vol, "node-a").unwrap();
     write_tree(&cluster.stage(&vol).unwrap(), 1);
@@ -128,6 +137,12 @@ fn disks_that_moved_bring_their_volumes_under_the_same_handles() {
     crate::harness::run(driver, &["pools", "claim", "--node-name", "node-c", "--pool", &spec]);
     cluster.start_node_on("node-c", Some(&pool));
     cluster.until(0, &vol, Code::Ok);
+    // The old home is silent for good, and has nothing that a list would miss.
+    await_that("the old home is known to be silent", Duration::from_secs(10), || {
+        let nodes = cluster.command(0, &["pools", "--output", "json"]);
+        nodes.stdout.contains("\"silent\"")
+    });
+    assert_eq!(cluster.list(0).unwrap(), std::slice::from_ref(&vol.id));
     let moved = super::harness::Vol { node: "node-c".into(), ..vol.clone() };
     let said = refused(cluster.publish(0, &moved, "node-b"), &[Code::FailedPrecondition]);
     assert!(said.contains("node-c"), "{said}");
