@@ -1,0 +1,75 @@
+{{/* What values.schema.json cannot say. */}}
+{{- define "holdfast.validate" -}}
+{{- $tls := .Values.tls }}
+{{- if eq $tls.mode "insecurePlainText" }}
+{{- if ne $tls.insecurePlainText.confirm "yes, for tests only" }}
+{{- fail "tls.mode insecurePlainText: anybody who reaches the ports of controllers and nodes can take or destroy every volume; if this is a test, say tls.insecurePlainText.confirm=\"yes, for tests only\"" }}
+{{- end }}
+{{- end }}
+{{- if and (eq $tls.mode "files") (not $tls.files.controllerSecret) }}
+{{- fail "tls.mode files: name the controllers' Secret in tls.files.controllerSecret; it holds ca.crt, tls.crt and tls.key (holdfast ca issue --dir CA --role controller --out DIR; docs/install.md, \"Certificates\")" }}
+{{- end }}
+{{- if and (eq $tls.mode "certManager") (not $tls.certManager.nodes) }}
+{{- fail "tls.mode certManager: list the nodes in tls.certManager.nodes; each gets a certificate with its own name" }}
+{{- end }}
+{{- range (fromYaml (include "holdfast.tls.nodeSecrets" .)).nodes }}
+{{- if gt (len .node) 63 }}
+{{- fail (printf "node %q: certificates for names of more than 63 characters cannot be made by the chart; use tls.mode files with tls.files.nodeDirectory" .node) }}
+{{- end }}
+{{- end }}
+{{- $names := list }}
+{{- range .Values.nodeGroups }}
+{{- if has .name $names }}
+{{- fail (printf "nodeGroups: there are two called %q; give each a name of its own" .name) }}
+{{- end }}
+{{- $names = append $names .name }}
+{{- include "holdfast.validate.pools" (list $ (printf "nodeGroups %s: pools" .name) .pools) }}
+{{- end }}
+{{- if not .Values.nodeGroups }}
+{{- include "holdfast.validate.pools" (list . "pools" .Values.pools) }}
+{{- end }}
+{{- $classes := list }}
+{{- $default := list }}
+{{- range .Values.storageClasses }}
+{{- if has .name $classes }}
+{{- fail (printf "storageClasses: there are two called %q; give each a name of its own" .name) }}
+{{- end }}
+{{- $classes = append $classes .name }}
+{{- if .isDefault }}{{ $default = append $default .name }}{{ end }}
+{{- end }}
+{{- if gt (len $default) 1 }}
+{{- fail (printf "storageClasses: %s are all marked isDefault; a cluster has one default" (join " and " $default)) }}
+{{- end }}
+{{- if and .Values.volumeSnapshotClasses (not .Values.sidecars.snapshotter.enabled) }}
+{{- fail "volumeSnapshotClasses: nobody makes snapshots while sidecars.snapshotter.enabled is false" }}
+{{- end }}
+{{- end }}
+
+{{/* Takes a list of root, where it is said, and pools. */}}
+{{- define "holdfast.validate.pools" -}}
+{{- $root := index . 0 }}
+{{- $where := index . 1 }}
+{{- $state := printf "%s/" (trimSuffix "/" $root.Values.stateDirectory) }}
+{{- $kubelet := printf "%s/" (trimSuffix "/" $root.Values.kubeletDir) }}
+{{- $names := list }}
+{{- $paths := list }}
+{{- range index . 2 }}
+{{- if has .name $names }}
+{{- fail (printf "%s: there are two called %q; give each a name of its own" $where .name) }}
+{{- end }}
+{{- $names = append $names .name }}
+{{- $path := printf "%s/" (trimSuffix "/" .path) }}
+{{- range $paths }}
+{{- if or (hasPrefix . $path) (hasPrefix $path .) }}
+{{- fail (printf "%s: %s and %s lie in one another; give each pool a directory of its own" $where . $path) }}
+{{- end }}
+{{- end }}
+{{- $paths = append $paths $path }}
+{{- if or (hasPrefix $path $state) (hasPrefix $state $path) }}
+{{- fail (printf "%s: the pool in %s and stateDirectory lie in one another; choose another place for one of them" $where .path) }}
+{{- end }}
+{{- if or (hasPrefix $path $kubelet) (hasPrefix $kubelet $path) }}
+{{- fail (printf "%s: the pool in %s and kubeletDir lie in one another; choose another place for the pool" $where .path) }}
+{{- end }}
+{{- end }}
+{{- end }}

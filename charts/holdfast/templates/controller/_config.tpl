@@ -1,0 +1,13 @@
+{{/* The controllers' configuration file. */}}
+{{- define "holdfast.controller.config" -}}
+{{- $any := include "holdfast.anyAddress" . -}}
+endpoint: unix:///csi/csi.sock
+listen: {{ printf "%s:%v" $any .Values.network.controllerPort | quote }}
+metrics: {{ printf "%s:%v" $any .Values.network.controllerMetricsPort | quote }}
+heartbeat: {{ .Values.heartbeat }}
+{{ include "holdfast.tls.config" . }}
+lostHomes: {{ toJson .Values.lostHomes }}
+log:
+  format: {{ .Values.log.format }}
+  level: {{ .Values.log.level }}
+{{- end }}

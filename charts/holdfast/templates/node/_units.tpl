@@ -1,0 +1,54 @@
+{{/*
+The DaemonSets there are, each `name`, `config` (its ConfigMap), `group`, `pools`, `nodeSelector`, `tolerations`, and where nodes have a
+Secret each, `node` and `secretName`. One for all nodes; one for each group; and where a node reads its key from a Secret, one
+for each node, because a DaemonSet cannot name another Secret on every node and a node must not see the others' keys.
+*/}}
+{{- define "holdfast.node.units" -}}
+{{- $groups := .Values.nodeGroups | default (list (dict "name" "" "pools" .Values.pools)) }}
+{{- $secrets := (fromYaml (include "holdfast.tls.nodeSecrets" .)).nodes }}
+{{- $units := list }}
+{{- range $group := $groups }}
+{{- $name := include "holdfast.node" $ }}
+{{- with $group.name }}{{ $name = printf "%s-%s" $name . }}{{ end }}
+{{- $selector := merge (dict) ($group.nodeSelector | default dict) $.Values.node.nodeSelector }}
+{{- $tolerations := concat $.Values.node.tolerations ($group.tolerations | default list) }}
+{{- $unit := dict "name" $name "config" $name "group" $group.name "pools" $group.pools "nodeSelector" $selector "tolerations" $tolerations }}
+{{- if $secrets }}
+{{- range $secrets }}
+{{- $units = append $units (merge (dict "name" (include "holdfast.ofNode" (list $name .node)) "node" .node "secretName" .secretName) $unit) }}
+{{- end }}
+{{- else }}
+{{- $units = append $units $unit }}
+{{- end }}
+{{- end }}
+{{- toYaml (dict "units" $units) }}
+{{- end }}
+
+{{/* The configuration file of a unit's nodes. Takes a list of root and unit. */}}
+{{- define "holdfast.node.config" -}}
+{{- $root := index . 0 }}
+{{- $unit := index . 1 }}
+{{- with $root -}}
+endpoint: unix:///csi/csi.sock
+controllers:
+  - {{ include "holdfast.controller" . }}.{{ .Release.Namespace }}.svc:{{ .Values.network.controllerPort }}
+stateDirectory: {{ .Values.stateDirectory }}
+heartbeat: {{ .Values.heartbeat }}
+{{- with .Values.network.fabric }}
+fabric: {{ . }}
+{{- end }}
+{{ include "holdfast.tls.config" . }}
+{{- if eq .Values.node.registration "self" }}
+kubeletRegistration: /registration
+kubeletEndpoint: {{ .Values.kubeletDir }}/plugins/{{ include "holdfast.driver" . }}/csi.sock
+{{- end }}
+log:
+  format: {{ .Values.log.format }}
+  level: {{ .Values.log.level }}
+{{- end }}
+pools:
+{{- range $unit.pools }}
+  - {{ omit . "directoryType" | toYaml | nindent 4 | trim }}
+{{- else }} []
+{{- end }}
+{{- end }}
