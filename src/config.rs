@@ -183,6 +183,14 @@ fn pick(
     })
 }
 
+/// The path in `unix:///PATH`.
+///
+/// # Errors
+/// `InvalidArgument` for everything else.
+pub fn socket_path(text: &str) -> Result<PathBuf> {
+    socket(&Said { text: text.to_owned(), place: "--controller".to_owned() })
+}
+
 fn socket(said: &Said) -> Result<PathBuf> {
     let text = said.text.as_str();
     let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(text);

@@ -16,6 +16,7 @@ use holdfast::tls::Role;
 use holdfast::types::{Bytes, PoolId};
 use serde::Serialize;
 use tokio::runtime::Runtime;
+use tonic::transport::Channel;
 
 use super::output::{Columns, Format, complain, document};
 use super::serving;
@@ -24,16 +25,20 @@ use super::volumes::age;
 /// Where the cluster is asked about.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct ControllerArguments {
-    /// Asks this controller about the whole cluster, instead of reading the pools of this machine.
+    /// Asks this controller about the whole cluster, instead of reading the pools of this machine: over the network, or on
+    /// its own machine through its CSI socket, unix:///PATH, which needs no certificate. Default: HOLDFAST_CONTROLLER.
     #[arg(long, value_name = "HOST:PORT")]
     controller: Option<String>,
     /// A directory with ca.crt, tls.crt and tls.key of an operator or a controller.
-    #[arg(long, value_name = "DIR", requires = "controller")]
+    #[arg(long, value_name = "DIR")]
     tls: Option<PathBuf>,
     /// Nobody is verified and nothing encrypted: for tests only.
-    #[arg(long, requires = "controller", conflicts_with = "tls")]
+    #[arg(long, conflicts_with = "tls")]
     insecure_plain_text: bool,
 }
+
+/// The variable that names the controller where `--controller` does not.
+const VARIABLE: &str = "HOLDFAST_CONTROLLER";
 
 /// A controller that can be asked, and what runs the asking.
 pub(crate) struct Asked {
@@ -42,27 +47,51 @@ pub(crate) struct Asked {
 }
 
 impl ControllerArguments {
+    /// Whether `--controller` was said, not only the variable.
+    pub(crate) fn is_explicit(&self) -> bool {
+        self.controller.is_some()
+    }
+
     /// The controller, where one was named.
     ///
     /// # Errors
     /// Certificates that are missing or wrong, an address that is none.
     pub(crate) fn asked(&self) -> Result<Option<Asked>> {
-        let Some(address) = &self.controller else { return Ok(None) };
+        let variable = || std::env::var(VARIABLE).ok().filter(|address| !address.is_empty());
+        let Some(address) = &self.controller.clone().or_else(variable) else {
+            if self.tls.is_some() || self.insecure_plain_text {
+                bail!("--tls and --insecure-plain-text say how a controller is asked: name it with --controller");
+            }
+            return Ok(None);
+        };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+        let _in_runtime = runtime.enter();
+        let channel = self.channel(address)?;
+        drop(_in_runtime);
+        Ok(Some(Asked { cluster: Cluster::new(address, channel)?, runtime }))
+    }
+
+    /// The way to a controller; connects when it is needed.
+    fn channel(&self, address: &str) -> Result<Channel> {
+        if address.starts_with("unix:") {
+            if self.tls.is_some() || self.insecure_plain_text {
+                bail!(
+                    "--controller {address} is a socket of this machine, without certificates; drop --tls and --insecure-plain-text"
+                );
+            }
+            return serving::socket_channel(address);
+        }
         let mode = match (&self.tls, self.insecure_plain_text) {
             (Some(directory), _) => TlsMode::Files(directory.clone()),
             (None, true) => TlsMode::InsecurePlainText,
             (None, false) => bail!(
-                "--controller needs --tls DIR with ca.crt, tls.crt and tls.key (holdfast ca issue --role operator)"
+                "the controller {address} needs --tls DIR with ca.crt, tls.crt and tls.key (holdfast ca issue --role operator)"
             ),
         };
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
         let metrics = Metrics::new(Activity::default());
-        let _in_runtime = runtime.enter();
         let credentials = serving::operator_credentials(&Os::new(), &mode, &metrics)?;
-        let channel = serving::channel(&credentials, &Role::Controller, address)?;
-        drop(_in_runtime);
-        Ok(Some(Asked { cluster: Cluster::new(address, channel)?, runtime }))
+        Ok(serving::channel(&credentials, &Role::Controller, address)?)
     }
 }
 

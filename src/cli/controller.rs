@@ -69,6 +69,7 @@ async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped
     let (incoming, address) = serving::listen(&credentials, config.listen).await?;
     let registry =
         RegistryServer::new(RegistryService::new(Arc::clone(&router))).max_decoding_message_size(MOST_HEARTBEAT);
+    let operators = RegistryService::of_private_socket(Arc::clone(&router));
     daemon::wait_for_signals(stop)?;
     health.serve(&stopped);
     let until = stopped.clone();
@@ -94,6 +95,7 @@ async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped
         socket: config.serving.socket,
         router,
         controller: ServeController::Yes,
+        operators: Some(operators),
         node: None,
         metrics,
         pools,

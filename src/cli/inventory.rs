@@ -35,13 +35,15 @@ impl LookArguments {
     /// # Errors
     /// What [`ControllerArguments::asked`] says.
     pub(crate) fn controller(&self) -> Result<Option<Asked>> {
-        let asked = self.controller.asked()?;
-        if asked.is_some() && !self.pools.is_empty() {
+        if self.pools.is_empty() {
+            return self.controller.asked();
+        }
+        if self.controller.is_explicit() {
             bail!(
                 "--controller asks about the whole cluster, --pool and --config name pools here; drop one of the two"
             );
         }
-        Ok(asked)
+        Ok(None)
     }
 
     /// The pools to look at.

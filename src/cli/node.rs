@@ -126,6 +126,7 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
         socket: config.serving.socket,
         router,
         controller: ServeController::No,
+        operators: None,
         node: Some(ThisNode { id: config.node, fabric: config.fabric, workflows: Arc::new(node) }),
         metrics,
         pools,

@@ -64,7 +64,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         },
         Some(Action::Claim(claim)) => claim.run(),
         Some(Action::Readmit(readmit)) => {
-            let mut asked = readmit.controller.asked()?.context("say --controller HOST:PORT")?;
+            let mut asked =
+                readmit.controller.asked()?.context("say --controller HOST:PORT or --controller unix:///PATH")?;
             asked.readmit(readmit.pool)?;
             say(&format!("pool {} is served again", readmit.pool));
             Ok(ExitCode::SUCCESS)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use holdfast::config::{PoolConfig, TlsMode};
+use holdfast::config::{self, PoolConfig, TlsMode};
 use holdfast::home::{Home, LocalHome};
 use holdfast::kubelet::{Registrar, Registration};
 use holdfast::node::Node;
@@ -157,6 +157,16 @@ pub(crate) fn server() -> Server {
         .max_connection_age(CONNECTION_AGE)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
+}
+
+/// A way to a daemon of this machine through its Unix socket, `unix:///PATH`.
+///
+/// # Errors
+/// A path that is none.
+pub(crate) fn socket_channel(address: &str) -> Result<Channel> {
+    let path = config::socket_path(address)?;
+    let endpoint = Endpoint::from_shared(format!("unix://{}", path.display()));
+    Ok(endpoint.with_context(|| format!("{address:?} cannot be dialled"))?.connect_timeout(DIAL).connect_lazy())
 }
 
 /// A way to another daemon, which must be of this role. Connects when it is needed, and again when it broke.

@@ -82,6 +82,7 @@ async fn live(config: Config, os: Os, stop: watch::Sender<()>, stopped: Stop) ->
         socket: config.serving.socket,
         router,
         controller: ServeController::Yes,
+        operators: None,
         node: Some(ThisNode { id, fabric: NO_FABRIC.to_owned(), workflows: Arc::new(node) }),
         metrics,
         pools,

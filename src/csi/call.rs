@@ -102,6 +102,10 @@ where
         let limit = deadline(request.headers());
         let begun =
             Begun::by(request.extensions().get::<Arc<Peer>>(), given(request.headers()).and_then(Deadline::after));
+        if rpc == Rpc::Operators {
+            // Its handlers do not mark it; its requests are a few bytes, from this machine.
+            begun.begin();
+        }
         request.extensions_mut().insert(begun.clone());
         let mut entered = Entered::new(&self.calls, rpc);
         let request = match self.calls.admit(rpc) {
@@ -159,10 +163,14 @@ impl Begun {
 
     /// The handler has the decoded request. Until when its caller waits.
     pub(super) fn mark<M>(request: &tonic::Request<M>) -> Option<Deadline> {
-        let Self(beginning) = request.extensions().get()?;
-        beginning.begun.store(true, Ordering::Relaxed);
-        *beginning.call.lock().unwrap_or_else(PoisonError::into_inner) = beginning.peer.as_ref().map(Peer::call);
-        beginning.deadline
+        let begun: &Self = request.extensions().get()?;
+        begun.begin();
+        begun.0.deadline
+    }
+
+    fn begin(&self) {
+        self.0.begun.store(true, Ordering::Relaxed);
+        *self.0.call.lock().unwrap_or_else(PoisonError::into_inner) = self.0.peer.as_ref().map(Peer::call);
     }
 
     fn is(&self) -> bool {

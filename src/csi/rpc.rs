@@ -32,6 +32,8 @@ macro_rules! rpcs {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub(crate) enum Rpc {
             $($name,)*
+            /// A question of people about the whole cluster (proto/registry/v1); its service says who may ask.
+            Operators,
             /// Any other path: answered UNIMPLEMENTED.
             Unimplemented,
         }
@@ -45,6 +47,7 @@ macro_rules! rpcs {
             pub(crate) fn from_path(path: &str) -> Self {
                 match path {
                     $(concat!("/csi.v1.", stringify!($service), "/", stringify!($name)) => Self::$name,)*
+                    _ if path.starts_with("/holdfast.registry.v1.Registry/") => Self::Operators,
                     _ => Self::Unimplemented,
                 }
             }
@@ -53,6 +56,7 @@ macro_rules! rpcs {
             pub(crate) fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => stringify!($name),)*
+                    Self::Operators => "operators",
                     Self::Unimplemented => "unimplemented",
                 }
             }
@@ -61,7 +65,7 @@ macro_rules! rpcs {
             pub(crate) fn class(self) -> Class {
                 match self {
                     $(Self::$name => Class::$class,)*
-                    Self::Unimplemented => Class::Asking,
+                    Self::Operators | Self::Unimplemented => Class::Asking,
                 }
             }
 
@@ -69,7 +73,7 @@ macro_rules! rpcs {
             pub(crate) fn service(self) -> Service {
                 match self {
                     $(Self::$name => Service::$service,)*
-                    Self::Unimplemented => Service::Identity,
+                    Self::Operators | Self::Unimplemented => Service::Identity,
                 }
             }
         }

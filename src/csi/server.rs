@@ -19,13 +19,15 @@ use super::proto::identity_server::IdentityServer;
 use super::proto::node_server::NodeServer;
 use super::socket;
 use super::work::Works;
+use crate::registry::RegistryService;
+use crate::registry::proto::registry_server::RegistryServer;
 use crate::route::Router;
 use crate::telemetry::{Metrics, PoolWatch};
 use crate::types::{Error, Kind, Result};
 
 /// The largest request, in bytes; what gRPC's other implementations allow.
 const MOST_REQUEST: usize = 4 << 20;
-/// The largest request of the Identity service, whose messages are empty.
+/// The largest request of the Identity service, whose messages are empty, and of operators.
 const MOST_QUESTION: usize = 16 << 10;
 /// The largest header block of a request, in bytes.
 const MOST_HEADERS: u32 = 16 << 10;
@@ -55,6 +57,9 @@ pub struct ServeConfig {
     pub router: Arc<Router>,
     /// Whether the Controller service is served.
     pub controller: ServeController,
+    /// What operators may ask about the whole cluster, if it is served. It takes whoever gets in for one: the socket is
+    /// the CO's and root's alone.
+    pub operators: Option<RegistryService>,
     /// The node whose Node service is served, if one is.
     pub node: Option<ThisNode>,
     /// Where calls are counted.
@@ -80,6 +85,8 @@ pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Sen
     let node = config.node.map(|node| {
         NodeServer::new(NodeService::new(node, config.router, works.clone())).max_decoding_message_size(MOST_REQUEST)
     });
+    let operators =
+        config.operators.map(|service| RegistryServer::new(service).max_decoding_message_size(MOST_QUESTION));
     info!(
         socket = %config.socket.display(),
         controller = controller.is_some(),
@@ -98,6 +105,7 @@ pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Sen
         .add_service(IdentityServer::new(Identity::new(config.pools)).max_decoding_message_size(MOST_QUESTION))
         .add_optional_service(controller)
         .add_optional_service(node)
+        .add_optional_service(operators)
         .serve_with_incoming_shutdown(Incoming::new(listener, MOST_CONNECTIONS), async move { drop(end.await) });
     let mut serving = tokio::spawn(server);
     tokio::select! {

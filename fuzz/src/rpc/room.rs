@@ -177,6 +177,7 @@ fn served(runtime: &Runtime, os: &Os, pool: &Path, socket: &Path) {
         socket: socket.to_owned(),
         router,
         controller: ServeController::Yes,
+        operators: None,
         node: Some(ThisNode { id: node, fabric: NO_FABRIC.to_owned(), workflows }),
         metrics: Metrics::new(os.activity().clone()),
         pools,

@@ -44,6 +44,7 @@ async fn served() -> Served {
         socket: socket.clone(),
         router,
         controller: ServeController::Yes,
+        operators: None,
         node: None,
         metrics: Arc::clone(&metrics),
         pools: pools.clone(),

@@ -6,6 +6,7 @@ mod kubelet;
 mod lives;
 mod lost;
 mod network;
+mod people;
 mod silent;
 mod two_controllers;
 mod wire;

@@ -31,10 +31,17 @@ pub(crate) fn driver_binary() -> &'static str {
 
 /// Runs a program to its end, whatever it comes to.
 pub(crate) fn try_run(program: &str, arguments: &[&str]) -> Finished {
+    try_run_with(program, arguments, &[])
+}
+
+/// As [`try_run`], with variables in its environment.
+pub(crate) fn try_run_with(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
     let output = Command::new(program)
         .args(arguments)
         .env_remove("CSI_ENDPOINT")
         .env_remove("NODE_NAME")
+        .env_remove("HOLDFAST_CONTROLLER")
+        .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|error| panic!("{program} cannot be run: {error}"));
