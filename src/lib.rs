@@ -12,6 +12,7 @@
 //!  pool, attach     where volumes are carved from | how a node gets a block device
 //!  fs               ext4, xfs: probe, make, check, grow
 //!  os               the only system calls, unsafe and child processes
+//!  kubernetes       the API server, as a plain client
 //!  works            threads for the workflows, for whoever serves calls
 //!  tls              certificates, and who is at the other end of a connection between daemons
 //!  types, telemetry words as types | logs, metrics, health; used by all
@@ -25,6 +26,7 @@ mod faults;
 pub mod fs;
 pub mod home;
 pub mod kubelet;
+pub mod kubernetes;
 #[cfg(test)]
 mod model;
 pub mod node;

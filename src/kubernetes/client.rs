@@ -1,0 +1,194 @@
+//! A client of the API server, and what its errors mean.
+
+use std::fmt;
+use std::future::Future;
+use std::str::FromStr;
+use std::time::Duration;
+
+use kube::config::KubeConfigOptions;
+use kube::{Client, Config};
+
+use crate::types::{Error, Kind, Result};
+
+/// The longest that one request takes, with everything tried again in between.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+/// To connect, and then for each answer.
+const STEP: Duration = Duration::from_secs(5);
+
+/// A client with this process's account: that of `KUBECONFIG` where it is set; in a pod, the pod's; otherwise that of
+/// `~/.kube/config`. Sends nothing yet. Needs a running tokio runtime; tokens from files are read again as they change.
+///
+/// # Errors
+/// `Precondition` when there is no such configuration, or it cannot be used.
+pub async fn connect() -> Result<Client> {
+    let said = |variable| std::env::var_os(variable).is_some_and(|value| !value.is_empty());
+    let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
+        Error::new(
+            Kind::Precondition,
+            "there is no way to the API server of Kubernetes; run in a pod with a service account's token, or set KUBECONFIG",
+        )
+        .because(error)
+    };
+    let config = if said("KUBECONFIG") || !said("KUBERNETES_SERVICE_HOST") {
+        Config::from_kubeconfig(&KubeConfigOptions::default()).await.map_err(|error| wrong(error.into()))?
+    } else {
+        Config::incluster().map_err(|error| wrong(error.into()))?
+    };
+    client(config)
+}
+
+/// A client by this configuration, with our times.
+pub(super) fn client(mut config: Config) -> Result<Client> {
+    config.connect_timeout = Some(STEP);
+    config.read_timeout = Some(STEP);
+    config.write_timeout = Some(STEP);
+    config.reset_reader_on_write = true;
+    Client::try_from(config).map_err(|error| meaning("the API server of Kubernetes cannot be asked", error))
+}
+
+/// One request, ended by [`PATIENCE`] in any case. `what` says what is asked, as in `get the Secret a/b`.
+///
+/// # Errors
+/// `NotFound`, `AlreadyExists` (also for a change somebody else made first), `Denied` when the account may not do it,
+/// `InvalidArgument` for what the API server holds for wrong, `Unavailable` for everything else.
+pub async fn ask<T>(what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(PATIENCE, request).await {
+        Ok(answer) => answer.map_err(|error| meaning(what, error)),
+        Err(_) => {
+            let message = format!("{what}: the API server has not answered within {} s", PATIENCE.as_secs());
+            Err(Error::new(Kind::Unavailable, message))
+        }
+    }
+}
+
+fn meaning(what: &str, error: kube::Error) -> Error {
+    match error {
+        kube::Error::Api(status) => {
+            let kind = match status.code {
+                401 | 403 => Kind::Denied,
+                404 => Kind::NotFound,
+                409 => Kind::AlreadyExists,
+                400 | 422 => Kind::InvalidArgument,
+                _ => Kind::Unavailable,
+            };
+            let next = match kind {
+                Kind::Denied => "; give this process's service account that right",
+                _ => "",
+            };
+            Error::new(kind, format!("{what}: {} (HTTP {}){next}", status.message, status.code))
+        }
+        // Its text may quote what it was about.
+        kube::Error::SerdeError(_) => {
+            Error::new(Kind::Unavailable, format!("{what}: the API server's answer is not what Kubernetes answers"))
+        }
+        other => Error::new(Kind::Unavailable, format!("{what}: the API server does not answer")).because(other),
+    }
+}
+
+/// The name of an object in a namespace, `NAMESPACE/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectName {
+    namespace: String,
+    name: String,
+}
+
+impl ObjectName {
+    /// The namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The name in it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl FromStr for ObjectName {
+    type Err = Error;
+
+    /// Namespaces are DNS labels, names DNS subdomains (RFC 1123): nothing else gets into a path of the API.
+    fn from_str(text: &str) -> Result<Self> {
+        let label = |label: &str| {
+            let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+            label.bytes().all(|byte| inside(byte) || byte == b'-')
+                && label.bytes().next().is_some_and(inside)
+                && label.bytes().next_back().is_some_and(inside)
+        };
+        match text.split_once('/') {
+            Some((namespace, name))
+                if namespace.len() <= 63 && label(namespace) && name.len() <= 253 && name.split('.').all(label) =>
+            {
+                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            _ => Err(Error::new(
+                Kind::InvalidArgument,
+                format!("{text:?} is not the name of an object of Kubernetes; write NAMESPACE/NAME"),
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Secret;
+    use kube::Api;
+    use kube::api::PostParams;
+
+    use super::super::double::{ApiServer, TOKEN};
+    use super::*;
+
+    fn to(server: &ApiServer, token: &str) -> Client {
+        let mut config = Config::new(server.url().parse().unwrap());
+        config.auth_info.token = Some(token.to_owned().into());
+        config.default_retry = false;
+        client(config).unwrap()
+    }
+
+    #[tokio::test]
+    async fn answers_have_the_meaning_they_have_for_us() {
+        let server = ApiServer::start();
+        let secrets = |token| Api::<Secret>::namespaced(to(&server, token), "ns");
+        let kind = |result: Result<Secret>| result.unwrap_err().kind();
+        let get = "get the Secret ns/a";
+        assert_eq!(kind(ask(get, secrets(TOKEN).get("a")).await), Kind::NotFound);
+        let made: Secret =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "a"}, "stringData": {"x": "y"}})).unwrap();
+        ask("create", secrets(TOKEN).create(&PostParams::default(), &made)).await.unwrap();
+        assert_eq!(
+            kind(ask("create", secrets(TOKEN).create(&PostParams::default(), &made)).await),
+            Kind::AlreadyExists
+        );
+        ask(get, secrets(TOKEN).get("a")).await.unwrap();
+        let denied = ask(get, secrets("another").get("a")).await.unwrap_err();
+        assert_eq!(denied.kind(), Kind::Denied);
+        assert!(denied.to_string().contains(get) && !denied.chain().contains("another"), "{}", denied.chain());
+        server.answer_with(Some((500, "out of order".to_owned())));
+        assert_eq!(kind(ask(get, secrets(TOKEN).get("a")).await), Kind::Unavailable);
+        server.answer_with(Some((200, "{\"data\": {\"ca.key\": 4711}}".to_owned())));
+        let odd = ask(get, secrets(TOKEN).get("a")).await.unwrap_err();
+        assert!(odd.kind() == Kind::Unavailable && !odd.chain().contains("4711"), "{}", odd.chain());
+        let client = to(&server, TOKEN);
+        drop(server);
+        let gone = ask(get, Api::<Secret>::namespaced(client, "ns").get("a")).await;
+        assert_eq!(gone.unwrap_err().kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn names_of_objects_are_of_kubernetes() {
+        let name: ObjectName = "kube-system/holdfast.ca-1".parse().unwrap();
+        assert_eq!((name.namespace(), name.name()), ("kube-system", "holdfast.ca-1"));
+        assert_eq!(name.to_string(), "kube-system/holdfast.ca-1");
+        for wrong in ["", "a", "/a", "a/", "a/b/c", "a/..", "a/-b", "a.b/c", "A/b", "a/b?x=1", "a/b%2f"] {
+            assert_eq!(wrong.parse::<ObjectName>().unwrap_err().kind(), Kind::InvalidArgument, "{wrong}");
+        }
+    }
+}
