@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := $(CURDIR)/.tools/bin
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc unit sanity power torture model fuzz
+.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model fuzz
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ help: ## This list
 demo: prepare build ## A volume's whole life on a temporary pool, step by step (root)
 	@target/debug/holdfast demo
 
-test: prepare-test fmt clippy doc sanity fuzz unit ## Everything CI runs, from formatting to csi-sanity (root)
+test: prepare-test fmt clippy doc chart sanity fuzz unit ## Everything CI runs, from formatting to csi-sanity (root)
 
 bench: prepare-bench ## The numbers of docs/benchmarks.md; ONLY="stage fio" measures a part (root)
 	$(CARGO) bench --locked --bench holdfast -- $(ONLY)
@@ -43,6 +43,10 @@ clippy: ## Lints, warnings are errors
 
 doc: ## API documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+chart: ## The Helm chart: lint, what it renders, what it refuses; UPDATE=1 writes what it renders, its README and deploy/
+	$(if $(UPDATE),HOLDFAST_UPDATE=1 $(CARGO) nextest run --locked --test docs -E 'test(the_chart_s_schema)')
+	@scripts/chart $(if $(UPDATE),update)
 
 sanity: build ## csi-sanity against the real socket: mount and block, with and without reflink (root)
 	tests/sanity.sh target/debug/holdfast

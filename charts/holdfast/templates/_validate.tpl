@@ -43,6 +43,12 @@
 {{- if and .Values.volumeSnapshotClasses (not .Values.sidecars.snapshotter.enabled) }}
 {{- fail "volumeSnapshotClasses: nobody makes snapshots while sidecars.snapshotter.enabled is false" }}
 {{- end }}
+{{- $alerts := .Files.Get "files/alerts.yaml" | fromYaml }}
+{{- range $name, $_ := .Values.monitoring.prometheusRule.alerts }}
+{{- if not (hasKey $alerts $name) }}
+{{- fail (printf "monitoring.prometheusRule.alerts: there is no alert %q; there are %s" $name (keys $alerts | sortAlpha | join ", ")) }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* Takes a list of root, where it is said, and pools. */}}
