@@ -2,6 +2,7 @@
 //!
 //! Flags win over the file, the file over the environment. Every refusal names the thing, the reason and the next step.
 
+mod auto;
 mod cluster;
 mod file;
 mod kubelet;
@@ -10,6 +11,7 @@ mod level;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use auto::{EnrolConfig, SigningConfig};
 pub use cluster::{ControllerConfig, NodeConfig, TlsMode};
 pub use file::File;
 use file::PoolEntry;
@@ -53,6 +55,22 @@ pub struct Flags {
     pub state: Option<String>,
     /// `--tls`.
     pub tls: Option<String>,
+    /// `--tls-auto`.
+    pub tls_auto: bool,
+    /// `--tls-authority`.
+    pub tls_authority: Option<String>,
+    /// `--enrol-listen`.
+    pub enrol_listen: Option<String>,
+    /// `--enrol-account`.
+    pub enrol_account: Option<String>,
+    /// `--certificate-life`.
+    pub certificate_life: Option<String>,
+    /// `--tls-ca`.
+    pub tls_ca: Option<String>,
+    /// `--tls-token`.
+    pub tls_token: Option<String>,
+    /// Every `--enrol`.
+    pub enrol: Vec<String>,
     /// `--insecure-plain-text`.
     pub insecure_plain_text: bool,
     /// `--heartbeat`.

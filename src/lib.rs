@@ -12,6 +12,7 @@
 //!  pool, attach     where volumes are carved from | how a node gets a block device
 //!  fs               ext4, xfs: probe, make, check, grow
 //!  os               the only system calls, unsafe and child processes
+//!  enrol            certificates for nodes without files
 //!  kubernetes       the API server, as a plain client
 //!  works            threads for the workflows, for whoever serves calls
 //!  tls              certificates, and who is at the other end of a connection between daemons
@@ -21,6 +22,7 @@
 pub mod attach;
 pub mod config;
 pub mod csi;
+pub mod enrol;
 #[cfg(test)]
 mod faults;
 pub mod fs;

@@ -88,6 +88,7 @@ fn every_metric_is_in_the_table_and_no_other() {
     tls.reloaded("renewed");
     tls.refused("server", "expired");
     tls.connected("server");
+    metrics.enrol().ended("issued");
     metrics.kubelet().registered();
     let pool = PoolFigures { inodes: Some(1), inodes_free: Some(1), ..PoolFigures::default() };
     let text = metrics.text(Sampled { pools: Some(vec![pool]), extents: Vec::new() }).unwrap();

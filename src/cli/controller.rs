@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
-use holdfast::config::{ControllerConfig, Flags};
+use holdfast::config::{ControllerConfig, Flags, TlsMode};
 use holdfast::csi::{ServeConfig, ServeController, serve};
 use holdfast::home::Home;
 use holdfast::home::remote::RemoteHome;
@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::PoolArguments;
+use super::auto::{Certifying, SigningArguments};
 use super::daemon::{self, DaemonArguments, Stop, WireArguments};
 use super::serving;
 
@@ -37,12 +38,14 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     wire: WireArguments,
     #[command(flatten)]
+    signing: SigningArguments,
+    #[command(flatten)]
     daemon: DaemonArguments,
 }
 
 impl Arguments {
     fn config(&self) -> Result<ControllerConfig> {
-        let flags = self.daemon.flags(self.wire.flags(Flags::default()));
+        let flags = self.daemon.flags(self.signing.flags(self.wire.flags(Flags::default())));
         let file = PoolArguments::of_file(self.config.clone()).file()?;
         Ok(ControllerConfig::resolve(&flags, &file, |name| std::env::var(name).ok())?)
     }
@@ -60,7 +63,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped: Stop) -> Result<ExitCode> {
     let metrics = Metrics::new(os.activity().clone());
-    let credentials = serving::credentials(&os, &config.tls, Role::Controller, &metrics)?;
+    let (credentials, certifying) = match &config.tls {
+        TlsMode::Files(directory) => {
+            let tls = metrics.tls().clone();
+            (Credentials::from_files(os.clone(), directory, Role::Controller, tls)?, None)
+        }
+        TlsMode::Auto(auto) => {
+            let (credentials, holder) = Credentials::held(Role::Controller, metrics.tls().clone());
+            let certifying = Certifying::prepare(auto, &credentials, holder, &metrics).await?;
+            (credentials, Some(certifying))
+        }
+        TlsMode::InsecurePlainText => (Credentials::plain(metrics.tls().clone()), None),
+    };
     let directory = Directory::of_controller(dial(credentials.clone()), config.rhythm, config.lost.clone());
     let router = Arc::new(Router::new(directory));
     let heard = Arc::clone(&router);
@@ -79,8 +93,13 @@ async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped
             error!(error = %failed, "nodes are not heard any more");
         }
     });
+    let signing = certifying.map(|certifying| certifying.begin(&stopped));
     let (ready, settling) = (pools.clone(), config.rhythm.settling());
     tokio::spawn(async move {
+        // Nobody is heard before there is a certificate.
+        if let Some(signing) = signing {
+            signing.there().await;
+        }
         tokio::time::sleep(settling).await;
         ready.opened();
     });

@@ -60,6 +60,9 @@ pub(crate) struct WireArguments {
     /// A directory with ca.crt, tls.crt and tls.key; renewed files are taken without a restart.
     #[arg(long, value_name = "DIR")]
     tls: Option<String>,
+    /// The controllers make the certificates, and know nodes by their tokens of Kubernetes.
+    #[arg(long)]
+    tls_auto: bool,
     /// Nobody is verified and nothing encrypted: for tests only.
     #[arg(long)]
     insecure_plain_text: bool,
@@ -74,6 +77,7 @@ impl WireArguments {
         Flags {
             listen: self.listen.clone(),
             tls: self.tls.clone(),
+            tls_auto: self.tls_auto,
             insecure_plain_text: self.insecure_plain_text,
             heartbeat: self.heartbeat.clone(),
             ..others

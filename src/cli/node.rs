@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use holdfast::config::{Flags, NodeConfig};
+use holdfast::config::{Flags, NodeConfig, TlsMode};
 use holdfast::csi::{ServeConfig, ServeController, ThisNode, serve};
 use holdfast::home::remote::HomeService;
 use holdfast::home::remote::proto::home_server::HomeServer;
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::PoolArguments;
+use super::auto::{self, EnrolArguments};
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop, WireArguments};
 use super::serving::{self, Opened, Registering};
 
@@ -49,6 +50,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     wire: WireArguments,
     #[command(flatten)]
+    enrol: EnrolArguments,
+    #[command(flatten)]
     kubelet: KubeletArguments,
     #[command(flatten)]
     daemon: DaemonArguments,
@@ -64,7 +67,7 @@ impl Arguments {
             state: self.state.clone(),
             ..self.pools.flags()
         };
-        let flags = self.daemon.flags(self.kubelet.flags(self.wire.flags(flags)));
+        let flags = self.daemon.flags(self.kubelet.flags(self.enrol.flags(self.wire.flags(flags))));
         Ok(NodeConfig::resolve(&flags, &self.pools.file()?, |name| std::env::var(name).ok())?)
     }
 }
@@ -83,7 +86,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop) -> Result<ExitCode> {
     let metrics = Metrics::new(os.activity().clone());
-    let credentials = serving::credentials(&os, &config.tls, Role::Node(config.node.clone()), &metrics)?;
     let served = Arc::new(OnceLock::<Arc<Router>>::new());
     let (figures, extents) = (Arc::clone(&served), Arc::clone(&served));
     let pools = PoolWatch::new(
@@ -91,8 +93,9 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
         move || extents.get().map_or_else(|| Ok(Vec::new()), |router| router.extents()),
     );
     let health = serving::health(config.serving.metrics, &metrics, &pools).await?;
-    let (incoming, address) = serving::listen(&credentials, config.listen).await?;
     let card = Card::open(&os, &config.state)?;
+    let credentials = credentials(&config, &os, &metrics).await?;
+    let (incoming, address) = serving::listen(&credentials, config.listen).await?;
     let Opened { home, node, said } = serving::open(&os, config.pools.clone(), config.node.clone()).await?;
     let shared: Arc<dyn Home> = Arc::new(home.clone());
     let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&shared), home.pools())));
@@ -109,6 +112,9 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
             error!(error = %failed, "controllers are not answered any more");
         }
     });
+    if let TlsMode::Auto(enrol) = &config.tls {
+        auto::enrol(enrol, &os, &config.node, &config.state, &metrics, &stopped);
+    }
     let reporter = reporter(&config, &os, &home, credentials, card)?;
     tokio::spawn(reporter.run(stopped.receiver()));
     pools.opened();
@@ -139,6 +145,19 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     works.ended(std::time::Duration::from_secs(1)).await;
     serving_home.abort();
     ended
+}
+
+/// What this node shows and believes. Local volumes never wait for it: files that cannot be used are said and looked at again.
+async fn credentials(config: &NodeConfig, os: &Os, metrics: &Metrics) -> Result<Credentials> {
+    let directory = match &config.tls {
+        TlsMode::Files(directory) => directory.clone(),
+        TlsMode::Auto(_) => auto::directory(&config.state),
+        TlsMode::InsecurePlainText => return Ok(Credentials::plain(metrics.tls().clone())),
+    };
+    let (os, role, tls) = (os.clone(), Role::Node(config.node.clone()), metrics.tls().clone());
+    tokio::task::spawn_blocking(move || Credentials::from_files_in_time(os, &directory, role, tls))
+        .await
+        .context("look at the certificates")
 }
 
 fn reporter(

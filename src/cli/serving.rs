@@ -1,5 +1,6 @@
 //! Pools, health and the wire of a daemon, put together.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,27 +117,20 @@ impl Registering {
     }
 }
 
-/// The certificates of a daemon of this role.
-///
-/// # Errors
-/// Files that are missing or wrong.
-pub(crate) fn credentials(os: &Os, mode: &TlsMode, role: Role, metrics: &Metrics) -> Result<Credentials> {
-    let metrics = metrics.tls().clone();
-    Ok(match mode {
-        TlsMode::Files(directory) => Credentials::from_files(os.clone(), directory, role, metrics)?,
-        TlsMode::InsecurePlainText => Credentials::plain(metrics),
-    })
-}
-
 /// The certificates of a person: an operator's, or a controller's where the command runs beside one.
 ///
 /// # Errors
 /// Files that are missing or wrong.
-pub(crate) fn operator_credentials(os: &Os, mode: &TlsMode, metrics: &Metrics) -> Result<Credentials> {
-    credentials(os, mode, Role::Operator, metrics).or_else(|error| match mode {
-        TlsMode::Files(_) => credentials(os, mode, Role::Controller, metrics).map_err(|_| error),
-        TlsMode::InsecurePlainText => Err(error),
-    })
+pub(crate) fn operator_credentials(os: &Os, mode: &TlsMode<Infallible>, metrics: &Metrics) -> Result<Credentials> {
+    let metrics = metrics.tls().clone();
+    match mode {
+        TlsMode::Files(directory) => {
+            let of = |role| Credentials::from_files(os.clone(), directory, role, metrics.clone());
+            of(Role::Operator).or_else(|error| of(Role::Controller).map_err(|_| error.into()))
+        }
+        TlsMode::Auto(never) => match *never {},
+        TlsMode::InsecurePlainText => Ok(Credentials::plain(metrics)),
+    }
 }
 
 /// A port others reach this daemon at.

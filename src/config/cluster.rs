@@ -6,16 +6,18 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{File, Flags, PoolConfig, Said, Serving, pick, pools, refuse};
+use super::{EnrolConfig, File, Flags, PoolConfig, Said, Serving, SigningConfig, pick, pools, refuse};
 use crate::kubelet::Registration;
 use crate::route::{Lost, NO_FABRIC, Rhythm};
 use crate::types::{Error, NodeId, Result};
 
 /// How the two sides of a connection know each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TlsMode {
+pub enum TlsMode<A> {
     /// By `ca.crt`, `tls.crt` and `tls.key` in this directory.
     Files(PathBuf),
+    /// By certificates that the controllers make: what this side of it needs.
+    Auto(A),
     /// Not at all: for tests, said in so many words.
     InsecurePlainText,
 }
@@ -28,7 +30,7 @@ pub struct ControllerConfig {
     /// Where nodes and operators reach it.
     pub listen: SocketAddr,
     /// By which certificates.
-    pub tls: TlsMode,
+    pub tls: TlsMode<SigningConfig>,
     /// How often nodes are heard.
     pub rhythm: Rhythm,
     /// What a human declared lost.
@@ -55,7 +57,7 @@ pub struct NodeConfig {
     /// Where it keeps the directory of pools.
     pub state: PathBuf,
     /// By which certificates.
-    pub tls: TlsMode,
+    pub tls: TlsMode<EnrolConfig>,
     /// How often it makes itself known.
     pub rhythm: Rhythm,
     /// How it offers itself to kubelet, if it does.
@@ -71,7 +73,7 @@ impl ControllerConfig {
         Ok(Self {
             serving: Serving::resolve(flags, file, &environment)?,
             listen: listen(flags, file)?,
-            tls: tls(flags, file)?,
+            tls: tls(flags, file, SigningConfig::resolve)?,
             rhythm: rhythm(flags, file)?,
             lost: file.lost_homes.iter().map(|said| lost(said)).collect::<Result<_>>()?,
         })
@@ -128,7 +130,7 @@ impl NodeConfig {
                 None => NO_FABRIC.to_owned(),
             },
             state: state.map_or_else(|| PathBuf::from("/var/lib/holdfast"), |said| PathBuf::from(said.text)),
-            tls: tls(flags, file)?,
+            tls: tls(flags, file, EnrolConfig::resolve)?,
             rhythm: rhythm(flags, file)?,
             registration,
         })
@@ -142,7 +144,7 @@ fn listen(flags: &Flags, file: &File) -> Result<SocketAddr> {
 }
 
 /// `HOST:PORT`, where the host is a name or an address.
-fn endpoint(said: &Said) -> Result<String> {
+pub(super) fn endpoint(said: &Said) -> Result<String> {
     let wrong = || refuse(format!("{}: {:?} is not HOST:PORT; write node-1.example:9810", said.place, said.text));
     let (host, port) = said.text.rsplit_once(':').ok_or_else(wrong)?;
     let inside = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | ':' | '[' | ']');
@@ -152,17 +154,18 @@ fn endpoint(said: &Said) -> Result<String> {
     Ok(said.text.clone())
 }
 
-fn tls(flags: &Flags, file: &File) -> Result<TlsMode> {
+fn tls<A>(flags: &Flags, file: &File, auto: impl FnOnce(&Flags, &File) -> Result<A>) -> Result<TlsMode<A>> {
     let plain = flags.insecure_plain_text || file.tls.insecure_plain_text;
     let directory = pick(&flags.tls, "--tls", &file.tls.directory, "tls.directory", "", |_| None);
-    match (directory, plain) {
-        (Some(said), false) => Ok(TlsMode::Files(PathBuf::from(said.text))),
-        (None, true) => Ok(TlsMode::InsecurePlainText),
-        (Some(said), true) => {
-            Err(refuse(format!("{}: certificates and plain text exclude each other; drop one of the two", said.place)))
-        }
-        (None, false) => Err(refuse(
-            "no certificates: say --tls DIR with ca.crt, tls.crt and tls.key (holdfast ca issue makes them)",
+    match (directory, flags.tls_auto || file.tls.auto.is_some(), plain) {
+        (Some(said), false, false) => Ok(TlsMode::Files(PathBuf::from(said.text))),
+        (None, true, false) => Ok(TlsMode::Auto(auto(flags, file)?)),
+        (None, false, true) => Ok(TlsMode::InsecurePlainText),
+        (None, false, false) => Err(refuse(
+            "no certificates: say --tls DIR with ca.crt, tls.crt and tls.key (holdfast ca issue makes them), or --tls-auto",
+        )),
+        _ => Err(refuse(
+            "a directory with certificates (--tls), automatic ones (--tls-auto) and plain text exclude each other; keep one",
         )),
     }
 }

@@ -32,7 +32,20 @@ pub struct File {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub(super) struct TlsEntry {
     pub(super) directory: Option<String>,
+    pub(super) auto: Option<AutoEntry>,
     pub(super) insecure_plain_text: bool,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct AutoEntry {
+    pub(super) authority: Option<String>,
+    pub(super) listen: Option<String>,
+    pub(super) account: Option<String>,
+    pub(super) certificate_life: Option<String>,
+    pub(super) ca: Option<String>,
+    pub(super) token: Option<String>,
+    pub(super) servers: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

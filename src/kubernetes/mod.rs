@@ -7,5 +7,11 @@ mod client;
 #[cfg(test)]
 #[path = "../../tests/blackbox/harness/api_server.rs"]
 pub(crate) mod double;
+#[cfg(test)]
+mod tests;
+mod tokens;
+mod vault;
 
 pub use client::{ObjectName, PATIENCE, ask, connect};
+pub use tokens::KubernetesTokens;
+pub use vault::KubernetesVault;

@@ -85,7 +85,12 @@ async fn metrics(State(about): State<About>) -> impl IntoResponse {
 
 async fn ready(State(about): State<About>) -> impl IntoResponse {
     match about.pools.readiness().await {
-        Readiness::Ready(_) => (StatusCode::OK, "ok\n".to_owned()),
+        Readiness::Ready(_) => match about.metrics.tls().why_missing() {
+            None => (StatusCode::OK, "ok\n".to_owned()),
+            Some(why) => {
+                (StatusCode::OK, format!("ok here; other daemons are not reached for want of a certificate: {why}\n"))
+            }
+        },
         Readiness::Starting => (StatusCode::SERVICE_UNAVAILABLE, "the pools are being opened\n".to_owned()),
         Readiness::Failing(error) => (StatusCode::SERVICE_UNAVAILABLE, error.chain() + "\n"),
     }

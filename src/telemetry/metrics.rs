@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::{KubeletMetrics, PoolFigures, TlsMetrics, VolumeExtents};
+use super::{EnrolMetrics, KubeletMetrics, PoolFigures, TlsMetrics, VolumeExtents};
 use crate::os::Activity;
 use crate::types::{Error, Kind, Result};
 
@@ -63,6 +63,7 @@ pub struct Metrics {
     seconds: Family<RpcLabel, Histogram, fn() -> Histogram>,
     in_flight: Family<RpcLabel, Gauge>,
     tls: TlsMetrics,
+    enrol: EnrolMetrics,
     kubelet: KubeletMetrics,
     sampled: Arc<Mutex<Sampled>>,
 }
@@ -91,11 +92,12 @@ impl Metrics {
         let in_flight = Family::<RpcLabel, Gauge>::default();
         registry.register("csi_calls_in_flight", "CSI calls not answered yet", in_flight.clone());
         let tls = TlsMetrics::registered(&mut registry);
+        let enrol = EnrolMetrics::registered(&mut registry);
         let kubelet = KubeletMetrics::in_registry(&mut registry);
         let sampled = Arc::default();
         registry.register_collector(Box::new(Pools(Arc::clone(&sampled))));
         registry.register_collector(Box::new(Operations(activity)));
-        Arc::new(Self { registry, calls, seconds, in_flight, tls, kubelet, sampled })
+        Arc::new(Self { registry, calls, seconds, in_flight, tls, enrol, kubelet, sampled })
     }
 
     /// A call came in.
@@ -114,6 +116,12 @@ impl Metrics {
     #[must_use]
     pub fn tls(&self) -> &TlsMetrics {
         &self.tls
+    }
+
+    /// What is counted of nodes that ask for a certificate.
+    #[must_use]
+    pub fn enrol(&self) -> &EnrolMetrics {
+        &self.enrol
     }
 
     /// What is counted of the registration with kubelet.

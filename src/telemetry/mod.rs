@@ -1,6 +1,7 @@
 //! Logs, metrics and health: what the daemon says about itself. Used by all layers; knows none of them. What it
 //! measures is handed to it through constructors.
 
+mod enrol;
 mod http;
 mod kubelet;
 mod logs;
@@ -9,6 +10,7 @@ mod metrics;
 mod pools;
 mod tls;
 
+pub use enrol::EnrolMetrics;
 pub use http::Http;
 pub use kubelet::KubeletMetrics;
 pub use logs::{LogFormat, init_logs};

@@ -1,5 +1,7 @@
 //! What is counted of connections between daemons.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -34,6 +36,9 @@ pub struct TlsMetrics {
     reloads: Family<OutcomeLabel, Counter>,
     refused: Family<RefusalLabels, Counter>,
     connections: Family<SideLabel, Gauge>,
+    usable: Family<NameLabel, Gauge>,
+    /// Why there is no certificate that is good now.
+    missing: Arc<Mutex<Option<String>>>,
 }
 
 impl TlsMetrics {
@@ -44,12 +49,29 @@ impl TlsMetrics {
         registry.register("tls_reloads", "Changed certificate files read again", new.reloads.clone());
         registry.register("tls_handshakes_refused", "Connections that were not made", new.refused.clone());
         registry.register("tls_connections", "Connections between daemons now", new.connections.clone());
+        let help =
+            "1 when there is a certificate that is good now, 0 when other daemons cannot be reached for want of one";
+        registry.register("tls_certificate_usable", help, new.usable.clone());
         new
     }
 
     /// The certificate in use is of this name and expires then.
     pub fn expires(&self, name: &str, seconds_since_1970: i64) {
         self.expires.get_or_create(&NameLabel { name: name.to_owned() }).set(seconds_since_1970);
+        self.usable.get_or_create(&NameLabel { name: name.to_owned() }).set(1);
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// There is no certificate of this name that is good now.
+    pub fn missing(&self, name: &str, why: &str) {
+        self.usable.get_or_create(&NameLabel { name: name.to_owned() }).set(0);
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+    }
+
+    /// Why there is no certificate that is good now, if so.
+    #[must_use]
+    pub fn why_missing(&self) -> Option<String> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Changed files were read: `renewed` or `failed`.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
@@ -15,7 +16,7 @@ use x509_parser::prelude::FromDer;
 
 use super::certificate::{Certificate, date};
 use super::directory::write_directory;
-use super::material::{CA, CERTIFICATE, KEY};
+use super::material::{CA, CERTIFICATE, KEY, Material, Parts};
 use super::pem;
 use super::role::Role;
 use crate::os::{Os, Timestamp};
@@ -140,13 +141,27 @@ impl Authority {
         Ok((made, true))
     }
 
+    /// What is to be trusted with it, PEM: its certificate first.
+    #[must_use]
+    pub fn bundle(&self) -> &str {
+        &self.bundle
+    }
+
     /// A new key and a certificate for a role, for so many days but not beyond the CA's own end.
     ///
     /// # Errors
     /// `OutOfRange` for 0 days or more than 825, `Internal` when nothing can be made.
     pub fn issue(&self, role: &Role, days: u32) -> Result<Issued> {
+        self.issue_lasting(role, in_days(days)?)
+    }
+
+    /// The same for any time.
+    ///
+    /// # Errors
+    /// `Internal` when nothing can be made.
+    pub fn issue_lasting(&self, role: &Role, life: Duration) -> Result<Issued> {
         let key = new_key()?;
-        let (certificate, not_after) = self.certify(role, &key, days)?;
+        let (certificate, not_after) = self.certify(role, &key, life)?;
         let key = pem::encode(pem::PRIVATE_KEY, key.serialized_der());
         Ok(Issued { ca: self.bundle.clone(), certificate, key, until: date(not_after) })
     }
@@ -158,6 +173,14 @@ impl Authority {
     /// # Errors
     /// `InvalidArgument` for what is no request with a good signature; those of [`Authority::issue`].
     pub fn sign(&self, request: &[u8], node: &NodeId, days: u32) -> Result<(String, String)> {
+        self.sign_lasting(request, node, in_days(days)?)
+    }
+
+    /// The same for any time.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no request with a good signature, `Internal` when nothing can be made.
+    pub fn sign_lasting(&self, request: &[u8], node: &NodeId, life: Duration) -> Result<(String, String)> {
         let wrong = |why: &str| Error::new(Kind::InvalidArgument, format!("the signing request is refused: {why}"));
         if request.len() > MOST_REQUEST {
             return Err(wrong("it is larger than 64 KiB"));
@@ -167,17 +190,14 @@ impl Authority {
         parsed.verify_signature().map_err(|_| wrong("its signature is not by the key it asks for"))?;
         let key = SubjectPublicKeyInfo::from_der(parsed.certification_request_info.subject_pki.raw)
             .map_err(|_| wrong("its key is of a kind that is not used here; make an ECDSA P-256 key"))?;
-        let (certificate, not_after) = self.certify(&Role::Node(node.clone()), &key, days)?;
+        let (certificate, not_after) = self.certify(&Role::Node(node.clone()), &key, life)?;
         Ok((certificate, date(not_after)))
     }
 
-    fn certify(&self, role: &Role, key: &impl PublicKeyData, days: u32) -> Result<(String, i64)> {
-        if days == 0 || days > MOST_DAYS {
-            let why = format!("a certificate is good for 1 to {MOST_DAYS} days, not {days}");
-            return Err(Error::new(Kind::OutOfRange, why));
-        }
-        let (from, to) = span(days);
-        let to = to.min(self.not_after);
+    fn certify(&self, role: &Role, key: &impl PublicKeyData, life: Duration) -> Result<(String, i64)> {
+        let now = Timestamp::now().seconds();
+        let to = now.saturating_add(i64::try_from(life.as_secs()).unwrap_or(i64::MAX)).min(self.not_after);
+        let from = now - SKEW;
         Ok((self.certify_names(&[role.name().as_str()], key, from, to)?, to))
     }
 
@@ -198,6 +218,25 @@ impl Authority {
 }
 
 impl Issued {
+    /// Makes sure that it can be used by a process of this role: key and certificate fit, a CA of `ca` made it, its name and
+    /// dates are right. Gives its end for people.
+    ///
+    /// # Errors
+    /// `Precondition` naming what is wrong; nothing of the key is in it.
+    pub fn check(&self, role: &Role) -> Result<String> {
+        let material = self.material(role)?;
+        match material.unfit {
+            None => Ok(date(material.not_after)),
+            Some(why) => Err(Error::new(Kind::Precondition, why)),
+        }
+    }
+
+    pub(super) fn material(&self, role: &Role) -> Result<Material> {
+        let bytes = |text: &str| text.as_bytes().to_vec();
+        let parts = Parts { ca: bytes(&self.ca), certificate: bytes(&self.certificate), key: bytes(&self.key) };
+        Material::build(&parts, Path::new("in memory"), role)
+    }
+
     /// Writes `ca.crt`, `tls.crt` and `tls.key` into a directory, all at once; those of an earlier issue are replaced.
     ///
     /// # Errors
@@ -208,17 +247,49 @@ impl Issued {
     }
 }
 
+/// When the second third of a certificate's life (PEM) is over, in seconds since 1970: the time to renew it.
+///
+/// # Errors
+/// `Corrupt` when it is none.
+pub fn renewal_of(certificate: &[u8]) -> Result<i64> {
+    let chain = pem::certificates(certificate).map_err(|why| Error::new(Kind::Corrupt, why))?;
+    let own = chain.first().ok_or_else(|| Error::new(Kind::Corrupt, "there is no certificate"))?;
+    let own = Certificate::read(own)?;
+    Ok(two_thirds(own.not_before, own.not_after))
+}
+
+/// The same of the files in a directory, which must be good for a process of this role now.
+///
+/// # Errors
+/// `Precondition` naming what is wrong with them.
+pub fn renewal(os: &Os, directory: &Path, role: &Role) -> Result<i64> {
+    let (material, _) = Material::load(os, directory, role)?;
+    Ok(two_thirds(material.not_before, material.not_after))
+}
+
+/// Certificates begin before they are made, by what clocks may differ.
+fn two_thirds(not_before: i64, not_after: i64) -> i64 {
+    not_after - (not_after - not_before - SKEW).max(0) / 3
+}
+
+/// A new key and a request that it be certified for this node, PEM.
+///
+/// # Errors
+/// `Internal` when no key can be made.
+pub fn signing_request(node: &NodeId) -> Result<(String, String)> {
+    let key = new_key()?;
+    let name = Role::Node(node.clone()).name();
+    let params = CertificateParams::new(vec![name.to_string()]).map_err(not_made)?;
+    let request = params.serialize_request(&key).map_err(not_made)?;
+    Ok((pem::encode(pem::PRIVATE_KEY, key.serialized_der()), pem::encode(pem::REQUEST, request.der())))
+}
+
 /// Makes a key (`tls.key`) and a signing request for a node (`tls.csr`) in a new directory: the key never leaves the node.
 ///
 /// # Errors
 /// Those of [`write_directory`]; `Internal` when no key can be made.
 pub fn request(os: &Os, node: &NodeId, directory: &Path) -> Result<()> {
-    let key = new_key()?;
-    let name = Role::Node(node.clone()).name();
-    let params = CertificateParams::new(vec![name.to_string()]).map_err(not_made)?;
-    let request = params.serialize_request(&key).map_err(not_made)?;
-    let (key, request) =
-        (pem::encode(pem::PRIVATE_KEY, key.serialized_der()), pem::encode(pem::REQUEST, request.der()));
+    let (key, request) = signing_request(node)?;
     write_directory(os, directory, &[(KEY, &key), (REQUEST, &request)], &[])
 }
 
@@ -233,6 +304,14 @@ fn not_made(error: rcgen::Error) -> Error {
 fn moment(seconds_since_1970: i64) -> Result<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp(seconds_since_1970)
         .map_err(|error| Error::new(Kind::OutOfRange, "this machine's clock is out of range").because(error))
+}
+
+fn in_days(days: u32) -> Result<Duration> {
+    if days == 0 || days > MOST_DAYS {
+        let why = format!("a certificate is good for 1 to {MOST_DAYS} days, not {days}");
+        return Err(Error::new(Kind::OutOfRange, why));
+    }
+    Ok(Duration::from_secs(u64::from(days) * 86_400))
 }
 
 /// From now, or a little earlier, for so many days.

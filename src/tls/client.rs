@@ -15,8 +15,8 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 use tower::Service;
 
-use super::connection::{Connection, Wire};
-use super::credentials::Credentials;
+use super::connection::{Connection, Known, Wire};
+use super::credentials::{Credentials, Now};
 use super::refusal::{Reason, Refusal};
 use super::role::RoleName;
 use crate::os::Timestamp;
@@ -55,6 +55,18 @@ impl Connector {
             let expected = &self.expected;
             Error::new(kind, format!("{expected} at {address} cannot be reached: {}", refusal.why))
         };
+        let config = match self.credentials.current().await {
+            Now::Plain => None,
+            Now::Mutual(material) => {
+                self.credentials.look_at_own(&material, Timestamp::now().seconds());
+                Some(material.client(&self.expected)?)
+            }
+            Now::Trusting(trust) => Some(trust.client(&self.expected)?),
+            Now::Missing(why) => {
+                let why = format!("this process has no certificate to show: {why}");
+                return Err(refuse(Kind::Unavailable, None, &Refusal::new(Reason::NoOwnCertificate, why)));
+            }
+        };
         let tcp = match timeout(DIAL, TcpStream::connect((host, port))).await {
             Ok(Ok(tcp)) => tcp,
             Ok(Err(error)) => {
@@ -68,19 +80,18 @@ impl Connector {
         // Small messages wait for nothing; a socket that cannot be told so works as well.
         let _ = tcp.set_nodelay(true);
         let broken = |refusal| refuse(Kind::Denied, None, &refusal);
-        let Some(material) = self.credentials.current().await else {
+        let Some((config, seen)) = config else {
             let (wire, credentials) = (Wire::Plain(tcp), self.credentials.clone());
-            return Connection::new(wire, None, SIDE, address.clone(), credentials).map_err(broken);
+            return Connection::new(wire, &Known::Plain, SIDE, address.clone(), credentials).map_err(broken);
         };
-        self.credentials.look_at_own(&material, Timestamp::now().seconds());
-        let (config, seen) = material.client(&self.expected)?;
         let name = ServerName::try_from(self.expected.as_str().to_owned())
             .map_err(|error| Error::new(Kind::Internal, "a role's name is no DNS name").because(error))?;
         let handshake = TlsConnector::from(Arc::new(config)).connect(name, tcp);
         match timeout(HANDSHAKE, handshake).await {
             Ok(Ok(stream)) => {
                 let wire = Wire::Tls(Box::new(TlsStream::Client(stream)));
-                Connection::new(wire, Some(&seen), SIDE, address.clone(), self.credentials.clone()).map_err(broken)
+                let known = Known::Seen(&seen);
+                Connection::new(wire, &known, SIDE, address.clone(), self.credentials.clone()).map_err(broken)
             }
             Ok(Err(error)) => {
                 let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -1,10 +1,9 @@
-//! What is said of refused connections: each cause of each address once a minute, so that a flood fills no log.
+//! What is said of those who are refused: each cause of each address once a minute, so that a flood fills no log.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::refusal::Reason;
 use crate::os::Stopwatch;
 
 /// The same thing is not said again for so long.
@@ -12,9 +11,10 @@ const SAID_EVERY: Duration = Duration::from_secs(60);
 /// Addresses and causes kept in mind; what more come is counted only.
 const MOST: usize = 256;
 
+/// Who was complained about, and what for.
 #[derive(Debug, Default)]
-pub(super) struct Complaints {
-    said: Mutex<BTreeMap<(String, Reason), Said>>,
+pub struct Complaints {
+    said: Mutex<BTreeMap<(String, &'static str), Said>>,
 }
 
 #[derive(Debug)]
@@ -25,7 +25,7 @@ struct Said {
 
 impl Complaints {
     /// How often it happened since it was said; `None` when it is not to be said now.
-    pub(super) fn may_say(&self, who: &str, reason: Reason) -> Option<u64> {
+    pub fn may_say(&self, who: &str, reason: &'static str) -> Option<u64> {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.len() >= MOST {
             said.retain(|_, one| one.at.elapsed() < SAID_EVERY);
@@ -56,11 +56,11 @@ mod tests {
     #[test]
     fn a_flood_is_said_once_for_each_address_and_cause() {
         let complaints = Complaints::default();
-        assert_eq!(complaints.may_say("a", Reason::Expired), Some(0));
-        assert_eq!(complaints.may_say("a", Reason::Expired), None);
-        assert_eq!(complaints.may_say("a", Reason::NotTls), Some(0));
-        assert_eq!(complaints.may_say("b", Reason::Expired), Some(0));
-        let said = (0..10_000).filter(|n| complaints.may_say(&format!("x{n}"), Reason::NotTls).is_some()).count();
+        assert_eq!(complaints.may_say("a", "expired"), Some(0));
+        assert_eq!(complaints.may_say("a", "expired"), None);
+        assert_eq!(complaints.may_say("a", "not_tls"), Some(0));
+        assert_eq!(complaints.may_say("b", "expired"), Some(0));
+        let said = (0..10_000).filter(|n| complaints.may_say(&format!("x{n}"), "not_tls").is_some()).count();
         assert_eq!(said, MOST - 3);
         assert!(complaints.said.lock().unwrap().len() <= MOST);
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -24,6 +25,18 @@ use crate::os::Timestamp;
 pub const CONNECTION_AGE: Duration = Duration::from_secs(60 * 60);
 /// When a connection is cut, told or not.
 const MOST_AGE: Duration = Duration::from_secs(70 * 60);
+/// When a connection of somebody without a certificate is cut.
+const ANONYMOUS_AGE: Duration = Duration::from_secs(30);
+
+/// How the other side is known.
+pub(super) enum Known<'a> {
+    /// Not at all: plain text.
+    Plain,
+    /// By what the handshake showed.
+    Seen(&'a Mutex<Seen>),
+    /// It showed nothing, and was not asked to.
+    Anonymous(IpAddr),
+}
 
 /// Plain or encrypted.
 pub(super) enum Wire {
@@ -62,22 +75,26 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// What a handshake ended as. `seen` has what was verified; nothing was in plain text.
+    /// What a handshake ended as.
     pub(super) fn new(
         wire: Wire,
-        seen: Option<&Mutex<Seen>>,
+        known: &Known<'_>,
         side: &'static str,
         address: String,
         credentials: Credentials,
     ) -> Result<Self, Refusal> {
-        let (peer, left) = match seen.map(|seen| seen.lock().unwrap_or_else(PoisonError::into_inner).verified.clone()) {
-            None => (Peer::Unverified, MOST_AGE),
-            Some(Some((name, not_after))) => {
+        let (peer, left) = match known {
+            Known::Plain => (Peer::Unverified, MOST_AGE),
+            Known::Anonymous(address) => (Peer::Anonymous(*address), ANONYMOUS_AGE),
+            Known::Seen(seen) => {
+                let verified = seen.lock().unwrap_or_else(PoisonError::into_inner).verified.clone();
+                let Some((name, not_after)) = verified else {
+                    return Err(Refusal::new(Reason::NoCertificate, "it was not verified"));
+                };
                 let left = not_after.saturating_sub(Timestamp::now().seconds()).saturating_add(1);
                 let left = Duration::from_secs(u64::try_from(left).unwrap_or_default());
                 (Peer::Verified(name), left.min(MOST_AGE))
             }
-            Some(None) => return Err(Refusal::new(Reason::NoCertificate, "it was not verified")),
         };
         credentials.metrics().connected(side);
         let end = Box::pin(sleep(left));

@@ -9,13 +9,15 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tracing::{error, info, warn};
 
+use super::authority::Issued;
 use super::certificate::date;
 use super::client::Connector;
 use super::complaints::Complaints;
 use super::material::{Material, Versions, versions};
 use super::refusal::{Reason, Refusal};
 use super::role::Role;
-use super::server::Incoming;
+use super::server::{Clients, Incoming};
+use super::trust::Trust;
 use crate::os::{Os, Stopwatch};
 use crate::telemetry::TlsMetrics;
 use crate::types::Result;
@@ -41,6 +43,20 @@ struct Inner {
 enum Source {
     Plain,
     Files(Arc<Files>),
+    Held(Arc<Held>),
+    Trusting(Trust),
+}
+
+/// What there is to make a handshake with.
+pub(super) enum Now {
+    /// Nothing, on purpose.
+    Plain,
+    /// A certificate to show, and CAs to believe.
+    Mutual(Arc<Material>),
+    /// CAs to believe, and nothing to show: for a client.
+    Trusting(Trust),
+    /// A certificate is wanted and not there, for this reason.
+    Missing(String),
 }
 
 impl Credentials {
@@ -51,6 +67,29 @@ impl Credentials {
     pub fn from_files(os: Os, directory: &Path, role: Role, metrics: TlsMetrics) -> Result<Self> {
         let files = Files::load(os, directory, role, metrics.clone())?;
         Ok(Self::of(Source::Files(Arc::new(files)), metrics))
+    }
+
+    /// The same, and never refused: as long as the files cannot be used there are no connections, it is said why, and the files
+    /// are looked at again whenever one is wanted. Blocks.
+    #[must_use]
+    pub fn from_files_in_time(os: Os, directory: &Path, role: Role, metrics: TlsMetrics) -> Self {
+        let files = Files::load_in_time(os, directory, role, metrics.clone());
+        Self::of(Source::Files(Arc::new(files)), metrics)
+    }
+
+    /// For a process of this role whose certificate is given to the holder, again and again; before that there are no
+    /// connections.
+    #[must_use]
+    pub fn held(role: Role, metrics: TlsMetrics) -> (Self, Holder) {
+        let held = Arc::new(Held { role, metrics: metrics.clone(), material: Mutex::default() });
+        metrics.missing(held.role.name().as_str(), "this process has not been certified yet");
+        (Self::of(Source::Held(Arc::clone(&held)), metrics), Holder(held))
+    }
+
+    /// For a client that shows no certificate, and accepts servers of these CAs.
+    #[must_use]
+    pub fn trusting(trust: Trust, metrics: TlsMetrics) -> Self {
+        Self::of(Source::Trusting(trust), metrics)
     }
 
     /// No encryption, nobody verified, everybody may do everything: for tests, behind a flag that says so. Warns.
@@ -70,7 +109,14 @@ impl Credentials {
     /// `max_connection_age(CONNECTION_AGE)`. Each request then has a [`super::Peer`] in its extensions.
     #[must_use]
     pub fn incoming(&self, listener: TcpListener) -> Incoming {
-        Incoming::new(listener, self.clone())
+        Incoming::new(listener, self.clone(), Clients::Certified)
+    }
+
+    /// The same from clients that are not asked for a certificate. Each request has a [`super::Peer::Anonymous`], which may do
+    /// nothing; each connection ends after 30 s, and few are taken.
+    #[must_use]
+    pub fn incoming_from_anybody(&self, listener: TcpListener) -> Incoming {
+        Incoming::new(listener, self.clone(), Clients::Anybody)
     }
 
     /// Connects to servers of exactly this role, for tonic's `connect_with_connector_lazy`.
@@ -79,11 +125,13 @@ impl Credentials {
         Connector::new(self.clone(), role.name())
     }
 
-    /// What to make a handshake with now; `None` for plain text.
-    pub(super) async fn current(&self) -> Option<Arc<Material>> {
+    /// What to make a handshake with now.
+    pub(super) async fn current(&self) -> Now {
         match &self.inner.source {
-            Source::Plain => None,
-            Source::Files(files) => Some(files.current().await),
+            Source::Plain => Now::Plain,
+            Source::Files(files) => files.current().await,
+            Source::Held(held) => held.current(),
+            Source::Trusting(trust) => Now::Trusting(trust.clone()),
         }
     }
 
@@ -102,15 +150,19 @@ impl Credentials {
         refusal: &Refusal,
     ) {
         self.inner.metrics.refused(side, refusal.reason.label());
-        let Some(unsaid) = self.inner.complaints.may_say(place, refusal.reason) else { return };
+        let Some(unsaid) = self.inner.complaints.may_say(place, refusal.reason.label()) else { return };
         let (reason, names) = (refusal.reason.label(), names.unwrap_or("no certificate"));
         warn!(side, address, names, reason, unsaid, "connection refused: {}", refusal.why);
     }
 
     /// Says that our own certificate has expired, unless that was said just now.
     pub(super) fn look_at_own(&self, material: &Material, now: i64) {
-        if material.not_after < now && self.inner.complaints.may_say("own", Reason::Expired).is_some() {
-            let date = date(material.not_after);
+        if material.not_after >= now {
+            return;
+        }
+        let date = date(material.not_after);
+        self.inner.metrics.missing(material.name.as_str(), &format!("it expired on {date}"));
+        if self.inner.complaints.may_say("own", Reason::Expired.label()).is_some() {
             error!(name = %material.name, "our own certificate expired on {date} and was not renewed: others refuse us; renew it");
         }
     }
@@ -119,6 +171,49 @@ impl Credentials {
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Credentials").field(&self.inner.source).finish()
+    }
+}
+
+/// A certificate in memory.
+struct Held {
+    role: Role,
+    metrics: TlsMetrics,
+    material: Mutex<Option<Arc<Material>>>,
+}
+
+impl Held {
+    fn current(&self) -> Now {
+        match &*self.material.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(material) => Now::Mutual(Arc::clone(material)),
+            None => Now::Missing("it has not been certified yet".to_owned()),
+        }
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("role", &self.role).finish_non_exhaustive()
+    }
+}
+
+/// Gives a process its certificate.
+#[derive(Debug)]
+pub struct Holder(Arc<Held>);
+
+impl Holder {
+    /// From now on handshakes are made with this one; connections that are there go on.
+    ///
+    /// # Errors
+    /// `Precondition` when it cannot be used; the one before goes on.
+    pub fn put(&self, issued: &Issued) -> Result<()> {
+        let material = issued.material(&self.0.role)?;
+        self.0.metrics.expires(material.name.as_str(), material.not_after);
+        info!(name = %material.name, until = %date(material.not_after), "certificate taken");
+        for remark in &material.remarks {
+            warn!("{remark}");
+        }
+        *self.0.material.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(material));
+        Ok(())
     }
 }
 
@@ -133,7 +228,8 @@ struct Files {
 }
 
 struct State {
-    material: Arc<Material>,
+    /// The last that could be used; none at all before the first.
+    material: Option<Arc<Material>>,
     /// The versions last read, whatever came of it.
     seen: Versions,
     failed: Option<Failed>,
@@ -156,17 +252,22 @@ impl Drop for Looking {
 impl Files {
     fn load(os: Os, directory: &Path, role: Role, metrics: TlsMetrics) -> Result<Self> {
         let (material, seen) = Material::load(&os, directory, &role)?;
-        let state = State { material: Arc::new(material), seen, failed: None };
-        let files = Self {
-            os,
-            directory: directory.to_owned(),
-            role,
-            metrics,
-            looking: AtomicBool::new(false),
-            state: Mutex::new(state),
-        };
-        files.tell(&files.state().material, "certificate loaded");
+        let material = Arc::new(material);
+        let state = State { material: Some(Arc::clone(&material)), seen, failed: None };
+        let files = Self::with(os, directory, role, metrics, state);
+        files.tell(&material, "certificate loaded");
         Ok(files)
+    }
+
+    fn load_in_time(os: Os, directory: &Path, role: Role, metrics: TlsMetrics) -> Self {
+        let files = Self::with(os, directory, role, metrics, State { material: None, seen: [None; 3], failed: None });
+        files.read(versions(&files.os, &files.directory));
+        files
+    }
+
+    fn with(os: Os, directory: &Path, role: Role, metrics: TlsMetrics, state: State) -> Self {
+        let (looking, state) = (AtomicBool::new(false), Mutex::new(state));
+        Self { os, directory: directory.to_owned(), role, metrics, looking, state }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -184,7 +285,7 @@ impl Files {
 
     /// The material to use. The files are looked at in a thread, one at a time: a filesystem that hangs costs that thread
     /// and [`LOOK`] of one handshake; others do not wait.
-    async fn current(self: &Arc<Self>) -> Arc<Material> {
+    async fn current(self: &Arc<Self>) -> Now {
         if !self.looking.swap(true, Ordering::Acquire) {
             let looking = Looking(Arc::clone(self));
             let look = tokio::task::spawn_blocking(move || looking.0.look());
@@ -193,7 +294,12 @@ impl Files {
                 warn!(directory = %place, "the certificate files cannot be looked at now; what was read before is used");
             }
         }
-        Arc::clone(&self.state().material)
+        let state = self.state();
+        match (&state.material, &state.failed) {
+            (Some(material), _) => Now::Mutual(Arc::clone(material)),
+            (None, Some(failed)) => Now::Missing(failed.why.clone()),
+            (None, None) => Now::Missing("the files have not been read yet".to_owned()),
+        }
     }
 
     /// Reads the files again if they changed.
@@ -206,21 +312,39 @@ impl Files {
                 return;
             }
         }
+        self.read(versions);
+    }
+
+    /// Reads the files, which were of these versions before.
+    fn read(&self, versions: Versions) {
         let loaded = Material::load(&self.os, &self.directory, &self.role);
         let mut state = self.state();
         match loaded {
             Ok((material, seen)) => {
-                self.metrics.reloaded("renewed");
-                self.tell(&material, "certificate renewed");
-                *state = State { material: Arc::new(material), seen, failed: None };
+                if state.material.is_some() {
+                    self.metrics.reloaded("renewed");
+                    self.tell(&material, "certificate renewed");
+                } else {
+                    self.tell(&material, "certificate loaded");
+                }
+                *state = State { material: Some(Arc::new(material)), seen, failed: None };
             }
             Err(error) => {
                 let why = error.chain();
                 let known = state.seen == versions && state.failed.as_ref().is_some_and(|failed| failed.why == why);
-                if !known {
-                    self.metrics.reloaded("failed");
-                    let until = date(state.material.not_after);
-                    error!(%until, "the renewed certificate cannot be used, the one before goes on: {why}");
+                match &state.material {
+                    _ if known => {}
+                    Some(before) => {
+                        self.metrics.reloaded("failed");
+                        let until = date(before.not_after);
+                        error!(%until, "the renewed certificate cannot be used, the one before goes on: {why}");
+                    }
+                    None => {
+                        self.metrics.missing(self.role.name().as_str(), &why);
+                        warn!(
+                            "there is no certificate to use, other daemons are not reached until there is one: {why}"
+                        );
+                    }
                 }
                 state.seen = versions;
                 state.failed = Some(Failed { at: Stopwatch::start(), why });

@@ -13,7 +13,7 @@ use rustls::pki_types::UnixTime;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ServerConfig};
 
 use super::certificate::{Certificate, date};
 use super::pem;
@@ -31,7 +31,7 @@ pub const KEY: &str = "tls.key";
 
 /// What both sides speak.
 const ALPN: &[u8] = b"h2";
-const VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
+pub(super) const VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
 /// How often files that change while they are read are read again.
 const TRIES: u32 = 3;
 
@@ -44,14 +44,30 @@ pub(super) fn versions(os: &Os, directory: &Path) -> Versions {
     [CA, CERTIFICATE, KEY].map(|name| os.version(&directory.join(name)).ok().flatten())
 }
 
+/// What both sides speak, for a configuration.
+pub(super) fn alpn() -> Vec<Vec<u8>> {
+    vec![ALPN.to_vec()]
+}
+
+/// The content of the three files.
+pub(super) struct Parts {
+    pub(super) ca: Vec<u8>,
+    pub(super) certificate: Vec<u8>,
+    pub(super) key: Vec<u8>,
+}
+
 /// Checked files, ready to make handshakes with.
 pub(super) struct Material {
     /// Our role's name.
     pub(super) name: RoleName,
+    /// When our certificate began to be good, in seconds since 1970.
+    pub(super) not_before: i64,
     /// When our certificate expires, in seconds since 1970.
     pub(super) not_after: i64,
     /// What is not as it should be, though it works.
     pub(super) remarks: Vec<String>,
+    /// Why who trusts the same CAs would not accept our certificate, if so. Remarked too.
+    pub(super) unfit: Option<String>,
     provider: Arc<CryptoProvider>,
     key: Arc<CertifiedKey>,
     clients: Arc<dyn ClientCertVerifier>,
@@ -79,43 +95,42 @@ impl Material {
     }
 
     fn load_once(os: &Os, directory: &Path, role: &Role, versions: &Versions) -> Result<Self> {
-        let now = Timestamp::now().seconds();
-        let wrong = |name: &str, why: &str, next: &str| {
-            let file = directory.join(name);
-            Error::new(Kind::Precondition, format!("{}: {why}; {next}", file.display()))
-        };
         let read = |name: &str| {
             let file = directory.join(name);
             let text = os.read(&file).at(|| format!("read {}", file.display()));
             text.map_err(|error| error.with_kind(Kind::Precondition))?.ok_or_else(|| {
-                wrong(name, "it does not exist", "make the files with `holdfast ca issue`, or mount the Secret there")
+                let next = "make the files with `holdfast ca issue`, or mount the Secret there";
+                Error::new(Kind::Precondition, format!("{}: it does not exist; {next}", file.display()))
             })
+        };
+        let parts = Parts { ca: read(CA)?, certificate: read(CERTIFICATE)?, key: read(KEY)? };
+        let mut made = Self::build(&parts, directory, role)?;
+        if versions.last().copied().flatten().is_some_and(|version| version.readable_by_all()) {
+            made.remarks.push(format!("{KEY} may be read by every user of this machine; chmod it to 0600 or 0640"));
+        }
+        Ok(made)
+    }
+
+    /// Checks what was read; `place` is where messages say it is.
+    ///
+    /// # Errors
+    /// As [`Material::load`].
+    pub(super) fn build(parts: &Parts, place: &Path, role: &Role) -> Result<Self> {
+        let now = Timestamp::now().seconds();
+        let wrong = |name: &str, why: &str, next: &str| {
+            let file = place.join(name);
+            Error::new(Kind::Precondition, format!("{}: {why}; {next}", file.display()))
         };
         let issue = format!("issue one for {role} (`holdfast ca issue --role {role}`)");
         let mut remarks = Vec::new();
 
-        let mut roots = RootCertStore::empty();
-        let mut last = None;
-        for der in pem::certificates(&read(CA)?).map_err(|why| wrong(CA, why, "write the CA's certificate there"))? {
-            let ca = Certificate::read(&der)
-                .map_err(|error| wrong(CA, &error.to_string(), "write the CA's certificate there"))?;
-            if ca.not_after < now {
-                last = Some(ca.not_after);
-                remarks.push(format!("a CA in {CA} expired on {} and is left out", date(ca.not_after)));
-                continue;
-            }
-            roots.add(der).map_err(|_| wrong(CA, "a certificate in it cannot be a CA", "write CAs only there"))?;
-        }
-        if let (true, Some(last)) = (roots.is_empty(), last) {
-            let why = format!("every CA in it has expired, the last on {}", date(last));
-            return Err(wrong(CA, &why, "make a new CA and issue all certificates anew"));
-        }
+        let roots = super::trust::roots(&parts.ca, &place.join(CA), now, &mut remarks)?;
 
-        let chain = pem::certificates(&read(CERTIFICATE)?).map_err(|why| wrong(CERTIFICATE, why, &issue))?;
+        let chain = pem::certificates(&parts.certificate).map_err(|why| wrong(CERTIFICATE, why, &issue))?;
         let Some(own) = chain.first() else { return Err(wrong(CERTIFICATE, "it is empty", &issue)) };
         let own = Certificate::read(own).map_err(|error| wrong(CERTIFICATE, &error.to_string(), &issue))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let key = pem::key(&read(KEY)?).map_err(|why| wrong(KEY, why, "write the certificate's key there"))?;
+        let key = pem::key(&parts.key).map_err(|why| wrong(KEY, why, "write the certificate's key there"))?;
         let key = provider
             .key_provider
             .load_private_key(key)
@@ -135,9 +150,6 @@ impl Material {
         if name != role.name() {
             return Err(wrong(CERTIFICATE, &format!("it is for {name}, and this is {}", role.name()), &issue));
         }
-        if versions.last().copied().flatten().is_some_and(|version| version.readable_by_all()) {
-            remarks.push(format!("{KEY} may be read by every user of this machine; chmod it to 0600 or 0640"));
-        }
 
         let roots = Arc::new(roots);
         let unusable = |error: &dyn fmt::Display| wrong(CA, &format!("it cannot be used ({error})"), "write CAs there");
@@ -146,12 +158,13 @@ impl Material {
         let servers = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
         let servers: Arc<dyn ServerCertVerifier> = servers.build().map_err(|error| unusable(&error))?;
         let at = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now).unwrap_or_default()));
-        if let Some((first, rest)) = key.cert.split_first()
-            && let Err(error) = clients.verify_client_cert(first, rest, at)
-        {
-            remarks.push(format!("{CERTIFICATE} would not be accepted by who trusts the same {CA} ({error})"));
-        }
-        Ok(Self { name, not_after: own.not_after, remarks, provider, key, clients, servers })
+        let verified = key.cert.split_first().map(|(first, rest)| clients.verify_client_cert(first, rest, at));
+        let unfit = verified
+            .and_then(Result::err)
+            .map(|error| format!("{CERTIFICATE} would not be accepted by who trusts the same {CA} ({error})"));
+        remarks.extend(unfit.clone());
+        let (not_before, not_after) = (own.not_before, own.not_after);
+        Ok(Self { name, not_before, not_after, remarks, unfit, provider, key, clients, servers })
     }
 
     /// To accept one connection with, and what will be seen in it.
@@ -163,10 +176,22 @@ impl Material {
             .map_err(unsupported)?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.key))));
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = alpn();
         // A resumed session would skip the certificate.
         config.send_tls13_tickets = 0;
         Ok((config, seen))
+    }
+
+    /// To accept one connection with from somebody who shows no certificate.
+    pub(super) fn server_of_anybody(&self) -> Result<ServerConfig> {
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(VERSIONS)
+            .map_err(unsupported)?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.key))));
+        config.alpn_protocols = alpn();
+        config.send_tls13_tickets = 0;
+        Ok(config)
     }
 
     /// To make one connection with to a server of that role, and what will be seen in it.
@@ -179,7 +204,7 @@ impl Material {
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.key))));
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = alpn();
         config.resumption = rustls::client::Resumption::disabled();
         // Whom we look for is nobody's business on the way.
         config.enable_sni = false;
@@ -187,7 +212,7 @@ impl Material {
     }
 }
 
-fn unsupported(error: rustls::Error) -> Error {
+pub(super) fn unsupported(error: rustls::Error) -> Error {
     Error::new(Kind::Internal, "TLS 1.3 cannot be set up").because(error)
 }
 

@@ -5,6 +5,7 @@
 //! Invariants:
 //! - Who a peer is follows from the one role name (SAN) in its verified certificate and from nothing else ([`Peer`]).
 //! - A client accepts a server of exactly the role it wants to reach, a server any role: services authorise each call.
+//! - A port that asks for no certificate gives its clients no role ([`Peer::Anonymous`]).
 //! - Files are looked at when a handshake begins, never by a timer; what cannot be used never replaces what can.
 //! - No key is in a log, an error or a Debug.
 //!
@@ -25,13 +26,16 @@ mod role;
 mod server;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod verify;
 
-pub use authority::{Authority, Issued, request};
+pub use authority::{Authority, Issued, renewal, renewal_of, request, signing_request};
 pub use client::Connector;
+pub use complaints::Complaints;
 pub use connection::{CONNECTION_AGE, Connection};
-pub use credentials::Credentials;
+pub use credentials::{Credentials, Holder};
 pub use directory::write_directory;
 pub use material::{CA, CERTIFICATE, KEY};
 pub use role::{Peer, Role, RoleName};
 pub use server::Incoming;
+pub use trust::Trust;

@@ -8,6 +8,7 @@ use rustls::{CertificateError, Error};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Reason {
     NoCertificate,
+    NoOwnCertificate,
     Expired,
     NotYetValid,
     UnknownAuthority,
@@ -29,6 +30,7 @@ impl Reason {
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::NoCertificate => "no_certificate",
+            Self::NoOwnCertificate => "no_own_certificate",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
             Self::UnknownAuthority => "unknown_authority",

@@ -1,6 +1,7 @@
 //! Roles, the names certificates give them, and who is at the other end of a connection.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use http::Extensions;
@@ -135,6 +136,8 @@ pub enum Peer {
     Verified(RoleName),
     /// Plain text, for tests: nothing is known of it, and it may do everything.
     Unverified,
+    /// On a port that asks for no certificate: it may do nothing that a role is needed for.
+    Anonymous(IpAddr),
 }
 
 impl Peer {
@@ -152,6 +155,7 @@ impl Peer {
         match self {
             Self::Verified(name) => *name == role.name(),
             Self::Unverified => true,
+            Self::Anonymous(_) => false,
         }
     }
 
@@ -210,6 +214,7 @@ impl fmt::Display for Peer {
         match self {
             Self::Verified(name) => name.fmt(f),
             Self::Unverified => f.write_str("somebody unverified"),
+            Self::Anonymous(address) => address.fmt(f),
         }
     }
 }
@@ -286,6 +291,14 @@ mod tests {
         for text in ["", "node", "node:", "admin", "Controller", "node:a b"] {
             assert_eq!(text.parse::<Role>().unwrap_err().kind(), Kind::InvalidArgument, "{text}");
         }
+    }
+
+    #[test]
+    fn who_shows_no_certificate_has_no_role() {
+        let nobody = Peer::Anonymous("10.0.0.1".parse().unwrap());
+        assert!(!nobody.is_controller() && !nobody.is_operator() && !nobody.is_node(&"b".parse().unwrap()));
+        let error = nobody.require("it", &[Role::Controller, Role::Operator]).unwrap_err();
+        assert!(error.kind() == Kind::Denied && error.to_string().contains("10.0.0.1"), "{error}");
     }
 
     proptest! {

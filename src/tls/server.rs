@@ -15,8 +15,8 @@ use tokio_rustls::{TlsAcceptor, TlsStream};
 use tokio_stream::Stream;
 use tracing::error;
 
-use super::connection::{Connection, Wire};
-use super::credentials::Credentials;
+use super::connection::{Connection, Known, Wire};
+use super::credentials::{Credentials, Now};
 use super::refusal::{Reason, Refusal};
 use super::role::Peer;
 use crate::os::Timestamp;
@@ -30,6 +30,9 @@ const MOST_HANDSHAKES: usize = 256;
 const MOST_CONNECTIONS: usize = 1024;
 /// Connections of one role's name at once, so that one peer gone mad leaves room for the others.
 const MOST_OF_ONE: usize = 64;
+/// Connections at once of clients that show no certificate, and of one address of them. They end after seconds.
+const MOST_ANONYMOUS: usize = 128;
+const MOST_OF_ONE_ADDRESS: usize = 16;
 /// How long to wait after accept(2) failed: it fails again at once when file descriptors or memory are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -37,7 +40,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 struct Table {
     all: usize,
-    verified: BTreeMap<String, usize>,
+    /// By the verified role's name, or the address of who has none.
+    named: BTreeMap<String, usize>,
 }
 
 /// A connection's place in the table, given back when dropped.
@@ -52,17 +56,18 @@ impl Place {
     fn take(table: &Arc<Mutex<Table>>, peer: &Peer) -> Result<Self, Refusal> {
         let mut open = table.lock().unwrap_or_else(PoisonError::into_inner);
         let crowded = |most| Refusal::new(Reason::Crowded, format!("there are {most} connections already"));
-        if open.all >= MOST_CONNECTIONS {
-            return Err(crowded(MOST_CONNECTIONS));
-        }
-        let name = match peer {
-            Peer::Verified(name) => Some(name.to_string()),
-            Peer::Unverified => None,
+        let (name, most, most_of_one) = match peer {
+            Peer::Verified(name) => (Some(name.to_string()), MOST_CONNECTIONS, MOST_OF_ONE),
+            Peer::Unverified => (None, MOST_CONNECTIONS, MOST_OF_ONE),
+            Peer::Anonymous(address) => (Some(address.to_string()), MOST_ANONYMOUS, MOST_OF_ONE_ADDRESS),
         };
+        if open.all >= most {
+            return Err(crowded(most));
+        }
         if let Some(name) = &name {
-            let of_one = open.verified.entry(name.clone()).or_default();
-            if *of_one >= MOST_OF_ONE {
-                return Err(crowded(MOST_OF_ONE));
+            let of_one = open.named.entry(name.clone()).or_default();
+            if *of_one >= most_of_one {
+                return Err(crowded(most_of_one));
             }
             *of_one += 1;
         }
@@ -76,14 +81,23 @@ impl Drop for Place {
         let mut open = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         open.all -= 1;
         if let Some(name) = &self.name
-            && let Some(of_one) = open.verified.get_mut(name)
+            && let Some(of_one) = open.named.get_mut(name)
         {
             *of_one -= 1;
             if *of_one == 0 {
-                open.verified.remove(name);
+                open.named.remove(name);
             }
         }
     }
+}
+
+/// Whom a port is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Clients {
+    /// Those with a certificate.
+    Certified,
+    /// Everybody; a certificate is not asked for, and nobody has a role.
+    Anybody,
 }
 
 /// Connections whose handshake is done, for ever. Those that are refused are logged and counted, and never an item.
@@ -91,6 +105,7 @@ impl Drop for Place {
 pub struct Incoming {
     listener: TcpListener,
     credentials: Credentials,
+    clients: Clients,
     table: Arc<Mutex<Table>>,
     handshakes: JoinSet<Option<Connection>>,
     /// The same handshakes, the oldest first.
@@ -99,9 +114,9 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    pub(super) fn new(listener: TcpListener, credentials: Credentials) -> Self {
+    pub(super) fn new(listener: TcpListener, credentials: Credentials, clients: Clients) -> Self {
         let (handshakes, order) = (JoinSet::new(), VecDeque::new());
-        Self { listener, credentials, table: Arc::default(), handshakes, order, pause: None }
+        Self { listener, credentials, clients, table: Arc::default(), handshakes, order, pause: None }
     }
 
     fn begin(&mut self, tcp: TcpStream, address: SocketAddr) {
@@ -112,7 +127,7 @@ impl Incoming {
             let refusal = Refusal::new(Reason::Timeout, "unfinished handshakes give way to new ones");
             self.credentials.refused(SIDE, "many", "many", None, &refusal);
         }
-        let handshake = accept(tcp, address, self.credentials.clone(), Arc::clone(&self.table));
+        let handshake = accept(tcp, address, self.credentials.clone(), self.clients, Arc::clone(&self.table));
         self.order.push_back(self.handshakes.spawn(handshake));
     }
 }
@@ -154,10 +169,11 @@ async fn accept(
     tcp: TcpStream,
     address: SocketAddr,
     credentials: Credentials,
+    clients: Clients,
     table: Arc<Mutex<Table>>,
 ) -> Option<Connection> {
     let mut names = None;
-    let made = match timeout(HANDSHAKE, handshake(tcp, address, &credentials, &mut names)).await {
+    let made = match timeout(HANDSHAKE, handshake(tcp, address, &credentials, clients, &mut names)).await {
         Ok(made) => made,
         Err(_) => {
             let why = format!("the handshake did not end within {} s", HANDSHAKE.as_secs());
@@ -177,22 +193,41 @@ async fn handshake(
     tcp: TcpStream,
     address: SocketAddr,
     credentials: &Credentials,
+    clients: Clients,
     names: &mut Option<String>,
 ) -> Result<Connection, Refusal> {
     // Small messages wait for nothing; a socket that cannot be told so works as well.
     let _ = tcp.set_nodelay(true);
-    let Some(material) = credentials.current().await else {
-        return Connection::new(Wire::Plain(tcp), None, SIDE, address.to_string(), credentials.clone());
+    let material = match credentials.current().await {
+        Now::Plain => {
+            return Connection::new(Wire::Plain(tcp), &Known::Plain, SIDE, address.to_string(), credentials.clone());
+        }
+        Now::Mutual(material) => material,
+        Now::Missing(why) => {
+            let why = format!("this process has no certificate to show: {why}");
+            return Err(Refusal::new(Reason::NoOwnCertificate, why));
+        }
+        Now::Trusting(_) => {
+            return Err(Refusal::new(Reason::NoOwnCertificate, "this process is a client only"));
+        }
     };
     credentials.look_at_own(&material, Timestamp::now().seconds());
-    let (config, seen) = material.server().map_err(|error| Refusal::new(Reason::Protocol, error.chain()))?;
+    let unfit = |error: crate::types::Error| Refusal::new(Reason::Protocol, error.chain());
+    if clients == Clients::Anybody {
+        let config = material.server_of_anybody().map_err(unfit)?;
+        let stream = TlsAcceptor::from(Arc::new(config)).accept(tcp).await.map_err(|error| Refusal::of(&error))?;
+        let wire = Wire::Tls(Box::new(TlsStream::Server(stream)));
+        let known = Known::Anonymous(address.ip().to_canonical());
+        return Connection::new(wire, &known, SIDE, address.to_string(), credentials.clone());
+    }
+    let (config, seen) = material.server().map_err(unfit)?;
     let handshake = TlsAcceptor::from(Arc::new(config)).accept(tcp).await;
     let noted = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
     *names = noted.shown;
     match handshake {
         Ok(stream) => {
             let wire = Wire::Tls(Box::new(TlsStream::Server(stream)));
-            Connection::new(wire, Some(&seen), SIDE, address.to_string(), credentials.clone())
+            Connection::new(wire, &Known::Seen(&seen), SIDE, address.to_string(), credentials.clone())
         }
         Err(error) => Err(noted.refusal.unwrap_or_else(|| Refusal::of(&error))),
     }
@@ -213,7 +248,17 @@ mod tests {
         drop(places);
         drop(other);
         let open = table.lock().unwrap();
-        assert!(open.all == 0 && open.verified.is_empty());
+        assert!(open.all == 0 && open.named.is_empty());
+    }
+
+    #[test]
+    fn addresses_without_a_certificate_have_few_each_and_not_many_together() {
+        let table = Arc::<Mutex<Table>>::default();
+        let from = |last: usize| Peer::Anonymous(format!("10.0.0.{last}").parse().unwrap());
+        let of_one: Vec<_> = std::iter::from_fn(|| Place::take(&table, &from(1)).ok()).take(1000).collect();
+        assert_eq!(of_one.len(), MOST_OF_ONE_ADDRESS);
+        let others = (2..200).filter_map(|last| Place::take(&table, &from(last)).ok()).collect::<Vec<_>>();
+        assert_eq!(of_one.len() + others.len(), MOST_ANONYMOUS);
     }
 
     #[test]

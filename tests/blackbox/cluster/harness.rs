@@ -16,6 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
+use crate::harness::api_server::ApiServer;
 use crate::harness::{
     Daemon, Finished, PoolFs, Scratch, Use, await_that, capability, create_request, driver_binary, run, try_run,
 };
@@ -24,6 +25,8 @@ use crate::harness::{
 const HEARTBEAT: &str = "300ms";
 /// No answer takes longer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The service account of nodes, as the API server names it.
+pub(super) const NODE_ACCOUNT: &str = "system:serviceaccount:holdfast:holdfast-node";
 pub(super) const NODE_KEY: &str = "csi.holdfast.storage/node";
 
 /// One daemon, running or not.
@@ -36,6 +39,9 @@ pub(super) struct Machine {
     pub(super) address: String,
     pub(super) directory: PathBuf,
     pub(super) extra: Vec<String>,
+    /// Where a controller certifies, with [`Wire::Auto`].
+    enrol: String,
+    variables: Vec<(String, String)>,
 }
 
 /// How daemons know each other.
@@ -43,6 +49,8 @@ pub(super) struct Machine {
 pub(super) enum Wire {
     Plain,
     Tls,
+    /// The controllers make them.
+    Auto,
 }
 
 /// Nodes, controllers, and the filesystems below.
@@ -51,6 +59,8 @@ pub(super) struct Cluster {
     pub(super) nodes: BTreeMap<String, Machine>,
     pub(super) controllers: Vec<Machine>,
     pub(super) wire: Wire,
+    /// The API server, with [`Wire::Auto`].
+    pub(super) api: Option<ApiServer>,
     contexts: RefCell<HashMap<String, HashMap<String, String>>>,
     scratches: BTreeMap<String, Scratch>,
 }
@@ -77,6 +87,8 @@ fn machine(name: &str, directory: &Path) -> Machine {
         address: format!("127.0.0.1:{}", free_port()),
         directory: directory.to_owned(),
         extra: Vec::new(),
+        enrol: format!("127.0.0.1:{}", free_port()),
+        variables: Vec::new(),
     }
 }
 
@@ -115,7 +127,7 @@ impl Machine {
     fn start(&mut self, arguments: Vec<String>) {
         assert!(self.daemon.is_none(), "{} runs already", self.name);
         let arguments: Vec<_> = arguments.into_iter().chain(self.extra.iter().cloned()).collect();
-        self.daemon = Some(Daemon::start(&arguments, &self.log()));
+        self.daemon = Some(Daemon::start_with(&arguments, &self.variables, &self.log()));
     }
 }
 
@@ -133,6 +145,9 @@ impl Cluster {
             cluster.start_controller(index);
         }
         for name in &names {
+            if wire == Wire::Auto {
+                cluster.mount_ca(name);
+            }
             cluster.start_node(name);
         }
         for index in 0..controllers {
@@ -159,7 +174,21 @@ impl Cluster {
             .map(|index| machine(&format!("controller-{index}"), &home.join(format!("controller-{index}"))))
             .collect();
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let cluster = Self { runtime, nodes: machines, controllers, wire, contexts: RefCell::default(), scratches };
+        let api = (wire == Wire::Auto).then(ApiServer::start);
+        let contexts = RefCell::default();
+        let mut cluster = Self { runtime, nodes: machines, controllers, wire, api, contexts, scratches };
+        if let Some(api) = &cluster.api {
+            for controller in &mut cluster.controllers {
+                let kubeconfig = controller.directory.join("kubeconfig");
+                fs::write(&kubeconfig, api.kubeconfig()).unwrap();
+                controller.variables.push(("KUBECONFIG".to_owned(), kubeconfig.display().to_string()));
+            }
+            for name in nodes {
+                let token = format!("token-of-{name}");
+                api.know(&token, NODE_ACCOUNT, &["holdfast"], Some(name));
+                fs::write(cluster.nodes[*name].directory.join("token"), token).unwrap();
+            }
+        }
         if wire == Wire::Tls {
             for name in nodes {
                 cluster.issue(&format!("node:{name}"), &cluster.nodes[*name].directory.join("tls"));
@@ -169,6 +198,15 @@ impl Cluster {
             }
         }
         cluster
+    }
+
+    /// What kubelet does: the published certificate of the CA becomes a file of the node, once it is published.
+    pub(super) fn mount_ca(&self, name: &str) {
+        let file = self.nodes[name].directory.join("published.crt");
+        await_that("the CA is published", Duration::from_secs(30), || {
+            let map = self.api.as_ref().expect("an API server").object("configmaps/holdfast/holdfast-ca");
+            map.is_some_and(|map| fs::write(&file, map["data"]["ca.crt"].as_str().unwrap()).is_ok())
+        });
     }
 
     /// Where the cluster's CA is.
@@ -192,6 +230,7 @@ impl Cluster {
             vec!["--listen".to_owned(), machine.address.clone(), "--heartbeat".to_owned(), HEARTBEAT.to_owned()];
         match self.wire {
             Wire::Plain => arguments.push("--insecure-plain-text".to_owned()),
+            Wire::Auto => arguments.push("--tls-auto".to_owned()),
             Wire::Tls => {
                 arguments.extend(["--tls".to_owned(), machine.directory.join("tls").display().to_string()]);
             }
@@ -209,6 +248,11 @@ impl Cluster {
     pub(super) fn start_controller(&mut self, index: usize) {
         let mut arguments = vec!["controller".to_owned()];
         arguments.extend(self.wire_arguments(&self.controllers[index]));
+        if self.wire == Wire::Auto {
+            let enrol = self.controllers[index].enrol.as_str();
+            let more = ["--tls-authority", "holdfast/holdfast-ca", "--enrol-listen", enrol];
+            arguments.extend(more.into_iter().chain(["--enrol-account", "holdfast/holdfast-node"]).map(str::to_owned));
+        }
         self.controllers[index].start(arguments);
     }
 
@@ -234,16 +278,13 @@ impl Cluster {
             arguments.extend(["--pool".to_owned(), format!("test=file:{}", pool.display())]);
         }
         arguments.extend(self.wire_arguments(machine));
+        if self.wire == Wire::Auto {
+            let enrol: Vec<_> = self.controllers.iter().map(|controller| controller.enrol.clone()).collect();
+            let file = |name: &str| machine.directory.join(name).display().to_string();
+            arguments.extend(["--tls-ca".to_owned(), file("published.crt"), "--tls-token".to_owned(), file("token")]);
+            arguments.extend(["--enrol".to_owned(), enrol.join(",")]);
+        }
         self.nodes.get_mut(name).expect("a node of the cluster").start(arguments);
-    }
-
-    /// Starts a node that cannot: what it said.
-    pub(super) fn start_and_end(&mut self, name: &str) -> String {
-        self.start_node(name);
-        let machine = self.nodes.get_mut(name).expect("a node of the cluster");
-        let code = machine.daemon.take().expect("it was started").wait(Duration::from_secs(20));
-        assert_eq!(code, 2, "{}", machine.said());
-        machine.said()
     }
 
     /// A way to a socket.
@@ -409,6 +450,7 @@ impl Cluster {
         all.extend(["--controller", &address]);
         match self.wire {
             Wire::Plain => all.push("--insecure-plain-text"),
+            Wire::Auto => unreachable!("people use the controller's socket"),
             Wire::Tls => all.extend(["--tls", directory.as_str()]),
         }
         try_run(driver_binary(), &all)

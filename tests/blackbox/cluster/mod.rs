@@ -1,6 +1,7 @@
 //! Several nodes and controllers as processes of this machine: each node with its own pool, socket and directory, the
 //! controllers elsewhere. What one node promises has to hold for all of them, whoever is silent.
 
+mod auto;
 mod harness;
 mod kubelet;
 mod lives;

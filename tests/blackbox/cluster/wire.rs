@@ -37,9 +37,14 @@ fn a_node_speaks_for_itself_only() {
     cluster.start_node("node-a");
     cluster.ready(0);
     cluster.heard(0, "node-a");
-    // The certificate is of another node: the daemon refuses to start with it.
-    let log = cluster.start_and_end("node-b");
-    assert!(log.contains("node-z"), "{log}");
+    // The certificate is of another node: it is not used, and the node is nobody to the controller.
+    cluster.start_node("node-b");
+    await_that("the certificate is refused", Duration::from_secs(15), || {
+        let log = cluster.nodes["node-b"].said();
+        log.contains("there is no certificate to use") && log.contains("node-z")
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!cluster.controllers[0].said().lines().any(|line| line.contains("node heard") && line.contains("node-b")));
     cluster.finish();
 }
 

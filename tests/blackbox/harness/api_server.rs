@@ -1,5 +1,7 @@
 //! The few paths of the Kubernetes API that Holdfast asks, over real HTTP: Secrets, ConfigMaps and TokenReviews.
 
+#![allow(dead_code, reason = "unit tests and black-box tests each use a part of it")]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -76,6 +78,51 @@ impl ApiServer {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// A configuration of clients of this server.
+    pub(crate) fn kubeconfig(&self) -> String {
+        let cluster = json!({"name": "test", "cluster": {"server": self.url()}});
+        let user = json!({"name": "test", "user": {"token": TOKEN}});
+        let context = json!({"name": "test", "context": {"cluster": "test", "user": "test"}});
+        json!({"apiVersion": "v1", "kind": "Config", "clusters": [cluster], "users": [user], "contexts": [context],
+            "current-context": "test"})
+        .to_string()
+    }
+
+    /// An object, `KIND/NAMESPACE/NAME`.
+    pub(crate) fn object(&self, key: &str) -> Option<Value> {
+        kept(&self.shared).objects.get(key).cloned()
+    }
+
+    /// Somebody puts this data into an object, `KIND/NAMESPACE/NAME`.
+    pub(crate) fn put(&self, key: &str, data: &Value) {
+        let mut kept = kept(&self.shared);
+        kept.version += 1;
+        let mut parts = key.split('/').skip(1);
+        let (namespace, name) = (parts.next().unwrap(), parts.next().unwrap());
+        let metadata = json!({"namespace": namespace, "name": name, "resourceVersion": kept.version.to_string()});
+        kept.objects.insert(key.to_owned(), json!({"metadata": metadata, "data": data}));
+    }
+
+    /// Somebody deletes an object.
+    pub(crate) fn remove(&self, key: &str) {
+        kept(&self.shared).objects.remove(key);
+    }
+
+    /// A token, whose it is, what for, and which node its pod is on.
+    pub(crate) fn know(&self, token: &str, account: &str, audiences: &[&str], node: Option<&str>) {
+        let mut user = json!({"username": account, "uid": "1", "groups": ["system:serviceaccounts"]});
+        if let Some(node) = node {
+            user["extra"] = json!({"authentication.kubernetes.io/node-name": [node]});
+        }
+        let status = json!({"authenticated": true, "user": user, "audiences": audiences});
+        kept(&self.shared).tokens.insert(token.to_owned(), status);
+    }
+
+    /// How often something was asked, `METHOD PATH`.
+    pub(crate) fn asked(&self, what: &str) -> usize {
+        kept(&self.shared).asked.iter().filter(|asked| *asked == what).count()
     }
 
     /// Every request is answered so, or as it should be again.

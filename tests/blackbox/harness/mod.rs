@@ -1,6 +1,7 @@
 //! What a test stands on: a scratch filesystem in a mount namespace of its own, the driver as a child process, blocking
 //! calls, content to compare, tools that can be held back, and a leak check at the end.
 
+pub(crate) mod api_server;
 pub(crate) mod calls;
 mod content;
 mod faults;

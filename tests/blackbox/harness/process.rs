@@ -65,14 +65,21 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts the driver in this thread's mount namespace; everything it says is added to `log`.
-    #[expect(unsafe_code, reason = "prctl(2) between fork and exec needs pre_exec")]
     pub(crate) fn start(arguments: &[String], log: &Path) -> Self {
+        Self::start_with(arguments, &[], log)
+    }
+
+    /// The same, with variables in its environment.
+    #[expect(unsafe_code, reason = "prctl(2) between fork and exec needs pre_exec")]
+    pub(crate) fn start_with(arguments: &[String], variables: &[(String, String)], log: &Path) -> Self {
         let out = OpenOptions::new().create(true).append(true).open(log).unwrap();
         let mut command = Command::new(driver_binary());
         command
             .args(arguments)
             .env_remove("CSI_ENDPOINT")
             .env_remove("NODE_NAME")
+            .env_remove("KUBECONFIG")
+            .envs(variables.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::from(out.try_clone().unwrap()))
             .stderr(Stdio::from(out));

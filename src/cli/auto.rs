@@ -1,0 +1,162 @@
+//! TLS mode `auto`: its flags, and what runs for it in a controller and in a node.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use holdfast::config::{EnrolConfig, Flags, SigningConfig};
+use holdfast::enrol::proto::enrolment_server::EnrolmentServer;
+use holdfast::enrol::{EnrolService, Enrolling, Keeper, MOST_MESSAGE, Signing};
+use holdfast::kubernetes::{KubernetesTokens, KubernetesVault, connect};
+use holdfast::os::Os;
+use holdfast::telemetry::Metrics;
+use holdfast::tls::{Credentials, Holder, Incoming, Role, Trust};
+use holdfast::types::NodeId;
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tracing::{error, info};
+
+use super::daemon::Stop;
+use super::serving;
+
+/// The longest that one request for a certificate takes.
+const ANSWER: Duration = Duration::from_secs(20);
+/// Requests at once on one connection.
+const MOST_AT_ONCE: u32 = 2;
+
+/// Flags of a controller.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct SigningArguments {
+    /// TLS mode auto: the Secret where the CA is kept, and the ConfigMap where its certificate is published.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    tls_authority: Option<String>,
+    /// TLS mode auto: where nodes ask for their certificates.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    enrol_listen: Option<String>,
+    /// TLS mode auto: the service account of the nodes; nobody else is certified.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    enrol_account: Option<String>,
+    /// TLS mode auto: how long certificates live; they are renewed after two thirds of it. Default: 720h.
+    #[arg(long, value_name = "TIME")]
+    certificate_life: Option<String>,
+}
+
+impl SigningArguments {
+    /// Adds what they say.
+    pub(crate) fn flags(&self, others: Flags) -> Flags {
+        Flags {
+            tls_authority: self.tls_authority.clone(),
+            enrol_listen: self.enrol_listen.clone(),
+            enrol_account: self.enrol_account.clone(),
+            certificate_life: self.certificate_life.clone(),
+            ..others
+        }
+    }
+}
+
+/// Flags of a node.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct EnrolArguments {
+    /// TLS mode auto: a file with the CA's certificate, by which controllers are known; looked at again and again.
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<String>,
+    /// TLS mode auto: a file with a service account token of audience holdfast, bound to this node's pod.
+    #[arg(long, value_name = "FILE")]
+    tls_token: Option<String>,
+    /// TLS mode auto: where controllers certify. Repeatable, or separated by commas.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    enrol: Vec<String>,
+}
+
+impl EnrolArguments {
+    /// Adds what they say.
+    pub(crate) fn flags(&self, others: Flags) -> Flags {
+        Flags { tls_ca: self.tls_ca.clone(), tls_token: self.tls_token.clone(), enrol: self.enrol.clone(), ..others }
+    }
+}
+
+/// A controller's side, not begun.
+pub(crate) struct Certifying {
+    keeper: Keeper,
+    signing: Signing,
+    service: EnrolService,
+    incoming: Incoming,
+    address: SocketAddr,
+}
+
+impl Certifying {
+    /// Binds the port, and finds the way to the API server.
+    ///
+    /// # Errors
+    /// An address that is taken, no way to the API server.
+    pub(crate) async fn prepare(
+        config: &SigningConfig,
+        credentials: &Credentials,
+        holder: Holder,
+        metrics: &Metrics,
+    ) -> Result<Self> {
+        let client = connect().await?;
+        let vault = Arc::new(KubernetesVault::new(&client, config.authority.clone()));
+        let (keeper, signing) = Keeper::new(vault, config.life, holder);
+        let tokens = Arc::new(KubernetesTokens::new(&client));
+        let service =
+            EnrolService::new(tokens, config.account.clone(), signing.clone(), config.life, metrics.enrol().clone());
+        let listener = TcpListener::bind(config.listen).await.with_context(|| {
+            format!("--enrol-listen {} cannot be listened on; free the port or choose another", config.listen)
+        })?;
+        let address = listener.local_addr().context("ask for the port")?;
+        let incoming = credentials.incoming_from_anybody(listener);
+        Ok(Self { keeper, signing, service, incoming, address })
+    }
+
+    /// Keeps the CA and certifies nodes until the end begins.
+    pub(crate) fn begin(self, stopped: &Stop) -> Signing {
+        let Self { keeper, signing, service, incoming, address } = self;
+        tokio::spawn(keeper.run(stopped.receiver()));
+        let until = stopped.clone();
+        let service = EnrolmentServer::new(service).max_decoding_message_size(MOST_MESSAGE);
+        info!(listen = %address, "nodes are certified");
+        tokio::spawn(async move {
+            let server = Server::builder().timeout(ANSWER).max_concurrent_streams(MOST_AT_ONCE);
+            let mut server = server.concurrency_limit_per_connection(2);
+            let served = server.add_service(service).serve_with_incoming_shutdown(incoming, until.begun());
+            if let Err(failed) = served.await {
+                error!(error = %failed, "nodes are not certified any more");
+            }
+        });
+        signing
+    }
+}
+
+/// Where a node in mode `auto` keeps its files.
+pub(crate) fn directory(state: &std::path::Path) -> std::path::PathBuf {
+    state.join("tls")
+}
+
+/// A node's side: asks for a certificate whenever one is wanted, until the end begins.
+pub(crate) fn enrol(
+    config: &EnrolConfig,
+    os: &Os,
+    node: &NodeId,
+    state: &std::path::Path,
+    metrics: &Metrics,
+    stopped: &Stop,
+) {
+    let metrics = metrics.tls().clone();
+    let dial = Box::new(move |trust: Trust, address: SocketAddr| {
+        let credentials = Credentials::trusting(trust, metrics.clone());
+        serving::channel(&credentials, &Role::Controller, &address.to_string())
+    });
+    let enrolling = Enrolling {
+        os: os.clone(),
+        node: node.clone(),
+        servers: config.servers.clone(),
+        token: config.token.clone(),
+        ca: config.ca.clone(),
+        directory: directory(state),
+        dial,
+    };
+    tokio::spawn(enrolling.run(stopped.receiver()));
+}

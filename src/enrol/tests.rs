@@ -1,0 +1,319 @@
+//! Controllers and nodes over real TLS, the CA and the tokens behind real HTTP.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Config;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Code, Request, Status};
+
+use super::proto::EnrolRequest;
+use super::proto::enrolment_client::EnrolmentClient;
+use super::proto::enrolment_server::EnrolmentServer;
+use super::*;
+use crate::kubernetes::double::{ApiServer, TOKEN};
+use crate::kubernetes::{KubernetesTokens, KubernetesVault, ObjectName};
+use crate::os::{Activity, Os};
+use crate::registry::proto::HeartbeatRequest;
+use crate::registry::proto::registry_client::RegistryClient;
+use crate::telemetry::{Metrics, Sampled};
+use crate::tls::{Authority, Credentials, Issued, Role, Trust, signing_request};
+use crate::types::{Kind, NodeId, Result};
+
+const LIFE: Duration = Duration::from_secs(30 * 86_400);
+const ACCOUNT: &str = "system:serviceaccount:ns:holdfast-node";
+
+fn node(name: &str) -> NodeId {
+    name.parse().unwrap()
+}
+
+fn dial(trust: Trust, address: SocketAddr) -> Result<Channel> {
+    let credentials = Credentials::trusting(trust, Metrics::new(Activity::default()).tls().clone());
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    Ok(endpoint.connect_with_connector_lazy(credentials.connector(&Role::Controller)))
+}
+
+/// An API server, and a controller that certifies.
+struct Rig {
+    api: ApiServer,
+    scratch: TempDir,
+    metrics: Arc<Metrics>,
+}
+
+struct Controller {
+    keeper: Keeper,
+    signing: Signing,
+    address: SocketAddr,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let api = ApiServer::start();
+        api.know("token-of-1", ACCOUNT, &["holdfast"], Some("node-1"));
+        Self { api, scratch: tempfile::tempdir().unwrap(), metrics: Metrics::new(Activity::default()) }
+    }
+
+    fn client(&self) -> kube::Client {
+        let mut config = Config::new(self.api.url().parse().unwrap());
+        config.auth_info.token = Some(TOKEN.to_owned().into());
+        config.default_retry = false;
+        kube::Client::try_from(config).unwrap()
+    }
+
+    /// Serving, with a CA only after [`Keeper::look`].
+    async fn controller(&self) -> Controller {
+        let name: ObjectName = "ns/holdfast-ca".parse().unwrap();
+        let (credentials, holder) = Credentials::held(Role::Controller, self.metrics.tls().clone());
+        let vault = Arc::new(KubernetesVault::new(&self.client(), name));
+        let (keeper, signing) = Keeper::new(vault, LIFE, holder);
+        let tokens = Arc::new(KubernetesTokens::new(&self.client()));
+        let account = "ns/holdfast-node".parse().unwrap();
+        let service = EnrolService::new(tokens, account, signing.clone(), LIFE, self.metrics.enrol().clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let incoming = credentials.incoming_from_anybody(listener);
+        let server = Server::builder().add_service(EnrolmentServer::new(service)).serve_with_incoming(incoming);
+        tokio::spawn(server);
+        Controller { keeper, signing, address }
+    }
+
+    fn place(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// What kubelet would mount.
+    fn mount_ca(&self) {
+        let map = self.api.object("configmaps/ns/holdfast-ca").unwrap();
+        fs::write(self.place("ca.crt"), map["data"]["ca.crt"].as_str().unwrap()).unwrap();
+    }
+
+    fn enrolling(&self, name: &str, token: &str, controller: &Controller) -> Arc<Enrolling> {
+        fs::write(self.place("token"), format!("{token}\n")).unwrap();
+        Arc::new(Enrolling {
+            os: Os::new(),
+            node: node(name),
+            servers: vec![controller.address.to_string()],
+            token: self.place("token"),
+            ca: self.place("ca.crt"),
+            directory: self.place("tls"),
+            dial: Box::new(dial),
+        })
+    }
+
+    async fn ask(&self, controller: &Controller, token: &str, request: &str) -> std::result::Result<String, Status> {
+        let trust = Trust::read(&fs::read(self.place("ca.crt")).unwrap(), &self.place("ca.crt")).unwrap();
+        let message = Request::new(EnrolRequest { token: token.to_owned(), request: request.to_owned() });
+        let answer = EnrolmentClient::new(dial(trust, controller.address).unwrap()).enrol(message).await;
+        answer.map(|reply| reply.into_inner().certificate)
+    }
+
+    fn count(&self, outcome: &str) -> usize {
+        let sample = format!("holdfast_enrolments_total{{outcome=\"{outcome}\"}} ");
+        let text = self.metrics.text(Sampled::default()).unwrap();
+        text.lines().find_map(|line| line.strip_prefix(&sample)).map_or(0, |value| value.parse().unwrap())
+    }
+
+    /// An operator replaces the Secret.
+    fn keep(&self, certificates: &str, key: &str) {
+        let value = |text: &str| serde_json::to_value(k8s_openapi::ByteString(text.as_bytes().to_vec())).unwrap();
+        let data = serde_json::json!({"ca.crt": value(certificates), "ca.key": value(key)});
+        self.api.put("secrets/ns/holdfast-ca", &data);
+    }
+}
+
+#[tokio::test]
+async fn controllers_that_start_at_once_make_one_ca() {
+    let rig = Rig::new();
+    let mut all = Vec::new();
+    for _ in 0..6 {
+        all.push(rig.controller().await);
+    }
+    let looks = all.iter_mut().map(|controller| controller.keeper.look());
+    let ended = futures_util::future::join_all(looks).await;
+    assert!(ended.iter().all(Result::is_ok), "{ended:?}");
+    let map = rig.api.object("configmaps/ns/holdfast-ca").unwrap();
+    for controller in &all {
+        let authority = controller.signing.authority().unwrap();
+        assert_eq!(authority.bundle(), map["data"]["ca.crt"].as_str().unwrap());
+    }
+    assert!(!map.to_string().contains("PRIVATE KEY"));
+    let secret = rig.api.object("secrets/ns/holdfast-ca").unwrap();
+    assert_eq!(secret["data"].as_object().unwrap().keys().collect::<Vec<_>>(), ["ca.crt", "ca.key"]);
+    // Whoever comes later takes what is there, and changes nothing.
+    let mut late = rig.controller().await;
+    late.keeper.look().await.unwrap();
+    assert_eq!(rig.api.object("secrets/ns/holdfast-ca").unwrap(), secret);
+    assert_eq!(rig.api.object("configmaps/ns/holdfast-ca").unwrap(), map);
+}
+
+#[tokio::test]
+async fn a_ca_that_went_away_is_not_made_anew_by_who_knew_it() {
+    let rig = Rig::new();
+    let mut controller = rig.controller().await;
+    controller.keeper.look().await.unwrap();
+    rig.api.remove("secrets/ns/holdfast-ca");
+    assert_eq!(controller.keeper.look().await.unwrap_err().kind(), Kind::Unavailable);
+    assert!(rig.api.object("secrets/ns/holdfast-ca").is_none() && controller.signing.authority().is_some());
+}
+
+#[tokio::test]
+async fn a_node_is_certified_for_what_its_token_says() {
+    let rig = Rig::new();
+    let mut controller = rig.controller().await;
+    controller.keeper.look().await.unwrap();
+    rig.mount_ca();
+    let enrolling = rig.enrolling("node-1", "token-of-1", &controller);
+    let wanted = enrolling.wanted().unwrap().expect("it has none");
+    Arc::clone(&enrolling).enrol(wanted).await.unwrap();
+    assert!(enrolling.wanted().unwrap().is_none());
+    Credentials::from_files(Os::new(), &rig.place("tls"), Role::Node(node("node-1")), rig.metrics.tls().clone())
+        .unwrap();
+
+    // The request is for another name: the token's counts.
+    let (key, request) = signing_request(&node("node-2")).unwrap();
+    let certificate = rig.ask(&controller, "token-of-1", &request).await.unwrap();
+    let ca = fs::read_to_string(rig.place("ca.crt")).unwrap();
+    let issued = Issued { ca, certificate, key, until: String::new() };
+    issued.check(&Role::Node(node("node-1"))).unwrap();
+    issued.check(&Role::Node(node("node-2"))).unwrap_err();
+
+    // A node that got another node's token does not take that node's certificate.
+    fs::remove_dir_all(rig.place("tls")).unwrap();
+    let enrolling = rig.enrolling("node-2", "token-of-1", &controller);
+    let wanted = enrolling.wanted().unwrap().unwrap();
+    let error = Arc::clone(&enrolling).enrol(wanted).await.unwrap_err();
+    assert!(error.chain().contains("node-1") && error.chain().contains("node-2"), "{}", error.chain());
+    assert!(!rig.place("tls").exists());
+    assert_eq!(rig.count("issued"), 3);
+}
+
+#[tokio::test]
+async fn tokens_that_are_not_of_a_node_are_refused_and_counted() {
+    let rig = Rig::new();
+    let mut controller = rig.controller().await;
+    rig.api.know("of-another", "system:serviceaccount:ns:default", &["holdfast"], Some("node-1"));
+    rig.api.know("of-elsewhere", "system:serviceaccount:other:holdfast-node", &["holdfast"], Some("node-1"));
+    rig.api.know("for-the-api", ACCOUNT, &["https://kubernetes.default.svc"], Some("node-1"));
+    rig.api.know("without-node", ACCOUNT, &["holdfast"], None);
+    controller.keeper.look().await.unwrap();
+    rig.mount_ca();
+    let (_, request) = signing_request(&node("node-1")).unwrap();
+    let long = "x".repeat(40_000);
+    let cases = [
+        ("unknown", "unauthenticated"),
+        ("", "unauthenticated"),
+        (&long, "unauthenticated"),
+        ("for-the-api", "unauthenticated"),
+        ("of-another", "account"),
+        ("of-elsewhere", "account"),
+        ("without-node", "no_node"),
+    ];
+    for (token, reason) in cases {
+        let before = rig.count(reason);
+        let status = rig.ask(&controller, token, &request).await.unwrap_err();
+        assert_eq!(status.code(), Code::PermissionDenied, "{token} {status:?}");
+        assert!(token.is_empty() || !status.message().contains(token), "{status:?}");
+        assert_eq!(rig.count(reason), before + 1, "{token}");
+    }
+    for bad in ["", "nonsense", &"x".repeat(50_000)] {
+        assert_eq!(rig.ask(&controller, "token-of-1", bad).await.unwrap_err().code(), Code::PermissionDenied);
+    }
+    assert_eq!((rig.count("bad_request"), rig.count("issued")), (3, 0));
+    // Larger than any token and request: not even read.
+    let status = rig.ask(&controller, &"x".repeat(5 << 20), &request).await.unwrap_err();
+    assert_ne!(status.code(), Code::PermissionDenied);
+    // Nobody can say now: to be asked again, and no verdict.
+    rig.api.answer_with(Some((500, "out of order".to_owned())));
+    let status = rig.ask(&controller, "token-of-1", &request).await.unwrap_err();
+    assert_ne!(status.code(), Code::PermissionDenied);
+    assert_eq!(rig.count("unavailable"), 1);
+    assert!(!format!("{:?}", EnrolRequest { token: "marker-4711".into(), request: String::new() }).contains("4711"));
+}
+
+#[tokio::test]
+async fn the_port_without_certificates_certifies_and_nothing_else() {
+    let rig = Rig::new();
+    let mut controller = rig.controller().await;
+    controller.keeper.look().await.unwrap();
+    rig.mount_ca();
+    let trust = |text: &[u8]| Trust::read(text, &rig.place("ca.crt")).unwrap();
+    let ca = fs::read(rig.place("ca.crt")).unwrap();
+    let channel = dial(trust(&ca), controller.address).unwrap();
+    let heartbeat = HeartbeatRequest { node: "node-1".into(), ..HeartbeatRequest::default() };
+    let status = RegistryClient::new(channel).heartbeat(heartbeat).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    // A controller of another CA is told nothing.
+    let foreign = Authority::make().unwrap().0;
+    let channel = dial(trust(foreign.bundle().as_bytes()), controller.address).unwrap();
+    let (_, request) = signing_request(&node("node-1")).unwrap();
+    let message = EnrolRequest { token: "token-of-1".into(), request };
+    EnrolmentClient::new(channel).enrol(message).await.unwrap_err();
+    assert_eq!(rig.api.asked("POST /apis/authentication.k8s.io/v1/tokenreviews"), 0);
+}
+
+#[tokio::test]
+async fn another_ca_reaches_everybody_in_steps() {
+    let rig = Rig::new();
+    let mut controller = rig.controller().await;
+    controller.keeper.look().await.unwrap();
+    rig.mount_ca();
+    let enrolling = rig.enrolling("node-1", "token-of-1", &controller);
+    let certified = async || {
+        rig.mount_ca();
+        let wanted = enrolling.wanted().unwrap().expect("the CAs changed");
+        Arc::clone(&enrolling).enrol(wanted).await.unwrap();
+        assert!(enrolling.wanted().unwrap().is_none());
+        fs::read_to_string(rig.place("tls/ca.crt")).unwrap()
+    };
+    let old = controller.signing.authority().unwrap().bundle().to_owned();
+    certified().await;
+    let (new, new_key) = Authority::make().unwrap();
+    let old_key = {
+        let secret = rig.api.object("secrets/ns/holdfast-ca").unwrap();
+        let bytes: k8s_openapi::ByteString = serde_json::from_value(secret["data"]["ca.key"].clone()).unwrap();
+        String::from_utf8(bytes.0).unwrap()
+    };
+    // Both trusted; then the new one certifies; then it is alone.
+    for (certificates, key) in [
+        (format!("{old}{}", new.bundle()), &old_key),
+        (format!("{}{old}", new.bundle()), &new_key),
+        (new.bundle().to_owned(), &new_key),
+    ] {
+        rig.keep(&certificates, key);
+        controller.keeper.look().await.unwrap();
+        assert_eq!(certified().await, certificates);
+    }
+    // One that cannot be used changes nothing.
+    rig.keep(new.bundle(), &old_key);
+    controller.keeper.look().await.unwrap_err();
+    assert_eq!(controller.signing.authority().unwrap().bundle(), new.bundle());
+}
+
+#[tokio::test]
+async fn a_node_goes_on_trying_until_there_is_a_controller() {
+    let rig = Rig::new();
+    let mut controller = rig.controller().await;
+    let enrolling = rig.enrolling("node-1", "token-of-1", &controller);
+    let (stop, stopped) = watch::channel(());
+    let running = tokio::spawn(Arc::into_inner(enrolling).unwrap().run(stopped));
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!rig.place("tls").exists());
+    controller.keeper.look().await.unwrap();
+    rig.mount_ca();
+    for _ in 0..200 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if rig.place("tls/tls.crt").exists() {
+            break;
+        }
+    }
+    Credentials::from_files(Os::new(), &rig.place("tls"), Role::Node(node("node-1")), rig.metrics.tls().clone())
+        .unwrap();
+    stop.send_replace(());
+    running.await.unwrap();
+}

@@ -1,0 +1,196 @@
+//! Certificates that the controllers make, nodes that have none yet, and none any more.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use holdfast::os::{Os, Stopwatch};
+use holdfast::tls::Authority;
+
+use super::harness::{Cluster, NODE_ACCOUNT, Wire};
+use crate::harness::{Use, await_that, check_tree, write_tree};
+use crate::observability::http;
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Has `--metrics` for a node; the address.
+fn with_metrics(cluster: &mut Cluster, node: &str) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    cluster.nodes.get_mut(node).unwrap().extra.extend(["--metrics".to_owned(), address.clone()]);
+    address
+}
+
+fn ready(address: &str) -> (u16, String) {
+    http(address, "/readyz", SOON)
+}
+
+fn serves(cluster: &Cluster, node: &str, times: usize) {
+    await_that("the node serves", SOON, || cluster.nodes[node].said().matches("holdfast node serves").count() == times);
+}
+
+#[test]
+fn a_cluster_certifies_itself() {
+    let cluster = Cluster::wired(&["node-a", "node-b"], 2, Wire::Auto);
+    let vol = cluster.create("vol", Use::Ext4, "node-b");
+    cluster.publish(1, &vol, "node-b").unwrap();
+    write_tree(&cluster.stage(&vol).unwrap(), 1);
+    cluster.unstage(&vol).unwrap();
+    cluster.unpublish(0, &vol, "node-b").unwrap();
+    cluster.delete(1, &vol).unwrap();
+    let made: usize =
+        cluster.controllers.iter().map(|controller| controller.said().matches("there was no CA").count()).sum();
+    assert_eq!(made, 1);
+    let kept = cluster.nodes["node-a"].directory.join("state/tls");
+    for name in ["ca.crt", "tls.crt", "tls.key"] {
+        assert_eq!(fs::metadata(kept.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+    }
+    let key = fs::read_to_string(kept.join("tls.key")).unwrap();
+    let secret = key.lines().nth(1).unwrap();
+    for machine in cluster.controllers.iter().chain(cluster.nodes.values()) {
+        let log = machine.said();
+        assert!(!log.contains(secret) && !log.contains("token-of-node"), "{log}");
+    }
+    cluster.finish();
+}
+
+#[test]
+fn a_pod_that_is_no_node_is_not_certified() {
+    let mut cluster = Cluster::stopped(&["node-a", "node-b"], 1, Wire::Auto);
+    let api = cluster.api.as_ref().unwrap();
+    api.know("token-of-a-pod", "system:serviceaccount:holdfast:default", &["holdfast"], Some("node-b"));
+    // A token of the node's account, from the other node: what that pod says of itself counts for nothing.
+    api.know("token-of-a", NODE_ACCOUNT, &["holdfast"], Some("node-a"));
+    let file = cluster.nodes["node-b"].directory.join("token");
+    fs::write(&file, "token-of-a-pod").unwrap();
+    cluster.start_controller(0);
+    for name in ["node-a", "node-b"] {
+        cluster.mount_ca(name);
+        cluster.start_node(name);
+    }
+    cluster.heard(0, "node-a");
+    await_that("the refusal is told", SOON, || {
+        let log = cluster.controllers[0].said();
+        log.lines().any(|line| {
+            line.contains("a node was not certified") && line.contains("holdfast:default") && line.contains("127.0.0.1")
+        })
+    });
+    fs::write(&file, "token-of-a").unwrap();
+    await_that("the other node's certificate is not taken", SOON, || {
+        let log = cluster.nodes["node-b"].said();
+        log.contains("it is for node-a.node.csi.holdfast.storage, and this is node-b.node.csi.holdfast.storage")
+    });
+    let log = cluster.controllers[0].said();
+    assert!(!log.lines().any(|line| line.contains("node heard") && line.contains("node-b")), "{log}");
+    assert!(!log.contains("token-of-a"), "{log}");
+    fs::write(&file, "token-of-node-b").unwrap();
+    cluster.heard(0, "node-b");
+    cluster.finish();
+}
+
+#[test]
+fn certificates_are_renewed_without_a_restart_and_before_they_expire() {
+    let mut cluster = Cluster::stopped(&["node-a"], 1, Wire::Auto);
+    cluster.controllers[0].extra.extend(["--certificate-life".to_owned(), "20s".to_owned()]);
+    cluster.start_controller(0);
+    cluster.mount_ca("node-a");
+    cluster.start_node("node-a");
+    cluster.ready(0);
+    cluster.heard(0, "node-a");
+    let vol = cluster.create("vol", Use::Block, "node-a");
+    let (begun, mut cut) = (Stopwatch::start(), 0);
+    while begun.elapsed() < Duration::from_secs(45) {
+        // A connection ends with the certificate it was made with, and a call that is on it then is asked again.
+        let both = cluster.publish(0, &vol, "node-a").and_then(|_| cluster.unpublish(0, &vol, "node-a"));
+        cut += usize::from(both.is_err());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert!(cut <= 3, "{cut} calls failed");
+    cluster.unpublish(0, &vol, "node-a").unwrap();
+    let (node, controller) = (cluster.nodes["node-a"].said(), cluster.controllers[0].said());
+    assert!(node.matches("this node is certified").count() >= 3, "{node}");
+    assert!(controller.matches("certificate taken").count() >= 3, "{controller}");
+    for log in [&node, &controller] {
+        assert!(!log.contains("own certificate expired"), "{log}");
+    }
+    cluster.delete(0, &vol).unwrap();
+    cluster.finish();
+}
+
+#[test]
+fn a_node_serves_its_volumes_without_controllers_with_its_certificate_and_without_one() {
+    let mut cluster = Cluster::stopped(&["node-a"], 1, Wire::Auto);
+    let metrics = with_metrics(&mut cluster, "node-a");
+    cluster.start_controller(0);
+    cluster.mount_ca("node-a");
+    cluster.start_node("node-a");
+    cluster.ready(0);
+    cluster.heard(0, "node-a");
+    let vol = cluster.create("vol", Use::Ext4, "node-a");
+    cluster.publish(0, &vol, "node-a").unwrap();
+    write_tree(&cluster.stage(&vol).unwrap(), 1);
+    cluster.unstage(&vol).unwrap();
+    assert_eq!(cluster.controllers[0].terminate(), 0);
+
+    // With the certificate it kept.
+    assert_eq!(cluster.nodes.get_mut("node-a").unwrap().terminate(), 0);
+    cluster.start_node("node-a");
+    serves(&cluster, "node-a", 2);
+    assert_eq!(ready(&metrics), (200, "ok\n".to_owned()));
+    check_tree(&cluster.stage(&vol).unwrap(), 1);
+    cluster.unstage(&vol).unwrap();
+
+    // Never certified, and nobody there to do it.
+    assert_eq!(cluster.nodes.get_mut("node-a").unwrap().terminate(), 0);
+    fs::remove_dir_all(cluster.nodes["node-a"].directory.join("state/tls")).unwrap();
+    cluster.start_node("node-a");
+    serves(&cluster, "node-a", 3);
+    let (code, text) = ready(&metrics);
+    assert!(code == 200 && text.contains("for want of a certificate"), "{code} {text}");
+    let usable = "holdfast_tls_certificate_usable{name=\"node-a.node.csi.holdfast.storage\"}";
+    assert!(http(&metrics, "/metrics", SOON).1.contains(&format!("{usable} 0")));
+    check_tree(&cluster.stage(&vol).unwrap(), 1);
+    cluster.unstage(&vol).unwrap();
+
+    // The controller comes back: the node joins by itself.
+    cluster.start_controller(0);
+    await_that("the node is heard", SOON, || cluster.unpublish(0, &vol, "node-a").is_ok());
+    assert_eq!(ready(&metrics), (200, "ok\n".to_owned()));
+    assert!(http(&metrics, "/metrics", SOON).1.contains(&format!("{usable} 1")));
+    cluster.delete(0, &vol).unwrap();
+    cluster.finish();
+}
+
+#[test]
+fn an_expired_certificate_keeps_no_node_from_its_volumes() {
+    let mut cluster = Cluster::stopped(&["node-a"], 1, Wire::Tls);
+    let metrics = with_metrics(&mut cluster, "node-a");
+    cluster.start_controller(0);
+    cluster.start_node("node-a");
+    cluster.ready(0);
+    cluster.heard(0, "node-a");
+    let vol = cluster.create("vol", Use::Ext4, "node-a");
+    cluster.publish(0, &vol, "node-a").unwrap();
+    write_tree(&cluster.stage(&vol).unwrap(), 1);
+    cluster.unstage(&vol).unwrap();
+    assert_eq!(cluster.nodes.get_mut("node-a").unwrap().terminate(), 0);
+
+    let directory = cluster.nodes["node-a"].directory.join("tls");
+    let authority = Authority::open(&Os::new(), &cluster.authority()).unwrap();
+    let short = authority.issue_lasting(&"node:node-a".parse().unwrap(), Duration::from_secs(1)).unwrap();
+    short.write(&Os::new(), &directory).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    cluster.start_node("node-a");
+    serves(&cluster, "node-a", 2);
+    let (code, text) = ready(&metrics);
+    assert!(code == 200 && text.contains("expired on"), "{code} {text}");
+    check_tree(&cluster.stage(&vol).unwrap(), 1);
+    cluster.unstage(&vol).unwrap();
+    cluster.unpublish(0, &vol, "node-a").unwrap_err();
+
+    cluster.issue("node:node-a", &directory);
+    await_that("the node is heard", SOON, || cluster.unpublish(0, &vol, "node-a").is_ok());
+    assert_eq!(ready(&metrics), (200, "ok\n".to_owned()));
+    cluster.delete(0, &vol).unwrap();
+    cluster.finish();
+}
