@@ -3,17 +3,20 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test ends where something is not as it should be")]
 #![allow(clippy::disallowed_methods, reason = "the test runs the command itself")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use holdfast::config::{ControllerConfig, File, Flags, NodeConfig};
 use holdfast::os::Activity;
 use holdfast::telemetry::{Metrics, PoolFigures, Sampled};
-use holdfast::types::TABLE;
+use holdfast::types::{ParameterRow, TABLE};
 
 const OPERATIONS: &str = include_str!("../docs/operations.md");
 const DESIGN: &str = include_str!("../docs/design.md");
+const ALERTS: &str = include_str!("../charts/holdfast/files/alerts.yaml");
+const DASHBOARD: &str = include_str!("../charts/holdfast/files/dashboard.json");
 
 /// The cells of every table row below a heading, up to the next heading.
 fn rows(text: &str, heading: &str) -> Vec<Vec<String>> {
@@ -39,6 +42,78 @@ fn the_table_of_parameters_is_the_code_s() {
         .map(|row| [row.key.into(), row.values.replace('|', ", "), row.default.into(), row.meaning.into()])
         .collect();
     assert_eq!(documented, known);
+}
+
+#[test]
+fn the_chart_installs_this_version() {
+    let chart = include_str!("../charts/holdfast/Chart.yaml");
+    assert!(chart.lines().any(|line| line == concat!("appVersion: ", env!("CARGO_PKG_VERSION"))), "{chart}");
+}
+
+/// `HOLDFAST_UPDATE=1` writes it instead.
+#[test]
+fn the_chart_s_schema_has_the_parameters_of_the_code() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/holdfast/values.schema.json");
+    let written = fs::read_to_string(&path).unwrap();
+    let mut schema: serde_json::Value = serde_json::from_str(&written).unwrap();
+    let property = |row: &ParameterRow| {
+        let mut property = BTreeMap::from([("description", row.meaning.into()), ("type", "string".into())]);
+        // What a parameter takes is one word, several, or told in a sentence.
+        if row.values.contains(' ') {
+            property.insert("minLength", 1.into());
+        } else {
+            property.insert("enum", row.values.split('|').collect());
+        }
+        if !row.default.is_empty() {
+            property.insert("default", row.default.into());
+        }
+        (row.key, property)
+    };
+    let properties: BTreeMap<&str, BTreeMap<&str, serde_json::Value>> = TABLE.iter().map(property).collect();
+    schema["definitions"]["parameters"] = serde_json::json!({
+        "additionalProperties": false,
+        "description": "the parameters of a StorageClass (docs/operations.md)",
+        "properties": properties,
+        "type": "object",
+    });
+    let meant = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+    if std::env::var_os("HOLDFAST_UPDATE").is_some() {
+        fs::write(&path, meant).unwrap();
+    } else {
+        assert!(written == meant, "the schema is not of this table of parameters; make chart UPDATE=1 writes it");
+    }
+}
+
+/// Every configuration file in what the chart renders (tests/chart), as its process would read it.
+#[test]
+fn the_configuration_files_of_the_chart_are_understood() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut seen = (0, 0);
+    for entry in fs::read_dir(root.join("tests/chart")).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.to_string_lossy().ends_with(".golden.yaml") {
+            continue;
+        }
+        let rendered = fs::read_to_string(&path).unwrap();
+        for block in rendered.split("\n  holdfast.yaml: |\n").skip(1) {
+            let lines = block.lines().map_while(|line| line.strip_prefix("    "));
+            let text: String = lines.flat_map(|line| [line, "\n"]).collect();
+            let file = File::parse(&path, &text).unwrap();
+            // What comes as flags: a node's address, and where certificates come from when no file says it.
+            let insecure_plain_text = !text.contains("tls:");
+            let common = Flags { insecure_plain_text, ..Flags::default() };
+            let flags = Flags { listen: Some("10.0.0.1:9811".into()), ..common.clone() };
+            let name = |variable: &str| (variable == "NODE_NAME").then(|| "node-1".to_owned());
+            if text.contains("controllers:") {
+                NodeConfig::resolve(&flags, &file, name).unwrap();
+                seen.0 += 1;
+            } else {
+                ControllerConfig::resolve(&common, &file, name).unwrap();
+                seen.1 += 1;
+            }
+        }
+    }
+    assert!(seen.0 >= 5 && seen.1 >= 5, "{seen:?}");
 }
 
 #[test]
@@ -73,8 +148,8 @@ fn every_flag_of_controller_and_node_is_in_their_table_and_no_other() {
 fn the_configuration_file_in_the_text_is_one() {
     let (_, yaml) = OPERATIONS.split_once("```yaml\n").unwrap();
     let yaml = yaml.split("```").next().unwrap();
-    let file = holdfast::config::File::parse(Path::new("operations.md"), yaml).unwrap();
-    let config = holdfast::config::Config::resolve(&holdfast::config::Flags::default(), &file, |_| None).unwrap();
+    let file = File::parse(Path::new("operations.md"), yaml).unwrap();
+    let config = holdfast::config::Config::resolve(&Flags::default(), &file, |_| None).unwrap();
     assert_eq!(config.pools[0].limits, holdfast::home::SpaceLimits::default());
 }
 
@@ -97,6 +172,13 @@ fn every_metric_is_in_the_table_and_no_other() {
     let documented = rows(OPERATIONS, "Metrics");
     let documented: BTreeSet<_> = documented.iter().map(|row| row[0].trim_matches('`')).collect();
     assert_eq!(documented, exported);
+    for (name, text) in [("alerts.yaml", ALERTS), ("dashboard.json", DASHBOARD)] {
+        for used in text.split(|c: char| c != '_' && !c.is_ascii_alphanumeric()).filter(|w| w.starts_with("holdfast_"))
+        {
+            let plain = ["_total", "_bucket"].iter().find_map(|end| used.strip_suffix(end)).unwrap_or(used);
+            assert!(exported.contains(plain), "{name} uses {used}, which is no metric");
+        }
+    }
 }
 
 #[test]

@@ -27,10 +27,10 @@
 {{- with .Values.node.serviceAccount }}{{ .name | default (.create | ternary (include "holdfast.node" $) "default") }}{{ end }}
 {{- end }}
 
-{{/* A name made of a node's: cut, and told from others cut alike by a hash. Takes a list of prefix and node. */}}
+{{/* A name made of a node's: cut to what a label takes, and told from others cut alike by a hash. Takes a list of prefix and node. */}}
 {{- define "holdfast.ofNode" -}}
-{{- $name := printf "%s-%s" (first .) (last . | lower | replace "_" "-") }}
-{{- if or (gt (len $name) 57) (ne (last .) (last . | lower | replace "_" "-")) }}
+{{- $name := printf "%s-%s" (first .) (last .) }}
+{{- if gt (len $name) 57 }}
 {{- printf "%s-%s" ($name | trunc 48 | trimSuffix "-" | trimSuffix ".") (last . | sha256sum | trunc 8) }}
 {{- else }}
 {{- $name }}

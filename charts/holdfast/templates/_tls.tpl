@@ -17,21 +17,16 @@ nodes:
 {{- if eq .Values.tls.mode "files" }}{{ .Values.tls.files.controllerSecret }}{{ else }}{{ include "holdfast.controller" . }}-tls{{ end }}
 {{- end }}
 
-{{/* The DNS name in a node's certificate, as src/tls/role.rs makes it. */}}
-{{- define "holdfast.tls.nodeName" -}}
-{{- if regexMatch "^[a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)*$" . -}}
-{{ . }}.node.{{ include "holdfast.driver" . }}
-{{- else -}}
-{{ . | sha256sum | trunc 40 }}.hashed-node.{{ include "holdfast.driver" . }}
-{{- end }}
-{{- end }}
-
-{{/* The part of the configuration file. */}}
+{{/* The part of the configuration files that both sides have in common; with `auto` each says its own. */}}
 {{- define "holdfast.tls.config" -}}
 tls:
 {{- if eq .Values.tls.mode "insecurePlainText" }}
   insecurePlainText: true
-{{- else }}
+{{- else if ne .Values.tls.mode "auto" }}
   directory: /tls
 {{- end }}
+{{- end }}
+
+{{- define "holdfast.tls.authority" -}}
+{{ .Values.tls.auto.authority | default (printf "%s-ca" (include "holdfast.fullname" .)) }}
 {{- end }}

@@ -9,6 +9,12 @@
 {{- if and (eq $tls.mode "files") (not $tls.files.controllerSecret) }}
 {{- fail "tls.mode files: name the controllers' Secret in tls.files.controllerSecret; it holds ca.crt, tls.crt and tls.key (holdfast ca issue --dir CA --role controller --out DIR; docs/install.md, \"Certificates\")" }}
 {{- end }}
+{{- if and (eq $tls.mode "auto") (eq (include "holdfast.node.account" .) (include "holdfast.controller.account" .)) }}
+{{- fail "tls.mode auto: whoever has the nodes' account gets a node's certificate; give nodes and controllers a ServiceAccount each" }}
+{{- end }}
+{{- if and (eq $tls.mode "auto") (not (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version)) }}
+{{- fail (printf "tls.mode auto: tokens of Kubernetes %s do not name the pod's node; 1.32 or later is needed, or tls.mode files or certManager" .Capabilities.KubeVersion.Version) }}
+{{- end }}
 {{- if and (eq $tls.mode "certManager") (not $tls.certManager.nodes) }}
 {{- fail "tls.mode certManager: list the nodes in tls.certManager.nodes; each gets a certificate with its own name" }}
 {{- end }}

@@ -6,6 +6,13 @@ listen: {{ printf "%s:%v" $any .Values.network.controllerPort | quote }}
 metrics: {{ printf "%s:%v" $any .Values.network.controllerMetricsPort | quote }}
 heartbeat: {{ .Values.heartbeat }}
 {{ include "holdfast.tls.config" . }}
+{{- if eq .Values.tls.mode "auto" }}
+  auto:
+    authority: {{ .Release.Namespace }}/{{ include "holdfast.tls.authority" . }}
+    listen: {{ printf "%s:%v" $any .Values.network.enrolPort | quote }}
+    account: {{ .Release.Namespace }}/{{ include "holdfast.node.account" . }}
+    certificateLife: {{ .Values.tls.auto.certificateLife }}
+{{- end }}
 lostHomes: {{ toJson .Values.lostHomes }}
 log:
   format: {{ .Values.log.format }}

@@ -35,9 +35,16 @@ controllers:
 stateDirectory: {{ .Values.stateDirectory }}
 heartbeat: {{ .Values.heartbeat }}
 {{- with .Values.network.fabric }}
-fabric: {{ . }}
+fabric: {{ . | quote }}
 {{- end }}
 {{ include "holdfast.tls.config" . }}
+{{- if eq .Values.tls.mode "auto" }}
+  auto:
+    ca: /authority/ca.crt
+    token: /token/token
+    servers:
+      - {{ include "holdfast.controller" . }}.{{ .Release.Namespace }}.svc:{{ .Values.network.enrolPort }}
+{{- end }}
 {{- if eq .Values.node.registration "self" }}
 kubeletRegistration: /registration
 kubeletEndpoint: {{ .Values.kubeletDir }}/plugins/{{ include "holdfast.driver" . }}/csi.sock
