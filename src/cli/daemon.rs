@@ -213,11 +213,10 @@ fn check_registration(os: &Os, registration: &Registration) -> Result<()> {
             directory.display()
         );
     }
-    check_socket(
-        os,
-        &registration.socket,
-        "--kubelet-registration; a registrar beside the driver is not needed with it",
-    )
+    for socket in [&registration.socket, &registration.registrar] {
+        check_socket(os, socket, "--kubelet-registration; a registrar beside the driver is not needed with it")?;
+    }
+    Ok(())
 }
 
 /// The first SIGTERM or SIGINT begins the end; a second one ends the process at once.

@@ -81,7 +81,7 @@ mod tests {
     fn only_who_asks_is_registered_and_by_default_under_its_own_socket() {
         assert_eq!(resolve(None, None, "").unwrap(), None);
         let own = resolve(Some("/registry"), None, "").unwrap().unwrap();
-        assert_eq!(own.socket, Path::new("/registry/csi.holdfast.storage-reg.sock"));
+        assert_eq!(own.socket, Path::new("/registry/kubelet@csi.holdfast.storage-reg.sock"));
         assert_eq!((own.csi.as_path(), own.endpoint.as_str()), (Path::new("/csi/csi.sock"), "/csi/csi.sock"));
         let file = "kubeletRegistration: /r\nkubeletEndpoint: /host/csi.sock\n";
         let from_file = resolve(None, None, file).unwrap().unwrap();

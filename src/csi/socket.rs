@@ -65,7 +65,10 @@ pub(crate) async fn listen(path: &Path, flag: &str) -> Result<(UnixListener, Soc
 }
 
 /// Removes a socket nobody answers any more.
-async fn clear(path: &Path, flag: &str) -> Result<()> {
+///
+/// # Errors
+/// Those of [`listen`].
+pub(crate) async fn clear(path: &Path, flag: &str) -> Result<()> {
     let refused = |reason: String| Error::new(Kind::Precondition, format!("socket {}: {reason}", path.display()));
     let there = match std::fs::symlink_metadata(path) {
         Ok(there) => there,

@@ -103,6 +103,7 @@ impl Registrar {
     async fn try_offer(&mut self) -> Result<Ended> {
         self.csi_answers().await?;
         let watch = self.watch();
+        socket::clear(&self.registration.registrar, FLAG).await?;
         let (listener, file) = socket::listen(&self.registration.socket, FLAG).await?;
         info!(
             socket = %self.registration.socket.display(),

@@ -9,6 +9,8 @@ use crate::csi::DRIVER_NAME;
 pub struct Registration {
     /// Our socket in the directory that kubelet watches.
     pub socket: PathBuf,
+    /// The socket the standard registrar would make there for this driver: nobody may answer on it.
+    pub registrar: PathBuf,
     /// The socket CSI is served on, as this process sees it.
     pub csi: PathBuf,
     /// The same as kubelet sees it.
@@ -16,12 +18,17 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// In a directory that kubelet watches. The name of the socket is the one the standard registrar would take, so that
-    /// one driver is never there twice.
+    /// In a directory that kubelet watches.
+    ///
+    /// Kubelet calls with the socket's path as `:authority`, which grpc-go writes as `%2Fvar%2Flib%2F..`
+    /// (clientconn.go, `encodeAuthority`; dial in kubelet's operation_generator.go). HTTP/2 servers that check it refuse that with
+    /// PROTOCOL_ERROR: a host may have no `%`. What stands before an `@` may (RFC 3986, userinfo), and `@` is not
+    /// escaped: hence the socket's name. Kubelet takes any.
     #[must_use]
     pub fn within(directory: &Path, csi: &Path, endpoint: &str) -> Self {
         Self {
-            socket: directory.join(format!("{DRIVER_NAME}-reg.sock")),
+            socket: directory.join(format!("kubelet@{DRIVER_NAME}-reg.sock")),
+            registrar: directory.join(format!("{DRIVER_NAME}-reg.sock")),
             csi: csi.to_owned(),
             endpoint: endpoint.to_owned(),
         }

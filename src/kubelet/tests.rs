@@ -73,7 +73,7 @@ impl Scene {
     }
 
     fn socket(&self) -> PathBuf {
-        self.registry().join("csi.holdfast.storage-reg.sock")
+        self.registry().join("kubelet@csi.holdfast.storage-reg.sock")
     }
 
     /// The socket, once it answers and is not `other`.
@@ -92,7 +92,10 @@ impl Scene {
     }
 
     async fn kubelet(&self) -> RegistrationClient<Channel> {
+        // As kubelet's gRPC library makes an authority of a path.
+        let authority = self.socket().display().to_string().replace('/', "%2F");
         let endpoint = Endpoint::from_shared(format!("unix://{}", self.socket().display())).unwrap();
+        let endpoint = endpoint.origin(format!("http://{authority}").parse().unwrap());
         RegistrationClient::new(endpoint.connect().await.unwrap())
     }
 

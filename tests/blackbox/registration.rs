@@ -40,6 +40,10 @@ impl Kubelet {
     }
 
     fn socket(&self) -> PathBuf {
+        self.directory.join("kubelet@csi.holdfast.storage-reg.sock")
+    }
+
+    fn registrar(&self) -> PathBuf {
         self.directory.join("csi.holdfast.storage-reg.sock")
     }
 
@@ -203,11 +207,13 @@ fn what_is_in_the_way_is_left_alone_and_the_driver_does_not_start() {
     assert_eq!(fs::read_to_string(kubelet.socket()).unwrap(), "precious");
 
     fs::remove_file(kubelet.socket()).unwrap();
-    let registrar = UnixListener::bind(kubelet.socket()).unwrap();
-    let said = refused(&mut world);
-    assert!(said.contains("another process answers") && said.contains("registrar"), "{said}");
-    assert!(UnixStream::connect(kubelet.socket()).is_ok());
-    drop(registrar);
+    for socket in [kubelet.socket(), kubelet.registrar()] {
+        let other = UnixListener::bind(&socket).unwrap();
+        let said = refused(&mut world);
+        assert!(said.contains("another process answers") && said.contains("registrar"), "{said}");
+        assert!(UnixStream::connect(&socket).is_ok());
+        drop(other);
+    }
 
     fs::remove_dir_all(&kubelet.directory).unwrap();
     let said = refused(&mut world);
