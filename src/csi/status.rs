@@ -41,7 +41,9 @@ fn code(rpc: Rpc, kind: Kind) -> Code {
         (Kind::InvalidArgument, _) => Code::InvalidArgument,
         (Kind::OutOfRange, _) => Code::OutOfRange,
         (Kind::NoCapacity, Creating) => Code::ResourceExhausted,
-        (Kind::NoCapacity, Bringing) if expands(rpc) => Code::ResourceExhausted,
+        // The external-resizer lets a claim go back to a smaller size only after a code that says "never" (KEP-1790).
+        (Kind::NoCapacity, Bringing) if rpc == Rpc::ControllerExpandVolume => Code::OutOfRange,
+        (Kind::NoCapacity, Bringing) if rpc == Rpc::NodeExpandVolume => Code::ResourceExhausted,
         // At an attach RESOURCE_EXHAUSTED would say that the node has too many volumes.
         (Kind::NoCapacity, Bringing | Taking | Asking) => Code::Unavailable,
         (Kind::Busy, _) => Code::Aborted,
@@ -78,10 +80,6 @@ fn unfinished(rpc: Rpc, kind: Kind) -> Code {
         | Kind::Corrupt
         | Kind::Internal => Code::Aborted,
     }
-}
-
-fn expands(rpc: Rpc) -> bool {
-    matches!(rpc, Rpc::ControllerExpandVolume | Rpc::NodeExpandVolume)
 }
 
 fn answer(code: Code, message: &str) -> Status {
@@ -185,15 +183,16 @@ mod tests {
     ];
 
     /// What a row of the table says, in the order of [`KINDS`].
-    fn row(class: Class, service: Service, expands: bool) -> [Code; 14] {
+    fn row(rpc: Rpc) -> [Code; 14] {
         use Code::{
             Aborted, AlreadyExists, DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, NotFound,
             OutOfRange, ResourceExhausted, Unavailable,
         };
-        let unsupported = if service == Service::Node { FailedPrecondition } else { InvalidArgument };
-        let (room, corrupt, internal) = match class {
+        let unsupported = if rpc.service() == Service::Node { FailedPrecondition } else { InvalidArgument };
+        let (room, corrupt, internal) = match rpc.class() {
             Class::Creating => (ResourceExhausted, FailedPrecondition, Aborted),
-            Class::Bringing if expands => (ResourceExhausted, FailedPrecondition, Aborted),
+            Class::Bringing if rpc == Rpc::ControllerExpandVolume => (OutOfRange, FailedPrecondition, Aborted),
+            Class::Bringing if rpc == Rpc::NodeExpandVolume => (ResourceExhausted, FailedPrecondition, Aborted),
             Class::Bringing => (Unavailable, FailedPrecondition, Aborted),
             Class::Taking | Class::Asking => (Unavailable, Internal, Internal),
             Class::Probing => return [FailedPrecondition; 14],
@@ -219,7 +218,7 @@ mod tests {
     #[test]
     fn the_table_of_kinds_and_calls() {
         for rpc in Rpc::ALL {
-            let expected = row(rpc.class(), rpc.service(), rpc.name().contains("Expand"));
+            let expected = row(*rpc);
             for (kind, code) in KINDS.into_iter().zip(expected) {
                 let status = of(*rpc, &Failure::Clean(Error::new(kind, "x")));
                 assert_eq!(status.code(), code, "{rpc:?} {kind:?}");

@@ -269,6 +269,11 @@ impl Moment {
                 outcomes
             }
             (_, Err(refused)) if refused.code == Code::ResourceExhausted && self.crowded => vec![state.clone()],
+            (_, Err(refused))
+                if refused.code == Code::OutOfRange && self.crowded && matches!(call, Call::Expand { .. }) =>
+            {
+                vec![state.clone()]
+            }
             // A stage under way has the device in hand, also one that ends with an error.
             (_, Err(refused)) if refused.code == Code::FailedPrecondition && self.disturbed && call.takes_device() => {
                 vec![state.clone()]

@@ -258,6 +258,19 @@ impl VolumeParameters {
         Ok(parsed)
     }
 
+    /// What can be read of a class's parameters, the rest as by default: for questions that a wrong class must not fail.
+    #[must_use]
+    pub fn readable(raw: &HashMap<String, String>) -> Self {
+        let mut parsed = Self::default();
+        for row in TABLE {
+            if let Some(value) = raw.get(row.key) {
+                // A value that is refused is named when a volume is made.
+                let _ = (row.set)(&mut parsed, value);
+            }
+        }
+        parsed
+    }
+
     /// The parameters as a class says them: what [`VolumeParameters::parse`] reads back to the same. Defaults are left
     /// out.
     #[must_use]
@@ -331,6 +344,15 @@ mod tests {
         for row in TABLE.iter().filter(|row| !row.default.is_empty()) {
             assert!(parse(&[(row.key, row.default)]).is_ok(), "{}", row.key);
         }
+    }
+
+    #[test]
+    fn what_can_be_read_is_read_around_what_cannot() {
+        let raw = [("provisioning", "thin"), ("provisionning", "thick"), ("fsck", "sometimes"), ("pool", "fast")];
+        let raw = raw.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let read = VolumeParameters::readable(&raw);
+        let expected = parse(&[("provisioning", "thin"), ("pool", "fast")]).unwrap();
+        assert_eq!(read, expected);
     }
 
     #[test]

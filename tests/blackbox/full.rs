@@ -21,7 +21,7 @@ fn nothing_new_is_made(world: &World, source: &Vol) {
     refused(world.create_volume(create_request("new", Use::Block, MIB)), &[Code::ResourceExhausted]);
     // Without reflinks a volume in use is refused first.
     refused(world.try_snapshot("new", source), &[Code::ResourceExhausted, Code::FailedPrecondition]);
-    refused(world.expand(source, source.size + MIB), &[Code::ResourceExhausted]);
+    refused(world.expand(source, source.size + MIB), &[Code::OutOfRange]);
     assert_eq!(world.capacity().available_capacity, 0);
 }
 

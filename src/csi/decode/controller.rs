@@ -270,7 +270,10 @@ pub(in crate::csi) enum CapacityOf {
 /// # Errors
 /// `InvalidArgument`.
 pub(in crate::csi) fn capacity(request: &proto::GetCapacityRequest) -> Result<CapacityOf> {
-    let parameters = parameters(&request.parameters)?;
+    bounded("parameters", &request.parameters)?;
+    // A wrong class is refused by CreateVolume, in words that the claim shows. Were it refused here, no node would seem to have
+    // room, and the pod would be told so for ever.
+    let parameters = VolumeParameters::readable(&request.parameters);
     let own = parameters.fs_type.unwrap_or(DEFAULT_FS);
     let mut capabilities = Vec::new();
     for one in &request.volume_capabilities {

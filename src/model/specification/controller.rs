@@ -226,7 +226,7 @@ impl Specification {
         against.when(limit != 0 && limit < made.size, Code::OutOfRange);
         let target = required.max(made.size).next_multiple_of(MIB);
         against.when(limit != 0 && limit < target, Code::OutOfRange);
-        against.when(target - made.size > self.room(made.pool), Code::ResourceExhausted);
+        against.when(target - made.size > self.room(made.pool), Code::OutOfRange);
         let only_block = made.class.uses.iter().all(|(mode, _)| *mode == VolumeMode::Block);
         let node_expansion = match made.format {
             Format::Raw => false,
