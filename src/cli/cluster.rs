@@ -100,7 +100,11 @@ impl Asked {
         Ok(self.runtime.block_on(self.cluster.nodes())?)
     }
 
-    fn everything(&mut self) -> Result<Everything> {
+    /// All volumes and snapshots of nodes that answer.
+    ///
+    /// # Errors
+    /// When the controller does not.
+    pub(crate) fn everything(&mut self) -> Result<Everything> {
         Ok(self.runtime.block_on(self.cluster.everything())?)
     }
 
@@ -245,7 +249,7 @@ struct VolumeRow {
 impl VolumeRow {
     fn of(volume: &Volume) -> Self {
         Self {
-            handle: volume.id.to_string(),
+            handle: volume.id.handle(&volume.birth_home),
             name: volume.name.clone(),
             pool: volume.id.pool.to_string(),
             node: volume.home.to_string(),

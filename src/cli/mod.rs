@@ -12,6 +12,7 @@ mod node;
 mod output;
 mod pools;
 mod serving;
+mod show;
 mod standalone;
 mod volumes;
 
@@ -48,7 +49,7 @@ enum Command {
     /// The pools and how full they are.
     Pools(pools::Arguments),
     /// The volumes, who has them and where they are mounted.
-    Volumes(LookArguments),
+    Volumes(volumes::Arguments),
     /// What is wrong with the pools, and what settles it.
     Doctor(LookArguments),
     /// Certificates for daemons and operators.

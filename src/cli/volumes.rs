@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::{Args, Subcommand};
 use holdfast::home::record::{Phase, VolumeRecord};
 use holdfast::home::{FormatState, Source};
 use holdfast::os::{Os, Timestamp};
@@ -12,6 +13,7 @@ use serde::Serialize;
 use super::cluster;
 use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
 use super::output::{Columns, Format, complain, document};
+use super::show;
 
 /// A volume as `--output json` shows it; size in bytes, times in seconds since 1970.
 #[derive(Serialize)]
@@ -78,11 +80,35 @@ impl Row {
     }
 }
 
-/// Prints every volume.
+/// Flags of `holdfast volumes`.
+#[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    look: LookArguments,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Action {
+    /// One volume, or the PersistentVolume that names it.
+    Show(show::Arguments),
+}
+
+/// Prints every volume, or one.
 ///
 /// # Errors
-/// When a pool cannot be read. A volume whose record cannot be is left out, and named on standard error.
-pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
+/// When a pool cannot be read, or none has the one.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    match &arguments.action {
+        None => list(&arguments.look),
+        Some(Action::Show(arguments)) => show::run(arguments),
+    }
+}
+
+/// A volume whose record cannot be read is left out, and named on standard error.
+fn list(arguments: &LookArguments) -> Result<ExitCode> {
     if let Some(mut asked) = arguments.controller()? {
         return cluster::volumes(&mut asked, arguments.output);
     }

@@ -1,0 +1,180 @@
+//! `holdfast volumes show HANDLE`: one volume, or the PersistentVolume that names it.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use holdfast::csi::DRIVER_NAME;
+use holdfast::home::record::VolumeRecord;
+use holdfast::home::{FormatState, Volume};
+use holdfast::os::Os;
+use holdfast::route::NODE_KEY;
+use holdfast::types::{Bytes, FsType, VolumeId, VolumeMode};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::cluster::Asked;
+use super::inventory::{LookArguments, PoolView};
+use super::output::{Format, document};
+
+/// Flags of `holdfast volumes show`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Arguments {
+    /// The volume's handle: column HANDLE of `holdfast volumes`, volumeHandle of a PersistentVolume.
+    #[arg(value_name = "HANDLE")]
+    handle: VolumeId,
+    /// Prints the PersistentVolume of an existing volume, to be applied by hand. Its reclaim policy is Retain.
+    #[arg(long)]
+    pv: bool,
+    /// With --pv: the StorageClass claims name it by; none by default.
+    #[arg(long, value_name = "NAME", requires = "pv", default_value = "")]
+    class: String,
+    #[command(flatten)]
+    look: LookArguments,
+}
+
+/// A volume as it is shown, and as a PersistentVolume says it; size in bytes.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown {
+    handle: String,
+    name: String,
+    node: String,
+    size: Bytes,
+    used_as: VolumeMode,
+}
+
+/// What it was made to be used as: what is on it says most.
+fn mode(format: FormatState, made_for: impl IntoIterator<Item = VolumeMode>) -> VolumeMode {
+    match format {
+        FormatState::Raw => VolumeMode::Block,
+        FormatState::Formatting { fs, .. } | FormatState::Formatted { fs, .. } => VolumeMode::Mount(fs),
+        FormatState::Never => made_for.into_iter().next().unwrap_or(VolumeMode::Mount(FsType::Ext4)),
+    }
+}
+
+impl Shown {
+    fn of_cluster(volume: &Volume) -> Self {
+        Self {
+            handle: volume.id.handle(&volume.birth_home),
+            name: volume.name.clone(),
+            node: volume.home.to_string(),
+            size: volume.size,
+            used_as: mode(volume.format, volume.modes.iter().copied()),
+        }
+    }
+
+    fn of_record(record: &VolumeRecord, view: &PoolView) -> Self {
+        let made_for = record.request.capabilities.iter().map(|capability| capability.known.mode);
+        Self {
+            handle: record.handle.clone(),
+            name: record.co_name.clone(),
+            node: view.pool.identity().home.to_string(),
+            size: record.size,
+            used_as: mode(record.format.known, made_for),
+        }
+    }
+
+    /// The object, as the provisioner would have made it, but kept when its claim goes.
+    fn persistent_volume(&self, class: &str) -> Value {
+        let (volume_mode, fs_type) = match self.used_as {
+            VolumeMode::Block => ("Block", None),
+            VolumeMode::Mount(fs) => ("Filesystem", Some(fs.to_string())),
+        };
+        json!({
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {
+                "name": self.name,
+                // With it the provisioner deletes the volume, once the reclaim policy says so.
+                "annotations": {"pv.kubernetes.io/provisioned-by": DRIVER_NAME},
+            },
+            "spec": {
+                "capacity": {"storage": self.size.get().to_string()},
+                "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "storageClassName": class,
+                "volumeMode": volume_mode,
+                "csi": {"driver": DRIVER_NAME, "volumeHandle": self.handle, "fsType": fs_type},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                    {"key": NODE_KEY, "operator": "In", "values": [self.node]},
+                ]}]}},
+            },
+        })
+    }
+}
+
+/// Prints the volume.
+///
+/// # Errors
+/// When no pool that was looked at has it.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let shown = match arguments.look.controller()? {
+        Some(mut asked) => in_cluster(&mut asked, arguments.handle)?,
+        None => here(arguments)?,
+    };
+    // A table of one object would be of no use.
+    let format = if arguments.look.output == Format::Table { Format::Yaml } else { arguments.look.output };
+    if arguments.pv {
+        document(format, &shown.persistent_volume(&arguments.class))?;
+    } else {
+        document(format, &shown)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn in_cluster(asked: &mut Asked, handle: VolumeId) -> Result<Shown> {
+    let everything = asked.everything()?;
+    let found = everything.volumes.iter().find(|volume| volume.id == handle);
+    found.map(Shown::of_cluster).with_context(|| match everything.unheard.as_slice() {
+        [] => format!("no pool of the cluster has {handle}; see holdfast volumes"),
+        unheard => format!("no pool that answers has {handle}; {}", unheard.join("; ")),
+    })
+}
+
+fn here(arguments: &Arguments) -> Result<Shown> {
+    let handle = arguments.handle;
+    let (views, _) = PoolView::open_all(&Os::new(), &arguments.look)?;
+    let of_pool = views.iter().find(|view| view.pool.identity().id == handle.pool);
+    let view = of_pool.with_context(|| format!("{handle} is in none of the pools that were named"))?;
+    let record = view.survey.volumes.iter().find(|record| record.uuid == handle.uuid);
+    let record =
+        record.with_context(|| format!("pool {} has no {handle}; see holdfast volumes", view.config.spec.name))?;
+    Ok(Shown::of_record(record, view))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_persistent_volume_is_kept_and_stays_on_its_node() {
+        let mut shown = Shown {
+            handle: "hf1_0123456789abcdef_00112233445566778899aabbccddeeff_n1".to_owned(),
+            name: "pvc-1".to_owned(),
+            node: "n1".to_owned(),
+            size: Bytes::new(1 << 30),
+            used_as: VolumeMode::Mount(FsType::Xfs),
+        };
+        let pv = shown.persistent_volume("fast");
+        let at = |pointer: &str| pv.pointer(pointer).cloned().unwrap_or_default();
+        assert_eq!(at("/spec/csi/volumeHandle"), json!(shown.handle));
+        assert_eq!(at("/spec/csi/fsType"), json!("xfs"));
+        assert_eq!(at("/spec/capacity/storage"), json!("1073741824"));
+        assert_eq!(at("/spec/persistentVolumeReclaimPolicy"), json!("Retain"));
+        assert_eq!(at("/spec/storageClassName"), json!("fast"));
+        let term = "/spec/nodeAffinity/required/nodeSelectorTerms/0/matchExpressions/0";
+        assert_eq!(at(term), json!({"key": "csi.holdfast.storage/node", "operator": "In", "values": ["n1"]}));
+        shown.used_as = VolumeMode::Block;
+        let pv = shown.persistent_volume("");
+        assert_eq!(pv.pointer("/spec/volumeMode"), Some(&json!("Block")));
+        assert_eq!(pv.pointer("/spec/csi/fsType"), Some(&Value::Null));
+    }
+
+    #[test]
+    fn what_is_on_a_volume_says_what_it_is_used_as() {
+        let made_for = [VolumeMode::Mount(FsType::Xfs)];
+        assert_eq!(mode(FormatState::Never, made_for), made_for[0]);
+        assert_eq!(mode(FormatState::Raw, made_for), VolumeMode::Block);
+    }
+}
