@@ -4,9 +4,12 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock build.rs ./
+COPY benches benches
 COPY proto proto
 COPY src src
-RUN cargo build --locked --release
+# `quick` is built in a fraction of the time, for tests.
+ARG PROFILE=release
+RUN cargo build --locked --profile "$PROFILE" --bin holdfast && install "target/$PROFILE/holdfast" /usr/local/bin/holdfast
 
 FROM debian:bookworm-slim
 ARG VERSION=0.1.0
@@ -19,6 +22,6 @@ LABEL org.opencontainers.image.title="Holdfast" \
 RUN apt-get update \
     && apt-get install -y --no-install-recommends e2fsprogs xfsprogs \
     && rm -rf /var/lib/apt/lists/*
-COPY --from=build /src/target/release/holdfast /usr/local/bin/holdfast
+COPY --from=build /usr/local/bin/holdfast /usr/local/bin/holdfast
 COPY LICENSE /usr/share/doc/holdfast/LICENSE
 ENTRYPOINT ["/usr/local/bin/holdfast"]

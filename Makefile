@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := $(CURDIR)/.tools/bin
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model fuzz
+.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model fuzz e2e prepare-e2e
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ prepare: ## Names the missing system packages, and installs them where apt and r
 
 prepare-test: ## The same, with what the tests need besides
 	@scripts/prepare test
+
+prepare-e2e: ## The same, with what a cluster needs besides
+	@scripts/prepare e2e
 
 prepare-bench: ## The same, with what the benchmark needs besides
 	@scripts/prepare bench
@@ -61,6 +64,9 @@ torture: ## kill -9 at N random moments under 8 callers, content checked (root)
 STEPS ?= 1000000
 model: ## Random calls against the model of the specification: STEPS of them, a million by default (root)
 	HOLDFAST_MODEL_SEED=$${HOLDFAST_MODEL_SEED:-random} HOLDFAST_MODEL_STEPS=$(STEPS) $(CARGO) nextest run --locked --lib --run-ignored all --success-output final 'model::'
+
+e2e: prepare-e2e ## A real Kubernetes of two nodes with the chart and the sidecars, and its tests; KEEP=1 leaves it up (root)
+	tests/kubernetes/run $(TESTS)
 
 # Seconds each target is fuzzed.
 T ?= 20

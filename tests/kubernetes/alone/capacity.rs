@@ -1,0 +1,83 @@
+//! Room: where a pod lands, and what is said when there is none.
+
+use serde_json::Value;
+
+use crate::harness::{Claim, Pod, Space, driver_exec, list, text, until, why, within};
+
+const GIB: u64 = 1 << 30;
+
+/// What each node's pool can still give, in bytes, by the driver.
+fn available() -> Vec<(String, u64)> {
+    let said: Value = serde_json::from_str(&driver_exec(&["pools", "--output", "json"]).unwrap()).unwrap();
+    let rows = said.pointer("/pools").unwrap_or(&said).as_array().unwrap().clone();
+    let mut found: Vec<_> =
+        rows.iter().map(|row| (text(row, "/node").to_owned(), row["available"].as_u64().unwrap())).collect();
+    found.sort();
+    found
+}
+
+fn bytes(quantity: &str) -> u64 {
+    let digits = quantity.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &quantity[digits.len()..] {
+        "" => 1,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        other => panic!("unit {other}"),
+    };
+    digits.parse::<u64>().unwrap() * unit
+}
+
+/// The same by the objects the scheduler looks at.
+fn published(class: &str) -> Vec<(String, u64)> {
+    let mut found: Vec<_> = list("csistoragecapacities", "holdfast")
+        .iter()
+        .filter(|object| text(object, "/storageClassName") == class)
+        .map(|object| {
+            let node = text(object, "/nodeTopology/matchLabels/csi.holdfast.storage~1node").to_owned();
+            (node, bytes(text(object, "/capacity")))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn a_pod_lands_where_there_is_room_and_is_told_when_there_is_none() {
+    let space = Space::new("capacity");
+    let each = available().iter().map(|(_, room)| *room).min().unwrap();
+    // More than half of what a node has: a node takes one.
+    let size = format!("{}Mi", each / (1 << 20) * 6 / 10);
+    for name in ["a", "b"] {
+        space.claim(&Claim::new(name).size(&size));
+        space.run(&Pod::new(name).mounts(name));
+    }
+    assert_ne!(space.node_of("a"), space.node_of("b"));
+
+    within(75, "the objects say what the driver says", || {
+        let (driver, objects) = (available(), published("holdfast"));
+        if driver == objects { Ok(()) } else { Err(format!("{driver:?} and {objects:?}")) }
+    });
+    space.claim(&Claim::new("c").size(&size));
+    space.pod(&Pod::new("c").mounts("c"));
+    space.event("c", &["did not have enough free storage"]);
+    let said = why(&space.name, "c");
+    for word in ["node1", "node2", "room"] {
+        assert!(said.contains(word), "{said}");
+    }
+
+    // As soon as one is deleted, the third runs.
+    space.end_pod("a");
+    space.gone("pvc", "a");
+    space.running("c");
+    space.end();
+    let after = available();
+    assert!(after.iter().all(|(_, room)| *room + GIB / 64 > each), "{after:?}");
+    until("all room is back", || {
+        if available().iter().all(|(_, room)| *room + GIB / 256 > each) {
+            Ok(())
+        } else {
+            Err(format!("{:?}", available()))
+        }
+    });
+}

@@ -1,0 +1,42 @@
+//! A node that is gone for a while.
+
+use super::writer::Writer;
+use crate::harness::{Claim, Crashed, Pod, Space, driver_exec, node_ready, until, why};
+
+#[test]
+fn while_a_home_is_down_its_volumes_say_so_and_the_others_work() {
+    let space = Space::new("home-down");
+    let elsewhere = Writer::start(&space, "elsewhere", "node1");
+    space.claim(&Claim::new("there").size("64Mi"));
+    space.run(&Pod::new("there").on("node2").mounts("there"));
+    space.exec("there", "echo kept > /there/file && sync /there/file");
+
+    let crashed = Crashed::new("node2");
+    let said = until("the controllers miss it", || {
+        let said = driver_exec(&["pools"]).unwrap_or_else(|said| said);
+        if said.contains("silent") { Ok(said) } else { Err(said) }
+    });
+    assert!(said.contains("node2"), "{said}");
+    let said = driver_exec(&["doctor"]).unwrap_err();
+    assert!(said.contains("node2"), "{said}");
+    let said = why(&space.name, "there");
+    assert!(said.contains("node2") && said.contains("silent"), "{said}");
+
+    space.claim(&Claim::new("fresh").size("64Mi"));
+    space.run(&Pod::new("fresh").on("node1").mounts("fresh"));
+    space.exec("fresh", "echo 1 > /fresh/file");
+    elsewhere.goes_on();
+
+    crashed.returns();
+    until("the driver is registered", || if node_ready("node2") { Ok(()) } else { Err("not yet".to_owned()) });
+    until("it is heard", || {
+        let said = driver_exec(&["pools"]).unwrap_or_else(|said| said);
+        if said.contains("silent") { Err(said) } else { Ok(()) }
+    });
+    // Its pod was taken away or lives on; either way the data is there.
+    space.gone("pod", "there");
+    space.run(&Pod::new("there").on("node2").mounts("there"));
+    assert_eq!(space.exec("there", "cat /there/file").trim(), "kept");
+    elsewhere.goes_on();
+    space.end();
+}

@@ -1,0 +1,74 @@
+//! Uninstall, install, upgrade; under running pods where that is possible.
+
+use super::writer::Writer;
+use crate::harness::{
+    Claim, Pod, Space, controller_pods, driver_ready, exists, helm, install, installed_chart, list, node_ready,
+    previous_chart, text, try_kubectl, until, volume_of,
+};
+
+const NODES: [&str; 2] = ["node1", "node2"];
+
+#[test]
+fn uninstall_leaves_data_alone_and_install_finds_every_volume() {
+    let space = Space::new("installation-again");
+    let writer = Writer::start(&space, "writer", "node1");
+    space.claim(&Claim::new("data").size("64Mi"));
+    space.run(&Pod::new("user").on("node2").mounts("data"));
+    space.exec("user", "echo kept > /data/file && sync /data/file");
+    let pv = space.volume_name("data");
+    space.end_pod("user");
+
+    let said = helm(&["-n", "holdfast", "uninstall", "holdfast", "--wait", "--timeout=3m"]);
+    eprintln!("{said}");
+    until("kubelets forget the driver", || {
+        let known: Vec<_> = NODES.iter().filter(|node| node_ready(node)).collect();
+        if known.is_empty() { Ok(()) } else { Err(format!("{known:?}")) }
+    });
+    assert!(exists("pv", "default", &pv));
+    writer.goes_on();
+
+    // Scheduled while no driver is registered: it waits, then it runs.
+    space.pod(&Pod::new("user").on("node2").mounts("data"));
+    until("it is scheduled", || if space.node_of("user") == "node2" { Ok(()) } else { Err(space.events()) });
+    install(&installed_chart());
+    driver_ready();
+    space.running("user");
+    assert_eq!(space.exec("user", "cat /data/file").trim(), "kept");
+    assert!(volume_of(&pv).is_some());
+    writer.goes_on();
+    space.end();
+}
+
+#[test]
+fn an_upgrade_from_the_chart_before_is_not_noticed_by_pods() {
+    let space = Space::new("installation-upgrade");
+    let chart = previous_chart();
+    install(&chart);
+    driver_ready();
+    let writer = Writer::start(&space, "writer", "node2");
+    let pods = controller_pods();
+    install(&installed_chart());
+    driver_ready();
+    assert_eq!(controller_pods().len(), pods.len());
+    writer.goes_on();
+    space.claim(&Claim::new("data").size("64Mi"));
+    space.run(&Pod::new("user").mounts("data"));
+    space.end();
+}
+
+#[test]
+fn what_the_chart_installs_is_accepted_by_the_server() {
+    let manifest = helm(&["-n", "holdfast", "get", "manifest", "holdfast"]);
+    try_kubectl(&["apply", "--server-side", "--dry-run=server", "--force-conflicts", "-f", "-"], Some(&manifest))
+        .unwrap_or_else(|said| panic!("{said}"));
+    let driver = crate::harness::get("csidriver", "default", "csi.holdfast.storage").unwrap();
+    assert_eq!(text(&driver, "/spec/fsGroupPolicy"), "File");
+    // Nothing restarts by itself.
+    let restarted: Vec<_> = list("pods", "holdfast")
+        .iter()
+        .flat_map(|pod| pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default())
+        .filter(|status| status["restartCount"].as_u64().unwrap_or(0) > 3)
+        .map(|status| status.to_string())
+        .collect();
+    assert!(restarted.is_empty(), "{restarted:?}");
+}

@@ -1,0 +1,8 @@
+//! What disturbs others, or is disturbed by them: run by itself, after the rest.
+
+mod capacity;
+mod home_down;
+mod installation;
+mod many;
+mod restarts;
+mod writer;
