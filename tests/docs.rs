@@ -10,7 +10,7 @@ use std::process::Command;
 
 use holdfast::config::{ControllerConfig, File, Flags, NodeConfig};
 use holdfast::os::Activity;
-use holdfast::telemetry::{Metrics, PoolFigures, Sampled};
+use holdfast::telemetry::{HomeFigures, HomeState, Metrics, PoolFigures, Sampled};
 use holdfast::types::{ParameterRow, TABLE};
 
 const OPERATIONS: &str = include_str!("../docs/operations.md");
@@ -165,6 +165,12 @@ fn every_metric_is_in_the_table_and_no_other() {
     tls.connected("server");
     metrics.enrol().ended("issued");
     metrics.kubelet().registered();
+    let homes = metrics.homes();
+    let heard = std::time::Duration::ZERO;
+    homes.watch(move || vec![HomeFigures { node: "n".to_owned(), state: HomeState::Heard, heard }]);
+    homes.call_began("n");
+    homes.crowded("n");
+    homes.refused("Grant", "node");
     let pool = PoolFigures { inodes: Some(1), inodes_free: Some(1), ..PoolFigures::default() };
     let text = metrics.text(Sampled { pools: Some(vec![pool]), extents: Vec::new() }).unwrap();
     let exported: BTreeSet<_> =

@@ -1,13 +1,13 @@
 //! `pools`, `volumes` and `doctor` of a whole cluster: asked of a controller instead of read from the pools.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use holdfast::config::TlsMode;
-use holdfast::home::{FormatState, Health, PoolHealth, Source, Volume};
+use holdfast::home::{Finding, FormatState, Health, PoolHealth, Source, Volume};
 use holdfast::os::{Activity, Os, Timestamp};
 use holdfast::registry::{Cluster, Everything, NodeRow, Nodes};
 use holdfast::route::Silence;
@@ -96,7 +96,11 @@ impl ControllerArguments {
 }
 
 impl Asked {
-    fn nodes(&mut self) -> Result<Nodes> {
+    /// Its nodes and their pools.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(crate) fn nodes(&mut self) -> Result<Nodes> {
         Ok(self.runtime.block_on(self.cluster.nodes())?)
     }
 
@@ -307,26 +311,31 @@ pub(crate) fn volumes(asked: &mut Asked, output: Format) -> Result<ExitCode> {
     Ok(if everything.unheard.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What is wrong in the cluster, as [`super::doctor`] shows it: pool, what, place, remedy.
+/// What is wrong in the cluster, as [`super::doctor`] shows it: pools with nothing to say, and what there is to say of the others.
 ///
 /// # Errors
 /// When the controller does not answer.
-pub(crate) fn findings(asked: &mut Asked) -> Result<(Vec<String>, Vec<[String; 4]>)> {
+pub(crate) fn findings(asked: &mut Asked) -> Result<(Vec<String>, Vec<Finding>)> {
     let Nodes { nodes, missing } = asked.nodes()?;
     let everything = asked.everything()?;
+    let on_nodes = asked.runtime.block_on(asked.cluster.findings());
+    let (on_nodes, unasked) = on_nodes.unwrap_or_else(|error| (Vec::new(), vec![error.chain()]));
+    let is_of = |at: &String, finding: &Finding, node: &NodeRow, pool: &PoolHealth| {
+        *at == node.node.as_str() && finding.pool == pool.name.as_str()
+    };
     let (mut healthy, mut found) = (Vec::new(), Vec::new());
     if nodes.is_empty() {
-        found.push([
+        found.push(finding(
             "-".to_owned(),
             "no node has made itself known to this controller".to_owned(),
             "the whole cluster".to_owned(),
             "look whether holdfast node runs, and whether its --controllers name this controller".to_owned(),
-        ]);
+        ));
     }
     for node in &nodes {
         for pool in &node.pools {
             let place = format!("node {} at {}", node.node, node.endpoint);
-            let finding = match (&pool.health, node.silence) {
+            let wrong = match (&pool.health, node.silence) {
                 (_, Silence::Silent) => Some((
                     format!("its node has not been heard for {} s", node.heard.age().as_secs()),
                     "look whether holdfast runs there; if the node never returns, name it in lostHomes".to_owned(),
@@ -341,57 +350,70 @@ pub(crate) fn findings(asked: &mut Asked) -> Result<(Vec<String>, Vec<[String; 4
                 )),
                 (Health::Served(_), Silence::Heard) => None,
             };
-            match finding {
-                Some((what, remedy)) => found.push([format!("{} ({})", pool.name, pool.id), what, place, remedy]),
+            match wrong {
+                Some((what, remedy)) => {
+                    found.push(finding(format!("{} ({})", pool.name, pool.id), what, place, remedy))
+                }
+                None if on_nodes.iter().any(|(at, finding)| is_of(at, finding, node, pool)) => {}
                 None => healthy.push(format!("{} on node {}", pool.name, node.node)),
             }
         }
         if node.version != env!("CARGO_PKG_VERSION") {
-            found.push([
+            found.push(finding(
                 "-".to_owned(),
                 format!("it runs release {}, this command is {}", node.version, env!("CARGO_PKG_VERSION")),
                 format!("node {}", node.node),
                 "run the same release everywhere when the upgrade is over".to_owned(),
-            ]);
+            ));
         }
     }
     let told: Vec<PoolId> = nodes.iter().flat_map(|node| node.pools.iter().map(|pool| pool.id)).collect();
     for entry in missing.iter().filter(|entry| !told.contains(&entry.pool)) {
-        found.push([
+        found.push(finding(
             format!("{} ({})", entry.name, entry.pool),
             format!("no node serves it; node {} did {} s ago", entry.node, entry.heard.age().as_secs()),
             format!("node {} at {}", entry.node, entry.endpoint),
             "start that node, or start holdfast where the disks are; if they are gone for good, name the pool in lostHomes"
                 .to_owned(),
-        ]);
+        ));
     }
     found.extend(duplicates(&everything));
-    for why in &everything.unheard {
-        found.push([
+    let on_node = |(node, finding): &(String, Finding)| Finding {
+        place: format!("node {node}: {}", finding.place),
+        ..finding.clone()
+    };
+    found.extend(on_nodes.iter().map(on_node));
+    let unheard: BTreeSet<String> = everything.unheard.iter().cloned().chain(unasked).collect();
+    for why in &unheard {
+        found.push(finding(
             "-".to_owned(),
             "not everything could be asked".to_owned(),
             why.clone(),
             "ask again later".to_owned(),
-        ]);
+        ));
     }
     Ok((healthy, found))
 }
 
+fn finding(pool: String, what: String, place: String, remedy: String) -> Finding {
+    Finding { pool, what, place, remedy }
+}
+
 /// One name in several pools: made twice while a home was silent.
-fn duplicates(everything: &Everything) -> Vec<[String; 4]> {
+fn duplicates(everything: &Everything) -> Vec<Finding> {
     let mut by_name = BTreeMap::<&str, Vec<&Volume>>::new();
     for volume in &everything.volumes {
         by_name.entry(&volume.name).or_default().push(volume);
     }
     let twice = by_name.into_iter().filter(|(_, volumes)| volumes.len() > 1);
-    let finding = |(name, volumes): (&str, Vec<&Volume>)| {
+    let one = |(name, volumes): (&str, Vec<&Volume>)| {
         let places: Vec<_> = volumes.iter().map(|volume| format!("{} on node {}", volume.id, volume.home)).collect();
-        [
+        finding(
             "-".to_owned(),
             format!("volume {name} exists {} times: it was made again while a node was silent", places.len()),
             places.join("; "),
             "keep the one its PersistentVolume names; delete the other with DeleteVolume for its handle".to_owned(),
-        ]
+        )
     };
-    twice.map(finding).collect()
+    twice.map(one).collect()
 }

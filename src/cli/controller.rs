@@ -14,7 +14,7 @@ use holdfast::os::Os;
 use holdfast::registry::RegistryService;
 use holdfast::registry::proto::registry_server::RegistryServer;
 use holdfast::route::{Dial, Directory, Router};
-use holdfast::telemetry::{Metrics, PoolWatch};
+use holdfast::telemetry::{HomeMetrics, Metrics, PoolWatch};
 use holdfast::tls::{Credentials, Role};
 use holdfast::types::NodeId;
 use tokio::runtime::Handle;
@@ -75,15 +75,17 @@ async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped
         }
         TlsMode::InsecurePlainText => (Credentials::plain(metrics.tls().clone()), None),
     };
-    let directory = Directory::of_controller(dial(credentials.clone()), config.rhythm, config.lost.clone());
-    let router = Arc::new(Router::new(directory));
+    let dial = dial(credentials.clone(), metrics.homes().clone());
+    let router = Arc::new(Router::new(Directory::of_controller(dial, config.rhythm, config.lost.clone())));
+    let watched = Arc::clone(&router);
+    metrics.homes().watch(move || watched.directory().homes());
     let heard = Arc::clone(&router);
     let pools = PoolWatch::new(move || heard.figures(), || Ok(Vec::new()));
     let health = serving::health(config.serving.metrics, &metrics, &pools).await?;
     let (incoming, address) = serving::listen(&credentials, config.listen).await?;
-    let registry =
-        RegistryServer::new(RegistryService::new(Arc::clone(&router))).max_decoding_message_size(MOST_HEARTBEAT);
-    let operators = RegistryService::of_private_socket(Arc::clone(&router));
+    let registry = RegistryServer::new(RegistryService::new(Arc::clone(&router)).counted(metrics.homes().clone()))
+        .max_decoding_message_size(MOST_HEARTBEAT);
+    let operators = RegistryService::of_private_socket(Arc::clone(&router)).counted(metrics.homes().clone());
     daemon::wait_for_signals(stop)?;
     health.serve(&stopped);
     let until = stopped.clone();
@@ -123,11 +125,12 @@ async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped
 }
 
 /// How homes are dialled: the node that answers must prove to be the one that is meant.
-fn dial(credentials: Credentials) -> Dial {
+fn dial(credentials: Credentials, metrics: HomeMetrics) -> Dial {
     let runtime = Handle::current();
     Box::new(move |node: &NodeId, endpoint: &str| {
         let _in_runtime = runtime.enter();
         let channel = serving::channel(&credentials, &Role::Node(node.clone()), endpoint)?;
-        Ok(Arc::new(RemoteHome::new(node.clone(), endpoint, channel, runtime.clone())) as Arc<dyn Home>)
+        let home = RemoteHome::new(node.clone(), endpoint, channel, runtime.clone());
+        Ok(Arc::new(home.counted(metrics.clone())) as Arc<dyn Home>)
     })
 }

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use holdfast::home::FormatState;
+use holdfast::config::PoolConfig;
 use holdfast::home::record::{Phase, Record, VolumeRecord};
+use holdfast::home::{Finding, FormatState};
 use holdfast::os::Os;
 use holdfast::pool::Object;
 use holdfast::types::{Bytes, Provisioning};
-use serde::Serialize;
 
 use super::cluster;
 use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
@@ -19,15 +19,6 @@ use super::output::{Format, Paint, document, say};
 const KUBELET: &str = "/var/lib/kubelet";
 /// Names that begin so belong to work that is under way or was cut off.
 const TEMPORARY: &str = ".tmp-";
-
-/// One thing that is wrong.
-#[derive(Debug, Serialize)]
-struct Finding {
-    pool: String,
-    what: String,
-    place: String,
-    remedy: String,
-}
 
 /// Findings of one pool.
 struct Ward<'a> {
@@ -43,16 +34,23 @@ struct Ward<'a> {
 pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
     if let Some(mut asked) = arguments.controller()? {
         let (healthy, findings) = cluster::findings(&mut asked)?;
-        let finding = |[pool, what, place, remedy]: [String; 4]| Finding { pool, what, place, remedy };
-        return conclude(arguments, &healthy, &findings.into_iter().map(finding).collect::<Vec<_>>());
+        return conclude(arguments, &healthy, &findings);
     }
-    let os = Os::new();
-    let kernel = Kernel::look(&os)?;
+    let (healthy, findings) = examine(&Os::new(), &arguments.pools()?)?;
+    conclude(arguments, &healthy, &findings)
+}
+
+/// Looks at pools beside whoever serves them: those with nothing to say, and what there is to say of the others.
+///
+/// # Errors
+/// When the kernel cannot be asked. A pool that cannot be read is a finding.
+pub(crate) fn examine(os: &Os, pools: &[PoolConfig]) -> Result<(Vec<String>, Vec<Finding>)> {
+    let kernel = Kernel::look(os)?;
     let mut findings = Vec::new();
     let mut healthy = Vec::new();
-    for config in arguments.pools()? {
-        let mut ward = Ward { os: &os, pool: config.spec.name.to_string(), findings: Vec::new() };
-        let looked = PoolView::open(&os, &config, &kernel).and_then(|view| ward.examine(&view, &kernel));
+    for config in pools {
+        let mut ward = Ward { os, pool: config.spec.name.to_string(), findings: Vec::new() };
+        let looked = PoolView::open(os, config, &kernel).and_then(|view| ward.examine(&view, &kernel));
         if let Err(error) = looked {
             let place = config.root().display().to_string();
             ward.found(
@@ -66,7 +64,7 @@ pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
         }
         findings.append(&mut ward.findings);
     }
-    conclude(arguments, &healthy, &findings)
+    Ok((healthy, findings))
 }
 
 fn conclude(arguments: &LookArguments, healthy: &[String], findings: &[Finding]) -> Result<ExitCode> {

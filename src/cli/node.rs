@@ -15,13 +15,14 @@ use holdfast::registry::{Card, Controllers, Reporter};
 use holdfast::route::{Directory, Heartbeat, Router};
 use holdfast::telemetry::{Metrics, PoolWatch};
 use holdfast::tls::{Credentials, Role};
-use holdfast::types::PoolId;
+use holdfast::types::{Error, Kind, PoolId};
 use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::PoolArguments;
 use super::auto::{self, EnrolArguments};
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop, WireArguments};
+use super::doctor;
 use super::serving::{self, Opened, Registering};
 
 /// The largest request of a controller, in bytes.
@@ -97,10 +98,17 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     let credentials = credentials(&config, &os, &metrics).await?;
     let (incoming, address) = serving::listen(&credentials, config.listen).await?;
     let Opened { home, node, said } = serving::open(&os, config.pools.clone(), config.node.clone()).await?;
+    let (looking, configs) = (os.clone(), config.pools.clone());
+    home.examined_by(Box::new(move || {
+        let found = doctor::examine(&looking, &configs);
+        let failed =
+            |error: anyhow::Error| Error::new(Kind::Internal, format!("the pools cannot be looked at: {error:#}"));
+        found.map(|(_, findings)| findings).map_err(failed)
+    }));
     let shared: Arc<dyn Home> = Arc::new(home.clone());
     let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&shared), home.pools())));
     let _ = served.set(Arc::clone(&router));
-    let service = HomeService::new(shared);
+    let service = HomeService::new(shared).counted(metrics.homes().clone());
     let works = service.works();
     daemon::wait_for_signals(stop)?;
     health.serve(&stopped);

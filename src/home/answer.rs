@@ -13,6 +13,19 @@ use crate::types::{
     AccessMode, Bytes, FsType, FsckPolicy, NodeId, PoolId, PoolName, Provisioning, SnapshotId, VolumeId, VolumeMode,
 };
 
+/// Something that is wrong in a pool, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The pool's name.
+    pub pool: String,
+    /// What is wrong.
+    pub what: String,
+    /// Where.
+    pub place: String,
+    /// What settles it.
+    pub remedy: String,
+}
+
 /// The result of making something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Created<T> {

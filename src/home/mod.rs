@@ -27,11 +27,11 @@ mod snapshot;
 mod survey;
 
 pub use answer::{
-    Capacity, Changed, Coordinates, CopyState, Created, Expanded, FormatState, Formatting, Granted, Health,
+    Capacity, Changed, Coordinates, CopyState, Created, Expanded, Finding, FormatState, Formatting, Granted, Health,
     NodeExpansion, Opened, Page, PoolHealth, PoolReport, Snapshot, Volume,
 };
 pub use limits::{MinFree, Overcommit, SpaceLimits};
-pub use local::LocalHome;
+pub use local::{Examiner, LocalHome};
 pub use locks::{LockGuard, Locks};
 pub use part::Part;
 pub use request::{CapacityQuery, CreateSnapshot, CreateVolume, GrantRequest, ReadOnly, SnapshotFilter, Source};
@@ -193,4 +193,10 @@ pub trait Home: Send + Sync {
     /// # Errors
     /// `Unavailable` when it is not here; `NoCapacity`, `Internal` when that cannot be written down.
     fn readmit(&self, pool: PoolId) -> Result<Changed>;
+
+    /// What is wrong in its own pools, for people: what `holdfast doctor` finds there. Changes nothing.
+    ///
+    /// # Errors
+    /// `Unsupported` where nobody looks (in a test); `Internal` when the kernel cannot be asked.
+    fn examine(&self) -> Result<Vec<Finding>>;
 }

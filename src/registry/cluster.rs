@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::proto::registry_client::RegistryClient;
 use super::proto::{self as pb};
-use crate::home::{PoolHealth, Snapshot, Volume, remote};
+use crate::home::{Finding, PoolHealth, Snapshot, Volume, remote};
 use crate::os::Timestamp;
 use crate::route::Entry;
 use crate::types::{NodeId, PoolId, Result};
@@ -127,6 +127,17 @@ impl Cluster {
                 .collect::<Result<_>>()?,
             unheard: reply.unheard,
         })
+    }
+
+    /// What is wrong in its nodes' own pools, with the node; and why some may be missing, a sentence each.
+    ///
+    /// # Errors
+    /// As [`Cluster::nodes`].
+    pub async fn findings(&mut self) -> Result<(Vec<(String, Finding)>, Vec<String>)> {
+        let answer = self.client.list_findings(Self::request(pb::ListFindingsRequest {})).await;
+        let reply = self.said("ListFindings", answer)?;
+        let found = |one: pb::NodeFinding| (one.node, remote::finding_of(one.finding.unwrap_or_default()));
+        Ok((reply.findings.into_iter().map(found).collect(), reply.unheard))
     }
 
     /// Takes a pool out of quarantine.

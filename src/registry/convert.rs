@@ -57,7 +57,11 @@ pub(super) fn health_out(pool: &PoolHealth) -> pb::PoolHealth {
 pub(super) fn health_in(pool: pb::PoolHealth) -> Result<PoolHealth> {
     use pb::pool_health::State;
     let health = match pool.state {
-        Some(State::Figures(report)) => Health::Served(Box::new(remote::pool_report(report)?)),
+        // Figures this release cannot read make that one pool unusable, not its node silent.
+        Some(State::Figures(report)) => match remote::pool_report(report) {
+            Ok(report) => Health::Served(Box::new(report)),
+            Err(error) => Health::Failing(format!("its figures are not understood: {}", error.chain())),
+        },
         Some(State::Failing(why)) => Health::Failing(why),
         Some(State::Quarantined(since)) => Health::Quarantined(Timestamp::from_nanos(since)),
         None => Health::Failing("in a state that this release does not know".to_owned()),

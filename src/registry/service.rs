@@ -8,8 +8,9 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::proto::registry_server::Registry;
 use super::proto::{self as pb};
-use crate::home::remote::{wire_answer, wire_denied};
+use crate::home::remote::{wire_admit, wire_answer};
 use crate::route::{Router, Silence};
+use crate::telemetry::HomeMetrics;
 use crate::tls::{Peer, Role};
 use crate::types::{Error, Failure, Kind, NodeId, PoolId, Result};
 use crate::works::{Ended, Works};
@@ -22,6 +23,7 @@ pub struct RegistryService {
     router: Arc<Router>,
     door: Door,
     works: Works,
+    metrics: HomeMetrics,
 }
 
 /// How requests come in.
@@ -45,21 +47,34 @@ impl RegistryService {
     /// Feeds the router's directory with what each node says of itself, and answers operators and controllers.
     #[must_use]
     pub fn new(router: Arc<Router>) -> Self {
-        Self { router, door: Door::Wire, works: Works::new(MOST_WORKS) }
+        Self::behind(Door::Wire, router)
     }
 
     /// Answers what operators may ask, and nobody else's questions, to whoever can open the socket it is served on: that
     /// must be a Unix socket of mode 0600.
     #[must_use]
     pub fn of_private_socket(router: Arc<Router>) -> Self {
-        Self { router, door: Door::Private, works: Works::new(MOST_WORKS) }
+        Self::behind(Door::Private, router)
     }
 
-    fn peer<Q>(&self, request: &Request<Q>) -> Result<Peer> {
-        match self.door {
-            Door::Wire => Peer::of(request.extensions()).cloned(),
-            Door::Private => Ok(Peer::Verified(Role::Operator.name())),
-        }
+    fn behind(door: Door, router: Arc<Router>) -> Self {
+        Self { router, door, works: Works::new(MOST_WORKS), metrics: HomeMetrics::default() }
+    }
+
+    /// The same, with what it refuses counted.
+    #[must_use]
+    pub fn counted(self, metrics: HomeMetrics) -> Self {
+        Self { metrics, ..self }
+    }
+
+    /// Lets a call in, if who asks has one of these roles.
+    fn admit<Q>(&self, what: &'static str, request: &Request<Q>, roles: &[Role]) -> std::result::Result<(), Status> {
+        let operator = Peer::Verified(Role::Operator.name());
+        let peer = match self.door {
+            Door::Wire => Peer::of(request.extensions()),
+            Door::Private => Ok(&operator),
+        };
+        wire_admit(&self.metrics, what, peer, roles)
     }
 
     /// A question of people, which may take as long as the slowest home.
@@ -70,8 +85,7 @@ impl RegistryService {
         F: FnOnce(&Router, Q) -> Result<R> + Send + 'static,
     {
         let roles = [Role::Controller, Role::Operator];
-        let allowed = self.peer(&request).and_then(|peer| peer.require(what, &roles));
-        allowed.map_err(|error| refused(&error))?;
+        self.admit(what, &request, &roles)?;
         let (router, message) = (Arc::clone(&self.router), request.into_inner());
         match self.works.run(what, None, move || work(&router, message)).await {
             Ended::Done(answer) => answer.map(Response::new).map_err(|error| wire_answer(&Failure::Clean(error))),
@@ -83,18 +97,11 @@ impl RegistryService {
     }
 }
 
-/// A caller who asks for what is not his.
-fn refused(error: &Error) -> Status {
-    tracing::warn!("{}", error.chain());
-    wire_denied(error.chain())
-}
-
 #[tonic::async_trait]
 impl Registry for RegistryService {
     async fn heartbeat(&self, request: Request<pb::HeartbeatRequest>) -> Answer<pb::HeartbeatReply> {
         let node: NodeId = request.get_ref().node.parse().map_err(|error| wire_answer(&Failure::Clean(error)))?;
-        let allowed = self.peer(&request).and_then(|peer| peer.require_node("a heartbeat", &node));
-        allowed.map_err(|error| refused(&error))?;
+        self.admit("Heartbeat", &request, &[Role::Node(node)])?;
         let heartbeat =
             convert::heartbeat_in(request.into_inner()).map_err(|error| wire_answer(&Failure::Clean(error)))?;
         let heard = self.router.directory().hear(heartbeat);
@@ -135,6 +142,18 @@ impl Registry for RegistryService {
                 snapshots: found.snapshots.into_iter().map(crate::home::remote::snapshot).collect(),
                 unheard: found.unheard,
             })
+        })
+        .await
+    }
+
+    async fn list_findings(&self, request: Request<pb::ListFindingsRequest>) -> Answer<pb::ListFindingsReply> {
+        self.ask("ListFindings", request, |router, _message| {
+            let (findings, unheard) = router.findings();
+            let finding = |(node, finding): (NodeId, _)| pb::NodeFinding {
+                node: node.to_string(),
+                finding: Some(crate::home::remote::finding(finding)),
+            };
+            Ok(pb::ListFindingsReply { findings: findings.into_iter().map(finding).collect(), unheard })
         })
         .await
     }

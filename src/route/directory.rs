@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::placement::{NO_FABRIC, Seat, Segments};
 use crate::home::{Health, Home, PoolHealth, PoolReport};
 use crate::os::{Stopwatch, Timestamp};
+use crate::telemetry::{HomeFigures, HomeState};
 use crate::types::{Error, Kind, NodeId, PoolId, PoolName, Result};
 
 /// A node's heartbeat.
@@ -366,13 +367,64 @@ impl Directory {
         let mut seats: BTreeMap<_, _> =
             state.members.values().filter(there).map(|member| (&member.seat.node, member.seat.clone())).collect();
         for (pool, entry) in &state.known {
-            // Not heard since this controller started: another node has its word for it.
-            if !state.members.contains_key(&entry.node) && !self.is_lost(*pool, &entry.node) {
-                let segments = Segments::of_node(&entry.node, NO_FABRIC);
-                seats.entry(&entry.node).or_insert_with(|| Seat { node: entry.node.clone(), segments });
+            // Not heard since this controller started, or heard and without its pool: that still has its volumes.
+            if !self.is_lost(*pool, &entry.node) {
+                seats.entry(&entry.node).or_insert_with(|| match state.members.get(&entry.node) {
+                    Some(member) => member.seat.clone(),
+                    None => Seat { node: entry.node.clone(), segments: Segments::of_node(&entry.node, NO_FABRIC) },
+                });
             }
         }
         seats.into_values().collect()
+    }
+
+    /// Why a pool that a node had last is not served now, if there is one and it is not lost; of this name, if one is given.
+    #[must_use]
+    pub fn unserved_on(&self, node: &NodeId, name: Option<&PoolName>) -> Option<Error> {
+        let state = self.read();
+        let had = |entry: &Entry| entry.node == *node && name.is_none_or(|name| entry.name == *name);
+        let mut had = state.known.iter().filter(|(_, entry)| had(entry));
+        had.find_map(|(pool, entry)| self.unserved(&state, *pool, Some(entry)))
+    }
+
+    /// Every home with its state, for metrics. One that is silent and has nothing any more, because another node serves
+    /// its pools, is left out.
+    #[must_use]
+    pub fn homes(&self) -> Vec<HomeFigures> {
+        let Roles::Controller { lost, .. } = &self.kind else { return Vec::new() };
+        let state = self.read();
+        let mut pools = BTreeMap::<&NodeId, Vec<(PoolId, &Entry)>>::new();
+        for (pool, entry) in &state.known {
+            pools.entry(&entry.node).or_default().push((*pool, entry));
+        }
+        let nodes: BTreeSet<&NodeId> = state.members.keys().chain(pools.keys().copied()).collect();
+        let figures = |node: &NodeId| {
+            let (member, had) = (state.members.get(node), pools.get(node).map_or(&[][..], Vec::as_slice));
+            let last = member.and_then(|member| member.last.as_ref());
+            let is_silent = member.is_none_or(|member| self.silence(member).is_some());
+            if is_silent && had.is_empty() {
+                return None;
+            }
+            let served = member.map(|member| &member.pools);
+            let home = if had.iter().any(|(pool, _)| self.is_lost(*pool, node))
+                || lost.contains(&Lost::Node(node.clone()))
+            {
+                HomeState::Lost
+            } else if served.is_some_and(|pools| pools.iter().any(|pool| self.serving_pool(&state, *pool).len() > 1)) {
+                HomeState::Doubled
+            } else if had.iter().any(|(pool, entry)| quarantined(&state, *pool, entry)) {
+                HomeState::Quarantined
+            } else if is_silent || had.iter().any(|(pool, _)| served.is_none_or(|served| !served.contains(pool))) {
+                HomeState::Silent
+            } else {
+                HomeState::Heard
+            };
+            let age = |entry: &Entry| entry.heard.age();
+            let heard = last.map(|last| last.since.elapsed());
+            let heard = heard.or_else(|| had.iter().map(|(_, entry)| age(entry)).min()).unwrap_or_default();
+            Some(HomeFigures { node: node.to_string(), state: home, heard })
+        };
+        nodes.into_iter().filter_map(figures).collect()
     }
 
     /// The figures of the pools of every node inside a topology (all without one), from heartbeats that are not too

@@ -15,8 +15,8 @@ use std::time::Duration;
 use tracing::{Span, warn};
 
 use crate::home::{
-    Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, GrantRequest, Granted, Home,
-    Page, PoolReport, Snapshot, SnapshotFilter, Source, Volume,
+    Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, GrantRequest, Granted,
+    Home, Page, PoolReport, Snapshot, SnapshotFilter, Source, Volume,
 };
 use crate::os::Deadline;
 use crate::telemetry::{PoolFigures, VolumeExtents};
@@ -96,10 +96,19 @@ impl Router {
                     continue;
                 }
             };
-            match home.create_volume(request) {
-                Err(Failure::Clean(error)) if passes_on(&error, request) => refusals.push((node, error)),
+            let error = match home.create_volume(request) {
+                Err(Failure::Clean(error)) if error.kind() != Kind::AlreadyExists => error,
                 answer => return answer,
+            };
+            // It says so of the pools it serves; a try before may have been in one that it lost.
+            match self.directory.unserved_on(node, request.parameters.pool.as_ref()) {
+                Some(lost) => {
+                    silent.get_or_insert(lost);
+                }
+                None if passes_on(&error, request) => {}
+                None => return Err(Failure::Clean(error)),
             }
+            refusals.push((node, error));
         }
         // What a silent home may have from a try before is not to be forgotten.
         match silent {
@@ -324,6 +333,20 @@ impl Router {
         }
         found.unheard.extend(self.directory.unheard());
         found
+    }
+
+    /// What is wrong in the nodes' own pools, for people; and why some of it may be missing, a sentence each.
+    #[must_use]
+    pub fn findings(&self) -> (Vec<(NodeId, Finding)>, Vec<String>) {
+        let (mut found, mut unheard) = (Vec::new(), Vec::new());
+        for (home, answer) in asked(self.directory.heard(), Deadline::after(LOOKING), |home| home.examine()) {
+            match answer {
+                Ok(findings) => found.extend(findings.into_iter().map(|finding| (home.node().clone(), finding))),
+                Err(error) => unheard.push(format!("node {}: {}", home.node(), error.chain())),
+            }
+        }
+        unheard.extend(self.directory.unheard());
+        (found, unheard)
     }
 
     /// Takes a pool out of the quarantine it was put in when it was declared lost.

@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::{EnrolMetrics, KubeletMetrics, PoolFigures, TlsMetrics, VolumeExtents};
+use super::{EnrolMetrics, HomeMetrics, KubeletMetrics, PoolFigures, TlsMetrics, VolumeExtents};
 use crate::os::Activity;
 use crate::types::{Error, Kind, Result};
 
@@ -65,6 +65,7 @@ pub struct Metrics {
     tls: TlsMetrics,
     enrol: EnrolMetrics,
     kubelet: KubeletMetrics,
+    homes: HomeMetrics,
     sampled: Arc<Mutex<Sampled>>,
 }
 
@@ -94,10 +95,11 @@ impl Metrics {
         let tls = TlsMetrics::registered(&mut registry);
         let enrol = EnrolMetrics::registered(&mut registry);
         let kubelet = KubeletMetrics::in_registry(&mut registry);
+        let homes = HomeMetrics::registered(&mut registry);
         let sampled = Arc::default();
         registry.register_collector(Box::new(Pools(Arc::clone(&sampled))));
         registry.register_collector(Box::new(Operations(activity)));
-        Arc::new(Self { registry, calls, seconds, in_flight, tls, enrol, kubelet, sampled })
+        Arc::new(Self { registry, calls, seconds, in_flight, tls, enrol, kubelet, homes, sampled })
     }
 
     /// A call came in.
@@ -130,6 +132,12 @@ impl Metrics {
         &self.kubelet
     }
 
+    /// What is measured between controllers and homes.
+    #[must_use]
+    pub fn homes(&self) -> &HomeMetrics {
+        &self.homes
+    }
+
     /// Everything as text, with what was read for this scrape.
     ///
     /// # Errors
@@ -144,7 +152,7 @@ impl Metrics {
 }
 
 /// Writes one gauge with a row for each of `rows`.
-fn gauges<'r, T: 'r, L: EncodeLabelSet>(
+pub(super) fn gauges<'r, T: 'r, L: EncodeLabelSet>(
     encoder: &mut DescriptorEncoder<'_>,
     (name, help): (&str, &str),
     rows: impl IntoIterator<Item = &'r T>,

@@ -2,6 +2,7 @@
 //! measures is handed to it through constructors.
 
 mod enrol;
+mod homes;
 mod http;
 mod kubelet;
 mod logs;
@@ -11,6 +12,7 @@ mod pools;
 mod tls;
 
 pub use enrol::EnrolMetrics;
+pub use homes::{HomeFigures, HomeMetrics, HomeState};
 pub use http::Http;
 pub use kubelet::KubeletMetrics;
 pub use logs::{LogFormat, init_logs};

@@ -7,8 +7,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::home::{
-    Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, FormatState, Formatting,
-    GrantRequest, Granted, Home, NodeExpansion, Opened, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
+    Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, FormatState,
+    Formatting, GrantRequest, Granted, Home, NodeExpansion, Opened, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
 };
 use crate::os::Timestamp;
 use crate::pool::Room;
@@ -209,6 +209,10 @@ impl Home for MemoryHome {
 
     fn extents(&self) -> Result<BTreeMap<VolumeId, u64>> {
         Ok(BTreeMap::new())
+    }
+
+    fn examine(&self) -> Result<Vec<Finding>> {
+        not_here()
     }
 
     fn readmit(&self, _pool: PoolId) -> Result<Changed> {

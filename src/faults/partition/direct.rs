@@ -14,6 +14,7 @@ use crate::home::{CreateVolume, Created, Home, Volume};
 use crate::os::{Call, Deadline, Interceptor, Os, Stopwatch};
 use crate::pool::scratch::{Ground, Scratch};
 use crate::route::{Requirement, Segments};
+use crate::telemetry::HomeState;
 use crate::types::{
     AccessMode, Bytes, Capability, CapacityRange, Kind, Placement, Provisioning, VolumeMode, VolumeParameters,
 };
@@ -235,4 +236,52 @@ fn a_node_of_a_release_without_a_call_is_named_with_the_call_and_nothing_is_forg
     let said = error.chain();
     assert_eq!(code_of(Rpc::DeleteVolume, &error.into()), Code::Unavailable);
     assert!(["DeleteVolume", "node-a", "upgrade"].iter().all(|word| said.contains(word)), "{said}");
+}
+
+#[test]
+fn a_heard_node_that_lost_its_pool_may_still_have_the_volume() {
+    let (scratch, switch) = (Scratch::new(Ground::Xfs), Switch::default());
+    let world = World::new(&scratch, "pools", switch.fates());
+    switch.set(1, "CreateVolume", Fate::Unanswered(CUT_OFF));
+    let vol = request("vol", 8, Placement::Selected);
+    create(&world, &vol, &first_on(1)).unwrap_err();
+    assert_eq!(world.having("vol"), [node(1)]);
+    // Its disk is gone: the node is heard, and has no pool.
+    world.without_pools(1);
+    switch.set(1, "CreateVolume", Fate::Passed);
+    switch.set(1, "FindVolume", Fate::Passed);
+    let only = Requirement { requisite: vec![Segments::of_local_volume(&node(1))], preferred: Vec::new() };
+    for requirement in [first_on(1), only] {
+        let (code, said) = create(&world, &vol, &requirement).unwrap_err();
+        assert!(kept_in_mind(code) && said.contains("node-b"), "{code:?}: {said}");
+    }
+    world.hear_all();
+    assert_eq!(create(&world, &vol, &first_on(1)).unwrap().home, node(1));
+}
+
+#[test]
+fn metrics_name_each_home_with_its_state() {
+    let scratch = Scratch::new(Ground::Xfs);
+    let world = World::new(&scratch, "pools", Switch::default().fates());
+    let states = || -> Vec<(String, HomeState)> {
+        world.routers[0].directory().homes().into_iter().map(|home| (home.node, home.state)).collect()
+    };
+    let both = |second| vec![("node-a".to_owned(), HomeState::Heard), ("node-b".to_owned(), second)];
+    assert_eq!(states(), both(HomeState::Heard));
+    world.silence(1);
+    assert_eq!(states(), both(HomeState::Silent));
+    let since = world.routers[0].directory().homes()[1].heard;
+    assert!(since > INTERVAL * 3 && since < Duration::from_secs(60), "{since:?}");
+    world.hear_all();
+    assert_eq!(states(), both(HomeState::Heard));
+    world.without_pools(1);
+    assert_eq!(states(), both(HomeState::Silent));
+    world.hear_all();
+    let pool = world.proxies[1].local.health()[0].id;
+    world.proxies[1].local.quarantine(pool).unwrap();
+    let watch = Stopwatch::start();
+    while states() != both(HomeState::Quarantined) {
+        assert!(watch.elapsed() < Duration::from_secs(10), "{:?}", states());
+        thread::sleep(INTERVAL / 10);
+    }
 }

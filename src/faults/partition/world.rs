@@ -25,6 +25,8 @@ pub(super) struct World {
     pub(super) proxies: Arc<[Proxy; 2]>,
     beating: Arc<AtomicBool>,
     pub(super) silent: Arc<AtomicUsize>,
+    /// The node whose pools are gone, while it is heard.
+    bare: Arc<AtomicUsize>,
     /// What was wrong at some moment.
     pub(super) wrong: Arc<Mutex<Vec<String>>>,
     heart: Option<thread::JoinHandle<()>>,
@@ -38,6 +40,16 @@ fn home(os: &Os, root: &Path, index: usize) -> LocalHome {
     std::fs::create_dir_all(root).unwrap();
     let pool = pool::open(os, &spec(root), &node(index)).unwrap();
     LocalHome::open(os.clone(), node(index), vec![(pool, SpaceLimits::default())]).unwrap()
+}
+
+/// Where the home of a node that lost its pools is dialled.
+fn bare_address(index: usize) -> String {
+    format!("bare-{index}")
+}
+
+/// A node that has lost its pools.
+fn bare_heartbeat(proxy: &Proxy, index: usize) -> Heartbeat {
+    Heartbeat { endpoint: bare_address(index), pools: Vec::new(), ..heartbeat(proxy) }
 }
 
 fn heartbeat(proxy: &Proxy) -> Heartbeat {
@@ -75,8 +87,12 @@ impl World {
             Proxy::new(local, move |rpc, about, nth| fates(index, rpc, about, nth))
         });
         let proxies = Arc::new(proxies);
-        let ways: BTreeMap<String, Arc<dyn Home>> =
+        let mut ways: BTreeMap<String, Arc<dyn Home>> =
             proxies.iter().map(|proxy| (proxy.address.clone(), Arc::clone(&proxy.remote))).collect();
+        for (index, os) in os.iter().enumerate() {
+            let bare = LocalHome::open(Os::clone(os), node(index), Vec::new()).unwrap();
+            ways.insert(bare_address(index), Arc::new(bare));
+        }
         let routers = [(); 2].map(|()| {
             let ways = ways.clone();
             let dial = move |_: &NodeId, endpoint: &str| {
@@ -92,15 +108,21 @@ impl World {
         });
         let beating = Arc::new(AtomicBool::new(true));
         let silent = Arc::new(AtomicUsize::new(usize::MAX));
+        let bare = Arc::new(AtomicUsize::new(usize::MAX));
         let wrong = Arc::<Mutex<Vec<String>>>::default();
         let heart = {
             let (beating, silent, wrong) = (Arc::clone(&beating), Arc::clone(&silent), Arc::clone(&wrong));
-            let (routers, proxies) = (routers.clone(), Arc::clone(&proxies));
+            let (routers, proxies, bare) = (routers.clone(), Arc::clone(&proxies), Arc::clone(&bare));
             thread::spawn(move || {
                 while beating.load(Ordering::SeqCst) {
                     for (index, proxy) in proxies.iter().enumerate() {
                         if silent.load(Ordering::SeqCst) != index {
-                            routers.iter().for_each(|router| drop(router.directory().hear(heartbeat(proxy)).unwrap()));
+                            let said = if bare.load(Ordering::SeqCst) == index {
+                                bare_heartbeat(proxy, index)
+                            } else {
+                                heartbeat(proxy)
+                            };
+                            routers.iter().for_each(|router| drop(router.directory().hear(said.clone()).unwrap()));
                         }
                         let granted_twice = |volume: &crate::home::Volume| volume.published.len() > 1;
                         for volume in proxy.local.volumes(None, 0).into_iter().flat_map(|page| page.entries) {
@@ -116,7 +138,7 @@ impl World {
         while routers.iter().any(|router| router.directory().settled().is_err()) {
             thread::sleep(INTERVAL / 10);
         }
-        Self { routers, proxies, beating, silent, wrong, heart: Some(heart) }
+        Self { routers, proxies, beating, silent, bare, wrong, heart: Some(heart) }
     }
 
     /// No heartbeat of this node is heard any more; the node works on.
@@ -127,9 +149,19 @@ impl World {
         }
     }
 
-    /// All are heard again.
+    /// This node is heard and has no pool any more.
+    pub(super) fn without_pools(&self, index: usize) {
+        self.bare.store(index, Ordering::SeqCst);
+        let has = |seen: crate::route::Seen| seen.heartbeat.node == node(index) && !seen.heartbeat.pools.is_empty();
+        while self.routers.iter().any(|router| router.directory().seen().into_iter().any(has)) {
+            thread::sleep(INTERVAL / 10);
+        }
+    }
+
+    /// All are heard again, with their pools.
     pub(super) fn hear_all(&self) {
         self.silent.store(usize::MAX, Ordering::SeqCst);
+        self.bare.store(usize::MAX, Ordering::SeqCst);
         while self.routers.iter().any(|router| router.directory().all().is_err()) {
             thread::sleep(INTERVAL / 10);
         }

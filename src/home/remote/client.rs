@@ -14,10 +14,11 @@ use super::proto::home_client::HomeClient;
 use super::proto::{self as pb};
 use super::{decode, encode, fault};
 use crate::home::{
-    Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Formatting, GrantRequest,
-    Granted, Home, Opened, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
+    Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
+    GrantRequest, Granted, Home, Opened, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
 };
 use crate::os::Deadline;
+use crate::telemetry::HomeMetrics;
 use crate::types::{
     Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
 };
@@ -38,6 +39,7 @@ pub struct RemoteHome {
     client: HomeClient<Channel>,
     runtime: Handle,
     calls: AtomicUsize,
+    metrics: HomeMetrics,
 }
 
 impl fmt::Debug for RemoteHome {
@@ -47,11 +49,12 @@ impl fmt::Debug for RemoteHome {
 }
 
 /// One of a home's calls, while it lasts.
-struct Call<'a>(&'a AtomicUsize);
+struct Call<'a>(&'a RemoteHome);
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.calls.fetch_sub(1, Ordering::SeqCst);
+        self.0.metrics.call_ended(self.0.node.as_str());
     }
 }
 
@@ -61,7 +64,14 @@ impl RemoteHome {
     #[must_use]
     pub fn new(node: NodeId, endpoint: impl Into<String>, channel: Channel, runtime: Handle) -> Self {
         let client = HomeClient::new(channel).max_decoding_message_size(MOST_REPLY);
-        Self { node, endpoint: endpoint.into(), client, runtime, calls: AtomicUsize::new(0) }
+        let (calls, metrics) = (AtomicUsize::new(0), HomeMetrics::default());
+        Self { node, endpoint: endpoint.into(), client, runtime, calls, metrics }
+    }
+
+    /// The same, with its calls counted.
+    #[must_use]
+    pub fn counted(self, metrics: HomeMetrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// One call, answered before this thread's own caller stops waiting.
@@ -74,8 +84,10 @@ impl RemoteHome {
     where
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        let call_slot = Call(&self.calls);
+        self.metrics.call_began(self.node.as_str());
+        let call_slot = Call(self);
         if self.calls.fetch_add(1, Ordering::SeqCst) >= MOST_CALLS {
+            self.metrics.crowded(self.node.as_str());
             let sentence =
                 format!("{what}: {MOST_CALLS} calls to node {} are under way already; ask again later", self.node);
             return Err(Failure::Clean(Error::new(Kind::Unavailable, sentence)));
@@ -316,6 +328,13 @@ impl Home for RemoteHome {
         let message = pb::ReadmitRequest { pool: pool.to_string() };
         let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.readmit(request).await })?;
         self.understood_plainly(WHAT, decode::changed(reply.changed))
+    }
+
+    fn examine(&self) -> Result<Vec<Finding>> {
+        let message = pb::ExamineRequest {};
+        let reply =
+            self.ask_plainly("Examine", message, |mut home, request| async move { home.examine(request).await })?;
+        Ok(reply.findings.into_iter().map(decode::finding).collect())
     }
 }
 

@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 use super::proto as pb;
 use crate::home::{
-    CapacityQuery, Changed, Coordinates, CopyState, CreateSnapshot, CreateVolume, Created, Expanded, FormatState,
-    Formatting, GrantRequest, Granted, NodeExpansion, Opened, PoolReport, ReadOnly, Snapshot, Source, Volume,
+    CapacityQuery, Changed, Coordinates, CopyState, CreateSnapshot, CreateVolume, Created, Expanded, Finding,
+    FormatState, Formatting, GrantRequest, Granted, NodeExpansion, Opened, PoolReport, ReadOnly, Snapshot, Source,
+    Volume,
 };
 use crate::os::Timestamp;
 use crate::pool::Room;
@@ -296,4 +297,10 @@ pub fn pool_report(pool: pb::Pool) -> Result<PoolReport> {
 /// The node a request is made for.
 pub(super) fn node(node: &str) -> Result<NodeId> {
     text(node)
+}
+
+/// What is wrong in a pool, for people.
+pub fn finding(finding: pb::Finding) -> Finding {
+    let pb::Finding { pool, what, place, remedy } = finding;
+    Finding { pool, what, place, remedy }
 }

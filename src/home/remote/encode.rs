@@ -2,8 +2,8 @@
 
 use super::proto as pb;
 use crate::home::{
-    Changed, Coordinates, CopyState, CreateSnapshot, CreateVolume, Created, FormatState, GrantRequest, Granted,
-    NodeExpansion, Opened, PoolReport, ReadOnly, Snapshot, Source, Volume,
+    Changed, Coordinates, CopyState, CreateSnapshot, CreateVolume, Created, Finding, FormatState, GrantRequest,
+    Granted, NodeExpansion, Opened, PoolReport, ReadOnly, Snapshot, Source, Volume,
 };
 use crate::types::{
     AccessMode, Bytes, Capability, CapacityRange, FsType, FsckPolicy, Provisioning, SnapshotId, VolumeId, VolumeMode,
@@ -218,4 +218,11 @@ pub fn pool(report: &PoolReport) -> pb::Pool {
         volumes: report.volumes,
         snapshots: report.snapshots,
     }
+}
+
+/// What is wrong in a pool.
+#[must_use]
+pub fn finding(finding: Finding) -> pb::Finding {
+    let Finding { pool, what, place, remedy } = finding;
+    pb::Finding { pool, what, place, remedy }
 }

@@ -9,6 +9,7 @@ mod client;
 mod decode;
 mod encode;
 mod fault;
+mod gate;
 #[cfg(test)]
 pub(crate) mod loopback;
 pub mod proto;
@@ -17,7 +18,8 @@ mod service;
 pub(crate) mod wire;
 
 pub use client::RemoteHome;
-pub use decode::{pool_report, snapshot as snapshot_of, volume as volume_of};
-pub use encode::{pool, snapshot, volume};
+pub use decode::{finding as finding_of, pool_report, snapshot as snapshot_of, volume as volume_of};
+pub use encode::{finding, pool, snapshot, volume};
 pub use fault::{answer as wire_answer, denied as wire_denied, failure as wire_failure};
+pub use gate::admit as wire_admit;
 pub use service::HomeService;

@@ -8,10 +8,11 @@ use tonic::{Request, Response, Status};
 
 use super::proto::home_server::Home as HomeRpcs;
 use super::proto::{self as pb};
-use super::{decode, encode, fault};
+use super::{decode, encode, fault, gate};
 use crate::home::{Home, SnapshotFilter};
+use crate::telemetry::HomeMetrics;
 use crate::tls::{Peer, Role};
-use crate::types::{Error, Failure, NodeId, Result, VolumeId};
+use crate::types::{Failure, NodeId, Result, VolumeId};
 use crate::works::{Ended, Works};
 
 /// Works at once for all callers.
@@ -21,6 +22,7 @@ const MOST_WORKS: usize = 256;
 pub struct HomeService {
     home: Arc<dyn Home>,
     works: Works,
+    metrics: HomeMetrics,
 }
 
 impl fmt::Debug for HomeService {
@@ -35,7 +37,13 @@ impl HomeService {
     /// Answers with this home: controllers everything, a node what it asks for itself.
     #[must_use]
     pub fn new(home: Arc<dyn Home>) -> Self {
-        Self { home, works: Works::new(MOST_WORKS) }
+        Self { home, works: Works::new(MOST_WORKS), metrics: HomeMetrics::default() }
+    }
+
+    /// The same, with what it refuses counted.
+    #[must_use]
+    pub fn counted(self, metrics: HomeMetrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// The works under way, to wait for at the end.
@@ -51,8 +59,7 @@ impl HomeService {
         R: Send + 'static,
         F: FnOnce(&dyn Home, Q) -> Result<R, Failure> + Send + 'static,
     {
-        let allowed = Peer::of(request.extensions()).and_then(|peer| peer.require_controller(what));
-        allowed.map_err(|error| refused(&error))?;
+        gate::admit(&self.metrics, what, Peer::of(request.extensions()), &[Role::Controller])?;
         self.run(what, request.into_inner(), work).await
     }
 
@@ -65,8 +72,7 @@ impl HomeService {
     {
         let node = decode::node(node).map_err(|error| fault::answer(&error.into()))?;
         let roles = [Role::Controller, Role::Node(node.clone())];
-        let allowed = Peer::of(request.extensions()).and_then(|peer| peer.require(what, &roles));
-        allowed.map_err(|error| refused(&error))?;
+        gate::admit(&self.metrics, what, Peer::of(request.extensions()), &roles)?;
         self.run(what, request.into_inner(), move |home, message| Ok(work(home, node, message)?)).await
     }
 
@@ -88,12 +94,6 @@ impl HomeService {
             Ended::Crowded => Err(fault::crowded(MOST_WORKS)),
         }
     }
-}
-
-/// A caller who asks for what is not his.
-fn refused(error: &Error) -> Status {
-    tracing::warn!("{}", error.chain());
-    fault::denied(error.chain())
 }
 
 fn volume_id(id: &str) -> Result<VolumeId> {
@@ -288,6 +288,13 @@ impl HomeRpcs for HomeService {
         self.all("Readmit", request, |home, message| {
             let changed = home.readmit(decode::text(&message.pool)?)?;
             Ok(pb::ChangedReply { changed: encode::changed(changed).into() })
+        })
+        .await
+    }
+
+    async fn examine(&self, request: Request<pb::ExamineRequest>) -> Answer<pb::ExamineReply> {
+        self.all("Examine", request, |home, _message| {
+            Ok(pb::ExamineReply { findings: home.examine()?.into_iter().map(encode::finding).collect() })
         })
         .await
     }

@@ -28,6 +28,9 @@ pub(crate) struct Interface {
     pub(crate) descriptors: &'static [u8],
     pub(crate) generated: Vec<Generated>,
     pub(crate) ours: Vec<Ours>,
+    /// Fields whose unknown value costs one part of a message that is heard nevertheless, and what that part then says. All
+    /// others refuse the message by name.
+    pub(crate) spared: &'static [(&'static str, &'static str)],
 }
 
 const VOLUME: &str = "hf1_00000000000000aa_0123456789abcdef0123456789abcdef";
@@ -250,6 +253,14 @@ impl Interface {
             }
             let Some(ours) = ours else { continue };
             for (what, later) in with_later_values(&message) {
+                let spared = self.spared.iter().find(|(field, _)| *field == what);
+                if let Some((_, words)) = spared {
+                    let heard =
+                        ours(&later.encode_to_vec()).unwrap_or_else(|error| panic!("{full_name}: {}", error.chain()));
+                    let heard = said(&read(&heard.expect("it is said again")));
+                    assert!(heard.contains(words) && heard.contains("release"), "{full_name}: {what}: {heard}");
+                    continue;
+                }
                 let Err(error) = ours(&later.encode_to_vec()) else {
                     panic!("{full_name}: {what} 99 is taken for something")
                 };
@@ -305,7 +316,8 @@ fn messages_of_every_release_are_read_as_they_were_meant() {
             EndFormatRequest, EndFormatReply, UseRawRequest, UseRawReply, CreateSnapshotRequest, CreateSnapshotReply,
             DeleteSnapshotRequest, GetSnapshotRequest, Snapshot, FindSnapshotRequest, FindSnapshotReply,
             ListSnapshotsRequest, ListSnapshotsReply, ExpandRequest, ExpandReply, GetCapacityRequest, GetCapacityReply,
-            ListExtentsRequest, ListExtentsReply, ReportRequest, ReportReply, ReadmitRequest, Error,
+            ListExtentsRequest, ListExtentsReply, ReportRequest, ReportReply, ExamineRequest, ExamineReply,
+            ReadmitRequest, Error,
         ),
         ours: vec![
             way("ChangedReply", |bytes| {
@@ -339,6 +351,7 @@ fn messages_of_every_release_are_read_as_they_were_meant() {
                 there(b, pools, |pools| bytes(&pb::ReportReply { pools: pools.iter().map(encode::pool).collect() }))
             }),
         ],
+        spared: &[],
     };
     interface.check();
 }
