@@ -15,6 +15,7 @@ mod serving;
 mod show;
 mod standalone;
 mod volumes;
+mod why;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,8 @@ enum Command {
     Volumes(volumes::Arguments),
     /// What is wrong with the pools, and what settles it.
     Doctor(LookArguments),
+    /// What a claim, pod or volume of Kubernetes waits for, and the next command.
+    Why(why::Arguments),
     /// Certificates for daemons and operators.
     Ca(ca::Arguments),
     /// A volume's whole life on a temporary pool, step by step.
@@ -118,6 +121,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Command::Pools(arguments) => pools::run(&arguments),
         Command::Volumes(arguments) => volumes::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Why(arguments) => why::run(&arguments),
         Command::Ca(arguments) => ca::run(&arguments),
         Command::Demo(arguments) => demo::run(arguments),
     }
