@@ -259,6 +259,13 @@ impl Made {
     }
 }
 
+impl Grant {
+    /// Whether nothing may be written.
+    fn only_reads(self) -> bool {
+        self.read_only || self.access == Access::Reader
+    }
+}
+
 impl MadeCut {
     pub(super) fn shown(&self, cut: usize) -> ShownCut {
         ShownCut { cut, pool: self.pool, from: self.from, size: self.size, ready: true }

@@ -2,7 +2,7 @@
 
 use tonic::Code;
 
-use super::{Access, Against, Answer, At, Bound, Format, Mode, Specification, Use, Verdict, Volume, VolumeMode};
+use super::{Access, Against, Answer, At, Bound, Format, Grant, Mode, Specification, Use, Verdict, Volume, VolumeMode};
 use crate::types::FsType;
 
 /// The node whose service is called.
@@ -33,9 +33,8 @@ impl Specification {
         };
         let grant = made.grant;
         against.when(grant.is_none_or(|grant| grant.mode != mode), Code::FailedPrecondition);
-        let reading = |access: Access| access == Access::Reader;
-        let granted_to_read = grant.is_some_and(|grant| grant.read_only || reading(grant.access));
-        let read_only = reading(usage.access) || granted_to_read;
+        let granted_to_read = grant.is_some_and(Grant::only_reads);
+        let read_only = usage.access == Access::Reader || granted_to_read;
         let (mut format, mut staged, mut held) = (made.format, made.staged, made.held);
         match mode {
             VolumeMode::Block => {
@@ -115,6 +114,8 @@ impl Specification {
             VolumeMode::Block => {
                 // Staging a raw device leaves nothing that could be seen: being granted and used so is enough.
                 let granted = made.grant.is_some_and(|grant| grant.mode == mode);
+                let to_read = made.grant.is_some_and(Grant::only_reads);
+                against.when(to_read, Code::InvalidArgument);
                 against.when(!granted || made.format != Format::Raw, Code::FailedPrecondition);
                 Bound { name, block: true, read_only: false }
             }

@@ -6,6 +6,10 @@ use super::plain::Plain;
 use crate::os::Entry;
 use crate::types::{Error, Kind, ObjectUuid, OsContext, Result};
 
+/// How often a name has to be there without a record before the record counts as lost: for each look in vain that was
+/// only bad luck, the name has been made and removed once more.
+const LOOKS: usize = 4;
+
 impl FilePool {
     /// Whatever has an object's name, without a look at it: one that lost its record is found when it is read.
     pub(super) fn list_class(&self, class: Class, after: Option<ObjectUuid>, most: usize) -> Result<Vec<ObjectUuid>> {
@@ -28,21 +32,24 @@ impl FilePool {
         Error::new(Kind::NotFound, format!("{object} does not exist in pool {}", self.identity.name))
     }
 
+    /// An object's record. A name comes with its record and goes with it, in one rename each: one that is seen without
+    /// has come or gone between two looks, and is looked at again.
     pub(super) fn record_of(&self, object: Object) -> Result<Option<Vec<u8>>> {
         let path = self.layout.record(object);
-        let record = self.os.read_plain(&path).plain("read", &path)?;
-        // The object may have been removed between the two looks, or never have been: both are absence.
-        if record.is_none() && self.exists(object)? {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "{object} has no record: {} is missing; restore it from a backup, or move {} away if the data is not needed",
-                    path.display(),
-                    self.layout.object(object).display()
-                ),
-            ));
+        for _ in 0..LOOKS {
+            let record = self.os.read_plain(&path).plain("read", &path)?;
+            if record.is_some() || !self.exists(object)? {
+                return Ok(record);
+            }
         }
-        Ok(record)
+        Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "{object} has no record: {} is missing; restore it from a backup, or move {} away if the data is not needed",
+                path.display(),
+                self.layout.object(object).display()
+            ),
+        ))
     }
 
     /// Temporary beside the record, fsync, rename, fsync of the directory: a crash leaves the old record or the new,

@@ -1,8 +1,9 @@
 //! What is particular to image files: the directory, its owner, its strays, loop devices of others.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::scratch::{Ground, Scratch, home, run, spec};
@@ -10,7 +11,7 @@ use super::super::{
     Blankness, Class, Cloning, Continue, Deactivated, Fill, Geometry, Object, Pool, PoolSpec, Progress, open,
 };
 use super::FilePool;
-use crate::os::{Discard, LoopConfig, MountFlags, Os};
+use crate::os::{Call, Discard, Interceptor, LoopConfig, MountFlags, Os};
 use crate::types::{Bytes, Error, Failure, Kind, NodeId, ObjectUuid, Provisioning};
 
 fn uuid() -> ObjectUuid {
@@ -41,6 +42,39 @@ fn refused<T>(result: Result<T, Error>, kind: Kind, words: &[&str]) {
 
 fn try_open(scratch: &Scratch) -> Result<(), Error> {
     open(scratch.os(), &spec(&scratch.root()), &home()).map(drop)
+}
+
+/// What is aside comes into place when somebody looks whether it is there.
+struct Arriving {
+    aside: PathBuf,
+    place: PathBuf,
+}
+
+impl Interceptor for Arriving {
+    fn before(&self, call: Call, target: &str) -> io::Result<()> {
+        if call == Call::Identity && Path::new(target) == self.place {
+            let _not_aside = fs::rename(&self.aside, &self.place);
+        }
+        Ok(())
+    }
+
+    fn after(&self, _call: Call, _target: &str) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_volume_that_is_made_between_two_looks_has_not_lost_its_record() {
+    let scratch = Scratch::new(Ground::Xfs);
+    let place = scratch.root().join(format!("volumes/{}", uuid()));
+    let aside = scratch.root().join("aside");
+    let os = Os::intercepted(Box::new(Arriving { aside: aside.clone(), place: place.clone() }));
+    let pool = open(&os, &spec(&scratch.root()), &home()).unwrap();
+    make(&*pool);
+    fs::rename(&place, &aside).unwrap();
+    assert_eq!(pool.read_record(volume()).unwrap().unwrap(), b"{}");
+    fs::remove_file(place.join("volume.json")).unwrap();
+    refused(pool.read_record(volume()), Kind::Corrupt, &["has no record", "restore it"]);
 }
 
 struct Quiet;
