@@ -34,23 +34,28 @@ pub(super) fn clear_loops(device: u64) {
     }
 }
 
+/// Directories in /proc of all processes in this thread's mount namespace.
+fn here() -> Vec<fs::DirEntry> {
+    let namespace = |path: &Path| fs::read_link(path.join("ns/mnt")).ok();
+    let ours = namespace(Path::new("/proc/thread-self"));
+    let numeric = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let all = all.filter(|entry| entry.file_name().to_str().is_some_and(numeric));
+    all.filter(|entry| namespace(&entry.path()) == ours && ours.is_some()).collect()
+}
+
 /// Processes of other programs in this thread's mount namespace, but for a known one; those that are just going are
 /// given a moment.
 pub(crate) fn others_here(known: Option<u32>) -> Vec<String> {
-    let namespace = |path: &Path| fs::read_link(path.join("ns/mnt")).ok();
-    let ours = namespace(Path::new("/proc/thread-self"));
     let expected = [Some(std::process::id()), known].map(|pid| pid.map(|pid| pid.to_string()).unwrap_or_default());
     let look = || {
-        let numeric = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
-        let all = fs::read_dir("/proc").unwrap().flatten();
-        let all = all.filter(|entry| entry.file_name().to_str().is_some_and(numeric));
-        let all = all.filter(|entry| !expected.iter().any(|pid| entry.file_name() == **pid));
-        let here = all.filter(|entry| namespace(&entry.path()) == ours && ours.is_some());
+        let others =
+            here().into_iter().filter(|entry| !expected.iter().any(|pid| entry.file_name().to_str() == Some(pid)));
         let name = |entry: fs::DirEntry| {
             let command = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
             format!("process {} {}", entry.file_name().to_string_lossy(), command.replace('\0', " "))
         };
-        here.map(name).collect::<Vec<_>>()
+        others.map(name).collect::<Vec<_>>()
     };
     for _ in 0..500 {
         let found = look();
@@ -60,4 +65,30 @@ pub(crate) fn others_here(known: Option<u32>) -> Vec<String> {
         std::thread::sleep(Duration::from_millis(20));
     }
     look()
+}
+
+/// A process of a tool.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// Its number and the tool's name.
+    pub(crate) process: String,
+    /// Whether it has been killed: it dies as soon as it is let, and does not go on.
+    pub(crate) is_killed: bool,
+}
+
+/// The processes of tools whose names begin so in this thread's mount namespace.
+///
+/// A parent's death signal (PR_SET_PDEATHSIG) is sent before the parent can be reaped, and SIGKILL stays among the
+/// pending signals until the process is gone: one that does not show it goes on.
+pub(crate) fn tools_here(names: &str) -> Vec<Running> {
+    let running = |entry: fs::DirEntry| {
+        let comm = fs::read_to_string(entry.path().join("comm")).ok().filter(|comm| comm.starts_with(names))?;
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let pending = u64::from_str_radix(field("ShdPnd:")?, 16).unwrap();
+        let gone = field("State:")?.starts_with(['Z', 'X']);
+        let is_killed = gone || pending & (1 << (libc::SIGKILL - 1)) != 0;
+        Some(Running { process: format!("{} {}", entry.file_name().to_string_lossy(), comm.trim()), is_killed })
+    };
+    here().into_iter().filter_map(running).collect()
 }

@@ -19,7 +19,7 @@ pub(crate) use content::{
 };
 pub(crate) use faults::{Frozen, HeldTool};
 pub(crate) use hog::Hog;
-pub(crate) use leaks::{loops_on, others_here};
+pub(crate) use leaks::{loops_on, others_here, tools_here};
 pub(crate) use process::{Daemon, Finished, driver_binary, run, try_run, try_run_with};
 pub(crate) use request::{Use, capability, create_request, segments, with_mode};
 pub(crate) use scratch::{PoolFs, Scratch, mounts, own_mounts};

@@ -12,6 +12,9 @@ mod shared;
 mod volume;
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -19,7 +22,7 @@ use std::time::Duration;
 
 use holdfast::os::Stopwatch;
 
-use crate::harness::{PoolFs, World, driver_binary, loops_on, mounts, others_here, try_run};
+use crate::harness::{PoolFs, World, driver_binary, loops_on, mounts, others_here, tools_here, try_run};
 
 use caller::Caller;
 use dice::Dice;
@@ -29,7 +32,7 @@ const CALLERS: usize = 8;
 /// These let go of a call after a moment and ask again while its work may go on.
 const IMPATIENT: usize = 2;
 /// After so many lives everybody rests once.
-const REST: usize = 20;
+const REST: usize = 10;
 /// Tools that are left to finish when the driver dies.
 const OUTLIVING: [&str; 2] = ["e2fsck", "resize2fs"];
 const POOL: u64 = 32 << 30;
@@ -125,20 +128,67 @@ fn compare(world: &mut World, stands: &[Stand]) {
     assert_eq!(doctor.code, Some(0), "doctor: {doctor:?}");
 }
 
-/// When a life ends, from the start of the process or from when it serves.
+/// Something without a name of its own in the pool: its path, its inode, and when that last changed, for an inode's number
+/// is soon used again.
+type Nameless = (PathBuf, u64, i64, i64);
+
+/// What is being made or removed in the pool.
+fn nameless(world: &World) -> BTreeSet<Nameless> {
+    let mut found = BTreeSet::new();
+    for part in ["", "volumes", "snapshots", "trash"] {
+        for name in world.in_pool(part) {
+            let path = world.pool.join(part).join(&name);
+            if (part == "trash" || name.starts_with(".tmp-"))
+                && let Ok(entry) = fs::symlink_metadata(&path)
+            {
+                found.insert((path, entry.ino(), entry.ctime(), entry.ctime_nsec()));
+            }
+        }
+    }
+    found
+}
+
+/// When a life ends: so long from the start of the process, or from when it serves; or in the middle of something.
 enum Kill {
     FromStart(Duration),
     Serving(Duration),
+    InMkfs,
+    HalfMade,
 }
+
+/// How long such a middle is waited for.
+const MIDDLE: Duration = Duration::from_secs(2);
 
 fn kill(dice: &Dice) -> Kill {
     let ms = Duration::from_millis;
     match dice.below(10) {
         0 => Kill::FromStart(dice.moment(ms(30))),
         1..=2 => Kill::Serving(dice.moment(ms(60))),
-        3..=7 => Kill::Serving(dice.moment(ms(500))),
+        3..=5 => Kill::Serving(dice.moment(ms(500))),
+        6 => Kill::InMkfs,
+        7 => Kill::HalfMade,
         _ => Kill::Serving(dice.moment(ms(2000))),
     }
+}
+
+/// Whether it came.
+fn await_middle(comes: impl Fn() -> bool) -> bool {
+    let watch = Stopwatch::start();
+    while watch.elapsed() < MIDDLE {
+        if comes() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    false
+}
+
+/// The driver serves, and what its predecessor left is gone.
+fn serves(world: &mut World, shared: &Shared, left: &BTreeSet<Nameless>) {
+    world.await_ready();
+    let still: Vec<_> = nameless(world).intersection(left).cloned().collect();
+    assert_eq!(still, [], "LEAKED: there before the start, and after it");
+    shared.count(|figures| figures.swept += left.len());
 }
 
 fn torture(pool: PoolFs, lives: usize) {
@@ -150,6 +200,7 @@ fn torture(pool: PoolFs, lives: usize) {
     let crowd = Crowd::new(&world, pool, seed);
     let shared = Arc::clone(&crowd.shared);
     for life in 1..=lives {
+        let left = nameless(&world);
         world.launch();
         shared.life.store(life, Ordering::SeqCst);
         match kill(&dice) {
@@ -158,8 +209,17 @@ fn torture(pool: PoolFs, lives: usize) {
                 shared.count(|figures| figures.starts_cut += 1);
             }
             Kill::Serving(moment) => {
-                world.await_ready();
+                serves(&mut world, &shared, &left);
                 std::thread::sleep(moment);
+            }
+            Kill::InMkfs => {
+                serves(&mut world, &shared, &left);
+                let met = await_middle(|| !tools_here("mkfs.").is_empty());
+                shared.count(|figures| figures.mkfs_cut += usize::from(met));
+            }
+            Kill::HalfMade => {
+                serves(&mut world, &shared, &left);
+                await_middle(|| !nameless(&world).is_empty());
             }
         }
         if life % REST == 0 {
@@ -173,6 +233,9 @@ fn torture(pool: PoolFs, lives: usize) {
         }
         shared.killed();
         world.kill9();
+        let alive: Vec<_> =
+            tools_here("mkfs.").into_iter().filter(|tool| !tool.is_killed).map(|tool| tool.process).collect();
+        assert_eq!(alive, Vec::<String>::new(), "LEAKED: outlives its driver");
         // Not always, so that what the kernel still ends meets the next driver.
         if dice.one_in(2) {
             let mut left = others_here(None);

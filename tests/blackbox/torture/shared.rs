@@ -57,6 +57,10 @@ pub(super) struct Figures {
     pub(super) checks: usize,
     pub(super) bytes: u64,
     pub(super) rests: usize,
+    /// mkfs that ran when their driver was killed.
+    pub(super) mkfs_cut: usize,
+    /// What a killed driver had half made or half removed, and the next start swept away.
+    pub(super) swept: usize,
     pub(super) deletes_refused: usize,
 }
 
@@ -122,7 +126,9 @@ impl fmt::Display for Figures {
         )?;
         write!(
             f,
-            "  {} content checks, {:.1} MiB; {} deletes of used volumes refused; {} times all at rest and compared; 0 lost, 0 leaked",
+            "  {} mkfs cut by a kill; {} names swept at a start\n  {} content checks, {:.1} MiB; {} deletes of used volumes refused; {} times all at rest and compared; 0 lost, 0 leaked",
+            self.mkfs_cut,
+            self.swept,
             self.checks,
             f64::from(u32::try_from(self.bytes >> 10).unwrap()) / 1024.0,
             self.deletes_refused,

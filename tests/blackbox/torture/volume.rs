@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use holdfast::csi::proto as p;
 use tonic::Code;
 
 use crate::harness::calls::{from_snapshot, from_volume};
-use crate::harness::{MIB, PoolFs, Use, Vol, World, can_grow_ext4_online, create_request, device_size, fs_size};
+use crate::harness::{
+    MIB, PoolFs, Use, Vol, World, can_grow_ext4_online, create_request, device_size, fs_size, loops_on,
+};
 
 use super::caller::{Caller, PAUSE};
 use super::content::Content;
@@ -176,6 +179,10 @@ impl Caller {
         } else if volume.staged {
             volume.staged = false;
             self.ask("NodeUnstage", |world| world.unstage(&vol));
+            let image = fs::metadata(self.world.image(&vol)).unwrap();
+            let mut loops = loops_on(image.dev());
+            loops.retain(|status| status.backing_inode == image.ino());
+            assert!(loops.is_empty(), "LEAKED: caller {}: unstaged, and {loops:?}", self.number);
             let staging = self.world.staging(&vol);
             fs::remove_dir(&staging).unwrap_or_else(|error| {
                 panic!("LEAKED: caller {}: unstaged, and {}: {error}", self.number, staging.display())
