@@ -1,0 +1,96 @@
+//! Who may have a volume, and when its device is given out.
+
+use super::*;
+
+both_ways! {
+    an_attached_volume_is_not_deleted_and_a_detached_one_is_once,
+    one_writer,
+    a_grant_stays_while_its_device_is_held_and_the_next_has_a_higher_number,
+    a_missing_or_short_image_is_never_opened,
+    a_cut_image_is_never_made_long_again,
+}
+
+fn an_attached_volume_is_not_deleted_and_a_detached_one_is_once(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
+    let id = rig.create("a", 32).id;
+    rig.grant(&id);
+    assert_eq!(rig.home.delete_volume(&id).unwrap_err().kind(), Kind::InUse);
+    assert_eq!(rig.home.volume(&id).unwrap().published, vec![node()]);
+    assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
+    assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::No);
+    assert_eq!(rig.home.delete_volume(&id).unwrap(), Changed::Yes);
+    assert_eq!(rig.home.delete_volume(&id).unwrap(), Changed::No);
+    assert_eq!(rig.home.volume(&id).unwrap_err().kind(), Kind::NotFound);
+    assert!(!rig.image(&id).exists());
+}
+
+fn one_writer(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
+    let id = rig.create("a", 32).id;
+    assert_eq!(rig.home.open(&id, &node()).unwrap_err().kind(), Kind::Precondition);
+    rig.grant(&id);
+    assert_eq!(rig.home.grant(&id, &grant()).unwrap().changed, Changed::No);
+    let elsewhere = GrantRequest { node: "node-2".parse().unwrap(), ..grant() };
+    let error = rig.home.grant(&id, &elsewhere).unwrap_err();
+    assert_eq!(error.kind(), Kind::Precondition);
+    assert!(error.to_string().contains(NODE), "{error}");
+    let read_only = GrantRequest { read_only: ReadOnly::Yes, ..grant() };
+    assert_eq!(rig.home.grant(&id, &read_only).unwrap_err().kind(), Kind::AlreadyExists);
+    assert_eq!(rig.home.open(&id, &"node-2".parse().unwrap()).unwrap_err().kind(), Kind::Precondition);
+}
+
+fn a_grant_stays_while_its_device_is_held_and_the_next_has_a_higher_number(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
+    let id = rig.create("a", 32).id;
+    rig.grant(&id);
+    let opened = rig.home.open(&id, &node()).unwrap();
+    let Coordinates::Local { device } = opened.at;
+    let held = rig.os.open_exclusive(&device).unwrap().unwrap();
+    let error = rig.home.revoke(&id, Some(&node())).unwrap_err();
+    assert_eq!(error.kind(), Kind::InUse);
+    assert!(error.to_string().contains(&*device.to_string_lossy()), "{error}");
+    assert_eq!(rig.home.close(&id, &node()).unwrap_err().kind(), Kind::InUse);
+    drop(held);
+    rig.home.close(&id, &node()).unwrap();
+    assert_eq!(rig.home.revoke(&id, Some(&node())).unwrap(), Changed::Yes);
+    assert_eq!(rig.pool.active(id.uuid).unwrap(), None);
+    assert_eq!(rig.home.grant(&id, &grant()).unwrap().epoch, opened.epoch + 1);
+}
+
+fn a_missing_or_short_image_is_never_opened(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
+    let id = rig.create("a", 32).id;
+    rig.grant(&id);
+    OpenOptions::new().write(true).open(rig.image(&id)).unwrap().set_len(31 << 20).unwrap();
+    let error = rig.home.open(&id, &node()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert_eq!(std::fs::metadata(rig.image(&id)).unwrap().len(), 31 << 20);
+    std::fs::remove_file(rig.image(&id)).unwrap();
+    assert_eq!(rig.home.open(&id, &node()).unwrap_err().kind(), Kind::Corrupt);
+}
+
+fn a_cut_image_is_never_made_long_again(way: Way) {
+    for ground in [Ground::Xfs, Ground::Ext4] {
+        let rig = Rig::on(way, Scratch::new(ground));
+        let cut = |path: &std::path::Path, mib: u64| {
+            OpenOptions::new().write(true).open(path).unwrap().set_len(mib << 20).unwrap();
+        };
+        let length = |path: &std::path::Path| std::fs::metadata(path).unwrap().len() >> 20;
+        let id = rig.create("a", 32).id;
+        let image = rig.image(&id);
+        cut(&image, 16);
+        let larger = CapacityRange { required: Some(Bytes::mib(64)), limit: None };
+        let error = rig.home.expand(&id, &larger).unwrap_err();
+        assert!(error.kind() == Kind::Corrupt && error.to_string().contains("16777216"), "{error}");
+        let failure = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap_err();
+        assert_eq!(failure.error().kind(), Kind::Corrupt);
+        assert_eq!(clean(rig.home.create_volume(&from("c", 64, Source::Volume(id)))), Kind::Corrupt);
+        assert_eq!(length(&image), 16, "what is lost is not replaced by zeroes");
+        cut(&image, 32);
+        let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
+        ready(&rig, snapshot);
+        cut(&rig.scratch.root().join("snapshots").join(snapshot.uuid.to_string()).join("data"), 16);
+        assert_eq!(clean(rig.home.create_volume(&from("r", 64, Source::Snapshot(snapshot)))), Kind::Corrupt);
+        assert_eq!(rig.home.delete_snapshot(&snapshot).unwrap(), Changed::Yes);
+    }
+}
