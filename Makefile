@@ -43,6 +43,7 @@ fmt: ## Formatting
 
 clippy: ## Lints, warnings are errors
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --manifest-path fuzz/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target} -- -D warnings
 
 doc: ## API documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items

@@ -221,6 +221,9 @@ fn socket(said: &Said) -> Result<PathBuf> {
     if !path.starts_with('/') || path.ends_with('/') {
         return Err(wrong("it must be the absolute path of a socket"));
     }
+    if path.chars().any(char::is_control) {
+        return Err(wrong("a socket's path has no control characters"));
+    }
     // sun_path of unix(7): 108 bytes with its terminator.
     if path.len() > 107 {
         return Err(wrong("a socket's path has at most 107 bytes"));
@@ -362,6 +365,7 @@ mod tests {
         };
         let cases = [
             (with(|f| f.endpoint = Some("tcp://0.0.0.0:1".into())), "only Unix sockets"),
+            (with(|f| f.endpoint = Some("unix:///run/h\0.sock".into())), "control characters"),
             (with(|f| f.endpoint = Some("csi.sock".into())), "absolute path"),
             (with(|f| f.endpoint = Some(format!("/{}", "x".repeat(120)))), "107 bytes"),
             (with(|f| f.node_name = Some("no spaces".into())), "--node-name"),

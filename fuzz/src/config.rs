@@ -1,14 +1,23 @@
-//! The configuration file: refused in one line, or a configuration that keeps the driver in its place.
+//! The configuration: a file and flags, refused in words, or a configuration that keeps each of the three daemons in its
+//! place.
 
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
-use holdfast::config::{Config, ControllerConfig, File, Flags, NodeConfig};
+use holdfast::config::{Config, ControllerConfig, File, Flags, NodeConfig, PoolConfig};
+use holdfast::kubelet::Registration;
+use holdfast::route::Rhythm;
 
 use crate::text;
 
-/// Reads the text as a configuration file, and puts it together with flags.
+/// sun_path of unix(7), without its terminator.
+const MOST_PATH: usize = 107;
+
+/// Reads the text as flags, one a line, and as a configuration file, and puts both together.
 pub fn run(data: &[u8]) {
     let Some(text) = text(data) else { return };
+    let typed = typed(text);
+    resolved(&typed, &File::default());
     let file = match File::parse(Path::new("h.yaml"), text) {
         Ok(file) => file,
         Err(error) => {
@@ -16,48 +25,91 @@ pub fn run(data: &[u8]) {
             return assert!(said.starts_with("h.yaml") && !said.contains('\n'), "{said:?}");
         }
     };
-    resolved(&Flags::default(), &file);
     let said = |text: &str| Some(text.to_owned());
-    let flags = Flags { endpoint: said("unix:///run/h.sock"), node_name: said("n1"), ..Flags::default() };
-    resolved(&flags, &file);
-    let mut lines = text.lines().map(str::to_owned);
-    let from_text = Flags {
-        endpoint: lines.next(),
-        node_name: lines.next(),
-        metrics: lines.next(),
-        log_format: lines.next(),
-        log_level: lines.next(),
-        listen: lines.next(),
-        advertise: lines.next(),
-        fabric: lines.next(),
-        tls: lines.next(),
-        heartbeat: lines.next(),
-        controllers: lines.next().into_iter().collect(),
-        pools: lines.collect(),
-        ..Flags::default()
-    };
-    // What the other two daemons make of it is refused in words or a configuration, never a panic.
-    for flags in [&flags, &from_text] {
-        let _ = (ControllerConfig::resolve(flags, &file, |_| None), NodeConfig::resolve(flags, &file, |_| None));
+    let few = Flags { endpoint: said("unix:///run/h.sock"), node_name: said("n1"), ..Flags::default() };
+    for flags in [&Flags::default(), &few, &typed] {
+        resolved(flags, &file);
     }
-    resolved(&from_text, &file);
-    resolved(&from_text, &File::default());
 }
 
-fn resolved(flags: &Flags, file: &File) {
-    let config = match Config::resolve(flags, file, |_| None) {
-        Ok(config) => config,
-        Err(error) => {
-            let said = error.to_string();
-            return assert!(!said.is_empty(), "{said:?}");
+/// As the command line has them; what is no flag is nothing.
+fn typed(text: &str) -> Flags {
+    let mut flags = Flags::default();
+    for line in text.lines() {
+        let (flag, value) = line.split_once(' ').unwrap_or((line, ""));
+        let value = || value.to_owned();
+        match flag {
+            "--endpoint" => flags.endpoint = Some(value()),
+            "--node-name" => flags.node_name = Some(value()),
+            "--pool" => flags.pools.push(value()),
+            "--metrics" => flags.metrics = Some(value()),
+            "--log-format" => flags.log_format = Some(value()),
+            "--log-level" => flags.log_level = Some(value()),
+            "--listen" => flags.listen = Some(value()),
+            "--advertise" => flags.advertise = Some(value()),
+            "--controllers" => flags.controllers.push(value()),
+            "--fabric" => flags.fabric = Some(value()),
+            "--state" => flags.state = Some(value()),
+            "--tls" => flags.tls = Some(value()),
+            "--insecure-plain-text" => flags.insecure_plain_text = true,
+            "--heartbeat" => flags.heartbeat = Some(value()),
+            "--kubelet-registration" => flags.kubelet_registration = Some(value()),
+            "--kubelet-endpoint" => flags.kubelet_endpoint = Some(value()),
+            _ => {}
         }
-    };
-    assert!(config.serving.socket.is_absolute() && config.serving.socket.as_os_str().len() <= 107);
-    assert!(!config.pools.is_empty());
-    for pool in &config.pools {
+    }
+    flags
+}
+
+/// What each daemon makes of them.
+fn resolved(flags: &Flags, file: &File) {
+    if let Some(config) = accepted(Config::resolve(flags, file, |_| None)) {
+        a_socket(&config.serving.socket);
+        assert!(!config.pools.is_empty());
+        apart(&config.pools);
+        registered(config.registration);
+    }
+    if let Some(config) = accepted(ControllerConfig::resolve(flags, file, |_| None)) {
+        a_socket(&config.serving.socket);
+        steady(config.rhythm);
+    }
+    if let Some(config) = accepted(NodeConfig::resolve(flags, file, |_| None)) {
+        a_socket(&config.serving.socket);
+        apart(&config.pools);
+        registered(config.registration);
+        steady(config.rhythm);
+        assert!(!config.controllers.is_empty() && !config.fabric.is_empty());
+        for address in config.controllers.iter().chain([&config.advertise]) {
+            let (host, port) = address.rsplit_once(':').expect("HOST:PORT");
+            assert!(!host.is_empty() && port.parse::<u16>().is_ok(), "{address:?}");
+        }
+    }
+}
+
+fn accepted<T>(result: holdfast::types::Result<T>) -> Option<T> {
+    result.map_err(|error| assert!(!error.to_string().is_empty())).ok()
+}
+
+fn a_socket(path: &Path) {
+    assert!(path.is_absolute() && path.as_os_str().len() <= MOST_PATH, "{}", path.display());
+}
+
+fn steady(rhythm: Rhythm) {
+    assert!((Duration::from_millis(100)..=Duration::from_secs(60)).contains(&rhythm.interval), "{rhythm:?}");
+}
+
+fn registered(registration: Option<Registration>) {
+    let Some(registration) = registration else { return };
+    a_socket(&registration.socket);
+    a_socket(&PathBuf::from(&registration.endpoint));
+    assert!(!registration.endpoint.contains('\0'), "{:?}", registration.endpoint);
+}
+
+fn apart(pools: &[PoolConfig]) {
+    for pool in pools {
         let plain = |part: Component| matches!(part, Component::RootDir | Component::Normal(_));
         assert!(pool.root().is_absolute() && pool.root().parent().is_some() && pool.root().components().all(plain));
-        let others = config.pools.iter().filter(|other| other.root().starts_with(pool.root()));
+        let others = pools.iter().filter(|other| other.root().starts_with(pool.root()));
         assert_eq!(others.count(), 1, "one pool lies in another");
     }
 }

@@ -55,9 +55,9 @@ pub(super) fn registration(flags: &Flags, file: &File, csi: &Path) -> Result<Opt
 
 fn absolute(said: &Said, example: &str) -> Result<PathBuf> {
     let path = Path::new(&said.text);
-    if !path.is_absolute() || said.text.len() > MOST_PATH || said.text.contains('\0') {
+    if !path.is_absolute() || said.text.len() > MOST_PATH || said.text.chars().any(char::is_control) {
         return Err(refuse(format!(
-            "{}: {:?} is not an absolute path of at most {MOST_PATH} bytes; write {example}",
+            "{}: {:?} is not an absolute path of at most {MOST_PATH} bytes without control characters; write {example}",
             said.place, said.text
         )));
     }

@@ -36,6 +36,9 @@ fn called(room: &Room, known: &mut Known, input: &mut Unstructured) -> arbitrary
         if input.ratio(1, 16)? && !message.is_empty() {
             let at = input.choose_index(message.len())?;
             message[at] = input.arbitrary()?;
+            if !requests::stays(known, path, &message) {
+                continue;
+            }
         }
         match room.call(path, message) {
             Ok(answer) => known.learn(path, &answer),

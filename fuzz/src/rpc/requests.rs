@@ -1,7 +1,7 @@
 //! Requests from bytes: mostly of values that get far (ids of what there is, paths of the room), some of any value.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use arbitrary::{Result, Unstructured};
 use holdfast::csi::proto as p;
@@ -178,6 +178,29 @@ fn secrets() -> HashMap<String, String> {
 
 fn node(input: &mut Unstructured) -> Result<String> {
     if input.ratio(7, 8)? { Ok(NODE.into()) } else { input.arbitrary() }
+}
+
+/// Whether every absolute path in a message is of the room. Bytes that were changed may spell another place of the
+/// machine, and the driver goes where kubelet sends it.
+pub fn stays(known: &Known, path: &str, message: &[u8]) -> bool {
+    let paths = match path.strip_prefix("/csi.v1.Node/") {
+        Some("NodeStageVolume") => p::NodeStageVolumeRequest::decode(message).map(|m| vec![m.staging_target_path]),
+        Some("NodeUnstageVolume") => p::NodeUnstageVolumeRequest::decode(message).map(|m| vec![m.staging_target_path]),
+        Some("NodePublishVolume") => {
+            p::NodePublishVolumeRequest::decode(message).map(|m| vec![m.staging_target_path, m.target_path])
+        }
+        Some("NodeUnpublishVolume") => p::NodeUnpublishVolumeRequest::decode(message).map(|m| vec![m.target_path]),
+        Some("NodeExpandVolume") => {
+            p::NodeExpandVolumeRequest::decode(message).map(|m| vec![m.volume_path, m.staging_target_path])
+        }
+        Some("NodeGetVolumeStats") => {
+            p::NodeGetVolumeStatsRequest::decode(message).map(|m| vec![m.volume_path, m.staging_target_path])
+        }
+        _ => return true,
+    };
+    let inside = |path: &String| !path.starts_with('/') || Path::new(path).starts_with(&known.kubelet);
+    // What is no message is refused before anybody looks at a path.
+    paths.map_or(true, |paths| paths.iter().all(inside))
 }
 
 /// A call's path and its message.

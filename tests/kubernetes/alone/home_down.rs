@@ -20,7 +20,7 @@ fn while_a_home_is_down_its_volumes_say_so_and_the_others_work() {
     let said = driver_exec(&["doctor"]).unwrap_err();
     assert!(said.contains("node2"), "{said}");
     let said = why(&space.name, "there");
-    assert!(said.contains("node2") && said.contains("silent"), "{said}");
+    assert!(said.contains("node2") && said.contains("not heard"), "{said}");
 
     space.claim(&Claim::new("fresh").size("64Mi"));
     space.run(&Pod::new("fresh").on("node1").mounts("fresh"));
