@@ -2,11 +2,14 @@
 //! answer is final, and forgets at a final code. Whatever became of the calls on the way: what was acknowledged holds,
 //! what was refused left nothing, and nothing exists that no caller knows of.
 //!
+//! In some of them homes fall silent and are heard again, while they work on: callers then insist on one node, because the
+//! same name may be made elsewhere while a home is silent (docs/operations.md).
+//!
 //! A caller's own calls do not arrive after his next step: only what is repeated is overtaken by itself. gRPC runs
 //! over connections, so a call is delivered within its connection's life or never.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -71,6 +74,15 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Homes that fall silent, one after the other, and for how long each.
+type Silences = Vec<(usize, Duration)>;
+
+fn silences() -> impl Strategy<Value = Silences> {
+    // Three intervals without a heartbeat are silence; shorter ones are none.
+    let one = (0..2_usize, 100..500_u64).prop_map(|(home, time)| (home, Duration::from_millis(time)));
+    prop_oneof![3 => Just(Vec::new()), 1 => prop::collection::vec(one, 1..4)]
+}
+
 fn script() -> impl Strategy<Value = Script> {
     let steps = prop::collection::vec(step(), 1..9);
     (prop::option::weighted(0.7, 0..2_usize), 60..300_u64, steps).prop_map(|(on, patience, steps)| Script {
@@ -100,8 +112,12 @@ impl<'a> Caller<'a> {
 
     /// Asks as a sidecar does: again at every code that is not final.
     fn ask<T, E: Into<Failure>>(&self, rpc: Rpc, call: impl Fn(&Router) -> Result<T, E>) -> Outcome<Result<T, Code>> {
-        for attempt in 0..200 {
-            let router = &self.world.routers[attempt % 2];
+        let (mut attempts, mut turn) = (0, 0);
+        while attempts < 200 {
+            let router = &self.world.routers[turn % 2];
+            turn += 1;
+            // Until a silence ends nobody has to answer.
+            attempts += usize::from(self.world.is_all_heard());
             let answer = Deadline::scope(Deadline::after(self.script.patience), || call(router));
             let failure = match answer.map_err(Into::into) {
                 Ok(done) => return Ok(Ok(done)),
@@ -325,19 +341,38 @@ fn everything(world: &World) -> BTreeSet<String> {
     all
 }
 
-fn history(world: &World, scripts: &[Script], number: &str) -> Outcome<()> {
+/// Makes homes silent in turn until the callers are done; all are heard afterwards.
+fn fall_silent(world: &World, silences: &Silences, done: &AtomicBool) {
+    for (home, time) in silences {
+        if done.load(Ordering::SeqCst) {
+            break;
+        }
+        world.silent.store(*home, Ordering::SeqCst);
+        thread::sleep(*time);
+        world.hear_all();
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn history(world: &World, scripts: &[Script], silences: &Silences, number: &str) -> Outcome<()> {
     let mut callers: Vec<_> = scripts
         .iter()
         .enumerate()
         .map(|(index, script)| Caller::new(world, script, format!("h{number}-{index}")))
         .collect();
+    let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let run = |caller: &mut Caller<'_>| {
             let script = caller.script;
             script.steps.iter().try_for_each(|step| caller.step(*step))
         };
+        let done = &done;
+        scope.spawn(move || fall_silent(world, silences, done));
         let running: Vec<_> = callers.iter_mut().map(|caller| scope.spawn(move || run(caller))).collect();
-        running.into_iter().try_for_each(|one| one.join().unwrap_or_else(|_| Err("a caller panicked".to_owned())))
+        let ended: Vec<_> =
+            running.into_iter().map(|one| one.join().unwrap_or_else(|_| Err("a caller panicked".to_owned()))).collect();
+        done.store(true, Ordering::SeqCst);
+        ended.into_iter().collect::<Outcome<()>>()
     })?;
     world.settle(|_| true);
     let mut known = BTreeSet::new();
@@ -395,7 +430,7 @@ fn histories(scratch: &Scratch, lane: u32, cases: u32, tally: &Mutex<BTreeMap<&'
     let make = |number: u64| World::new(scratch, &format!("pools-{lane}-{number}"), fates.clone());
     let world = Mutex::new(make(0));
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 100, ..Config::default() };
-    let strategy = (any::<u64>(), prop::collection::vec(script(), 1..4));
+    let strategy = (any::<u64>(), prop::collection::vec(script(), 1..4), silences());
     // The same histories each time; more of them are others.
     let mut runner = match std::env::var_os("HOLDFAST_HISTORIES") {
         Some(_) => TestRunner::new(config),
@@ -404,11 +439,15 @@ fn histories(scratch: &Scratch, lane: u32, cases: u32, tally: &Mutex<BTreeMap<&'
             TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed))
         }
     };
-    let ran = runner.run(&strategy, |(dice, scripts)| {
+    let ran = runner.run(&strategy, |(dice, mut scripts, silences)| {
+        if !silences.is_empty() {
+            scripts.iter_mut().for_each(|script| script.on = script.on.or(Some(0)));
+            *tally.lock().unwrap().entry("silences").or_default() += silences.len();
+        }
         seed.store(dice, Ordering::SeqCst);
         let number = number.fetch_add(1, Ordering::SeqCst) + 1;
         let mut world = world.lock().unwrap();
-        let ended = history(&world, &scripts, &format!("{lane}-{number}"));
+        let ended = history(&world, &scripts, &silences, &format!("{lane}-{number}"));
         for proxy in world.proxies.iter() {
             for (fate, count) in std::mem::take(&mut *proxy.net.tally.lock().unwrap()) {
                 *tally.lock().unwrap().entry(fate).or_default() += count;

@@ -158,6 +158,11 @@ impl World {
         }
     }
 
+    /// Whether no home is kept silent.
+    pub(super) fn is_all_heard(&self) -> bool {
+        self.silent.load(Ordering::SeqCst) == usize::MAX
+    }
+
     /// All are heard again, with their pools.
     pub(super) fn hear_all(&self) {
         self.silent.store(usize::MAX, Ordering::SeqCst);

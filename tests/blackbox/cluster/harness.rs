@@ -309,6 +309,11 @@ impl Cluster {
         answer.map(Response::into_inner)
     }
 
+    /// Runs something to its end.
+    pub(super) fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
     /// Runs a call beside others.
     pub(super) fn spawn<T: Send + 'static>(
         &self,

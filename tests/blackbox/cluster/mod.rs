@@ -9,5 +9,6 @@ mod lost;
 mod network;
 mod people;
 mod silent;
+mod skew;
 mod two_controllers;
 mod wire;

@@ -4,8 +4,11 @@ use holdfast::registry::proto as r;
 use holdfast::registry::proto::registry_client::RegistryClient;
 use tonic::Code;
 
+use std::fs;
+use std::time::Duration;
+
 use super::harness::{Cluster, Wire};
-use crate::harness::{Finished, Use, driver_binary, refused, try_run, try_run_with};
+use crate::harness::{Finished, Use, await_that, driver_binary, refused, run, try_run, try_run_with};
 
 const VARIABLE: &str = "HOLDFAST_CONTROLLER";
 
@@ -67,5 +70,42 @@ fn operators_are_answered_on_the_controllers_own_socket() {
     assert_eq!(cluster.controllers[0].terminate(), 0);
     let gone = ask(&["pools"]);
     assert!(said(&gone, 2).is_empty() && gone.stderr.contains("does not answer"), "{}", gone.stderr);
+    cluster.finish();
+}
+
+#[test]
+fn doctor_tells_what_each_node_finds_in_its_pools_and_removes_nothing() {
+    let mut cluster = Cluster::new(&["node-a", "node-b"], 1);
+    let (kept, lost) = (cluster.create("kept", Use::Ext4, "node-b"), cluster.create("lost", Use::Block, "node-b"));
+    let well = cluster.command(0, &["doctor"]);
+    assert!(said(&well, 0).contains("test on node node-b"), "{}", well.stdout);
+    let pool = cluster.pool_of("node-b");
+    let record = |vol: &super::harness::Vol| {
+        let uuid = vol.id.split('_').nth(2).unwrap();
+        let uuid = [&uuid[..8], &uuid[8..12], &uuid[12..16], &uuid[16..20], &uuid[20..]].join("-");
+        let names: Vec<_> = fs::read_dir(pool.join("volumes")).unwrap().map(|one| one.unwrap().path()).collect();
+        let plain = uuid.replace('-', "");
+        names.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().replace('-', "") == plain).unwrap()
+    };
+    // An image whose record is gone, a name that never was one, and a loop device over a volume nobody has.
+    fs::remove_file(record(&lost).join("volume.json")).unwrap();
+    fs::create_dir(pool.join("volumes/.tmp-left")).unwrap();
+    let image = record(&kept).join("data");
+    let device = run("/usr/sbin/losetup", &["-f", "--show", image.to_str().unwrap()]);
+    let doctor = cluster.command(0, &["doctor"]);
+    let text = said(&doctor, 1);
+    for word in [".tmp-left", "volume.json", "no volume's image", device.trim()] {
+        let told = text.lines().any(|line| line.contains(word));
+        assert!(told, "{word}: {text}");
+    }
+    assert!(text.contains("at  node node-b: ") && !text.contains("at  node node-a: "), "{text}");
+    assert!(text.contains("test on node node-a: nothing") && !text.contains("test on node node-b: nothing"), "{text}");
+    assert!(pool.join("volumes/.tmp-left").exists() && image.exists() && record(&lost).join("data").exists());
+    run("/usr/sbin/losetup", &["-d", device.trim()]);
+    cluster.nodes.get_mut("node-a").unwrap().kill9();
+    await_that("the silent one is named", Duration::from_secs(20), || {
+        let doctor = cluster.command(0, &["doctor"]);
+        doctor.stdout.contains("node-a has not been heard") && doctor.stdout.contains(".tmp-left")
+    });
     cluster.finish();
 }
