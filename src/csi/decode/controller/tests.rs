@@ -225,8 +225,12 @@ fn every_field_of_capacity_snapshot_and_expand() {
     let empty = proto::GetCapacityRequest::default;
     refused!(|r| capacity(&r), empty(),
         volume_capabilities: vec![proto::VolumeCapability::default()] => InvalidArgument "access_type",
-        parameters: map(&[("poool", "x")]) => InvalidArgument "pool",
+        parameters: big() => InvalidArgument "4096",
     );
+    // What is wrong in a class is for CreateVolume to refuse.
+    let wrong = proto::GetCapacityRequest { parameters: map(&[("poool", "x"), ("pool", "fast")]), ..empty() };
+    let CapacityOf::Query(query, None) = capacity(&wrong).unwrap() else { panic!("it is a question") };
+    assert_eq!(query.pool.unwrap().to_string(), "fast");
     let many = proto::GetCapacityRequest { volume_capabilities: vec![block(5)], ..empty() };
     assert!(matches!(capacity(&many).unwrap(), CapacityOf::Nothing));
     let anywhere = proto::GetCapacityRequest { accessible_topology: Some(proto::Topology::default()), ..empty() };
