@@ -91,6 +91,8 @@ impl Keeper {
     /// 2. Takes it for signing, and certifies this controller with it.
     /// 3. Publishes its certificate. A crash before leaves nodes without it until the next look of any controller.
     pub(super) async fn look(&mut self) -> Result<()> {
+        // By the CA that is known, whether or not the vault answers.
+        let renewed = self.renew();
         let ca = self.obtain().await?;
         if self.known.as_ref() != Some(&ca) {
             let authority = Authority::read(ca.certificates.as_bytes(), ca.key.as_bytes()).inspect_err(|wrong| {
@@ -100,11 +102,15 @@ impl Keeper {
             self.certify(&authority)?;
             self.authority.send_replace(Some(Arc::new(authority)));
             self.known = Some(ca.clone());
-        } else if Timestamp::now().seconds() >= self.renew_at {
-            let authority = self.authority.borrow().clone();
-            authority.map(|authority| self.certify(&authority)).transpose()?;
+        } else {
+            renewed?;
         }
-        if self.vault.publish(&ca.certificates).await? {
+        // Not the text that was read: whatever else is in it is for nobody.
+        let published = match &*self.authority.borrow() {
+            Some(authority) => authority.bundle().to_owned(),
+            None => return Ok(()),
+        };
+        if self.vault.publish(&published).await? {
             info!("the CA's certificate is published");
         }
         Ok(())
@@ -131,9 +137,20 @@ impl Keeper {
         self.vault.read().await?.ok_or_else(missing)
     }
 
+    fn renew(&mut self) -> Result<()> {
+        let authority = self.authority.borrow().clone();
+        match authority {
+            Some(authority) if Timestamp::now().seconds() >= self.renew_at => self.certify(&authority),
+            _ => Ok(()),
+        }
+    }
+
     fn certify(&mut self, authority: &Authority) -> Result<()> {
         let issued: Issued = authority.issue_lasting(&Role::Controller, self.life)?;
+        // A CA whose certificates nobody accepts (names it may not certify) replaces none that works.
+        issued.check(&Role::Controller)?;
+        self.holder.put(&issued)?;
         self.renew_at = renewal_of(issued.certificate.as_bytes())?;
-        self.holder.put(&issued)
+        Ok(())
     }
 }

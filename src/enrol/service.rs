@@ -1,7 +1,8 @@
 //! [`EnrolService`]: a controller certifies nodes. It is the only service of its port.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -22,8 +23,9 @@ use crate::types::{Error, Failure, Kind};
 pub const MOST_MESSAGE: usize = 64 << 10;
 /// The largest token asked about.
 const MOST_TOKEN: usize = 32 << 10;
-/// Questions to the API server at once.
+/// Questions to the API server at once, and of one address.
 const MOST_REVIEWS: usize = 16;
+const MOST_REVIEWS_OF_ONE: usize = 2;
 
 /// The gRPC service.
 pub struct EnrolService {
@@ -32,6 +34,7 @@ pub struct EnrolService {
     signing: Signing,
     life: Duration,
     reviews: Semaphore,
+    asking: Mutex<BTreeMap<String, usize>>,
     metrics: EnrolMetrics,
     complaints: Complaints,
 }
@@ -53,7 +56,7 @@ impl EnrolService {
         metrics: EnrolMetrics,
     ) -> Self {
         let (reviews, complaints) = (Semaphore::new(MOST_REVIEWS), Complaints::default());
-        Self { tokens, account, signing, life, reviews, metrics, complaints }
+        Self { tokens, account, signing, life, reviews, asking: Mutex::default(), metrics, complaints }
     }
 
     /// Counts who got no certificate, and says so unless it was said just now.
@@ -76,6 +79,36 @@ impl EnrolService {
     }
 }
 
+/// One question of an address, given back when dropped.
+struct Asking<'a> {
+    all: &'a Mutex<BTreeMap<String, usize>>,
+    who: &'a str,
+}
+
+impl<'a> Asking<'a> {
+    fn begin(all: &'a Mutex<BTreeMap<String, usize>>, who: &'a str) -> Option<Self> {
+        let mut asking = all.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_one = asking.entry(who.to_owned()).or_default();
+        if *of_one >= MOST_REVIEWS_OF_ONE {
+            return None;
+        }
+        *of_one += 1;
+        Some(Self { all, who })
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut asking = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_one) = asking.get_mut(self.who) {
+            *of_one -= 1;
+            if *of_one == 0 {
+                asking.remove(self.who);
+            }
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl Enrolment for EnrolService {
     async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<EnrolReply>, Status> {
@@ -89,8 +122,9 @@ impl Enrolment for EnrolService {
             let why = format!("its token has {} bytes", token.len());
             return Err(self.denied(&who, &Denial { reason: "unauthenticated", why }));
         }
-        let Ok(_permit) = self.reviews.try_acquire() else {
-            let why = Error::new(Kind::Unavailable, format!("{MOST_REVIEWS} nodes are being looked at; ask again"));
+        let (Some(_asking), Ok(_permit)) = (Asking::begin(&self.asking, &who), self.reviews.try_acquire()) else {
+            let many = format!("{MOST_REVIEWS} nodes or {MOST_REVIEWS_OF_ONE} of its address are looked at; ask again");
+            let why = Error::new(Kind::Unavailable, many);
             return Err(self.not_now(&who, "crowded", why));
         };
         let review = match self.tokens.review(&token, AUDIENCE).await {

@@ -58,11 +58,12 @@ fn builder(filter: EnvFilter) -> SubscriberBuilder<DefaultFields, Format, EnvFil
     tracing_subscriber::fmt().with_env_filter(filter).with_target(true)
 }
 
-/// The directives of `level`; the libraries below us say warnings only, unless they are named.
+/// The directives of `level`; the libraries below us say warnings only, unless they are named. kube says nothing: its
+/// warnings quote whole answers of the API server, which may be a Secret or hold a token.
 fn filter(level: &str) -> Result<EnvFilter> {
     let quiet = ["h2", "hyper", "hyper_util", "tonic", "tower"].map(|library| format!("{library}=warn")).join(",");
     let directives = if level.trim().is_empty() { "info" } else { level };
-    EnvFilter::try_new(format!("{quiet},{directives}")).map_err(|error| {
+    EnvFilter::try_new(format!("{quiet},kube_client=off,{directives}")).map_err(|error| {
         Error::new(
             Kind::InvalidArgument,
             format!("log level {level:?} is not understood; use error, warn, info, debug or trace"),

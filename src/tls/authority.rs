@@ -107,7 +107,8 @@ impl Authority {
         }
         let issuer =
             Issuer::from_ca_cert_der(first, key).map_err(|error| wrong(format!("{CA} cannot be used: {error}")))?;
-        let bundle = String::from_utf8(ca.to_vec()).map_err(|_| wrong(format!("{CA} is not text")))?;
+        // Certificates alone: it is published, and a file may hold its key as well.
+        let bundle = certificates.iter().map(|certificate| pem::encode(pem::CERTIFICATE, certificate)).collect();
         Ok(Self { issuer, bundle, not_after: facts.not_after })
     }
 

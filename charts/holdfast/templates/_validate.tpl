@@ -12,6 +12,9 @@
 {{- if and (eq $tls.mode "auto") (eq (include "holdfast.node.account" .) (include "holdfast.controller.account" .)) }}
 {{- fail "tls.mode auto: whoever has the nodes' account gets a node's certificate; give nodes and controllers a ServiceAccount each" }}
 {{- end }}
+{{- if and (eq $tls.mode "auto") (has "default" (list (include "holdfast.node.account" .) (include "holdfast.controller.account" .))) }}
+{{- fail "tls.mode auto: every pod of the namespace may have the account default, and with it a node's certificate, or read the CA's key; name ServiceAccounts of their own in node.serviceAccount.name and controller.serviceAccount.name" }}
+{{- end }}
 {{- if and (eq $tls.mode "auto") (not (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version)) }}
 {{- fail (printf "tls.mode auto: tokens of Kubernetes %s do not name the pod's node; 1.32 or later is needed, or tls.mode files or certManager" .Capabilities.KubeVersion.Version) }}
 {{- end }}

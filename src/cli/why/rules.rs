@@ -118,10 +118,16 @@ impl<'a> Case<'a> {
 
     /// The latest event of one of these reasons about an object.
     fn event(&self, kind: &str, name: &str, reasons: &[&str]) -> Option<&'a Event> {
+        self.event_that(kind, name, reasons, |_| true)
+    }
+
+    /// The latest of those with such a message.
+    fn event_that(&self, kind: &str, name: &str, reasons: &[&str], says: impl Fn(&str) -> bool) -> Option<&'a Event> {
         let about = |event: &&Event| {
             event.involved_object.kind == kind
                 && event.involved_object.name == name
                 && reasons.contains(&event.reason.as_str())
+                && says(&event.message)
         };
         let events = self.facts.events.iter().flatten().filter(about);
         events.max_by_key(|event| seconds(event.time()).unwrap_or(i64::MIN))
@@ -242,7 +248,7 @@ impl<'a> Case<'a> {
             let waits_for =
                 format!("PersistentVolume {name}, which is kept (Retain) for the claim of this name that was deleted");
             let next = format!(
-                "to use it again: kubectl patch pv {name} --type merge -p '{{\"spec\":{{\"claimRef\":null}}}}', and name it in the claim (spec.volumeName)"
+                "to use it again: kubectl patch pv {name} --type merge -p '{{\"spec\":{{\"claimRef\":{{\"uid\":null,\"resourceVersion\":null}}}}}}', and name it in the claim (spec.volumeName)"
             );
             self.found("released", self.claim_name(), waits_for, since, next);
         }
@@ -290,7 +296,7 @@ impl<'a> Case<'a> {
         if self.is_overdue(since) && self.findings.is_empty() {
             let node = selected.map_or(String::new(), |node| format!(" on node {node}"));
             let waits_for = format!("the provisioner to make a volume of {size}{node}; it has said nothing yet");
-            let next = "kubectl get pods -A -l app.kubernetes.io/name=holdfast, then kubectl logs of the controller's csi-provisioner";
+            let next = "kubectl get pods -A -l app.kubernetes.io/name=holdfast, then kubectl logs of the controller's container provisioner";
             self.found("provisioner-silent", self.claim_name(), waits_for, since, next);
         }
     }
@@ -560,7 +566,8 @@ impl<'a> Case<'a> {
             }
             return self.unschedulable(pod, home);
         }
-        self.node_trouble(&object, node);
+        // Cordoned or not: it is there already.
+        self.node_not_ready(&object, node);
         if let Some(csi_nodes) = &facts.csi_nodes {
             let here = csi_nodes.iter().find(|one| one.metadata.name == node);
             let has = here.is_some_and(|one| one.spec.drivers.iter().any(|driver| driver.name == DRIVER_NAME));
@@ -573,9 +580,12 @@ impl<'a> Case<'a> {
             }
         }
         self.attaching(&object, volume, pod);
-        if let Some(event) = self.event("Pod", &pod.metadata.name, &["FailedMount", "FailedMapVolume"]).cloned()
-            && !event.message.contains("timed out waiting for the condition")
-        {
+        // Kubelet's sum of all volumes, said now and then, has nobody's words; other volumes are not the driver's.
+        let of_volume = |message: &str| {
+            message.contains(&volume.metadata.name) && !message.starts_with("Unable to attach or mount volumes")
+        };
+        let failed = self.event_that("Pod", &pod.metadata.name, &["FailedMount", "FailedMapVolume"], of_volume);
+        if let Some(event) = failed.cloned() {
             let waits_for =
                 format!("its volume to be mounted on node {node}; the driver says: {}", drivers_words(&event.message));
             let next =
@@ -597,22 +607,27 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// A node that cannot run pods.
+    /// A node that takes no pods.
     fn node_trouble(&mut self, object: &str, name: &str) {
-        let Some(node) = self.facts.nodes.iter().flatten().find(|node| node.metadata.name == name) else { return };
-        let ready = node.status.conditions.iter().find(|one| one.r#type == "Ready");
-        let next = format!("kubectl describe node {name}");
-        match ready {
-            Some(ready) if ready.status != "True" => {
-                let waits_for = format!("node {name}, which is not ready: {}", ready.message);
-                self.found("node-not-ready", object, waits_for, &ready.last_transition_time, next);
-            }
-            _ if node.spec.unschedulable => {
-                let next = format!("kubectl uncordon {name}");
-                self.found("node-cordoned", object, format!("node {name}, which is cordoned"), "", next);
-            }
-            _ => {}
+        let mut nodes = self.facts.nodes.iter().flatten();
+        let cordoned = nodes.any(|node| node.metadata.name == name && node.spec.unschedulable);
+        if !self.node_not_ready(object, name) && cordoned {
+            let next = format!("kubectl uncordon {name}");
+            self.found("node-cordoned", object, format!("node {name}, which is cordoned"), "", next);
         }
+    }
+
+    /// A node that runs no pods; whether that was found.
+    fn node_not_ready(&mut self, object: &str, name: &str) -> bool {
+        let Some(node) = self.facts.nodes.iter().flatten().find(|node| node.metadata.name == name) else {
+            return false;
+        };
+        let ready = node.status.conditions.iter().find(|one| one.r#type == "Ready");
+        let Some(ready) = ready.filter(|ready| ready.status != "True") else { return false };
+        let waits_for = format!("node {name}, which is not ready: {}", ready.message);
+        let next = format!("kubectl describe node {name}");
+        self.found("node-not-ready", object, waits_for, &ready.last_transition_time, next);
+        true
     }
 
     fn attaching(&mut self, object: &str, volume: &Volume, pod: &Pod) {

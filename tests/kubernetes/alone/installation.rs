@@ -2,11 +2,22 @@
 
 use super::writer::Writer;
 use crate::harness::{
-    Claim, Pod, Space, controller_pods, driver_ready, exists, helm, install, installed_chart, list, node_ready,
-    previous_chart, text, try_kubectl, until, volume_of,
+    Claim, Pod, Space, driver_ready, exists, helm, install, installed_chart, list, node_ready, previous_chart, text,
+    try_kubectl, until, volume_of,
 };
 
 const NODES: [&str; 2] = ["node1", "node2"];
+
+/// Installs, if the test ended before it did.
+struct Installed;
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            install(&installed_chart(), &[]);
+        }
+    }
+}
 
 #[test]
 fn uninstall_leaves_data_alone_and_install_finds_every_volume() {
@@ -18,6 +29,9 @@ fn uninstall_leaves_data_alone_and_install_finds_every_volume() {
     let pv = space.volume_name("data");
     space.end_pod("user");
 
+    let notes = helm(&["-n", "holdfast", "get", "notes", "holdfast"]);
+    assert!(notes.contains("leaves all data alone"), "{notes}");
+    let _again = Installed;
     let said = helm(&["-n", "holdfast", "uninstall", "holdfast", "--wait", "--timeout=3m"]);
     eprintln!("{said}");
     until("kubelets forget the driver", || {
@@ -30,7 +44,7 @@ fn uninstall_leaves_data_alone_and_install_finds_every_volume() {
     // Scheduled while no driver is registered: it waits, then it runs.
     space.pod(&Pod::new("user").on("node2").mounts("data"));
     until("it is scheduled", || if space.node_of("user") == "node2" { Ok(()) } else { Err(space.events()) });
-    install(&installed_chart());
+    install(&installed_chart(), &[]);
     driver_ready();
     space.running("user");
     assert_eq!(space.exec("user", "cat /data/file").trim(), "kept");
@@ -39,17 +53,28 @@ fn uninstall_leaves_data_alone_and_install_finds_every_volume() {
     space.end();
 }
 
+/// Of the controllers' and nodes' pods.
+fn uids() -> Vec<String> {
+    let ours = |pod: &serde_json::Value| {
+        ["controller", "node"].contains(&text(pod, "/metadata/labels/app.kubernetes.io~1component"))
+    };
+    list("pods", "holdfast").iter().filter(|pod| ours(pod)).map(|pod| text(pod, "/metadata/uid").to_owned()).collect()
+}
+
 #[test]
 fn an_upgrade_from_the_chart_before_is_not_noticed_by_pods() {
     let space = Space::new("installation-upgrade");
-    let chart = previous_chart();
-    install(&chart);
+    // Another level of the log, so that everything is restarted whatever the charts differ in.
+    install(&previous_chart(), &["--set", "log.level=debug"]);
     driver_ready();
     let writer = Writer::start(&space, "writer", "node2");
-    let pods = controller_pods();
-    install(&installed_chart());
+    let before = uids();
+    install(&installed_chart(), &[]);
+    until("every pod is another", || {
+        let after = uids();
+        if after.iter().any(|uid| before.contains(uid)) { Err(format!("{after:?}")) } else { Ok(()) }
+    });
     driver_ready();
-    assert_eq!(controller_pods().len(), pods.len());
     writer.goes_on();
     space.claim(&Claim::new("data").size("64Mi"));
     space.run(&Pod::new("user").mounts("data"));

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use crate::harness::{Claim, Pod, Space, get, text, until};
 
-/// Appends a line and syncs it, again and again; the first error ends the pod.
+/// Appends a line and syncs it, again and again; the first error ends that and is kept.
 const SCRIPT: &str = "
-set -e
 i=$(tail -n 1 /data/log 2>/dev/null || echo 0)
-( while :; do i=$((i+1)); echo $i >> /data/log; sync /data/log; sleep 0.1; done || touch /tmp/failed ) &
+while :; do
+    i=$((i+1))
+    { echo $i >> /data/log && sync /data/log; } || { touch /tmp/failed; break; }
+    sleep 0.1
+done &
 ";
 
 /// The pod `NAME` with its claim `NAME`, on a node.

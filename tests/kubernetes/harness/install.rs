@@ -49,20 +49,12 @@ pub(crate) fn previous_chart() -> String {
 }
 
 /// Installs or upgrades with a chart, as a user does.
-pub(crate) fn install(chart: &str) {
-    helm(&[
-        "-n",
-        NAMESPACE,
-        "upgrade",
-        "--install",
-        "holdfast",
-        chart,
-        "--create-namespace",
-        "-f",
-        &values(),
-        "--wait",
-        "--timeout=5m",
-    ]);
+pub(crate) fn install(chart: &str, more: &[&str]) {
+    let values = values();
+    let mut arguments = vec!["-n", NAMESPACE, "upgrade", "--install", "holdfast", chart, "--create-namespace"];
+    arguments.extend(["-f", &values, "--wait", "--timeout=5m"]);
+    arguments.extend(more);
+    helm(&arguments);
 }
 
 /// Waits until the driver serves on both nodes and controllers answer.
