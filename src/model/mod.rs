@@ -82,7 +82,7 @@ const REACHED: &[(&str, &[Code])] = {
         ("ControllerGetVolume", &[Ok, NotFound]),
         ("ListVolumes", &[Ok, Aborted]),
         ("GetCapacity", &[Ok]),
-        ("ControllerExpandVolume", &[Ok, InvalidArgument, NotFound, OutOfRange, ResourceExhausted]),
+        ("ControllerExpandVolume", &[Ok, InvalidArgument, NotFound, OutOfRange]),
         ("CreateSnapshot", &[Ok, AlreadyExists, NotFound]),
         ("DeleteSnapshot", &[Ok, Unavailable]),
         ("GetSnapshot", &[Ok, NotFound]),

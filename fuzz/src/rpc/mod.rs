@@ -28,6 +28,10 @@ pub fn run(data: &[u8]) {
 }
 
 fn called(room: &Room, known: &mut Known, input: &mut Unstructured) -> arbitrary::Result<()> {
+    // Inputs are made of older ones, and of what the target compares: a mark in a name is no secret that was repeated.
+    let is_told = input
+        .peek_bytes(input.len())
+        .is_some_and(|data| data.windows(requests::SECRET.len()).any(|part| part == requests::SECRET.as_bytes()));
     for _ in 0..MOST_CALLS {
         if input.is_empty() {
             break;
@@ -42,14 +46,14 @@ fn called(room: &Room, known: &mut Known, input: &mut Unstructured) -> arbitrary
         }
         match room.call(path, message) {
             Ok(answer) => known.learn(path, &answer),
-            Err(status) => judged(path, &status),
+            Err(status) => judged(path, &status, is_told),
         }
     }
     Ok(())
 }
 
 /// What may be answered when something is refused.
-fn judged(path: &str, status: &tonic::Status) {
+fn judged(path: &str, status: &tonic::Status, is_told: bool) {
     let (code, said) = (status.code(), status.message());
     assert!(!said.is_empty() && said.len() < 3000 && !said.contains("panicked"), "{path}: {status:?}");
     assert!(!said.contains("ended unexpectedly inside the driver"), "{path}: {status:?}");
@@ -57,7 +61,7 @@ fn judged(path: &str, status: &tonic::Status) {
     if path.contains("/Create") {
         assert_ne!(code, Code::Internal, "{path}: {status:?}");
     }
-    assert!(!said.contains(requests::SECRET), "{path} repeats a secret: {status:?}");
+    assert!(is_told || !said.contains(requests::SECRET), "{path} repeats a secret: {status:?}");
 }
 
 /// Takes everything back as the orchestrator would.

@@ -284,7 +284,7 @@ fn provisioning_failed_with_the_drivers_words() {
     assert_eq!(told(&facts).findings[0].since, Some(NOW - 600));
     // An event of another object is none of ours.
     let other = vec![of(event("PersistentVolumeClaim", "other", "ProvisioningFailed", message))];
-    first(&Facts { events: Some(other), ..open("Immediate") }, "provisioner-silent", &["csi-provisioner"]);
+    first(&Facts { events: Some(other), ..open("Immediate") }, "provisioner-silent", &["container provisioner"]);
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn the_pool_is_full_everywhere() {
 
 #[test]
 fn a_provisioner_that_says_nothing() {
-    first(&open("Immediate"), "provisioner-silent", &["10Gi", "csi-provisioner"]);
+    first(&open("Immediate"), "provisioner-silent", &["10Gi", "container provisioner"]);
     // Not in its first moments.
     assert!(explain(&open("Immediate"), NOW - 590).findings.is_empty());
 }
