@@ -357,4 +357,34 @@ mod tests {
         about(time(2), 1);
         assert_eq!(time_for(None), UNHURRIED);
     }
+
+    #[test]
+    fn a_home_that_does_not_answer_holds_so_many_callers_and_no_more() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        // Connections are made, and nothing is ever said on them.
+        let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = mute.local_addr().unwrap().to_string();
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let channel = {
+            let _inside = runtime.enter();
+            endpoint.connect_lazy()
+        };
+        let home = RemoteHome::new("node-a".parse().unwrap(), address, channel, runtime.handle().clone());
+        let ask = || Deadline::scope(Deadline::after(Duration::from_secs(6)), || home.extents().unwrap_err());
+        std::thread::scope(|scope| {
+            let waiting: Vec<_> = (0..MOST_CALLS).map(|_| scope.spawn(ask)).collect();
+            while home.calls.load(Ordering::SeqCst) < MOST_CALLS {
+                std::thread::yield_now();
+            }
+            let refused = ask();
+            assert_eq!(refused.kind(), Kind::Unavailable);
+            assert!(refused.to_string().contains("64 calls to node node-a"), "{refused}");
+            for one in waiting {
+                let overdue = one.join().unwrap();
+                assert!(!overdue.to_string().contains("64 calls"), "{overdue}");
+            }
+        });
+        // Every place is free again.
+        assert_eq!(home.calls.load(Ordering::SeqCst), 0);
+    }
 }
