@@ -1,4 +1,4 @@
-# `make help` lists the targets. Everything CI runs is `make test`.
+# `make help` lists the targets. CI runs `make test`, then `make e2e`.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -15,7 +15,7 @@ help: ## This list
 demo: prepare build ## A volume's whole life on a temporary pool, step by step (root)
 	@target/debug/holdfast demo
 
-test: prepare-test fmt clippy doc chart sanity fuzz unit ## Everything CI runs, from formatting to csi-sanity (root)
+test: prepare-test fmt clippy doc chart sanity fuzz unit ## Everything that needs one machine, from formatting to csi-sanity (root)
 
 bench: prepare-bench ## The numbers of docs/benchmarks.md; ONLY="stage fio" measures a part (root)
 	$(CARGO) bench --locked --bench holdfast -- $(ONLY)
