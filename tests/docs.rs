@@ -172,7 +172,7 @@ fn every_metric_is_in_the_table_and_no_other() {
     homes.crowded("n");
     homes.refused("Grant", "node");
     let pool = PoolFigures { inodes: Some(1), inodes_free: Some(1), ..PoolFigures::default() };
-    let text = metrics.text(Sampled { pools: Some(vec![pool]), extents: Vec::new() }).unwrap();
+    let text = metrics.text(Sampled { pools: Some(vec![pool]), extents: Vec::new(), findings: Vec::new() }).unwrap();
     let exported: BTreeSet<_> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     let documented = rows(OPERATIONS, "Metrics");

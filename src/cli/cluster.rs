@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use holdfast::config::TlsMode;
-use holdfast::home::{Finding, FormatState, Health, PoolHealth, Source, Volume};
+use holdfast::home::{Finding, FindingKind, FormatState, Health, PoolHealth, Source, Volume};
 use holdfast::os::{Activity, Os, Timestamp};
 use holdfast::registry::{Cluster, Everything, NodeRow, Nodes};
 use holdfast::route::Silence;
@@ -396,7 +396,7 @@ pub(crate) fn findings(asked: &mut Asked) -> Result<(Vec<String>, Vec<Finding>)>
 }
 
 fn finding(pool: String, what: String, place: String, remedy: String) -> Finding {
-    Finding { pool, what, place, remedy }
+    Finding { kind: FindingKind::Service, pool, what, place, remedy }
 }
 
 /// One name in several pools: made twice while a home was silent.
@@ -408,12 +408,14 @@ fn duplicates(everything: &Everything) -> Vec<Finding> {
     let twice = by_name.into_iter().filter(|(_, volumes)| volumes.len() > 1);
     let one = |(name, volumes): (&str, Vec<&Volume>)| {
         let places: Vec<_> = volumes.iter().map(|volume| format!("{} on node {}", volume.id, volume.home)).collect();
-        finding(
-            "-".to_owned(),
-            format!("volume {name} exists {} times: it was made again while a node was silent", places.len()),
-            places.join("; "),
-            "keep the one its PersistentVolume names; delete the other with DeleteVolume for its handle".to_owned(),
-        )
+        Finding {
+            kind: FindingKind::Duplicate,
+            pool: "-".to_owned(),
+            what: format!("volume {name} exists {} times: it was made again while a node was silent", places.len()),
+            place: places.join("; "),
+            remedy: "keep the one its PersistentVolume names; delete the other with DeleteVolume for its handle"
+                .to_owned(),
+        }
     };
     twice.map(one).collect()
 }

@@ -80,7 +80,7 @@ async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped
     let watched = Arc::clone(&router);
     metrics.homes().watch(move || watched.directory().homes());
     let heard = Arc::clone(&router);
-    let pools = PoolWatch::new(move || heard.figures(), || Ok(Vec::new()));
+    let pools = PoolWatch::new(move || heard.figures(), || Ok(Vec::new()), || Ok(Vec::new()));
     let health = serving::health(config.serving.metrics, &metrics, &pools).await?;
     let (incoming, address) = serving::listen(&credentials, config.listen).await?;
     let registry = RegistryServer::new(RegistryService::new(Arc::clone(&router)).counted(metrics.homes().clone()))

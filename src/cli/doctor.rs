@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use holdfast::config::PoolConfig;
 use holdfast::home::record::{Phase, Record, VolumeRecord};
-use holdfast::home::{Finding, FormatState};
+use holdfast::home::{Finding, FindingKind, FormatState};
 use holdfast::os::Os;
 use holdfast::pool::Object;
-use holdfast::types::{Bytes, Provisioning};
+use holdfast::telemetry::PoolFindings;
+use holdfast::types::{Bytes, Error, Kind, Provisioning};
 
 use super::cluster;
 use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
@@ -54,6 +55,7 @@ pub(crate) fn examine(os: &Os, pools: &[PoolConfig]) -> Result<(Vec<String>, Vec
         if let Err(error) = looked {
             let place = config.root().display().to_string();
             ward.found(
+                FindingKind::Unreadable,
                 format!("the pool cannot be read: {error:#}"),
                 place,
                 "settle what the message names".to_owned(),
@@ -65,6 +67,32 @@ pub(crate) fn examine(os: &Os, pools: &[PoolConfig]) -> Result<(Vec<String>, Vec
         findings.append(&mut ward.findings);
     }
     Ok((healthy, findings))
+}
+
+/// What [`examine`] finds, for whoever asks the daemon.
+///
+/// # Errors
+/// `Internal` when the kernel cannot be asked.
+pub(crate) fn findings(os: &Os, pools: &[PoolConfig]) -> holdfast::types::Result<Vec<Finding>> {
+    let failed = |error: anyhow::Error| Error::new(Kind::Internal, format!("the pools cannot be looked at: {error:#}"));
+    examine(os, pools).map(|(_, findings)| findings).map_err(failed)
+}
+
+/// How many findings of each kind each pool has, for metrics.
+///
+/// # Errors
+/// As [`findings`].
+pub(crate) fn counted(os: &Os, pools: &[PoolConfig]) -> holdfast::types::Result<Vec<PoolFindings>> {
+    let found = findings(os, pools)?;
+    let of = |pool: &str, kind: FindingKind| {
+        let count = found.iter().filter(|finding| finding.pool == pool && finding.kind == kind).count();
+        PoolFindings { pool: pool.to_owned(), kind: kind.word(), findings: u64::try_from(count).unwrap_or(u64::MAX) }
+    };
+    let names = pools.iter().map(|config| config.spec.name.as_str());
+    Ok(names
+        .flat_map(|pool| FindingKind::OF_A_NODE.into_iter().map(move |kind| (pool, kind)))
+        .map(|(pool, kind)| of(pool, kind))
+        .collect())
 }
 
 fn conclude(arguments: &LookArguments, healthy: &[String], findings: &[Finding]) -> Result<ExitCode> {
@@ -89,13 +117,14 @@ fn tell(healthy: &[String], findings: &[Finding]) {
 }
 
 impl Ward<'_> {
-    fn found(&mut self, what: String, place: String, remedy: String) {
-        self.findings.push(Finding { pool: self.pool.clone(), what, place, remedy });
+    fn found(&mut self, kind: FindingKind, what: String, place: String, remedy: String) {
+        self.findings.push(Finding { kind, pool: self.pool.clone(), what, place, remedy });
     }
 
     fn examine(&mut self, view: &PoolView, kernel: &Kernel) -> Result<()> {
         for stray in view.pool.strays()? {
-            self.found(stray.what, stray.place, stray.remedy);
+            let kind = if stray.missing { FindingKind::Image } else { FindingKind::Orphan };
+            self.found(kind, stray.what, stray.place, stray.remedy);
         }
         for (object, error) in &view.survey.unreadable {
             let (parts, thing) = match object {
@@ -106,7 +135,7 @@ impl Ward<'_> {
             let remedy = format!(
                 "restore {thing}.json there from a backup of the pool; if the data is not needed: rm -r {place}. Until then this {thing} is not served, and no {parts} are listed"
             );
-            self.found(error.chain(), place, remedy);
+            self.found(FindingKind::Unreadable, error.chain(), place, remedy);
         }
         self.temporaries(view.config.root())?;
         self.ground(view)?;
@@ -125,6 +154,7 @@ impl Ward<'_> {
             let names = self.os.list_dir(&directory).with_context(|| format!("list {}", directory.display()))?;
             for name in names.into_iter().filter(|name| is_trash || name.starts_with(TEMPORARY)) {
                 self.found(
+                    FindingKind::Unfinished,
                     "a temporary name: work under way, or cut off".to_owned(),
                     directory.join(name).display().to_string(),
                     "run holdfast doctor again; if it stays, restart the driver, which removes it".to_owned(),
@@ -141,6 +171,7 @@ impl Ward<'_> {
         for (path, why) in [("/", "the system's root"), (KUBELET, "kubelet's directory")] {
             if self.os.identity(Path::new(path))?.is_some_and(|other| other.device == ours.device) {
                 self.found(
+                    FindingKind::Shared,
                     format!("the pool shares a filesystem with {why} ({path}): one can fill the other"),
                     root.display().to_string(),
                     "give the pool a filesystem of its own: stop the driver, copy the directory there, mount it at this path"
@@ -160,6 +191,7 @@ impl Ward<'_> {
         let usable = report.room.total.saturating_sub(min_free);
         if report.available < Bytes::new(usable.get() / 10) {
             self.found(
+                FindingKind::Space,
                 format!(
                     "the pool is nearly full: new volumes may take {} of {usable} (free {}, promised {}, kept free {min_free})",
                     report.available, report.room.available, report.promised
@@ -170,6 +202,7 @@ impl Ward<'_> {
         }
         if report.promised > report.room.available {
             self.found(
+                FindingKind::Space,
                 format!(
                     "{} are promised to snapshots and volumes that share blocks or are thin, and only {} are free: somebody else fills the filesystem, and writes to these volumes may fail",
                     report.promised, report.room.available
@@ -182,6 +215,7 @@ impl Ward<'_> {
             && free < all / 20
         {
             self.found(
+                FindingKind::Space,
                 format!("the pool's filesystem is nearly out of inodes: {free} of {all} are free"),
                 place,
                 "remove files that are not the pool's, or move the pool to a filesystem with more inodes".to_owned(),
@@ -204,6 +238,7 @@ impl Ward<'_> {
             let umounts: String = mounts.iter().map(|point| format!("umount {point}; ")).collect();
             let mounted = if mounts.is_empty() { String::new() } else { format!(", mounted at {}", mounts.join(", ")) };
             self.found(
+                FindingKind::Orphan,
                 format!("a loop device of {reason} ({uuid}){mounted}"),
                 device.display().to_string(),
                 format!("if no pod uses it: {umounts}losetup -d {}", device.display()),
@@ -216,6 +251,7 @@ impl Ward<'_> {
         let place = record.handle.clone();
         if let FormatState::Formatting { fs, .. } = record.format.known {
             self.found(
+                FindingKind::Unfinished,
                 format!("volume {who} is in formatting: a mkfs.{fs} was begun and its end is not recorded"),
                 place.clone(),
                 "start its pod: staging the volume finishes or repeats the mkfs; no user data can be on it yet"
@@ -224,6 +260,7 @@ impl Ward<'_> {
         }
         if record.phase == Phase::Deleting {
             self.found(
+                FindingKind::Unfinished,
                 format!("volume {who} is being deleted and still there"),
                 place.clone(),
                 "the orchestrator's next DeleteVolume finishes it; if its claim is gone, send DeleteVolume for this handle"
@@ -235,12 +272,14 @@ impl Ward<'_> {
         {
             if facts.size < record.size {
                 self.found(
+                    FindingKind::Image,
                     format!("volume {who} has an image of {}, its record says {}", facts.size, record.size),
                     place.clone(),
                     "it is not attached like this: restore the image from a backup of the pool".to_owned(),
                 );
             } else if record.provisioning == Provisioning::Thick && facts.allocated < record.size {
                 self.found(
+                    FindingKind::Image,
                     format!("volume {who} is thick, and only {} of {} are reserved", facts.allocated, record.size),
                     place.clone(),
                     "stage it again (restart its pod): its holes are then filled".to_owned(),
@@ -252,6 +291,7 @@ impl Ward<'_> {
         });
         if broken {
             self.found(
+                FindingKind::Filesystem,
                 format!("the filesystem of volume {who} went read-only after errors"),
                 place,
                 "look at the kernel's log (dmesg), stop its pod and start it again: it is checked before it is mounted"

@@ -15,7 +15,7 @@ use holdfast::registry::{Card, Controllers, Reporter};
 use holdfast::route::{Directory, Heartbeat, Router};
 use holdfast::telemetry::{Metrics, PoolWatch};
 use holdfast::tls::{Credentials, Role};
-use holdfast::types::{Error, Kind, PoolId};
+use holdfast::types::PoolId;
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -89,9 +89,11 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     let metrics = Metrics::new(os.activity().clone());
     let served = Arc::new(OnceLock::<Arc<Router>>::new());
     let (figures, extents) = (Arc::clone(&served), Arc::clone(&served));
+    let (looking, configs) = (os.clone(), config.pools.clone());
     let pools = PoolWatch::new(
         move || figures.get().map_or_else(|| Ok(Vec::new()), |router| router.figures()),
         move || extents.get().map_or_else(|| Ok(Vec::new()), |router| router.extents()),
+        move || doctor::counted(&looking, &configs),
     );
     let health = serving::health(config.serving.metrics, &metrics, &pools).await?;
     let card = Card::open(&os, &config.state)?;
@@ -99,12 +101,7 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     let (incoming, address) = serving::listen(&credentials, config.listen).await?;
     let Opened { home, node, said } = serving::open(&os, config.pools.clone(), config.node.clone()).await?;
     let (looking, configs) = (os.clone(), config.pools.clone());
-    home.examined_by(Box::new(move || {
-        let found = doctor::examine(&looking, &configs);
-        let failed =
-            |error: anyhow::Error| Error::new(Kind::Internal, format!("the pools cannot be looked at: {error:#}"));
-        found.map(|(_, findings)| findings).map_err(failed)
-    }));
+    home.examined_by(Box::new(move || doctor::findings(&looking, &configs)));
     let shared: Arc<dyn Home> = Arc::new(home.clone());
     let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&shared), home.pools())));
     let _ = served.set(Arc::clone(&router));

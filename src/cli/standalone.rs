@@ -16,6 +16,7 @@ use tracing::info;
 
 use super::PoolArguments;
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop};
+use super::doctor;
 use super::serving::{Opened, Registering, health, open};
 
 /// Flags of `holdfast standalone`.
@@ -56,9 +57,11 @@ async fn live(config: Config, os: Os, stop: watch::Sender<()>, stopped: Stop) ->
     let metrics = Metrics::new(os.activity().clone());
     let served = Arc::new(OnceLock::<Arc<Router>>::new());
     let (figures, extents) = (Arc::clone(&served), Arc::clone(&served));
+    let (looking, configs) = (os.clone(), config.pools.clone());
     let pools = PoolWatch::new(
         move || figures.get().map_or_else(|| Ok(Vec::new()), |router| router.figures()),
         move || extents.get().map_or_else(|| Ok(Vec::new()), |router| router.extents()),
+        move || doctor::counted(&looking, &configs),
     );
     // Everything that can refuse comes before the first line of the log.
     let health = health(config.serving.metrics, &metrics, &pools).await?;

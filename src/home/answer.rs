@@ -13,9 +13,67 @@ use crate::types::{
     AccessMode, Bytes, FsType, FsckPolicy, NodeId, PoolId, PoolName, Provisioning, SnapshotId, VolumeId, VolumeMode,
 };
 
+/// What a finding is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FindingKind {
+    /// A pool or a record that cannot be read.
+    Unreadable,
+    /// A file, a device or a mount that no record explains.
+    Orphan,
+    /// Work that was begun and has not ended: it is under way, or was cut off.
+    Unfinished,
+    /// Bytes or inodes that run out.
+    Space,
+    /// A pool on a filesystem that others can fill.
+    Shared,
+    /// An image that is missing, or is not what its record says.
+    Image,
+    /// A filesystem that went read-only after errors.
+    Filesystem,
+    /// One name in several pools.
+    Duplicate,
+    /// A node or a pool that is not served, or serves another release.
+    Service,
+    /// Of a kind that this release does not know.
+    Other,
+}
+
+impl FindingKind {
+    /// Those a node finds in its own pools.
+    pub const OF_A_NODE: [Self; 7] =
+        [Self::Unreadable, Self::Orphan, Self::Unfinished, Self::Space, Self::Shared, Self::Image, Self::Filesystem];
+
+    /// As it is written in output, on the wire and in metrics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unreadable => "unreadable",
+            Self::Orphan => "orphan",
+            Self::Unfinished => "unfinished",
+            Self::Space => "space",
+            Self::Shared => "shared",
+            Self::Image => "image",
+            Self::Filesystem => "filesystem",
+            Self::Duplicate => "duplicate",
+            Self::Service => "service",
+            Self::Other => "other",
+        }
+    }
+
+    /// What a word says; one that another release wrote may be unknown.
+    #[must_use]
+    pub fn of_word(word: &str) -> Self {
+        let known = Self::OF_A_NODE.into_iter().chain([Self::Duplicate, Self::Service]);
+        known.into_iter().find(|kind| kind.word() == word).unwrap_or(Self::Other)
+    }
+}
+
 /// Something that is wrong in a pool, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
+    /// What it is about.
+    pub kind: FindingKind,
     /// The pool's name.
     pub pool: String,
     /// What is wrong.

@@ -41,6 +41,7 @@ impl Shared {
     /// 4. reply: the volume; a retry finds it by its name's uuid.
     ///
     /// A copy that is nearly done is waited for, holding no lock, so that a small volume is there at the first answer.
+    /// That is the caller's retry, done here: it begins at step 1, and finds what others did meanwhile.
     pub(super) fn create_volume(self: &Arc<Self>, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
         let watch = Stopwatch::start();
         loop {

@@ -27,8 +27,8 @@ mod snapshot;
 mod survey;
 
 pub use answer::{
-    Capacity, Changed, Coordinates, CopyState, Created, Expanded, Finding, FormatState, Formatting, Granted, Health,
-    NodeExpansion, Opened, Page, PoolHealth, PoolReport, Snapshot, Volume,
+    Capacity, Changed, Coordinates, CopyState, Created, Expanded, Finding, FindingKind, FormatState, Formatting,
+    Granted, Health, NodeExpansion, Opened, Page, PoolHealth, PoolReport, Snapshot, Volume,
 };
 pub use limits::{MinFree, Overcommit, SpaceLimits};
 pub use local::{Examiner, LocalHome};

@@ -31,11 +31,13 @@ impl Shared {
         if snapshot.copy == CopyState::Ready || !self.copies.wait(&[key], COPY_WAIT) {
             return Ok(made);
         }
-        let now = self.snapshot(&snapshot.id).map_err(Failure::Dirty)?;
-        Ok(match made {
-            Created::New(_) => Created::New(now),
-            Created::Existing(_) => Created::Existing(now),
-        })
+        match (self.snapshot(&snapshot.id), made) {
+            (Ok(now), Created::New(_)) => Ok(Created::New(now)),
+            (Ok(now), Created::Existing(_)) => Ok(Created::Existing(now)),
+            // Deleted meanwhile: not ready, and a retry finds what is true then.
+            (Err(error), made) if error.kind() == Kind::NotFound => Ok(made),
+            (Err(error), _) => Err(Failure::Dirty(error)),
+        }
     }
 
     fn try_create_snapshot(self: &Arc<Self>, request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {

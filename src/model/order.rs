@@ -6,6 +6,8 @@
 //!   done until then (`Specification::unfinished`).
 //! - A call nobody heard the answer of, because its caller went away or the process was killed, may have had its effect,
 //!   a part of it, or none, at any time since.
+//! - A create that waits for a copy is its caller's retry, done by the driver: what it made first may be changed, or
+//!   deleted, before it looks again and answers.
 //! - A list is not one moment: each thing it shows, or does not, was so at some moment of it.
 //! - Room is reserved before a thing is there, and given back after it is gone: never too little, but perhaps too much
 //!   while others make or delete.
@@ -50,6 +52,8 @@ enum Kind {
     Call(Call, Seen),
     /// Its effect may or may not have come.
     Unheard(Call),
+    /// What a create did before it waited.
+    Attempt(Call),
     Restart,
     SeesVolume(usize, Option<Shown>),
     SeesCut(usize, Call, Option<ShownCut>),
@@ -57,7 +61,7 @@ enum Kind {
 
 /// Looks for an order.
 pub(super) fn check(start: &Specification, events: &[Event]) -> Result<(), String> {
-    let moments = moments(events);
+    let moments = moments(events, start.ground.copying);
     let mut search = Search { moments: &moments, seen: HashSet::new(), best: (0, String::new()) };
     if search.from(start, vec![false; moments.len()]) {
         return Ok(());
@@ -90,7 +94,7 @@ pub(super) fn shown(events: &[Event]) -> String {
     text
 }
 
-fn moments(events: &[Event]) -> Vec<Moment> {
+fn moments(events: &[Event], copying: bool) -> Vec<Moment> {
     let mut moments = Vec::new();
     for (index, event) in events.iter().enumerate() {
         let (from, to) = (event.from, event.to.unwrap_or(u64::MAX));
@@ -129,7 +133,12 @@ fn moments(events: &[Event]) -> Vec<Moment> {
                     add(Kind::SeesCut(cut, call.clone(), seen), None);
                 }
             }
-            What::Call(call, Some(seen)) => add(Kind::Call(call.clone(), seen.clone()), Some(call)),
+            What::Call(call, Some(seen)) => {
+                if copying && call.copies() && others().any(|other| call.meets(other)) {
+                    add(Kind::Attempt(call.clone()), Some(call));
+                }
+                add(Kind::Call(call.clone(), seen.clone()), Some(call));
+            }
         }
     }
     moments
@@ -197,6 +206,7 @@ impl Search<'_> {
             let _ = match &moment.kind {
                 Kind::Restart => writeln!(text, "  {from}-{to} restart"),
                 Kind::Unheard(call) => writeln!(text, "  {from}-? {call:?} not heard"),
+                Kind::Attempt(call) => writeln!(text, "  {from}-{to} {call:?} before it waited"),
                 Kind::Call(call, seen) => {
                     let verdict = state.clone().call(call);
                     writeln!(text, "  {from}-{to} {call:?} -> {seen:?}; expected {verdict:?}")
@@ -221,7 +231,7 @@ impl Moment {
             Kind::SeesVolume(..) | Kind::SeesCut(..) => true,
             Kind::Call(call, Ok(_)) => !call.changes(),
             Kind::Call(_, Err(refused)) => refused.code != Code::Aborted || !self.disturbed,
-            Kind::Unheard(_) | Kind::Restart => false,
+            Kind::Unheard(_) | Kind::Attempt(_) | Kind::Restart => false,
         }
     }
 
@@ -241,6 +251,10 @@ impl Moment {
                 outcomes.retain(|outcome| outcome != state);
                 outcomes
             }
+            Kind::Attempt(call) => match after.call(call) {
+                Verdict::Ok(_) if after != *state => vec![state.clone(), after],
+                _ => vec![state.clone()],
+            },
             Kind::SeesVolume(name, seen) => {
                 let shown = state.shown_volumes().into_iter().find(|shown| shown.name == *name);
                 if shown == *seen { vec![after] } else { Vec::new() }
@@ -337,6 +351,11 @@ impl Call {
         self.things().iter().any(|thing| others.contains(thing))
     }
 
+    /// Whether it may wait for a copy.
+    fn copies(&self) -> bool {
+        matches!(self, Self::Create(create) if create.from.is_some())
+    }
+
     fn takes_device(&self) -> bool {
         matches!(self, Self::Revoke { .. })
     }
@@ -381,5 +400,50 @@ impl Call {
             | Self::Grow { volume, .. } => *volume == Volume::Elsewhere,
             Self::List { .. } | Self::Capacity { .. } | Self::Uncut(_) | Self::GetCut(_) => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::call::{Access, Create, Mode, Source, Use, Wanted};
+    use super::super::specification::Ground;
+    use super::*;
+
+    fn create(name: usize, from: Option<From>) -> Call {
+        let uses = vec![Use { mode: Mode::Block, access: Access::Multi }];
+        let (thin, wanted) = (None, Wanted::Anywhere);
+        Call::Create(Create { name, required: 16 << 20, limit: 0, uses, thin, zero: false, from, wanted })
+    }
+
+    fn made(name: usize, from: Option<Source>) -> Seen {
+        Ok(Answer::Made(Shown { name, pool: 0, size: 16 << 20, from, granted: false }))
+    }
+
+    /// Volume 1 is cloned from volume 0; meanwhile it is seen, deleted, or not, and seen to be gone; then it is there.
+    fn cloned_and_seen(copying: bool, delete: bool) -> Result<(), String> {
+        let refused = |code| Err(Refused { code, said: String::new() });
+        let clone = create(1, Some(From::Volume(Volume::Of(0))));
+        let mut heard = vec![
+            (1, 2, create(0, None), made(0, None)),
+            (3, 20, clone, made(1, Some(Source::Volume { pool: 0, name: 0 }))),
+            (5, 6, create(1, None), refused(Code::AlreadyExists)),
+            (9, 10, Call::Get(Volume::Of(1)), refused(Code::NotFound)),
+            (21, 22, create(1, None), refused(Code::AlreadyExists)),
+        ];
+        if delete {
+            heard.push((7, 8, Call::Delete(Volume::Of(1)), Ok(Answer::Done)));
+        }
+        let event =
+            |(from, to, call, seen)| Event { caller: 0, from, to: Some(to), what: What::Call(call, Some(seen)) };
+        let events: Vec<_> = heard.into_iter().map(event).collect();
+        let ground = Ground { room: vec![1 << 30], copying, grows_mounted_ext4: true, nodes: 1 };
+        check(&Specification::new(ground), &events)
+    }
+
+    #[test]
+    fn only_a_create_that_waits_for_a_copy_may_make_its_volume_again_after_a_delete() {
+        cloned_and_seen(true, true).unwrap();
+        cloned_and_seen(true, false).unwrap_err();
+        cloned_and_seen(false, true).unwrap_err();
     }
 }

@@ -199,6 +199,8 @@ pub enum Continue {
 /// Something in a pool's place that no record explains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stray {
+    /// Whether an image is missing, rather than something there that should not be.
+    pub missing: bool,
     /// What it is, in words.
     pub what: String,
     /// Where it is.

@@ -74,10 +74,11 @@ impl Http {
 }
 
 async fn metrics(State(about): State<About>) -> impl IntoResponse {
-    let (pools, extents) = tokio::join!(about.pools.figures(), about.pools.extents());
+    let (pools, extents, findings) = tokio::join!(about.pools.figures(), about.pools.extents(), about.pools.findings());
     let pools = pools.map_err(|error| warn!("{}", error.chain())).ok();
     let extents = extents.map_err(|error| warn!("{}", error.chain())).unwrap_or_default();
-    match about.metrics.text(Sampled { pools, extents }) {
+    let findings = findings.map_err(|error| warn!("{}", error.chain())).unwrap_or_default();
+    match about.metrics.text(Sampled { pools, extents, findings }) {
         Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, OPEN_METRICS)], text),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.chain() + "\n"),
     }
@@ -113,7 +114,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_three_pages_and_a_taken_port() {
-        let pools = PoolWatch::new(|| Ok(Vec::new()), || Ok(Vec::new()));
+        let pools = PoolWatch::new(|| Ok(Vec::new()), || Ok(Vec::new()), || Ok(Vec::new()));
         let any = "127.0.0.1:0".parse().unwrap();
         let http = Http::bind(any, Metrics::new(Activity::default()), pools.clone()).await.unwrap();
         let address = http.address().unwrap();

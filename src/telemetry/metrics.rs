@@ -14,7 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::{EnrolMetrics, HomeMetrics, KubeletMetrics, PoolFigures, TlsMetrics, VolumeExtents};
+use super::{EnrolMetrics, HomeMetrics, KubeletMetrics, PoolFigures, PoolFindings, TlsMetrics, VolumeExtents};
 use crate::os::Activity;
 use crate::types::{Error, Kind, Result};
 
@@ -49,6 +49,12 @@ struct VolumeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FindingLabels {
+    pool: String,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OperationLabels {
     what: String,
     target: String,
@@ -76,6 +82,8 @@ pub struct Sampled {
     pub pools: Option<Vec<PoolFigures>>,
     /// The images in the most pieces.
     pub extents: Vec<VolumeExtents>,
+    /// What doctor finds, in numbers.
+    pub findings: Vec<PoolFindings>,
 }
 
 impl Metrics {
@@ -195,6 +203,10 @@ impl Collector for Pools {
         gauges(&mut encoder, ("volume_extents", help), &sampled.extents, |one| {
             Some((VolumeLabels { volume: one.volume.clone(), pool: one.pool.clone() }, one.extents))
         })?;
+        let help = "What holdfast doctor finds in the pool, by kind; counted again after ten minutes";
+        gauges(&mut encoder, ("findings", help), &sampled.findings, |one| {
+            Some((FindingLabels { pool: one.pool.clone(), kind: one.kind }, one.findings))
+        })?;
         let Some(figures) = sampled.pools.as_ref() else { return Ok(()) };
         for (name, help, value) in COLUMNS {
             gauges(&mut encoder, (name, help), figures, |pool| {
@@ -242,11 +254,14 @@ mod tests {
         metrics.call_ended("CreateVolume", "OK", Duration::from_millis(30));
         let pool = PoolFigures { pool: "default".into(), total: 10, inodes: Some(7), ..PoolFigures::default() };
         let image = VolumeExtents { volume: "v".into(), pool: "p".into(), extents: 40 };
-        let text = metrics.text(Sampled { pools: Some(vec![pool]), extents: vec![image] }).unwrap();
+        let finding = PoolFindings { pool: "default".into(), kind: "orphan", findings: 2 };
+        let sampled = Sampled { pools: Some(vec![pool]), extents: vec![image], findings: vec![finding] };
+        let text = metrics.text(sampled).unwrap();
         for line in [
             "holdfast_csi_calls_total{rpc=\"CreateVolume\",code=\"OK\"} 1",
             "holdfast_csi_call_seconds_count{rpc=\"CreateVolume\"} 1",
             "holdfast_csi_calls_in_flight{rpc=\"CreateVolume\"} 1",
+            "holdfast_findings{pool=\"default\",kind=\"orphan\"} 2",
             "holdfast_volume_extents{volume=\"v\",pool=\"p\"} 40",
             "holdfast_operation_age_seconds{what=\"mkfs.ext4\",target=\"/dev/loop7\",pid=\"4711\"} 0",
             "holdfast_pools_readable 1",

@@ -17,5 +17,5 @@ pub use http::Http;
 pub use kubelet::KubeletMetrics;
 pub use logs::{LogFormat, init_logs};
 pub use metrics::{Metrics, Sampled};
-pub use pools::{PoolFigures, PoolWatch, Readiness, VolumeExtents};
+pub use pools::{PoolFigures, PoolFindings, PoolWatch, Readiness, VolumeExtents};
 pub use tls::TlsMetrics;

@@ -10,8 +10,8 @@ use crate::types::{Error, Result};
 
 /// How long a pool may take to say how full it is.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Counting extents reads every image's map: not more often than this.
-const EXTENTS_FRESH: Duration = Duration::from_secs(600);
+/// Counting extents reads every image's map, examining a pool reads every record: not more often than this.
+const DEAR_FRESH: Duration = Duration::from_secs(600);
 
 /// One pool's figures, in bytes and numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,6 +64,17 @@ pub struct VolumeExtents {
     pub extents: u64,
 }
 
+/// How many findings of a kind doctor has in a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolFindings {
+    /// The pool's name.
+    pub pool: String,
+    /// The kind, as doctor's JSON names it.
+    pub kind: &'static str,
+    /// The number; zero is told too, so that the first one is a change.
+    pub findings: u64,
+}
+
 /// Asks the pools. Cheap to clone.
 #[derive(Clone)]
 pub struct PoolWatch(Arc<Inner>);
@@ -72,6 +83,7 @@ struct Inner {
     open: AtomicBool,
     figures: Measurement<Vec<PoolFigures>>,
     extents: Measurement<Vec<VolumeExtents>>,
+    findings: Measurement<Vec<PoolFindings>>,
 }
 
 impl fmt::Debug for PoolWatch {
@@ -81,16 +93,18 @@ impl fmt::Debug for PoolWatch {
 }
 
 impl PoolWatch {
-    /// Pools that are being opened. Both sources block: `figures` is asked at each probe and scrape, `extents` at a
-    /// scrape when its last answer is ten minutes old.
+    /// Pools that are being opened. The sources block: `figures` is asked at each probe and scrape, `extents` and
+    /// `findings` at a scrape when their last answer is ten minutes old.
     pub fn new(
         figures: impl Fn() -> Result<Vec<PoolFigures>> + Send + Sync + 'static,
         extents: impl Fn() -> Result<Vec<VolumeExtents>> + Send + Sync + 'static,
+        findings: impl Fn() -> Result<Vec<PoolFindings>> + Send + Sync + 'static,
     ) -> Self {
         Self(Arc::new(Inner {
             open: AtomicBool::new(false),
             figures: Measurement::new("the pools' figures", PATIENCE, Duration::ZERO, figures),
-            extents: Measurement::new("the images' extents", PATIENCE, EXTENTS_FRESH, extents),
+            extents: Measurement::new("the images' extents", PATIENCE, DEAR_FRESH, extents),
+            findings: Measurement::new("doctor's findings", PATIENCE, DEAR_FRESH, findings),
         }))
     }
 
@@ -125,6 +139,17 @@ impl PoolWatch {
     pub async fn extents(&self) -> Result<Vec<VolumeExtents>> {
         self.0.extents.now().await.map(|extents| extents.to_vec())
     }
+
+    /// What doctor found, at most ten minutes old. Nothing while the pools are being opened.
+    ///
+    /// # Errors
+    /// As [`PoolWatch::figures`].
+    pub async fn findings(&self) -> Result<Vec<PoolFindings>> {
+        if !self.0.open.load(Ordering::SeqCst) {
+            return Ok(Vec::new());
+        }
+        self.0.findings.now().await.map(|findings| findings.to_vec())
+    }
 }
 
 #[cfg(test)]
@@ -140,7 +165,7 @@ mod tests {
             false => Ok(vec![PoolFigures { volumes: 3, ..PoolFigures::default() }]),
             true => Err(Error::new(Kind::Internal, "the root is gone")),
         };
-        let pools = PoolWatch::new(figures, || Ok(Vec::new()));
+        let pools = PoolWatch::new(figures, || Ok(Vec::new()), || Ok(Vec::new()));
         assert!(matches!(pools.readiness().await, Readiness::Starting));
         pools.opened();
         assert!(matches!(pools.readiness().await, Readiness::Ready(figures) if figures[0].volumes == 3));

@@ -227,6 +227,14 @@ fn doctor_names_what_no_record_explains_and_what_settles_it() {
     ] {
         assert!(said.contains(word), "{word} is not named: {said}");
     }
+    let kinds = |kind: &str| findings.iter().filter(|finding| finding["kind"] == kind).count();
+    let (_, metrics) = get(&world, "/metrics");
+    for kind in ["orphan", "image", "unfinished", "unreadable", "filesystem", "shared", "space"] {
+        let sample = format!("holdfast_findings{{pool=\"test\",kind=\"{kind}\"}} {}", kinds(kind));
+        assert!(metrics.contains(&sample), "{sample} is not in\n{metrics}");
+    }
+    // lost+found below volumes/ and the device; the volume without its image; .tmp-left and the one in formatting.
+    assert_eq!(["orphan", "image", "unfinished", "unreadable"].map(kinds), [2, 1, 2, 1], "{said}");
     let table = command(&world, "doctor", &[]).stdout;
     assert!(table.contains("losetup -d") || table.contains("losetup --detach"), "the command that settles it: {table}");
     assert!(stray.exists() && world.pool.join("volumes").join(".tmp-left").exists(), "doctor only looks");

@@ -39,7 +39,7 @@ async fn served() -> Served {
     let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&home) as Arc<_>, [home.pool()])));
     let metrics = Metrics::new(Activity::default());
     let asked = Arc::clone(&router);
-    let pools = PoolWatch::new(move || asked.figures(), || Ok(Vec::new()));
+    let pools = PoolWatch::new(move || asked.figures(), || Ok(Vec::new()), || Ok(Vec::new()));
     let config = ServeConfig {
         socket: socket.clone(),
         router,

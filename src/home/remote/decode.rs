@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::proto as pb;
 use crate::home::{
     CapacityQuery, Changed, Coordinates, CopyState, CreateSnapshot, CreateVolume, Created, Expanded, Finding,
-    FormatState, Formatting, GrantRequest, Granted, NodeExpansion, Opened, PoolReport, ReadOnly, Snapshot, Source,
-    Volume,
+    FindingKind, FormatState, Formatting, GrantRequest, Granted, NodeExpansion, Opened, PoolReport, ReadOnly, Snapshot,
+    Source, Volume,
 };
 use crate::os::Timestamp;
 use crate::pool::Room;
@@ -301,6 +301,6 @@ pub(super) fn node(node: &str) -> Result<NodeId> {
 
 /// What is wrong in a pool, for people.
 pub fn finding(finding: pb::Finding) -> Finding {
-    let pb::Finding { pool, what, place, remedy } = finding;
-    Finding { pool, what, place, remedy }
+    let pb::Finding { pool, what, place, remedy, kind } = finding;
+    Finding { kind: FindingKind::of_word(&kind), pool, what, place, remedy }
 }

@@ -223,6 +223,6 @@ pub fn pool(report: &PoolReport) -> pb::Pool {
 /// What is wrong in a pool.
 #[must_use]
 pub fn finding(finding: Finding) -> pb::Finding {
-    let Finding { pool, what, place, remedy } = finding;
-    pb::Finding { pool, what, place, remedy }
+    let Finding { kind, pool, what, place, remedy } = finding;
+    pb::Finding { pool, what, place, remedy, kind: kind.word().to_owned() }
 }

@@ -73,6 +73,7 @@ impl FilePool {
         }
         if entry(&directory.join(DATA))?.is_none() && entry(&directory)?.is_some() {
             strays.push(Stray {
+                missing: true,
                 what: format!("{object} without {DATA}, its image"),
                 place: directory.display().to_string(),
                 remedy: format!("restore it from a backup, or rm -r {} if the data is not needed", directory.display()),
@@ -102,6 +103,7 @@ impl FilePool {
             };
             seen.push(status);
             strays.push(Stray {
+                missing: false,
                 what,
                 place: device.display().to_string(),
                 remedy: format!("end its users, then losetup -d {}", device.display()),
@@ -121,6 +123,7 @@ impl FilePool {
 
 fn unknown(path: &Path) -> Stray {
     Stray {
+        missing: false,
         what: "not made by Holdfast".to_owned(),
         place: path.display().to_string(),
         remedy: "look at it, then move it out of the pool's directory".to_owned(),
