@@ -1,18 +1,18 @@
 {{- define "holdfast.driver" -}}csi.holdfast.storage{{- end }}
 
 {{- define "holdfast.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- default .Chart.Name .Values.nameOverride }}
 {{- end }}
 
-{{/* Room is left for what is appended: a StatefulSet's name and its pods' are labels, at most 63 characters. */}}
+{{/* Never cut: two that are cut alike would be one. _validate.tpl refuses one that is too long. */}}
 {{- define "holdfast.fullname" -}}
 {{- $name := include "holdfast.name" . }}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- .Values.fullnameOverride }}
 {{- else if contains $name .Release.Name }}
-{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- .Release.Name }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
+{{- printf "%s-%s" .Release.Name $name }}
 {{- end }}
 {{- end }}
 
@@ -27,13 +27,12 @@
 {{- with .Values.node.serviceAccount }}{{ .name | default (.create | ternary (include "holdfast.node" $) "default") }}{{ end }}
 {{- end }}
 
-{{/* A name made of a node's: cut to what a label takes, and told from others cut alike by a hash. Takes a list of prefix and node. */}}
-{{- define "holdfast.ofNode" -}}
-{{- $name := printf "%s-%s" (first .) (last .) }}
-{{- if gt (len $name) 57 }}
-{{- printf "%s-%s" ($name | trunc 48 | trimSuffix "-" | trimSuffix ".") (last . | sha256sum | trunc 8) }}
+{{/* A name that a label takes: a longer one is cut, and told from others cut alike by the hash of the whole. */}}
+{{- define "holdfast.short" -}}
+{{- if gt (len .) 57 }}
+{{- printf "%s-%s" (trunc 48 . | trimAll "-.") (sha256sum . | trunc 8) }}
 {{- else }}
-{{- $name }}
+{{- . }}
 {{- end }}
 {{- end }}
 
@@ -42,8 +41,9 @@ app.kubernetes.io/name: {{ include "holdfast.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* All objects' labels. Where others are added, as in holdfast.labelsAnd, theirs win: no selector is of an object's labels. */}}
 {{- define "holdfast.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ include "holdfast.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -53,12 +53,50 @@ app.kubernetes.io/part-of: holdfast
 {{- end }}
 {{- end }}
 
-{{/* A pod's labels: nothing that changes with every release of the chart, which would restart all of them. */}}
+{{/* The same with others. Takes a list of root, component or "", and the others. */}}
+{{- define "holdfast.labelsAnd" -}}
+{{- $labels := include "holdfast.labels" (index . 0) }}
+{{- with index . 1 }}{{ $labels = printf "%s\napp.kubernetes.io/component: %s" $labels . }}{{ end }}
+{{- if index . 2 }}
+{{- merge (dict) (index . 2) (fromYaml $labels) | toYaml }}
+{{- else }}
+{{- $labels }}
+{{- end }}
+{{- end }}
+
+{{/*
+A pod's labels: nothing that changes with every release of the chart, which would restart all of them. Takes a list of root,
+component and others, which win over `commonLabels`.
+*/}}
 {{- define "holdfast.podLabels" -}}
-{{ include "holdfast.selector" . }}
+{{ include "holdfast.selector" (index . 0) }}
 app.kubernetes.io/part-of: holdfast
-{{- with .Values.commonLabels }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- with merge (dict) (index . 2 | default dict) ((index . 0).Values.commonLabels | default dict) }}
 {{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/*
+What keeps replicas apart, or the affinity that is given instead. Takes a list of root, component, and the values with `affinity` and
+`antiAffinity`.
+*/}}
+{{- define "holdfast.affinity" -}}
+{{- $values := index . 2 }}
+{{- $labels := merge (dict "app.kubernetes.io/component" (index . 1)) (include "holdfast.selector" (index . 0) | fromYaml) }}
+{{- $apart := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" $labels) }}
+{{- if $values.affinity }}
+{{- toYaml $values.affinity }}
+{{- else if eq $values.antiAffinity "required" -}}
+podAntiAffinity:
+  requiredDuringSchedulingIgnoredDuringExecution:
+    - {{ toYaml $apart | nindent 6 | trim }}
+{{- else -}}
+podAntiAffinity:
+  preferredDuringSchedulingIgnoredDuringExecution:
+    - weight: 100
+      podAffinityTerm:
+        {{- toYaml $apart | nindent 8 }}
 {{- end }}
 {{- end }}
 

@@ -8,7 +8,7 @@ nodes:
 {{- else if eq .Values.tls.mode "certManager" }}
 {{- range .Values.tls.certManager.nodes }}
   - node: {{ . | quote }}
-    secretName: {{ include "holdfast.ofNode" (list (printf "%s-tls" (include "holdfast.node" $)) .) }}
+    secretName: {{ include "holdfast.short" (printf "%s-tls-%s" (include "holdfast.node" $) .) }}
 {{- end }}
 {{- end }}
 {{- end }}

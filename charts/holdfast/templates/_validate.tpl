@@ -1,6 +1,25 @@
 {{/* What values.schema.json cannot say. */}}
 {{- define "holdfast.validate" -}}
 {{- $tls := .Values.tls }}
+{{- $fullname := include "holdfast.fullname" . }}
+{{- /* What is appended needs the rest of a label: a StatefulSet's name and its pods' are labels. */}}
+{{- if not (regexMatch "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$" $fullname) }}
+{{- fail (printf "all objects' names would begin with %q, which is no label of at most 40 characters; choose another release name, or say fullnameOverride" $fullname) }}
+{{- end }}
+{{- range $where, $labels := dict "commonLabels" .Values.commonLabels "controller.podLabels" .Values.controller.podLabels "node.podLabels" .Values.node.podLabels }}
+{{- range $key, $_ := $labels }}
+{{- if or (has $key (list "helm.sh/chart" "csi.holdfast.storage/unit")) (hasPrefix "app.kubernetes.io/" $key) }}
+{{- fail (printf "%s: %s is the chart's own, and selectors go by such labels; choose another key" $where $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $where, $annotations := dict "controller.podAnnotations" .Values.controller.podAnnotations "node.podAnnotations" .Values.node.podAnnotations }}
+{{- range $key, $_ := $annotations }}
+{{- if has $key (list "checksum/config" "kubectl.kubernetes.io/default-container") }}
+{{- fail (printf "%s: %s is the chart's own; choose another key" $where $key) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if eq $tls.mode "insecurePlainText" }}
 {{- if ne $tls.insecurePlainText.confirm "yes, for tests only" }}
 {{- fail "tls.mode insecurePlainText: anybody who reaches the ports of controllers and nodes can take or destroy every volume; if this is a test, say tls.insecurePlainText.confirm=\"yes, for tests only\"" }}
@@ -26,6 +45,20 @@
 {{- fail (printf "node %q: certificates for names of more than 63 characters cannot be made by the chart; use tls.mode files with tls.files.nodeDirectory" .node) }}
 {{- end }}
 {{- end }}
+{{- $nodes := list }}
+{{- $secrets := list }}
+{{- if eq $tls.mode "files" }}
+{{- range $tls.files.nodeSecrets }}
+{{- if has .node $nodes }}
+{{- fail (printf "tls.files.nodeSecrets: node %q is there twice; a node has one Secret" .node) }}
+{{- end }}
+{{- if has .secretName (append $secrets $tls.files.controllerSecret) }}
+{{- fail (printf "tls.files.nodeSecrets: Secret %q is not of node %q alone; each certificate is for one name, and nobody is to read another's key" .secretName .node) }}
+{{- end }}
+{{- $nodes = append $nodes .node }}
+{{- $secrets = append $secrets .secretName }}
+{{- end }}
+{{- end }}
 {{- $names := list }}
 {{- range .Values.nodeGroups }}
 {{- if has .name $names }}
@@ -36,6 +69,17 @@
 {{- end }}
 {{- if not .Values.nodeGroups }}
 {{- include "holdfast.validate.pools" (list . "pools" .Values.pools) }}
+{{- end }}
+{{- $units := dict }}
+{{- range (fromYaml (include "holdfast.node.units" .)).units }}
+{{- $of := printf "group %q, node %q" (.group | default "") (.node | default "") }}
+{{- if hasKey $units .name }}
+{{- fail (printf "nodeGroups: %s and %s would both be the DaemonSet %s; give one of the groups another name" (get $units .name) $of .name) }}
+{{- end }}
+{{- $_ := set $units .name $of }}
+{{- end }}
+{{- if and (eq $tls.mode "auto") (has (include "holdfast.tls.authority" .) (concat (keys $units) (list (include "holdfast.controller" .) (include "holdfast.snapshotController" .) (printf "%s-dashboard" $fullname)))) }}
+{{- fail (printf "tls.auto.authority: the chart itself makes an object %s; choose another name" (include "holdfast.tls.authority" .)) }}
 {{- end }}
 {{- $classes := list }}
 {{- $default := list }}
@@ -51,6 +95,14 @@
 {{- end }}
 {{- if and .Values.volumeSnapshotClasses (not .Values.sidecars.snapshotter.enabled) }}
 {{- fail "volumeSnapshotClasses: nobody makes snapshots while sidecars.snapshotter.enabled is false" }}
+{{- end }}
+{{- if and (eq $tls.mode "certManager") (ge (include "holdfast.seconds" $tls.certManager.renewBefore | int) (include "holdfast.seconds" $tls.certManager.duration | int)) }}
+{{- fail (printf "tls.certManager: certificates of %s that are renewed %s before their end would be renewed all the time; renewBefore must be less than duration" $tls.certManager.duration $tls.certManager.renewBefore) }}
+{{- end }}
+{{- $warning := .Values.monitoring.prometheusRule.certificateWarning }}
+{{- $renewal := include "holdfast.certificateRenewal" . }}
+{{- if and $warning $renewal (ge (include "holdfast.seconds" $warning | int) ($renewal | int)) }}
+{{- fail (printf "monitoring.prometheusRule.certificateWarning: certificates are renewed %s s before their end, so an alert %s before it would come each time; say less, or nothing" $renewal $warning) }}
 {{- end }}
 {{- $alerts := .Files.Get "files/alerts.yaml" | fromYaml }}
 {{- range $name, $_ := .Values.monitoring.prometheusRule.alerts }}

@@ -10,18 +10,40 @@ for each node, because a DaemonSet cannot name another Secret on every node and 
 {{- range $group := $groups }}
 {{- $name := include "holdfast.node" $ }}
 {{- with $group.name }}{{ $name = printf "%s-%s" $name . }}{{ end }}
-{{- $selector := merge (dict) ($group.nodeSelector | default dict) $.Values.node.nodeSelector }}
-{{- $tolerations := concat $.Values.node.tolerations ($group.tolerations | default list) }}
-{{- $unit := dict "name" $name "config" $name "group" $group.name "pools" $group.pools "nodeSelector" $selector "tolerations" $tolerations }}
+{{- $config := include "holdfast.short" $name }}
+{{- $selector := merge (dict) ($group.nodeSelector | default dict) ($.Values.node.nodeSelector | default dict) }}
+{{- $tolerations := concat ($.Values.node.tolerations | default list) ($group.tolerations | default list) }}
+{{- $unit := dict "name" $config "config" $config "group" $group.name "pools" $group.pools "nodeSelector" $selector "tolerations" $tolerations }}
 {{- if $secrets }}
 {{- range $secrets }}
-{{- $units = append $units (merge (dict "name" (include "holdfast.ofNode" (list $name .node)) "node" .node "secretName" .secretName) $unit) }}
+{{- $units = append $units (merge (dict "name" (include "holdfast.short" (printf "%s-%s" $name .node)) "node" .node "secretName" .secretName) $unit) }}
 {{- end }}
 {{- else }}
 {{- $units = append $units $unit }}
 {{- end }}
 {{- end }}
 {{- toYaml (dict "units" $units) }}
+{{- end }}
+
+{{/*
+The affinity of a unit's pods: `node.affinity`, and where the unit is of one node, that node besides. Its terms are alternatives, so each
+of them gets the node; one without any condition matches no node and stays so. Takes a list of root and unit.
+*/}}
+{{- define "holdfast.node.affinity" -}}
+{{- $affinity := (index . 0).Values.node.affinity | default dict | deepCopy }}
+{{- with (index . 1).node }}
+{{- $here := dict "key" "metadata.name" "operator" "In" "values" (list .) }}
+{{- $nodes := $affinity.nodeAffinity | default dict }}
+{{- $required := $nodes.requiredDuringSchedulingIgnoredDuringExecution | default dict }}
+{{- $terms := list }}
+{{- range $required.nodeSelectorTerms | default (list (dict "matchFields" list)) }}
+{{- $term := . }}
+{{- if $term }}{{ $term = set $term "matchFields" (append ($term.matchFields | default list) $here) }}{{ end }}
+{{- $terms = append $terms $term }}
+{{- end }}
+{{- $_ := set $affinity "nodeAffinity" (set $nodes "requiredDuringSchedulingIgnoredDuringExecution" (dict "nodeSelectorTerms" $terms)) }}
+{{- end }}
+{{- toYaml $affinity }}
 {{- end }}
 
 {{/* The configuration file of a unit's nodes. Takes a list of root and unit. */}}
