@@ -3,8 +3,8 @@
 {{- $tls := .Values.tls }}
 {{- $fullname := include "holdfast.fullname" . }}
 {{- /* What is appended needs the rest of a label: a StatefulSet's name and its pods' are labels. */}}
-{{- if not (regexMatch "^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$" $fullname) }}
-{{- fail (printf "all objects' names would begin with %q, which is no label of at most 40 characters; choose another release name, or say fullnameOverride" $fullname) }}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$" $fullname) }}
+{{- fail (printf "all objects' names would begin with %q, which is no label of at most 40 characters that begins with a letter; choose another release name, or say fullnameOverride" $fullname) }}
 {{- end }}
 {{- range $where, $labels := dict "commonLabels" .Values.commonLabels "controller.podLabels" .Values.controller.podLabels "node.podLabels" .Values.node.podLabels }}
 {{- range $key, $_ := $labels }}
@@ -12,6 +12,36 @@
 {{- fail (printf "%s: %s is the chart's own, and selectors go by such labels; choose another key" $where $key) }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- range $where, $given := dict "controller.extraEnv" .Values.controller.extraEnv "node.extraEnv" .Values.node.extraEnv }}
+{{- range $given }}
+{{- if has .name (list "NODE_NAME" "HOST_IP" "HOLDFAST_CONTROLLER") }}
+{{- fail (printf "%s: %s is the chart's own" $where .name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $network := .Values.network }}
+{{- /* 8081 to 8084 are the sidecars'. */}}
+{{- $ports := dict "8081" "the provisioner's" "8082" "the attacher's" "8083" "the resizer's" "8084" "the snapshotter's" }}
+{{- range $name := list "controllerPort" "enrolPort" "controllerMetricsPort" }}
+{{- $port := get $network $name | toString }}
+{{- if hasKey $ports $port }}
+{{- fail (printf "network.%s: %s is %s already; each port of a controller's pod is for one thing" $name $port (get $ports $port)) }}
+{{- end }}
+{{- $_ := set $ports $port (printf "network.%s" $name) }}
+{{- end }}
+{{- if eq (toString $network.nodePort) (toString $network.nodeMetricsPort) }}
+{{- fail "network: nodePort and nodeMetricsPort are both ports of the node's address; give each its own" }}
+{{- end }}
+{{- $election := .Values.sidecars.leaderElection }}
+{{- $lease := include "holdfast.seconds" $election.leaseDuration | int }}
+{{- $deadline := include "holdfast.seconds" $election.renewDeadline | int }}
+{{- if or (le $lease $deadline) (le (mul $deadline 10) (mul (include "holdfast.seconds" $election.retryPeriod) 12)) }}
+{{- fail (printf "sidecars.leaderElection: leaseDuration must be more than renewDeadline, and that more than 1.2 of retryPeriod, or the sidecars do not start; they are %s, %s and %s" $election.leaseDuration $election.renewDeadline $election.retryPeriod) }}
+{{- end }}
+{{- $life := include "holdfast.seconds" $tls.auto.certificateLife | int }}
+{{- if or (lt $life 15) (gt $life 71280000) }}
+{{- fail (printf "tls.auto.certificateLife: %s is not from 15s to 19800h" $tls.auto.certificateLife) }}
 {{- end }}
 {{- range $where, $annotations := dict "controller.podAnnotations" .Values.controller.podAnnotations "node.podAnnotations" .Values.node.podAnnotations }}
 {{- range $key, $_ := $annotations }}

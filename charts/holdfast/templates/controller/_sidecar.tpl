@@ -13,6 +13,8 @@ is its alone, and an image whose entry point is the sidecar.
     - --csi-address=/csi/csi.sock
     - --http-endpoint=:{{ .port }}
     - --timeout={{ $values.timeout }}
+    - --kube-api-qps={{ .root.Values.sidecars.kubeApi.qps }}
+    - --kube-api-burst={{ int .root.Values.sidecars.kubeApi.burst }}
     - --leader-election
     - --leader-election-namespace=$(NAMESPACE)
     - --leader-election-lease-duration={{ $election.leaseDuration }}
