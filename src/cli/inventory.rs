@@ -14,7 +14,7 @@ use holdfast::pool::file::FilePool;
 use holdfast::types::ObjectUuid;
 
 use super::PoolArguments;
-use super::cluster::{Asked, ControllerArguments};
+use super::asked::{Asked, ControllerArguments};
 use super::output::Format;
 
 /// Arguments of every command that looks.

@@ -1,5 +1,6 @@
 //! The command line: one file a command. Errors that keep a command from beginning are one line and exit code 2.
 
+mod asked;
 mod auto;
 mod ca;
 mod cluster;

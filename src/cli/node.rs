@@ -13,7 +13,7 @@ use holdfast::home::{Home, LocalHome};
 use holdfast::os::Os;
 use holdfast::registry::{Card, Controllers, Reporter};
 use holdfast::route::{Directory, Heartbeat, Router};
-use holdfast::telemetry::{Metrics, PoolWatch};
+use holdfast::telemetry::Metrics;
 use holdfast::tls::{Credentials, Role};
 use holdfast::types::PoolId;
 use tokio::sync::watch;
@@ -88,13 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop) -> Result<ExitCode> {
     let metrics = Metrics::new(os.activity().clone());
     let served = Arc::new(OnceLock::<Arc<Router>>::new());
-    let (figures, extents) = (Arc::clone(&served), Arc::clone(&served));
-    let (looking, configs) = (os.clone(), config.pools.clone());
-    let pools = PoolWatch::new(
-        move || figures.get().map_or_else(|| Ok(Vec::new()), |router| router.figures()),
-        move || extents.get().map_or_else(|| Ok(Vec::new()), |router| router.extents()),
-        move || doctor::counted(&looking, &configs),
-    );
+    let pools = serving::watch(&served, &os, &config.pools);
     let health = serving::health(config.serving.metrics, &metrics, &pools).await?;
     let card = Card::open(&os, &config.state)?;
     let credentials = credentials(&config, &os, &metrics).await?;

@@ -118,3 +118,25 @@ impl Paint {
         self.wrap("2", text)
     }
 }
+
+/// Seconds as a person says them, in the largest unit that fits.
+pub(crate) fn age(seconds: i64) -> String {
+    match seconds.max(0) {
+        s @ 0..120 => format!("{s}s"),
+        s @ 120..7200 => format!("{}m", s / 60),
+        s @ 7200..172_800 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_said_in_the_largest_unit_that_fits() {
+        for (seconds, said) in [(-5, "0s"), (90, "90s"), (180, "3m"), (7200, "2h"), (200_000, "2d")] {
+            assert_eq!(age(seconds), said);
+        }
+    }
+}

@@ -10,8 +10,8 @@ use holdfast::pool::{Ability, Cloning, PoolKind, PoolSpec};
 use holdfast::types::{Bytes, NodeId, PoolId};
 use serde::Serialize;
 
+use super::asked::ControllerArguments;
 use super::cluster;
-use super::cluster::ControllerArguments;
 use super::inventory::{LookArguments, PoolView};
 use super::output::{Columns, Format, document, say};
 

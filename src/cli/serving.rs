@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,6 +12,7 @@ use holdfast::kubelet::{Registrar, Registration};
 use holdfast::node::Node;
 use holdfast::os::Os;
 use holdfast::pool::{self, Cloning, Pool};
+use holdfast::route::Router;
 use holdfast::telemetry::{Http, Metrics, PoolWatch};
 use holdfast::tls::{CONNECTION_AGE, Credentials, Incoming, Role};
 use holdfast::types::{Error, Kind, NodeId};
@@ -21,6 +22,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tracing::error;
 
 use super::daemon::Stop;
+use super::doctor;
 
 /// How often a connection's other side is asked whether it is still there, and how long it may take to say so: a machine
 /// that lost its power says nothing.
@@ -69,6 +71,17 @@ fn in_words(pool: &dyn Pool) -> Result<String> {
         "{} ({} in {}, {cloning}, {} of {} free{quarantined})",
         identity.name, identity.kind, identity.place, room.available, room.total
     ))
+}
+
+/// What this node's own pools say of themselves: nothing until the router is there.
+pub(crate) fn watch(served: &Arc<OnceLock<Arc<Router>>>, os: &Os, pools: &[PoolConfig]) -> PoolWatch {
+    let (figures, extents) = (Arc::clone(served), Arc::clone(served));
+    let (os, pools) = (os.clone(), pools.to_vec());
+    PoolWatch::new(
+        move || figures.get().map_or_else(|| Ok(Vec::new()), |router| router.figures()),
+        move || extents.get().map_or_else(|| Ok(Vec::new()), |router| router.extents()),
+        move || doctor::counted(&os, &pools),
+    )
 }
 
 /// Metrics and health, bound, or nothing where none are wanted.

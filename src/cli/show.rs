@@ -13,7 +13,7 @@ use holdfast::types::{Bytes, FsType, VolumeId, VolumeMode};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::cluster::Asked;
+use super::asked::Asked;
 use super::inventory::{LookArguments, PoolView};
 use super::output::{Format, document};
 

@@ -10,14 +10,13 @@ use holdfast::csi::{ServeConfig, ServeController, ThisNode, serve};
 use holdfast::home::Home;
 use holdfast::os::Os;
 use holdfast::route::{Directory, NO_FABRIC, Router};
-use holdfast::telemetry::{Metrics, PoolWatch};
-use tokio::sync::watch;
+use holdfast::telemetry::Metrics;
+use tokio::sync::watch::Sender;
 use tracing::info;
 
 use super::PoolArguments;
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop};
-use super::doctor;
-use super::serving::{Opened, Registering, health, open};
+use super::serving::{Opened, Registering, health, open, watch};
 
 /// Flags of `holdfast standalone`.
 #[derive(Args, Clone, Debug)]
@@ -53,16 +52,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     daemon::run(&serving, check, |os, stop, stopped| live(config, os, stop, stopped))
 }
 
-async fn live(config: Config, os: Os, stop: watch::Sender<()>, stopped: Stop) -> Result<ExitCode> {
+async fn live(config: Config, os: Os, stop: Sender<()>, stopped: Stop) -> Result<ExitCode> {
     let metrics = Metrics::new(os.activity().clone());
     let served = Arc::new(OnceLock::<Arc<Router>>::new());
-    let (figures, extents) = (Arc::clone(&served), Arc::clone(&served));
-    let (looking, configs) = (os.clone(), config.pools.clone());
-    let pools = PoolWatch::new(
-        move || figures.get().map_or_else(|| Ok(Vec::new()), |router| router.figures()),
-        move || extents.get().map_or_else(|| Ok(Vec::new()), |router| router.extents()),
-        move || doctor::counted(&looking, &configs),
-    );
+    let pools = watch(&served, &os, &config.pools);
     // Everything that can refuse comes before the first line of the log.
     let health = health(config.serving.metrics, &metrics, &pools).await?;
     let id = config.node;

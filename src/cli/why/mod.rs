@@ -22,7 +22,7 @@ use serde::Serialize;
 use self::facts::{Facts, Found};
 use self::gather::Gatherer;
 use self::rules::{Explanation, explain};
-use super::cluster::ControllerArguments;
+use super::asked::ControllerArguments;
 use super::output::{Columns, Format, Paint, complain, document, say};
 
 /// Flags of `holdfast why`.

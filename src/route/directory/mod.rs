@@ -5,6 +5,11 @@
 //! started learns of homes that are silent now. Nothing here is written to a disk, and nothing is concluded from
 //! silence: a pool that nobody serves still has its volumes.
 
+mod absence;
+mod heartbeat;
+
+pub use heartbeat::{Entry, Heartbeat, Rhythm, Seen, Silence};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,45 +17,12 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use self::absence::{nobody, quarantined, silent};
 use super::placement::{NO_FABRIC, Seat, Segments};
-use crate::home::{Health, Home, PoolHealth, PoolReport};
+use crate::home::{Health, Home, PoolReport};
 use crate::os::{Stopwatch, Timestamp};
 use crate::telemetry::{HomeFigures, HomeState};
 use crate::types::{Error, Kind, NodeId, PoolId, PoolName, Result};
-
-/// A node's heartbeat.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Heartbeat {
-    /// Who.
-    pub node: NodeId,
-    /// The boot of its machine.
-    pub boot_id: String,
-    /// Its release.
-    pub version: String,
-    /// Where its home is dialled, `HOST:PORT`.
-    pub endpoint: String,
-    /// The storage network it is on; [`NO_FABRIC`] without one.
-    pub fabric: String,
-    /// What it has.
-    pub pools: Vec<PoolHealth>,
-    /// What it was told before.
-    pub known: Vec<Entry>,
-}
-
-/// One line of the directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The pool.
-    pub pool: PoolId,
-    /// What people call it.
-    pub name: PoolName,
-    /// The node that served it last.
-    pub node: NodeId,
-    /// Where that was dialled.
-    pub endpoint: String,
-    /// When a controller last heard so.
-    pub heard: Timestamp,
-}
 
 /// What a human declared lost: a node with all its pools, or one pool.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,59 +41,8 @@ pub enum Answering {
     Nobody,
 }
 
-/// A node as people are shown it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Its last heartbeat; `known` is empty.
-    pub heartbeat: Heartbeat,
-    /// When that was.
-    pub heard: Timestamp,
-    /// Whether it is too long ago for calls to be sent there.
-    pub silence: Silence,
-}
-
-/// Whether a node is heard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Silence {
-    /// It is.
-    Heard,
-    /// It is not.
-    Silent,
-}
-
 /// How a home is dialled: the node that must answer, and where.
 pub type Dial = Box<dyn Fn(&NodeId, &str) -> Result<Arc<dyn Home>> + Send + Sync>;
-
-/// How often nodes are heard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rhythm {
-    /// Time between two heartbeats of a node.
-    pub interval: Duration,
-}
-
-impl Default for Rhythm {
-    fn default() -> Self {
-        Self { interval: Duration::from_secs(5) }
-    }
-}
-
-impl Rhythm {
-    /// Not heard for so long, a node is silent.
-    fn patience(self) -> Duration {
-        self.interval * 3
-    }
-
-    /// Figures older than this are not capacity.
-    fn fresh(self) -> Duration {
-        self.interval * 6
-    }
-
-    /// A controller that just started waits so long for the nodes to be heard.
-    #[must_use]
-    pub fn settling(self) -> Duration {
-        self.interval * 2
-    }
-}
 
 /// The homes there are and the nodes that are known.
 pub struct Directory {
@@ -513,64 +434,6 @@ impl Directory {
         }
     }
 
-    /// What keeps a known pool from being served, if anything does and it is not lost.
-    fn unserved(&self, state: &State, pool: PoolId, entry: Option<&Entry>) -> Option<Error> {
-        let serving: Vec<_> = self.serving_pool(state, pool);
-        if let [(one, _), (other, _), ..] = serving.as_slice() {
-            return Some(Error::new(
-                Kind::Unavailable,
-                format!(
-                    "nodes {one} and {other} both say that they serve pool {pool}: one of them has a copy of its disks; stop one of the two"
-                ),
-            ));
-        }
-        if let [(node, member)] = serving.as_slice() {
-            let since = self.silence(member)?;
-            return (!self.is_lost(pool, node)).then(|| silent(node, since));
-        }
-        let entry = entry?;
-        if self.is_lost(pool, &entry.node) {
-            return None;
-        }
-        if quarantined(state, pool, entry) {
-            return Some(Error::new(
-                Kind::Unavailable,
-                format!(
-                    "pool {pool} ({}) on node {} is in quarantine since it was declared lost; look at it and readmit it: holdfast pools readmit {pool}",
-                    entry.name, entry.node
-                ),
-            ));
-        }
-        Some(match state.members.get(&entry.node) {
-            Some(_) => Error::new(
-                Kind::Unavailable,
-                format!(
-                    "node {} does not serve pool {pool} ({}) any more, and no other node does; give it its disks back, or if they are gone for good name the pool in lostHomes",
-                    entry.node, entry.name
-                ),
-            ),
-            None => Error::new(
-                Kind::Unavailable,
-                format!(
-                    "node {}, the home of pool {pool} ({}), has not been heard since this controller started, and was last heard {} s ago; start it, or if it never returns name it in lostHomes",
-                    entry.node,
-                    entry.name,
-                    entry.heard.age().as_secs()
-                ),
-            ),
-        })
-    }
-
-    /// Why something that exists may not be told of: silent nodes and missing pools, a sentence each.
-    #[must_use]
-    pub fn unheard(&self) -> Vec<String> {
-        let state = self.read();
-        let silent_nodes = state.members.iter().filter_map(|(node, member)| Some(silent(node, self.silence(member)?)));
-        let missing = state.known.iter().filter(|(pool, _)| !state.members.values().any(|m| m.pools.contains(pool)));
-        let missing = missing.filter_map(|(pool, entry)| self.unserved(&state, *pool, Some(entry)));
-        silent_nodes.chain(missing).map(|error| error.to_string()).collect()
-    }
-
     /// The home that has a pool, served or in quarantine.
     ///
     /// # Errors
@@ -599,42 +462,4 @@ impl Directory {
         });
         seen.collect()
     }
-
-    /// Pools that are known and not served now, lost ones among them.
-    #[must_use]
-    pub fn missing(&self) -> Vec<Entry> {
-        let state = self.read();
-        let served = |pool: &PoolId| {
-            state.members.values().any(|member| member.pools.contains(pool) && self.silence(member).is_none())
-        };
-        state.known.values().filter(|entry| !served(&entry.pool)).cloned().collect()
-    }
-}
-
-/// Whether the node that had a pool last keeps it out of use.
-fn quarantined(state: &State, pool: PoolId, entry: &Entry) -> bool {
-    let last = state.members.get(&entry.node).and_then(|member| member.last.as_ref());
-    last.is_some_and(|last| {
-        let of_pool = last.heartbeat.pools.iter().find(|known| known.id == pool);
-        of_pool.is_some_and(|pool| matches!(pool.health, Health::Quarantined(_)))
-    })
-}
-
-fn silent(node: &NodeId, since: Duration) -> Error {
-    Error::new(
-        Kind::Unavailable,
-        format!(
-            "node {node} has not been heard for {} s; wait for it, look whether holdfast runs there, or if it never returns name it in lostHomes",
-            since.as_secs()
-        ),
-    )
-}
-
-fn nobody(pool: PoolId) -> Error {
-    Error::new(
-        Kind::Unavailable,
-        format!(
-            "pool {pool} is served by no node now: start its node; if its disks were moved, start holdfast where they are: it says what to change"
-        ),
-    )
 }

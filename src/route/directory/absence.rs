@@ -1,0 +1,105 @@
+//! What is not there: silent nodes, pools that nobody serves, and why, in words that name the next step.
+
+use std::time::Duration;
+
+use super::{Directory, Entry, State};
+use crate::home::Health;
+use crate::types::{Error, Kind, NodeId, PoolId};
+
+impl Directory {
+    /// What keeps a known pool from being served, if anything does and it is not lost.
+    pub(super) fn unserved(&self, state: &State, pool: PoolId, entry: Option<&Entry>) -> Option<Error> {
+        let serving: Vec<_> = self.serving_pool(state, pool);
+        if let [(one, _), (other, _), ..] = serving.as_slice() {
+            return Some(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "nodes {one} and {other} both say that they serve pool {pool}: one of them has a copy of its disks; stop one of the two"
+                ),
+            ));
+        }
+        if let [(node, member)] = serving.as_slice() {
+            let since = self.silence(member)?;
+            return (!self.is_lost(pool, node)).then(|| silent(node, since));
+        }
+        let entry = entry?;
+        if self.is_lost(pool, &entry.node) {
+            return None;
+        }
+        if quarantined(state, pool, entry) {
+            return Some(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "pool {pool} ({}) on node {} is in quarantine since it was declared lost; look at it and readmit it: holdfast pools readmit {pool}",
+                    entry.name, entry.node
+                ),
+            ));
+        }
+        Some(match state.members.get(&entry.node) {
+            Some(_) => Error::new(
+                Kind::Unavailable,
+                format!(
+                    "node {} does not serve pool {pool} ({}) any more, and no other node does; give it its disks back, or if they are gone for good name the pool in lostHomes",
+                    entry.node, entry.name
+                ),
+            ),
+            None => Error::new(
+                Kind::Unavailable,
+                format!(
+                    "node {}, the home of pool {pool} ({}), has not been heard since this controller started, and was last heard {} s ago; start it, or if it never returns name it in lostHomes",
+                    entry.node,
+                    entry.name,
+                    entry.heard.age().as_secs()
+                ),
+            ),
+        })
+    }
+
+    /// Why something that exists may not be told of: silent nodes and missing pools, a sentence each.
+    #[must_use]
+    pub fn unheard(&self) -> Vec<String> {
+        let state = self.read();
+        let silent_nodes = state.members.iter().filter_map(|(node, member)| Some(silent(node, self.silence(member)?)));
+        let missing = state.known.iter().filter(|(pool, _)| !state.members.values().any(|m| m.pools.contains(pool)));
+        let missing = missing.filter_map(|(pool, entry)| self.unserved(&state, *pool, Some(entry)));
+        silent_nodes.chain(missing).map(|error| error.to_string()).collect()
+    }
+
+    /// Pools that are known and not served now, lost ones among them.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Entry> {
+        let state = self.read();
+        let served = |pool: &PoolId| {
+            state.members.values().any(|member| member.pools.contains(pool) && self.silence(member).is_none())
+        };
+        state.known.values().filter(|entry| !served(&entry.pool)).cloned().collect()
+    }
+}
+
+/// Whether the node that had a pool last keeps it out of use.
+pub(super) fn quarantined(state: &State, pool: PoolId, entry: &Entry) -> bool {
+    let last = state.members.get(&entry.node).and_then(|member| member.last.as_ref());
+    last.is_some_and(|last| {
+        let of_pool = last.heartbeat.pools.iter().find(|known| known.id == pool);
+        of_pool.is_some_and(|pool| matches!(pool.health, Health::Quarantined(_)))
+    })
+}
+
+pub(super) fn silent(node: &NodeId, since: Duration) -> Error {
+    Error::new(
+        Kind::Unavailable,
+        format!(
+            "node {node} has not been heard for {} s; wait for it, look whether holdfast runs there, or if it never returns name it in lostHomes",
+            since.as_secs()
+        ),
+    )
+}
+
+pub(super) fn nobody(pool: PoolId) -> Error {
+    Error::new(
+        Kind::Unavailable,
+        format!(
+            "pool {pool} is served by no node now: start its node; if its disks were moved, start holdfast where they are: it says what to change"
+        ),
+    )
+}
