@@ -1,0 +1,217 @@
+//! A claim without a volume, its class, and what it is filled from.
+
+use holdfast::csi::DRIVER_NAME;
+use holdfast::home::Health;
+use holdfast::route::{NODE_KEY, Silence};
+use holdfast::types::Bytes;
+
+use super::super::facts::Found;
+use super::super::objects::{Capacity, Claim, Class, bytes};
+use super::{Case, drivers_words};
+
+/// Marks the class of claims that name none.
+const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
+/// The node the scheduler chose for a claim's volume.
+const SELECTED: &str = "volume.kubernetes.io/selected-node";
+
+impl<'a> Case<'a> {
+    /// The class, and what is wrong with it for a claim that is not bound.
+    pub(super) fn class(&mut self, claim: &Claim) -> Option<&'a Class> {
+        let facts = self.facts;
+        let classes = facts.classes.as_ref()?;
+        let named = match claim.spec.storage_class_name.as_deref() {
+            Some("") => {
+                self.link("class", "\"\"", "none: only volumes made beforehand");
+                return None;
+            }
+            Some(name) => classes.iter().find(|class| class.metadata.name == name),
+            None => classes
+                .iter()
+                .find(|class| class.metadata.annotations.get(DEFAULT_CLASS).is_some_and(|is| is == "true")),
+        };
+        let is_open = claim.status.phase != "Bound";
+        match (named, claim.spec.storage_class_name.as_deref()) {
+            (Some(class), _) => {
+                let pool =
+                    class.parameters.get("pool").map_or("the default pool".to_owned(), |pool| format!("pool {pool}"));
+                self.link(
+                    "class",
+                    &class.metadata.name,
+                    format!("{}, {}, {pool}", class.provisioner, class.volume_binding_mode),
+                );
+            }
+            (None, Some(name)) if is_open => {
+                let known: Vec<_> = classes.iter().map(|class| class.metadata.name.as_str()).collect();
+                let waits_for = format!("StorageClass {name}, which does not exist; there are [{}]", known.join(", "));
+                let next = "make that class, or delete the claim and name another: kubectl get storageclass";
+                self.found("class-not-found", self.claim_name(), waits_for, &claim.metadata.creation_timestamp, next);
+            }
+            (None, None) if is_open => {
+                let next = format!(
+                    "name a class in the claim, or make one the default: kubectl annotate storageclass NAME {DEFAULT_CLASS}=true"
+                );
+                let waits_for = "a class: it names none, and no StorageClass is the default";
+                self.found("no-default-class", self.claim_name(), waits_for, &claim.metadata.creation_timestamp, next);
+            }
+            (None, _) => {}
+        }
+        named
+    }
+
+    pub(super) fn deleting(&mut self, claim: &Claim) {
+        let since = &claim.metadata.deletion_timestamp;
+        if since.is_empty() {
+            return;
+        }
+        let users: Vec<_> = self.pods().iter().map(|pod| pod.metadata.name.clone()).collect();
+        if !users.is_empty() {
+            let next = format!("kubectl -n {} delete pod {}", self.facts.namespace, users.join(" "));
+            let waits_for = format!("pod {} to end: it is being deleted and still used", users.join(", "));
+            self.found("claim-in-use", self.claim_name(), waits_for, since, next);
+        }
+    }
+
+    /// A claim without a volume.
+    pub(super) fn pending(&mut self, claim: &Claim, class: Option<&Class>) {
+        let since = claim.metadata.creation_timestamp.as_str();
+        if let Some(released) = self.facts.released.as_ref().and_then(|all| all.first()) {
+            let name = &released.metadata.name;
+            self.link("volume", name, "Released: kept after its claim was deleted");
+            let waits_for =
+                format!("PersistentVolume {name}, which is kept (Retain) for the claim of this name that was deleted");
+            let next = format!(
+                "to use it again: kubectl patch pv {name} --type merge -p '{{\"spec\":{{\"claimRef\":{{\"uid\":null,\"resourceVersion\":null}}}}}}', and name it in the claim (spec.volumeName)"
+            );
+            self.found("released", self.claim_name(), waits_for, since, next);
+        }
+        let Some(class) = class else { return };
+        if class.provisioner != DRIVER_NAME {
+            let waits_for = format!("the driver {}, which is not this one", class.provisioner);
+            let next = self.describe("pvc", &self.facts.name);
+            return self.found("other-driver", self.claim_name(), waits_for, since, next);
+        }
+        if self.source(claim) {
+            return;
+        }
+        let size = claim.spec.resources.requests.get("storage").cloned().unwrap_or_default();
+        let failed = self.event("PersistentVolumeClaim", &self.facts.name, &["ProvisioningFailed"]).cloned();
+        let is_late = class.volume_binding_mode == "WaitForFirstConsumer";
+        let selected = claim.metadata.annotations.get(SELECTED).cloned();
+        let full = self.full(class, &size);
+        if let (Some(full), true) =
+            (&full, is_late && selected.is_none() && !self.pods().is_empty() || failed.is_some())
+        {
+            let next = "holdfast pools (what is full), then delete volumes or snapshots, grow the pool's filesystem, or add a node";
+            self.found("no-room", self.claim_name(), full.clone(), since, next);
+        }
+        if let Some(failed) = failed {
+            let waits_for = format!("its volume; the driver says: {}", drivers_words(&failed.message));
+            let next = self.describe("pvc", &self.facts.name);
+            return self.found("provisioning-failed", self.claim_name(), waits_for, failed.began(), next);
+        }
+        if is_late && selected.is_none() {
+            let pods = self.pods();
+            let Some(pod) = pods.first() else {
+                if self.facts.pods.is_some() {
+                    let waits_for = "a pod that uses it: its class binds at the first consumer";
+                    let next = "start the pod; nothing is wrong with the claim";
+                    self.found("no-consumer", self.claim_name(), waits_for, since, next);
+                }
+                return;
+            };
+            let (pod, full) = ((*pod).clone(), full.is_some());
+            if !full {
+                self.unschedulable(&pod, None);
+            }
+            return;
+        }
+        if self.is_overdue(since) && self.findings.is_empty() {
+            let node = selected.map_or(String::new(), |node| format!(" on node {node}"));
+            let waits_for = format!("the provisioner to make a volume of {size}{node}; it has said nothing yet");
+            let next = "kubectl get pods -A -l app.kubernetes.io/name=holdfast, then kubectl logs of the controller's container provisioner";
+            self.found("provisioner-silent", self.claim_name(), waits_for, since, next);
+        }
+    }
+
+    /// What the claim is filled from; whether that is what it waits for.
+    fn source(&mut self, claim: &Claim) -> bool {
+        let Some(source) = claim.spec.data_source.as_ref().filter(|source| source.kind == "VolumeSnapshot") else {
+            return false;
+        };
+        let name = format!("snapshot {}/{}", self.facts.namespace, source.name);
+        match &self.facts.snapshot {
+            Found::Unknown => false,
+            Found::No => {
+                let next = format!("kubectl -n {} get volumesnapshot", self.facts.namespace);
+                let waits_for = format!("{name}, which does not exist");
+                self.found(
+                    "snapshot-not-found",
+                    self.claim_name(),
+                    waits_for,
+                    &claim.metadata.creation_timestamp,
+                    next,
+                );
+                true
+            }
+            Found::Yes(snapshot) if snapshot.status.ready_to_use => {
+                self.link("source", name, "ready");
+                false
+            }
+            Found::Yes(snapshot) => {
+                let why = match &snapshot.status.error {
+                    Some(error) => format!("; the driver says: {}", drivers_words(&error.message)),
+                    None => " yet".to_owned(),
+                };
+                self.link("source", &name, "not ready");
+                let next = self.describe("volumesnapshot", &source.name);
+                let waits_for = format!("{name}, which is not ready{why}");
+                self.found(
+                    "snapshot-not-ready",
+                    self.claim_name(),
+                    waits_for,
+                    &snapshot.metadata.creation_timestamp,
+                    next,
+                );
+                true
+            }
+        }
+    }
+
+    /// Each place with what it has room for, where none has room for this size.
+    fn full(&self, class: &Class, size: &str) -> Option<String> {
+        let wanted = bytes(size)?;
+        let from_objects = self.facts.capacities.as_ref().map(|all| {
+            let of_class = all.iter().filter(|one| one.storage_class_name == class.metadata.name);
+            let place = |one: &Capacity| {
+                let largest = if one.maximum_volume_size.is_empty() { &one.capacity } else { &one.maximum_volume_size };
+                let node = one.node_topology.match_labels.get(NODE_KEY).cloned().unwrap_or_default();
+                (node, bytes(largest).unwrap_or(0).min(bytes(&one.capacity).unwrap_or(u64::MAX)))
+            };
+            of_class.map(place).collect::<Vec<_>>()
+        });
+        let from_controller = || {
+            self.facts.homes.as_ref().map(|homes| {
+                let wants = class.parameters.get("pool");
+                let figures = homes.nodes.iter().filter(|node| node.silence == Silence::Heard).flat_map(|node| {
+                    let served = node.pools.iter().filter_map(|pool| match &pool.health {
+                        Health::Served(report) if wants.is_none_or(|wants| *wants == pool.name.as_str()) => {
+                            Some(report.available.get())
+                        }
+                        _ => None,
+                    });
+                    served.map(|available| (node.node.to_string(), available)).collect::<Vec<_>>()
+                });
+                figures.collect::<Vec<_>>()
+            })
+        };
+        let places = match from_objects {
+            Some(places) if !places.is_empty() => places,
+            _ => from_controller().filter(|places| !places.is_empty())?,
+        };
+        if places.iter().any(|(_, room)| *room >= wanted) {
+            return None;
+        }
+        let said: Vec<_> = places.iter().map(|(node, room)| format!("{node} has {}", Bytes::new(*room))).collect();
+        Some(format!("room for {size} on any node: {}", said.join(", ")))
+    }
+}

@@ -1,0 +1,117 @@
+//! Pods that wait for a node or for their volume on it.
+
+use holdfast::csi::DRIVER_NAME;
+
+use super::super::objects::{Claim, Pod, Volume};
+use super::{Case, drivers_words};
+
+impl Case<'_> {
+    /// A pod without a node.
+    pub(super) fn unschedulable(&mut self, pod: &Pod, volume_on: Option<&str>) {
+        let object = format!("pod {}/{}", self.facts.namespace, pod.metadata.name);
+        let next = self.describe("pod", &pod.metadata.name);
+        let scheduled = pod.status.conditions.iter().find(|one| one.r#type == "PodScheduled" && one.status == "False");
+        let Some(scheduled) = scheduled else {
+            if self.is_overdue(&pod.metadata.creation_timestamp) {
+                self.found(
+                    "no-scheduler",
+                    object,
+                    "the scheduler, which has not looked at it",
+                    &pod.metadata.creation_timestamp,
+                    next,
+                );
+            }
+            return;
+        };
+        let tied = volume_on.map_or(String::new(), |node| format!(" (its volume is on node {node})"));
+        let waits_for = format!("a node{tied}; the scheduler says: {}", scheduled.message);
+        self.found("unschedulable", object, waits_for, &scheduled.last_transition_time, next);
+    }
+
+    /// A pod that has its volume's claim bound and is not ready.
+    pub(super) fn waiting(&mut self, claim: &Claim, volume: &Volume, pod: &Pod, home: Option<&str>) {
+        let facts = self.facts;
+        let object = format!("pod {}/{}", facts.namespace, pod.metadata.name);
+        let others: Vec<_> =
+            self.pods().into_iter().filter(|other| other.metadata.name != pod.metadata.name).cloned().collect();
+        let node = pod.spec.node_name.as_str();
+        if claim.spec.access_modes.iter().any(|mode| mode == "ReadWriteOncePod")
+            && let Some(other) = others.iter().find(|other| !other.spec.node_name.is_empty())
+        {
+            let waits_for = format!("pod {} to end: the claim is ReadWriteOncePod", other.metadata.name);
+            let next = format!(
+                "kubectl -n {} delete pod {}, or use another access mode",
+                facts.namespace, other.metadata.name
+            );
+            return self.found("one-pod-only", object, waits_for, &pod.metadata.creation_timestamp, next);
+        }
+        if node.is_empty() {
+            if let Some(home) = home {
+                self.node_trouble(&object, home);
+            }
+            return self.unschedulable(pod, home);
+        }
+        // Cordoned or not: it is there already.
+        self.node_not_ready(&object, node);
+        if let Some(csi_nodes) = &facts.csi_nodes {
+            let here = csi_nodes.iter().find(|one| one.metadata.name == node);
+            let has = here.is_some_and(|one| one.spec.drivers.iter().any(|driver| driver.name == DRIVER_NAME));
+            if !has {
+                let waits_for = format!("the driver on node {node}: it is not registered in CSINode {node}");
+                let next = format!(
+                    "kubectl get pods -A -l app.kubernetes.io/name=holdfast --field-selector spec.nodeName={node}, then its logs"
+                );
+                self.found("not-registered", object.clone(), waits_for, &pod.metadata.creation_timestamp, next);
+            }
+        }
+        self.attaching(&object, volume, pod);
+        // Kubelet's sum of all volumes, said now and then, has nobody's words; other volumes are not the driver's.
+        let of_volume = |message: &str| {
+            message.contains(&volume.metadata.name) && !message.starts_with("Unable to attach or mount volumes")
+        };
+        let failed = self.event_that("Pod", &pod.metadata.name, &["FailedMount", "FailedMapVolume"], of_volume);
+        if let Some(event) = failed.cloned() {
+            let waits_for =
+                format!("its volume to be mounted on node {node}; the driver says: {}", drivers_words(&event.message));
+            let next =
+                format!("{}; kubectl logs of the driver on node {node}", self.describe("pod", &pod.metadata.name));
+            self.found("mount-failed", object.clone(), waits_for, event.began(), next);
+        }
+        if self.findings.is_empty() && self.is_overdue(&pod.metadata.creation_timestamp) {
+            let waits_for = format!(
+                "something that is not its volume, as far as can be seen; it is {} on node {node}",
+                pod.status.phase
+            );
+            self.found(
+                "pod-not-ready",
+                object,
+                waits_for,
+                &pod.metadata.creation_timestamp,
+                self.describe("pod", &pod.metadata.name),
+            );
+        }
+    }
+
+    /// A node that takes no pods.
+    fn node_trouble(&mut self, object: &str, name: &str) {
+        let mut nodes = self.facts.nodes.iter().flatten();
+        let cordoned = nodes.any(|node| node.metadata.name == name && node.spec.unschedulable);
+        if !self.node_not_ready(object, name) && cordoned {
+            let next = format!("kubectl uncordon {name}");
+            self.found("node-cordoned", object, format!("node {name}, which is cordoned"), "", next);
+        }
+    }
+
+    /// A node that runs no pods; whether that was found.
+    fn node_not_ready(&mut self, object: &str, name: &str) -> bool {
+        let Some(node) = self.facts.nodes.iter().flatten().find(|node| node.metadata.name == name) else {
+            return false;
+        };
+        let ready = node.status.conditions.iter().find(|one| one.r#type == "Ready");
+        let Some(ready) = ready.filter(|ready| ready.status != "True") else { return false };
+        let waits_for = format!("node {name}, which is not ready: {}", ready.message);
+        let next = format!("kubectl describe node {name}");
+        self.found("node-not-ready", object, waits_for, &ready.last_transition_time, next);
+        true
+    }
+}

@@ -1,0 +1,149 @@
+//! A claim with its volume: the pool and node of it, and its growth.
+
+use holdfast::csi::DRIVER_NAME;
+use holdfast::home::Health;
+use holdfast::registry::{NodeRow, Nodes};
+use holdfast::route::Silence;
+use holdfast::types::{PoolId, VolumeId};
+
+use super::super::ago;
+use super::super::facts::Found;
+use super::super::objects::{Claim, Volume, bytes};
+use super::{Case, Finding, drivers_words};
+
+impl Case<'_> {
+    /// A claim with its volume.
+    pub(super) fn bound(&mut self, claim: &Claim) {
+        let facts = self.facts;
+        let name = &claim.spec.volume_name;
+        let volume = match &facts.volume {
+            Found::Yes(volume) => volume,
+            Found::No => {
+                let next = format!("kubectl get pv {name}");
+                return self.found(
+                    "lost",
+                    self.claim_name(),
+                    format!("PersistentVolume {name}, which is gone"),
+                    "",
+                    next,
+                );
+            }
+            Found::Unknown => return,
+        };
+        let handle = volume.spec.csi.as_ref().map_or("", |csi| csi.volume_handle.as_str());
+        self.link("volume", name, format!("{}, handle {handle}", volume.status.phase));
+        if volume.spec.csi.as_ref().is_none_or(|csi| csi.driver != DRIVER_NAME) {
+            let waits_for = "nothing of Holdfast's: its volume is of another driver";
+            let next = format!("kubectl describe pv {name}");
+            return self.found("other-driver", self.claim_name(), waits_for, "", next);
+        }
+        let home = self.home(volume);
+        self.growing(claim);
+        for pod in self.pods() {
+            let ready = pod.status.conditions.iter().any(|one| one.r#type == "Ready" && one.status == "True");
+            if !ready {
+                self.waiting(claim, volume, pod, home.as_deref());
+            }
+        }
+    }
+
+    /// The volume's pool and node, as the controller knows them.
+    fn home(&mut self, volume: &Volume) -> Option<String> {
+        let homes: &Nodes = self.facts.homes.as_ref()?;
+        let handle = volume.spec.csi.as_ref()?.volume_handle.as_str();
+        let id: VolumeId = handle.parse().ok()?;
+        let pool: PoolId = id.pool;
+        let object = format!("volume {}", volume.metadata.name);
+        let has = |node: &&NodeRow| node.pools.iter().any(|one| one.id == pool);
+        let having: Vec<&NodeRow> = homes.nodes.iter().filter(has).collect();
+        let node = having.iter().find(|node| node.silence == Silence::Heard).or(having.first()).copied();
+        let Some(node) = node else {
+            let entry = homes.missing.iter().find(|entry| entry.pool == pool);
+            let (name, last) = entry.map_or((pool.to_string(), String::new()), |entry| {
+                (entry.name.to_string(), format!("; node {} did {} ago", entry.node, ago(entry.heard.age().as_secs())))
+            });
+            self.link("pool", name, "served by no node");
+            let next = "holdfast doctor; start the node that has the pool's disks";
+            self.found("pool-not-served", object, format!("pool {pool}, which no node serves{last}"), "", next);
+            return entry.map(|entry| entry.node.to_string());
+        };
+        let heard = node.heard.age().as_secs();
+        let known = node.pools.iter().find(|one| one.id == pool)?;
+        let (state, wrong) = match (&known.health, node.silence) {
+            (_, Silence::Silent) => (
+                format!("not heard for {}", ago(heard)),
+                Some((
+                    "home-silent",
+                    format!("node {}, its home, which has not been heard for {}", node.node, ago(heard)),
+                    format!(
+                        "kubectl get node {0}; kubectl get pods -A -l app.kubernetes.io/name=holdfast --field-selector spec.nodeName={0}",
+                        node.node
+                    ),
+                )),
+            ),
+            (Health::Failing(why), _) => (
+                format!("failing: {why}"),
+                Some((
+                    "pool-failing",
+                    format!("pool {} on node {}, which cannot be read: {why}", known.name, node.node),
+                    "holdfast doctor; dmesg on that node".to_owned(),
+                )),
+            ),
+            (Health::Quarantined(_), _) => (
+                "in quarantine".to_owned(),
+                Some((
+                    "pool-quarantined",
+                    format!(
+                        "pool {} on node {} to be readmitted: it was declared lost and came back",
+                        known.name, node.node
+                    ),
+                    format!("holdfast pools readmit {pool}"),
+                )),
+            ),
+            (Health::Served(report), Silence::Heard) => {
+                (format!("served, {} free for volumes", report.available), None)
+            }
+        };
+        self.link(
+            "pool",
+            format!("{} on node {}", known.name, node.node),
+            format!("{state}, heard {} ago", ago(heard)),
+        );
+        if let Some((rule, waits_for, next)) = wrong {
+            let since = i64::try_from(heard).ok().filter(|_| rule == "home-silent").map(|heard| self.now - heard);
+            self.findings.push(Finding { rule, object, waits_for, since, next });
+        }
+        Some(node.node.to_string())
+    }
+
+    fn growing(&mut self, claim: &Claim) {
+        let (wanted, has) = (claim.spec.resources.requests.get("storage"), claim.status.capacity.get("storage"));
+        let (Some(wanted), Some(has)) = (wanted, has) else { return };
+        if bytes(wanted) <= bytes(has) {
+            return;
+        }
+        let condition =
+            |kind: &str| claim.status.conditions.iter().find(|one| one.r#type == kind && one.status == "True");
+        let failed = self.event("PersistentVolumeClaim", &self.facts.name, &["VolumeResizeFailed"]).cloned();
+        let what = format!("to grow from {has} to {wanted}");
+        let describe = self.describe("pvc", &self.facts.name);
+        if let Some(pending) = condition("FileSystemResizePending") {
+            let on_node = self.pods().iter().any(|pod| !pod.spec.node_name.is_empty());
+            let (waits_for, next) = if on_node {
+                (format!("kubelet {what}: the filesystem follows at the node"), describe)
+            } else {
+                (
+                    format!("a pod {what}: the filesystem grows when it is mounted"),
+                    "start a pod that uses it".to_owned(),
+                )
+            };
+            return self.found("growth-at-node", self.claim_name(), waits_for, &pending.last_transition_time, next);
+        }
+        if let Some(failed) = failed {
+            let waits_for = format!("its volume {what}; the driver says: {}", drivers_words(&failed.message));
+            return self.found("growth-failed", self.claim_name(), waits_for, failed.began(), describe);
+        }
+        let since = condition("Resizing").map_or(String::new(), |one| one.last_transition_time.clone());
+        self.found("growth-waits", self.claim_name(), format!("the resizer {what}"), &since, describe);
+    }
+}
