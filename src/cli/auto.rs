@@ -9,7 +9,7 @@ use clap::Args;
 use holdfast::config::{EnrolConfig, Flags, SigningConfig};
 use holdfast::enrol::proto::enrolment_server::EnrolmentServer;
 use holdfast::enrol::{EnrolService, Enrolling, Keeper, MOST_MESSAGE, Signing};
-use holdfast::kubernetes::{KubernetesTokens, KubernetesVault, connect};
+use holdfast::kubernetes::{KubernetesTokens, KubernetesVault, Tries, connect};
 use holdfast::os::Os;
 use holdfast::telemetry::Metrics;
 use holdfast::tls::{Credentials, Holder, Incoming, Role, Trust};
@@ -97,7 +97,7 @@ impl Certifying {
         holder: Holder,
         metrics: &Metrics,
     ) -> Result<Self> {
-        let client = connect().await?;
+        let client = connect(Tries::Again).await?;
         let vault = Arc::new(KubernetesVault::new(&client, config.authority.clone()));
         let (keeper, signing) = Keeper::new(vault, config.life, holder);
         let tokens = Arc::new(KubernetesTokens::new(&client));

@@ -15,12 +15,21 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 /// To connect, and then for each answer.
 const STEP: Duration = Duration::from_secs(5);
 
+/// How often a request is sent that the API server turns away for now (429, 503, 504).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tries {
+    /// Once: somebody waits for the answer.
+    Once,
+    /// Again and again, within [`PATIENCE`].
+    Again,
+}
+
 /// A client with this process's account: that of `KUBECONFIG` where it is set; in a pod, the pod's; otherwise that of
 /// `~/.kube/config`. Sends nothing yet. Needs a running tokio runtime; tokens from files are read again as they change.
 ///
 /// # Errors
 /// `Precondition` when there is no such configuration, or it cannot be used.
-pub async fn connect() -> Result<Client> {
+pub async fn connect(tries: Tries) -> Result<Client> {
     let said = |variable| std::env::var_os(variable).is_some_and(|value| !value.is_empty());
     let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
         Error::new(
@@ -34,11 +43,12 @@ pub async fn connect() -> Result<Client> {
     } else {
         Config::incluster().map_err(|error| wrong(error.into()))?
     };
-    client(config)
+    client(config, tries)
 }
 
 /// A client by this configuration, with our times.
-pub(super) fn client(mut config: Config) -> Result<Client> {
+pub(super) fn client(mut config: Config, tries: Tries) -> Result<Client> {
+    config.default_retry = tries == Tries::Again;
     config.connect_timeout = Some(STEP);
     config.read_timeout = Some(STEP);
     config.write_timeout = Some(STEP);
@@ -149,8 +159,7 @@ mod tests {
     fn to(server: &ApiServer, token: &str) -> Client {
         let mut config = Config::new(server.url().parse().unwrap());
         config.auth_info.token = Some(token.to_owned().into());
-        config.default_retry = false;
-        client(config).unwrap()
+        client(config, Tries::Once).unwrap()
     }
 
     #[tokio::test]
@@ -180,6 +189,31 @@ mod tests {
         drop(server);
         let gone = ask(get, Api::<Secret>::namespaced(client, "ns").get("a")).await;
         assert_eq!(gone.unwrap_err().kind(), Kind::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn a_busy_api_server_is_asked_again_only_where_nobody_waits() {
+        let server = ApiServer::start();
+        let busy =
+            serde_json::json!({"message": "busy", "code": 429, "reason": "TooManyRequests", "status": "Failure"});
+        server.answer_with(Some((429, busy.to_string())));
+        let asked = "GET /api/v1/namespaces/ns/secrets/a";
+        let secrets = |tries| {
+            let mut config = Config::new(server.url().parse().unwrap());
+            config.auth_info.token = Some(TOKEN.to_owned().into());
+            Api::<Secret>::namespaced(client(config, tries).unwrap(), "ns")
+        };
+        let once = ask("get", secrets(Tries::Once).get("a")).await.unwrap_err();
+        assert!(once.kind() == Kind::Unavailable && once.to_string().contains("busy"), "{once}");
+        assert_eq!(server.asked(asked), 1);
+        let secrets = secrets(Tries::Again);
+        let again = tokio::spawn(async move { ask("get", secrets.get("a")).await });
+        while server.asked(asked) < 4 {
+            assert!(!again.is_finished());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        server.answer_with(None);
+        assert_eq!(again.await.unwrap().unwrap_err().kind(), Kind::NotFound);
     }
 
     #[test]
