@@ -238,7 +238,10 @@ pub(crate) fn findings(asked: &mut Asked) -> Result<(Vec<String>, Vec<Finding>)>
                 )),
                 (Health::Quarantined(since), _) => Some((
                     format!("in quarantine for {} s: it was declared lost and came back", since.age().as_secs()),
-                    format!("look at what is in it, then: holdfast pools readmit {}", pool.id),
+                    format!(
+                        "take it out of lostHomes, look at what is in it, then: holdfast pools readmit {}",
+                        pool.id
+                    ),
                 )),
                 (Health::Served(_), Silence::Heard) => None,
             };

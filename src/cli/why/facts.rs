@@ -39,7 +39,9 @@ pub(super) struct Facts {
     pub(super) claim: Found<Claim>,
     pub(super) classes: Option<Vec<Class>>,
     pub(super) volume: Found<Volume>,
-    /// Volumes that were this claim's and are kept.
+    /// The volume that was asked about, where it was not the claim.
+    pub(super) asked: Option<Volume>,
+    /// Volumes that are kept from earlier claims of this name.
     pub(super) released: Option<Vec<Volume>>,
     /// Pods that use the claim.
     pub(super) pods: Option<Vec<Pod>>,

@@ -145,10 +145,10 @@ impl Gatherer {
         facts.nodes = self.list("Nodes", "/api/v1/nodes", None).await;
         let pods: Option<Vec<Pod>> = self.list(&format!("Pods in {namespace}"), &format!("{core}/pods"), None).await;
         facts.pods = pods.map(|pods| pods.into_iter().filter(|pod| pod.uses(&facts.name)).collect());
-        let mut about = vec![facts.name.clone()];
-        about.extend(facts.pods.iter().flatten().map(|pod| pod.metadata.name.clone()));
+        let mut about = vec![claim.metadata.uid.clone()];
+        about.extend(facts.pods.iter().flatten().map(|pod| pod.metadata.uid.clone()));
         for one in about {
-            let selector = Some(format!("involvedObject.name={one}"));
+            let selector = Some(format!("involvedObject.uid={one}"));
             let events: Option<Vec<Event>> =
                 self.list(&format!("Events in {namespace}"), &format!("{core}/events"), selector).await;
             let Some(events) = events else { break };
@@ -156,11 +156,7 @@ impl Gatherer {
         }
         if claim.spec.volume_name.is_empty() {
             let volumes = self.volumes().await;
-            let kept = |volume: &Volume| {
-                let of = volume.spec.claim_ref.as_ref();
-                volume.status.phase == "Released"
-                    && of.is_some_and(|claim| claim.namespace == facts.namespace && claim.name == facts.name)
-            };
+            let kept = |volume: &Volume| volume.is_kept_from_before(claim);
             facts.released = volumes.map(|all| all.into_iter().filter(kept).collect());
             let capacities = format!("{STORAGE}/csistoragecapacities");
             facts.capacities = self.list("CSIStorageCapacities", &capacities, None).await;
@@ -193,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_goes_into_a_query_is_encoded() {
-        assert_eq!(encoded("involvedObject.name=a-b"), "involvedObject.name%3Da-b");
+        assert_eq!(encoded("involvedObject.uid=a-b"), "involvedObject.uid%3Da-b");
         assert_eq!(encoded("a&b=c/ü"), "a%26b%3Dc%2F%C3%BC");
     }
 }

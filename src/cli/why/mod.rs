@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use self::facts::{Facts, Found};
 use self::gather::Gatherer;
+use self::objects::Volume;
 use self::rules::{Explanation, explain};
 use super::asked::ControllerArguments;
 use super::output::{Columns, Format, Paint, complain, document, say};
@@ -77,15 +78,16 @@ fn controllers_view(arguments: &ControllerArguments) -> Result<(Option<Nodes>, V
 
 async fn answers(what: &str, homes: Option<Nodes>, unasked: Vec<String>) -> Result<Vec<Answer>> {
     let mut gatherer = Gatherer::new(connect(Tries::Once).await?);
-    let names = if what.contains('/') {
-        gatherer.claims_of(&what.parse::<ObjectName>()?).await
+    let (names, asked) = if what.contains('/') {
+        (gatherer.claims_of(&what.parse::<ObjectName>()?).await, None)
     } else {
-        vec![claim_of_volume(&mut gatherer, what).await?]
+        let (name, volume) = claim_of_volume(&mut gatherer, what).await?;
+        (vec![name], Some(volume))
     };
     drop(gatherer.unasked());
     let mut all = Vec::new();
     for name in names {
-        let mut facts = Facts { homes: homes.clone(), ..gatherer.facts(&name).await };
+        let mut facts = Facts { homes: homes.clone(), asked: asked.clone(), ..gatherer.facts(&name).await };
         if matches!(facts.claim, Found::Unknown) {
             bail!("{}", facts.unasked.join("; "));
         }
@@ -96,8 +98,8 @@ async fn answers(what: &str, homes: Option<Nodes>, unasked: Vec<String>) -> Resu
     Ok(all)
 }
 
-/// The claim that a volume is for.
-async fn claim_of_volume(gatherer: &mut Gatherer, what: &str) -> Result<ObjectName> {
+/// The claim that a volume is for, and the volume.
+async fn claim_of_volume(gatherer: &mut Gatherer, what: &str) -> Result<(ObjectName, Volume)> {
     let volume = match gatherer.volume_of(what).await {
         Found::Yes(volume) => volume,
         Found::No => {
@@ -106,13 +108,13 @@ async fn claim_of_volume(gatherer: &mut Gatherer, what: &str) -> Result<ObjectNa
         Found::Unknown => bail!("{}", gatherer.unasked().join("; ")),
     };
     let name = &volume.metadata.name;
-    let Some(claim) = volume.spec.claim_ref else {
+    let Some(claim) = &volume.spec.claim_ref else {
         bail!(
             "PersistentVolume {name} is {} and for no claim: name it in a claim (spec.volumeName)",
             volume.status.phase
         );
     };
-    Ok(format!("{}/{}", claim.namespace, claim.name).parse()?)
+    Ok((format!("{}/{}", claim.namespace, claim.name).parse()?, volume))
 }
 
 fn tell(answer: &Answer) {
@@ -133,6 +135,10 @@ fn tell(answer: &Answer) {
         });
         say(&format!("{}  {} waits for {}{since}", paint.bad("!!"), finding.object, paint.strong(&finding.waits_for)));
         say(&format!("    do  {}", finding.next));
+    }
+    for hint in &answer.explanation.hints {
+        say(&format!("--  {}", hint.what));
+        say(&format!("    do  {}", hint.next));
     }
     for unasked in &answer.explanation.unasked {
         complain(&format!("not looked at: {unasked}"));

@@ -31,12 +31,14 @@ objects! {
     Meta {
         name: String,
         namespace: String,
+        uid: String,
         annotations: Texts,
+        finalizers: Vec<String>,
         creation_timestamp: String,
         deletion_timestamp: String,
     }
     /// Another object.
-    Reference { kind: String, namespace: String, name: String }
+    Reference { kind: String, namespace: String, name: String, uid: String }
     /// One line of `status.conditions`.
     Condition { r#type: String, status: String, message: String, last_transition_time: String }
 
@@ -54,9 +56,9 @@ objects! {
     Class { metadata: Meta, provisioner: String, volume_binding_mode: String, parameters: Texts }
 
     Volume { metadata: Meta, spec: VolumeSpec, status: VolumeStatus }
-    VolumeSpec { csi: Option<Csi>, claim_ref: Option<Reference> }
+    VolumeSpec { csi: Option<Csi>, claim_ref: Option<Reference>, persistent_volume_reclaim_policy: String }
     Csi { driver: String, volume_handle: String }
-    VolumeStatus { phase: String }
+    VolumeStatus { phase: String, last_phase_transition_time: String }
 
     Pod { metadata: Meta, spec: PodSpec, status: PodStatus }
     PodSpec { node_name: String, volumes: Vec<PodVolume> }
@@ -101,6 +103,28 @@ objects! {
 
     Snapshot { metadata: Meta, status: SnapshotStatus }
     SnapshotStatus { ready_to_use: bool, error: Option<Complaint> }
+}
+
+impl Claim {
+    /// Whether a reference names this claim: this one, and not an earlier one of its name.
+    pub(super) fn is_meant(&self, by: &Reference) -> bool {
+        self.has_name(by) && (by.uid.is_empty() || by.uid == self.metadata.uid)
+    }
+
+    /// Whether a reference names a claim of this name, this one or another.
+    pub(super) fn has_name(&self, by: &Reference) -> bool {
+        by.namespace == self.metadata.namespace && by.name == self.metadata.name
+    }
+}
+
+impl Volume {
+    /// Whether it is kept from an earlier claim of this one's name.
+    pub(super) fn is_kept_from_before(&self, claim: &Claim) -> bool {
+        let of = self.spec.claim_ref.as_ref();
+        self.status.phase == "Released"
+            && self.spec.persistent_volume_reclaim_policy == "Retain"
+            && of.is_some_and(|of| claim.has_name(of) && !claim.is_meant(of))
+    }
 }
 
 impl Pod {

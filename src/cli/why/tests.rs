@@ -27,7 +27,10 @@ fn claim(patch: Value) -> Value {
     merged(
         json!({
             "apiVersion": "v1", "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "data", "namespace": "shop", "creationTimestamp": MADE},
+            "metadata": {
+                "name": "data", "namespace": "shop", "uid": "uid-data", "creationTimestamp": MADE,
+                "finalizers": ["kubernetes.io/pvc-protection"],
+            },
             "spec": {
                 "storageClassName": "fast", "accessModes": ["ReadWriteOnce"], "volumeName": "pv-1",
                 "resources": {"requests": {"storage": "10Gi"}},
@@ -51,7 +54,7 @@ fn class(binding: &str) -> Value {
 fn pod(name: &str, node: &str, patch: Value) -> Value {
     merged(
         json!({
-            "metadata": {"name": name, "namespace": "shop", "creationTimestamp": MADE},
+            "metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "creationTimestamp": MADE},
             "spec": {"nodeName": node, "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]},
             "status": {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]},
         }),
@@ -72,7 +75,7 @@ fn unschedulable(message: &str) -> Value {
 
 fn event(kind: &str, name: &str, reason: &str, message: &str) -> Value {
     json!({
-        "involvedObject": {"kind": kind, "name": name, "namespace": "shop"}, "type": "Warning", "reason": reason,
+        "involvedObject": {"kind": kind, "name": name, "namespace": "shop", "uid": format!("uid-{name}")}, "type": "Warning", "reason": reason,
         "message": message, "firstTimestamp": MADE, "lastTimestamp": "2026-11-21T12:09:00Z", "eventTime": null,
     })
 }
@@ -153,6 +156,7 @@ fn well() -> Facts {
         claim: Found::Yes(of(claim(json!({})))),
         classes: Some(vec![of(class("WaitForFirstConsumer"))]),
         volume: Found::Yes(of(volume)),
+        asked: None,
         released: Some(Vec::new()),
         pods: Some(vec![of(running("web-0"))]),
         events: Some(Vec::new()),
@@ -285,6 +289,12 @@ fn provisioning_failed_with_the_drivers_words() {
     // An event of another object is none of ours.
     let other = vec![of(event("PersistentVolumeClaim", "other", "ProvisioningFailed", message))];
     first(&Facts { events: Some(other), ..open("Immediate") }, "provisioner-silent", &["container provisioner"]);
+    // Nor is one of an earlier claim of this name.
+    let earlier = merged(
+        event("PersistentVolumeClaim", "data", "ProvisioningFailed", message),
+        json!({"involvedObject": {"uid": "uid-earlier"}}),
+    );
+    first(&Facts { events: Some(vec![of(earlier)]), ..open("Immediate") }, "provisioner-silent", &[]);
 }
 
 #[test]
@@ -328,14 +338,78 @@ fn a_snapshot_that_is_not_ready() {
     first(&facts, "provisioner-silent", &[]);
 }
 
+/// A volume that its claim has left.
+fn released(patch: Value) -> Value {
+    merged(
+        json!({
+            "metadata": {"name": "pv-old"}, "status": {"phase": "Released", "lastPhaseTransitionTime": MADE},
+            "spec": {
+                "csi": {"driver": DRIVER_NAME, "volumeHandle": HANDLE}, "persistentVolumeReclaimPolicy": "Retain",
+                "claimRef": {"namespace": "shop", "name": "data", "uid": "uid-earlier"},
+            },
+        }),
+        patch,
+    )
+}
+
 #[test]
-fn a_volume_kept_after_its_claim() {
-    let kept = json!({
-        "metadata": {"name": "pv-old"}, "status": {"phase": "Released"},
-        "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": {"namespace": "shop", "name": "data"}},
-    });
-    let facts = Facts { released: Some(vec![of(kept)]), ..open("WaitForFirstConsumer") };
-    first(&facts, "released", &["pv-old", "Retain", "claimRef"]);
+fn a_volume_kept_from_an_earlier_claim_is_a_hint_and_no_cause() {
+    let hints = |patch: Value| {
+        let facts = Facts { released: Some(vec![of(released(patch))]), ..open("WaitForFirstConsumer") };
+        first(&facts, "no-consumer", &[]);
+        let told = told(&facts);
+        assert_eq!(told.findings.len(), 1, "{told:#?}");
+        told.hints
+    };
+    let kept = hints(json!({}));
+    assert!(kept[0].what.contains("pv-old") && kept[0].what.contains("Retain"), "{kept:?}");
+    assert!(kept[0].next.contains("claimRef") && kept[0].next.contains("spec.volumeName"), "{kept:?}");
+    for not_kept in [
+        json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}}),
+        json!({"spec": {"claimRef": {"uid": "uid-data"}}}),
+        json!({"spec": {"claimRef": {"namespace": "other"}}}),
+        json!({"spec": {"claimRef": {"name": "other"}}}),
+        json!({"status": {"phase": "Available"}}),
+    ] {
+        assert_eq!(hints(not_kept.clone()), [], "{not_kept}");
+    }
+}
+
+#[test]
+fn a_volume_that_the_claim_names() {
+    let named = || Found::Yes(of(pending(json!({"spec": {"volumeName": "pv-old"}}))));
+    let mut facts = Facts { claim: named(), volume: Found::No, ..open("WaitForFirstConsumer") };
+    first(&facts, "volume-not-found", &["pv-old", "spec.volumeName"]);
+    facts.volume = Found::Yes(of(released(json!({}))));
+    first(&facts, "volume-taken", &["pv-old", "Released", "an earlier claim", "claimRef"]);
+    let others = json!({"status": {"phase": "Bound"}, "spec": {"claimRef": {"name": "other", "uid": "uid-other"}}});
+    facts.volume = Found::Yes(of(released(others)));
+    first(&facts, "volume-taken", &["claim shop/other", "name another"]);
+    let free = json!({"status": {"phase": "Available"}, "spec": {"claimRef": null}});
+    facts.volume = Found::Yes(of(released(free)));
+    let message = "Cannot bind to requested volume \"pv-old\": requested PV is too small";
+    facts.events = Some(vec![of(event("PersistentVolumeClaim", "data", "VolumeMismatch", message))]);
+    first(&facts, "not-bound", &["pv-old", "too small"]);
+    assert!(explain(&facts, NOW - 590).findings.is_empty());
+    facts.volume = Found::Unknown;
+    assert!(told(&facts).findings.is_empty());
+}
+
+#[test]
+fn a_volume_whose_claim_is_gone_is_not_the_next_claims() {
+    let asked = |patch: Value, claim| Facts { asked: Some(of(released(patch))), claim, ..well() };
+    let another = || Found::Yes(of(claim(json!({}))));
+    let facts = asked(json!({}), another());
+    first(&facts, "left-behind", &["volume pv-old", "shop/data", "is another", "Retain", "claimRef"]);
+    assert_eq!(told(&facts).findings[0].since, Some(NOW - 600));
+    assert_eq!(told(&facts).chain.len(), 1, "nothing is said of the other claim");
+    let deleted = json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}});
+    first(&asked(deleted, Found::No), "left-behind", &["provisioner", "describe pv pv-old"]);
+    let own = json!({"spec": {"claimRef": {"uid": "uid-data"}}, "status": {"phase": "Bound"}});
+    assert!(told(&asked(own, another())).findings.is_empty());
+    // Put aside for a claim that is still to be made.
+    let kept_for = json!({"spec": {"claimRef": {"uid": null}}, "status": {"phase": "Available"}});
+    first(&asked(kept_for, Found::No), "no-claim", &[]);
 }
 
 #[test]
@@ -355,7 +429,7 @@ fn a_home_that_is_silent() {
     first(&facts, "pool-failing", &["EIO", "node-b"]);
     let pools = &mut facts.homes.as_mut().unwrap().nodes[1].pools;
     pools[0].health = Health::Quarantined(Timestamp::now());
-    first(&facts, "pool-quarantined", &["holdfast pools readmit 00000000000000aa"]);
+    first(&facts, "pool-quarantined", &["holdfast pools readmit 00000000000000aa", "lostHomes", "node-b"]);
 }
 
 #[test]
@@ -410,8 +484,25 @@ fn growth_that_waits() {
         "resize volume \"pv-1\" by resizer failed: rpc error: code = ResourceExhausted desc = the pool has no room";
     facts.events = Some(vec![of(event("PersistentVolumeClaim", "data", "VolumeResizeFailed", message))]);
     first(&facts, "growth-failed", &["ResourceExhausted: the pool has no room"]);
-    let pending = json!([{"type": "FileSystemResizePending", "status": "True", "lastTransitionTime": MADE}]);
-    facts.claim = Found::Yes(of(grown(pending)));
+    // The event is forgotten after an hour, the condition is not.
+    facts.events = Some(Vec::new());
+    let refused = "failed to expand pvc with rpc error: code = OutOfRange desc = pool default has no room";
+    let refused =
+        json!([{"type": "ControllerResizeError", "status": "True", "message": refused, "lastTransitionTime": MADE}]);
+    facts.claim = Found::Yes(of(grown(refused)));
+    first(
+        &facts,
+        "growth-failed",
+        &["OutOfRange: pool default has no room", "as little as 10Gi", "kubectl -n shop edit pvc data"],
+    );
+    assert_eq!(told(&facts).findings[0].since, Some(NOW - 600));
+    let pending =
+        |more: Value| json!([{"type": "FileSystemResizePending", "status": "True", "lastTransitionTime": MADE}, more]);
+    let failed =
+        json!({"type": "NodeResizeError", "status": "True", "message": "rpc error: code = Unavailable desc = busy"});
+    facts.claim = Found::Yes(of(grown(pending(failed))));
+    first(&facts, "growth-at-node", &["kubelet", "Unavailable: busy"]);
+    facts.claim = Found::Yes(of(grown(pending(json!({})))));
     first(&facts, "growth-at-node", &["kubelet"]);
     facts.pods = Some(Vec::new());
     first(&facts, "growth-at-node", &["a pod", "start a pod"]);
@@ -454,8 +545,38 @@ fn a_node_that_is_down() {
 
 #[test]
 fn a_claim_that_is_deleted_and_used() {
-    let leaving = claim(json!({"metadata": {"deletionTimestamp": MADE}}));
-    first(&Facts { claim: Found::Yes(of(leaving)), ..well() }, "claim-in-use", &["web-0", "still used"]);
+    let leaving = || Found::Yes(of(claim(json!({"metadata": {"deletionTimestamp": MADE}}))));
+    let mut facts = Facts { claim: leaving(), ..well() };
+    first(&facts, "claim-in-use", &["web-0", "still used"]);
+    assert_eq!(told(&facts).findings[0].since, Some(NOW - 600));
+    // A pod that has ended keeps it, one without a node does not.
+    facts.pods = Some(vec![of(pod("job-0", "node-a", json!({"status": {"phase": "Succeeded"}})))]);
+    first(&facts, "claim-in-use", &["job-0", "has ended", "delete pod job-0"]);
+    facts.pods = Some(vec![of(pod("web-0", "", unschedulable("persistentvolumeclaim \"data\" is being deleted")))]);
+    first(&facts, "claim-not-released", &["kubernetes.io/pvc-protection", "no pod"]);
+    facts.pods = Some(Vec::new());
+    first(&facts, "claim-not-released", &["kube-controller-manager"]);
+    assert!(explain(&facts, NOW - 590).findings.is_empty());
+    facts.pods = None;
+    first(&facts, "claim-in-use", &["could not be listed"]);
+}
+
+#[test]
+fn a_claim_that_is_deleted_and_held_by_a_finalizer() {
+    let held = |finalizers: Value| {
+        let metadata = json!({"metadata": {"deletionTimestamp": MADE, "finalizers": finalizers}});
+        Facts { claim: Found::Yes(of(claim(metadata))), pods: Some(Vec::new()), ..well() }
+    };
+    let source = held(json!(["snapshot.storage.kubernetes.io/pvc-as-source-protection"]));
+    first(&source, "claim-is-source", &["snapshot", "kubectl -n shop get volumesnapshot"]);
+    assert_eq!(told(&source).findings[0].since, Some(NOW - 600));
+    first(&held(json!(["example.com/backup"])), "claim-has-finalizer", &["example.com/backup", "-o yaml"]);
+    assert!(told(&held(json!(null))).findings.is_empty());
+    // It gets no volume any more: nothing else is waited for.
+    let metadata = json!({"metadata": {"deletionTimestamp": MADE, "finalizers": ["example.com/backup"]}});
+    let facts = Facts { claim: Found::Yes(of(pending(metadata))), ..open("WaitForFirstConsumer") };
+    first(&facts, "claim-has-finalizer", &[]);
+    assert_eq!(told(&facts).findings.len(), 1);
 }
 
 #[test]

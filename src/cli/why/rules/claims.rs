@@ -7,12 +7,17 @@ use holdfast::types::Bytes;
 
 use super::super::facts::Found;
 use super::super::objects::{Capacity, Claim, Class, bytes};
-use super::{Case, drivers_words};
+use super::{Case, Hint, drivers_words};
 
 /// Marks the class of claims that name none.
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 /// The node the scheduler chose for a claim's volume.
 const SELECTED: &str = "volume.kubernetes.io/selected-node";
+
+/// How a released volume is made free for another claim.
+pub(super) fn handed_on(volume: &str) -> String {
+    format!("kubectl patch pv {volume} --type merge -p '{{\"spec\":{{\"claimRef\":null}}}}'")
+}
 
 impl<'a> Case<'a> {
     /// The class, and what is wrong with it for a claim that is not bound.
@@ -58,32 +63,72 @@ impl<'a> Case<'a> {
         named
     }
 
-    pub(super) fn deleting(&mut self, claim: &Claim) {
-        let since = &claim.metadata.deletion_timestamp;
-        if since.is_empty() {
-            return;
+    /// A claim without a volume.
+    pub(super) fn pending(&mut self, claim: &Claim, class: Option<&Class>) {
+        if claim.spec.volume_name.is_empty() {
+            self.provisioning(claim, class);
+        } else {
+            self.named_volume(claim);
         }
-        let users: Vec<_> = self.pods().iter().map(|pod| pod.metadata.name.clone()).collect();
-        if !users.is_empty() {
-            let next = format!("kubectl -n {} delete pod {}", self.facts.namespace, users.join(" "));
-            let waits_for = format!("pod {} to end: it is being deleted and still used", users.join(", "));
-            self.found("claim-in-use", self.claim_name(), waits_for, since, next);
+        let kept = self.facts.released.iter().flatten().find(|volume| volume.is_kept_from_before(claim));
+        if let Some(kept) = kept {
+            let name = &kept.metadata.name;
+            self.link("volume", name, "Released: kept from an earlier claim of this name");
+            self.hints.push(Hint {
+                what: format!(
+                    "PersistentVolume {name} is kept (Retain) from an earlier claim of this name, which was deleted"
+                ),
+                next: format!("to use it again, name it in the claim (spec.volumeName), and {}", handed_on(name)),
+            });
         }
     }
 
-    /// A claim without a volume.
-    pub(super) fn pending(&mut self, claim: &Claim, class: Option<&Class>) {
+    /// A claim that names the volume it wants.
+    fn named_volume(&mut self, claim: &Claim) {
         let since = claim.metadata.creation_timestamp.as_str();
-        if let Some(released) = self.facts.released.as_ref().and_then(|all| all.first()) {
-            let name = &released.metadata.name;
-            self.link("volume", name, "Released: kept after its claim was deleted");
-            let waits_for =
-                format!("PersistentVolume {name}, which is kept (Retain) for the claim of this name that was deleted");
-            let next = format!(
-                "to use it again: kubectl patch pv {name} --type merge -p '{{\"spec\":{{\"claimRef\":{{\"uid\":null,\"resourceVersion\":null}}}}}}', and name it in the claim (spec.volumeName)"
-            );
-            self.found("released", self.claim_name(), waits_for, since, next);
+        let name = &claim.spec.volume_name;
+        match &self.facts.volume {
+            Found::Unknown => {}
+            Found::No => {
+                let waits_for =
+                    format!("PersistentVolume {name}, which it names (spec.volumeName) and which does not exist");
+                let next = "kubectl get pv; make that one, or delete the claim and name another";
+                self.found("volume-not-found", self.claim_name(), waits_for, since, next);
+            }
+            Found::Yes(volume) => {
+                let phase = &volume.status.phase;
+                self.link("volume", name, phase);
+                let taken = volume.spec.claim_ref.as_ref().filter(|by| !claim.is_meant(by));
+                if let Some(by) = taken {
+                    let who = if claim.has_name(by) {
+                        "an earlier claim of this name".to_owned()
+                    } else {
+                        format!("claim {}/{}", by.namespace, by.name)
+                    };
+                    let next = if phase == "Released" { handed_on(name) } else { "name another volume".to_owned() };
+                    let waits_for = format!("PersistentVolume {name}, which is {phase} and of {who}");
+                    return self.found("volume-taken", self.claim_name(), waits_for, since, next);
+                }
+                if self.is_overdue(since) {
+                    let said =
+                        self.event("PersistentVolumeClaim", &claim.metadata, &["VolumeMismatch", "FailedBinding"]);
+                    let why = said.map_or("nobody says why not".to_owned(), |event| event.message.clone());
+                    let waits_for = format!("PersistentVolume {name} to be bound to it; {why}");
+                    self.found(
+                        "not-bound",
+                        self.claim_name(),
+                        waits_for,
+                        since,
+                        self.describe("pvc", &self.facts.name),
+                    );
+                }
+            }
         }
+    }
+
+    /// A claim for which a volume is to be made.
+    fn provisioning(&mut self, claim: &Claim, class: Option<&Class>) {
+        let since = claim.metadata.creation_timestamp.as_str();
         let Some(class) = class else { return };
         if class.provisioner != DRIVER_NAME {
             let waits_for = format!("the driver {}, which is not this one", class.provisioner);
@@ -94,7 +139,7 @@ impl<'a> Case<'a> {
             return;
         }
         let size = claim.spec.resources.requests.get("storage").cloned().unwrap_or_default();
-        let failed = self.event("PersistentVolumeClaim", &self.facts.name, &["ProvisioningFailed"]).cloned();
+        let failed = self.event("PersistentVolumeClaim", &claim.metadata, &["ProvisioningFailed"]).cloned();
         let is_late = class.volume_binding_mode == "WaitForFirstConsumer";
         let selected = claim.metadata.annotations.get(SELECTED).cloned();
         let full = self.full(class, &size);
@@ -159,7 +204,7 @@ impl<'a> Case<'a> {
             }
             Found::Yes(snapshot) => {
                 let why = match &snapshot.status.error {
-                    Some(error) => format!("; the driver says: {}", drivers_words(&error.message)),
+                    Some(error) => format!(": {}", drivers_words(&error.message)),
                     None => " yet".to_owned(),
                 };
                 self.link("source", &name, "not ready");

@@ -3,11 +3,12 @@
 //! The rules follow the claim's way: claim, class, provisioning, volume, home, pod, node, attachment, mount, growth. What
 //! could not be asked is concluded from nowhere: a rule that needs it says nothing.
 //!
-//! `claims` has what a claim waits for before it has a volume, `volumes` what the volume does, `pods` what a pod does, and
-//! `attachments` what is between a volume and a node.
+//! `claims` has what a claim waits for before it has a volume, `deletion` what holds one that is deleted, `volumes` what
+//! the volume waits for, `pods` what a pod does, and `attachments` what is between a volume and a node.
 
 mod attachments;
 mod claims;
+mod deletion;
 mod pods;
 mod volumes;
 
@@ -16,7 +17,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
 use super::facts::{Facts, Found};
-use super::objects::{Event, Pod};
+use super::objects::{Event, Meta, Pod};
 
 /// So long a part of Kubernetes may take without being suspected.
 const PATIENCE: i64 = 30;
@@ -48,6 +49,15 @@ pub(super) struct Finding {
     pub(super) next: String,
 }
 
+/// What is no cause and good to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Hint {
+    /// What there is.
+    pub(super) what: String,
+    /// What can be done with it.
+    pub(super) next: String,
+}
+
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Explanation {
@@ -55,15 +65,17 @@ pub(super) struct Explanation {
     pub(super) chain: Vec<Link>,
     /// The nearest to the cause first; empty when all is well.
     pub(super) findings: Vec<Finding>,
+    /// What nothing waits for.
+    pub(super) hints: Vec<Hint>,
     /// What could not be asked.
     pub(super) unasked: Vec<String>,
 }
 
 /// Explains.
 pub(super) fn explain(facts: &Facts, now: i64) -> Explanation {
-    let mut case = Case { facts, now, chain: Vec::new(), findings: Vec::new() };
+    let mut case = Case { facts, now, chain: Vec::new(), findings: Vec::new(), hints: Vec::new() };
     case.look();
-    Explanation { chain: case.chain, findings: case.findings, unasked: facts.unasked.clone() }
+    Explanation { chain: case.chain, findings: case.findings, hints: case.hints, unasked: facts.unasked.clone() }
 }
 
 /// Seconds since 1970 of a time as Kubernetes writes it.
@@ -83,6 +95,7 @@ struct Case<'a> {
     now: i64,
     chain: Vec<Link>,
     findings: Vec<Finding>,
+    hints: Vec<Hint>,
 }
 
 impl<'a> Case<'a> {
@@ -117,15 +130,21 @@ impl<'a> Case<'a> {
     }
 
     /// The latest event of one of these reasons about an object.
-    fn event(&self, kind: &str, name: &str, reasons: &[&str]) -> Option<&'a Event> {
-        self.event_that(kind, name, reasons, |_| true)
+    fn event(&self, kind: &str, object: &Meta, reasons: &[&str]) -> Option<&'a Event> {
+        self.event_that(kind, object, reasons, |_| true)
     }
 
-    /// The latest of those with such a message.
-    fn event_that(&self, kind: &str, name: &str, reasons: &[&str], says: impl Fn(&str) -> bool) -> Option<&'a Event> {
+    /// The latest of those with such a message. An earlier object of the same name has another uid.
+    fn event_that(
+        &self,
+        kind: &str,
+        object: &Meta,
+        reasons: &[&str],
+        says: impl Fn(&str) -> bool,
+    ) -> Option<&'a Event> {
         let about = |event: &&Event| {
             event.involved_object.kind == kind
-                && event.involved_object.name == name
+                && event.involved_object.uid == object.uid
                 && reasons.contains(&event.reason.as_str())
                 && says(&event.message)
         };
@@ -134,6 +153,9 @@ impl<'a> Case<'a> {
     }
 
     fn look(&mut self) {
+        if self.left_behind() {
+            return;
+        }
         let claim = match &self.facts.claim {
             Found::Yes(claim) => claim,
             Found::No => {
@@ -155,7 +177,7 @@ impl<'a> Case<'a> {
             let next = "helm list -A; install the chart, which makes the CSIDriver object";
             self.found("no-driver", format!("CSIDriver {DRIVER_NAME}"), "the driver to be installed", "", next);
         }
-        self.deleting(claim);
+        let is_leaving = self.deleting(claim);
         match phase {
             "Bound" => self.bound(claim),
             "Lost" => {
@@ -165,6 +187,8 @@ impl<'a> Case<'a> {
                 );
                 self.found("lost", self.claim_name(), format!("PersistentVolume {volume}, which is gone"), "", next);
             }
+            // It gets no volume any more.
+            _ if is_leaving => {}
             _ => self.pending(claim, class),
         }
         for pod in self.pods() {

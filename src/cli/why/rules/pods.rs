@@ -69,7 +69,7 @@ impl Case<'_> {
         let of_volume = |message: &str| {
             message.contains(&volume.metadata.name) && !message.starts_with("Unable to attach or mount volumes")
         };
-        let failed = self.event_that("Pod", &pod.metadata.name, &["FailedMount", "FailedMapVolume"], of_volume);
+        let failed = self.event_that("Pod", &pod.metadata, &["FailedMount", "FailedMapVolume"], of_volume);
         if let Some(event) = failed.cloned() {
             let waits_for =
                 format!("its volume to be mounted on node {node}; the driver says: {}", drivers_words(&event.message));

@@ -97,7 +97,10 @@ impl Case<'_> {
                         "pool {} on node {} to be readmitted: it was declared lost and came back",
                         known.name, node.node
                     ),
-                    format!("holdfast pools readmit {pool}"),
+                    format!(
+                        "take node {} and pool {pool} out of lostHomes (in the chart's values), then holdfast pools readmit {pool}",
+                        node.node
+                    ),
                 )),
             ),
             (Health::Served(report), Silence::Heard) => {
@@ -124,13 +127,15 @@ impl Case<'_> {
         }
         let condition =
             |kind: &str| claim.status.conditions.iter().find(|one| one.r#type == kind && one.status == "True");
-        let failed = self.event("PersistentVolumeClaim", &self.facts.name, &["VolumeResizeFailed"]).cloned();
         let what = format!("to grow from {has} to {wanted}");
         let describe = self.describe("pvc", &self.facts.name);
         if let Some(pending) = condition("FileSystemResizePending") {
             let on_node = self.pods().iter().any(|pod| !pod.spec.node_name.is_empty());
             let (waits_for, next) = if on_node {
-                (format!("kubelet {what}: the filesystem follows at the node"), describe)
+                let failed = condition("NodeResizeError");
+                let said = failed
+                    .map_or(String::new(), |failed| format!("; the driver says: {}", drivers_words(&failed.message)));
+                (format!("kubelet {what}: the filesystem follows at the node{said}"), describe)
             } else {
                 (
                     format!("a pod {what}: the filesystem grows when it is mounted"),
@@ -139,9 +144,23 @@ impl Case<'_> {
             };
             return self.found("growth-at-node", self.claim_name(), waits_for, &pending.last_transition_time, next);
         }
-        if let Some(failed) = failed {
-            let waits_for = format!("its volume {what}; the driver says: {}", drivers_words(&failed.message));
-            return self.found("growth-failed", self.claim_name(), waits_for, failed.began(), describe);
+        // The condition stays when the event is forgotten, which is an hour later.
+        let event = self.event("PersistentVolumeClaim", &claim.metadata, &["VolumeResizeFailed"]);
+        let failed = event.map(|event| (event.message.as_str(), event.began())).or_else(|| {
+            condition("ControllerResizeError").map(|one| (one.message.as_str(), one.last_transition_time.as_str()))
+        });
+        if let Some((message, since)) = failed {
+            let said = drivers_words(message);
+            let next = if said.starts_with("OutOfRange") {
+                format!(
+                    "holdfast pools (what is free), then make room, or ask for less, which may be as little as {has}: kubectl -n {} edit pvc {}",
+                    self.facts.namespace, self.facts.name
+                )
+            } else {
+                describe
+            };
+            let waits_for = format!("its volume {what}; the driver says: {said}");
+            return self.found("growth-failed", self.claim_name(), waits_for, since, next);
         }
         let since = condition("Resizing").map_or(String::new(), |one| one.last_transition_time.clone());
         self.found("growth-waits", self.claim_name(), format!("the resizer {what}"), &since, describe);

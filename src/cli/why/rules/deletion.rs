@@ -1,0 +1,99 @@
+//! What is deleted and still there: claims that something holds, volumes whose claim is gone.
+
+use super::super::facts::Found;
+use super::super::objects::{Claim, Pod};
+use super::Case;
+use super::claims::handed_on;
+
+/// Kubernetes keeps a claim that pods on nodes use.
+const IN_USE: &str = "kubernetes.io/pvc-protection";
+/// The snapshot controller keeps a claim while snapshots of it are cut.
+const IS_SOURCE: &str = "snapshot.storage.kubernetes.io/pvc-as-source-protection";
+
+impl Case<'_> {
+    /// A claim that is deleted: what holds it. Whether it is deleted at all.
+    pub(super) fn deleting(&mut self, claim: &Claim) -> bool {
+        let since = &claim.metadata.deletion_timestamp;
+        if since.is_empty() {
+            return false;
+        }
+        let namespace = &self.facts.namespace;
+        for finalizer in &claim.metadata.finalizers {
+            match finalizer.as_str() {
+                IN_USE => self.in_use(since),
+                IS_SOURCE => {
+                    let waits_for =
+                        format!("a snapshot of it to be cut: it is being deleted and has the finalizer {IS_SOURCE}");
+                    let next = format!("kubectl -n {namespace} get volumesnapshot; describe the one that is not ready");
+                    self.found("claim-is-source", self.claim_name(), waits_for, since, next);
+                }
+                other => {
+                    let waits_for = format!("whoever put the finalizer {other} on it: it is being deleted");
+                    let next = format!("kubectl -n {namespace} get pvc {} -o yaml", self.facts.name);
+                    self.found("claim-has-finalizer", self.claim_name(), waits_for, since, next);
+                }
+            }
+        }
+        true
+    }
+
+    /// Pods that have a node keep it, those that have ended too.
+    fn in_use(&mut self, since: &str) {
+        let namespace = &self.facts.namespace;
+        let Some(pods) = &self.facts.pods else {
+            let waits_for = "the pods that use it to be deleted; they could not be listed";
+            return self.found(
+                "claim-in-use",
+                self.claim_name(),
+                waits_for,
+                since,
+                format!("kubectl -n {namespace} get pods"),
+            );
+        };
+        let users: Vec<&Pod> = pods.iter().filter(|pod| !pod.spec.node_name.is_empty()).collect();
+        if !users.is_empty() {
+            let names = |with: &str| users.iter().map(|pod| pod.metadata.name.as_str()).collect::<Vec<_>>().join(with);
+            let over = if users.iter().all(|pod| pod.is_over()) { ", which has ended," } else { "" };
+            let waits_for =
+                format!("pod {}{over} to be deleted: the claim is being deleted and still used", names(", "));
+            let next = format!("kubectl -n {namespace} delete pod {}", names(" "));
+            self.found("claim-in-use", self.claim_name(), waits_for, since, next);
+        } else if self.is_overdue(since) {
+            let waits_for = format!(
+                "kube-controller-manager to take the finalizer {IN_USE} away: it is being deleted, and no pod uses it"
+            );
+            let next = "kubectl get pods -n kube-system (is kube-controller-manager well?)";
+            self.found("claim-not-released", self.claim_name(), waits_for, since, next);
+        }
+    }
+
+    /// A volume that was asked about, and whose claim is gone: a claim of that name is another one's. Whether it is that.
+    pub(super) fn left_behind(&mut self) -> bool {
+        let facts = self.facts;
+        let Some((volume, of)) =
+            facts.asked.as_ref().and_then(|volume| Some((volume, volume.spec.claim_ref.as_ref()?)))
+        else {
+            return false;
+        };
+        let is_left = match &facts.claim {
+            Found::Yes(claim) => !claim.is_meant(of),
+            Found::No => !of.uid.is_empty(),
+            Found::Unknown => false,
+        };
+        if !is_left {
+            return false;
+        }
+        let (name, phase) = (&volume.metadata.name, &volume.status.phase);
+        self.link("volume", name, phase);
+        let another = if facts.claim.is_missing() { "" } else { ", and the claim of that name is another" };
+        let gone = format!("claim {}/{}, which it was for, is gone{another}", of.namespace, of.name);
+        let (waits_for, next) = if volume.spec.persistent_volume_reclaim_policy == "Retain" {
+            let next = format!("to use it again: {}, and name it in a claim (spec.volumeName)", handed_on(name));
+            (format!("somebody to decide on it (Retain): {gone}"), next)
+        } else {
+            (format!("the provisioner to delete it: {gone}"), format!("kubectl describe pv {name}"))
+        };
+        self.found("left-behind", format!("volume {name}"), waits_for, &volume.status.last_phase_transition_time, next);
+        true
+    }
+}
