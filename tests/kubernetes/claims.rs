@@ -1,6 +1,6 @@
 //! A claim's whole life.
 
-use crate::harness::{Claim, Pod, Space, get, text, until, volume_of};
+use crate::harness::{Claim, Pod, Space, explained, get, text, until, volume_of};
 
 const MIB: u64 = 1 << 20;
 
@@ -9,6 +9,7 @@ fn a_claim_waits_for_its_pod_and_becomes_a_volume_of_its_size_and_name() {
     let space = Space::new("claim-life");
     space.claim(&Claim::new("data").size("300Mi"));
     space.event("data", &["waiting for first consumer"]);
+    explained(&space.name, "data", &["first consumer", "start the pod"]);
     assert_eq!(text(&get("pvc", &space.name, "data").unwrap(), "/status/phase"), "Pending");
 
     space.run(&Pod::new("user").mounts("data"));
@@ -22,6 +23,7 @@ fn a_claim_waits_for_its_pod_and_becomes_a_volume_of_its_size_and_name() {
 
     // While a pod has it, a deleted claim stays, and so does the volume.
     crate::harness::delete("pvc", &space.name, "data");
+    explained(&space.name, "data", &["pod user to be deleted", "still used", "delete pod user"]);
     space.exec("user", "grep -qx 1 /data/file");
     assert!(volume_of(&pv).is_some());
     space.end_pod("user");

@@ -32,6 +32,10 @@ fn one_class_deletes_and_the_other_retains() {
         other => Err(format!("{other:?}")),
     });
     let volume = volume_of(&stays).expect("its data stays");
+    let said = driver_exec(&["why", &stays]).unwrap_err();
+    for word in ["Released", "classes-two/stays, which it was for, is gone", "claimRef"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
 
     // The object is deleted too: the data stays, and what `volumes show --pv` prints brings it back.
     kubectl(&["delete", "pv", &stays]);
@@ -75,8 +79,7 @@ fn a_parameter_that_is_not_known_is_named_with_the_nearest() {
     space.pod(&Pod::new("user").mounts("data"));
     let said = space.event("data", &["provisionning", "provisioning"]);
     assert!(said.contains("InvalidArgument"), "{said}");
-    let said = crate::harness::why(&space.name, "data");
-    assert!(said.contains("provisionning"), "{said}");
+    crate::harness::explained(&space.name, "data", &["provisionning"]);
     delete("storageclass", "default", "holdfast-typo");
     space.end();
 }

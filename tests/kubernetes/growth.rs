@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Claim, Pod, Space, get, patch, text, until, volume_of};
+use crate::harness::{Claim, Pod, Space, explained, get, patch, text, until, volume_of};
 
 const MIB: u64 = 1 << 20;
 
@@ -66,6 +66,8 @@ fn growth_beyond_the_pool_is_refused_in_words_and_harms_nothing() {
     grow(&space, "data", "10Ti");
     let said = space.event("data", &["pool"]);
     assert!(said.contains("default"), "{said}");
+    let words = ["grow from 320Mi to 10Ti", "OutOfRange", "default", "as little as 320Mi", "edit pvc data"];
+    explained(&space.name, "data", &words);
     assert_eq!(space.exec("user", "cat /data/file").trim(), "here");
     // What was asked for in vain is taken back, and a size that fits is given.
     grow(&space, "data", "384Mi");

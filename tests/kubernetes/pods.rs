@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Claim, Pod, Space, get, patch, text, until};
+use crate::harness::{Claim, Pod, Space, explained, get, patch, text, until};
 
 #[test]
 fn replicas_keep_their_data_from_three_to_none_and_back() {
@@ -44,8 +44,7 @@ fn only_one_pod_has_a_claim_of_one_pod() {
     space.pod(&Pod::new("second").mounts("data"));
     space.event("second", &["ReadWriteOncePod"]);
     assert_ne!(text(&get("pod", &space.name, "second").unwrap(), "/status/phase"), "Running");
-    let said = crate::harness::why(&space.name, "data");
-    assert!(said.contains("ReadWriteOncePod") && said.contains("first") && said.contains("second"), "{said}");
+    explained(&space.name, "data", &["ReadWriteOncePod", "first", "second"]);
     space.end_pod("first");
     space.running("second");
     space.end();
@@ -109,7 +108,6 @@ fn a_pod_that_cannot_be_on_the_node_of_its_volume_says_so() {
     space.run(&Pod::new("here").on("node1").mounts("data"));
     space.pod(&Pod::new("there").on("node2").mounts("data"));
     space.event("there", &["0/2 nodes are available"]);
-    let said = crate::harness::why(&space.name, "data");
-    assert!(said.contains("node1") && said.contains("there"), "{said}");
+    explained(&space.name, "data", &["node1", "there"]);
     space.end();
 }

@@ -1,6 +1,6 @@
 //! Snapshots, restores and clones.
 
-use crate::harness::{Claim, Pod, Space, snapshot};
+use crate::harness::{Claim, Pod, Space, explained, snapshot};
 
 /// A claim `data` with a file, in use by the pod `user` on a node.
 fn filled(name: &str, node: &str) -> Space {
@@ -14,6 +14,18 @@ fn filled(name: &str, node: &str) -> Space {
 #[test]
 fn a_snapshot_of_a_volume_in_use_is_restored_also_larger() {
     let space = filled("snapshots-restore", "node1");
+    // Asked for too early: it says what it misses, and is filled as soon as that is there.
+    space.claim(&Claim::new("early").class("holdfast-xfs").size("320Mi").of_snapshot("cut"));
+    space.pod(&Pod::new("early").mounts("early"));
+    explained(&space.name, "early", &["snapshots-restore/cut, which does not exist", "get volumesnapshot"]);
+    // One that is never cut.
+    space.apply(&snapshot("broken", "nowhere"));
+    space.claim(&Claim::new("never").class("holdfast-xfs").size("320Mi").of_snapshot("broken"));
+    explained(
+        &space.name,
+        "never",
+        &["snapshots-restore/broken, which is not ready", "describe volumesnapshot broken"],
+    );
     space.apply(&snapshot("cut", "data"));
     space.snapshot_ready("cut");
     space.exec("user", "echo after > /data/file && sync /data/file");
@@ -25,6 +37,8 @@ fn a_snapshot_of_a_volume_in_use_is_restored_also_larger() {
     let room: u64 = space.exec("restored", "df -B1 --output=size /larger | tail -1").trim().parse().unwrap();
     assert!(room > 400 << 20, "{room}");
     assert_eq!(space.exec("user", "cat /data/file").trim(), "after");
+    space.running("early");
+    assert_eq!(space.exec("early", "cat /early/file").trim(), "before");
 
     // Neither lives on the other.
     space.end_pod("user");

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::{Claim, Pod, Space, driver_exec, list, text, until, why, within};
+use crate::harness::{Claim, Pod, Space, driver_exec, explained, list, text, until, within};
 
 /// What each node's pool can still give, in bytes, by the driver.
 fn available() -> Vec<(String, u64)> {
@@ -59,10 +59,7 @@ fn a_pod_lands_where_there_is_room_and_is_told_when_there_is_none() {
     space.claim(&Claim::new("c").size(&size));
     space.pod(&Pod::new("c").mounts("c"));
     space.event("c", &["did not have enough free storage"]);
-    let said = why(&space.name, "c");
-    for word in ["node1", "node2", "room"] {
-        assert!(said.contains(word), "{said}");
-    }
+    explained(&space.name, "c", &["node1", "node2", "room"]);
 
     // As soon as one is deleted, the third runs.
     space.end_pod("a");

@@ -1,7 +1,7 @@
 //! A node that is gone for a while.
 
 use super::writer::Writer;
-use crate::harness::{Claim, Crashed, Pod, Space, driver_exec, node_ready, until, why};
+use crate::harness::{Claim, Crashed, Pod, Space, driver_exec, explained, node_ready, until};
 
 #[test]
 fn while_a_home_is_down_its_volumes_say_so_and_the_others_work() {
@@ -18,9 +18,10 @@ fn while_a_home_is_down_its_volumes_say_so_and_the_others_work() {
     });
     assert!(said.contains("node2"), "{said}");
     let said = driver_exec(&["doctor"]).unwrap_err();
-    assert!(said.contains("node2"), "{said}");
-    let said = why(&space.name, "there");
-    assert!(said.contains("node2") && said.contains("not heard"), "{said}");
+    for word in ["node2", "has not been heard for", "    do  look whether holdfast runs there"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    explained(&space.name, "there", &["node node2, its home", "not been heard", "kubectl get node node2"]);
 
     space.claim(&Claim::new("fresh").size("64Mi"));
     space.run(&Pod::new("fresh").on("node1").mounts("fresh"));

@@ -1,9 +1,11 @@
 //! Uninstall, install, upgrade; under running pods where that is possible.
 
+use serde_json::{Value, json};
+
 use super::writer::Writer;
 use crate::harness::{
-    Claim, Pod, Space, driver_ready, exists, helm, install, installed_chart, list, node_ready, previous_chart, text,
-    try_kubectl, until, volume_of,
+    Claim, Pod, Space, driver_ready, exists, explained, helm, install, installed_chart, list, node_ready, patch,
+    previous_chart, text, try_kubectl, until, volume_of,
 };
 
 const NODES: [&str; 2] = ["node1", "node2"];
@@ -53,11 +55,49 @@ fn uninstall_leaves_data_alone_and_install_finds_every_volume() {
     space.end();
 }
 
+/// The driver on node1 only.
+struct OnlyOnNode1;
+
+impl OnlyOnNode1 {
+    fn new() -> Self {
+        Self::nodes(&json!("node1"));
+        Self
+    }
+
+    fn nodes(name: &Value) {
+        let only = json!({"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": name}}}}});
+        patch("daemonset", "holdfast", "holdfast-node", &only);
+    }
+}
+
+impl Drop for OnlyOnNode1 {
+    fn drop(&mut self) {
+        Self::nodes(&Value::Null);
+    }
+}
+
+#[test]
+fn a_pod_scheduled_before_the_plugin_registers_says_so_and_runs_when_it_does() {
+    let space = Space::new("installation-early");
+    space.claim(&Claim::new("data").size("64Mi"));
+    space.run(&Pod::new("user").on("node2").mounts("data"));
+    space.end_pod("user");
+    let only = OnlyOnNode1::new();
+    until("kubelet forgets the driver", || if node_ready("node2") { Err("not yet".to_owned()) } else { Ok(()) });
+    space.pod(&Pod::new("user").on("node2").mounts("data"));
+    until("it is scheduled", || if space.node_of("user") == "node2" { Ok(()) } else { Err(space.events()) });
+    let words = ["pod installation-early/user", "not registered in CSINode node2", "spec.nodeName=node2"];
+    explained(&space.name, "data", &words);
+    drop(only);
+    driver_ready();
+    space.running("user");
+    space.end();
+}
+
 /// Of the controllers' and nodes' pods.
 fn uids() -> Vec<String> {
-    let ours = |pod: &serde_json::Value| {
-        ["controller", "node"].contains(&text(pod, "/metadata/labels/app.kubernetes.io~1component"))
-    };
+    let ours =
+        |pod: &Value| ["controller", "node"].contains(&text(pod, "/metadata/labels/app.kubernetes.io~1component"));
     list("pods", "holdfast").iter().filter(|pod| ours(pod)).map(|pod| text(pod, "/metadata/uid").to_owned()).collect()
 }
 

@@ -91,7 +91,12 @@ pub(crate) fn volume_of(name: &str) -> Option<Volume> {
     volumes().into_iter().find(|volume| volume.name == name)
 }
 
-/// What `holdfast why` says of a claim.
-pub(crate) fn why(namespace: &str, claim: &str) -> String {
-    driver_exec(&["why", &format!("{namespace}/{claim}")]).unwrap_or_else(|said| said)
+/// What `holdfast why` says of a claim that waits: with all these words, since when, and the next command, on one screen.
+pub(crate) fn explained(namespace: &str, claim: &str, words: &[&str]) {
+    let said = driver_exec(&["why", &format!("{namespace}/{claim}")]).expect_err("something waits");
+    for word in words.iter().chain(&["!!", " waits for ", " (for ", "    do  "]) {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert!(!said.contains("not looked at"), "the controller's account may ask for everything: {said}");
+    assert!(said.lines().count() <= 24, "{said}");
 }
