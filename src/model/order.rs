@@ -6,6 +6,8 @@
 //!   done until then (`Specification::unfinished`).
 //! - A call nobody heard the answer of, because its caller went away or the process was killed, may have had its effect,
 //!   a part of it, or none, at any time since.
+//! - A volume that is still copied has its name and is no volume yet: another create may be told ALREADY_EXISTS, any other
+//!   call that it does not exist.
 //! - A create that waits for a copy is its caller's retry, done by the driver: what it made first may be changed, or
 //!   deleted, before it looks again and answers.
 //! - A list is not one moment: each thing it shows, or does not, was so at some moment of it.
@@ -46,6 +48,8 @@ struct Moment {
     disturbed: bool,
     /// Whether one overlaps that may change the room.
     crowded: bool,
+    /// Whether one overlaps that may copy into the volume this one wants to create.
+    claimed: bool,
 }
 
 enum Kind {
@@ -110,7 +114,8 @@ fn moments(events: &[Event], copying: bool) -> Vec<Moment> {
         let mut add = |kind, call: Option<&Call>| {
             let disturbed = call.is_some_and(|call| others().any(|other| call.meets(other)));
             let crowded = others().any(Call::changes_room);
-            moments.push(Moment { from, to, kind, disturbed, crowded });
+            let claimed = copying && call.is_some_and(|call| others().any(|other| other.copies_into_what_makes(call)));
+            moments.push(Moment { from, to, kind, disturbed, crowded, claimed });
         };
         match &event.what {
             What::Restart => add(Kind::Restart, None),
@@ -283,6 +288,7 @@ impl Moment {
                 outcomes
             }
             (_, Err(refused)) if refused.code == Code::ResourceExhausted && self.crowded => vec![state.clone()],
+            (_, Err(refused)) if refused.code == Code::AlreadyExists && self.claimed => vec![state.clone()],
             (_, Err(refused))
                 if refused.code == Code::OutOfRange && self.crowded && matches!(call, Call::Expand { .. }) =>
             {
@@ -356,6 +362,11 @@ impl Call {
         matches!(self, Self::Create(create) if create.from.is_some())
     }
 
+    /// Whether it may copy into the volume that another call makes.
+    fn copies_into_what_makes(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Create(this), Self::Create(other)) if self.copies() && this.name == other.name)
+    }
+
     fn takes_device(&self) -> bool {
         matches!(self, Self::Revoke { .. })
     }
@@ -409,6 +420,8 @@ mod tests {
     use super::super::specification::Ground;
     use super::*;
 
+    const SOURCE: Source = Source::Volume { pool: 0, name: 0 };
+
     fn create(name: usize, from: Option<From>) -> Call {
         let uses = vec![Use { mode: Mode::Block, access: Access::Multi }];
         let (thin, wanted) = (None, Wanted::Anywhere);
@@ -419,20 +432,11 @@ mod tests {
         Ok(Answer::Made(Shown { name, pool: 0, size: 16 << 20, from, granted: false }))
     }
 
-    /// Volume 1 is cloned from volume 0; meanwhile it is seen, deleted, or not, and seen to be gone; then it is there.
-    fn cloned_and_seen(copying: bool, delete: bool) -> Result<(), String> {
-        let refused = |code| Err(Refused { code, said: String::new() });
+    /// Volume 1 is cloned from volume 0; what others hear of it meanwhile, and a clone that is made at last.
+    fn while_cloning(copying: bool, others: Vec<(u64, u64, Call, Seen)>) -> Result<(), String> {
         let clone = create(1, Some(From::Volume(Volume::Of(0))));
-        let mut heard = vec![
-            (1, 2, create(0, None), made(0, None)),
-            (3, 20, clone, made(1, Some(Source::Volume { pool: 0, name: 0 }))),
-            (5, 6, create(1, None), refused(Code::AlreadyExists)),
-            (9, 10, Call::Get(Volume::Of(1)), refused(Code::NotFound)),
-            (21, 22, create(1, None), refused(Code::AlreadyExists)),
-        ];
-        if delete {
-            heard.push((7, 8, Call::Delete(Volume::Of(1)), Ok(Answer::Done)));
-        }
+        let mut heard = vec![(1, 2, create(0, None), made(0, None)), (3, 20, clone, made(1, Some(SOURCE)))];
+        heard.extend(others);
         let event =
             |(from, to, call, seen)| Event { caller: 0, from, to: Some(to), what: What::Call(call, Some(seen)) };
         let events: Vec<_> = heard.into_iter().map(event).collect();
@@ -440,10 +444,30 @@ mod tests {
         check(&Specification::new(ground), &events)
     }
 
+    fn refused(code: Code) -> Seen {
+        Err(Refused { code, said: String::new() })
+    }
+
     #[test]
     fn only_a_create_that_waits_for_a_copy_may_make_its_volume_again_after_a_delete() {
-        cloned_and_seen(true, true).unwrap();
-        cloned_and_seen(true, false).unwrap_err();
-        cloned_and_seen(false, true).unwrap_err();
+        let get = Call::Get(Volume::Of(1));
+        let there = Ok(Answer::Volume(Shown { name: 1, pool: 0, size: 16 << 20, from: Some(SOURCE), granted: false }));
+        let seen = (5, 6, get.clone(), there.clone());
+        let deleted = (7, 8, Call::Delete(Volume::Of(1)), Ok(Answer::Done));
+        let missed = (9, 10, get.clone(), refused(Code::NotFound));
+        let again = (21, 22, get, there);
+        let all = vec![seen.clone(), deleted, missed.clone(), again.clone()];
+        while_cloning(true, all.clone()).unwrap();
+        while_cloning(false, all).unwrap_err();
+        while_cloning(true, vec![seen, missed, again]).unwrap_err();
+    }
+
+    #[test]
+    fn a_name_is_taken_before_its_volume_is_there_only_while_it_is_copied() {
+        let other = |from, to| (from, to, create(1, None), refused(Code::AlreadyExists));
+        let missed = |from, to| (from, to, Call::Get(Volume::Of(1)), refused(Code::NotFound));
+        while_cloning(true, vec![other(5, 6), missed(7, 8)]).unwrap();
+        while_cloning(false, vec![other(5, 6), missed(7, 8)]).unwrap_err();
+        while_cloning(true, vec![other(21, 22), missed(23, 24)]).unwrap_err();
     }
 }
