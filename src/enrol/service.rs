@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 use tracing::info;
 
@@ -16,16 +16,18 @@ use super::rules::{AUDIENCE, Denial, Tokens, node_of};
 use crate::home::remote::{wire_answer, wire_denied};
 use crate::kubernetes::ObjectName;
 use crate::telemetry::EnrolMetrics;
-use crate::tls::{Complaints, Peer};
+use crate::tls::{Complaints, Guest, Peer};
 use crate::types::{Error, Failure, Kind};
 
 /// The largest message, in bytes: a token and a signing request have some kilobytes.
 pub const MOST_MESSAGE: usize = 64 << 10;
 /// The largest token asked about.
 const MOST_TOKEN: usize = 32 << 10;
-/// Questions to the API server at once, and of one address.
+/// Questions to the API server at once, and of one network; others wait for their turn.
 const MOST_REVIEWS: usize = 16;
-const MOST_REVIEWS_OF_ONE: usize = 2;
+const MOST_REVIEWS_OF_ONE: usize = 4;
+/// The longest wait: with it and the API server's own time a caller still has an answer.
+const TURN: Duration = Duration::from_secs(4);
 
 /// The gRPC service.
 pub struct EnrolService {
@@ -33,8 +35,7 @@ pub struct EnrolService {
     account: ObjectName,
     signing: Signing,
     life: Duration,
-    reviews: Semaphore,
-    asking: Mutex<BTreeMap<String, usize>>,
+    reviews: Reviews,
     metrics: EnrolMetrics,
     complaints: Complaints,
 }
@@ -55,64 +56,88 @@ impl EnrolService {
         life: Duration,
         metrics: EnrolMetrics,
     ) -> Self {
-        let (reviews, complaints) = (Semaphore::new(MOST_REVIEWS), Complaints::default());
-        Self { tokens, account, signing, life, reviews, asking: Mutex::default(), metrics, complaints }
+        let (reviews, complaints) = (Reviews::default(), Complaints::default());
+        Self { tokens, account, signing, life, reviews, metrics, complaints }
     }
 
     /// Counts who got no certificate, and says so unless it was said just now.
-    fn refused(&self, who: &str, reason: &'static str, why: &str) {
+    fn refused(&self, who: &Who, reason: &'static str, why: &str) {
         self.metrics.ended(reason);
-        if let Some(unsaid) = self.complaints.may_say(who, reason) {
-            tracing::warn!(address = who, reason, unsaid, "a node was not certified: {why}");
+        if let Some(unsaid) = self.complaints.may_say(&who.network, reason) {
+            tracing::warn!(address = who.address, reason, unsaid, "a node was not certified: {why}");
         }
     }
 
     /// Nobody is to blame: it may be asked again.
-    fn not_now(&self, who: &str, reason: &'static str, error: Error) -> Status {
+    fn not_now(&self, who: &Who, reason: &'static str, error: Error) -> Status {
         self.refused(who, reason, &error.chain());
         wire_answer(&Failure::Clean(error.with_kind(Kind::Unavailable)))
     }
 
-    fn denied(&self, who: &str, denial: &Denial) -> Status {
+    fn denied(&self, who: &Who, denial: &Denial) -> Status {
         self.refused(who, denial.reason, &denial.why);
         wire_denied(format!("no certificate for this node: {}", denial.why))
     }
 }
 
-/// One question of an address, given back when dropped.
-struct Asking<'a> {
-    all: &'a Mutex<BTreeMap<String, usize>>,
-    who: &'a str,
+/// Where a request comes from.
+struct Who {
+    address: String,
+    /// What it is counted by.
+    network: String,
+    guest: Option<Guest>,
 }
 
-impl<'a> Asking<'a> {
-    fn begin(all: &'a Mutex<BTreeMap<String, usize>>, who: &'a str) -> Option<Self> {
-        let mut asking = all.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_one = asking.entry(who.to_owned()).or_default();
-        if *of_one >= MOST_REVIEWS_OF_ONE {
-            return None;
+impl Who {
+    fn asks(extensions: &http::Extensions) -> Self {
+        match Peer::of(extensions) {
+            Ok(Peer::Anonymous(guest)) => {
+                Self { address: guest.to_string(), network: guest.network().to_string(), guest: Some(guest.clone()) }
+            }
+            other => {
+                let name = other.map_or_else(|_| "unknown".to_owned(), ToString::to_string);
+                Self { address: name.clone(), network: name, guest: None }
+            }
         }
-        *of_one += 1;
-        Some(Self { all, who })
     }
 }
 
-impl Drop for Asking<'_> {
-    fn drop(&mut self) {
-        let mut asking = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_one) = asking.get_mut(self.who) {
-            *of_one -= 1;
-            if *of_one == 0 {
-                asking.remove(self.who);
-            }
+/// The questions to the API server, in the order in which they came; a network that has many under way waits by itself.
+struct Reviews {
+    all: Semaphore,
+    of: Mutex<BTreeMap<String, Weak<Semaphore>>>,
+}
+
+impl Default for Reviews {
+    fn default() -> Self {
+        Self { all: Semaphore::new(MOST_REVIEWS), of: Mutex::default() }
+    }
+}
+
+impl Reviews {
+    /// A turn, which lasts until it is dropped; `None` when it does not come within [`TURN`].
+    async fn turn(&self, network: &str) -> Option<(OwnedSemaphorePermit, SemaphorePermit<'_>)> {
+        let own = self.of_network(network);
+        let both = async { Some((own.acquire_owned().await.ok()?, self.all.acquire().await.ok()?)) };
+        tokio::time::timeout(TURN, both).await.ok().flatten()
+    }
+
+    fn of_network(&self, network: &str) -> Arc<Semaphore> {
+        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        of.retain(|_, one| one.strong_count() > 0);
+        if let Some(there) = of.get(network).and_then(Weak::upgrade) {
+            return there;
         }
+        let new = Arc::new(Semaphore::new(MOST_REVIEWS_OF_ONE));
+        of.insert(network.to_owned(), Arc::downgrade(&new));
+        new
     }
 }
 
 #[tonic::async_trait]
 impl Enrolment for EnrolService {
     async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<EnrolReply>, Status> {
-        let who = Peer::of(request.extensions()).map_or_else(|_| "unknown".to_owned(), ToString::to_string);
+        let who = Who::asks(request.extensions());
         let EnrolRequest { token, request } = request.into_inner();
         let Some(authority) = self.signing.authority() else {
             let why = Error::new(Kind::Unavailable, "this controller has no CA yet; its log says why; ask again");
@@ -122,10 +147,10 @@ impl Enrolment for EnrolService {
             let why = format!("its token has {} bytes", token.len());
             return Err(self.denied(&who, &Denial { reason: "unauthenticated", why }));
         }
-        let (Some(_asking), Ok(_permit)) = (Asking::begin(&self.asking, &who), self.reviews.try_acquire()) else {
-            let many = format!("{MOST_REVIEWS} nodes or {MOST_REVIEWS_OF_ONE} of its address are looked at; ask again");
-            let why = Error::new(Kind::Unavailable, many);
-            return Err(self.not_now(&who, "crowded", why));
+        let Some(_turn) = self.reviews.turn(&who.network).await else {
+            let many =
+                format!("{MOST_REVIEWS} tokens, or {MOST_REVIEWS_OF_ONE} of its network, are looked at; ask again");
+            return Err(self.not_now(&who, "crowded", Error::new(Kind::Unavailable, many)));
         };
         let review = match self.tokens.review(&token, AUDIENCE).await {
             Ok(review) => review,
@@ -135,6 +160,9 @@ impl Enrolment for EnrolService {
         };
         drop(token);
         let node = node_of(&review, &self.account).map_err(|denial| self.denied(&who, &denial))?;
+        if let Some(guest) = &who.guest {
+            guest.prove();
+        }
         let (certificate, until) = match authority.sign_lasting(request.as_bytes(), &node, self.life) {
             Ok(signed) => signed,
             Err(error) => {
@@ -143,7 +171,7 @@ impl Enrolment for EnrolService {
             }
         };
         self.metrics.ended("issued");
-        info!(%node, address = who, until, "a node was certified");
+        info!(%node, address = who.address, until, "a node was certified");
         Ok(Response::new(EnrolReply { certificate }))
     }
 }

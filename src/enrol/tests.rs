@@ -1,15 +1,21 @@
 //! Controllers and nodes over real TLS, the CA and the tokens behind real HTTP.
 
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use kube::Config;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Status};
 
@@ -255,6 +261,75 @@ async fn the_port_without_certificates_certifies_and_nothing_else() {
     let message = EnrolRequest { token: "token-of-1".into(), request };
     EnrolmentClient::new(channel).enrol(message).await.unwrap_err();
     assert_eq!(rig.api.asked("POST /apis/authentication.k8s.io/v1/tokenreviews"), 0);
+}
+
+/// Connected from an address of one's choice.
+async fn connected(ca: &[u8], from: &str, to: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(format!("{from}:0").parse().unwrap())?;
+    let stream = socket.connect(to).await?;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let name = ServerName::try_from(Role::Controller.name().to_string()).unwrap();
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
+#[tokio::test]
+async fn who_holds_places_and_says_nothing_keeps_no_node_waiting() {
+    let rig = Rig::new();
+    let mut controller = rig.controller().await;
+    controller.keeper.look().await.unwrap();
+    rig.mount_ca();
+    let ca = fs::read(rig.place("ca.crt")).unwrap();
+    let mut slow = Vec::new();
+    for n in 0..160 {
+        slow.push(connected(&ca, &format!("127.0.1.{}", n % 8), controller.address).await);
+    }
+    let (_, request) = signing_request(&node("node-1")).unwrap();
+    for _ in 0..3 {
+        let asked = tokio::time::timeout(Duration::from_secs(5), rig.ask(&controller, "token-of-1", &request));
+        asked.await.expect("in time").unwrap();
+    }
+    assert_eq!(rig.count("issued"), 3);
+    drop(slow);
+}
+
+#[tokio::test]
+async fn who_asks_all_the_time_lets_others_have_a_turn() {
+    let rig = Rig::new();
+    let mut controller = rig.controller().await;
+    controller.keeper.look().await.unwrap();
+    rig.mount_ca();
+    rig.api.answer_after(Duration::from_millis(200));
+    let ca = Arc::new(fs::read(rig.place("ca.crt")).unwrap());
+    let (address, asking) = (controller.address, Arc::new(AtomicBool::new(true)));
+    let mut floods = Vec::new();
+    for n in 0..40 {
+        let (ca, asking) = (Arc::clone(&ca), Arc::clone(&asking));
+        floods.push(tokio::spawn(async move {
+            let connector = tower::service_fn(move |_: http::Uri| {
+                let ca = Arc::clone(&ca);
+                async move { connected(&ca, &format!("127.0.1.{}", n % 8), address).await.map(TokioIo::new) }
+            });
+            let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+            let mut client = EnrolmentClient::new(endpoint.connect_with_connector_lazy(connector));
+            while asking.load(Ordering::Relaxed) {
+                let message = EnrolRequest { token: "nonsense".into(), request: String::new() };
+                client.enrol(message).await.unwrap_err();
+            }
+        }));
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (_, request) = signing_request(&node("node-1")).unwrap();
+    for _ in 0..3 {
+        rig.ask(&controller, "token-of-1", &request).await.unwrap();
+    }
+    asking.store(false, Ordering::Relaxed);
+    futures_util::future::join_all(floods).await.into_iter().for_each(Result::unwrap);
 }
 
 #[tokio::test]

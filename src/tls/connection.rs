@@ -16,6 +16,7 @@ use tonic::transport::server::Connected;
 use tracing::debug;
 
 use super::credentials::Credentials;
+use super::guests::{Guest, GuestPlace};
 use super::refusal::{Reason, Refusal};
 use super::role::Peer;
 use super::verify::Seen;
@@ -36,6 +37,16 @@ pub(super) enum Known<'a> {
     Seen(&'a Mutex<Seen>),
     /// It showed nothing, and was not asked to.
     Anonymous(IpAddr),
+}
+
+/// What counts it, given back when it goes.
+pub(super) enum Held {
+    /// Nothing: a client's.
+    Nothing,
+    /// Among those that are known.
+    Known(#[expect(dead_code, reason = "it counts as long as it is there")] super::server::Place),
+    /// Among those that are not.
+    Guest(GuestPlace),
 }
 
 /// Plain or encrypted.
@@ -70,8 +81,7 @@ pub struct Connection {
     end: Pin<Box<Sleep>>,
     ended: bool,
     told: bool,
-    /// What counts it, given back when it goes.
-    _place: Option<super::server::Place>,
+    place: Held,
 }
 
 impl Connection {
@@ -85,7 +95,7 @@ impl Connection {
     ) -> Result<Self, Refusal> {
         let (peer, left) = match known {
             Known::Plain => (Peer::Unverified, MOST_AGE),
-            Known::Anonymous(address) => (Peer::Anonymous(*address), ANONYMOUS_AGE),
+            Known::Anonymous(address) => (Peer::Anonymous(Guest::new(*address)), ANONYMOUS_AGE),
             Known::Seen(seen) => {
                 let verified = seen.lock().unwrap_or_else(PoisonError::into_inner).verified.clone();
                 let Some((name, not_after)) = verified else {
@@ -98,11 +108,11 @@ impl Connection {
         };
         credentials.metrics().connected(side);
         let end = Box::pin(sleep(left));
-        Ok(Self { wire, peer, side, address, credentials, end, ended: false, told: false, _place: None })
+        Ok(Self { wire, peer, side, address, credentials, end, ended: false, told: false, place: Held::Nothing })
     }
 
-    pub(super) fn with_place(mut self, place: super::server::Place) -> Self {
-        self._place = Some(place);
+    pub(super) fn with_place(mut self, place: Held) -> Self {
+        self.place = place;
         self
     }
 
@@ -112,11 +122,14 @@ impl Connection {
         &self.peer
     }
 
-    /// An error once its time is over.
+    /// An error once its time is over, or its place another's.
     fn alive(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if !self.ended && self.end.as_mut().poll(cx).is_ready() {
             self.ended = true;
             debug!(peer = %self.peer, address = %self.address, "a connection has reached its age or its certificate's end");
+        }
+        if let (false, Held::Guest(place)) = (self.ended, &mut self.place) {
+            self.ended = place.is_gone(cx);
         }
         if self.ended { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }

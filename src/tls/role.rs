@@ -1,11 +1,11 @@
 //! Roles, the names certificates give them, and who is at the other end of a connection.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 
 use http::Extensions;
 
+use super::guests::Guest;
 use crate::types::{Error, Kind, NodeId, Result};
 
 /// Every name of a role lies below this DNS name; names outside it say nothing to us.
@@ -137,7 +137,7 @@ pub enum Peer {
     /// Plain text, for tests: nothing is known of it, and it may do everything.
     Unverified,
     /// On a port that asks for no certificate: it may do nothing that a role is needed for.
-    Anonymous(IpAddr),
+    Anonymous(Guest),
 }
 
 impl Peer {
@@ -214,7 +214,7 @@ impl fmt::Display for Peer {
         match self {
             Self::Verified(name) => name.fmt(f),
             Self::Unverified => f.write_str("somebody unverified"),
-            Self::Anonymous(address) => address.fmt(f),
+            Self::Anonymous(guest) => guest.fmt(f),
         }
     }
 }
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn who_shows_no_certificate_has_no_role() {
-        let nobody = Peer::Anonymous("10.0.0.1".parse().unwrap());
+        let nobody = Peer::Anonymous(Guest::new("10.0.0.1".parse().unwrap()));
         assert!(!nobody.is_controller() && !nobody.is_operator() && !nobody.is_node(&"b".parse().unwrap()));
         let error = nobody.require("it", &[Role::Controller, Role::Operator]).unwrap_err();
         assert!(error.kind() == Kind::Denied && error.to_string().contains("10.0.0.1"), "{error}");

@@ -15,10 +15,11 @@ use tokio_rustls::{TlsAcceptor, TlsStream};
 use tokio_stream::Stream;
 use tracing::error;
 
-use super::connection::{Connection, Known, Wire};
+use super::connection::{Connection, Held, Known, Wire};
 use super::credentials::{Credentials, Now};
+use super::guests::{Guests, Network};
 use super::refusal::{Reason, Refusal};
-use super::role::Peer;
+use super::role::{Peer, RoleName};
 use crate::os::Timestamp;
 
 const SIDE: &str = "server";
@@ -30,9 +31,6 @@ const MOST_HANDSHAKES: usize = 256;
 const MOST_CONNECTIONS: usize = 1024;
 /// Connections of one role's name at once, so that one peer gone mad leaves room for the others.
 const MOST_OF_ONE: usize = 64;
-/// Connections at once of clients that show no certificate, and of one address of them. They end after seconds.
-const MOST_ANONYMOUS: usize = 128;
-const MOST_OF_ONE_ADDRESS: usize = 16;
 /// How long to wait after accept(2) failed: it fails again at once when file descriptors or memory are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -40,39 +38,34 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 struct Table {
     all: usize,
-    /// By the verified role's name, or the address of who has none.
-    named: BTreeMap<String, usize>,
+    /// By the verified role's name.
+    named: BTreeMap<RoleName, usize>,
 }
 
 /// A connection's place in the table, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     table: Arc<Mutex<Table>>,
-    name: Option<String>,
+    name: Option<RoleName>,
 }
 
 impl Place {
     /// A place for one more.
-    fn take(table: &Arc<Mutex<Table>>, peer: &Peer) -> Result<Self, Refusal> {
+    fn take(table: &Arc<Mutex<Table>>, name: Option<&RoleName>) -> Result<Self, Refusal> {
         let mut open = table.lock().unwrap_or_else(PoisonError::into_inner);
         let crowded = |most| Refusal::new(Reason::Crowded, format!("there are {most} connections already"));
-        let (name, most, most_of_one) = match peer {
-            Peer::Verified(name) => (Some(name.to_string()), MOST_CONNECTIONS, MOST_OF_ONE),
-            Peer::Unverified => (None, MOST_CONNECTIONS, MOST_OF_ONE),
-            Peer::Anonymous(address) => (Some(address.to_string()), MOST_ANONYMOUS, MOST_OF_ONE_ADDRESS),
-        };
-        if open.all >= most {
-            return Err(crowded(most));
+        if open.all >= MOST_CONNECTIONS {
+            return Err(crowded(MOST_CONNECTIONS));
         }
-        if let Some(name) = &name {
+        if let Some(name) = name {
             let of_one = open.named.entry(name.clone()).or_default();
-            if *of_one >= most_of_one {
-                return Err(crowded(most_of_one));
+            if *of_one >= MOST_OF_ONE {
+                return Err(crowded(MOST_OF_ONE));
             }
             *of_one += 1;
         }
         open.all += 1;
-        Ok(Self { table: Arc::clone(table), name })
+        Ok(Self { table: Arc::clone(table), name: name.cloned() })
     }
 }
 
@@ -91,6 +84,34 @@ impl Drop for Place {
     }
 }
 
+/// The places of a port.
+#[derive(Clone, Debug, Default)]
+struct Places {
+    known: Arc<Mutex<Table>>,
+    guests: Arc<Guests>,
+}
+
+impl Places {
+    /// The connection with a place, if there is one for it.
+    fn admit(&self, made: Connection, credentials: &Credentials) -> Result<Connection, Refusal> {
+        let place = match made.peer() {
+            Peer::Verified(name) => Held::Known(Place::take(&self.known, Some(name))?),
+            Peer::Unverified => Held::Known(Place::take(&self.known, None)?),
+            Peer::Anonymous(guest) => {
+                let full = || Refusal::new(Reason::Crowded, "all places are taken, by others who came just now");
+                let (place, left) = self.guests.admit(guest).ok_or_else(full)?;
+                if let Some(left) = left {
+                    let why = "it had its place long enough, or others from there have many, and another wanted it";
+                    let refusal = Refusal::new(Reason::Crowded, why);
+                    credentials.refused(SIDE, &left.network().to_string(), &left.to_string(), None, &refusal);
+                }
+                Held::Guest(place)
+            }
+        };
+        Ok(made.with_place(place))
+    }
+}
+
 /// Whom a port is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Clients {
@@ -106,7 +127,7 @@ pub struct Incoming {
     listener: TcpListener,
     credentials: Credentials,
     clients: Clients,
-    table: Arc<Mutex<Table>>,
+    places: Places,
     handshakes: JoinSet<Option<Connection>>,
     /// The same handshakes, the oldest first.
     order: VecDeque<AbortHandle>,
@@ -116,7 +137,7 @@ pub struct Incoming {
 impl Incoming {
     pub(super) fn new(listener: TcpListener, credentials: Credentials, clients: Clients) -> Self {
         let (handshakes, order) = (JoinSet::new(), VecDeque::new());
-        Self { listener, credentials, clients, table: Arc::default(), handshakes, order, pause: None }
+        Self { listener, credentials, clients, places: Places::default(), handshakes, order, pause: None }
     }
 
     fn begin(&mut self, tcp: TcpStream, address: SocketAddr) {
@@ -127,7 +148,7 @@ impl Incoming {
             let refusal = Refusal::new(Reason::Timeout, "unfinished handshakes give way to new ones");
             self.credentials.refused(SIDE, "many", "many", None, &refusal);
         }
-        let handshake = accept(tcp, address, self.credentials.clone(), self.clients, Arc::clone(&self.table));
+        let handshake = accept(tcp, address, self.credentials.clone(), self.clients, self.places.clone());
         self.order.push_back(self.handshakes.spawn(handshake));
     }
 }
@@ -170,7 +191,7 @@ async fn accept(
     address: SocketAddr,
     credentials: Credentials,
     clients: Clients,
-    table: Arc<Mutex<Table>>,
+    places: Places,
 ) -> Option<Connection> {
     let mut names = None;
     let made = match timeout(HANDSHAKE, handshake(tcp, address, &credentials, clients, &mut names)).await {
@@ -180,10 +201,9 @@ async fn accept(
             Err(Refusal::new(Reason::Timeout, why))
         }
     };
-    let placed = made.and_then(|made| Place::take(&table, made.peer()).map(|place| made.with_place(place)));
-    placed
+    made.and_then(|made| places.admit(made, &credentials))
         .map_err(|refusal| {
-            let place = address.ip().to_string();
+            let place = Network::of(address.ip()).to_string();
             credentials.refused(SIDE, &place, &address.to_string(), names.as_deref(), &refusal);
         })
         .ok()
@@ -217,7 +237,7 @@ async fn handshake(
         let config = material.server_of_anybody().map_err(unfit)?;
         let stream = TlsAcceptor::from(Arc::new(config)).accept(tcp).await.map_err(|error| Refusal::of(&error))?;
         let wire = Wire::Tls(Box::new(TlsStream::Server(stream)));
-        let known = Known::Anonymous(address.ip().to_canonical());
+        let known = Known::Anonymous(address.ip());
         return Connection::new(wire, &known, SIDE, address.to_string(), credentials.clone());
     }
     let (config, seen) = material.server().map_err(unfit)?;
@@ -241,10 +261,11 @@ mod tests {
     #[test]
     fn one_name_leaves_room_for_others_and_gives_back_what_it_had() {
         let table = Arc::<Mutex<Table>>::default();
-        let mad = Peer::Verified(Role::Controller.name());
-        let places: Vec<_> = std::iter::from_fn(|| Place::take(&table, &mad).ok()).take(2 * MOST_OF_ONE).collect();
+        let mad = Role::Controller.name();
+        let places: Vec<_> =
+            std::iter::from_fn(|| Place::take(&table, Some(&mad)).ok()).take(2 * MOST_OF_ONE).collect();
         assert_eq!(places.len(), MOST_OF_ONE);
-        let other = Place::take(&table, &Peer::Verified(Role::Operator.name())).unwrap();
+        let other = Place::take(&table, Some(&Role::Operator.name())).unwrap();
         drop(places);
         drop(other);
         let open = table.lock().unwrap();
@@ -252,20 +273,10 @@ mod tests {
     }
 
     #[test]
-    fn addresses_without_a_certificate_have_few_each_and_not_many_together() {
-        let table = Arc::<Mutex<Table>>::default();
-        let from = |last: usize| Peer::Anonymous(format!("10.0.0.{last}").parse().unwrap());
-        let of_one: Vec<_> = std::iter::from_fn(|| Place::take(&table, &from(1)).ok()).take(1000).collect();
-        assert_eq!(of_one.len(), MOST_OF_ONE_ADDRESS);
-        let others = (2..200).filter_map(|last| Place::take(&table, &from(last)).ok()).collect::<Vec<_>>();
-        assert_eq!(of_one.len() + others.len(), MOST_ANONYMOUS);
-    }
-
-    #[test]
     fn there_is_an_end_to_connections_of_nobody_too() {
         let table = Arc::<Mutex<Table>>::default();
-        let places: Vec<_> = std::iter::from_fn(|| Place::take(&table, &Peer::Unverified).ok()).collect();
+        let places: Vec<_> = std::iter::from_fn(|| Place::take(&table, None).ok()).collect();
         assert_eq!(places.len(), MOST_CONNECTIONS);
-        assert_eq!(Place::take(&table, &Peer::Unverified).unwrap_err().reason, Reason::Crowded);
+        assert_eq!(Place::take(&table, None).unwrap_err().reason, Reason::Crowded);
     }
 }

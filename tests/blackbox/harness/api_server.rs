@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -39,6 +40,7 @@ struct Kept {
     /// Every request, `METHOD PATH`.
     asked: Vec<String>,
     override_answer: Option<(u16, String)>,
+    delay: Duration,
     version: u64,
 }
 
@@ -129,6 +131,11 @@ impl ApiServer {
     pub(crate) fn answer_with(&self, answer: Option<(u16, String)>) {
         kept(&self.shared).override_answer = answer;
     }
+
+    /// Every answer takes so long from now on.
+    pub(crate) fn answer_after(&self, delay: Duration) {
+        kept(&self.shared).delay = delay;
+    }
 }
 
 impl Drop for ApiServer {
@@ -146,6 +153,10 @@ async fn before(
 ) -> Response {
     let own = request.headers().get("authorization").and_then(|value| value.to_str().ok())
         == Some(&format!("Bearer {TOKEN}"));
+    let delay = kept(&shared).delay;
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
     {
         let mut kept = kept(&shared);
         kept.asked.push(format!("{} {}", request.method(), request.uri().path()));

@@ -1,0 +1,273 @@
+//! Clients that show no certificate, and their places: who holds many gives way to who holds few.
+//!
+//! A place is worth some milliseconds of a node that is certified; whoever keeps one longer only waits. So when all are taken:
+//!
+//! - A newcomer of a network that would still have fewer places than the most crowded one takes a place of that one, at once.
+//! - Otherwise it takes one of a network that has no fewer than its own, from somebody who had [`FIRST`] for himself; if there is
+//!   nobody, the newcomer is refused. So a thousand nodes at once get through one after the other and do not push each other out.
+//!
+//! Of several the first to go is one that proved nothing, then the oldest.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::net::{IpAddr, Ipv6Addr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::os::Stopwatch;
+
+/// Places.
+const MOST: usize = 128;
+/// What everybody has to come to an end, as far as networks with no more places are concerned.
+const FIRST: Duration = Duration::from_secs(2);
+/// The part of an IPv6 address that tells networks apart: who has one address has its whole /64.
+const NETWORK_BITS: u32 = 64;
+
+/// What clients are counted by: an IPv4 address, or the /64 of an IPv6 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Network(IpAddr);
+
+impl Network {
+    /// Where an address is.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V6(six) => Ipv6Addr::from_bits(six.to_bits() & (u128::MAX << (128 - NETWORK_BITS))).into(),
+            four @ IpAddr::V4(_) => four,
+        })
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(four) => four.fmt(f),
+            IpAddr::V6(six) => write!(f, "{six}/{NETWORK_BITS}"),
+        }
+    }
+}
+
+/// A client without a certificate. Cheap to clone; clones are the same one.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    address: IpAddr,
+    proven: Arc<AtomicBool>,
+}
+
+impl Guest {
+    /// From this address, and nothing more is known.
+    #[must_use]
+    pub fn new(address: IpAddr) -> Self {
+        Self { address: address.to_canonical(), proven: Arc::default() }
+    }
+
+    /// What it is counted by.
+    #[must_use]
+    pub fn network(&self) -> Network {
+        Network::of(self.address)
+    }
+
+    /// It turned out to be somebody: others give way before it does.
+    pub fn prove(&self) {
+        self.proven.store(true, Ordering::Relaxed);
+    }
+}
+
+impl PartialEq for Guest {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.proven, &other.proven)
+    }
+}
+
+impl Eq for Guest {}
+
+impl fmt::Display for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
+/// All places.
+#[derive(Debug)]
+pub(super) struct Guests {
+    most: usize,
+    first: Duration,
+    seats: Mutex<Seats>,
+}
+
+#[derive(Debug, Default)]
+struct Seats {
+    next: u64,
+    taken: BTreeMap<u64, Seat>,
+}
+
+#[derive(Debug)]
+struct Seat {
+    guest: Guest,
+    since: Stopwatch,
+    /// Dropped with the seat, which is how the connection learns of it.
+    _stay: oneshot::Sender<Infallible>,
+}
+
+impl Default for Guests {
+    fn default() -> Self {
+        Self::new(MOST, FIRST)
+    }
+}
+
+impl Guests {
+    fn new(most: usize, first: Duration) -> Self {
+        Self { most, first, seats: Mutex::default() }
+    }
+
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place, and who gave way for it; `None` when nobody does.
+    pub(super) fn admit(self: &Arc<Self>, guest: &Guest) -> Option<(GuestPlace, Option<Guest>)> {
+        let mut seats = self.seats();
+        let left = if seats.taken.len() >= self.most {
+            let number = seats.gives_way(guest.network(), self.first)?;
+            seats.taken.remove(&number).map(|seat| seat.guest)
+        } else {
+            None
+        };
+        let number = seats.next;
+        seats.next += 1;
+        let (stay, gone) = oneshot::channel();
+        seats.taken.insert(number, Seat { guest: guest.clone(), since: Stopwatch::start(), _stay: stay });
+        Some((GuestPlace { guests: Arc::clone(self), number, gone }, left))
+    }
+}
+
+impl Seats {
+    fn gives_way(&self, newcomer: Network, first: Duration) -> Option<u64> {
+        let mut held = BTreeMap::<Network, usize>::new();
+        for seat in self.taken.values() {
+            *held.entry(seat.guest.network()).or_default() += 1;
+        }
+        let of = |network: &Network| held.get(network).copied().unwrap_or_default();
+        let (most, own) = (held.values().copied().max().unwrap_or_default(), of(&newcomer));
+        let may_go = |seat: &Seat| {
+            let theirs = of(&seat.guest.network());
+            if own + 1 < most { theirs == most } else { theirs >= own && seat.since.elapsed() >= first }
+        };
+        let candidates = self.taken.iter().filter(|(_, seat)| may_go(seat));
+        candidates.min_by_key(|(number, seat)| (seat.guest.proven.load(Ordering::Relaxed), **number)).map(|(n, _)| *n)
+    }
+}
+
+/// A place, given back when dropped.
+#[derive(Debug)]
+pub(super) struct GuestPlace {
+    guests: Arc<Guests>,
+    number: u64,
+    gone: oneshot::Receiver<Infallible>,
+}
+
+impl GuestPlace {
+    /// Whether another has it now; the task is woken when it comes to that.
+    pub(super) fn is_gone(&mut self, cx: &mut Context<'_>) -> bool {
+        matches!(Pin::new(&mut self.gone).poll(cx), Poll::Ready(Err(_)))
+    }
+}
+
+impl Drop for GuestPlace {
+    fn drop(&mut self) {
+        self.guests.seats().taken.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEVER: Duration = Duration::from_secs(3600);
+
+    fn guest(address: &str) -> Guest {
+        Guest::new(address.parse().unwrap())
+    }
+
+    fn guests(most: usize, first: Duration) -> Arc<Guests> {
+        Arc::new(Guests::new(most, first))
+    }
+
+    /// Places, all of which are free.
+    fn fill<'a>(guests: &Arc<Guests>, addresses: impl IntoIterator<Item = &'a str>) -> Vec<(Guest, GuestPlace)> {
+        let enter = |address| {
+            let guest = guest(address);
+            let (place, left) = guests.admit(&guest).unwrap();
+            assert_eq!(left, None);
+            (guest, place)
+        };
+        addresses.into_iter().map(enter).collect()
+    }
+
+    #[test]
+    fn one_address_has_all_places_until_another_wants_one() {
+        let guests = guests(8, NEVER);
+        let greedy = fill(&guests, ["10.0.0.1"; 8]);
+        assert!(guests.admit(&guest("10.0.0.1")).is_none());
+        let mut others = Vec::new();
+        for (n, gone) in (2..6).zip(&greedy) {
+            let (place, left) = guests.admit(&guest(&format!("10.0.0.{n}"))).unwrap();
+            assert_eq!(left.as_ref(), Some(&gone.0), "the oldest");
+            others.push(place);
+        }
+        // Four of one and one each of four: one of these has no claim to a second.
+        assert!(guests.admit(&guest("10.0.0.1")).is_none());
+        assert!(guests.admit(&guest("10.0.0.2")).unwrap().1.as_ref() == Some(&greedy[4].0));
+    }
+
+    #[test]
+    fn who_proved_something_goes_last() {
+        let guests = guests(3, NEVER);
+        let all = fill(&guests, ["10.0.0.1"; 3]);
+        all[0].0.prove();
+        let (_place, left) = guests.admit(&guest("10.0.0.2")).unwrap();
+        assert_eq!(left.as_ref(), Some(&all[1].0));
+    }
+
+    #[test]
+    fn equals_give_way_when_they_had_their_time() {
+        let young = guests(4, NEVER);
+        let _all = fill(&young, ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]);
+        assert!(young.admit(&guest("10.0.0.5")).is_none() && young.admit(&guest("10.0.0.1")).is_none());
+        let old = guests(4, Duration::ZERO);
+        let all = fill(&old, ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]);
+        assert_eq!(old.admit(&guest("10.0.0.5")).unwrap().1.as_ref(), Some(&all[0].0));
+    }
+
+    #[test]
+    fn a_64_of_ipv6_is_one_network() {
+        let guests = guests(4, NEVER);
+        let many: Vec<String> = (0..4).map(|n| format!("2001:db8:0:1:{n}::1")).collect();
+        let _all = fill(&guests, many.iter().map(String::as_str));
+        assert!(guests.admit(&guest("2001:db8:0:1:ffff::1")).is_none());
+        assert!(guests.admit(&guest("2001:db8:0:2::1")).is_some());
+        assert_eq!(Network::of("2001:db8:0:1:2:3:4:5".parse().unwrap()).to_string(), "2001:db8:0:1::/64");
+        assert_eq!(Network::of("::ffff:10.0.0.1".parse().unwrap()).to_string(), "10.0.0.1");
+    }
+
+    #[test]
+    fn places_are_given_back_once() {
+        let guests = guests(2, Duration::ZERO);
+        let mut all = fill(&guests, ["10.0.0.1"; 2]);
+        let (newer, left) = guests.admit(&guest("10.0.0.2")).unwrap();
+        assert_eq!(left.as_ref(), Some(&all[0].0));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(all[0].1.is_gone(&mut cx) && !all[1].1.is_gone(&mut cx));
+        drop(all);
+        assert_eq!(guests.seats().taken.len(), 1);
+        drop(newer);
+        assert!(guests.seats().taken.is_empty());
+    }
+}
