@@ -97,7 +97,7 @@ impl Certifying {
         holder: Holder,
         metrics: &Metrics,
     ) -> Result<Self> {
-        let client = connect(Tries::Again).await?;
+        let client = connect(Tries::Once).await?;
         let vault = Arc::new(KubernetesVault::new(&client, config.authority.clone()));
         let (keeper, signing) = Keeper::new(vault, config.life, holder);
         let tokens = Arc::new(KubernetesTokens::new(&client));

@@ -18,7 +18,7 @@ const STEP: Duration = Duration::from_secs(5);
 /// How often a request is sent that the API server turns away for now (429, 503, 504).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tries {
-    /// Once: somebody waits for the answer.
+    /// Once: somebody waits for the answer, or asks again by himself.
     Once,
     /// Again and again, within [`PATIENCE`].
     Again,
