@@ -1,6 +1,7 @@
 //! TLS mode `auto`: its flags, and what runs for it in a controller and in a node.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +9,10 @@ use anyhow::{Context, Result};
 use clap::Args;
 use holdfast::config::{EnrolConfig, Flags, SigningConfig};
 use holdfast::enrol::proto::enrolment_server::EnrolmentServer;
-use holdfast::enrol::{EnrolService, Enrolling, Keeper, MOST_MESSAGE, Signing};
+use holdfast::enrol::{EnrolService, Enrolling, Keeper, Kept, MOST_MESSAGE, Signing};
 use holdfast::kubernetes::{KubernetesTokens, KubernetesVault, Tries, connect};
 use holdfast::os::Os;
-use holdfast::telemetry::Metrics;
+use holdfast::telemetry::{Metrics, TlsMetrics};
 use holdfast::tls::{Credentials, Holder, Incoming, Role, Trust};
 use holdfast::types::NodeId;
 use tokio::net::TcpListener;
@@ -130,9 +131,18 @@ impl Certifying {
     }
 }
 
-/// Where a node in mode `auto` keeps its files.
-pub(crate) fn directory(state: &std::path::Path) -> std::path::PathBuf {
-    state.join("tls")
+/// A node's certificate, as far as it has one.
+pub(crate) struct Certified {
+    kept: Kept,
+    holder: Holder,
+}
+
+/// What a node was certified with last is what it shows. Blocks.
+pub(crate) fn certified(os: &Os, node: &NodeId, state: &Path, metrics: TlsMetrics) -> (Credentials, Certified) {
+    let (credentials, holder) = Credentials::held(Role::Node(node.clone()), metrics);
+    let kept = Kept::new(os, state);
+    Enrolling::take_kept(&kept, &holder);
+    (credentials, Certified { kept, holder })
 }
 
 /// A node's side: asks for a certificate whenever one is wanted, until the end begins.
@@ -140,7 +150,7 @@ pub(crate) fn enrol(
     config: &EnrolConfig,
     os: &Os,
     node: &NodeId,
-    state: &std::path::Path,
+    Certified { kept, holder }: Certified,
     metrics: &Metrics,
     stopped: &Stop,
 ) {
@@ -155,7 +165,8 @@ pub(crate) fn enrol(
         servers: config.servers.clone(),
         token: config.token.clone(),
         ca: config.ca.clone(),
-        directory: directory(state),
+        kept,
+        holder,
         dial,
     };
     tokio::spawn(enrolling.run(stopped.receiver()));

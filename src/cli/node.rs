@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::PoolArguments;
-use super::auto::{self, EnrolArguments};
+use super::auto::{self, Certified, EnrolArguments};
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop, WireArguments};
 use super::doctor;
 use super::serving::{self, Opened, Registering};
@@ -91,7 +91,7 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     let pools = serving::watch(&served, &os, &config.pools);
     let health = serving::health(config.serving.metrics, &metrics, &pools).await?;
     let card = Card::open(&os, &config.state)?;
-    let credentials = credentials(&config, &os, &metrics).await?;
+    let (credentials, certified) = credentials(&config, &os, &metrics).await?;
     let (incoming, address) = serving::listen(&credentials, config.listen).await?;
     let Opened { home, node, said } = serving::open(&os, config.pools.clone(), config.node.clone()).await?;
     let (looking, configs) = (os.clone(), config.pools.clone());
@@ -111,8 +111,8 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
             error!(error = %failed, "controllers are not answered any more");
         }
     });
-    if let TlsMode::Auto(enrol) = &config.tls {
-        auto::enrol(enrol, &os, &config.node, &config.state, &metrics, &stopped);
+    if let (TlsMode::Auto(enrol), Some(certified)) = (&config.tls, certified) {
+        auto::enrol(enrol, &os, &config.node, certified, &metrics, &stopped);
     }
     let reporter = reporter(&config, &os, &home, credentials, card)?;
     tokio::spawn(reporter.run(stopped.receiver()));
@@ -146,17 +146,19 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     ended
 }
 
-/// What this node shows and believes. Local volumes never wait for it: files that cannot be used are said and looked at again.
-async fn credentials(config: &NodeConfig, os: &Os, metrics: &Metrics) -> Result<Credentials> {
-    let directory = match &config.tls {
-        TlsMode::Files(directory) => directory.clone(),
-        TlsMode::Auto(_) => auto::directory(&config.state),
-        TlsMode::InsecurePlainText => return Ok(Credentials::plain(metrics.tls().clone())),
+/// What this node shows and believes. Local volumes never wait for it: what cannot be used is said and looked at again.
+async fn credentials(config: &NodeConfig, os: &Os, metrics: &Metrics) -> Result<(Credentials, Option<Certified>)> {
+    let (os, node, tls) = (os.clone(), config.node.clone(), metrics.tls().clone());
+    let (mode, state) = (config.tls.clone(), config.state.clone());
+    let look = move || match mode {
+        TlsMode::Files(directory) => (Credentials::from_files_in_time(os, &directory, Role::Node(node), tls), None),
+        TlsMode::Auto(_) => {
+            let (credentials, certified) = auto::certified(&os, &node, &state, tls);
+            (credentials, Some(certified))
+        }
+        TlsMode::InsecurePlainText => (Credentials::plain(tls), None),
     };
-    let (os, role, tls) = (os.clone(), Role::Node(config.node.clone()), metrics.tls().clone());
-    tokio::task::spawn_blocking(move || Credentials::from_files_in_time(os, &directory, role, tls))
-        .await
-        .context("look at the certificates")
+    tokio::task::spawn_blocking(look).await.context("look at the certificates")
 }
 
 fn reporter(

@@ -9,13 +9,15 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tonic::Request;
 use tonic::transport::Channel;
-use tracing::{info, warn};
+use tracing::info;
 
+use super::kept::Kept;
 use super::proto::EnrolRequest;
 use super::proto::enrolment_client::EnrolmentClient;
 use super::service::MOST_MESSAGE;
+use super::trying::Trying;
 use crate::os::{Os, Timestamp};
-use crate::tls::{CA, Issued, Role, Trust, renewal, signing_request};
+use crate::tls::{Holder, Issued, Role, Trust, signing_request};
 use crate::types::{Error, Kind, NodeId, OsContext, Result};
 
 /// How often it is looked whether a certificate is wanted: time, or another CA, makes it so.
@@ -40,8 +42,10 @@ pub struct Enrolling {
     pub token: PathBuf,
     /// The file with the CAs by which controllers are believed, read at each look.
     pub ca: PathBuf,
-    /// Where `ca.crt`, `tls.crt` and `tls.key` are kept.
-    pub directory: PathBuf,
+    /// Where the certificate is kept.
+    pub kept: Kept,
+    /// What it is given to.
+    pub holder: Holder,
     /// How controllers are dialled.
     pub dial: DialEnrol,
 }
@@ -60,10 +64,27 @@ pub(super) struct Wanted {
 }
 
 impl Enrolling {
+    /// Takes what was kept, whether or not it can be used. Blocks.
+    pub fn take_kept(kept: &Kept, holder: &Holder) {
+        let taken = match kept.read() {
+            Ok(Some(issued)) => holder.put(&issued),
+            Ok(None) => return holder.missing("this node has not been certified yet"),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = taken {
+            holder.missing(&format!(
+                "what this node has in {} cannot be used: {}",
+                kept.file().display(),
+                error.chain()
+            ));
+        }
+    }
+
     /// Runs until `stop` says so. What is there goes on while nobody certifies.
     pub async fn run(self, mut stop: watch::Receiver<()>) {
         let this = std::sync::Arc::new(self);
-        let (mut pause, mut told) = (PAUSES.0, String::new());
+        let failing = "this node is not certified now, it is tried again; local volumes are served";
+        let mut trying = Trying::new(failing, PAUSES);
         loop {
             let looking = std::sync::Arc::clone(&this);
             let wanted = tokio::task::spawn_blocking(move || looking.wanted()).await;
@@ -73,25 +94,11 @@ impl Enrolling {
                 Ok(Err(error)) => Err(error),
                 Err(failed) => Err(Error::new(Kind::Internal, format!("the look for a certificate failed: {failed}"))),
             };
-            let wait = match tried {
-                Ok(()) => {
-                    (pause, told) = (PAUSES.0, String::new());
-                    LOOK_EVERY
-                }
-                Err(error) => {
-                    let why = error.chain();
-                    if why != told {
-                        warn!("this node is not certified now, it is tried again; local volumes are served: {why}");
-                        told = why;
-                    }
-                    let now = pause;
-                    pause = (pause * 2).min(PAUSES.1);
-                    now
-                }
-            };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                _ = stop.changed() => return,
+            if let Err(error) = &tried {
+                this.holder.missing(&error.chain());
+            }
+            if !trying.next(tried.map(|()| LOOK_EVERY), &mut stop).await {
+                return;
             }
         }
     }
@@ -101,19 +108,25 @@ impl Enrolling {
         let role = Role::Node(self.node.clone());
         let shown = self.ca.display();
         let ca = self.os.read(&self.ca).at(|| format!("read {shown}"))?;
-        let kept = self.directory.join(CA);
-        let kept = self.os.read(&kept).at(|| format!("read {}", kept.display()))?;
-        let why = match renewal(&self.os, &self.directory, &role) {
-            Err(error) => format!("there is none that can be used: {}", error.chain()),
-            Ok(at) if Timestamp::now().seconds() >= at => "two thirds of the last one's life are over".to_owned(),
-            Ok(_) if ca.is_some() && ca != kept => "the CAs changed".to_owned(),
-            Ok(_) => return Ok(None),
+        let usable = |issued: Issued| Ok((issued.renewal(&role)?, issued.ca));
+        let why = match self.kept.read().and_then(|kept| kept.map(usable).transpose()) {
+            Ok(None) => "it has none".to_owned(),
+            Err(error) => format!("what it has cannot be used: {}", error.chain()),
+            Ok(Some((at, _))) if Timestamp::now().seconds() >= at => {
+                "two thirds of the last one's life are over".to_owned()
+            }
+            Ok(Some((_, known))) if ca.as_ref().is_some_and(|ca| ca != known.as_bytes()) => {
+                "the CAs changed".to_owned()
+            }
+            Ok(Some(_)) => return Ok(None),
         };
         let Some(ca) = ca else {
             return Err(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "{shown} is not there (yet): a controller publishes the CA's certificate when it first runs ({why})"
+                    "there is no CA's certificate in {shown} yet, and this node wants a certificate ({why}). The first \
+                     controller that reaches the API server publishes it, and kubelet brings it here within about a minute; \
+                     if it stays away, look at the log of the controllers, then at the ConfigMap that is mounted here"
                 ),
             ));
         };
@@ -124,21 +137,23 @@ impl Enrolling {
     ///
     /// 1. A new key and a request for it, in memory.
     /// 2. A controller certifies it. A crash here leaves a certificate nobody has the key of.
-    /// 3. Key, certificate and CAs replace the files all at once; handshakes take them from there.
+    /// 3. Key, certificate and CAs replace what is kept, all at once. A crash leaves what the next start takes.
+    /// 4. They are taken for handshakes.
     pub(super) async fn enrol(self: std::sync::Arc<Self>, Wanted { why, ca, token }: Wanted) -> Result<()> {
         info!(node = %self.node, "asking for a certificate: {why}");
         let trust = Trust::read(&ca, &self.ca)?;
         let (key, request) = signing_request(&self.node)?;
         let ca = String::from_utf8(ca)
             .map_err(|_| Error::new(Kind::Precondition, format!("{} is not text", self.ca.display())))?;
-        let certificate = self.ask(&trust, &token, &request).await?;
+        let asked = self.ask(&trust, &token, &request).await;
+        let certificate = asked.map_err(|error| error.context(format!("no controller certifies this node ({why})")))?;
         let issued = Issued { ca, certificate, key, until: String::new() };
         let until = issued.check(&Role::Node(self.node.clone()))?;
         let write = move || {
             let this = self;
-            issued.write(&this.os, &this.directory)?;
-            info!(node = %this.node, until, directory = %this.directory.display(), "this node is certified");
-            Ok(())
+            this.kept.write(&issued)?;
+            info!(node = %this.node, until, file = %this.kept.file().display(), "this node is certified");
+            this.holder.put(&issued)
         };
         tokio::task::spawn_blocking(write)
             .await

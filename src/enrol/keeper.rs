@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::info;
 
 use super::rules::{CaText, Vault};
+use super::trying::Trying;
 use crate::os::Timestamp;
 use crate::tls::{Authority, Holder, Issued, Role, renewal_of};
 use crate::types::{Error, Kind, Result};
@@ -61,27 +62,15 @@ impl Keeper {
 
     /// Looks after it until `stop` says so. What is there goes on while the vault does not answer.
     pub async fn run(mut self, mut stop: watch::Receiver<()>) {
-        let (mut pause, mut told) = (PAUSES.0, String::new());
+        self.holder.missing("there is no CA yet: the API server is being asked for it");
+        let mut trying = Trying::new("the CA cannot be looked after now, it is tried again", PAUSES);
         loop {
-            let wait = match self.look().await {
-                Ok(()) => {
-                    (pause, told) = (PAUSES.0, String::new());
-                    LOOK_EVERY.min(self.life / 10)
-                }
-                Err(error) => {
-                    let why = error.chain();
-                    if why != told {
-                        warn!("the CA cannot be looked after now, it is tried again: {why}");
-                        told = why;
-                    }
-                    let now = pause;
-                    pause = (pause * 2).min(PAUSES.1);
-                    now
-                }
-            };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                _ = stop.changed() => return,
+            let tried = self.look().await.map(|()| LOOK_EVERY.min(self.life / 10));
+            if let Err(error) = &tried {
+                self.holder.missing(&format!("there is no CA yet, it is looked for again: {}", error.chain()));
+            }
+            if !trying.next(tried, &mut stop).await {
+                return;
             }
         }
     }
@@ -95,9 +84,8 @@ impl Keeper {
         let renewed = self.renew();
         let ca = self.obtain().await?;
         if self.known.as_ref() != Some(&ca) {
-            let authority = Authority::read(ca.certificates.as_bytes(), ca.key.as_bytes()).inspect_err(|wrong| {
-                error!("the CA that is kept cannot be used: {}", wrong.chain());
-            })?;
+            let authority = Authority::read(ca.certificates.as_bytes(), ca.key.as_bytes())
+                .map_err(|wrong| wrong.context("the CA that is kept cannot be used"))?;
             info!(replaced = self.known.is_some(), "the CA is there");
             self.certify(&authority)?;
             self.authority.send_replace(Some(Arc::new(authority)));

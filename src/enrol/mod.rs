@@ -2,7 +2,7 @@
 //!
 //! [`Keeper`] is the controller's side of the CA: made once, read again, its certificate published, the controller's own
 //! certificate signed from it in memory. [`EnrolService`] certifies nodes. [`Enrolling`] is a node's side: its key never
-//! leaves it, and key and certificate are on its disk, so that it starts without a controller.
+//! leaves it, and key and certificate are on its disk ([`Kept`]), so that it starts without a controller.
 //!
 //! Invariants:
 //! - Who a node is follows from what the API server says of its token ([`rules`]) and from nothing that the node says.
@@ -11,13 +11,16 @@
 
 mod enrolling;
 mod keeper;
+mod kept;
 pub mod proto;
 pub mod rules;
 mod service;
 #[cfg(test)]
 mod tests;
+mod trying;
 
 pub use enrolling::{DialEnrol, Enrolling};
 pub use keeper::{Keeper, Signing};
+pub use kept::Kept;
 pub use rules::{AUDIENCE, Review, Tokens, Vault};
 pub use service::{EnrolService, MOST_MESSAGE};

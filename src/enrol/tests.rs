@@ -3,9 +3,10 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -25,11 +26,11 @@ use super::proto::enrolment_server::EnrolmentServer;
 use super::*;
 use crate::kubernetes::double::{ApiServer, TOKEN};
 use crate::kubernetes::{KubernetesTokens, KubernetesVault, ObjectName};
-use crate::os::{Activity, Os};
+use crate::os::{Activity, Call, Interceptor, Os};
 use crate::registry::proto::HeartbeatRequest;
 use crate::registry::proto::registry_client::RegistryClient;
 use crate::telemetry::{Metrics, Sampled};
-use crate::tls::{Authority, Credentials, Issued, Role, Trust, signing_request};
+use crate::tls::{Authority, Credentials, Holder, Issued, Role, Trust, signing_request};
 use crate::types::{Kind, NodeId, Result};
 
 const LIFE: Duration = Duration::from_secs(30 * 86_400);
@@ -50,6 +51,7 @@ struct Rig {
     api: ApiServer,
     scratch: TempDir,
     metrics: Arc<Metrics>,
+    of_node: Arc<Metrics>,
 }
 
 struct Controller {
@@ -60,9 +62,9 @@ struct Controller {
 
 impl Rig {
     fn new() -> Self {
-        let api = ApiServer::start();
+        let (api, metrics) = (ApiServer::start(), || Metrics::new(Activity::default()));
         api.know("token-of-1", ACCOUNT, &["holdfast"], Some("node-1"));
-        Self { api, scratch: tempfile::tempdir().unwrap(), metrics: Metrics::new(Activity::default()) }
+        Self { api, scratch: tempfile::tempdir().unwrap(), metrics: metrics(), of_node: metrics() }
     }
 
     fn client(&self) -> kube::Client {
@@ -99,6 +101,21 @@ impl Rig {
         fs::write(self.place("ca.crt"), map["data"]["ca.crt"].as_str().unwrap()).unwrap();
     }
 
+    fn kept(&self) -> Kept {
+        Kept::new(&Os::new(), self.scratch.path())
+    }
+
+    fn held(&self, name: &str) -> (Credentials, Holder) {
+        Credentials::held(Role::Node(node(name)), self.of_node.tls().clone())
+    }
+
+    /// What a start with what is kept would have.
+    fn takes_kept(&self, name: &str) -> Result<String> {
+        let issued = self.kept().read()?.expect("something is kept");
+        self.held(name).1.put(&issued)?;
+        Ok(issued.ca)
+    }
+
     fn enrolling(&self, name: &str, token: &str, controller: &Controller) -> Arc<Enrolling> {
         fs::write(self.place("token"), format!("{token}\n")).unwrap();
         Arc::new(Enrolling {
@@ -107,7 +124,8 @@ impl Rig {
             servers: vec![controller.address.to_string()],
             token: self.place("token"),
             ca: self.place("ca.crt"),
-            directory: self.place("tls"),
+            kept: self.kept(),
+            holder: self.held(name).1,
             dial: Box::new(dial),
         })
     }
@@ -178,8 +196,7 @@ async fn a_node_is_certified_for_what_its_token_says() {
     let wanted = enrolling.wanted().unwrap().expect("it has none");
     Arc::clone(&enrolling).enrol(wanted).await.unwrap();
     assert!(enrolling.wanted().unwrap().is_none());
-    Credentials::from_files(Os::new(), &rig.place("tls"), Role::Node(node("node-1")), rig.metrics.tls().clone())
-        .unwrap();
+    rig.takes_kept("node-1").unwrap();
 
     // The request is for another name: the token's counts.
     let (key, request) = signing_request(&node("node-2")).unwrap();
@@ -190,12 +207,12 @@ async fn a_node_is_certified_for_what_its_token_says() {
     issued.check(&Role::Node(node("node-2"))).unwrap_err();
 
     // A node that got another node's token does not take that node's certificate.
-    fs::remove_dir_all(rig.place("tls")).unwrap();
+    fs::remove_file(rig.kept().file()).unwrap();
     let enrolling = rig.enrolling("node-2", "token-of-1", &controller);
     let wanted = enrolling.wanted().unwrap().unwrap();
     let error = Arc::clone(&enrolling).enrol(wanted).await.unwrap_err();
     assert!(error.chain().contains("node-1") && error.chain().contains("node-2"), "{}", error.chain());
-    assert!(!rig.place("tls").exists());
+    assert!(rig.kept().read().unwrap().is_none());
     assert_eq!(rig.count("issued"), 3);
 }
 
@@ -344,7 +361,7 @@ async fn another_ca_reaches_everybody_in_steps() {
         let wanted = enrolling.wanted().unwrap().expect("the CAs changed");
         Arc::clone(&enrolling).enrol(wanted).await.unwrap();
         assert!(enrolling.wanted().unwrap().is_none());
-        fs::read_to_string(rig.place("tls/ca.crt")).unwrap()
+        rig.takes_kept("node-1").unwrap()
     };
     let old = controller.signing.authority().unwrap().bundle().to_owned();
     certified().await;
@@ -378,17 +395,83 @@ async fn a_node_goes_on_trying_until_there_is_a_controller() {
     let (stop, stopped) = watch::channel(());
     let running = tokio::spawn(Arc::into_inner(enrolling).unwrap().run(stopped));
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert!(!rig.place("tls").exists());
+    assert!(rig.kept().read().unwrap().is_none());
+    let why = rig.of_node.tls().why_missing().unwrap();
+    assert!(why.contains("ca.crt") && why.contains("the log of the controllers"), "{why}");
     controller.keeper.look().await.unwrap();
     rig.mount_ca();
     for _ in 0..200 {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        if rig.place("tls/tls.crt").exists() {
+        if rig.of_node.tls().why_missing().is_none() {
             break;
         }
     }
-    Credentials::from_files(Os::new(), &rig.place("tls"), Role::Node(node("node-1")), rig.metrics.tls().clone())
-        .unwrap();
+    assert_eq!(rig.of_node.tls().why_missing(), None);
+    rig.takes_kept("node-1").unwrap();
     stop.send_replace(());
     running.await.unwrap();
+}
+
+/// From the n-th call on nothing works, and names are exchanged never.
+#[derive(Clone, Default)]
+struct Failing(Arc<(AtomicUsize, AtomicUsize)>);
+
+impl Failing {
+    fn from(&self, call: usize) {
+        self.0.0.store(call, Ordering::Relaxed);
+        self.0.1.store(0, Ordering::Relaxed);
+    }
+
+    fn met(&self) -> usize {
+        self.0.1.load(Ordering::Relaxed)
+    }
+}
+
+impl Interceptor for Failing {
+    fn before(&self, call: Call, _: &str) -> io::Result<()> {
+        let number = self.0.1.fetch_add(1, Ordering::Relaxed);
+        let fails = call == Call::Exchange || number >= self.0.0.load(Ordering::Relaxed);
+        if fails { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(()) }
+    }
+
+    fn after(&self, _: Call, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_certificate_is_kept_where_names_cannot_be_exchanged_and_after_a_crash_anywhere() {
+    let rig = Rig::new();
+    let role = Role::Node(node("node-1"));
+    let (authority, _) = Authority::make().unwrap();
+    let issue = || authority.issue(&role, 1).unwrap();
+    let (old, new) = (issue(), issue());
+    // The state of an earlier release, and a crash of its.
+    old.write(&Os::new(), &rig.place("tls")).unwrap();
+    fs::create_dir(rig.place(".tls.new")).unwrap();
+    fs::write(rig.place(".tls.new/tls.key"), &old.key).unwrap();
+    assert_eq!(rig.kept().read().unwrap().unwrap().key, old.key);
+
+    let failing = Failing::default();
+    let kept = Kept::new(&Os::intercepted(Box::new(failing.clone())), rig.scratch.path());
+    let mut calls = 0;
+    loop {
+        // Everything from this call on fails: what is there is one of the two, whole.
+        failing.from(calls);
+        let written = kept.write(&new);
+        let there = rig.kept().read().unwrap().unwrap();
+        assert!(there.check(&role).is_ok() && [&old.key, &new.key].contains(&&there.key), "{calls}");
+        assert!(written.is_err() || there.key == new.key, "{calls}");
+        if failing.met() <= calls {
+            break;
+        }
+        calls += 1;
+    }
+    assert!(calls > 5, "{calls}");
+    assert_eq!(Os::new().list_dir(rig.scratch.path()).unwrap(), ["certificate.json"]);
+    assert_eq!(fs::metadata(kept.file()).unwrap().permissions().mode() & 0o777, 0o600);
+    for damaged in ["", "{", "{\"ca\": \"x\"}"] {
+        fs::write(kept.file(), damaged).unwrap();
+        assert_eq!(rig.kept().read().unwrap_err().kind(), Kind::Corrupt, "{damaged}");
+    }
 }

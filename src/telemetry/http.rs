@@ -92,7 +92,13 @@ async fn ready(State(about): State<About>) -> impl IntoResponse {
                 (StatusCode::OK, format!("ok here; other daemons are not reached for want of a certificate: {why}\n"))
             }
         },
-        Readiness::Starting => (StatusCode::SERVICE_UNAVAILABLE, "the pools are being opened\n".to_owned()),
+        Readiness::Starting => {
+            let text = match about.metrics.tls().why_missing() {
+                None => "not ready yet: pools are being opened, or nodes have time to be heard\n".to_owned(),
+                Some(why) => format!("not ready for want of a certificate: {why}\n"),
+            };
+            (StatusCode::SERVICE_UNAVAILABLE, text)
+        }
         Readiness::Failing(error) => (StatusCode::SERVICE_UNAVAILABLE, error.chain() + "\n"),
     }
 }

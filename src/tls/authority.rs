@@ -225,10 +225,23 @@ impl Issued {
     /// # Errors
     /// `Precondition` naming what is wrong; nothing of the key is in it.
     pub fn check(&self, role: &Role) -> Result<String> {
+        Ok(date(self.fit(role)?.not_after))
+    }
+
+    /// When the second third of its life is over, in seconds since 1970: the time to renew it.
+    ///
+    /// # Errors
+    /// Those of [`Issued::check`].
+    pub fn renewal(&self, role: &Role) -> Result<i64> {
+        let material = self.fit(role)?;
+        Ok(two_thirds(material.not_before, material.not_after))
+    }
+
+    fn fit(&self, role: &Role) -> Result<Material> {
         let material = self.material(role)?;
-        match material.unfit {
-            None => Ok(date(material.not_after)),
-            Some(why) => Err(Error::new(Kind::Precondition, why)),
+        match &material.unfit {
+            None => Ok(material),
+            Some(why) => Err(Error::new(Kind::Precondition, why.clone())),
         }
     }
 
@@ -257,15 +270,6 @@ pub fn renewal_of(certificate: &[u8]) -> Result<i64> {
     let own = chain.first().ok_or_else(|| Error::new(Kind::Corrupt, "there is no certificate"))?;
     let own = Certificate::read(own)?;
     Ok(two_thirds(own.not_before, own.not_after))
-}
-
-/// The same of the files in a directory, which must be good for a process of this role now.
-///
-/// # Errors
-/// `Precondition` naming what is wrong with them.
-pub fn renewal(os: &Os, directory: &Path, role: &Role) -> Result<i64> {
-    let (material, _) = Material::load(os, directory, role)?;
-    Ok(two_thirds(material.not_before, material.not_after))
 }
 
 /// Certificates begin before they are made, by what clocks may differ.

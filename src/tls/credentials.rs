@@ -18,7 +18,7 @@ use super::refusal::{Reason, Refusal};
 use super::role::Role;
 use super::server::{Clients, Incoming};
 use super::trust::Trust;
-use crate::os::{Os, Stopwatch};
+use crate::os::{Os, Stopwatch, Timestamp};
 use crate::telemetry::TlsMetrics;
 use crate::types::Result;
 
@@ -81,9 +81,10 @@ impl Credentials {
     /// connections.
     #[must_use]
     pub fn held(role: Role, metrics: TlsMetrics) -> (Self, Holder) {
-        let held = Arc::new(Held { role, metrics: metrics.clone(), material: Mutex::default() });
-        metrics.missing(held.role.name().as_str(), "this process has not been certified yet");
-        (Self::of(Source::Held(Arc::clone(&held)), metrics), Holder(held))
+        let held = Arc::new(Held { role, metrics: metrics.clone(), state: Mutex::default() });
+        let holder = Holder(Arc::clone(&held));
+        holder.missing("this process has not been certified yet");
+        (Self::of(Source::Held(held), metrics), holder)
     }
 
     /// For a client that shows no certificate, and accepts servers of these CAs.
@@ -178,14 +179,26 @@ impl fmt::Debug for Credentials {
 struct Held {
     role: Role,
     metrics: TlsMetrics,
-    material: Mutex<Option<Arc<Material>>>,
+    state: Mutex<Holding>,
+}
+
+#[derive(Default)]
+struct Holding {
+    material: Option<Arc<Material>>,
+    /// Why there is none.
+    why: String,
 }
 
 impl Held {
+    fn state(&self) -> MutexGuard<'_, Holding> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn current(&self) -> Now {
-        match &*self.material.lock().unwrap_or_else(PoisonError::into_inner) {
+        let state = self.state();
+        match &state.material {
             Some(material) => Now::Mutual(Arc::clone(material)),
-            None => Now::Missing("it has not been certified yet".to_owned()),
+            None => Now::Missing(state.why.clone()),
         }
     }
 }
@@ -196,8 +209,8 @@ impl fmt::Debug for Held {
     }
 }
 
-/// Gives a process its certificate.
-#[derive(Debug)]
+/// Gives a process its certificate. Cheap to clone.
+#[derive(Clone, Debug)]
 pub struct Holder(Arc<Held>);
 
 impl Holder {
@@ -212,8 +225,20 @@ impl Holder {
         for remark in &material.remarks {
             warn!("{remark}");
         }
-        *self.0.material.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(material));
+        let before = self.0.state().material.replace(Arc::new(material));
+        if before.is_some() {
+            self.0.metrics.reloaded("renewed");
+        }
         Ok(())
+    }
+
+    /// Says why there is none, and what to do. As long as the one that was put is good nothing is missing, and nothing is said.
+    pub fn missing(&self, why: &str) {
+        let mut state = self.0.state();
+        if state.material.as_ref().is_none_or(|material| material.not_after < Timestamp::now().seconds()) {
+            self.0.metrics.missing(self.0.role.name().as_str(), why);
+            why.clone_into(&mut state.why);
+        }
     }
 }
 

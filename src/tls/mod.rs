@@ -30,7 +30,7 @@ mod tests;
 mod trust;
 mod verify;
 
-pub use authority::{Authority, Issued, renewal, renewal_of, request, signing_request};
+pub use authority::{Authority, Issued, renewal_of, request, signing_request};
 pub use client::Connector;
 pub use complaints::Complaints;
 pub use connection::{CONNECTION_AGE, Connection};
