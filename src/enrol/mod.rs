@@ -18,6 +18,8 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod trying;
+#[cfg(test)]
+mod wire;
 
 pub use enrolling::{DialEnrol, Enrolling};
 pub use keeper::{Keeper, Signing};
