@@ -5,7 +5,7 @@ use holdfast::home::{Health, PoolHealth, PoolReport};
 use holdfast::os::Timestamp;
 use holdfast::pool::Room;
 use holdfast::registry::{NodeRow, Nodes};
-use holdfast::route::Silence;
+use holdfast::route::{Entry, Silence};
 use holdfast::types::{Bytes, Provisioning};
 use serde_json::{Value, json};
 
@@ -415,10 +415,23 @@ fn a_volume_whose_claim_is_gone_is_not_the_next_claims() {
 #[test]
 fn a_home_that_is_silent() {
     let mut facts = well();
-    facts.homes.as_mut().unwrap().nodes[0].silence = Silence::Silent;
+    let long_ago = Timestamp::from_nanos(u64::try_from(NOW - 600).unwrap() * 1_000_000_000);
+    let node = &mut facts.homes.as_mut().unwrap().nodes[0];
+    (node.silence, node.heard) = (Silence::Silent, long_ago);
     first(&facts, "home-silent", &["node node-a", "not been heard"]);
+    assert_eq!(told(&facts).findings[0].since, Some(NOW - 600));
     facts.homes = Some(Nodes::default());
     first(&facts, "pool-not-served", &[POOL]);
+    let entry = Entry {
+        pool: POOL.parse().unwrap(),
+        name: "default".parse().unwrap(),
+        node: "node-a".parse().unwrap(),
+        endpoint: "10.0.0.1:9811".into(),
+        heard: long_ago,
+    };
+    facts.homes = Some(Nodes { nodes: Vec::new(), missing: vec![entry] });
+    first(&facts, "pool-not-served", &["node node-a did"]);
+    assert_eq!(told(&facts).findings[0].since, Some(NOW - 600));
     // Another node that is heard and has the pool now is its home.
     let nodes =
         vec![node_row("node-a", Silence::Silent, Bytes::mib(1)), node_row("node-b", Silence::Heard, Bytes::mib(1))];
@@ -428,8 +441,9 @@ fn a_home_that_is_silent() {
     pools[0].health = Health::Failing("EIO".into());
     first(&facts, "pool-failing", &["EIO", "node-b"]);
     let pools = &mut facts.homes.as_mut().unwrap().nodes[1].pools;
-    pools[0].health = Health::Quarantined(Timestamp::now());
+    pools[0].health = Health::Quarantined(long_ago);
     first(&facts, "pool-quarantined", &["holdfast pools readmit 00000000000000aa", "lostHomes", "node-b"]);
+    assert_eq!(told(&facts).findings[0].since, Some(NOW - 600));
 }
 
 #[test]

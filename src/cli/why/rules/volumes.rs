@@ -64,7 +64,13 @@ impl Case<'_> {
             });
             self.link("pool", name, "served by no node");
             let next = "holdfast doctor; start the node that has the pool's disks";
-            self.found("pool-not-served", object, format!("pool {pool}, which no node serves{last}"), "", next);
+            self.findings.push(Finding {
+                rule: "pool-not-served",
+                object,
+                waits_for: format!("pool {pool}, which no node serves{last}"),
+                since: entry.map(|entry| entry.heard.seconds()),
+                next: next.to_owned(),
+            });
             return entry.map(|entry| entry.node.to_string());
         };
         let heard = node.heard.age().as_secs();
@@ -79,6 +85,7 @@ impl Case<'_> {
                         "kubectl get node {0}; kubectl get pods -A -l app.kubernetes.io/name=holdfast --field-selector spec.nodeName={0}",
                         node.node
                     ),
+                    Some(node.heard.seconds()),
                 )),
             ),
             (Health::Failing(why), _) => (
@@ -87,9 +94,10 @@ impl Case<'_> {
                     "pool-failing",
                     format!("pool {} on node {}, which cannot be read: {why}", known.name, node.node),
                     "holdfast doctor; dmesg on that node".to_owned(),
+                    None,
                 )),
             ),
-            (Health::Quarantined(_), _) => (
+            (Health::Quarantined(since), _) => (
                 "in quarantine".to_owned(),
                 Some((
                     "pool-quarantined",
@@ -101,6 +109,7 @@ impl Case<'_> {
                         "take node {} and pool {pool} out of lostHomes (in the chart's values), then holdfast pools readmit {pool}",
                         node.node
                     ),
+                    Some(since.seconds()),
                 )),
             ),
             (Health::Served(report), Silence::Heard) => {
@@ -112,8 +121,7 @@ impl Case<'_> {
             format!("{} on node {}", known.name, node.node),
             format!("{state}, heard {} ago", ago(heard)),
         );
-        if let Some((rule, waits_for, next)) = wrong {
-            let since = i64::try_from(heard).ok().filter(|_| rule == "home-silent").map(|heard| self.now - heard);
+        if let Some((rule, waits_for, next, since)) = wrong {
             self.findings.push(Finding { rule, object, waits_for, since, next });
         }
         Some(node.node.to_string())
