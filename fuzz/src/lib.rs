@@ -2,6 +2,7 @@
 //! or hang by itself comes for free.
 
 pub mod config;
+pub mod enrol;
 pub mod handle;
 pub mod mountinfo;
 pub mod options;

@@ -170,7 +170,7 @@ fn served(runtime: &Runtime, os: &Os, pool: &Path, socket: &Path) {
     let home: Arc<dyn Home> = Arc::new(home);
     let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&home), served)));
     let (figures, extents) = (Arc::clone(&router), Arc::clone(&router));
-    let pools = PoolWatch::new(move || figures.figures(), move || extents.extents());
+    let pools = PoolWatch::new(move || figures.figures(), move || extents.extents(), || Ok(Vec::new()));
     pools.opened();
     let workflows = Arc::new(Node::new(os.clone(), node.clone(), home));
     let config = ServeConfig {
