@@ -139,7 +139,7 @@ fn moments(events: &[Event], copying: bool) -> Vec<Moment> {
                 }
             }
             What::Call(call, Some(seen)) => {
-                if copying && call.copies() && others().any(|other| call.meets(other)) {
+                if copying && call.copies() && others().any(|other| other.changes() && call.meets(other)) {
                     add(Kind::Attempt(call.clone()), Some(call));
                 }
                 add(Kind::Call(call.clone(), seen.clone()), Some(call));
@@ -287,7 +287,9 @@ impl Moment {
                 outcomes.extend(state.unfinished(call).into_iter().filter(|outcome| outcome != state));
                 outcomes
             }
-            (_, Err(refused)) if refused.code == Code::ResourceExhausted && self.crowded => vec![state.clone()],
+            (_, Err(refused)) if refused.code == Code::ResourceExhausted && self.crowded && !state.has_made(call) => {
+                vec![state.clone()]
+            }
             (_, Err(refused)) if refused.code == Code::AlreadyExists && self.claimed => vec![state.clone()],
             (_, Err(refused))
                 if refused.code == Code::OutOfRange && self.crowded && matches!(call, Call::Expand { .. }) =>
@@ -300,6 +302,13 @@ impl Moment {
             }
             _ => Vec::new(),
         }
+    }
+}
+
+impl Specification {
+    /// Whether what a create is to make is there.
+    fn has_made(&self, call: &Call) -> bool {
+        matches!(call, Call::Create(create) if self.volumes[create.name].is_some())
     }
 }
 
@@ -364,7 +373,8 @@ impl Call {
 
     /// Whether it may copy into the volume that another call makes.
     fn copies_into_what_makes(&self, other: &Self) -> bool {
-        matches!((self, other), (Self::Create(this), Self::Create(other)) if self.copies() && this.name == other.name)
+        let (Self::Create(this), Self::Create(that)) = (self, other) else { return false };
+        self.copies() && this.name == that.name && this != that
     }
 
     fn takes_device(&self) -> bool {

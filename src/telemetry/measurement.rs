@@ -88,6 +88,18 @@ impl<T: Send + Sync + 'static> Measurement<T> {
         }
     }
 
+    /// The figure now or, where that takes long, the last one, however old: for what is watched over a long time. The
+    /// measurement goes on, and the next one asked has it.
+    ///
+    /// # Errors
+    /// As [`Measurement::now`], where no measurement has succeeded, or the last one failed.
+    pub(super) async fn lately(&self) -> Result<Arc<T>> {
+        match self.now().await {
+            Err(error) if error.kind() == Kind::Timeout => self.last().map_err(|_| error),
+            answer => answer,
+        }
+    }
+
     /// Starts a measurement unless one runs; the receiver hears of its end. `None` when the last one is fresh.
     fn begin(&self) -> Option<watch::Receiver<()>> {
         let mut state = self.inner.state();
@@ -133,6 +145,23 @@ mod tests {
             assert!(error.kind() == Kind::Timeout && error.to_string().contains("the figures"), "{error}");
         }
         assert_eq!(asked.load(Ordering::SeqCst), 1);
+        drop(release);
+    }
+
+    #[tokio::test]
+    async fn what_was_told_last_is_told_while_the_next_takes_long() {
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Mutex::new(gate);
+        let figures = Measurement::new("the figures", Duration::from_millis(20), Duration::ZERO, move || {
+            gate.lock().unwrap().recv().map(|()| 7).map_err(|_| Error::new(Kind::Internal, "gone"))
+        });
+        assert_eq!(figures.lately().await.unwrap_err().kind(), Kind::Timeout);
+        release.send(()).unwrap();
+        while figures.last().is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(*figures.lately().await.unwrap(), 7);
+        assert_eq!(figures.now().await.unwrap_err().kind(), Kind::Timeout);
         drop(release);
     }
 

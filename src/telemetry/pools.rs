@@ -132,15 +132,15 @@ impl PoolWatch {
         self.0.figures.now().await.map(|figures| figures.to_vec())
     }
 
-    /// The images in the most pieces, at most ten minutes old.
+    /// The images in the most pieces, ten minutes old or, where counting takes long, the last count.
     ///
     /// # Errors
     /// As [`PoolWatch::figures`].
     pub async fn extents(&self) -> Result<Vec<VolumeExtents>> {
-        self.0.extents.now().await.map(|extents| extents.to_vec())
+        self.0.extents.lately().await.map(|extents| extents.to_vec())
     }
 
-    /// What doctor found, at most ten minutes old. Nothing while the pools are being opened.
+    /// What doctor found, ten minutes old or, where looking takes long, when it looked last. Nothing while the pools are being opened.
     ///
     /// # Errors
     /// As [`PoolWatch::figures`].
@@ -148,7 +148,7 @@ impl PoolWatch {
         if !self.0.open.load(Ordering::SeqCst) {
             return Ok(Vec::new());
         }
-        self.0.findings.now().await.map(|findings| findings.to_vec())
+        self.0.findings.lately().await.map(|findings| findings.to_vec())
     }
 }
 

@@ -363,7 +363,10 @@ fn a_volume_kept_from_an_earlier_claim_is_a_hint_and_no_cause() {
     };
     let kept = hints(json!({}));
     assert!(kept[0].what.contains("pv-old") && kept[0].what.contains("Retain"), "{kept:?}");
-    assert!(kept[0].next.contains("claimRef") && kept[0].next.contains("spec.volumeName"), "{kept:?}");
+    assert!(kept[0].next.contains("spec.volumeName"), "{kept:?}");
+    // Free for all, it would be bound to any claim of its class.
+    let to_this = r#"{"spec":{"claimRef":{"namespace":"shop","name":"data","uid":null,"resourceVersion":null}}}"#;
+    assert!(kept[0].next.contains(to_this), "{kept:?}");
     for not_kept in [
         json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}}),
         json!({"spec": {"claimRef": {"uid": "uid-data"}}}),
@@ -382,6 +385,8 @@ fn a_volume_that_the_claim_names() {
     first(&facts, "volume-not-found", &["pv-old", "spec.volumeName"]);
     facts.volume = Found::Yes(of(released(json!({}))));
     first(&facts, "volume-taken", &["pv-old", "Released", "an earlier claim", "claimRef"]);
+    facts.volume = Found::Yes(of(released(json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}}))));
+    first(&facts, "volume-taken", &["pv-old", "Released", "name another"]);
     let others = json!({"status": {"phase": "Bound"}, "spec": {"claimRef": {"name": "other", "uid": "uid-other"}}});
     facts.volume = Found::Yes(of(released(others)));
     first(&facts, "volume-taken", &["claim shop/other", "name another"]);

@@ -14,9 +14,11 @@ const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 /// The node the scheduler chose for a claim's volume.
 const SELECTED: &str = "volume.kubernetes.io/selected-node";
 
-/// How a released volume is made free for another claim.
-pub(super) fn handed_on(volume: &str) -> String {
-    format!("kubectl patch pv {volume} --type merge -p '{{\"spec\":{{\"claimRef\":null}}}}'")
+/// How a released volume is given to one claim; one that is free for all may be taken by any claim of its class, with what is on it.
+pub(super) fn handed_on(volume: &str, namespace: &str, claim: &str) -> String {
+    format!(
+        "kubectl patch pv {volume} --type merge -p '{{\"spec\":{{\"claimRef\":{{\"namespace\":\"{namespace}\",\"name\":\"{claim}\",\"uid\":null,\"resourceVersion\":null}}}}}}'"
+    )
 }
 
 impl<'a> Case<'a> {
@@ -78,7 +80,10 @@ impl<'a> Case<'a> {
                 what: format!(
                     "PersistentVolume {name} is kept (Retain) from an earlier claim of this name, which was deleted"
                 ),
-                next: format!("to use it again, name it in the claim (spec.volumeName), and {}", handed_on(name)),
+                next: format!(
+                    "to use it again, make the claim anew with spec.volumeName: {name}, and {}",
+                    handed_on(name, &self.facts.namespace, &self.facts.name)
+                ),
             });
         }
     }
@@ -105,7 +110,11 @@ impl<'a> Case<'a> {
                     } else {
                         format!("claim {}/{}", by.namespace, by.name)
                     };
-                    let next = if phase == "Released" { handed_on(name) } else { "name another volume".to_owned() };
+                    let is_kept = volume.spec.persistent_volume_reclaim_policy == "Retain";
+                    let next = match phase.as_str() {
+                        "Released" if is_kept => handed_on(name, &self.facts.namespace, &self.facts.name),
+                        _ => "name another volume".to_owned(),
+                    };
                     let waits_for = format!("PersistentVolume {name}, which is {phase} and of {who}");
                     return self.found("volume-taken", self.claim_name(), waits_for, since, next);
                 }

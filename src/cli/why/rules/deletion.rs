@@ -9,6 +9,8 @@ use super::claims::handed_on;
 const IN_USE: &str = "kubernetes.io/pvc-protection";
 /// The snapshot controller keeps a claim while snapshots of it are cut.
 const IS_SOURCE: &str = "snapshot.storage.kubernetes.io/pvc-as-source-protection";
+/// The provisioner keeps a claim while it is cloned.
+const IS_CLONED: &str = "provisioner.storage.kubernetes.io/cloning-protection";
 
 impl Case<'_> {
     /// A claim that is deleted: what holds it. Whether it is deleted at all.
@@ -26,6 +28,15 @@ impl Case<'_> {
                         format!("a snapshot of it to be cut: it is being deleted and has the finalizer {IS_SOURCE}");
                     let next = format!("kubectl -n {namespace} get volumesnapshot; describe the one that is not ready");
                     self.found("claim-is-source", self.claim_name(), waits_for, since, next);
+                }
+                IS_CLONED => {
+                    let waits_for = format!(
+                        "a claim that clones it to have its volume: it is being deleted and has the finalizer {IS_CLONED}"
+                    );
+                    let next = format!(
+                        "kubectl -n {namespace} get pvc; describe the one that is Pending and has it as dataSource"
+                    );
+                    self.found("claim-is-cloned", self.claim_name(), waits_for, since, next);
                 }
                 other => {
                     let waits_for = format!("whoever put the finalizer {other} on it: it is being deleted");
@@ -88,9 +99,16 @@ impl Case<'_> {
         let another = if facts.claim.is_missing() { "" } else { ", and the claim of that name is another" };
         let gone = format!("claim {}/{}, which it was for, is gone{another}", of.namespace, of.name);
         let (waits_for, next) = if volume.spec.persistent_volume_reclaim_policy == "Retain" {
-            let next = format!("to use it again: {}, and name it in a claim (spec.volumeName)", handed_on(name));
+            let next = format!(
+                "to use it again: make claim {}/{} with spec.volumeName: {name}, and {}",
+                of.namespace,
+                of.name,
+                handed_on(name, &of.namespace, &of.name)
+            );
             (format!("somebody to decide on it (Retain): {gone}"), next)
         } else {
+            // Where its home does not answer, nobody can delete it.
+            self.home(volume);
             (format!("the provisioner to delete it: {gone}"), format!("kubectl describe pv {name}"))
         };
         self.found("left-behind", format!("volume {name}"), waits_for, &volume.status.last_phase_transition_time, next);

@@ -48,7 +48,7 @@ impl Case<'_> {
     }
 
     /// The volume's pool and node, as the controller knows them.
-    fn home(&mut self, volume: &Volume) -> Option<String> {
+    pub(super) fn home(&mut self, volume: &Volume) -> Option<String> {
         let homes: &Nodes = self.facts.homes.as_ref()?;
         let handle = volume.spec.csi.as_ref()?.volume_handle.as_str();
         let id: VolumeId = handle.parse().ok()?;
