@@ -10,7 +10,7 @@ use clap::Args;
 use holdfast::config::{EnrolConfig, Flags, SigningConfig};
 use holdfast::enrol::proto::enrolment_server::EnrolmentServer;
 use holdfast::enrol::{EnrolService, Enrolling, Keeper, Kept, MOST_MESSAGE, Signing};
-use holdfast::kubernetes::{KubernetesTokens, KubernetesVault, Tries, connect};
+use holdfast::kubernetes::{KubernetesTokens, KubernetesVault, connect};
 use holdfast::os::Os;
 use holdfast::telemetry::{Metrics, TlsMetrics};
 use holdfast::tls::{Credentials, Holder, Incoming, Role, Trust};
@@ -98,7 +98,7 @@ impl Certifying {
         holder: Holder,
         metrics: &Metrics,
     ) -> Result<Self> {
-        let client = connect(Tries::Once).await?;
+        let client = connect().await?;
         let vault = Arc::new(KubernetesVault::new(&client, config.authority.clone()));
         let (keeper, signing) = Keeper::new(vault, config.life, holder);
         let tokens = Arc::new(KubernetesTokens::new(&client));

@@ -10,26 +10,17 @@ use kube::{Client, Config};
 
 use crate::types::{Error, Kind, Result};
 
-/// The longest that one request takes, with everything tried again in between.
+/// The longest that one request takes.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 /// To connect, and then for each answer.
 const STEP: Duration = Duration::from_secs(5);
-
-/// How often a request is sent that the API server turns away for now (429, 503, 504).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tries {
-    /// Once: somebody waits for the answer, or asks again by himself.
-    Once,
-    /// Again and again, within [`PATIENCE`].
-    Again,
-}
 
 /// A client with this process's account: that of `KUBECONFIG` where it is set; in a pod, the pod's; otherwise that of
 /// `~/.kube/config`. Sends nothing yet. Needs a running tokio runtime; tokens from files are read again as they change.
 ///
 /// # Errors
 /// `Precondition` when there is no such configuration, or it cannot be used.
-pub async fn connect(tries: Tries) -> Result<Client> {
+pub async fn connect() -> Result<Client> {
     let said = |variable| std::env::var_os(variable).is_some_and(|value| !value.is_empty());
     let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
         Error::new(
@@ -43,12 +34,13 @@ pub async fn connect(tries: Tries) -> Result<Client> {
     } else {
         Config::incluster().map_err(|error| wrong(error.into()))?
     };
-    client(config, tries)
+    client(config)
 }
 
-/// A client by this configuration, with our times.
-pub(super) fn client(mut config: Config, tries: Tries) -> Result<Client> {
-    config.default_retry = tries == Tries::Again;
+/// A client by this configuration, with our times. What the API server turns away for now (429, 503, 504) is not sent
+/// again: somebody waits for the answer, or asks again by himself.
+pub(super) fn client(mut config: Config) -> Result<Client> {
+    config.default_retry = false;
     config.connect_timeout = Some(STEP);
     config.read_timeout = Some(STEP);
     config.write_timeout = Some(STEP);
@@ -159,7 +151,7 @@ mod tests {
     fn to(server: &ApiServer, token: &str) -> Client {
         let mut config = Config::new(server.url().parse().unwrap());
         config.auth_info.token = Some(token.to_owned().into());
-        client(config, Tries::Once).unwrap()
+        client(config).unwrap()
     }
 
     #[tokio::test]
@@ -192,28 +184,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_busy_api_server_is_asked_again_only_where_nobody_waits() {
+    async fn a_busy_api_server_is_asked_once() {
         let server = ApiServer::start();
         let busy =
             serde_json::json!({"message": "busy", "code": 429, "reason": "TooManyRequests", "status": "Failure"});
         server.answer_with(Some((429, busy.to_string())));
-        let asked = "GET /api/v1/namespaces/ns/secrets/a";
-        let secrets = |tries| {
-            let mut config = Config::new(server.url().parse().unwrap());
-            config.auth_info.token = Some(TOKEN.to_owned().into());
-            Api::<Secret>::namespaced(client(config, tries).unwrap(), "ns")
-        };
-        let once = ask("get", secrets(Tries::Once).get("a")).await.unwrap_err();
+        let secrets = Api::<Secret>::namespaced(to(&server, TOKEN), "ns");
+        let once = ask("get", secrets.get("a")).await.unwrap_err();
         assert!(once.kind() == Kind::Unavailable && once.to_string().contains("busy"), "{once}");
-        assert_eq!(server.asked(asked), 1);
-        let secrets = secrets(Tries::Again);
-        let again = tokio::spawn(async move { ask("get", secrets.get("a")).await });
-        while server.asked(asked) < 4 {
-            assert!(!again.is_finished());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        server.answer_with(None);
-        assert_eq!(again.await.unwrap().unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(server.asked("GET /api/v1/namespaces/ns/secrets/a"), 1);
     }
 
     #[test]

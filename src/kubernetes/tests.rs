@@ -3,7 +3,7 @@
 use kube::{Client, Config};
 use serde_json::json;
 
-use super::client::{Tries, client};
+use super::client::client;
 use super::double::{ApiServer, TOKEN};
 use super::{KubernetesTokens, KubernetesVault, ObjectName};
 use crate::enrol::rules::{CaText, NODE_CLAIM, Tokens, Vault};
@@ -12,7 +12,7 @@ use crate::types::Kind;
 fn to(server: &ApiServer) -> Client {
     let mut config = Config::new(server.url().parse().unwrap());
     config.auth_info.token = Some(TOKEN.to_owned().into());
-    client(config, Tries::Once).unwrap()
+    client(config).unwrap()
 }
 
 fn name() -> ObjectName {

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use holdfast::kubernetes::{ObjectName, Tries, connect};
+use holdfast::kubernetes::{ObjectName, connect};
 use holdfast::os::Timestamp;
 use holdfast::registry::Nodes;
 use serde::Serialize;
@@ -77,7 +77,7 @@ fn controllers_view(arguments: &ControllerArguments) -> Result<(Option<Nodes>, V
 }
 
 async fn answers(what: &str, homes: Option<Nodes>, unasked: Vec<String>) -> Result<Vec<Answer>> {
-    let mut gatherer = Gatherer::new(connect(Tries::Once).await?);
+    let mut gatherer = Gatherer::new(connect().await?);
     let (names, asked) = if what.contains('/') {
         (gatherer.claims_of(&what.parse::<ObjectName>()?).await, None)
     } else {
