@@ -27,12 +27,16 @@
 {{- with .Values.node.serviceAccount }}{{ .name | default (.create | ternary (include "holdfast.node" $) "default") }}{{ end }}
 {{- end }}
 
-{{/* A name that a label takes: a longer one is cut, and told from others cut alike by the hash of the whole. */}}
+{{/*
+A name that a label takes: one longer than a limit is cut, and told from others cut alike by a hash. Takes a list of name, limit and what
+is hashed: the name, or the part of it that is all that differs. Another name would be another object, so these stay as they are.
+*/}}
 {{- define "holdfast.short" -}}
-{{- if gt (len .) 57 }}
-{{- printf "%s-%s" (trunc 48 . | trimAll "-.") (sha256sum . | trunc 8) }}
+{{- $name := index . 0 }}
+{{- if gt (len $name) (index . 1) }}
+{{- printf "%s-%s" ($name | trunc 48 | trimSuffix "-" | trimSuffix ".") (index . 2 | sha256sum | trunc 8) }}
 {{- else }}
-{{- . }}
+{{- $name }}
 {{- end }}
 {{- end }}
 

@@ -8,7 +8,7 @@ nodes:
 {{- else if eq .Values.tls.mode "certManager" }}
 {{- range .Values.tls.certManager.nodes }}
   - node: {{ . | quote }}
-    secretName: {{ include "holdfast.short" (printf "%s-tls-%s" (include "holdfast.node" $) .) }}
+    secretName: {{ include "holdfast.short" (list (printf "%s-tls-%s" (include "holdfast.node" $) .) 57 .) }}
 {{- end }}
 {{- end }}
 {{- end }}

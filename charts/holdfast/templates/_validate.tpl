@@ -101,14 +101,16 @@
 {{- include "holdfast.validate.pools" (list . "pools" .Values.pools) }}
 {{- end }}
 {{- $units := dict }}
+{{- $configs := list }}
 {{- range (fromYaml (include "holdfast.node.units" .)).units }}
 {{- $of := printf "group %q, node %q" (.group | default "") (.node | default "") }}
 {{- if hasKey $units .name }}
 {{- fail (printf "nodeGroups: %s and %s would both be the DaemonSet %s; give one of the groups another name" (get $units .name) $of .name) }}
 {{- end }}
 {{- $_ := set $units .name $of }}
+{{- $configs = append $configs .config }}
 {{- end }}
-{{- if and (eq $tls.mode "auto") (has (include "holdfast.tls.authority" .) (concat (keys $units) (list (include "holdfast.controller" .) (include "holdfast.snapshotController" .) (printf "%s-dashboard" $fullname)))) }}
+{{- if and (eq $tls.mode "auto") (has (include "holdfast.tls.authority" .) (concat (keys $units) $configs (list (include "holdfast.controller" .) (include "holdfast.snapshotController" .) (printf "%s-dashboard" $fullname)))) }}
 {{- fail (printf "tls.auto.authority: the chart itself makes an object %s; choose another name" (include "holdfast.tls.authority" .)) }}
 {{- end }}
 {{- $classes := list }}

@@ -10,13 +10,15 @@ for each node, because a DaemonSet cannot name another Secret on every node and 
 {{- range $group := $groups }}
 {{- $name := include "holdfast.node" $ }}
 {{- with $group.name }}{{ $name = printf "%s-%s" $name . }}{{ end }}
-{{- $config := include "holdfast.short" $name }}
 {{- $selector := merge (dict) ($group.nodeSelector | default dict) ($.Values.node.nodeSelector | default dict) }}
 {{- $tolerations := concat ($.Values.node.tolerations | default list) ($group.tolerations | default list) }}
-{{- $unit := dict "name" $config "config" $config "group" $group.name "pools" $group.pools "nodeSelector" $selector "tolerations" $tolerations }}
+{{- $unit := dict "name" (include "holdfast.short" (list $name 63 $name)) "config" $name "group" $group.name "pools" $group.pools "nodeSelector" $selector "tolerations" $tolerations }}
 {{- if $secrets }}
 {{- range $secrets }}
-{{- $units = append $units (merge (dict "name" (include "holdfast.short" (printf "%s-%s" $name .node)) "node" .node "secretName" .secretName) $unit) }}
+{{- $whole := printf "%s-%s" $name .node }}
+{{- /* Where a group's name may be cut off, the node alone does not tell it from another group's. */}}
+{{- $hashed := ternary $whole .node (and (not (empty $group.name)) (gt (len $name) 47)) }}
+{{- $units = append $units (merge (dict "name" (include "holdfast.short" (list $whole 57 $hashed)) "node" .node "secretName" .secretName) $unit) }}
 {{- end }}
 {{- else }}
 {{- $units = append $units $unit }}
