@@ -589,6 +589,8 @@ fn a_claim_that_is_deleted_and_held_by_a_finalizer() {
     let source = held(json!(["snapshot.storage.kubernetes.io/pvc-as-source-protection"]));
     first(&source, "claim-is-source", &["snapshot", "kubectl -n shop get volumesnapshot"]);
     assert_eq!(told(&source).findings[0].since, Some(NOW - 600));
+    let cloned = held(json!(["provisioner.storage.kubernetes.io/cloning-protection"]));
+    first(&cloned, "claim-is-cloned", &["clones it", "kubectl -n shop get pvc"]);
     first(&held(json!(["example.com/backup"])), "claim-has-finalizer", &["example.com/backup", "-o yaml"]);
     assert!(told(&held(json!(null))).findings.is_empty());
     // It gets no volume any more: nothing else is waited for.
