@@ -6,7 +6,7 @@
 {{- $alerts := dict }}
 {{- range $name, $alert := fromYaml $text }}
 {{- with $alert.events }}
-{{- $_ := set $alert "expr" (printf "sum by (%s) ((increase(%s[%s]) > 0) or (%s unless %s offset %s))" (join ", " .by) .counter .within .counter .counter .within) }}
+{{- $_ := set $alert "expr" (printf "sum by (%s) ((increase(%s[%s]) > 0) or (%s unless %s == last_over_time(%s[1d] offset %s)))" (join ", " .by) .counter .within .counter .counter .counter .within) }}
 {{- end }}
 {{- $_ := set $alerts $name $alert }}
 {{- end }}
