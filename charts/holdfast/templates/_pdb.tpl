@@ -1,6 +1,6 @@
 {{/* The budget of a component whose replicas leave one by one. Takes a dict of `root`, `name`, `component` and `values`. */}}
 {{- define "holdfast.pdb" -}}
-{{- if and .values.podDisruptionBudget.enabled (gt (int .values.replicas) 1) -}}
+{{- if and (.values.podDisruptionBudget | default dict).enabled (gt (int .values.replicas) 1) -}}
 apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:

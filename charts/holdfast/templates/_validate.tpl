@@ -3,12 +3,20 @@
 {{- $tls := .Values.tls }}
 {{- $fullname := include "holdfast.fullname" . }}
 {{- /* What is appended needs the rest of a label: a StatefulSet's name and its pods' are labels. */}}
-{{- if not (regexMatch "^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$" $fullname) }}
-{{- fail (printf "all objects' names would begin with %q, which is no label of at most 40 characters that begins with a letter; choose another release name, or say fullnameOverride" $fullname) }}
+{{- $label := "^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$" }}
+{{- if not (regexMatch $label $fullname) }}
+{{- /* What the chart made of it when it still cut names. */}}
+{{- $cut := $fullname | trunc 40 | trimSuffix "-" }}
+{{- $keep := ternary (printf "; fullnameOverride=%s keeps what an earlier chart installed" $cut) "" (regexMatch $label $cut) }}
+{{- fail (printf "all objects' names would begin with %q, which is no label of at most 40 characters that begins with a letter; choose another release name, or say fullnameOverride%s" $fullname $keep) }}
 {{- end }}
-{{- range $where, $labels := dict "commonLabels" .Values.commonLabels "controller.podLabels" .Values.controller.podLabels "node.podLabels" .Values.node.podLabels }}
-{{- range $key, $_ := $labels }}
-{{- if or (has $key (list "helm.sh/chart" "csi.holdfast.storage/unit")) (hasPrefix "app.kubernetes.io/" $key) }}
+{{- $pods := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/part-of" "csi.holdfast.storage/unit" }}
+{{- $objects := concat $pods (list "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart") }}
+{{- range list (list "commonLabels" .Values.commonLabels $objects) (list "controller.podLabels" .Values.controller.podLabels $pods) (list "node.podLabels" .Values.node.podLabels $pods) }}
+{{- $where := index . 0 }}
+{{- $own := index . 2 }}
+{{- range $key, $_ := index . 1 }}
+{{- if has $key $own }}
 {{- fail (printf "%s: %s is the chart's own, and selectors go by such labels; choose another key" $where $key) }}
 {{- end }}
 {{- end }}
