@@ -317,6 +317,8 @@ impl Specification {
 enum Thing {
     Volume(usize),
     Cut(usize),
+    /// Of the pool that nobody serves: one handle.
+    Elsewhere,
     Target(usize),
     /// So many filesystems are made at once, and no more.
     Formatting,
@@ -326,7 +328,8 @@ impl Call {
     fn things(&self) -> Vec<Thing> {
         let volume = |volume: &Volume| match volume {
             Volume::Of(name) => Some(Thing::Volume(*name)),
-            Volume::Foreign | Volume::Elsewhere => None,
+            Volume::Elsewhere => Some(Thing::Elsewhere),
+            Volume::Foreign => None,
         };
         let cut = |cut: &Cut| match cut {
             Cut::Of(cut) => Some(Thing::Cut(*cut)),
