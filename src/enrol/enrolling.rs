@@ -103,22 +103,23 @@ impl Enrolling {
         }
     }
 
-    /// Whether a certificate is wanted now, and why. Blocks.
+    /// Whether a certificate is wanted now, and why. Where what is kept is good it is held: at the start it may not have been, by
+    /// a clock that was wrong or a disk that did not answer. Blocks.
     pub(super) fn wanted(&self) -> Result<Option<Wanted>> {
         let role = Role::Node(self.node.clone());
         let shown = self.ca.display();
         let ca = self.os.read(&self.ca).at(|| format!("read {shown}"))?;
-        let usable = |issued: Issued| Ok((issued.renewal(&role)?, issued.ca));
+        let usable = |issued: Issued| Ok((issued.renewal(&role)?, issued));
         let why = match self.kept.read().and_then(|kept| kept.map(usable).transpose()) {
             Ok(None) => "it has none".to_owned(),
             Err(error) => format!("what it has cannot be used: {}", error.chain()),
             Ok(Some((at, _))) if Timestamp::now().seconds() >= at => {
                 "two thirds of the last one's life are over".to_owned()
             }
-            Ok(Some((_, known))) if ca.as_ref().is_some_and(|ca| ca != known.as_bytes()) => {
+            Ok(Some((_, known))) if ca.as_ref().is_some_and(|ca| ca != known.ca.as_bytes()) => {
                 "the CAs changed".to_owned()
             }
-            Ok(Some(_)) => return Ok(None),
+            Ok(Some((_, known))) => return self.holder.hold(&known).map(|()| None),
         };
         let Some(ca) = ca else {
             return Err(Error::new(
@@ -137,8 +138,9 @@ impl Enrolling {
     ///
     /// 1. A new key and a request for it, in memory.
     /// 2. A controller certifies it. A crash here leaves a certificate nobody has the key of.
-    /// 3. Key, certificate and CAs replace what is kept, all at once. A crash leaves what the next start takes.
-    /// 4. They are taken for handshakes.
+    /// 3. Key, certificate and CAs are taken for handshakes. A crash leaves what was kept before; that they cannot be kept is an
+    ///    error, and no reason not to use them.
+    /// 4. They replace what is kept, all at once. A crash leaves one or the other, which the next start takes.
     pub(super) async fn enrol(self: std::sync::Arc<Self>, Wanted { why, ca, token }: Wanted) -> Result<()> {
         info!(node = %self.node, "asking for a certificate: {why}");
         let trust = Trust::read(&ca, &self.ca)?;
@@ -151,9 +153,10 @@ impl Enrolling {
         let until = issued.check(&Role::Node(self.node.clone()))?;
         let write = move || {
             let this = self;
+            this.holder.put(&issued)?;
             this.kept.write(&issued)?;
             info!(node = %this.node, until, file = %this.kept.file().display(), "this node is certified");
-            this.holder.put(&issued)
+            Ok(())
         };
         tokio::task::spawn_blocking(write)
             .await

@@ -43,6 +43,7 @@ pub struct Keeper {
     holder: Holder,
     authority: watch::Sender<Option<Arc<Authority>>>,
     known: Option<CaText>,
+    certified_at: i64,
     renew_at: i64,
 }
 
@@ -57,7 +58,7 @@ impl Keeper {
     #[must_use]
     pub fn new(vault: Arc<dyn Vault>, life: Duration, holder: Holder) -> (Self, Signing) {
         let (authority, seen) = watch::channel(None);
-        (Self { vault, life, holder, authority, known: None, renew_at: 0 }, Signing(seen))
+        (Self { vault, life, holder, authority, known: None, certified_at: 0, renew_at: 0 }, Signing(seen))
     }
 
     /// Looks after it until `stop` says so. What is there goes on while the vault does not answer.
@@ -127,8 +128,10 @@ impl Keeper {
 
     fn renew(&mut self) -> Result<()> {
         let authority = self.authority.borrow().clone();
+        let now = Timestamp::now().seconds();
         match authority {
-            Some(authority) if Timestamp::now().seconds() >= self.renew_at => self.certify(&authority),
+            // Certified by a clock that was ahead, it is not valid yet for anybody.
+            Some(authority) if now >= self.renew_at || now < self.certified_at => self.certify(&authority),
             _ => Ok(()),
         }
     }
@@ -138,6 +141,7 @@ impl Keeper {
         // A CA whose certificates nobody accepts (names it may not certify) replaces none that works.
         issued.check(&Role::Controller)?;
         self.holder.put(&issued)?;
+        self.certified_at = Timestamp::now().seconds();
         self.renew_at = renewal_of(issued.certificate.as_bytes())?;
         Ok(())
     }

@@ -152,6 +152,7 @@ impl Enrolment for EnrolService {
                 format!("{MOST_REVIEWS} tokens, or {MOST_REVIEWS_OF_ONE} of its network, are looked at; ask again");
             return Err(self.not_now(&who, "crowded", Error::new(Kind::Unavailable, many)));
         };
+        let _looked_at = who.guest.as_ref().map(Guest::looked_at);
         let review = match self.tokens.review(&token, AUDIENCE).await {
             Ok(review) => review,
             Err(error) => {

@@ -412,6 +412,43 @@ async fn a_node_goes_on_trying_until_there_is_a_controller() {
     running.await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_is_held_also_when_it_was_not_at_the_start() {
+    let rig = Rig::new();
+    let mut controller = rig.controller().await;
+    controller.keeper.look().await.unwrap();
+    rig.mount_ca();
+    let first = rig.enrolling("node-1", "token-of-1", &controller);
+    let wanted = first.wanted().unwrap().unwrap();
+    first.enrol(wanted).await.unwrap();
+    // Another life, whose clock or disk was wrong when it looked at the start.
+    let later = rig.enrolling("node-1", "token-of-1", &controller);
+    assert!(rig.of_node.tls().why_missing().is_some());
+    assert!(later.wanted().unwrap().is_none());
+    assert_eq!(rig.of_node.tls().why_missing(), None);
+    // A clock that was ahead for a while said that it expired.
+    rig.of_node.tls().missing(Role::Node(node("node-1")).name().as_str(), "it expired");
+    assert!(later.wanted().unwrap().is_none());
+    assert_eq!(rig.of_node.tls().why_missing(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_cannot_be_kept_is_used() {
+    let rig = Rig::new();
+    let mut controller = rig.controller().await;
+    controller.keeper.look().await.unwrap();
+    rig.mount_ca();
+    let failing = Failing::default();
+    failing.from(0);
+    let kept = Kept::new(&Os::intercepted(Box::new(failing)), rig.scratch.path());
+    let usual = Arc::into_inner(rig.enrolling("node-1", "token-of-1", &controller)).unwrap();
+    let enrolling = Arc::new(Enrolling { kept, ..usual });
+    let wanted = enrolling.wanted().unwrap().unwrap();
+    enrolling.enrol(wanted).await.unwrap_err();
+    assert_eq!(rig.of_node.tls().why_missing(), None);
+    assert!(rig.kept().read().unwrap().is_none());
+}
+
 /// From the n-th call on nothing works, and names are exchanged never.
 #[derive(Clone, Default)]
 struct Failing(Arc<(AtomicUsize, AtomicUsize)>);

@@ -14,6 +14,9 @@ use crate::types::{Error, Kind, Result};
 type Outcome<T> = std::result::Result<Arc<T>, (Kind, String)>;
 type Source<T> = dyn Fn() -> Result<T> + Send + Sync;
 
+/// What is so many times as old as a fresh figure is not told any more.
+const STALE: u32 = 3;
+
 /// Something to be measured.
 pub(super) struct Measurement<T> {
     inner: Arc<Inner<T>>,
@@ -88,15 +91,22 @@ impl<T: Send + Sync + 'static> Measurement<T> {
         }
     }
 
-    /// The figure now or, where that takes long, the last one, however old: for what is watched over a long time. The
-    /// measurement goes on, and the next one asked has it.
+    /// The figure now or, where that takes long, the last one, unless that is [`STALE`] times as old as a fresh one: for what
+    /// is watched over a long time. The measurement goes on, and the next one asked has it.
     ///
     /// # Errors
     /// As [`Measurement::now`], where no measurement has succeeded, or the last one failed.
     pub(super) async fn lately(&self) -> Result<Arc<T>> {
         match self.now().await {
-            Err(error) if error.kind() == Kind::Timeout => self.last().map_err(|_| error),
+            Err(error) if error.kind() == Kind::Timeout => self.not_stale().ok_or(error),
             answer => answer,
+        }
+    }
+
+    fn not_stale(&self) -> Option<Arc<T>> {
+        match &self.inner.state().last {
+            Some((since, Ok(figure))) if since.elapsed() < self.fresh * STALE => Some(Arc::clone(figure)),
+            _ => None,
         }
     }
 
@@ -149,10 +159,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_told_last_is_told_while_the_next_takes_long() {
+    async fn what_was_told_last_is_told_for_a_while_when_the_next_takes_long() {
         let (release, gate) = mpsc::channel::<()>();
         let gate = Mutex::new(gate);
-        let figures = Measurement::new("the figures", Duration::from_millis(20), Duration::ZERO, move || {
+        let (patience, fresh) = (Duration::from_millis(20), Duration::from_millis(200));
+        let figures = Measurement::new("the figures", patience, fresh, move || {
             gate.lock().unwrap().recv().map(|()| 7).map_err(|_| Error::new(Kind::Internal, "gone"))
         });
         assert_eq!(figures.lately().await.unwrap_err().kind(), Kind::Timeout);
@@ -160,8 +171,11 @@ mod tests {
         while figures.last().is_err() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        assert_eq!(*figures.lately().await.unwrap(), 7);
+        tokio::time::sleep(fresh).await;
         assert_eq!(figures.now().await.unwrap_err().kind(), Kind::Timeout);
+        assert_eq!(*figures.lately().await.unwrap(), 7);
+        tokio::time::sleep(fresh * STALE).await;
+        assert_eq!(figures.lately().await.unwrap_err().kind(), Kind::Timeout);
         drop(release);
     }
 

@@ -193,6 +193,7 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.alive(cx)?;
         on_wire!(self, stream => stream.poll_shutdown(cx))
     }
 

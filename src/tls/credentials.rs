@@ -185,6 +185,8 @@ struct Held {
 #[derive(Default)]
 struct Holding {
     material: Option<Arc<Material>>,
+    /// The certificate and the CAs it was made of.
+    of: Option<(String, String)>,
     /// Why there is none.
     why: String,
 }
@@ -225,11 +227,34 @@ impl Holder {
         for remark in &material.remarks {
             warn!("{remark}");
         }
-        let before = self.0.state().material.replace(Arc::new(material));
+        let before = {
+            let mut state = self.0.state();
+            state.of = Some((issued.certificate.clone(), issued.ca.clone()));
+            state.material.replace(Arc::new(material))
+        };
         if before.is_some() {
             self.0.metrics.reloaded("renewed");
         }
         Ok(())
+    }
+
+    /// The same as [`Holder::put`], unless it is this one already; that it is good is said again then: a clock may have been wrong.
+    ///
+    /// # Errors
+    /// Those of [`Holder::put`].
+    pub fn hold(&self, issued: &Issued) -> Result<()> {
+        let held = {
+            let state = self.0.state();
+            let same = state.of.as_ref().is_some_and(|(own, ca)| *own == issued.certificate && *ca == issued.ca);
+            state.material.clone().filter(|_| same)
+        };
+        match held {
+            Some(material) => {
+                self.0.metrics.expires(material.name.as_str(), material.not_after);
+                Ok(())
+            }
+            None => self.put(issued),
+        }
     }
 
     /// Says why there is none, and what to do. As long as the one that was put is good nothing is missing, and nothing is said.

@@ -6,7 +6,7 @@
 //! - Otherwise it takes one of a network that has no fewer than its own, from somebody who had [`FIRST`] for himself; if there is
 //!   nobody, the newcomer is refused. So a thousand nodes at once get through one after the other and do not push each other out.
 //!
-//! Of several the first to go is one that proved nothing, then the oldest.
+//! Of several the first to go is one that proved nothing and is not being looked at, then the oldest. Few are looked at at a time.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -14,7 +14,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -58,14 +58,31 @@ impl fmt::Display for Network {
 #[derive(Clone, Debug)]
 pub struct Guest {
     address: IpAddr,
-    proven: Arc<AtomicBool>,
+    known: Arc<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    proven: AtomicBool,
+    /// How many of its proofs are being looked at.
+    looked_at: AtomicUsize,
+}
+
+/// A proof that is being looked at; no more when dropped.
+#[derive(Debug)]
+pub struct LookedAt(Arc<Known>);
+
+impl Drop for LookedAt {
+    fn drop(&mut self) {
+        self.0.looked_at.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Guest {
     /// From this address, and nothing more is known.
     #[must_use]
     pub fn new(address: IpAddr) -> Self {
-        Self { address: address.to_canonical(), proven: Arc::default() }
+        Self { address: address.to_canonical(), known: Arc::default() }
     }
 
     /// What it is counted by.
@@ -76,13 +93,25 @@ impl Guest {
 
     /// It turned out to be somebody: others give way before it does.
     pub fn prove(&self) {
-        self.proven.store(true, Ordering::Relaxed);
+        self.known.proven.store(true, Ordering::Relaxed);
+    }
+
+    /// What it brings forward is being looked at: until that is over, others give way before it does.
+    #[must_use]
+    pub fn looked_at(&self) -> LookedAt {
+        self.known.looked_at.fetch_add(1, Ordering::Relaxed);
+        LookedAt(Arc::clone(&self.known))
+    }
+
+    /// The last to go come last.
+    fn rank(&self) -> (bool, bool) {
+        (self.known.proven.load(Ordering::Relaxed), self.known.looked_at.load(Ordering::Relaxed) > 0)
     }
 }
 
 impl PartialEq for Guest {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.proven, &other.proven)
+        Arc::ptr_eq(&self.known, &other.known)
     }
 }
 
@@ -161,7 +190,7 @@ impl Seats {
             if own + 1 < most { theirs == most } else { theirs >= own && seat.since.elapsed() >= first }
         };
         let candidates = self.taken.iter().filter(|(_, seat)| may_go(seat));
-        candidates.min_by_key(|(number, seat)| (seat.guest.proven.load(Ordering::Relaxed), **number)).map(|(n, _)| *n)
+        candidates.min_by_key(|(number, seat)| (seat.guest.rank(), **number)).map(|(n, _)| *n)
     }
 }
 
@@ -234,6 +263,19 @@ mod tests {
         all[0].0.prove();
         let (_place, left) = guests.admit(&guest("10.0.0.2")).unwrap();
         assert_eq!(left.as_ref(), Some(&all[1].0));
+    }
+
+    #[test]
+    fn who_is_being_looked_at_goes_after_who_waits() {
+        let guests = guests(3, NEVER);
+        let all = fill(&guests, ["10.0.0.1"; 3]);
+        let looked_at = all[0].0.looked_at();
+        assert_eq!(guests.admit(&guest("10.0.0.2")).unwrap().1.as_ref(), Some(&all[1].0));
+        drop(looked_at);
+        let guests = self::guests(2, Duration::ZERO);
+        let all = fill(&guests, ["10.0.0.1"; 2]);
+        drop(all[0].0.looked_at());
+        assert_eq!(guests.admit(&guest("10.0.0.1")).unwrap().1.as_ref(), Some(&all[0].0));
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub use complaints::Complaints;
 pub use connection::{CONNECTION_AGE, Connection};
 pub use credentials::{Credentials, Holder};
 pub use directory::write_directory;
-pub use guests::{Guest, Network};
+pub use guests::{Guest, LookedAt, Network};
 pub use material::{CA, CERTIFICATE, KEY};
 pub use role::{Peer, Role, RoleName};
 pub use server::Incoming;
