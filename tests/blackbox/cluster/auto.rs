@@ -252,3 +252,19 @@ fn an_expired_certificate_keeps_no_node_from_its_volumes() {
     cluster.delete(0, &vol).unwrap();
     cluster.finish();
 }
+
+#[test]
+fn a_damaged_certificate_is_replaced_and_keeps_no_node_from_its_volumes() {
+    let (mut cluster, vol, metrics) = with_a_volume(Wire::Auto);
+    assert_eq!(cluster.controllers[0].terminate(), 0);
+    fs::write(kept(&cluster), "{").unwrap();
+    serves_its_volume(&mut cluster, &vol, 2);
+    let (code, text) = ready(&metrics);
+    assert!(code == 200 && text.contains("certificate.json") && text.contains("damaged"), "{code} {text}");
+
+    cluster.start_controller(0);
+    await_that("the node is heard", SOON, || cluster.unpublish(0, &vol, "node-a").is_ok());
+    assert_eq!(ready(&metrics), (200, "ok\n".to_owned()));
+    cluster.delete(0, &vol).unwrap();
+    cluster.finish();
+}
