@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -59,7 +60,9 @@ fn with_a_volume(wire: Wire) -> (Cluster, Vol, String) {
 fn serves_its_volume(cluster: &mut Cluster, vol: &Vol, times: usize) {
     cluster.start_node("node-a");
     await_that("the node serves", SOON, || {
-        cluster.nodes["node-a"].said().matches("holdfast node serves").count() == times
+        let node = &cluster.nodes["node-a"];
+        // It says so first, and then makes its socket.
+        node.said().matches("holdfast node serves").count() == times && UnixStream::connect(&node.socket).is_ok()
     });
     check_tree(&cluster.stage(vol).unwrap(), 1);
     cluster.unstage(vol).unwrap();
