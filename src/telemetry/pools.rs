@@ -132,7 +132,7 @@ impl PoolWatch {
         self.0.figures.now().await.map(|figures| figures.to_vec())
     }
 
-    /// The images in the most pieces, ten minutes old or, where counting takes long, the last count.
+    /// The images in the most pieces, at most ten minutes old; half an hour where counting takes long.
     ///
     /// # Errors
     /// As [`PoolWatch::figures`].
@@ -140,7 +140,7 @@ impl PoolWatch {
         self.0.extents.lately().await.map(|extents| extents.to_vec())
     }
 
-    /// What doctor found, ten minutes old or, where looking takes long, when it looked last. Nothing while the pools are being opened.
+    /// What doctor found, at most ten minutes old; half an hour where looking takes long. Nothing while the pools are being opened.
     ///
     /// # Errors
     /// As [`PoolWatch::figures`].
