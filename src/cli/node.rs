@@ -94,6 +94,7 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     let (credentials, certified) = credentials(&config, &os, &metrics).await?;
     let (incoming, address) = serving::listen(&credentials, config.listen).await?;
     let Opened { home, node, said } = serving::open(&os, config.pools.clone(), config.node.clone()).await?;
+    let node = Arc::new(node);
     let (looking, configs) = (os.clone(), config.pools.clone());
     home.examined_by(Box::new(move || doctor::findings(&looking, &configs)));
     let shared: Arc<dyn Home> = Arc::new(home.clone());
@@ -132,7 +133,7 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
         router,
         controller: ServeController::No,
         operators: None,
-        node: Some(ThisNode { id: config.node, fabric: config.fabric, workflows: Arc::new(node) }),
+        node: Some(ThisNode { id: config.node, fabric: config.fabric, workflows: Arc::clone(&node) }),
         metrics,
         pools,
     };
@@ -142,6 +143,7 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     let ended = daemon::ended(served);
     // What controllers asked for is given the same time to end as what kubelet did, and mostly it had it already.
     works.ended(std::time::Duration::from_secs(1)).await;
+    serving::keep_devices(node).await;
     serving_home.abort();
     ended
 }

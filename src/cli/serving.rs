@@ -28,6 +28,8 @@ use super::doctor;
 /// that lost its power says nothing.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
+/// The time to see that devices stay.
+const KEEPING: Duration = Duration::from_secs(5);
 /// The time to connect; the address is in the same network.
 const DIAL: Duration = Duration::from_secs(5);
 
@@ -57,6 +59,15 @@ pub(crate) async fn open(os: &Os, configs: Vec<PoolConfig>, id: NodeId) -> Resul
     })
     .await
     .context("open the pools")?
+}
+
+/// The last thing before the process ends: no device of a published block volume goes away with its descriptors. A disk that
+/// does not answer must not keep the process.
+pub(crate) async fn keep_devices(node: Arc<Node>) {
+    let kept = tokio::task::spawn_blocking(move || node.keep_devices());
+    if tokio::time::timeout(KEEPING, kept).await.is_err() {
+        error!("whether raw block volumes keep their devices could not be seen in time");
+    }
 }
 
 /// A pool for the line that says what is on.

@@ -17,7 +17,8 @@ use crate::home::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
     GrantRequest, Granted, Home, Opened, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
 };
-use crate::os::Deadline;
+use crate::os::{Deadline, DevNum};
+use crate::pool::ActiveDevice;
 use crate::telemetry::HomeMetrics;
 use crate::types::{
     Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
@@ -210,6 +211,20 @@ impl Home for RemoteHome {
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
         let message = pb::CloseRequest { id: id.to_string(), node: node.to_string() };
         self.ask_plainly("Close", message, |mut home, request| async move { home.close(request).await }).map(drop)
+    }
+
+    fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>> {
+        Err(Error::new(
+            Kind::Unsupported,
+            format!("volume {id} has its device on node {}, which alone can look at it", self.node),
+        ))
+    }
+
+    fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
+        Err(Error::new(
+            Kind::Unsupported,
+            format!("device {device} is this machine's, and node {} is another", self.node),
+        ))
     }
 
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {
