@@ -57,7 +57,7 @@ impl Os {
             Ok(said) => said,
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("the question ended without an answer")),
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                unanswered.with(|devices| devices.insert(device, begun.clone()));
+                unanswered.with(|devices| devices.insert(device, begun));
                 // It may have come in between.
                 match answered.try_recv() {
                     Ok(said) => {

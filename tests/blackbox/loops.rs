@@ -7,8 +7,7 @@ use std::path::Path;
 use tonic::Code;
 
 use crate::harness::{
-    PoolFs, Scratch, Use, World, check_device, check_tree, driver_binary, refused, run, try_run, write_device,
-    write_tree,
+    PoolFs, Use, World, check_device, check_tree, driver_binary, refused, run, try_run, write_device, write_tree,
 };
 
 fn number(path: &Path) -> u64 {
@@ -76,13 +75,16 @@ fn a_dead_loop_device_of_another_program_stops_nothing() {
     let world = World::new(PoolFs::Xfs);
     let disk = world.scratch.path().join("dead.img");
     fs::File::create(&disk).unwrap().set_len(320 << 20).unwrap();
-    let dead = Scratch::over(&disk, Some(PoolFs::Xfs));
-    let file = dead.root().join("image");
+    run("/usr/sbin/mkfs.xfs", &["-q", disk.to_str().unwrap()]);
+    let dead = world.scratch.path().join("dead");
+    fs::create_dir(&dead).unwrap();
+    run("/usr/bin/mount", &["-o", "loop", disk.to_str().unwrap(), dead.to_str().unwrap()]);
+    let file = dead.join("image");
     fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
     run("/usr/sbin/losetup", &["-f", file.to_str().unwrap()]);
     let listed = run("/usr/sbin/losetup", &["-n", "-O", "NAME", "-j", file.to_str().unwrap()]);
     let device = listed.trim().to_owned();
-    run("/usr/sbin/xfs_io", &["-x", "-c", "shutdown", dead.root().to_str().unwrap()]);
+    run("/usr/sbin/xfs_io", &["-x", "-c", "shutdown", dead.to_str().unwrap()]);
     for kind in Use::ALL {
         let vol = world.create(&format!("vol-{}", kind.fs_type()), kind);
         let path = world.attach(&vol).unwrap();
@@ -102,7 +104,7 @@ fn a_dead_loop_device_of_another_program_stops_nothing() {
         world.delete(&vol).unwrap();
     }
     run("/usr/sbin/losetup", &["-d", &device]);
-    drop(dead);
+    run("/usr/bin/umount", &[dead.to_str().unwrap()]);
     fs::remove_file(disk).unwrap();
     world.finish();
 }
