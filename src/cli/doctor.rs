@@ -229,6 +229,9 @@ impl Ward<'_> {
             let record = view.survey.volumes.iter().find(|record| record.uuid == *uuid);
             let unreadable = view.survey.unreadable.iter().any(|(object, _)| object.uuid() == *uuid);
             let reason = match record {
+                Some(record) if record.attachments.is_empty() && record.still_staged.is_some() => {
+                    "a volume that was detached while this node used it"
+                }
                 Some(record) if record.attachments.is_empty() => "a volume that is granted to no node",
                 None if !unreadable => "a volume without a record",
                 _ => continue,

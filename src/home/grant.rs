@@ -47,6 +47,7 @@ impl Shared {
             }
             return Ok(Granted { home: self.node.clone(), epoch: attachment.epoch, changed: Changed::No });
         }
+        self.attach_again(self.pool(id.pool)?, &mut record, request)?;
         record.epoch += 1;
         record.ever_attached = true;
         record.attachments.push(Attachment {
@@ -69,30 +70,23 @@ impl Shared {
     /// Takes a grant back.
     ///
     /// Steps, and what a crash after each leaves:
-    /// 1. the device proved idle and taken away: the grant stands without a device; `open` brings it back.
-    /// 2. the record written without the grant: done. A local device needs no state between: its proof and the
-    ///    record are under one lock.
+    /// 1. the device taken away, if it is idle: the grant stands without a device; `open` brings it back.
+    /// 2. the record written without the grant, and with `still_staged` if the home node uses the device (`detached.rs`):
+    ///    done. A local device needs no state between: its proof and the record are under one lock.
     pub(super) fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
         let state = self.pool(id.pool)?;
         let _lock = self.lock_volume(id, "ControllerUnpublishVolume")?;
         let Some(mut record) = self.volume_record(id)? else { return Ok(Changed::No) };
-        let before = record.attachments.len();
         let leaves = |attachment: &Attachment| node.is_none_or(|node| attachment.node == *node);
-        if !record.attachments.iter().any(leaves) {
-            return Ok(Changed::No);
-        }
+        let (ended, stay): (Vec<_>, Vec<_>) = record.attachments.drain(..).partition(leaves);
+        let Some(last) = ended.last() else { return Ok(Changed::No) };
+        record.attachments = stay;
+        record.still_staged = None;
         if let Some(held) = self.release_device(state, id.uuid)? {
-            return Err(Error::new(
-                Kind::InUse,
-                format!(
-                    "volume {id} stays attached to node {}: {held}; stop what uses it, unmount it, then detach again",
-                    self.node
-                ),
-            ));
+            self.detach_in_use(&mut record, last, &held);
         }
-        record.attachments.retain(|attachment| !leaves(attachment));
         self.store_volume(&record)?;
-        info!(volume = %record.handle, node = %self.node, grants = before - record.attachments.len(), "volume detached");
+        info!(volume = %record.handle, node = %self.node, grants = ended.len(), "volume detached");
         Ok(Changed::Yes)
     }
 
@@ -183,7 +177,10 @@ impl Shared {
         let state = self.pool(id.pool)?;
         let _lock = self.lock_volume(id, "close")?;
         match self.release_device(state, id.uuid)? {
-            None => Ok(()),
+            None => {
+                self.unstaged(id);
+                Ok(())
+            }
             Some(held) => {
                 Err(Error::new(Kind::InUse, format!("the device of volume {id} stays on node {node}: {held}")))
             }
