@@ -230,6 +230,9 @@ impl Ward<'_> {
             let record = view.survey.volumes.iter().find(|record| record.uuid == *uuid);
             let unreadable = view.survey.unreadable.iter().any(|(object, _)| object.uuid() == *uuid);
             let reason = match record {
+                Some(record) if record.attachments.is_empty() && record.still_staged.is_some() => {
+                    "a volume that was detached while this node used it"
+                }
                 Some(record) if record.attachments.is_empty() => "a volume that is granted to no node",
                 None if !unreadable => "a volume without a record",
                 _ => continue,
@@ -250,7 +253,8 @@ impl Ward<'_> {
     /// A raw block volume whose pods have a device that is not its own any more.
     fn published(&mut self, view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
         let boot: Option<uuid::Uuid> = self.os.boot_id()?.parse().ok();
-        for attachment in record.attachments.iter().filter(|attachment| attachment.boot_id == boot) {
+        let uses = record.attachments.iter().chain(&record.still_staged);
+        for attachment in uses.filter(|attachment| attachment.boot_id == boot) {
             let Some(mark) = &attachment.device else { continue };
             let Ok(number) = mark.number.parse::<DevNum>() else { continue };
             let now = view.device_of(record.uuid);

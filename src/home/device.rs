@@ -52,7 +52,11 @@ impl Shared {
     pub(super) fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
         let released = self.pool(id.pool).and_then(|state| {
             let _lock = self.lock_volume(id, "close")?;
-            self.release_device(state, id.uuid)
+            let held = self.release_device(state, id.uuid)?;
+            if held.is_none() {
+                self.unstaged(state, id);
+            }
+            Ok(held)
         });
         match released {
             Ok(None) => Ok(()),
@@ -128,7 +132,7 @@ impl Shared {
     pub(super) fn recall_device(&self, state: &PoolState, record: &VolumeRecord) {
         let Ok(boot_id) = self.boot() else { return };
         let of_this_boot = |found: &&super::record::Attachment| found.boot_id == Some(boot_id);
-        for attachment in record.attachments.iter().filter(of_this_boot) {
+        for attachment in record.attachments.iter().chain(&record.still_staged).filter(of_this_boot) {
             let Some(mark) = &attachment.device else { continue };
             let Ok(number) = mark.number.parse::<DevNum>() else { continue };
             let path = self.os.device_path(number);

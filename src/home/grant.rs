@@ -44,6 +44,9 @@ impl Shared {
             }
             return Ok(Granted { home: self.node.clone(), epoch: attachment.epoch, changed: Changed::No });
         }
+        // A pod may have the device still: its number stays the volume's.
+        let before = record.still_staged.clone();
+        self.attach_again(self.pool(id.pool)?, &mut record, request)?;
         record.epoch += 1;
         record.ever_attached = true;
         record.attachments.push(Attachment {
@@ -55,8 +58,8 @@ impl Shared {
             epoch: record.epoch,
             state: GrantState::Granted,
             nonce: None,
-            boot_id: None,
-            device: None,
+            boot_id: before.as_ref().and_then(|before| before.boot_id),
+            device: before.and_then(|before| before.device),
             unknown: serde_json::Map::new(),
         });
         self.store_volume(&record)?;
@@ -67,31 +70,28 @@ impl Shared {
     /// Takes a grant back.
     ///
     /// Steps, and what a crash after each leaves:
-    /// 1. the device proved idle and taken away: the grant stands without a device; `open` brings it back.
-    /// 2. the record written without the grant: done. A local device needs no state between: its proof and the
-    ///    record are under one lock.
+    /// 1. the device taken away, if it is idle: the grant stands without a device; `open` brings it back.
+    /// 2. the record written without the grant, and with `still_staged` if the home node uses the device (`detached.rs`):
+    ///    done. A local device needs no state between: its proof and the record are under one lock.
     pub(super) fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
         let state = self.pool(id.pool)?;
         let _lock = self.lock_volume(id, "ControllerUnpublishVolume")?;
         let Some(mut record) = self.volume_record(id)? else { return Ok(Changed::No) };
-        let before = record.attachments.len();
         let leaves = |attachment: &Attachment| node.is_none_or(|node| attachment.node == *node);
-        if !record.attachments.iter().any(leaves) {
-            return Ok(Changed::No);
+        let (ended, stay): (Vec<_>, Vec<_>) = record.attachments.drain(..).partition(leaves);
+        let Some(last) = ended.last() else { return Ok(Changed::No) };
+        record.attachments = stay;
+        record.still_staged = None;
+        let held = self.release_device(state, id.uuid)?;
+        let released = held.is_none();
+        if let Some(held) = held {
+            self.detach_in_use(&mut record, last, &held);
         }
-        if let Some(held) = self.release_device(state, id.uuid)? {
-            return Err(Error::new(
-                Kind::InUse,
-                format!(
-                    "volume {id} stays attached to node {}: {held}; stop what uses it, unmount it, then detach again",
-                    self.node
-                ),
-            ));
-        }
-        record.attachments.retain(|attachment| !leaves(attachment));
         self.store_volume(&record)?;
-        state.pool.disclaim_device(id.uuid);
-        info!(volume = %record.handle, node = %self.node, grants = before - record.attachments.len(), "volume detached");
+        if released {
+            state.pool.disclaim_device(id.uuid);
+        }
+        info!(volume = %record.handle, node = %self.node, grants = ended.len(), "volume detached");
         Ok(Changed::Yes)
     }
 

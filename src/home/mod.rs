@@ -8,6 +8,7 @@ mod answer;
 mod copying;
 mod create;
 mod delete;
+mod detached;
 mod device;
 mod expand;
 mod format;
@@ -89,14 +90,17 @@ pub trait Home: Send + Sync {
     /// Grants a volume to a node (ControllerPublish), or finds the same grant.
     ///
     /// # Errors
-    /// `Precondition` naming the node when another node holds it or it cannot be had there; `AlreadyExists` when the
-    /// same node holds it with another mode or read-only flag; `Busy` while it is copied.
+    /// `Precondition` naming the node when another node holds it or it cannot be had there, or when it still uses the
+    /// volume another way although it was detached; `AlreadyExists` when the same node holds it with another mode or
+    /// read-only flag; `Busy` while it is copied.
     fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted>;
 
-    /// Takes a node's grant (or all) back, once its device is proved idle and gone; `Changed::No` when there was none.
+    /// Takes a node's grant (or all) back; `Changed::No` when there was none. The device is taken away if it is idle. One
+    /// that the home node still uses stays until it is unstaged, and keeps the volume from everything but a grant to
+    /// that node: see `detached.rs`.
     ///
     /// # Errors
-    /// `InUse` naming what holds the device; the grant stays.
+    /// The common ones.
     fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed>;
 
     /// Where a node that holds a grant finds the volume's device now. Idempotent.

@@ -183,6 +183,9 @@ pub struct VolumeRecord {
     /// Who may use it now.
     #[serde(default)]
     pub attachments: Vec<Attachment>,
+    /// The attachment that ended last, where its device was still in use then; the device says whether it is (detached.rs).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub still_staged: Option<Attachment>,
     /// The number of the last grant; it never goes back.
     #[serde(default)]
     pub epoch: u64,

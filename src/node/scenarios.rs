@@ -138,9 +138,13 @@ fn unstaging_where_it_is_not_staged_leaves_the_stage_alone() {
     rig.node.publish(&request).unwrap();
     assert_eq!(rig.node.unstage(&id, &rig.path("absent")).unwrap(), Changed::No);
     assert_eq!((rig.depth(&request.target), rig.loops(&id)), (1, 1));
-    assert_eq!(kind(rig.home.revoke(&id, None)), Kind::InUse);
+    // A detach leaves it alone, and unstage needs no attachment.
+    assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
+    assert_eq!((rig.depth(&request.target), rig.loops(&id)), (1, 1));
+    assert_eq!(kind(rig.home.delete_volume(&id)), Kind::InUse);
     rig.node.unpublish(&id, &request.target).unwrap();
     rig.node.unstage(&id, &rig.staging(&id)).unwrap();
+    assert_eq!(rig.loops(&id), 0);
 }
 
 #[test]
@@ -300,7 +304,9 @@ fn a_block_volume_is_a_device_at_a_pod_s_path() {
 
     // A detach in the middle, and a new life: the device stays this volume's while it is bound.
     rig.restart();
-    assert_eq!(kind(rig.home.revoke(&id, None)), Kind::InUse);
+    assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
+    assert_eq!(rig.loops(&id), 1);
+    assert_eq!(kind(rig.home.delete_volume(&id)), Kind::InUse);
     assert_eq!(kind(rig.node.unstage(&id, &rig.staging(&id))), Kind::InUse);
     rig.node.unpublish(&id, &request.target).unwrap();
     assert!(!request.target.exists());
