@@ -18,6 +18,7 @@ mod holders;
 mod host;
 mod image;
 mod ioctl;
+mod limits;
 mod loopdev;
 mod memory;
 mod mount;
@@ -28,7 +29,7 @@ mod watch;
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 pub use activity::{Activity, ActivityGuard, Ongoing};
 pub use blockdev::{BlockDevice, DevNum, XfsGeometry};
@@ -99,6 +100,7 @@ pub enum Call {
     Exec,
     Start,
     Holders,
+    OpenFiles,
 }
 
 /// Stands before and after every call; injected by tests, never chosen by `cfg!(test)`.
@@ -128,6 +130,8 @@ struct Inner {
     /// Held shared while loops are opened to be looked at and alone while one is cleared: LOOP_CLR_FD on a
     /// device that somebody else has open only marks it (drivers/block/loop.c, `loop_clr_fd`).
     loop_gate: RwLock<()>,
+    /// The limit of open files that children get, where it is not ours.
+    open_files: OnceLock<limits::OpenFiles>,
 }
 
 impl Os {
@@ -144,7 +148,14 @@ impl Os {
     }
 
     fn build(interceptor: Option<Box<dyn Interceptor>>) -> Self {
-        Self { inner: Arc::new(Inner { interceptor, activity: Activity::default(), loop_gate: RwLock::new(()) }) }
+        Self {
+            inner: Arc::new(Inner {
+                interceptor,
+                activity: Activity::default(),
+                loop_gate: RwLock::new(()),
+                open_files: OnceLock::new(),
+            }),
+        }
     }
 
     /// Children and kernel calls under way now: what may hang, since when.
