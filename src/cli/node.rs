@@ -179,6 +179,7 @@ fn reporter(
         fabric: config.fabric.clone(),
         pools: Vec::new(),
         known: Vec::new(),
+        left_out: 0,
     };
     let (looking, told) = (home.clone(), home.clone());
     let look = Arc::new(move || Heartbeat { pools: looking.health(), ..about.clone() });
