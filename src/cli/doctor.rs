@@ -10,11 +10,11 @@ use holdfast::home::{Finding, FindingKind, FormatState};
 use holdfast::os::{DevNum, Os};
 use holdfast::pool::Object;
 use holdfast::telemetry::PoolFindings;
-use holdfast::types::{Bytes, Error, Kind, Provisioning};
+use holdfast::types::{Bytes, Error, Kind, Provisioning, printable};
 
 use super::cluster;
 use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
-use super::output::{Format, Paint, document, say};
+use super::output::{Format, Paint, document, say, say_as_is, say_marked};
 
 /// What kubelet keeps its pods in.
 const KUBELET: &str = "/var/lib/kubelet";
@@ -107,10 +107,11 @@ fn conclude(arguments: &LookArguments, healthy: &[String], findings: &[Finding])
 fn tell(healthy: &[String], findings: &[Finding]) {
     let paint = Paint::detect();
     for pool in healthy {
-        say(&format!("{}  {pool}: nothing to say", paint.good("ok")));
+        say_marked(&paint.good("ok"), &format!("{pool}: nothing to say"));
     }
     for finding in findings {
-        say(&format!("{}  pool {}: {}", paint.bad("!!"), finding.pool, paint.strong(&finding.what)));
+        let pool = printable(&finding.pool);
+        say_as_is(&format!("{}  pool {pool}: {}", paint.bad("!!"), paint.strong(&finding.what)));
         say(&format!("    at  {}", finding.place));
         say(&format!("    do  {}", finding.remedy));
     }

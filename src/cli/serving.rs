@@ -16,15 +16,17 @@ use holdfast::route::Router;
 use holdfast::telemetry::{Http, Metrics, PoolWatch};
 use holdfast::tls::{CONNECTION_AGE, Credentials, Incoming, Role};
 use holdfast::types::{Error, Kind, NodeId};
+use holdfast::wire::{self, Bounds, Shares};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint, Server};
-use tracing::error;
+use tower::layer::util::{Identity, Stack};
+use tracing::{error, warn};
 
 use super::daemon::Stop;
 use super::doctor;
 
-/// How often a connection's other side is asked whether it is still there, and how long it may take to say so: a machine
+/// How often a daemon that was dialled is asked whether it is still there, and how long it may take to say so: a machine
 /// that lost its power says nothing.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
@@ -102,9 +104,14 @@ pub(crate) struct Health(Option<Http>);
 ///
 /// # Errors
 /// An address that is taken.
-pub(crate) async fn health(address: Option<SocketAddr>, metrics: &Arc<Metrics>, pools: &PoolWatch) -> Result<Health> {
+pub(crate) async fn health(
+    address: Option<SocketAddr>,
+    metrics: &Arc<Metrics>,
+    pools: &PoolWatch,
+    shares: Shares,
+) -> Result<Health> {
     Ok(Health(match address {
-        Some(address) => Some(Http::bind(address, Arc::clone(metrics), pools.clone()).await?),
+        Some(address) => Some(Http::bind(address, Arc::clone(metrics), pools.clone()).await?.within(shares)),
         None => None,
     }))
 }
@@ -161,20 +168,34 @@ pub(crate) fn operator_credentials(os: &Os, mode: &TlsMode<Infallible>, metrics:
 ///
 /// # Errors
 /// An address that is taken.
-pub(crate) async fn listen(credentials: &Credentials, address: SocketAddr) -> Result<(Incoming, SocketAddr)> {
+pub(crate) async fn listen(
+    credentials: &Credentials,
+    address: SocketAddr,
+    shares: Shares,
+) -> Result<(Incoming, SocketAddr)> {
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("--listen {address} cannot be listened on; free the port or choose another"))?;
     let address = listener.local_addr().context("ask for the port")?;
-    Ok((credentials.incoming(listener), address))
+    Ok((credentials.incoming(listener).within(shares), address))
 }
 
 /// A gRPC server for such a port.
-pub(crate) fn server() -> Server {
-    Server::builder()
-        .max_connection_age(CONNECTION_AGE)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
+pub(crate) fn server(bounds: Bounds) -> Server<Stack<Bounds, Identity>> {
+    wire::server().max_connection_age(CONNECTION_AGE).layer(bounds)
+}
+
+/// What each port may take of the limit of open files, which is raised as far as it goes. Said when that is not enough.
+pub(crate) fn shares(os: &Os) -> Result<Shares> {
+    let limit = os.open_files().context("ask for the limit of open files")?;
+    let shares = Shares::of(limit);
+    if let Some(wanted) = shares.wanted() {
+        warn!(
+            limit,
+            "the limit of open files is low, so that fewer connections are taken: raise it to {wanted} or more (LimitNOFILE of a service, ulimit -n)"
+        );
+    }
+    Ok(shares)
 }
 
 /// A way to a daemon of this machine through its Unix socket, `unix:///PATH`.

@@ -16,7 +16,7 @@ use tracing::info;
 
 use super::PoolArguments;
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop};
-use super::serving::{Opened, Registering, health, keep_devices, open, watch};
+use super::serving::{Opened, Registering, health, keep_devices, open, shares, watch};
 
 /// Flags of `holdfast standalone`.
 #[derive(Args, Clone, Debug)]
@@ -57,7 +57,8 @@ async fn live(config: Config, os: Os, stop: Sender<()>, stopped: Stop) -> Result
     let served = Arc::new(OnceLock::<Arc<Router>>::new());
     let pools = watch(&served, &os, &config.pools);
     // Everything that can refuse comes before the first line of the log.
-    let health = health(config.serving.metrics, &metrics, &pools).await?;
+    let shares = shares(&os)?;
+    let health = health(config.serving.metrics, &metrics, &pools, shares).await?;
     let id = config.node;
     let Opened { home, node, said } = open(&os, config.pools, id.clone()).await?;
     let node = Arc::new(node);
@@ -83,6 +84,7 @@ async fn live(config: Config, os: Os, stop: Sender<()>, stopped: Stop) -> Result
         node: Some(ThisNode { id, fabric: NO_FABRIC.to_owned(), workflows: Arc::clone(&node) }),
         metrics,
         pools,
+        shares,
     };
     let registering = Registering::start(config.registration, &serving.metrics, &stopped);
     let served = serve(serving, stopped.begun()).await;

@@ -82,6 +82,7 @@ pub(crate) fn row(call: Call) -> Row {
         Call::Exec => Acts(&[Killed, TimedOut, ENOMEM, ENOENT]),
         Call::Unshare => Unused("blocks stay shared, and the ledger keeps room for their copies"),
         Call::OwnMounts => Unused("only the demonstration and tests have mounts of their own"),
+        Call::OpenFiles => Unused("it is made once, before anything is served"),
         Call::Start => Unused("only the demonstration starts a child that stays"),
     }
 }

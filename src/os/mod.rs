@@ -20,6 +20,7 @@ mod holders;
 mod host;
 mod image;
 mod ioctl;
+mod limits;
 mod loopdev;
 mod loopnumbers;
 mod loopview;
@@ -33,7 +34,7 @@ mod watch;
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 pub use activity::{Activity, ActivityGuard, Ongoing};
 pub use blockdev::{BlockDevice, DevNum, XfsGeometry};
@@ -110,6 +111,7 @@ pub enum Call {
     Start,
     Holders,
     DeviceUsers,
+    OpenFiles,
 }
 
 /// Stands before and after every call; injected by tests, never chosen by `cfg!(test)`.
@@ -138,6 +140,8 @@ struct Inner {
     activity: Activity,
     loop_numbers: Mutex<loopnumbers::LoopNumbers>,
     unanswered: answered::Unanswered,
+    /// The limit of open files that children get, where it is not ours.
+    open_files: OnceLock<limits::OpenFiles>,
 }
 
 impl Os {
@@ -160,6 +164,7 @@ impl Os {
                 activity: Activity::default(),
                 loop_numbers: Mutex::default(),
                 unanswered: answered::Unanswered::default(),
+                open_files: OnceLock::new(),
             }),
         }
     }

@@ -180,6 +180,7 @@ fn served(runtime: &Runtime, os: &Os, pool: &Path, socket: &Path) {
         node: Some(ThisNode { id: node, fabric: NO_FABRIC.to_owned(), workflows }),
         metrics: Metrics::new(os.activity().clone()),
         pools,
+        shares: holdfast::wire::Shares::of(1 << 16),
     };
     runtime.spawn(async move { serve(config, std::future::pending()).await.expect("it serves") });
 }
