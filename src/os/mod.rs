@@ -12,6 +12,8 @@ mod blockdev;
 mod clock;
 mod daemon;
 mod deadline;
+mod dm;
+mod dm_ioctl;
 mod exec;
 mod files;
 mod holders;
@@ -35,6 +37,7 @@ pub use blockdev::{BlockDevice, DevNum, XfsGeometry};
 pub use clock::{Stopwatch, Timestamp};
 pub use daemon::Daemon;
 pub use deadline::Deadline;
+pub use dm::{DmDevice, DmMode, DmRemoved, DmState, DmSupport, DmTarget};
 pub use exec::{Exit, Output, Program};
 pub use files::{Entry, FileIdentity, FsSpace};
 pub use image::{CowHint, ExtentSummary};
@@ -99,6 +102,15 @@ pub enum Call {
     Exec,
     Start,
     Holders,
+    DmSupport,
+    DmState,
+    DmCreate,
+    DmLoad,
+    DmResume,
+    DmRemove,
+    DmList,
+    DeviceStack,
+    DeviceNode,
 }
 
 /// Stands before and after every call; injected by tests, never chosen by `cfg!(test)`.
