@@ -17,6 +17,7 @@ use std::time::Duration;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use uuid::Uuid;
 
+use super::blockstack::{by_number, number_of, went_away};
 use super::dm_ioctl::{AS_LOADED, Command, NO_FLUSH, NO_FREEZE, READ_ONLY, Reply, Request, SUSPENDED};
 use super::{Call, DevNum, Os};
 
@@ -233,59 +234,6 @@ impl Os {
     pub fn dm_device(&self, number: DevNum) -> io::Result<Option<DmDevice>> {
         self.call(Call::DmList, &number, || shown(&by_number(number)))
     }
-
-    /// The devices a device lies on (sysfs `slaves`): for dm over a loop, the loop.
-    ///
-    /// # Errors
-    /// Those of reading sysfs but ENOENT.
-    pub fn devices_below(&self, number: DevNum) -> io::Result<Vec<DevNum>> {
-        self.call(Call::DeviceStack, &number, || linked(&by_number(number).join("slaves")))
-    }
-
-    /// The devices that lie on a device (sysfs `holders`).
-    ///
-    /// # Errors
-    /// Those of reading sysfs but ENOENT.
-    pub fn devices_above(&self, number: DevNum) -> io::Result<Vec<DevNum>> {
-        self.call(Call::DeviceStack, &number, || linked(&by_number(number).join("holders")))
-    }
-
-    /// A block device's size in bytes, from sysfs.
-    ///
-    /// # Errors
-    /// Those of reading sysfs; `InvalidData` when it is no number.
-    pub fn device_size_shown(&self, number: DevNum) -> io::Result<u64> {
-        self.call(Call::DeviceStack, &number, || {
-            let text = fs::read_to_string(by_number(number).join("size"))?;
-            let sectors: u64 = text.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?;
-            Ok(sectors.saturating_mul(512))
-        })
-    }
-
-    /// The node of a block device under the kernel's own name, made where neither devtmpfs nor udev has made it. The
-    /// kernel gives such a name to one number only, so a node that is left over never shows another device.
-    ///
-    /// # Errors
-    /// ENOENT when there is no such device; `AlreadyExists` when something else has the name; those of mknod(2).
-    pub fn device_node(&self, number: DevNum) -> io::Result<PathBuf> {
-        self.call(Call::DeviceNode, &number, || {
-            let link = fs::read_link(by_number(number))?;
-            let name = link.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidData)?;
-            let path = Path::new("/dev").join(name.replace('!', "/"));
-            let device = makedev(number.major, number.minor);
-            match mknod(&path, SFlag::S_IFBLK, Mode::S_IRUSR | Mode::S_IWUSR, device) {
-                Ok(()) => return Ok(path),
-                Err(nix::errno::Errno::EEXIST) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-            let meta = fs::symlink_metadata(&path)?;
-            if meta.file_type().is_block_device() && meta.rdev() == device {
-                return Ok(path);
-            }
-            let message = format!("{} is there and is not block device {number}", path.display());
-            Err(io::Error::new(io::ErrorKind::AlreadyExists, message))
-        })
-    }
 }
 
 fn status(control: BorrowedFd<'_>, uuid: &str) -> io::Result<Reply> {
@@ -358,10 +306,6 @@ fn through_private_node(device: u64) -> io::Result<File> {
     opened
 }
 
-fn by_number(number: DevNum) -> PathBuf {
-    PathBuf::from(format!("/sys/dev/block/{number}"))
-}
-
 /// What a directory of sysfs shows of a device; `None` when it is not device-mapper's, or went away.
 fn shown(directory: &Path) -> io::Result<Option<DmDevice>> {
     let read = |attribute: &str| match fs::read_to_string(directory.join(attribute)) {
@@ -375,36 +319,6 @@ fn shown(directory: &Path) -> io::Result<Option<DmDevice>> {
     Ok(Some(DmDevice { number: number_of(&number)?, name, uuid }))
 }
 
-/// What reading an attribute says when its device was removed meanwhile: EIO, because the device has lost its name.
-fn went_away(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::EIO | libc::ENOTDIR))
-}
-
-/// The numbers of the devices a directory of links in sysfs leads to.
-fn linked(directory: &Path) -> io::Result<Vec<DevNum>> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if went_away(&error) => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        match fs::read_to_string(entry?.path().join("dev")) {
-            Ok(text) => found.push(number_of(text.trim_end())?),
-            Err(error) if went_away(&error) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
-}
-
-/// `major:minor`.
-fn number_of(text: &str) -> io::Result<DevNum> {
-    let parts = text.split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-    let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is no device number"));
-    parts.map(|(major, minor)| DevNum { major, minor }).ok_or_else(bad)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -415,14 +329,6 @@ mod tests {
         assert_eq!(misc_minor(table, "device-mapper"), Some(61));
         assert_eq!(misc_minor("235 autofs\n", "device-mapper"), None);
         assert_eq!(misc_minor("x device-mapper\n", "device-mapper"), None);
-    }
-
-    #[test]
-    fn a_number_is_two_numbers() {
-        assert_eq!(number_of("252:70000").unwrap(), DevNum { major: 252, minor: 70000 });
-        for bad in ["", "252", "a:b", "1:2:3"] {
-            assert!(number_of(bad).is_err(), "{bad:?}");
-        }
     }
 
     #[test]

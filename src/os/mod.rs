@@ -9,6 +9,7 @@
 mod activity;
 mod bind;
 mod blockdev;
+mod blockstack;
 mod clock;
 mod daemon;
 mod deadline;
