@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use holdfast::attach::Linear;
 use holdfast::config::{self, PoolConfig};
 use holdfast::home::record::VolumeRecord;
 use holdfast::home::{Survey, survey};
-use holdfast::os::{LoopStatus, MountEntry, MountTable, Os};
+use holdfast::os::{DevNum, LoopStatus, MountEntry, MountTable, Os};
 use holdfast::pool::Pool;
 use holdfast::pool::file::FilePool;
-use holdfast::types::ObjectUuid;
+use holdfast::types::{ObjectUuid, VolumeId};
 
 use super::PoolArguments;
 use super::asked::{Asked, ControllerArguments};
@@ -59,6 +60,7 @@ impl LookArguments {
 pub(crate) struct Kernel {
     loops: Vec<LoopStatus>,
     mounts: MountTable,
+    linear: Vec<(VolumeId, DevNum)>,
 }
 
 impl Kernel {
@@ -70,6 +72,7 @@ impl Kernel {
         Ok(Self {
             loops: os.loops().context("look at the loop devices")?,
             mounts: os.mounts().context("read the mounts")?,
+            linear: Linear::new(os.clone()).all()?,
         })
     }
 
@@ -80,6 +83,11 @@ impl Kernel {
         let name = device.file_name().map(|name| Path::new("/").join(name));
         let is_bind = |entry: &MountEntry| entry.fs_type == "devtmpfs" && Some(&entry.root) == name.as_ref();
         self.mounts.entries().iter().filter(|entry| entry.source == source || is_bind(entry)).collect()
+    }
+
+    /// Whether a volume has a device-mapper device over its loop device.
+    pub(crate) fn has_linear(&self, volume: &VolumeId) -> bool {
+        self.linear.iter().any(|(of, _)| of == volume)
     }
 
     /// The kind of filesystem a directory lies on.

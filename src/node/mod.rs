@@ -15,6 +15,7 @@ mod path;
 mod patience;
 mod publish;
 mod raw;
+mod raw_linear;
 mod request;
 #[cfg(test)]
 mod rig;
@@ -28,7 +29,7 @@ pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};
 
 use std::sync::Arc;
 
-use crate::attach::{Attach, Local};
+use crate::attach::{Attach, Linear, Local};
 use crate::home::{Home, Locks};
 use crate::os::Os;
 use crate::types::{NodeId, VolumeId};
@@ -46,6 +47,7 @@ pub struct Node {
     targets: Locks<String>,
     slots: slots::Slots,
     raw: raw::RawDevices,
+    linear: Linear,
 }
 
 impl Node {
@@ -58,12 +60,15 @@ impl Node {
         if let Err(error) = raw.recover(&os) {
             tracing::warn!(error = error.chain(), "a raw block volume in use could not be taken in hand again");
         }
+        let linear = Linear::new(os.clone());
+        raw_linear::announce(&linear);
         Self {
             attach: Box::new(Local::new(os.clone(), id.clone(), Arc::clone(&home))),
             volumes: Locks::new(activity.clone()),
             targets: Locks::new(activity),
             slots: slots::Slots::new(FORMATS),
             raw,
+            linear,
             os,
             id,
             home,

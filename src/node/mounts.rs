@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::raw_linear;
 use crate::os::{LoopDevice, MountEntry, MountTable, Os};
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 
@@ -82,8 +83,14 @@ impl<'a> Mounts<'a> {
 
     fn device_of(&self, entry: &MountEntry) -> Result<Option<Shown>> {
         let device = self.os.loop_of(entry.device).at(|| format!("look up block device {}", entry.device))?;
-        let bound = || node_name(&entry.root).and_then(LoopDevice::named).map(Shown::Device);
-        Ok(device.map(Shown::Filesystem).or_else(bound))
+        if let Some(device) = device {
+            return Ok(Some(Shown::Filesystem(device)));
+        }
+        let Some(name) = node_name(&entry.root) else { return Ok(None) };
+        match LoopDevice::named(name) {
+            Some(device) => Ok(Some(Shown::Device(device))),
+            None => Ok(raw_linear::loop_below(self.os, name)?.map(Shown::Device)),
+        }
     }
 }
 

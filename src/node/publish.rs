@@ -185,10 +185,10 @@ impl Node {
         let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
         let number = attached.device.number();
         let device = self.os.loop_of(number).at(|| format!("look up block device {number}"))?;
-        let path = attached.device.path().to_owned();
         let shown = device.map(Shown::Device).ok_or_else(|| {
-            Error::new(Kind::Internal, format!("{} of volume {volume} is no loop device", path.display()))
+            Error::new(Kind::Internal, format!("block device {number} of volume {volume} is no loop device"))
         })?;
+        let path = self.raw_node(volume, &attached)?;
         Ok((Source { path, flags: MountFlags::default(), shown }, attached.device))
     }
 

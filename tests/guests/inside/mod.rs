@@ -2,6 +2,7 @@
 
 mod attack;
 mod linear_device;
+mod raw_block;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
