@@ -2,8 +2,10 @@
 //!
 //! A new way to reach volumes is one file here and one arm in the caller that chooses by [`Coordinates`].
 
+mod linear;
 mod local;
 
+pub use linear::{Linear, LinearDevice, linear_name};
 pub use local::Local;
 
 use crate::home::{Coordinates, Opened};

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use holdfast::attach::linear_name;
 use holdfast::config::PoolConfig;
 use holdfast::home::record::{Phase, Record, VolumeRecord};
 use holdfast::home::{Finding, FindingKind, FormatState};
-use holdfast::os::{DevNum, Os};
+use holdfast::os::{DevNum, DmSupport, Os};
 use holdfast::pool::Object;
 use holdfast::telemetry::PoolFindings;
-use holdfast::types::{Bytes, Error, Kind, Provisioning, printable};
+use holdfast::types::{Bytes, Error, Kind, Provisioning, VolumeId, printable};
 
 use super::cluster;
 use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
@@ -37,8 +38,28 @@ pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
         let (healthy, findings) = cluster::findings(&mut asked)?;
         return conclude(arguments, &healthy, &findings);
     }
-    let (healthy, findings) = examine(&Os::new(), &arguments.pools()?)?;
+    let os = Os::new();
+    let (healthy, findings) = examine(&os, &arguments.pools()?)?;
+    if arguments.output == Format::Table {
+        say(&raw_blocks(&os)?);
+    }
     conclude(arguments, &healthy, &findings)
+}
+
+/// What raw block volumes are published as on this machine, and what that means: no finding, since a kernel may have no
+/// choice.
+fn raw_blocks(os: &Os) -> Result<String> {
+    let paint = Paint::detect();
+    Ok(match os.dm_support().context("ask the kernel for device-mapper")? {
+        DmSupport::Yes(_) => format!(
+            "{}  raw block volumes are published through device-mapper: their pods have no control of what is below",
+            paint.good("ok")
+        ),
+        DmSupport::No(why) => format!(
+            "{}  raw block volumes are published as loop devices, because {why}: a pod with one can detach or resize its own loop device; load the module dm_mod and restart the driver to prevent that",
+            paint.strong("--")
+        ),
+    })
 }
 
 /// Looks at pools beside whoever serves them: those with nothing to say, and what there is to say of the others.
@@ -240,13 +261,20 @@ impl Ward<'_> {
             };
             let mounts: Vec<_> =
                 kernel.mounts_of(device.number).iter().map(|entry| entry.mount_point.display().to_string()).collect();
+            let volume = VolumeId { pool: view.pool.identity().id, uuid: *uuid };
+            let (above, remove) = if kernel.has_linear(&volume) {
+                let name = linear_name(&volume);
+                (format!(", under the device-mapper device {name}"), format!("dmsetup remove {name}; "))
+            } else {
+                (String::new(), String::new())
+            };
             let umounts: String = mounts.iter().map(|point| format!("umount {point}; ")).collect();
             let mounted = if mounts.is_empty() { String::new() } else { format!(", mounted at {}", mounts.join(", ")) };
             self.found(
                 FindingKind::Orphan,
-                format!("a loop device of {reason} ({uuid}){mounted}"),
+                format!("a loop device of {reason} ({uuid}){above}{mounted}"),
                 device.path.display().to_string(),
-                format!("if no pod uses it: {umounts}losetup -d {}", device.path.display()),
+                format!("if no pod uses it: {umounts}{remove}losetup -d {}", device.path.display()),
             );
         }
     }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use holdfast::attach::Linear;
 use holdfast::config::{self, PoolConfig};
 use holdfast::home::record::VolumeRecord;
 use holdfast::home::{Survey, survey};
 use holdfast::os::{DevNum, MountEntry, MountTable, Os};
 use holdfast::pool::file::FilePool;
 use holdfast::pool::{ActiveDevice, Pool};
-use holdfast::types::ObjectUuid;
+use holdfast::types::{ObjectUuid, VolumeId};
 
 use super::PoolArguments;
 use super::asked::{Asked, ControllerArguments};
@@ -58,6 +59,7 @@ impl LookArguments {
 /// The kernel's side: the mounts at one moment.
 pub(crate) struct Kernel {
     pub(crate) mounts: MountTable,
+    linear: Vec<(VolumeId, DevNum)>,
 }
 
 impl Kernel {
@@ -66,13 +68,18 @@ impl Kernel {
     /// # Errors
     /// Those of reading /proc.
     pub(crate) fn look(os: &Os) -> Result<Self> {
-        Ok(Self { mounts: os.mounts().context("read the mounts")? })
+        Ok(Self { mounts: os.mounts().context("read the mounts")?, linear: Linear::new(os.clone()).all()? })
     }
 
     /// Where a device is mounted or bound.
     pub(crate) fn mounts_of(&self, device: DevNum) -> Vec<&MountEntry> {
         let shows = |entry: &&MountEntry| entry.device == device || self.mounts.bound_device(entry) == Some(device);
         self.mounts.entries().iter().filter(shows).collect()
+    }
+
+    /// Whether a volume has a device-mapper device over its loop device.
+    pub(crate) fn has_linear(&self, volume: &VolumeId) -> bool {
+        self.linear.iter().any(|(of, _)| of == volume)
     }
 
     /// The kind of filesystem a directory lies on.

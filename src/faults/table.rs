@@ -83,6 +83,13 @@ pub(crate) fn row(call: Call) -> Row {
         Call::Unshare => Unused("blocks stay shared, and the ledger keeps room for their copies"),
         Call::OwnMounts => Unused("only the demonstration and tests have mounts of their own"),
         Call::OpenFiles => Unused("it is made once, before anything is served"),
+        Call::DmSupport => Asks(&[EIO, EMFILE]),
+        Call::DmState | Call::DmList | Call::DeviceStack => Asks(&[EIO]),
+        Call::DmCreate => Acts(&[EIO, EBUSY, ENOMEM]),
+        Call::DmLoad => Acts(&[EIO, EBUSY, ENOMEM, EINVAL]),
+        Call::DmResume => Acts(&[EIO, ENOMEM, EINTR]),
+        Call::DmRemove => Acts(&[EIO]),
+        Call::DeviceNode => Acts(&[EIO, ENOSPC, EROFS]),
         Call::Start => Unused("only the demonstration starts a child that stays"),
     }
 }

@@ -17,6 +17,7 @@ mod path;
 mod patience;
 mod publish;
 mod raw;
+mod raw_linear;
 mod request;
 #[cfg(test)]
 mod rig;
@@ -30,7 +31,7 @@ pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};
 
 use std::sync::Arc;
 
-use crate::attach::{Attach, Local};
+use crate::attach::{Attach, Linear, Local};
 use crate::home::{Home, Locks};
 use crate::os::Os;
 use crate::types::{NodeId, VolumeId};
@@ -48,6 +49,7 @@ pub struct Node {
     targets: Locks<String>,
     slots: slots::Slots,
     raw: raw::RawDevices,
+    linear: Linear,
 }
 
 impl Node {
@@ -58,15 +60,18 @@ impl Node {
         let activity = os.activity().clone();
         let attach: Box<dyn Attach> = Box::new(Local::new(os.clone(), id.clone(), Arc::clone(&home)));
         let raw = raw::RawDevices::default();
-        if let Err(error) = raw.recover(&os, attach.as_ref()) {
+        let linear = Linear::new(os.clone());
+        if let Err(error) = raw.recover(&os, attach.as_ref(), &linear) {
             tracing::warn!(error = error.chain(), "raw block volumes in use could not be looked for");
         }
+        raw_linear::announce(&linear);
         Self {
             attach,
             volumes: Locks::new(activity.clone()),
             targets: Locks::new(activity),
             slots: slots::Slots::new(FORMATS),
             raw,
+            linear,
             os,
             id,
             home,

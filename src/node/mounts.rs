@@ -21,6 +21,8 @@ pub(super) struct Mounts<'a> {
     volume: &'a VolumeId,
     /// The volume's device now.
     device: Option<DevNum>,
+    /// The device-mapper device over it, which pods have then.
+    linear: Option<DevNum>,
     table: MountTable,
 }
 
@@ -28,7 +30,8 @@ impl Node {
     /// The mounts, and which device is the volume's.
     pub(super) fn mounts<'a>(&self, volume: &'a VolumeId) -> Result<Mounts<'a>> {
         let table = self.os.mounts().at(|| "read the table of mounts")?;
-        Ok(Mounts { volume, device: self.attach.device_of(volume)?, table })
+        let linear = self.linear.device(volume)?.map(|device| device.number);
+        Ok(Mounts { volume, device: self.attach.device_of(volume)?, linear, table })
     }
 }
 
@@ -44,7 +47,8 @@ impl Mounts<'_> {
         if entry.device == device {
             return Some(Shown::Filesystem(device));
         }
-        (self.table.bound_device(entry) == Some(device)).then_some(Shown::Device(device))
+        let bound = self.table.bound_device(entry)?;
+        (bound == device || Some(bound) == self.linear).then_some(Shown::Device(device))
     }
 
     /// Whether a mount binds the node of some device: at a volume's own target, one that is not the volume's device is

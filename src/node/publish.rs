@@ -184,7 +184,7 @@ impl Node {
         granted_to_write(volume, &opened)?;
         let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
         let shown = Shown::Device(attached.device.number());
-        let path = attached.device.path().to_owned();
+        let path = self.raw_node(volume, &attached)?;
         Ok((Source { path, flags: MountFlags::default(), shown }, attached.device))
     }
 

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use crate::attach::Attach;
-use crate::os::{BlockDevice, Os};
+use crate::attach::{Attach, Linear};
+use crate::os::{BlockDevice, DevNum, Os};
 use crate::types::{OsContext, Result, VolumeId};
 
 /// The held devices.
@@ -39,15 +39,16 @@ impl RawDevices {
     ///
     /// # Errors
     /// `Internal` when mounts cannot be read.
-    pub(super) fn recover(&self, os: &Os, attach: &dyn Attach) -> Result<()> {
+    pub(super) fn recover(&self, os: &Os, attach: &dyn Attach, linear: &Linear) -> Result<()> {
         let table = os.mounts().at(|| "read the table of mounts")?;
         let mut devices: Vec<_> = table.entries().iter().filter_map(|entry| table.bound_device(entry)).collect();
         devices.sort_unstable();
         devices.dedup();
-        for device in devices {
-            let path = os.device_path(device);
-            let held = attach.volume_of(device).and_then(|volume| {
-                let Some(volume) = volume else { return Ok(()) };
+        for bound in devices {
+            let path = os.device_path(bound);
+            let held = volume_of(bound, attach, linear).and_then(|found| {
+                let Some((volume, device)) = found else { return Ok(()) };
+                let path = os.device_path(device);
                 let opened = os.open_device(&path).at(|| format!("open {}", path.display()))?;
                 // Open now: what it shows from here on it shows until it is closed.
                 if attach.volume_of(device)? == Some(volume) {
@@ -77,4 +78,13 @@ impl RawDevices {
             }
         }
     }
+}
+
+/// The volume whose pods have a device, and the volume's own device: the same, or what lies below.
+fn volume_of(bound: DevNum, attach: &dyn Attach, linear: &Linear) -> Result<Option<(VolumeId, DevNum)>> {
+    if let Some(volume) = attach.volume_of(bound)? {
+        return Ok(Some((volume, bound)));
+    }
+    let Some(volume) = linear.volume_of(bound)? else { return Ok(None) };
+    Ok(attach.device_of(&volume)?.map(|device| (volume, device)))
 }

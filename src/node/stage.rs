@@ -46,15 +46,19 @@ impl Node {
         let granted = granted_so(request, &opened).and_then(|()| granted_to_write(volume, &opened));
         granted.map_err(|error| self.only_opened(error, volume))?;
         if held {
-            self.attach.attach(volume, &Wanted::from(&opened))?;
+            let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
+            self.linear_device(volume, &attached)?;
             return Ok(Changed::No);
         }
+        // Staged before this process started: an error now takes nothing away.
+        let was_staged = self.linear.device(volume)?.is_some();
         let staged = self.attach.attach(volume, &Wanted::from(&opened)).and_then(|attached| {
             self.home.use_raw(volume, &self.id)?;
+            self.linear_device(volume, &attached)?;
             self.raw.hold(*volume, attached.device);
             Ok(())
         });
-        staged.map_err(|error| self.undone(error, || self.let_go(volume)))?;
+        staged.map_err(|error| self.undone(error, || if was_staged { Ok(()) } else { self.let_go(volume) }))?;
         Ok(Changed::Yes)
     }
 
@@ -68,9 +72,14 @@ impl Node {
 
     /// A refusal after nothing but the home's `open`: the device goes away again unless an earlier stage uses it.
     fn only_opened(&self, error: Error, volume: &VolumeId) -> Error {
-        self.undone(error, || match self.unused(volume, None).and_then(|()| self.attach.detach(volume)) {
-            Err(held) if held.kind() == Kind::InUse => Ok(()),
-            result => result,
+        self.undone(error, || {
+            if self.linear.device(volume)?.is_some() {
+                return Ok(());
+            }
+            match self.unused(volume, None).and_then(|()| self.detach(volume)) {
+                Err(held) if held.kind() == Kind::InUse => Ok(()),
+                result => result,
+            }
         })
     }
 
@@ -229,7 +238,7 @@ impl Node {
         if self.raw.holds(volume) || !self.mounts(volume)?.others(&[]).is_empty() {
             return Ok(());
         }
-        self.attach.detach(volume)
+        self.detach(volume)
     }
 
     /// Takes a volume away from this node (NodeUnstageVolume). Not staged is success; so is not staged at this path, and
@@ -266,7 +275,7 @@ impl Node {
             drop(device);
             changed = Changed::Yes;
         }
-        self.attach.detach(volume)?;
+        self.detach(volume)?;
         Ok(changed)
     }
 

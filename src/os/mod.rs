@@ -10,10 +10,13 @@ mod activity;
 mod answered;
 mod bind;
 mod blockdev;
+mod blockstack;
 mod clock;
 mod daemon;
 mod deadline;
 mod devnode;
+mod dm;
+mod dm_ioctl;
 mod exec;
 mod files;
 mod holders;
@@ -41,6 +44,7 @@ pub use blockdev::{BlockDevice, DevNum, XfsGeometry};
 pub use clock::{Stopwatch, Timestamp};
 pub use daemon::Daemon;
 pub use deadline::Deadline;
+pub use dm::{DmDevice, DmMode, DmRemoved, DmState, DmSupport, DmTarget};
 pub use exec::{Exit, Output, Program};
 pub use files::{Entry, FileIdentity, FsSpace};
 pub use image::{CowHint, ExtentSummary};
@@ -112,6 +116,15 @@ pub enum Call {
     Holders,
     DeviceUsers,
     OpenFiles,
+    DmSupport,
+    DmState,
+    DmCreate,
+    DmLoad,
+    DmResume,
+    DmRemove,
+    DmList,
+    DeviceStack,
+    DeviceNode,
 }
 
 /// Stands before and after every call; injected by tests, never chosen by `cfg!(test)`.

@@ -105,6 +105,14 @@ impl Home for Teller {
         nobody_asks()
     }
 
+    fn device_of(&self, _: &VolumeId) -> Result<Option<crate::pool::ActiveDevice>> {
+        nobody_asks()
+    }
+
+    fn volume_of(&self, _: crate::os::DevNum) -> Result<Option<VolumeId>> {
+        nobody_asks()
+    }
+
     fn begin_format(&self, _: &VolumeId, _: &NodeId, _: FsType) -> Result<Formatting> {
         nobody_asks()
     }

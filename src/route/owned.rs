@@ -206,6 +206,14 @@ impl Home for OwnedHome {
         self.inner.close(id, node)
     }
 
+    fn device_of(&self, id: &VolumeId) -> Result<Option<crate::pool::ActiveDevice>> {
+        self.inner.device_of(id)
+    }
+
+    fn volume_of(&self, device: crate::os::DevNum) -> Result<Option<VolumeId>> {
+        self.inner.volume_of(device)
+    }
+
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {
         self.inner.begin_format(id, node, fs)
     }

@@ -7,6 +7,7 @@ use super::{
     Verdict, Volume, VolumeMode,
 };
 use crate::model::call::{Create, From, Wanted, mib};
+use crate::os::{DmSupport, Os};
 use crate::types::{FsType, MIB};
 
 /// What a new volume is filled from.
@@ -227,7 +228,8 @@ impl Specification {
         against.when(target - made.size > self.room(made.pool), Code::OutOfRange);
         let only_block = made.class.uses.iter().all(|(mode, _)| *mode == VolumeMode::Block);
         let node_expansion = match made.format {
-            Format::Raw => false,
+            // The device-mapper device over it follows on the node, where there is one.
+            Format::Raw => matches!(Os::new().dm_support(), Ok(DmSupport::Yes(_))),
             Format::Never => !only_block,
             Format::Begun(_) | Format::Made(..) => true,
         };
