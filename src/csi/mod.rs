@@ -6,6 +6,7 @@
 
 mod call;
 mod codec;
+mod concern;
 mod connections;
 mod controller;
 mod decode;

@@ -13,10 +13,10 @@ use crate::route::{Router, Silence};
 use crate::telemetry::HomeMetrics;
 use crate::tls::{Peer, Role};
 use crate::types::{Error, Failure, Kind, NodeId, PoolId, Result};
-use crate::works::{Ended, Works};
+use crate::works::{Ended, Share, Works};
 
 /// Works at once for people.
-const MOST_WORKS: usize = 16;
+const MOST_WORKS: usize = 32;
 
 /// The gRPC service.
 pub struct RegistryService {
@@ -87,9 +87,9 @@ impl RegistryService {
         let roles = [Role::Controller, Role::Operator];
         self.admit(what, &request, &roles)?;
         let (router, message) = (Arc::clone(&self.router), request.into_inner());
-        match self.works.run(what, None, move || work(&router, message)).await {
+        match self.works.run(what, Share::of_all(), None, move || work(&router, message)).await {
             Ended::Done(answer) => answer.map(Response::new).map_err(|error| wire_answer(&Failure::Clean(error))),
-            Ended::Panicked | Ended::Crowded => {
+            Ended::Panicked | Ended::Crowded(_) => {
                 let message = format!("{what} could not be answered; ask again later");
                 Err(wire_answer(&Failure::Clean(Error::new(Kind::Unavailable, message))))
             }
