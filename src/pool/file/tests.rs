@@ -273,11 +273,20 @@ fn sweeping_removes_what_has_no_name_and_nothing_else() {
     }
     assert!(precious.join("file").exists());
     assert_eq!(pool.list(Class::Volume).unwrap(), [uuid()]);
-    // What cannot be removed is an error and keeps the rest from nothing.
+    // What somebody else put there is kept, and keeps the rest from nothing.
     fs::create_dir_all(root.join("trash/a/deep/er")).unwrap();
     fs::create_dir(root.join("trash/b")).unwrap();
+    pool.sweep().unwrap();
+    assert!(!root.join("trash/a").exists() && !root.join("trash/b").exists());
+    let kept: Vec<_> = fs::read_dir(root.join("foreign")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(kept.len() == 1 && kept[0].join("deep/er").is_dir(), "{kept:?}");
+    // What cannot be removed is an error and keeps the rest from nothing.
+    fs::create_dir_all(root.join("trash/c/deep")).unwrap();
+    fs::create_dir(root.join("trash/d")).unwrap();
+    fs::remove_dir_all(root.join("foreign")).unwrap();
+    fs::write(root.join("foreign"), b"x").unwrap();
     assert!(pool.sweep().is_err());
-    assert!(!root.join("trash/b").exists());
+    assert!(!root.join("trash/d").exists());
 }
 
 #[test]
