@@ -23,6 +23,7 @@ mod memory;
 mod mount;
 mod mountinfo;
 mod owner;
+mod root;
 mod version;
 mod watch;
 
@@ -42,6 +43,7 @@ pub use loopdev::{Discard, LoopConfig, LoopDevice, LoopStatus};
 pub use mount::MountFlags;
 pub use mountinfo::{MountEntry, MountTable};
 pub use owner::OwnerLock;
+pub use root::{Root, Shown};
 pub use version::FileVersion;
 pub use watch::DirectoryWatch;
 
@@ -76,6 +78,8 @@ pub enum Call {
     SetNoCow,
     Extents,
     LockOwner,
+    OpenRoot,
+    RootIdentity,
     LoopScan,
     LoopAttach,
     LoopStatus,
@@ -120,6 +124,8 @@ pub trait Interceptor: Send + Sync {
 #[derive(Clone)]
 pub struct Os {
     inner: Arc<Inner>,
+    /// The directory that is held open, if one is: see [`Os::below`].
+    root: Option<Arc<Root>>,
 }
 
 struct Inner {
@@ -144,7 +150,8 @@ impl Os {
     }
 
     fn build(interceptor: Option<Box<dyn Interceptor>>) -> Self {
-        Self { inner: Arc::new(Inner { interceptor, activity: Activity::default(), loop_gate: RwLock::new(()) }) }
+        let inner = Inner { interceptor, activity: Activity::default(), loop_gate: RwLock::new(()) };
+        Self { inner: Arc::new(inner), root: None }
     }
 
     /// Children and kernel calls under way now: what may hang, since when.

@@ -27,6 +27,7 @@ mod lifecycle;
 mod observability;
 mod one_writer;
 mod owner;
+mod pools;
 mod power;
 mod publish;
 mod registration;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::super::scratch::{Ground, Scratch, home, run, spec};
 use super::super::{
-    Blankness, Class, Cloning, Continue, Deactivated, Fill, Geometry, Object, Pool, PoolSpec, Progress, open,
+    Blankness, Class, Cloning, Continue, Deactivated, Fill, FirstUse, Geometry, Object, Pool, PoolSpec, Progress, open,
 };
 use super::FilePool;
 use crate::os::{Call, Discard, Interceptor, LoopConfig, MountFlags, Os};
@@ -18,13 +18,14 @@ fn uuid() -> ObjectUuid {
     ObjectUuid::of_volume("a")
 }
 
-const THICK: Geometry = Geometry { size: Bytes::mib(16), block_size: 4096, provisioning: Provisioning::Thick };
+pub(super) const THICK: Geometry =
+    Geometry { size: Bytes::mib(16), block_size: 4096, provisioning: Provisioning::Thick };
 
-fn volume() -> Object {
+pub(super) fn volume() -> Object {
     Object::Volume(uuid())
 }
 
-fn make(pool: &dyn Pool) {
+pub(super) fn make(pool: &dyn Pool) {
     pool.create(volume(), &THICK, Fill::Blank, b"{}").unwrap();
 }
 
@@ -32,7 +33,7 @@ fn data(scratch: &Scratch) -> std::path::PathBuf {
     scratch.root().join(format!("volumes/{}/data", uuid()))
 }
 
-fn refused<T>(result: Result<T, Error>, kind: Kind, words: &[&str]) {
+pub(super) fn refused<T>(result: Result<T, Error>, kind: Kind, words: &[&str]) {
     let Err(error) = result else { panic!("it was not refused: {words:?}") };
     assert_eq!(error.kind(), kind, "{}", error.chain());
     for word in words {
@@ -40,7 +41,7 @@ fn refused<T>(result: Result<T, Error>, kind: Kind, words: &[&str]) {
     }
 }
 
-fn try_open(scratch: &Scratch) -> Result<(), Error> {
+pub(super) fn try_open(scratch: &Scratch) -> Result<(), Error> {
     open(scratch.os(), &spec(&scratch.root()), &home()).map(drop)
 }
 
@@ -445,7 +446,9 @@ fn a_device_of_another_block_size_is_made_anew_when_idle() {
 fn a_source_of_too_many_extents_is_not_cloned() {
     let scratch = Scratch::new(Ground::Xfs);
     let name = "default".parse().unwrap();
-    let mut pool = FilePool::open(scratch.os(), &name, &scratch.root(), super::super::Ground::Known, &home()).unwrap();
+    let mut pool =
+        FilePool::open(scratch.os(), &name, &scratch.root(), super::super::Ground::Known, &home(), FirstUse::Make)
+            .unwrap();
     let thin = Geometry { provisioning: Provisioning::Thin, ..THICK };
     pool.create(volume(), &thin, Fill::Blank, b"{}").unwrap();
     let path = data(&scratch);

@@ -414,6 +414,10 @@ impl Directory {
     /// moved away and claimed, or it would not be another's.
     fn serving_pool<'a>(&self, state: &'a State, pool: PoolId) -> Vec<(&'a NodeId, &'a Member)> {
         let said: Vec<_> = state.members.iter().filter(|(_, member)| member.pools.contains(&pool)).collect();
+        // The home that serves the calls itself says why it does not serve a pool, or not yet.
+        if let (Roles::Fixed { serving: Some(node), .. }, true) = (&self.kind, said.is_empty()) {
+            return state.members.get_key_value(node).into_iter().collect();
+        }
         let heard: Vec<_> = said.iter().copied().filter(|(_, member)| self.silence(member).is_none()).collect();
         if heard.is_empty() { said } else { heard }
     }
