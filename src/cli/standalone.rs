@@ -16,7 +16,7 @@ use tracing::info;
 
 use super::PoolArguments;
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop};
-use super::serving::{Opened, Registering, find_pools, health, open, watch};
+use super::serving::{Opened, Registering, find_pools, health, keep_devices, open, shares, watch};
 
 /// Flags of `holdfast standalone`.
 #[derive(Args, Clone, Debug)]
@@ -57,12 +57,14 @@ async fn live(config: Config, os: Os, stop: Sender<()>, stopped: Stop) -> Result
     let served = Arc::new(OnceLock::<LocalHome>::new());
     let pools = watch(&served, &os, &config.pools);
     // Everything that can refuse comes before the first line of the log.
-    let health = health(config.serving.metrics, &metrics, &pools).await?;
+    let shares = shares(&os)?;
+    let health = health(config.serving.metrics, &metrics, &pools, shares).await?;
     let id = config.node;
     let Opened { home, node, said } = open(&os, config.pools, id.clone(), Vec::new()).await?;
+    let node = Arc::new(node);
     let shared: Arc<dyn Home> = Arc::new(home.clone());
     let router = Arc::new(Router::new(Directory::standalone(shared, home.pools())));
-    find_pools(&home, &stopped);
+    find_pools(&home, &node, &stopped);
     let _ = served.set(home);
     pools.opened();
     daemon::wait_for_signals(stop)?;
@@ -80,12 +82,14 @@ async fn live(config: Config, os: Os, stop: Sender<()>, stopped: Stop) -> Result
         router,
         controller: ServeController::Yes,
         operators: None,
-        node: Some(ThisNode { id, fabric: NO_FABRIC.to_owned(), workflows: Arc::new(node) }),
+        node: Some(ThisNode { id, fabric: NO_FABRIC.to_owned(), workflows: Arc::clone(&node) }),
         metrics,
         pools,
+        shares,
     };
     let registering = Registering::start(config.registration, &serving.metrics, &stopped);
     let served = serve(serving, stopped.begun()).await;
     registering.end().await;
+    keep_devices(node).await;
     daemon::ended(served)
 }

@@ -7,7 +7,6 @@
 mod call;
 mod codec;
 mod concern;
-mod connections;
 mod controller;
 mod decode;
 mod encode;
@@ -23,7 +22,6 @@ pub(crate) mod socket;
 mod status;
 #[cfg(test)]
 mod tests;
-mod traffic;
 mod work;
 
 pub use identity::DRIVER_NAME;

@@ -16,8 +16,8 @@ use super::{
     GrantRequest, Granted, Home, LockGuard, Locks, Opened, Page, PoolCondition, PoolHealth, PoolReport, Snapshot,
     SnapshotFilter, SpaceLimits, Volume,
 };
-use crate::os::{Os, Timestamp};
-use crate::pool::{Cloning, Object, Pool};
+use crate::os::{DevNum, Os, Timestamp};
+use crate::pool::{ActiveDevice, Cloning, Object, Pool};
 use crate::types::{
     CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, PoolName, Result, SnapshotId, VolumeId,
 };
@@ -230,6 +230,13 @@ impl Shared {
         used
     }
 
+    /// The pools that are open and there, in quarantine or not: what one that failed may have does not concern the others.
+    pub(super) fn there(&self) -> impl Iterator<Item = (PoolId, &PoolState)> {
+        let open = self.slots.iter().filter_map(|slot| Some((slot, slot.state()?)));
+        let there = open.filter(|(slot, state)| slot.present(state).is_ok());
+        there.map(|(_, state)| (state.pool.identity().id, state))
+    }
+
     /// As [`Shared::in_use`], for an answer that has to be whole.
     ///
     /// # Errors
@@ -371,6 +378,14 @@ impl Home for LocalHome {
 
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
         self.shared.close(id, node)
+    }
+
+    fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>> {
+        self.shared.device_of(id)
+    }
+
+    fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
+        self.shared.volume_of(device)
     }
 
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {

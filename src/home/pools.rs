@@ -10,7 +10,7 @@ use tracing::{debug, error, info, warn};
 
 use super::local::{PoolState, Shared};
 use super::patient::Patient;
-use super::{Health, LocalHome, PoolReport, SpaceLimits};
+use super::{Changed, Health, LocalHome, PoolReport, SpaceLimits};
 use crate::os::{Os, Stopwatch};
 use crate::pool::{Cloning, FirstUse, Pool};
 use crate::types::{Error, Kind, NodeId, PoolId, PoolName, Result};
@@ -204,9 +204,10 @@ impl LocalHome {
     }
 
     /// Tries the pools that are not served and whose next try is due: those that were never opened, and those that went
-    /// away. Returns how long the next try is off; each try has a thread of its own where it does not end at once.
-    pub fn find_pools(&self) -> Duration {
-        let mut next = LOOKING;
+    /// away. Returns how long the next try is off, and whether a pool is served now that was not; each try has a thread of
+    /// its own where it does not end at once.
+    pub fn find_pools(&self) -> (Duration, Changed) {
+        let (mut next, mut changed) = (LOOKING, Changed::No);
         for (index, slot) in self.shared.slots.iter().enumerate() {
             let left = {
                 let retry = slot.retry();
@@ -223,12 +224,15 @@ impl LocalHome {
             };
             let news = slot.tried(&outcome);
             match outcome {
-                Ok(()) if news => info!(pool = %slot.name, place = slot.place, "pool is served"),
+                Ok(()) if news => {
+                    info!(pool = %slot.name, place = slot.place, "pool is served");
+                    changed = Changed::Yes;
+                }
                 Err((_, reason)) if news => error!(pool = %slot.name, place = slot.place, reason, "pool is not served"),
                 _ => {}
             }
         }
-        next
+        (next, changed)
     }
 
     /// How every configured pool is. One that does not answer costs no other its answer.
