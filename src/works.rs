@@ -1,9 +1,13 @@
 //! Works: blocking workflows on threads of their own (docs/adr/0001), bounded in number, counted until they end. What
 //! asked for one may go away; the work does not notice.
+//!
+//! Works of one pool hang together when its disk does. A pool may therefore have as many works under way as there are
+//! free ones left beside them: one that hangs takes half of all, two take two thirds, and there is always one for
+//! another.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -15,8 +19,72 @@ use crate::os::Deadline;
 #[derive(Clone, Debug)]
 pub struct Works {
     running: Arc<watch::Sender<usize>>,
-    slots: Arc<AtomicUsize>,
+    slots: Arc<Mutex<Slots>>,
     most: usize,
+}
+
+/// What a call is about, as far as it can hang with others: a pool, by its id or its name, or all pools.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Share(String);
+
+impl Share {
+    /// The pool in a handle or an id of a volume or a snapshot, as it was sent.
+    #[must_use]
+    pub fn of_handle(handle: &str) -> Self {
+        Self::cut(handle.split('_').nth(1).unwrap_or_default())
+    }
+
+    /// The pool of this name; empty where the class names none.
+    #[must_use]
+    pub fn of_pool_named(name: &str) -> Self {
+        Self::cut(name)
+    }
+
+    /// Every pool at once.
+    #[must_use]
+    pub fn of_all() -> Self {
+        Self("*".to_owned())
+    }
+
+    /// No longer than any name or id of a pool.
+    fn cut(text: &str) -> Self {
+        Self(text.chars().take(64).collect())
+    }
+}
+
+/// Why a call is not begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Crowd {
+    /// As many works as may be are under way.
+    Works(usize),
+    /// This pool has as many as are left for others.
+    Pool {
+        /// The pool, by id or name.
+        pool: String,
+        /// The works of it that are under way.
+        running: usize,
+    },
+}
+
+impl std::fmt::Display for Crowd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Works(most) => write!(f, "{most} calls are under way already"),
+            Self::Pool { pool, running } if pool == "*" => {
+                write!(f, "{running} calls that concern all pools are under way already, and others are left room for")
+            }
+            Self::Pool { pool, running } => write!(
+                f,
+                "{running} calls of pool {pool:?} are under way already, and the other pools are left room for; if none of them ends, its disk does not answer"
+            ),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    taken: usize,
+    of: HashMap<Share, usize>,
 }
 
 /// The right to one work, free when the last clone is dropped: the work has one, and its answer may have another.
@@ -24,12 +92,26 @@ pub struct Works {
 pub struct Slot(#[expect(dead_code, reason = "its drop is what it is for")] Arc<Taken>);
 
 #[derive(Debug)]
-struct Taken(Arc<AtomicUsize>);
+struct Taken {
+    slots: Arc<Mutex<Slots>>,
+    share: Share,
+}
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        let mut slots = lock(&self.slots);
+        slots.taken = slots.taken.saturating_sub(1);
+        if let Some(running) = slots.of.get_mut(&self.share) {
+            *running = running.saturating_sub(1);
+            if *running == 0 {
+                slots.of.remove(&self.share);
+            }
+        }
     }
+}
+
+fn lock(slots: &Mutex<Slots>) -> MutexGuard<'_, Slots> {
+    slots.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One work that counts until it ends.
@@ -49,7 +131,7 @@ pub enum Ended<T> {
     /// In a panic, which is logged: nothing is known of what it did.
     Panicked,
     /// It was not begun: as many as may be are under way.
-    Crowded,
+    Crowded(Crowd),
 }
 
 impl Works {
@@ -59,11 +141,23 @@ impl Works {
         Self { running: Arc::new(watch::Sender::new(0)), slots: Arc::default(), most }
     }
 
-    /// The right to one more.
-    #[must_use]
-    pub fn slot(&self) -> Option<Slot> {
-        let taken = Taken(Arc::clone(&self.slots));
-        (self.slots.fetch_add(1, Ordering::SeqCst) < self.most).then(|| Slot(Arc::new(taken)))
+    /// The right to one more of a share.
+    ///
+    /// # Errors
+    /// As many as may be are under way, of all or of this share.
+    pub fn slot(&self, share: Share) -> Result<Slot, Crowd> {
+        let mut slots = lock(&self.slots);
+        let free = self.most.saturating_sub(slots.taken);
+        if free == 0 {
+            return Err(Crowd::Works(self.most));
+        }
+        let running = slots.of.get(&share).copied().unwrap_or_default();
+        if running >= free {
+            return Err(Crowd::Pool { pool: share.0, running });
+        }
+        slots.taken += 1;
+        slots.of.insert(share.clone(), running + 1);
+        Ok(Slot(Arc::new(Taken { slots: Arc::clone(&self.slots), share })))
     }
 
     fn count(&self) -> Counted {
@@ -80,16 +174,17 @@ impl Works {
         }
     }
 
-    /// Does one work, called `what` in the log, for a caller who waits until `deadline`.
+    /// Does one work of a share, called `what` in the log, for a caller who waits until `deadline`.
     pub async fn run<T: Send + 'static>(
         &self,
         what: &'static str,
+        share: Share,
         deadline: Option<Deadline>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Ended<T> {
-        match self.slot() {
-            Some(slot) => self.run_in(&slot, what, deadline, work).await,
-            None => Ended::Crowded,
+        match self.slot(share) {
+            Ok(slot) => self.run_in(&slot, what, deadline, work).await,
+            Err(crowd) => Ended::Crowded(crowd),
         }
     }
 
@@ -136,16 +231,45 @@ pub fn reason_of(panic: &(dyn std::any::Any + Send)) -> &str {
 mod tests {
     use super::*;
 
+    fn any() -> Share {
+        Share::of_all()
+    }
+
     #[test]
     fn a_slot_is_free_when_work_and_answer_are_done_with_it() {
-        let works = Works::new(3);
-        let slots: Vec<_> = (0..3).map(|_| works.slot().unwrap()).collect();
+        let works = Works::new(5);
+        let slots: Vec<_> = (0..3).map(|_| works.slot(any()).unwrap()).collect();
         let answer = slots[0].clone();
-        assert!(works.slot().is_none());
+        assert!(works.slot(any()).is_err());
         drop(slots);
-        assert_eq!(works.slots.load(Ordering::SeqCst), 1);
+        assert_eq!(lock(&works.slots).taken, 1);
         drop(answer);
-        assert_eq!(works.slots.load(Ordering::SeqCst), 0);
+        let slots = lock(&works.slots);
+        assert_eq!((slots.taken, slots.of.len()), (0, 0));
+    }
+
+    #[test]
+    fn however_many_pools_hang_there_is_a_slot_for_another() {
+        let works = Works::new(256);
+        let mut held = Vec::new();
+        let mut taken = Vec::new();
+        for pool in ["a", "b", "c", "d"] {
+            let before = held.len();
+            let crowd = loop {
+                match works.slot(Share::of_pool_named(pool)) {
+                    Ok(slot) => held.push(slot),
+                    Err(crowd) => break crowd,
+                }
+            };
+            taken.push(held.len() - before);
+            assert_eq!(crowd, Crowd::Pool { pool: pool.into(), running: held.len() - before });
+            assert!(crowd.to_string().contains(pool), "{crowd}");
+        }
+        assert_eq!(taken, [128, 64, 32, 16]);
+        assert!(works.slot(Share::of_handle("hf1_0123456789abcdef_0_n")).is_ok());
+        held.clear();
+        assert!(works.slot(Share::of_pool_named("a")).is_ok());
+        assert_eq!(Share::of_handle("hf1_0123456789abcdef_0_n"), Share::of_pool_named("0123456789abcdef"));
     }
 
     #[tokio::test]
@@ -154,7 +278,7 @@ mod tests {
         let (begin, begun) = std::sync::mpsc::channel::<()>();
         let gone = tokio::spawn({
             let works = works.clone();
-            async move { works.run("slow", None, move || begun.recv().is_ok()).await }
+            async move { works.run("slow", any(), None, move || begun.recv().is_ok()).await }
         });
         tokio::task::yield_now().await;
         gone.abort();
@@ -162,14 +286,14 @@ mod tests {
         assert_eq!(works.ended(Duration::from_millis(10)).await, 1);
         begin.send(()).unwrap();
         assert_eq!(works.ended(Duration::from_secs(10)).await, 0);
-        assert!(matches!(works.run("panics", None, || panic!("on purpose")).await, Ended::<()>::Panicked));
-        assert!(matches!(Works::new(0).run("late", None, || ()).await, Ended::Crowded));
+        assert!(matches!(works.run("panics", any(), None, || panic!("on purpose")).await, Ended::<()>::Panicked));
+        assert!(matches!(Works::new(0).run("late", any(), None, || ()).await, Ended::Crowded(_)));
     }
 
     #[tokio::test]
     async fn a_work_knows_how_long_its_caller_waits() {
         let deadline = Deadline::after(Duration::from_secs(7));
-        let Ended::Done(seen) = Works::new(1).run("asks", deadline, Deadline::current).await else { panic!() };
+        let Ended::Done(seen) = Works::new(1).run("asks", any(), deadline, Deadline::current).await else { panic!() };
         assert_eq!(seen, deadline);
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use holdfast::config::{Flags, PoolConfig, Serving};
+use holdfast::config::{Flags, Serving};
 use holdfast::kubelet::Registration;
 use holdfast::os::{Entry, Os};
 use holdfast::telemetry::init_logs;
@@ -187,15 +187,11 @@ fn check_socket(os: &Os, socket: &Path, flag: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a node with these pools, known to kubelet this way, needs of its machine.
-pub(crate) fn check_node(os: &Os, pools: &[PoolConfig], registration: Option<&Registration>) -> Result<()> {
+/// What a node that is known to kubelet this way needs of its machine. Its pools are looked at when they are opened, each on
+/// its own: the disk of one may not answer.
+pub(crate) fn check_node(os: &Os, registration: Option<&Registration>) -> Result<()> {
     if let Some(registration) = registration {
         check_registration(os, registration)?;
-    }
-    for pool in pools {
-        if os.identity(pool.root())?.is_none() {
-            bail!("the directory of pool {} does not exist; make it: mkdir -p {}", pool.spec, pool.root().display());
-        }
     }
     if os.identity(Path::new("/dev/loop-control"))?.is_none() {
         bail!(

@@ -1,5 +1,6 @@
 //! `holdfast doctor`: what is wrong with the pools, and the command that settles it. Reads only.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -7,11 +8,11 @@ use anyhow::{Context, Result};
 use holdfast::attach::linear_name;
 use holdfast::config::PoolConfig;
 use holdfast::home::record::{Phase, Record, VolumeRecord};
-use holdfast::home::{Finding, FindingKind, FormatState};
+use holdfast::home::{Finding, FindingKind, FormatState, Health, LocalHome};
 use holdfast::os::{DevNum, DmSupport, Os};
 use holdfast::pool::Object;
 use holdfast::telemetry::PoolFindings;
-use holdfast::types::{Bytes, Error, Kind, Provisioning, VolumeId, printable};
+use holdfast::types::{Bytes, Error, Kind, PoolName, Provisioning, VolumeId, printable};
 
 use super::cluster;
 use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
@@ -67,11 +68,31 @@ fn raw_blocks(os: &Os) -> Result<String> {
 /// # Errors
 /// When the kernel cannot be asked. A pool that cannot be read is a finding.
 pub(crate) fn examine(os: &Os, pools: &[PoolConfig]) -> Result<(Vec<String>, Vec<Finding>)> {
+    examine_served(os, pools, &BTreeMap::new())
+}
+
+/// The same, with the pools whose daemon says why they are not served: those are not looked at, for their disks may not
+/// answer.
+fn examine_served(
+    os: &Os,
+    pools: &[PoolConfig],
+    outages: &BTreeMap<PoolName, String>,
+) -> Result<(Vec<String>, Vec<Finding>)> {
     let kernel = Kernel::look(os)?;
     let mut findings = Vec::new();
     let mut healthy = Vec::new();
     for config in pools {
         let mut ward = Ward { os, pool: config.spec.name.to_string(), findings: Vec::new() };
+        if let Some(outage) = outages.get(&config.spec.name) {
+            ward.found(
+                FindingKind::Unreadable,
+                outage.clone(),
+                config.root().display().to_string(),
+                "do what the message says; the driver serves the pool as soon as it can, without a restart".to_owned(),
+            );
+            findings.append(&mut ward.findings);
+            continue;
+        }
         let looked = PoolView::open(os, config).and_then(|view| ward.examine(&view, &kernel));
         if let Err(error) = looked {
             let place = config.root().display().to_string();
@@ -90,21 +111,34 @@ pub(crate) fn examine(os: &Os, pools: &[PoolConfig]) -> Result<(Vec<String>, Vec
     Ok((healthy, findings))
 }
 
-/// What [`examine`] finds, for whoever asks the daemon.
+/// What [`examine`] finds, for whoever asks the daemon; with what its home says of pools that are not served.
 ///
 /// # Errors
 /// `Internal` when the kernel cannot be asked.
-pub(crate) fn findings(os: &Os, pools: &[PoolConfig]) -> holdfast::types::Result<Vec<Finding>> {
+pub(crate) fn findings(
+    os: &Os,
+    pools: &[PoolConfig],
+    home: Option<&LocalHome>,
+) -> holdfast::types::Result<Vec<Finding>> {
     let failed = |error: anyhow::Error| Error::new(Kind::Internal, format!("the pools cannot be looked at: {error:#}"));
-    examine(os, pools).map(|(_, findings)| findings).map_err(failed)
+    let conditions = home.map(LocalHome::conditions).unwrap_or_default();
+    let outages = conditions.into_iter().filter_map(|condition| match condition.health {
+        Health::Failing(reason) => Some((condition.name, reason)),
+        Health::Served(_) | Health::Quarantined(_) => None,
+    });
+    examine_served(os, pools, &outages.collect()).map(|(_, findings)| findings).map_err(failed)
 }
 
 /// How many findings of each kind each pool has, for metrics.
 ///
 /// # Errors
 /// As [`findings`].
-pub(crate) fn counted(os: &Os, pools: &[PoolConfig]) -> holdfast::types::Result<Vec<PoolFindings>> {
-    let found = findings(os, pools)?;
+pub(crate) fn counted(
+    os: &Os,
+    pools: &[PoolConfig],
+    home: Option<&LocalHome>,
+) -> holdfast::types::Result<Vec<PoolFindings>> {
+    let found = findings(os, pools, home)?;
     let of = |pool: &str, kind: FindingKind| {
         let count = found.iter().filter(|finding| finding.pool == pool && finding.kind == kind).count();
         PoolFindings { pool: pool.to_owned(), kind: kind.word(), findings: u64::try_from(count).unwrap_or(u64::MAX) }
@@ -144,6 +178,21 @@ impl Ward<'_> {
     }
 
     fn examine(&mut self, view: &PoolView, kernel: &Kernel) -> Result<()> {
+        let (there, place) = (view.pool.identity(), view.config.root().display().to_string());
+        if there.name != view.config.spec.name {
+            self.found(
+                FindingKind::Unreadable,
+                format!(
+                    "the pool there is {} ({}), of node {}: another disk is mounted there",
+                    there.name, there.id, there.home
+                ),
+                place.clone(),
+                format!(
+                    "mount the right filesystem there (findmnt {place}), or call the pool {} in the configuration",
+                    there.name
+                ),
+            );
+        }
         for stray in view.pool.strays()? {
             let kind = if stray.missing { FindingKind::Image } else { FindingKind::Orphan };
             self.found(kind, stray.what, stray.place, stray.remedy);

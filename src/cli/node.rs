@@ -9,15 +9,15 @@ use holdfast::config::{Flags, NodeConfig, TlsMode};
 use holdfast::csi::{ServeConfig, ServeController, ThisNode, serve};
 use holdfast::home::remote::HomeService;
 use holdfast::home::remote::proto::home_server::HomeServer;
-use holdfast::home::{Home, LocalHome};
-use holdfast::os::Os;
+use holdfast::home::{Home, LocalHome, PoolHealth};
+use holdfast::os::{Os, Timestamp};
 use holdfast::registry::{Card, Controllers, Reporter};
-use holdfast::route::{Directory, Heartbeat, Router};
+use holdfast::route::{Directory, Entry, Heartbeat, Router};
 use holdfast::telemetry::Metrics;
 use holdfast::tls::{Credentials, Role};
 use holdfast::types::PoolId;
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::PoolArguments;
 use super::auto::{self, Certified, EnrolArguments};
@@ -80,27 +80,30 @@ impl Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = arguments.config()?;
     let serving = config.serving.clone();
-    let (pools, registration) = (config.pools.clone(), config.registration.clone());
-    let check = |os: &Os| daemon::check_node(os, &pools, registration.as_ref());
+    let registration = config.registration.clone();
+    let check = |os: &Os| daemon::check_node(os, registration.as_ref());
     daemon::run(&serving, check, |os, stop, stopped| live(config, os, stop, stopped))
 }
 
 async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop) -> Result<ExitCode> {
     let metrics = Metrics::new(os.activity().clone());
-    let served = Arc::new(OnceLock::<Arc<Router>>::new());
+    let served = Arc::new(OnceLock::<LocalHome>::new());
     let pools = serving::watch(&served, &os, &config.pools);
     let shares = serving::shares(&os)?;
     let health = serving::health(config.serving.metrics, &metrics, &pools, shares).await?;
-    let card = Card::open(&os, &config.state)?;
+    let mut card = Card::open(&os, &config.state)?;
     let (credentials, certified) = credentials(&config, &os, &metrics).await?;
     let (incoming, address) = serving::listen(&credentials, config.listen, shares).await?;
-    let Opened { home, node, said } = serving::open(&os, config.pools.clone(), config.node.clone()).await?;
+    let Opened { home, node, said } =
+        serving::open(&os, config.pools.clone(), config.node.clone(), card.pools_of(&config.node)).await?;
     let node = Arc::new(node);
-    let (looking, configs) = (os.clone(), config.pools.clone());
-    home.examined_by(Box::new(move || doctor::findings(&looking, &configs)));
+    remember(&mut card, &config, &home);
+    let (looking, configs, of) = (os.clone(), config.pools.clone(), Arc::clone(&served));
+    home.examined_by(Box::new(move || doctor::findings(&looking, &configs, of.get())));
     let shared: Arc<dyn Home> = Arc::new(home.clone());
     let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&shared), home.pools())));
-    let _ = served.set(Arc::clone(&router));
+    let _ = served.set(home.clone());
+    serving::find_pools(&home, &node, &stopped);
     let service = HomeService::new(shared).counted(metrics.homes().clone());
     let (works, bounds) = (service.works(), service.bounds());
     daemon::wait_for_signals(stop)?;
@@ -148,6 +151,21 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     serving::keep_devices(node).await;
     serving_home.abort();
     ended
+}
+
+/// Keeps which pools this node serves, so that no other is made in the place of one whose disk is missing at a later start.
+/// What a controller says of a pool is newer than this.
+fn remember(card: &mut Card, config: &NodeConfig, home: &LocalHome) {
+    let entry = |pool: PoolHealth| Entry {
+        pool: pool.id,
+        name: pool.name,
+        node: config.node.clone(),
+        endpoint: config.advertise.clone(),
+        heard: Timestamp::from_nanos(1),
+    };
+    if let Err(error) = card.learn(home.health().into_iter().map(entry).collect()) {
+        warn!(error = error.chain(), "which pools this node has is not kept until a controller says so");
+    }
 }
 
 /// What this node shows and believes. Local volumes never wait for it: what cannot be used is said and looked at again.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use holdfast::os::Os;
 use holdfast::pool::file::{Claimed, FilePool};
-use holdfast::pool::{Ability, Cloning, PoolKind, PoolSpec};
+use holdfast::pool::{self, Ability, Cloning, PoolKind, PoolSpec};
 use holdfast::types::{Bytes, NodeId, PoolId};
 use serde::Serialize;
 
@@ -29,6 +29,8 @@ pub(crate) struct Arguments {
 enum Action {
     /// Makes this node the home of a pool whose disks were moved here. The driver that serves it must be stopped.
     Claim(Claim),
+    /// Makes a pool in an empty directory, where the driver does not make one by itself: it served another from there.
+    Init(Init),
     /// Takes a pool out of the quarantine it was put in when it was declared lost.
     Readmit(Readmit),
 }
@@ -36,6 +38,16 @@ enum Action {
 #[derive(Args, Clone, Debug)]
 struct Claim {
     /// The node that is its home from now on.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: String,
+    /// The pool: its name and directory.
+    #[arg(long, value_name = "NAME=file:DIR")]
+    pool: PoolSpec,
+}
+
+#[derive(Args, Clone, Debug)]
+struct Init {
+    /// The node that is its home.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: String,
     /// The pool: its name and directory.
@@ -63,6 +75,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             None => list(&arguments.look),
         },
         Some(Action::Claim(claim)) => claim.run(),
+        Some(Action::Init(init)) => init.run(),
         Some(Action::Readmit(readmit)) => {
             let mut asked =
                 readmit.controller.asked()?.context("say --controller HOST:PORT or --controller unix:///PATH")?;
@@ -83,6 +96,16 @@ impl Claim {
             }
             Claimed::Already => say(&format!("pool {} is of node {node} already", self.pool.name)),
         }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Init {
+    fn run(&self) -> Result<ExitCode> {
+        let node = NodeId::from_node_name(&self.node_name)?;
+        let pool = pool::open(&Os::new(), &self.pool, &node)?;
+        let identity = pool.identity();
+        say(&format!("pool {} ({}) is at {}, of node {node}", identity.name, identity.id, identity.place));
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use holdfast::config::{self, PoolConfig, TlsMode};
-use holdfast::home::{Home, LocalHome};
+use holdfast::home::{Changed, ConfiguredPool, Health, Home, LocalHome, PoolCondition};
 use holdfast::kubelet::{Registrar, Registration};
 use holdfast::node::Node;
 use holdfast::os::Os;
-use holdfast::pool::{self, Cloning, Pool};
-use holdfast::route::Router;
-use holdfast::telemetry::{Http, Metrics, PoolWatch};
+use holdfast::pool;
+use holdfast::route::{Directory, Router, figures_of};
+use holdfast::telemetry::{Http, Metrics, PoolFigures, PoolWatch};
 use holdfast::tls::{CONNECTION_AGE, Credentials, Incoming, Role};
-use holdfast::types::{Error, Kind, NodeId};
+use holdfast::types::{Error, Kind, NodeId, PoolId, PoolName};
 use holdfast::wire::{self, Bounds, Shares};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -35,6 +35,9 @@ const KEEPING: Duration = Duration::from_secs(5);
 /// The time to connect; the address is in the same network.
 const DIAL: Duration = Duration::from_secs(5);
 
+/// The time until the next look for pools, where the last one ended in a panic.
+const FIND_AGAIN: Duration = Duration::from_secs(10);
+
 /// Pools, and the node on top of them.
 pub(crate) struct Opened {
     pub(crate) home: LocalHome,
@@ -43,24 +46,58 @@ pub(crate) struct Opened {
     pub(crate) said: String,
 }
 
-/// Opens every pool and puts the node on top of them.
+/// Opens every pool that can be and puts the node on top of them. `before` are the pools this node is known to have had.
 ///
 /// # Errors
-/// The first pool that cannot be served.
-pub(crate) async fn open(os: &Os, configs: Vec<PoolConfig>, id: NodeId) -> Result<Opened> {
+/// The first pool, where none can be opened and waiting would not help.
+pub(crate) async fn open(
+    os: &Os,
+    configs: Vec<PoolConfig>,
+    id: NodeId,
+    before: Vec<(PoolName, PoolId)>,
+) -> Result<Opened> {
     let os = os.clone();
     tokio::task::spawn_blocking(move || {
-        let mut pools: Vec<(Arc<dyn Pool>, _)> = Vec::new();
-        for config in configs {
-            pools.push((pool::open(&os, &config.spec, &id)?, config.limits));
-        }
-        let home = LocalHome::open(os.clone(), id.clone(), pools.clone())?;
-        let said = pools.iter().map(|(pool, _)| in_words(&**pool)).collect::<Result<Vec<_>>>()?.join(", ");
+        let pools = configs.into_iter().map(|config| {
+            let known = before.iter().find(|(name, _)| *name == config.spec.name).map(|(_, pool)| *pool);
+            let (os, id, spec) = (os.clone(), id.clone(), config.spec.clone());
+            ConfiguredPool {
+                name: config.spec.name.clone(),
+                place: config.root().display().to_string(),
+                known,
+                limits: config.limits,
+                open: Arc::new(move |first| pool::open_or(&os, &spec, &id, first)),
+            }
+        });
+        let home = LocalHome::start(os.clone(), id.clone(), pools.collect())?;
+        let said = home.described().join(", ");
         let node = Node::new(os, id, Arc::new(home.clone()) as Arc<dyn Home>);
         Ok(Opened { home, node, said })
     })
     .await
     .context("open the pools")?
+}
+
+/// Looks for pools that are not served, until the end begins; the devices of one that is found are taken in hand.
+pub(crate) fn find_pools(home: &LocalHome, node: &Arc<Node>, stopped: &Stop) {
+    let (home, node, mut stop) = (home.clone(), Arc::clone(node), stopped.receiver());
+    tokio::spawn(async move {
+        loop {
+            let (looking, node) = (home.clone(), Arc::clone(&node));
+            let look = move || {
+                let (pause, changed) = looking.find_pools();
+                if changed == Changed::Yes {
+                    node.recover_devices();
+                }
+                pause
+            };
+            let found = tokio::task::spawn_blocking(look).await;
+            tokio::select! {
+                () = tokio::time::sleep(found.unwrap_or(FIND_AGAIN)) => {}
+                _ = stop.changed() => return,
+            }
+        }
+    });
 }
 
 /// The last thing before the process ends: no device of a published block volume goes away with its descriptors. A disk that
@@ -72,33 +109,42 @@ pub(crate) async fn keep_devices(node: Arc<Node>) {
     }
 }
 
-/// A pool for the line that says what is on.
-fn in_words(pool: &dyn Pool) -> Result<String> {
-    let (identity, room) = (pool.identity(), pool.room()?);
-    let cloning = match pool.abilities().cloning {
-        Cloning::Reflink { .. } => "reflink",
-        Cloning::Copy => "copy",
-    };
-    let quarantined = pool.quarantined().map_or("", |_| ", in quarantine");
-    Ok(format!(
-        "{} ({} in {}, {cloning}, {} of {} free{quarantined})",
-        identity.name, identity.kind, identity.place, room.available, room.total
-    ))
-}
-
-/// What this node's own pools say of themselves: nothing until the router is there.
-pub(crate) fn watch(served: &Arc<OnceLock<Arc<Router>>>, os: &Os, pools: &[PoolConfig]) -> PoolWatch {
-    let (figures, extents) = (Arc::clone(served), Arc::clone(served));
+/// What this node's own pools say of themselves: nothing until they are open.
+pub(crate) fn watch(served: &Arc<OnceLock<LocalHome>>, os: &Os, pools: &[PoolConfig]) -> PoolWatch {
+    let (figures, extents, found) = (Arc::clone(served), Arc::clone(served), Arc::clone(served));
     let (os, pools) = (os.clone(), pools.to_vec());
     PoolWatch::new(
-        move || figures.get().map_or_else(|| Ok(Vec::new()), |router| router.figures()),
-        move || extents.get().map_or_else(|| Ok(Vec::new()), |router| router.extents()),
-        move || doctor::counted(&os, &pools),
+        move || Ok(figures.get().map(figures_of_pools).unwrap_or_default()),
+        move || {
+            let router = |home: &LocalHome| Router::new(Directory::standalone(Arc::new(home.clone()), home.pools()));
+            extents.get().map_or_else(|| Ok(Vec::new()), |home| router(home).extents())
+        },
+        move || doctor::counted(&os, &pools, found.get()),
     )
 }
 
+/// The figures of the pools that are served, and why the others are not.
+fn figures_of_pools(home: &LocalHome) -> Vec<PoolFigures> {
+    let figures = |condition: PoolCondition| {
+        let unserved = |outage| PoolFigures {
+            pool: condition.name.to_string(),
+            id: condition.id.map(|id| id.to_string()).unwrap_or_default(),
+            node: home.node().to_string(),
+            outage: Some(outage),
+            ..PoolFigures::default()
+        };
+        match condition.health {
+            Health::Served(report) => Some(figures_of(home.node(), *report)),
+            Health::Failing(reason) => Some(unserved(reason)),
+            // Out of use until a human readmits it: that is no outage.
+            Health::Quarantined(_) => None,
+        }
+    };
+    home.conditions().into_iter().filter_map(figures).collect()
+}
+
 /// Metrics and health, bound, or nothing where none are wanted.
-pub(crate) struct Health(Option<Http>);
+pub(crate) struct HealthServer(Option<Http>);
 
 /// Binds the address of metrics and health.
 ///
@@ -109,14 +155,14 @@ pub(crate) async fn health(
     metrics: &Arc<Metrics>,
     pools: &PoolWatch,
     shares: Shares,
-) -> Result<Health> {
-    Ok(Health(match address {
+) -> Result<HealthServer> {
+    Ok(HealthServer(match address {
         Some(address) => Some(Http::bind(address, Arc::clone(metrics), pools.clone()).await?.within(shares)),
         None => None,
     }))
 }
 
-impl Health {
+impl HealthServer {
     /// Answers until the end begins.
     pub(crate) fn serve(self, stopped: &Stop) {
         let Some(http) = self.0 else { return };

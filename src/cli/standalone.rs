@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use holdfast::config::{Config, Flags};
 use holdfast::csi::{ServeConfig, ServeController, ThisNode, serve};
-use holdfast::home::Home;
+use holdfast::home::{Home, LocalHome};
 use holdfast::os::Os;
 use holdfast::route::{Directory, NO_FABRIC, Router};
 use holdfast::telemetry::Metrics;
@@ -16,7 +16,7 @@ use tracing::info;
 
 use super::PoolArguments;
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop};
-use super::serving::{Opened, Registering, health, keep_devices, open, shares, watch};
+use super::serving::{Opened, Registering, find_pools, health, keep_devices, open, shares, watch};
 
 /// Flags of `holdfast standalone`.
 #[derive(Args, Clone, Debug)]
@@ -47,24 +47,25 @@ impl Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = arguments.config()?;
     let serving = config.serving.clone();
-    let (pools, registration) = (config.pools.clone(), config.registration.clone());
-    let check = |os: &Os| daemon::check_node(os, &pools, registration.as_ref());
+    let registration = config.registration.clone();
+    let check = |os: &Os| daemon::check_node(os, registration.as_ref());
     daemon::run(&serving, check, |os, stop, stopped| live(config, os, stop, stopped))
 }
 
 async fn live(config: Config, os: Os, stop: Sender<()>, stopped: Stop) -> Result<ExitCode> {
     let metrics = Metrics::new(os.activity().clone());
-    let served = Arc::new(OnceLock::<Arc<Router>>::new());
+    let served = Arc::new(OnceLock::<LocalHome>::new());
     let pools = watch(&served, &os, &config.pools);
     // Everything that can refuse comes before the first line of the log.
     let shares = shares(&os)?;
     let health = health(config.serving.metrics, &metrics, &pools, shares).await?;
     let id = config.node;
-    let Opened { home, node, said } = open(&os, config.pools, id.clone()).await?;
+    let Opened { home, node, said } = open(&os, config.pools, id.clone(), Vec::new()).await?;
     let node = Arc::new(node);
-    let ids = home.pools();
-    let router = Arc::new(Router::new(Directory::standalone(Arc::new(home) as Arc<dyn Home>, ids)));
-    let _ = served.set(Arc::clone(&router));
+    let shared: Arc<dyn Home> = Arc::new(home.clone());
+    let router = Arc::new(Router::new(Directory::standalone(shared, home.pools())));
+    find_pools(&home, &node, &stopped);
+    let _ = served.set(home);
     pools.opened();
     daemon::wait_for_signals(stop)?;
     health.serve(&stopped);

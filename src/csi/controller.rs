@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::call::Begun;
+use super::concern::Concern;
 use super::proto::{self as pb, controller_service_capability as capability};
 use super::rpc::Rpc;
 use super::work::Works;
@@ -33,7 +34,7 @@ impl Controller {
 
     async fn run<M, R, E, F>(&self, rpc: Rpc, request: Request<M>, work: F) -> Answer<R>
     where
-        M: Send + 'static,
+        M: Concern + Send + 'static,
         R: Send + 'static,
         E: Into<Failure>,
         F: FnOnce(&Router, M) -> Result<R, E> + Send + 'static,

@@ -61,8 +61,13 @@ impl proto::identity_server::Identity for Identity {
     async fn probe(&self, request: Request<proto::ProbeRequest>) -> Result<Response<proto::ProbeResponse>, Status> {
         Begun::mark(&request);
         match self.pools.readiness().await {
-            Readiness::Ready(_) => Ok(Response::new(proto::ProbeResponse { ready: Some(true) })),
-            Readiness::Starting => Ok(Response::new(proto::ProbeResponse { ready: Some(false) })),
+            // One pool that is not served keeps nobody from the others.
+            Readiness::Ready(_) | Readiness::Partly { .. } => {
+                Ok(Response::new(proto::ProbeResponse { ready: Some(true) }))
+            }
+            Readiness::Starting | Readiness::Nothing(_) => {
+                Ok(Response::new(proto::ProbeResponse { ready: Some(false) }))
+            }
             Readiness::Failing(error) => {
                 tracing::error!("not ready: {}", error.chain());
                 Err(status::of(Rpc::Probe, &Failure::Clean(error)))

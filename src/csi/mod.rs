@@ -6,6 +6,7 @@
 
 mod call;
 mod codec;
+mod concern;
 mod controller;
 mod decode;
 mod encode;

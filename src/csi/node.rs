@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 use tracing::info;
 
 use super::call::Begun;
+use super::concern::Concern;
 use super::controller::{in_span, own_fs};
 use super::decode::{self, Asked, AskedMode};
 use super::encode;
@@ -59,7 +60,7 @@ impl NodeService {
 
     async fn run<M, R, F>(&self, rpc: Rpc, request: Request<M>, work: F) -> Answer<R>
     where
-        M: Send + 'static,
+        M: Concern + Send + 'static,
         R: Send + 'static,
         F: FnOnce(&Inner, M) -> Result<R> + Send + 'static,
     {

@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 
 use super::rpc::{Class, Rpc, Service};
 use crate::types::{Failure, Kind};
+use crate::works::Crowd;
 
 /// The longest message answered, in bytes: it travels percent-encoded in one HTTP/2 header.
 const LONGEST: usize = 2048;
@@ -153,11 +154,8 @@ pub(super) fn flooded() -> Status {
 }
 
 /// Too many calls at once.
-pub(super) fn crowded(rpc: Rpc, limit: usize) -> Status {
-    answer(
-        Code::Unavailable,
-        &format!("{} is refused: {limit} calls are under way already; ask again later", rpc.name()),
-    )
+pub(super) fn crowded(rpc: Rpc, crowd: &Crowd) -> Status {
+    answer(Code::Unavailable, &format!("{} is refused: {crowd}; retry later", rpc.name()))
 }
 
 #[cfg(test)]
@@ -237,7 +235,7 @@ mod tests {
                 let dirty = of(rpc, &Failure::Dirty(Error::new(kind, "x"))).code();
                 assert!(background.contains(&dirty), "{rpc:?} {kind:?} {dirty:?}");
             }
-            for status in [panicked(rpc), overdue(rpc), stopping(rpc), crowded(rpc, 1)] {
+            for status in [panicked(rpc), overdue(rpc), stopping(rpc), crowded(rpc, &Crowd::Works(1))] {
                 assert!(background.contains(&status.code()), "{status:?}");
             }
         }

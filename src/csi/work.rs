@@ -7,13 +7,14 @@ use tonic::{Request, Response, Status};
 use tracing::{debug, error, info, warn};
 
 use super::call::Begun;
+use super::concern::Concern;
 use super::rpc::Rpc;
 use super::status;
 use crate::types::{Failure, Kind};
 use crate::works::{self, Ended};
 
-/// Works at once, with those whose caller went away and those whose answer was not taken yet; one more is refused. The
-/// runtime has threads for twice as many.
+/// Works at once, with those whose caller went away and those whose answer was not taken yet; one more is refused, and
+/// one of a pool that has half of them. The runtime has threads for twice as many.
 pub(super) const MOST_WORKS: usize = 256;
 
 /// The works of this server's calls. Cheap to clone; clones count together.
@@ -34,13 +35,13 @@ impl Works {
     /// Decodes, does and encodes one call on its own thread.
     pub(super) async fn run<M, R, E, F>(&self, rpc: Rpc, request: Request<M>, work: F) -> Result<Response<R>, Status>
     where
-        M: Send + 'static,
+        M: Concern + Send + 'static,
         R: Send + 'static,
         E: Into<Failure>,
         F: FnOnce(M) -> Result<R, E> + Send + 'static,
     {
         let deadline = Begun::mark(&request);
-        let Some(slot) = self.0.slot() else { return Err(status::crowded(rpc, MOST_WORKS)) };
+        let slot = self.0.slot(request.get_ref().share()).map_err(|crowd| status::crowded(rpc, &crowd))?;
         let message = request.into_inner();
         let work = move || {
             let answer = work(message).map_err(Into::into);
@@ -51,7 +52,7 @@ impl Works {
         };
         let mut response = match self.0.run_in(&slot, rpc.name(), deadline, work).await {
             Ended::Done(answer) => Response::new(answer?),
-            Ended::Panicked | Ended::Crowded => return Err(status::panicked(rpc)),
+            Ended::Panicked | Ended::Crowded(_) => return Err(status::panicked(rpc)),
         };
         response.extensions_mut().insert(slot);
         Ok(response)

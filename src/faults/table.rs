@@ -71,6 +71,8 @@ pub(crate) fn row(call: Call) -> Row {
         Call::CloneFile => Acts(&[EIO, ENOSPC]),
         Call::SetExtentHints | Call::SetNoCow => Acts(&[EIO, EOPNOTSUPP]),
         Call::LockOwner => Acts(&[EIO, ENOLCK]),
+        Call::OpenRoot => Asks(&[EIO, EMFILE]),
+        Call::RootIdentity => Asks(&[EIO]),
         Call::LoopAttach => Acts(&[EIO, EBUSY, ENOMEM, ENOENT]),
         Call::LoopClear | Call::LoopKeep => Acts(&[EIO, ENXIO]),
         Call::LoopSetCapacity => Acts(&[EIO, ENXIO]),

@@ -25,7 +25,7 @@ use super::record::{CopyRecord, Phase};
 use crate::pool::{Continue, Object, Progress};
 use crate::types::{Bytes, Error, Kind, PoolId, Result, SnapshotId, VolumeId};
 
-/// How many copies read and write at the same time.
+/// How many copies read and write in one pool at the same time.
 const AT_ONCE: usize = 2;
 /// How long a failed copy waits before it is tried again, at first and at most.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -40,7 +40,7 @@ pub(super) const COPY_WAIT: Duration = Duration::from_secs(2);
 pub(super) struct Copies {
     table: Mutex<HashMap<Key, Arc<Copy>>>,
     ended: Condvar,
-    running: Mutex<usize>,
+    running: Mutex<HashMap<PoolId, usize>>,
     turn: Condvar,
 }
 
@@ -144,21 +144,25 @@ impl Copies {
     }
 
     /// Waits for a turn; false when cancelled meanwhile.
-    fn take_turn(&self, copy: &Copy) -> bool {
+    fn take_turn(&self, pool: PoolId, copy: &Copy) -> bool {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        while *running >= AT_ONCE {
+        while running.get(&pool).is_some_and(|running| *running >= AT_ONCE) {
             if copy.cancelled.load(Ordering::Relaxed) {
                 return false;
             }
             running = self.turn.wait_timeout(running, RETRY_FIRST).unwrap_or_else(PoisonError::into_inner).0;
         }
-        *running += 1;
+        *running.entry(pool).or_default() += 1;
         true
     }
 
-    fn give_turn(&self) {
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.turn.notify_one();
+    fn give_turn(&self, pool: PoolId) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = running.get_mut(&pool) {
+            *running = running.saturating_sub(1);
+        }
+        drop(running);
+        self.turn.notify_all();
     }
 
     /// Pauses before the next try; ends early when cancelled.
@@ -206,14 +210,19 @@ impl Shared {
     fn copy_until_done(self: &Arc<Self>, target: Key, copy: &Copy) -> bool {
         let mut pause = RETRY_FIRST;
         while !copy.cancelled.load(Ordering::Relaxed) {
-            if !self.copies.take_turn(copy) {
+            // Its pool is about to be served.
+            if self.opened(target.pool).is_none() {
+                self.copies.pause(copy, RETRY_FIRST);
+                continue;
+            }
+            if !self.copies.take_turn(target.pool, copy) {
                 return false;
             }
             // A panic must not keep the turn, nor the source, for ever: it is an error like any other.
             let attempt = panic::catch_unwind(AssertUnwindSafe(|| self.copy_once(target, copy)));
             let panicked = |_| Err(Error::new(Kind::Internal, "the copy's thread panicked"));
             let result = attempt.unwrap_or_else(panicked);
-            self.copies.give_turn();
+            self.copies.give_turn(target.pool);
             match result {
                 Ok(complete) => return complete,
                 Err(error) => {

@@ -7,6 +7,7 @@ use tracing::info;
 use super::copying::COPY_WAIT;
 use super::local::{BLOCK_SIZE, Key, PoolState, Shared, no_snapshot, no_volume};
 use super::part::Part;
+use super::pools::Slot;
 use super::record::{AttachPath, CopyRecord, CopySource, Phase, Record, SCHEMA, VolumeRecord, VolumeRequest};
 use super::{CreateVolume, Created, FormatState, LockGuard, Source, Volume};
 use crate::fs;
@@ -117,7 +118,8 @@ impl Shared {
     fn lock_with_source(&self, key: Key, source: Option<&Source>) -> Result<Vec<LockGuard<Key>>> {
         // In every pool: a name is one volume in all of a home, also when two ask for it at once.
         let same = |pool: &PoolId| self.locks.try_lock(&Key { pool: *pool, object: key.object }, "CreateVolume");
-        let mut locks = self.pools.keys().map(same).collect::<Result<Vec<_>>>()?;
+        let open = self.slots.iter().filter_map(Slot::state);
+        let mut locks = open.map(|state| same(&state.pool.identity().id)).collect::<Result<Vec<_>>>()?;
         if let Some(source) = source {
             let source = match source {
                 Source::Snapshot(id) => Key { pool: id.pool, object: Object::Snapshot(id.uuid) },

@@ -22,9 +22,9 @@ impl Shared {
 
     /// The volume that a device of this machine shows, if it is one of ours.
     pub(super) fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
-        for (pool, state) in &self.pools {
+        for (pool, state) in self.there() {
             match state.pool.volume_of(device) {
-                Ok(Some(uuid)) => return Ok(Some(VolumeId { pool: *pool, uuid })),
+                Ok(Some(uuid)) => return Ok(Some(VolumeId { pool, uuid })),
                 Ok(None) => {}
                 Err(error) if is_absent(&error) => {}
                 Err(error) => return Err(error),
@@ -35,8 +35,7 @@ impl Shared {
 
     /// Two pools may hold the same uuid: disks that were moved, two drivers given the same names.
     fn of_another_pool(&self, id: &VolumeId, device: DevNum) -> Result<bool> {
-        let others = self.pools.iter().filter(|(pool, _)| **pool != id.pool);
-        for (_, state) in others {
+        for (_, state) in self.there().filter(|(pool, _)| *pool != id.pool) {
             match state.pool.volume_of(device) {
                 Ok(found) if found == Some(id.uuid) => return Ok(true),
                 Ok(_) => {}

@@ -123,6 +123,11 @@ impl Ledger {
         self.lock().insert(object, Entry { reserved: claim.size, promised, debt: claim.debt });
     }
 
+    /// Whether an object was entered: made here, found at start, or in the making.
+    pub(super) fn has(&self, object: Object) -> bool {
+        self.lock().contains_key(&object)
+    }
+
     /// Strikes an object out.
     pub(super) fn forget(&self, object: Object) {
         self.lock().remove(&object);

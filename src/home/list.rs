@@ -7,9 +7,7 @@ use tracing::warn;
 
 use super::local::{Key, PoolState, Shared, no_snapshot, no_volume};
 use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
-use super::{
-    Capacity, CapacityQuery, Changed, CopyState, Health, Page, PoolHealth, PoolReport, Snapshot, SnapshotFilter, Volume,
-};
+use super::{Capacity, CapacityQuery, Changed, CopyState, Page, PoolReport, Snapshot, SnapshotFilter, Volume};
 use crate::pool::{Ability, Class, Object};
 use crate::types::{Bytes, Error, Kind, ObjectUuid, PoolId, Provisioning, Result, SnapshotId, VolumeId, VolumeMode};
 
@@ -70,16 +68,22 @@ impl Shared {
         Ok(self.find(Object::Snapshot(uuid))?.into_iter().map(|pool| SnapshotId { pool, uuid }).collect())
     }
 
-    /// The pools with a record of this object, readable as one or not.
+    /// The pools with a record of this object, readable as one or not. A pool is read where its ledger has the name: what a
+    /// pool that does not answer cannot have holds up nothing. One that was never opened is not asked, as a node that is
+    /// silent is not.
     fn find(&self, object: Object) -> Result<Vec<PoolId>> {
         let mut found = Vec::new();
-        for (id, state) in self.in_use() {
+        for (id, slot, state) in self.in_use() {
+            if !state.ledger.has(object) {
+                continue;
+            }
+            slot.present(state)?;
             let read = state.pool.read_record(object).map_err(|error| {
                 let message = format!("whether {object} is in pool {} cannot be told", state.pool.identity().name);
                 error.with_kind(Kind::Unavailable).context(message)
             });
             if read?.is_some() {
-                found.push(*id);
+                found.push(id);
             }
         }
         Ok(found)
@@ -123,16 +127,16 @@ impl Shared {
         let mut page = Page { entries: Vec::new(), next: None };
         let mut last = None;
         let most = if limit == 0 { usize::MAX } else { limit.saturating_add(1) };
-        for (pool, state) in self.in_use() {
-            if after.is_some_and(|(seen, _)| seen > *pool) {
+        for (pool, state) in self.all_in_use().map_err(incomplete)? {
+            if after.is_some_and(|(seen, _)| seen > pool) {
                 continue;
             }
-            let mut from = after.filter(|(seen, _)| seen == pool).map(|(_, uuid)| uuid);
+            let mut from = after.filter(|(seen, _)| *seen == pool).map(|(_, uuid)| uuid);
             loop {
                 let wanted = most - page.entries.len();
                 let found = state.pool.list_after(class, from, wanted).map_err(incomplete)?;
                 for uuid in &found {
-                    let Some((key, entry)) = look(*pool, *uuid).map_err(incomplete)? else { continue };
+                    let Some((key, entry)) = look(pool, *uuid).map_err(incomplete)? else { continue };
                     if limit != 0 && page.entries.len() == limit {
                         page.next = last;
                         return Ok(page);
@@ -170,10 +174,14 @@ impl Shared {
     /// A volume whose extents cannot be counted is left out: a figure for people, not a promise.
     pub(super) fn extents(&self) -> Result<BTreeMap<VolumeId, u64>> {
         let mut counts = BTreeMap::new();
-        for (pool, state) in self.in_use() {
+        for (pool, slot, state) in self.in_use() {
+            // A figure for people: what went away has none.
+            if slot.present(state).is_err() {
+                continue;
+            }
             for uuid in state.pool.list(Class::Volume)? {
                 if let Ok(count) = state.pool.extent_count(Object::Volume(uuid)) {
-                    counts.insert(VolumeId { pool: *pool, uuid }, count);
+                    counts.insert(VolumeId { pool, uuid }, count);
                 }
             }
         }
@@ -181,34 +189,25 @@ impl Shared {
     }
 
     pub(super) fn report(self: &Arc<Self>) -> Result<Vec<PoolReport>> {
-        self.in_use().for_each(|(_, state)| self.read_again(state));
-        self.in_use().map(|(id, state)| report_of(*id, state)).collect()
+        self.all_in_use()?.into_iter().map(|(_, state)| self.report_one(state)).collect()
     }
 
-    pub(super) fn health(self: &Arc<Self>) -> Vec<PoolHealth> {
-        let of = |(id, state): (&PoolId, &PoolState)| {
-            let health = match state.pool.quarantined() {
-                Some(since) => Health::Quarantined(since),
-                None => {
-                    self.read_again(state);
-                    match report_of(*id, state) {
-                        Ok(report) => Health::Served(Box::new(report)),
-                        Err(error) => Health::Failing(error.chain()),
-                    }
-                }
-            };
-            PoolHealth { id: *id, name: state.pool.identity().name.clone(), health }
-        };
-        self.pools.iter().map(of).collect()
+    /// The figures of one pool, which is there.
+    pub(super) fn report_one(self: &Arc<Self>, state: &PoolState) -> Result<PoolReport> {
+        state.pool.present()?;
+        self.read_again(state);
+        report_of(state.pool.identity().id, state)
     }
 
     /// Takes a pool out of quarantine: its records are read first, so that what it owes is counted before it is served.
     pub(super) fn readmit(self: &Arc<Self>, pool: PoolId) -> Result<Changed> {
-        let Some(state) = self.pools.get(&pool) else { return self.pool(pool).map(|_| Changed::No) };
+        let Some((slot, state)) = self.opened(pool) else { return self.pool(pool).map(|_| Changed::No) };
+        slot.present(state)?;
         if state.pool.quarantined().is_none() {
             return Ok(Changed::No);
         }
-        self.read_in(state)?;
+        let copies = self.read_in(state)?;
+        self.go_on(copies);
         state.pool.set_quarantine(None)?;
         warn!(%pool, "readmitted: what is in it is served again");
         Ok(Changed::Yes)

@@ -9,11 +9,12 @@ use tracing::error;
 
 use super::copying::Copies;
 use super::ledger::{Claim, Debt, Ledger};
+use super::pools::Slot;
 use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
 use super::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
-    GrantRequest, Granted, Home, LockGuard, Locks, Opened, Page, PoolHealth, PoolReport, Snapshot, SnapshotFilter,
-    SpaceLimits, Volume,
+    GrantRequest, Granted, Home, LockGuard, Locks, Opened, Page, PoolCondition, PoolHealth, PoolReport, Snapshot,
+    SnapshotFilter, SpaceLimits, Volume,
 };
 use crate::os::{DevNum, Os, Timestamp};
 use crate::pool::{ActiveDevice, Cloning, Object, Pool};
@@ -34,7 +35,9 @@ pub struct LocalHome {
 pub(super) struct Shared {
     pub(super) os: Os,
     pub(super) node: NodeId,
-    pub(super) pools: BTreeMap<PoolId, PoolState>,
+    pub(super) slots: Vec<Slot>,
+    /// The ids of the pools that are open or being opened, and where they are.
+    pub(super) entering: Mutex<BTreeMap<PoolId, String>>,
     pub(super) locks: Locks<Key>,
     pub(super) copies: Copies,
     examiner: OnceLock<Examiner>,
@@ -68,55 +71,39 @@ impl fmt::Display for Key {
 }
 
 impl LocalHome {
-    /// Takes charge of pools: sweeps what never had a name, reads every record into the ledger, and goes on with
-    /// the copies a former life began. Returns when every pool can be served.
+    /// Takes charge of pools that are open: sweeps what never had a name, reads every record into the ledger, and goes on
+    /// with the copies a former life began. Returns when every pool can be served.
     ///
     /// # Errors
     /// `InvalidArgument` for two pools of one name or id; `Internal` when a pool cannot be listed.
     pub fn open(os: Os, node: NodeId, pools: Vec<(Arc<dyn Pool>, SpaceLimits)>) -> Result<Self> {
-        let mut states = BTreeMap::new();
-        let mut names = BTreeMap::<PoolName, String>::new();
-        for (pool, limits) in pools {
-            let identity = pool.identity().clone();
-            if let Some(other) = names.insert(identity.name.clone(), identity.place.clone()) {
-                return Err(Error::new(
-                    Kind::InvalidArgument,
-                    format!(
-                        "two pools are called {}: {other} and {}; give one of them another name",
-                        identity.name, identity.place
-                    ),
-                ));
-            }
-            // What cannot be swept has no name and is in nobody's way; doctor lists it.
-            if let Err(error) = pool.sweep() {
-                error!(pool = %identity.name, error = %error.chain(), "something that was removed before is still there");
-            }
-            let state = PoolState::new(pool, limits);
-            if states.insert(identity.id, state).is_some() {
-                return Err(Error::new(
-                    Kind::InvalidArgument,
-                    format!(
-                        "{} has the id {} of another pool here: it is a copy; remove one of the two",
-                        identity.place, identity.id
-                    ),
-                ));
-            }
-        }
-        let locks = Locks::new(os.activity().clone());
-        let home = Self {
-            shared: Arc::new(Shared {
-                os,
-                node,
-                pools: states,
-                locks,
-                copies: Copies::default(),
-                examiner: OnceLock::new(),
-            }),
-        };
-        for (_, state) in home.shared.in_use() {
-            home.shared.read_in(state)?;
+        let slots = pools.iter().map(|(pool, limits)| Slot::opened(&**pool, *limits)).collect();
+        let home = Self::of_slots(os, node, slots)?;
+        for (index, (pool, _)) in pools.into_iter().enumerate() {
+            home.shared.take_in(index, pool)?;
         }
         Ok(home)
+    }
+
+    /// With pools that nobody has opened yet.
+    pub(super) fn of_slots(os: Os, node: NodeId, slots: Vec<Slot>) -> Result<Self> {
+        let mut names = BTreeSet::new();
+        if let Some(twice) = slots.iter().find(|slot| !names.insert(slot.name.clone())) {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!("two pools are called {}; give one of them another name", twice.name),
+            ));
+        }
+        let shared = Shared {
+            locks: Locks::new(os.activity().clone()),
+            os,
+            node,
+            slots,
+            entering: Mutex::default(),
+            copies: Copies::default(),
+            examiner: OnceLock::new(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// From now on [`Home::examine`] answers with this. The first one stays.
@@ -124,10 +111,10 @@ impl LocalHome {
         let _ = self.shared.examiner.set(examiner);
     }
 
-    /// The pools it serves.
+    /// The pools it has opened.
     #[must_use]
     pub fn pools(&self) -> Vec<PoolId> {
-        self.shared.pools.keys().copied().collect()
+        self.shared.slots.iter().filter_map(Slot::state).map(|state| state.pool.identity().id).collect()
     }
 
     /// Puts a pool in quarantine because a human declared it lost: nothing in it is served any more, or listed, until
@@ -136,7 +123,7 @@ impl LocalHome {
     /// # Errors
     /// `Unavailable` when it is not here; those of [`Pool::set_quarantine`].
     pub fn quarantine(&self, pool: PoolId) -> Result<Changed> {
-        let Some(state) = self.shared.pools.get(&pool) else { return self.shared.pool(pool).map(|_| Changed::No) };
+        let Some((_, state)) = self.shared.opened(pool) else { return self.shared.pool(pool).map(|_| Changed::No) };
         if state.pool.quarantined().is_some() {
             return Ok(Changed::No);
         }
@@ -148,7 +135,11 @@ impl LocalHome {
     /// How each pool is, for the controllers. A pool that cannot be read does not hide the others.
     #[must_use]
     pub fn health(&self) -> Vec<PoolHealth> {
-        self.shared.health()
+        let known = self.conditions().into_iter().filter_map(|condition| {
+            let PoolCondition { name, id, health, .. } = condition;
+            id.map(|id| PoolHealth { id, name, health })
+        });
+        known.collect()
     }
 
     /// Ends what goes on behind callers' backs, as a kill of the process would.
@@ -187,10 +178,16 @@ impl PoolState {
 }
 
 impl Shared {
-    /// A pool by id.
+    /// A pool that is open, served or not, with its slot.
+    pub(super) fn opened(&self, id: PoolId) -> Option<(&Slot, &PoolState)> {
+        let mut open = self.slots.iter().filter_map(|slot| Some((slot, slot.state()?)));
+        open.find(|(_, state)| state.pool.identity().id == id)
+    }
+
+    /// A pool by id, which is there now.
     pub(super) fn pool(&self, id: PoolId) -> Result<&PoolState> {
-        let state = self.pools.get(&id);
-        if let Some(since) = state.and_then(|state| state.pool.quarantined()) {
+        let Some((slot, state)) = self.opened(id) else { return Err(self.not_here(id)) };
+        if let Some(since) = state.pool.quarantined() {
             return Err(Error::new(
                 Kind::Unavailable,
                 format!(
@@ -200,47 +197,87 @@ impl Shared {
                 ),
             ));
         }
-        state.ok_or_else(|| {
-            Error::new(
-                Kind::Unavailable,
-                format!(
-                    "pool {id} is not served by node {}: start the node that has its disks, or add the pool here",
-                    self.node
-                ),
-            )
-        })
+        slot.present(state)?;
+        Ok(state)
     }
 
-    /// The pools that are not in quarantine.
-    pub(super) fn in_use(&self) -> impl Iterator<Item = (&PoolId, &PoolState)> {
-        self.pools.iter().filter(|(_, state)| state.pool.quarantined().is_none())
+    /// Why a pool is not among those that are open.
+    fn not_here(&self, id: PoolId) -> Error {
+        let mut closed = self.slots.iter().filter(|slot| slot.state().is_none());
+        if let Some(slot) = closed.clone().find(|slot| slot.id() == Some(id)) {
+            return slot.not_open(&self.node);
+        }
+        let unknown = Error::new(
+            Kind::Unavailable,
+            format!(
+                "pool {id} is not served by node {}: start the node that has its disks, or add the pool here",
+                self.node
+            ),
+        );
+        // It may be one that could not be opened so far.
+        match closed.find(|slot| slot.id().is_none()) {
+            Some(slot) => Error::new(Kind::Unavailable, format!("{unknown}; and {}", slot.not_open(&self.node))),
+            None => unknown,
+        }
+    }
+
+    /// The pools that are open and not in quarantine, in the order of their ids. They may have gone away.
+    pub(super) fn in_use(&self) -> Vec<(PoolId, &Slot, &PoolState)> {
+        let open = self.slots.iter().filter_map(|slot| Some((slot, slot.state()?)));
+        let used = open.filter(|(_, state)| state.pool.quarantined().is_none());
+        let mut used: Vec<_> = used.map(|(slot, state)| (state.pool.identity().id, slot, state)).collect();
+        used.sort_by_key(|(id, ..)| *id);
+        used
+    }
+
+    /// The pools that are open and there, in quarantine or not: what one that failed may have does not concern the others.
+    pub(super) fn there(&self) -> impl Iterator<Item = (PoolId, &PoolState)> {
+        let open = self.slots.iter().filter_map(|slot| Some((slot, slot.state()?)));
+        let there = open.filter(|(slot, state)| slot.present(state).is_ok());
+        there.map(|(_, state)| (state.pool.identity().id, state))
+    }
+
+    /// As [`Shared::in_use`], for an answer that has to be whole.
+    ///
+    /// # Errors
+    /// `Unavailable` naming a pool that is not open, or went away.
+    pub(super) fn all_in_use(&self) -> Result<Vec<(PoolId, &PoolState)>> {
+        if let Some(closed) = self.slots.iter().find(|slot| slot.state().is_none()) {
+            return Err(closed.not_open(&self.node));
+        }
+        self.in_use().into_iter().map(|(id, slot, state)| slot.present(state).map(|()| (id, state))).collect()
     }
 
     /// The pool a class means: by name, or the only one, or the one called `default`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where there is none; `Unavailable` when it is not served now.
     pub(super) fn pool_named(&self, name: Option<&PoolName>) -> Result<&PoolState> {
-        let named = |wanted: &str| {
-            self.in_use().map(|(_, state)| state).find(|state| state.pool.identity().name.as_str() == wanted)
-        };
+        let named = |wanted: &str| self.slots.iter().find(|slot| slot.name.as_str() == wanted);
         let found = match name {
             Some(name) => named(name.as_str()),
-            None if self.pools.len() == 1 => self.in_use().map(|(_, state)| state).next(),
+            None if self.slots.len() == 1 => self.slots.first(),
             None => named("default"),
         };
-        found.ok_or_else(|| {
-            let known: Vec<_> = self.pools.values().map(|state| state.pool.identity().name.to_string()).collect();
-            let asked = name.map_or_else(
-                || "the class names no pool and none is called default".to_owned(),
-                |name| format!("there is no pool {name}"),
-            );
-            Error::new(
-                Kind::InvalidArgument,
-                format!(
-                    "{asked} on node {}; the pools here are: {}. Set the class's parameter pool to one of them",
-                    self.node,
-                    known.join(", ")
-                ),
-            )
-        })
+        let quarantined = |slot: &&Slot| slot.state().is_some_and(|state| state.pool.quarantined().is_some());
+        if let Some(slot) = found.filter(|slot| !quarantined(slot)) {
+            let state = slot.state().ok_or_else(|| slot.not_open(&self.node))?;
+            slot.present(state)?;
+            return Ok(state);
+        }
+        let known: Vec<_> = self.slots.iter().map(|slot| slot.name.to_string()).collect();
+        let asked = name.map_or_else(
+            || "the class names no pool and none is called default".to_owned(),
+            |name| format!("there is no pool {name}"),
+        );
+        Err(Error::new(
+            Kind::InvalidArgument,
+            format!(
+                "{asked} on node {}; the pools here are: {}. Set the class's parameter pool to one of them",
+                self.node,
+                known.join(", ")
+            ),
+        ))
     }
 
     /// Takes a volume's lock.
@@ -282,11 +319,12 @@ impl Shared {
         self.pool(record.pool)?.pool.write_record(record.object(), &record.encode()?)
     }
 
-    /// Whether a uuid exists in another pool than `pool`: a name is one thing in all of a home.
+    /// Whether a uuid exists in another pool than `pool`: a name is one thing in all of a home. A pool is read only where
+    /// the ledger has that name: nobody else writes there, and no request for one pool waits for another's disk.
     pub(super) fn elsewhere(&self, pool: PoolId, object: Object) -> Result<Option<PoolId>> {
-        for (id, state) in self.in_use() {
-            if *id != pool && state.pool.read_record(object)?.is_some() {
-                return Ok(Some(*id));
+        for (id, _, state) in self.in_use() {
+            if id != pool && state.ledger.has(object) && state.pool.read_record(object)?.is_some() {
+                return Ok(Some(id));
             }
         }
         Ok(None)

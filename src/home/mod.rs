@@ -19,6 +19,8 @@ mod list;
 mod local;
 mod locks;
 mod part;
+mod patient;
+mod pools;
 mod reading;
 pub mod record;
 pub mod remote;
@@ -36,6 +38,7 @@ pub use limits::{MinFree, Overcommit, SpaceLimits};
 pub use local::{Examiner, LocalHome};
 pub use locks::{LockGuard, Locks};
 pub use part::Part;
+pub use pools::{ConfiguredPool, OpenPool, PoolCondition};
 pub use request::{CapacityQuery, CreateSnapshot, CreateVolume, GrantRequest, ReadOnly, SnapshotFilter, Source};
 pub use survey::{Survey, survey};
 

@@ -10,24 +10,35 @@ use super::record::{CopyRecord, Phase, Record, SnapshotRecord, VolumeRecord};
 use crate::pool::{Class, Object};
 use crate::types::{Bytes, Result};
 
+/// A copy that was begun, and its target.
+pub(super) type Unfinished = (Key, CopyRecord);
+
 impl Shared {
-    /// Enters every record of a pool into its ledger and resumes its copies. One that cannot be read holds up nothing
-    /// but its own object: its image is counted as it lies there until [`Shared::read_again`] succeeds.
+    /// Enters every record of a pool into its ledger; the copies to go on with once the pool is served. A record that
+    /// cannot be read holds up nothing but its own object: its image is counted as it lies there until
+    /// [`Shared::read_again`] succeeds.
     ///
     /// # Errors
     /// `Internal` when the pool cannot be listed.
-    pub(super) fn read_in(self: &Arc<Self>, state: &PoolState) -> Result<()> {
+    pub(super) fn read_in(&self, state: &PoolState) -> Result<Vec<Unfinished>> {
+        let mut copies = Vec::new();
         let volumes = state.pool.list(Class::Volume)?.into_iter().map(Object::Volume);
         let snapshots = state.pool.list(Class::Snapshot)?.into_iter().map(Object::Snapshot);
         for object in volumes.chain(snapshots) {
-            if let Err(error) = self.enter(state, object) {
+            let entered = self.enter(state, object).map(|copy| copies.extend(copy));
+            if let Err(error) = entered {
                 error!(object = %object, error = %error.chain(), "not served");
                 let size = state.pool.facts(object).ok().flatten().map_or(Bytes::ZERO, |facts| facts.size);
                 state.ledger.enter(object, Claim { size, debt: Debt::Shared });
                 state.unread.lock().unwrap_or_else(PoisonError::into_inner).insert(object);
             }
         }
-        Ok(())
+        Ok(copies)
+    }
+
+    /// Goes on with copies that were found.
+    pub(super) fn go_on(self: &Arc<Self>, copies: impl IntoIterator<Item = Unfinished>) {
+        copies.into_iter().for_each(|(target, copy)| self.start_copy(target, copy));
     }
 
     /// Reads what could not be read before: a disk that failed for a moment must not make the ledger wrong for the
@@ -38,14 +49,15 @@ impl Shared {
         for object in objects {
             let key = Key { pool: state.pool.identity().id, object };
             let Ok(_lock) = self.locks.try_lock(&key, "reading its record") else { continue };
-            if self.enter(state, object).is_ok() {
+            if let Ok(copy) = self.enter(state, object) {
+                self.go_on(copy);
                 unread().remove(&object);
                 info!(object = %key, "its record can be read again");
             }
         }
     }
 
-    fn enter(self: &Arc<Self>, state: &PoolState, object: Object) -> Result<()> {
+    fn enter(&self, state: &PoolState, object: Object) -> Result<Option<Unfinished>> {
         let pool = state.pool.identity().id;
         let found: Option<(Claim, Phase, Option<CopyRecord>)> = match object {
             Object::Volume(_) => {
@@ -64,13 +76,10 @@ impl Shared {
         let Some((claim, phase, copy)) = found else {
             // Removed since it was listed.
             state.ledger.forget(object);
-            return Ok(());
+            return Ok(None);
         };
         state.ledger.enter(object, claim);
-        if let (Phase::Creating, Some(copy)) = (phase, copy) {
-            self.start_copy(Key { pool, object }, copy);
-        }
-        Ok(())
+        Ok(copy.filter(|_| phase == Phase::Creating).map(|copy| (Key { pool, object }, copy)))
     }
 }
 

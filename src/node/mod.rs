@@ -61,11 +61,8 @@ impl Node {
         let attach: Box<dyn Attach> = Box::new(Local::new(os.clone(), id.clone(), Arc::clone(&home)));
         let raw = raw::RawDevices::default();
         let linear = Linear::new(os.clone());
-        if let Err(error) = raw.recover(&os, attach.as_ref(), &linear) {
-            tracing::warn!(error = error.chain(), "raw block volumes in use could not be looked for");
-        }
         raw_linear::announce(&linear);
-        Self {
+        let node = Self {
             attach,
             volumes: Locks::new(activity.clone()),
             targets: Locks::new(activity),
@@ -75,6 +72,16 @@ impl Node {
             os,
             id,
             home,
+        };
+        node.recover_devices();
+        node
+    }
+
+    /// Takes the devices of published block volumes in hand: at the start, and when a pool is served that was not. One that
+    /// cannot be is logged.
+    pub fn recover_devices(&self) {
+        if let Err(error) = self.raw.recover(&self.os, self.attach.as_ref(), &self.linear) {
+            tracing::warn!(error = error.chain(), "raw block volumes in use could not be looked for");
         }
     }
 

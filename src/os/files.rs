@@ -2,17 +2,24 @@
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
-use nix::sys::statfs::statfs;
+use nix::dir::Dir;
+use nix::fcntl::{OFlag, RenameFlags, ResolveFlag, renameat, renameat2};
+use nix::sys::stat::{Mode, SFlag, mkdirat};
+use nix::sys::statfs::fstatfs;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::root::Place;
 use super::{Call, Os};
 
 /// The most a record or configuration file may hold; a bigger one is refused, not read.
 const MAX_SMALL_FILE: u64 = 1 << 20;
+/// The mode of every file: its owner's alone.
+pub(super) const OWN_FILE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
 /// Which file it is, whatever path leads to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,7 +88,9 @@ impl Os {
     /// # Errors
     /// Those of [`Os::read`]; ELOOP for a symbolic link on the way; `InvalidInput` when it is no regular file.
     pub fn read_plain(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
-        self.call(Call::Read, &path.display(), || open_plain(path, OFlag::O_RDONLY)?.map(read_small).transpose())
+        self.call(Call::Read, &path.display(), || {
+            open_plain(&self.place(path), OFlag::O_RDONLY)?.map(read_small).transpose()
+        })
     }
 
     /// What a path itself is, not what it leads to; `None` when nothing is there.
@@ -89,13 +98,18 @@ impl Os {
     /// # Errors
     /// Those of lstat(2) but ENOENT and ENOTDIR.
     pub fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
-        self.call(Call::Identity, &path.display(), || match fs::symlink_metadata(path) {
-            Ok(meta) if meta.is_symlink() => Ok(Some(Entry::Symlink)),
-            Ok(meta) if meta.is_dir() => Ok(Some(Entry::Directory)),
-            Ok(meta) if meta.is_file() => Ok(Some(Entry::File)),
-            Ok(_) => Ok(Some(Entry::Other)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-            Err(error) => Err(error),
+        self.call(Call::Identity, &path.display(), || {
+            let stat = self.place(path).parent().and_then(|at| at.stat().map_err(Into::into));
+            match stat.map(|stat| SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())) {
+                Ok(SFlag::S_IFLNK) => Ok(Some(Entry::Symlink)),
+                Ok(SFlag::S_IFDIR) => Ok(Some(Entry::Directory)),
+                Ok(SFlag::S_IFREG) => Ok(Some(Entry::File)),
+                Ok(_) => Ok(Some(Entry::Other)),
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            }
         })
     }
 
@@ -116,7 +130,10 @@ impl Os {
     /// # Errors
     /// Those of mkdir(2); EEXIST included.
     pub fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.call(Call::CreateDir, &path.display(), || fs::DirBuilder::new().mode(0o700).create(path))
+        self.call(Call::CreateDir, &path.display(), || {
+            let at = self.place(path).parent()?;
+            mkdirat(at.directory(), at.name(), Mode::S_IRWXU).map_err(Into::into)
+        })
     }
 
     /// Makes a directory with the mode a mount point for pods wants (0750), unless it is there.
@@ -163,9 +180,8 @@ impl Os {
     /// Those of open, write and fsync.
     pub fn write_new(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut file = self.call(Call::WriteFile, &path.display(), || {
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-            let mut file = options.open(path)?;
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
+            let mut file = self.place(path).parent()?.open(flags, OWN_FILE)?;
             file.write_all(content)?;
             Ok(file)
         })?;
@@ -198,7 +214,9 @@ impl Os {
     /// # Errors
     /// Those of open(2) and fsync(2).
     pub fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.call(Call::SyncDir, &path.display(), || File::open(path)?.sync_all())
+        self.call(Call::SyncDir, &path.display(), || {
+            self.place(path).open(OFlag::O_RDONLY, Mode::empty(), ResolveFlag::empty())?.sync_all()
+        })
     }
 
     /// rename(2).
@@ -206,7 +224,10 @@ impl Os {
     /// # Errors
     /// Those of rename(2).
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.call(Call::Rename, &to.display(), || fs::rename(from, to))
+        self.call(Call::Rename, &to.display(), || {
+            let (from, to) = (self.place(from).parent()?, self.place(to).parent()?);
+            renameat(from.directory(), from.name(), to.directory(), to.name()).map_err(Into::into)
+        })
     }
 
     /// Lets two files on one filesystem change names in one step (RENAME_EXCHANGE of rename(2)).
@@ -215,7 +236,9 @@ impl Os {
     /// Those of renameat2(2): ENOENT when one is missing, EINVAL where the filesystem cannot.
     pub fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
         self.call(Call::Exchange, &other.display(), || {
-            renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE).map_err(Into::into)
+            let (one, other) = (self.place(one).parent()?, self.place(other).parent()?);
+            let flags = RenameFlags::RENAME_EXCHANGE;
+            renameat2(one.directory(), one.name(), other.directory(), other.name(), flags).map_err(Into::into)
         })
     }
 
@@ -224,7 +247,7 @@ impl Os {
     /// # Errors
     /// Those of unlink(2) but ENOENT.
     pub fn remove_file(&self, path: &Path) -> io::Result<bool> {
-        self.call(Call::RemoveFile, &path.display(), || gone_is_fine(fs::remove_file(path)))
+        self.call(Call::RemoveFile, &path.display(), || gone_is_fine(self.unlink(path, UnlinkatFlags::NoRemoveDir)))
     }
 
     /// rmdir(2), never recursive; true when it was there.
@@ -232,7 +255,12 @@ impl Os {
     /// # Errors
     /// Those of rmdir(2) but ENOENT.
     pub fn remove_dir(&self, path: &Path) -> io::Result<bool> {
-        self.call(Call::RemoveDir, &path.display(), || gone_is_fine(fs::remove_dir(path)))
+        self.call(Call::RemoveDir, &path.display(), || gone_is_fine(self.unlink(path, UnlinkatFlags::RemoveDir)))
+    }
+
+    fn unlink(&self, path: &Path, flags: UnlinkatFlags) -> io::Result<()> {
+        let at = self.place(path).parent()?;
+        unlinkat(at.directory(), at.name(), flags).map_err(Into::into)
     }
 
     /// The names in a directory, sorted; empty when it does not exist.
@@ -241,15 +269,20 @@ impl Os {
     /// Those of opendir(3) and readdir(3) but ENOENT of the directory; `InvalidData` for a name that is not UTF-8.
     pub fn list_dir(&self, path: &Path) -> io::Result<Vec<String>> {
         self.call(Call::ListDir, &path.display(), || {
-            let entries = match fs::read_dir(path) {
-                Ok(entries) => entries,
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+            let directory = match self.place(path).open(flags, Mode::empty(), ResolveFlag::empty()) {
+                Ok(directory) => directory,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
                 Err(error) => return Err(error),
             };
             let mut names = Vec::new();
-            for entry in entries {
-                let name = entry?.file_name().into_string();
-                names.push(name.map_err(|name| {
+            for entry in Dir::from_fd(OwnedFd::from(directory))?.iter() {
+                let entry = entry?;
+                let name = std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
+                if name == "." || name == ".." {
+                    continue;
+                }
+                names.push(name.into_string().map_err(|name| {
                     io::Error::new(io::ErrorKind::InvalidData, format!("the name {name:?} is not UTF-8"))
                 })?);
             }
@@ -258,13 +291,13 @@ impl Os {
         })
     }
 
-    /// Which file a path leads to; `None` when nothing is there.
+    /// Which file a path leads to; `None` when nothing is there. Below a root no symbolic link is followed.
     ///
     /// # Errors
     /// Those of stat(2) but ENOENT and ENOTDIR.
     pub fn identity(&self, path: &Path) -> io::Result<Option<FileIdentity>> {
-        self.call(Call::Identity, &path.display(), || match fs::metadata(path) {
-            Ok(meta) => Ok(Some(FileIdentity::of(&meta))),
+        self.call(Call::Identity, &path.display(), || match self.place(path).identity() {
+            Ok(identity) => Ok(Some(identity)),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(error),
         })
@@ -276,7 +309,7 @@ impl Os {
     /// Those of statfs(2).
     pub fn fs_space(&self, path: &Path) -> io::Result<FsSpace> {
         self.call(Call::FsSpace, &path.display(), || {
-            let stat = statfs(path)?;
+            let stat = fstatfs(self.place(path).open(OFlag::O_PATH, Mode::empty(), ResolveFlag::empty())?)?;
             let unit = u64::try_from(stat.block_size()).map_err(io::Error::other)?;
             Ok(FsSpace {
                 magic: stat.filesystem_type().0,
@@ -291,13 +324,11 @@ impl Os {
 }
 
 /// Opens a regular file whose path holds no symbolic link; `None` when it does not exist.
-pub(super) fn open_plain(path: &Path, access: OFlag) -> io::Result<Option<File>> {
-    let how =
-        OpenHow::new().flags(access | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-    let file = match openat2(AT_FDCWD, path, how) {
-        Ok(file) => File::from(file),
-        Err(Errno::ENOENT) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
+pub(super) fn open_plain(place: &Place<'_>, access: OFlag) -> io::Result<Option<File>> {
+    let file = match place.open(access | OFlag::O_NONBLOCK, Mode::empty(), ResolveFlag::RESOLVE_NO_SYMLINKS) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
     };
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));

@@ -1,16 +1,17 @@
 //! Image files: space, holes, clones and copies. Nothing here decides; it does and it tells.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, copy_file_range, fallocate};
+use nix::fcntl::{FallocateFlags, OFlag, ResolveFlag, copy_file_range, fallocate};
+use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek64};
 
-use super::files::{FileIdentity, open_plain};
+use super::files::{FileIdentity, OWN_FILE, open_plain};
 use super::ioctl::{self, FIEMAP_BATCH, Fiemap, FiemapExtent, FiemapHeader};
 use super::{Call, Os};
 
@@ -48,7 +49,7 @@ impl Os {
     /// # Errors
     /// Those of openat2(2) but ENOENT: ELOOP for a symbolic link on the way; `InvalidInput` when it is no regular file.
     pub fn open_image(&self, path: &Path) -> io::Result<Option<File>> {
-        self.call(Call::OpenImage, &path.display(), || open_plain(path, OFlag::O_RDWR))
+        self.call(Call::OpenImage, &path.display(), || open_plain(&self.place(path), OFlag::O_RDWR))
     }
 
     /// Opens an image to read; otherwise as [`Os::open_image`].
@@ -56,7 +57,7 @@ impl Os {
     /// # Errors
     /// Those of [`Os::open_image`].
     pub fn view_image(&self, path: &Path) -> io::Result<Option<File>> {
-        self.call(Call::OpenImage, &path.display(), || open_plain(path, OFlag::O_RDONLY))
+        self.call(Call::OpenImage, &path.display(), || open_plain(&self.place(path), OFlag::O_RDONLY))
     }
 
     /// Which file an open image is.
@@ -91,7 +92,7 @@ impl Os {
     /// Those of open(2); EEXIST when it is there.
     pub fn create_image(&self, path: &Path) -> io::Result<File> {
         self.call(Call::CreateImage, &path.display(), || {
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+            self.place(path).parent()?.open(OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL, OWN_FILE)
         })
     }
 
@@ -210,7 +211,7 @@ impl Os {
     /// Those of ioctl_iflags(2).
     pub fn set_nocow(&self, directory: &Path) -> io::Result<()> {
         self.call(Call::SetNoCow, &directory.display(), || {
-            let file = File::open(directory)?;
+            let file = self.place(directory).open(OFlag::O_RDONLY, Mode::empty(), ResolveFlag::empty())?;
             let flags = ioctl::get_flags(file.as_fd())?;
             ioctl::set_flags(file.as_fd(), flags | NOCOW_FL)
         })

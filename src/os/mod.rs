@@ -31,6 +31,7 @@ mod memory;
 mod mount;
 mod mountinfo;
 mod owner;
+mod root;
 mod users;
 mod version;
 mod watch;
@@ -53,6 +54,7 @@ pub use loopview::LoopView;
 pub use mount::MountFlags;
 pub use mountinfo::{MountEntry, MountTable};
 pub use owner::OwnerLock;
+pub use root::{Root, Shown};
 pub use users::{DeviceUse, Process};
 pub use version::FileVersion;
 pub use watch::DirectoryWatch;
@@ -88,6 +90,8 @@ pub enum Call {
     SetNoCow,
     Extents,
     LockOwner,
+    OpenRoot,
+    RootIdentity,
     LoopScan,
     LoopView,
     LoopAttach,
@@ -146,6 +150,8 @@ pub trait Interceptor: Send + Sync {
 #[derive(Clone)]
 pub struct Os {
     inner: Arc<Inner>,
+    /// The directory that is held open, if one is: see [`Os::below`].
+    root: Option<Arc<Root>>,
 }
 
 struct Inner {
@@ -171,15 +177,14 @@ impl Os {
     }
 
     fn build(interceptor: Option<Box<dyn Interceptor>>) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                interceptor,
-                activity: Activity::default(),
-                loop_numbers: Mutex::default(),
-                unanswered: answered::Unanswered::default(),
-                open_files: OnceLock::new(),
-            }),
-        }
+        let inner = Inner {
+            interceptor,
+            activity: Activity::default(),
+            loop_numbers: Mutex::default(),
+            unanswered: answered::Unanswered::default(),
+            open_files: OnceLock::new(),
+        };
+        Self { inner: Arc::new(inner), root: None }
     }
 
     /// Children and kernel calls under way now: what may hang, since when.

@@ -1,34 +1,44 @@
 //! The lock that makes a pool ours: flock(2) for the life of the process, dropped by the kernel with it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag, ResolveFlag};
+use nix::sys::stat::Mode;
 
+use super::files::OWN_FILE;
 use super::{Call, Os};
 
 /// Held while it lives. Children never inherit it (O_CLOEXEC).
 #[derive(Debug)]
 pub struct OwnerLock {
+    _directory: Flock<File>,
     _file: Flock<File>,
 }
 
 impl Os {
-    /// Takes the exclusive lock on a file, made if missing; `None` when another process holds it.
+    /// Takes the exclusive lock on a directory, which nobody can remove while something is in it, and then the one on a
+    /// file in it, made if missing, which release 0.1.0 takes. `None` when another process holds one of the two.
     ///
     /// # Errors
     /// Those of open(2) and flock(2) but EWOULDBLOCK.
-    pub fn lock_owner(&self, path: &Path) -> io::Result<Option<OwnerLock>> {
-        self.call(Call::LockOwner, &path.display(), || {
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(file) => Ok(Some(OwnerLock { _file: file })),
-                Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-                Err((_, errno)) => Err(errno.into()),
-            }
+    pub fn lock_owner(&self, directory: &Path, file: &Path) -> io::Result<Option<OwnerLock>> {
+        self.call(Call::LockOwner, &file.display(), || {
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+            let directory = self.place(directory).open(flags, Mode::empty(), ResolveFlag::empty())?;
+            let Some(directory) = lock(directory)? else { return Ok(None) };
+            let file = self.place(file).parent()?.open(OFlag::O_RDWR | OFlag::O_CREAT, OWN_FILE)?;
+            Ok(lock(file)?.map(|file| OwnerLock { _directory: directory, _file: file }))
         })
+    }
+}
+
+fn lock(file: File) -> io::Result<Option<Flock<File>>> {
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => Ok(Some(file)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno.into()),
     }
 }

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use nix::sys::stat::FileStat;
+
 use super::{Call, Os};
 
 /// A file as stat(2) shows it. Another file of the same name, and other content in the same file, are another version.
@@ -19,6 +21,17 @@ pub struct FileVersion {
 }
 
 impl FileVersion {
+    pub(super) fn of(stat: &FileStat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: u64::try_from(stat.st_size).unwrap_or_default(),
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
+            mode: stat.st_mode,
+        }
+    }
+
     /// Whether users who are neither the owner nor in the file's group may read it.
     #[must_use]
     pub fn readable_by_all(&self) -> bool {

@@ -20,13 +20,30 @@ pub use spec::{Ground, PoolKind, PoolSpec};
 use crate::os::{DevNum, ExtentSummary, Os, Timestamp};
 use crate::types::{Bytes, Failure, NodeId, ObjectUuid, PoolId, PoolName, Provisioning, Result};
 
+/// What is done in an empty directory, where no pool was made yet or its disk is not mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstUse {
+    /// A pool is made.
+    Make,
+    /// None is: the pool is waited for. This node served it under this id before, if one is given.
+    Wait(Option<PoolId>),
+}
+
 /// Opens a pool as its owner, making it on first use.
 ///
 /// # Errors
-/// What the kind's own `open` says: for image files [`file::FilePool::open`].
+/// Those of [`open_or`].
 pub fn open(os: &Os, spec: &PoolSpec, home: &NodeId) -> Result<Arc<dyn Pool>> {
+    open_or(os, spec, home, FirstUse::Make)
+}
+
+/// Opens a pool as its owner.
+///
+/// # Errors
+/// What the kind's own `open` says: for image files [`file::FilePool::open`].
+pub fn open_or(os: &Os, spec: &PoolSpec, home: &NodeId, first: FirstUse) -> Result<Arc<dyn Pool>> {
     match &spec.kind {
-        PoolKind::File { root, ground } => Ok(file::FilePool::open(os, &spec.name, root, *ground, home)?),
+        PoolKind::File { root, ground } => Ok(file::FilePool::open(os, &spec.name, root, *ground, home, first)?),
     }
 }
 
@@ -236,6 +253,19 @@ pub struct Stray {
 pub trait Pool: Send + Sync {
     /// Who it is.
     fn identity(&self) -> &Identity;
+
+    /// Whether it is where it was opened, and is still itself. Cheap: asked before each answer that concerns the pool.
+    ///
+    /// # Errors
+    /// `Unavailable` when it went away, was moved, was mounted over or became another, naming it and the next step.
+    fn present(&self) -> Result<()>;
+
+    /// Takes a pool back that [`Pool::present`] misses, if it is there again. It is let go meanwhile, so that what it lies
+    /// on can be taken away and brought back.
+    ///
+    /// # Errors
+    /// `Unavailable` while it is not there.
+    fn find_again(&self) -> Result<()>;
 
     /// Since when it is kept out of use because a human declared it lost; see docs/design.md section 10.
     fn quarantined(&self) -> Option<Timestamp>;

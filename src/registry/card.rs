@@ -88,6 +88,13 @@ impl Card {
         self.entries.values().cloned().collect()
     }
 
+    /// The pools a node is known to have had: a controller heard it serve them, and no other node since.
+    #[must_use]
+    pub fn pools_of(&self, node: &NodeId) -> Vec<(PoolName, PoolId)> {
+        let of_node = self.entries.iter().filter(|entry| entry.node == *node);
+        of_node.map(|entry| (entry.name.clone(), entry.pool)).collect()
+    }
+
     /// Takes in what a controller said. It is written when it says something new of where a pool is, or half an hour
     /// after the last writing: that a pool was heard again is no reason to write. A later time wins, and a time that has not
     /// come yet wins over nothing: a clock was wrong.

@@ -14,12 +14,12 @@ use crate::telemetry::HomeMetrics;
 use crate::tls::{Peer, Role};
 use crate::types::{Error, Failure, Kind, NodeId, PoolId, Result};
 use crate::wire::{Allowance, Bounds, Door, MostArriving, Turns};
-use crate::works::{Ended, Works};
+use crate::works::{Ended, Share, Works};
 
 /// The largest heartbeat, in bytes: some thousand pools.
 pub const MOST_HEARTBEAT: usize = 4 << 20;
 /// Works at once for people.
-const MOST_WORKS: usize = 16;
+const MOST_WORKS: usize = 32;
 /// Heartbeats that are taken in at once, and of one node.
 const MOST_HEARTBEATS: usize = 256;
 const MOST_OF_NODE: usize = 1;
@@ -108,9 +108,9 @@ impl RegistryService {
         let roles = [Role::Controller, Role::Operator];
         self.admit(what, &request, &roles)?;
         let (router, message) = (Arc::clone(&self.router), request.into_inner());
-        match self.works.run(what, None, move || work(&router, message)).await {
+        match self.works.run(what, Share::of_all(), None, move || work(&router, message)).await {
             Ended::Done(answer) => answer.map(Response::new).map_err(|error| wire_answer(&Failure::Clean(error))),
-            Ended::Panicked | Ended::Crowded => {
+            Ended::Panicked | Ended::Crowded(_) => {
                 let message = format!("{what} could not be answered; ask again later");
                 Err(wire_answer(&Failure::Clean(Error::new(Kind::Unavailable, message))))
             }

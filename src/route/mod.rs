@@ -412,20 +412,7 @@ impl Router {
             }
         };
         let figures = |(node, reports): (NodeId, Vec<PoolReport>)| {
-            reports.into_iter().map(move |report| PoolFigures {
-                pool: report.name.to_string(),
-                id: report.id.to_string(),
-                kind: report.kind.into_owned(),
-                node: node.to_string(),
-                total: report.room.total.get(),
-                available: report.available.get(),
-                promised: report.promised.get(),
-                provisioned: report.provisioned.get(),
-                inodes: report.room.inodes,
-                inodes_free: report.room.inodes_free,
-                volumes: report.volumes,
-                snapshots: report.snapshots,
-            })
+            reports.into_iter().map(move |report| figures_of(&node, report))
         };
         Ok(reported.into_iter().flat_map(figures).collect())
     }
@@ -447,6 +434,26 @@ impl Router {
             extents,
         };
         Ok(all.into_iter().map(shown).collect())
+    }
+}
+
+/// What metrics say of a pool.
+#[must_use]
+pub fn figures_of(node: &NodeId, report: PoolReport) -> PoolFigures {
+    PoolFigures {
+        pool: report.name.to_string(),
+        id: report.id.to_string(),
+        kind: report.kind.into_owned(),
+        node: node.to_string(),
+        total: report.room.total.get(),
+        available: report.available.get(),
+        promised: report.promised.get(),
+        provisioned: report.provisioned.get(),
+        inodes: report.room.inodes,
+        inodes_free: report.room.inodes_free,
+        volumes: report.volumes,
+        snapshots: report.snapshots,
+        outage: None,
     }
 }
 

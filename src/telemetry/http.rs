@@ -1,4 +1,4 @@
-//! `/metrics`, `/healthz` (the process runs) and `/readyz` (its pools answer) over plain HTTP.
+//! `/metrics`, `/healthz` (the process runs) and `/readyz` (every pool of it is served; which is not, and why) over plain HTTP.
 //!
 //! Anybody may connect, so every connection has one request, a limit of time and a place among few: see [`crate::wire`].
 
@@ -165,6 +165,11 @@ async fn ready(State(about): State<About>) -> impl IntoResponse {
             };
             (StatusCode::SERVICE_UNAVAILABLE, text)
         }
+        Readiness::Partly { served, outages } => {
+            let text = format!("{}\nserved: {}\n", outages.join("\n"), served.join(", "));
+            (StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+        Readiness::Nothing(outages) => (StatusCode::SERVICE_UNAVAILABLE, outages.join("\n") + "\n"),
         Readiness::Failing(error) => (StatusCode::SERVICE_UNAVAILABLE, error.chain() + "\n"),
     }
 }

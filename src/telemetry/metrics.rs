@@ -43,6 +43,12 @@ struct PoolLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServedLabels {
+    pool: String,
+    node: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VolumeLabels {
     volume: String,
     pool: String,
@@ -197,7 +203,8 @@ impl Collector for Pools {
             ("pool_snapshots", "Snapshots in the pool", |p| Some(p.snapshots)),
         ];
         let sampled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let readable = i64::from(sampled.pools.is_some());
+        let served = |pools: &Vec<PoolFigures>| pools.iter().all(|pool| pool.outage.is_none());
+        let readable = i64::from(sampled.pools.as_ref().is_some_and(served));
         gauge(&mut encoder, ("pools_readable", "1 when every pool said how full it is"), readable)?;
         let help = "Extents of the images that are in the most pieces: what a clone of them costs";
         gauges(&mut encoder, ("volume_extents", help), &sampled.extents, |one| {
@@ -208,8 +215,16 @@ impl Collector for Pools {
             Some((FindingLabels { pool: one.pool.clone(), kind: one.kind }, one.findings))
         })?;
         let Some(figures) = sampled.pools.as_ref() else { return Ok(()) };
+        let help = "1 when the pool is served, 0 when it is not: its disk is missing, fails or does not answer";
+        gauges(&mut encoder, ("pool_served", help), figures, |pool| {
+            let labels = ServedLabels { pool: pool.pool.clone(), node: pool.node.clone() };
+            Some((labels, u64::from(pool.outage.is_none())))
+        })?;
         for (name, help, value) in COLUMNS {
             gauges(&mut encoder, (name, help), figures, |pool| {
+                if pool.outage.is_some() {
+                    return None;
+                }
                 let PoolFigures { pool: name, id, kind, node, .. } = pool.clone();
                 value(pool).map(|value| (PoolLabels { pool: name, id, kind, node }, value))
             })?;
@@ -274,6 +289,27 @@ mod tests {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
         assert!(!text.contains("inodes_free{"), "{text}");
+    }
+
+    #[test]
+    fn one_pool_that_is_not_served_is_told_beside_those_that_are() {
+        let of = |pool: &str, outage: Option<String>| PoolFigures {
+            pool: pool.into(),
+            node: "n".into(),
+            outage,
+            ..PoolFigures::default()
+        };
+        let pools = Some(vec![of("good", None), of("bad", Some("its disk is gone".into()))]);
+        let text = Metrics::new(Activity::default()).text(Sampled { pools, ..Sampled::default() }).unwrap();
+        for line in [
+            "holdfast_pools_readable 0",
+            "holdfast_pool_served{pool=\"good\",node=\"n\"} 1",
+            "holdfast_pool_served{pool=\"bad\",node=\"n\"} 0",
+            "holdfast_pool_total_bytes{pool=\"good\"",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("holdfast_pool_total_bytes{pool=\"bad\""), "{text}");
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct PoolFigures {
     pub volumes: u64,
     /// Number of snapshots.
     pub snapshots: u64,
+    /// Why the pool is not served, if it is not: the figures are then none.
+    pub outage: Option<String>,
 }
 
 /// Whether this process can serve.
@@ -49,8 +51,28 @@ pub enum Readiness {
     Starting,
     /// All pools answer.
     Ready(Vec<PoolFigures>),
-    /// A pool cannot be read.
+    /// Some pools are served and some are not.
+    Partly {
+        /// The names of those that are.
+        served: Vec<String>,
+        /// Why the others are not, a sentence each.
+        outages: Vec<String>,
+    },
+    /// No pool is served: why, a sentence each.
+    Nothing(Vec<String>),
+    /// The pools cannot be asked.
     Failing(Error),
+}
+
+impl Readiness {
+    fn of(figures: Vec<PoolFigures>) -> Self {
+        let outages: Vec<_> = figures.iter().filter_map(|one| one.outage.clone()).collect();
+        if outages.is_empty() {
+            return Self::Ready(figures);
+        }
+        let served: Vec<_> = figures.into_iter().filter(|one| one.outage.is_none()).map(|one| one.pool).collect();
+        if served.is_empty() { Self::Nothing(outages) } else { Self::Partly { served, outages } }
+    }
 }
 
 /// How many pieces a volume's image is in: what a clone of it costs.
@@ -119,7 +141,7 @@ impl PoolWatch {
             return Readiness::Starting;
         }
         match self.figures().await {
-            Ok(figures) => Readiness::Ready(figures),
+            Ok(figures) => Readiness::of(figures),
             Err(error) => Readiness::Failing(error),
         }
     }
@@ -156,6 +178,22 @@ impl PoolWatch {
 mod tests {
     use super::*;
     use crate::types::Kind;
+
+    #[tokio::test]
+    async fn one_pool_that_is_not_served_is_named_and_the_others_are_too() {
+        let of = |pool: &str, outage: Option<&str>| PoolFigures {
+            pool: pool.into(),
+            outage: outage.map(str::to_owned),
+            ..PoolFigures::default()
+        };
+        assert!(matches!(Readiness::of(Vec::new()), Readiness::Ready(_)));
+        assert!(matches!(Readiness::of(vec![of("a", None)]), Readiness::Ready(_)));
+        assert!(matches!(Readiness::of(vec![of("a", Some("gone"))]), Readiness::Nothing(why) if why == ["gone"]));
+        let Readiness::Partly { served, outages } = Readiness::of(vec![of("a", None), of("b", Some("gone"))]) else {
+            panic!()
+        };
+        assert_eq!((served, outages), (vec!["a".to_owned()], vec!["gone".to_owned()]));
+    }
 
     #[tokio::test]
     async fn starting_then_ready_then_failing() {

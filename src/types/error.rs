@@ -181,7 +181,8 @@ pub trait OsContext<T> {
     /// `what` says what was tried on what, as in `fallocate /pool/volumes/../data`.
     ///
     /// # Errors
-    /// ENOSPC and EDQUOT become [`Kind::NoCapacity`], a timeout [`Kind::Timeout`], everything else [`Kind::Internal`]:
+    /// ENOSPC and EDQUOT become [`Kind::NoCapacity`], a timeout [`Kind::Timeout`], a held directory that went away or is
+    /// mounted over [`Kind::Unavailable`], everything else [`Kind::Internal`]:
     /// in particular ENOENT does not become `NotFound`, which means a volume, not a file.
     fn at<S: Into<Cow<'static, str>>>(self, what: impl FnOnce() -> S) -> Result<T>;
 }
@@ -193,6 +194,10 @@ impl<T> OsContext<T> for io::Result<T> {
                 Some(Errno::ENOSPC | Errno::EDQUOT) => Kind::NoCapacity,
                 Some(Errno::ETIMEDOUT) => Kind::Timeout,
                 _ if error.kind() == io::ErrorKind::TimedOut => Kind::Timeout,
+                // Of a directory that is held: it went away, or something is mounted over a part of it.
+                None if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::CrossesDevices) => {
+                    Kind::Unavailable
+                }
                 _ => Kind::Internal,
             };
             Error::new(kind, what().into()).because(error)

@@ -28,6 +28,7 @@ mod loops;
 mod observability;
 mod one_writer;
 mod owner;
+mod pools;
 mod power;
 mod publish;
 mod registration;

@@ -8,6 +8,7 @@ use tonic::{Code, Status};
 
 use super::proto::{self as pb, error::Left};
 use crate::types::{Error, Failure, Kind, NodeId, cut_printable};
+use crate::works::Crowd;
 
 /// The longest sentence sent, in bytes: it travels twice in the trailers.
 const LONGEST: usize = 2048;
@@ -27,8 +28,8 @@ pub fn answer(failure: &Failure) -> Status {
 }
 
 /// So many calls are under way that this one was not begun.
-pub(super) fn crowded(most: usize) -> Status {
-    let message = format!("{most} calls are under way at this home already; ask again later");
+pub(super) fn crowded(crowd: &Crowd) -> Status {
+    let message = format!("at this node {crowd}; retry later");
     answer(&Failure::Clean(Error::new(Kind::Unavailable, message)))
 }
 

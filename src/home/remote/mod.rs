@@ -6,6 +6,7 @@
 //! not answered is never `Clean`.
 
 mod client;
+mod concern;
 mod decode;
 mod encode;
 mod fault;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
+use super::concern::Concern;
 use super::proto::home_server::Home as HomeRpcs;
 use super::proto::{self as pb};
 use super::{decode, encode, fault, gate};
@@ -92,7 +93,7 @@ impl HomeService {
     /// A call only controllers may make.
     async fn all<Q, R, F>(&self, what: &'static str, request: Request<Q>, work: F) -> Answer<R>
     where
-        Q: Send + 'static,
+        Q: Concern + Send + 'static,
         R: Send + 'static,
         F: FnOnce(&dyn Home, Q) -> Result<R, Failure> + Send + 'static,
     {
@@ -104,7 +105,7 @@ impl HomeService {
     /// or touched.
     async fn own<Q, R, F>(&self, what: &'static str, request: Request<Q>, work: F) -> Answer<R>
     where
-        Q: OfNode + Send + 'static,
+        Q: OfNode + Concern + Send + 'static,
         R: Send + 'static,
         F: FnOnce(&dyn Home, VolumeId, NodeId, Q) -> Result<R> + Send + 'static,
     {
@@ -131,12 +132,13 @@ impl HomeService {
 
     async fn run<Q, R, F>(&self, what: &'static str, message: Q, work: F) -> Answer<R>
     where
-        Q: Send + 'static,
+        Q: Concern + Send + 'static,
         R: Send + 'static,
         F: FnOnce(&dyn Home, Q) -> Result<R, Failure> + Send + 'static,
     {
         let home = Arc::clone(&self.home);
-        let ended = self.works.run(what, None, move || work(&*home, message)).await;
+        let share = message.share();
+        let ended = self.works.run(what, share, None, move || work(&*home, message)).await;
         match ended {
             Ended::Done(Ok(reply)) => Ok(Response::new(reply)),
             Ended::Done(Err(failure)) => {
@@ -144,7 +146,7 @@ impl HomeService {
                 Err(fault::answer(&failure))
             }
             Ended::Panicked => Err(fault::panicked(what)),
-            Ended::Crowded => Err(fault::crowded(MOST_WORKS)),
+            Ended::Crowded(crowd) => Err(fault::crowded(&crowd)),
         }
     }
 }

@@ -106,7 +106,7 @@ impl FilePool {
     /// Steps 2 to 6.
     fn build(&self, object: Object, geometry: &Geometry, source: Option<&File>, record: &[u8]) -> Result<()> {
         let temporary = self.layout.temporary(object);
-        delete_tree(&self.os, &temporary)?;
+        delete_tree(&self.os, &self.layout, &temporary)?;
         self.os.create_dir(&temporary).at(|| format!("mkdir {}", temporary.display()))?;
         self.filesystem.prepare(&self.os, &temporary)?;
         self.fill(&temporary.join(DATA), geometry, source)?;
@@ -160,7 +160,7 @@ impl FilePool {
 
     /// Leaves nothing of an object that was being made: an error after its rename may have come too late.
     fn undo_create(&self, object: Object) -> Result<()> {
-        delete_tree(&self.os, &self.layout.temporary(object))?;
+        delete_tree(&self.os, &self.layout, &self.layout.temporary(object))?;
         if self.exists(object)? { self.remove_object(object) } else { Ok(()) }
     }
 }

@@ -102,7 +102,7 @@ impl Filesystem {
     /// `NoCapacity` when the filesystem is too full to try; `Internal`.
     pub(super) fn probe(self, os: &Os, layout: &Layout) -> Result<Found> {
         let directory = layout.probe();
-        let clean = || super::trash::delete_tree(os, &directory);
+        let clean = || super::trash::delete_tree(os, layout, &directory);
         clean()?;
         let found = self.try_out(os, &directory);
         match (found, clean()) {

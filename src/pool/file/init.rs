@@ -2,22 +2,24 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::super::{Abilities, Ability, Ground, Identity};
+use super::super::{Abilities, Ability, FirstUse, Ground, Identity};
 use super::filesystem::{Filesystem, Found};
 use super::identity::PoolFile;
 use super::layout::{DIRECTORIES, LOCK_FILE, LOST_AND_FOUND, Layout, POOL_FILE, TEMPORARY};
+use super::presence::{Presence, explained};
 use super::reserve::Reserve;
 use super::{FilePool, Ownership};
-use crate::os::{Entry, Os, OwnerLock, Timestamp};
+use crate::os::{Entry, Os, OwnerLock, Root, Timestamp};
 use crate::types::{Error, Kind, NodeId, OsContext, PoolName, Provisioning, Result};
 
 impl FilePool {
     /// Opens the pool in a directory as its owner, for as long as the result lives; makes it in an empty directory.
     ///
-    /// 1. Find the directory and its filesystem; refuse a directory with something else in it. Nothing was written.
-    /// 2. Lock `lock`, made if missing. A crash drops the lock with the process.
+    /// 1. Find the directory, hold it, and find its filesystem; refuse a directory with something else in it, and one
+    ///    without a pool where none is to be made. Nothing was written.
+    /// 2. Lock the directory and `lock`, made if missing. A crash drops the locks with the process.
     /// 3. Try what the filesystem can do. A crash leaves `.tmp-probe`, which the next open removes.
     /// 4. A new pool: make its directories, then write pool.json, durably. Before that file is in place the directory
     ///    counts as empty and the next open begins again.
@@ -27,12 +29,33 @@ impl FilePool {
     /// # Errors
     /// `NotFound` without the directory; `Unsupported` on a filesystem no pool may lie on; `Precondition` for a
     /// directory with other things in it, and for a pool of another node or name; `InUse` while another process owns
-    /// it; `Corrupt` for a pool that misses a part; `Internal`.
-    pub fn open(os: &Os, name: &PoolName, root: &Path, ground: Ground, home: &NodeId) -> Result<Arc<Self>> {
-        let layout = Layout::new(canonical(os, root, name)?);
+    /// it; `Unavailable` where no pool is and none is to be made, and for a filesystem that fails; `Corrupt` for a pool that
+    /// misses a part; `Internal`.
+    pub fn open(
+        os: &Os,
+        name: &PoolName,
+        root: &Path,
+        ground: Ground,
+        home: &NodeId,
+        first: FirstUse,
+    ) -> Result<Arc<Self>> {
+        Self::open_here(os, name, root, ground, home, first).map_err(|error| explained(name, root, error))
+    }
+
+    fn open_here(
+        outside: &Os,
+        name: &PoolName,
+        root: &Path,
+        ground: Ground,
+        home: &NodeId,
+        first: FirstUse,
+    ) -> Result<Arc<Self>> {
+        let (layout, held) = hold(outside, root, name)?;
+        let os = &outside.below(Arc::clone(&held));
         let filesystem = Filesystem::of(os, &layout, ground)?;
         if PoolFile::read(os, &layout)?.is_none() {
             refuse_foreign(os, &layout)?;
+            may_make(&layout, name, home, first)?;
         }
         let lock = lock(os, &layout)?;
         let known = PoolFile::read(os, &layout)?;
@@ -56,7 +79,8 @@ impl FilePool {
             }
             None => make(os, &layout, filesystem, PoolFile::new(name, home, found.cloning))?,
         };
-        let pool = Self::assemble(os, layout, &file, filesystem, found, Ownership::Owner { _lock: lock });
+        let ownership = Ownership::Owner { lock: Mutex::new(Some(lock)) };
+        let pool = Self::assemble((outside, held), layout, &file, filesystem, found, ownership);
         pool.hold_reserve();
         Ok(Arc::new(pool))
     }
@@ -67,23 +91,29 @@ impl FilePool {
     /// # Errors
     /// `NotFound` where no pool is; `Corrupt`, `Unsupported` for a pool.json that cannot be read; `Internal`.
     pub fn view(os: &Os, root: &Path) -> Result<Arc<Self>> {
-        let layout = Layout::new(canonical(os, root, &"a pool")?);
+        Self::view_here(os, root).map_err(|error| explained(&"there", root, error))
+    }
+
+    fn view_here(outside: &Os, root: &Path) -> Result<Arc<Self>> {
+        let (layout, held) = hold(outside, root, &"a pool")?;
+        let os = &outside.below(Arc::clone(&held));
         let file = PoolFile::present(os, &layout)?;
         let filesystem = Filesystem::of(os, &layout, Ground::FuseForTests)?;
         let found = Found { cloning: file.cloning.into(), thick: thick_of(filesystem) };
-        Ok(Arc::new(Self::assemble(os, layout, &file, filesystem, found, Ownership::View)))
+        Ok(Arc::new(Self::assemble((outside, held), layout, &file, filesystem, found, Ownership::View)))
     }
 
     /// Makes another node the home of the pool in a directory, which no process may own meanwhile: what a human does
     /// who has moved its disks.
     ///
-    /// 1. Lock `lock`, as an owner does. 2. Write pool.json, durably: the old home or the new after a crash.
+    /// 1. Lock it as an owner does. 2. Write pool.json, durably: the old home or the new after a crash.
     ///
     /// # Errors
     /// `NotFound` where no pool is; `InUse` while a process owns it; `Precondition` for one of another name; `Corrupt`,
     /// `Unsupported` for a pool.json that cannot be read; `NoCapacity`, `Internal`.
     pub fn claim(os: &Os, name: &PoolName, root: &Path, home: &NodeId) -> Result<Claimed> {
-        let layout = Layout::new(canonical(os, root, name)?);
+        let (layout, held) = hold(os, root, name)?;
+        let os = &os.below(held);
         PoolFile::present(os, &layout)?;
         let _lock = lock(os, &layout)?;
         let mut file = PoolFile::present(os, &layout)?;
@@ -109,7 +139,7 @@ impl FilePool {
     }
 
     fn assemble(
-        os: &Os,
+        (outside, root): (&Os, Arc<Root>),
         layout: Layout,
         file: &PoolFile,
         filesystem: Filesystem,
@@ -132,7 +162,11 @@ impl FilePool {
             },
         };
         Self {
-            os: os.clone(),
+            os: outside.below(Arc::clone(&root)),
+            outside: outside.clone(),
+            root,
+            presence: Presence::default(),
+            using: RwLock::default(),
             layout,
             identity,
             filesystem,
@@ -155,18 +189,46 @@ pub enum Claimed {
 }
 
 /// The lock of an owner.
-fn lock(os: &Os, layout: &Layout) -> Result<OwnerLock> {
-    let lock = os.lock_owner(&layout.lock()).at(|| format!("lock {}", layout.lock().display()))?;
+pub(super) fn lock(os: &Os, layout: &Layout) -> Result<OwnerLock> {
+    let lock = os.lock_owner(layout.root(), &layout.lock()).at(|| format!("lock {}", layout.lock().display()))?;
     lock.ok_or_else(|| {
         Error::new(
             Kind::InUse,
             format!(
-                "the pool in {} is owned by another running process, which holds {} locked; stop that one first",
+                "the pool in {} is owned by another running process, which holds {} or the directory locked; stop that one first",
                 layout.root().display(),
                 layout.lock().display()
             ),
         )
     })
+}
+
+/// The directory of a pool, held.
+fn hold(os: &Os, root: &Path, name: &dyn std::fmt::Display) -> Result<(Layout, Arc<Root>)> {
+    let path = canonical(os, root, name)?;
+    let held = os.open_root(&path).at(|| format!("open {}", path.display()))?;
+    let gone = || Error::new(Kind::NotFound, format!("the directory {} for {name} has just gone", path.display()));
+    let held = Arc::new(held.ok_or_else(gone)?);
+    Ok((Layout::new(path), held))
+}
+
+/// Whether a pool is made in an empty directory: not where one is waited for. Its disk may not be mounted yet, and the new
+/// pool would lie on what is below the mount point.
+fn may_make(layout: &Layout, name: &PoolName, home: &NodeId, first: FirstUse) -> Result<()> {
+    let root = layout.root().display();
+    let before = match first {
+        FirstUse::Make => return Ok(()),
+        FirstUse::Wait(Some(id)) => {
+            format!("{root} is empty, and node {home} served pool {name} ({id}) from it before")
+        }
+        FirstUse::Wait(None) => format!("{root} is empty, and while the driver waits for a pool it makes none"),
+    };
+    Err(Error::new(
+        Kind::Unavailable,
+        format!(
+            "{before}: mount its filesystem there (findmnt {root}), and it is served without a restart. To make a new, empty pool there: holdfast pools init --node-name {home} --pool {name}=file:{root}"
+        ),
+    ))
 }
 
 fn canonical(os: &Os, root: &Path, name: &dyn std::fmt::Display) -> Result<std::path::PathBuf> {
@@ -222,7 +284,7 @@ fn make(os: &Os, layout: &Layout, filesystem: Filesystem, file: PoolFile) -> Res
 }
 
 /// A pool's directories are there, and are directories.
-fn whole(os: &Os, layout: &Layout) -> Result<()> {
+pub(super) fn whole(os: &Os, layout: &Layout) -> Result<()> {
     for name in DIRECTORIES {
         let directory = layout.root().join(name);
         if os.entry(&directory).at(|| format!("look at {}", directory.display()))? != Some(Entry::Directory) {

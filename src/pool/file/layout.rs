@@ -7,6 +7,7 @@
 //! <root>/volumes/<uuid>/volume.json, data
 //! <root>/snapshots/<uuid>/snapshot.json, data
 //! <root>/trash/<class>-<uuid>-<random>/   removed, not yet unlinked
+//! <root>/foreign/<name in the trash>/     what somebody else had put into it
 //! .tmp-* in any of them                   never had a name
 //! ```
 
@@ -23,6 +24,8 @@ pub(super) const TEMPORARY: &str = ".tmp-";
 pub(super) const DATA: &str = "data";
 /// The directories of a pool.
 pub(super) const DIRECTORIES: [&str; 3] = ["volumes", "snapshots", "trash"];
+/// What was in a removed object's directory and is not ours; made when there is such a thing.
+pub(super) const FOREIGN: &str = "foreign";
 /// What mkfs.ext4 puts into every filesystem.
 pub(super) const LOST_AND_FOUND: &str = "lost+found";
 /// Who the pool is.
@@ -62,6 +65,17 @@ impl Layout {
 
     pub(super) fn trash(&self) -> PathBuf {
         self.root.join("trash")
+    }
+
+    pub(super) fn foreign(&self) -> PathBuf {
+        self.root.join(FOREIGN)
+    }
+
+    /// Where what is not ours in a directory is kept: a name that was never used.
+    pub(super) fn foreign_name(&self, directory: &Path) -> PathBuf {
+        let name = directory.file_name().unwrap_or_default().to_string_lossy();
+        let name = name.trim_start_matches(TEMPORARY);
+        self.foreign().join(format!("{name}-{}", Uuid::new_v4().as_simple()))
     }
 
     pub(super) fn probe(&self) -> PathBuf {

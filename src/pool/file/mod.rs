@@ -19,6 +19,7 @@ mod init;
 mod layout;
 mod orphans;
 mod plain;
+mod presence;
 mod records;
 mod reserve;
 mod strays;
@@ -27,7 +28,7 @@ mod tests;
 mod trash;
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 pub use self::identity::PoolFile;
 pub use self::init::Claimed;
@@ -35,18 +36,26 @@ pub(in crate::pool) use self::orphans::{clear_orphans, orphan};
 
 use self::filesystem::Filesystem;
 use self::layout::Layout;
+use self::presence::Presence;
 use self::reserve::Reserve;
 use super::{
-    Abilities, ActiveDevice, Blankness, Class, Deactivated, Fill, Geometry, Identity, ImageFacts, Object, Pool,
+    Abilities, ActiveDevice, Blankness, Class, Deactivated, Fill, Geometry, Ground, Identity, ImageFacts, Object, Pool,
     Progress, Room, Stray,
 };
-use crate::os::{DevNum, ExtentSummary, Os, OwnerLock, Timestamp};
+use crate::os::{DevNum, ExtentSummary, Os, OwnerLock, Root, Timestamp};
 use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, OsContext, Result};
 
 /// A pool of image files.
 #[derive(Debug)]
 pub struct FilePool {
+    /// For which paths at or below the pool's root lead into the directory that is held.
     os: Os,
+    /// For which they lead where they lead now.
+    outside: Os,
+    root: Arc<Root>,
+    presence: Presence,
+    /// Held shared by all work in the pool, and alone by what lets go of it.
+    using: RwLock<()>,
     layout: Layout,
     identity: Identity,
     filesystem: Filesystem,
@@ -63,8 +72,8 @@ pub struct FilePool {
 /// Whether we may write.
 #[derive(Debug)]
 enum Ownership {
-    /// We hold the lock.
-    Owner { _lock: OwnerLock },
+    /// We hold the lock, unless the pool went away.
+    Owner { lock: Mutex<Option<OwnerLock>> },
     /// We look on.
     View,
 }
@@ -90,11 +99,23 @@ impl Pool for FilePool {
         &self.identity
     }
 
+    fn present(&self) -> Result<()> {
+        self.look()
+    }
+
+    fn find_again(&self) -> Result<()> {
+        Self::find_again(self)?;
+        let _using = self.begin();
+        self.hold_reserve();
+        Ok(())
+    }
+
     fn quarantined(&self) -> Option<Timestamp> {
         *self.quarantine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_quarantine(&self, since: Option<Timestamp>) -> Result<()> {
+        let _using = self.begin();
         self.owned("change the quarantine")?;
         self.write_quarantine(since)
     }
@@ -104,6 +125,7 @@ impl Pool for FilePool {
     }
 
     fn room(&self) -> Result<Room> {
+        let _using = self.begin();
         let space = self.os.fs_space(self.layout.root()).at(|| format!("statfs {}", self.identity.place))?;
         let counted = |count| (space.inodes > 0).then_some(count);
         Ok(Room {
@@ -115,18 +137,22 @@ impl Pool for FilePool {
     }
 
     fn list(&self, class: Class) -> Result<Vec<ObjectUuid>> {
+        let _using = self.begin();
         self.list_class(class, None, usize::MAX)
     }
 
     fn list_after(&self, class: Class, after: Option<ObjectUuid>, most: usize) -> Result<Vec<ObjectUuid>> {
+        let _using = self.begin();
         self.list_class(class, after, most)
     }
 
     fn read_record(&self, object: Object) -> Result<Option<Vec<u8>>> {
+        let _using = self.begin();
         self.record_of(object)
     }
 
     fn write_record(&self, object: Object, record: &[u8]) -> Result<()> {
+        let _using = self.begin();
         self.owned("write a record")?;
         self.replace_record(object, record)?;
         self.hold_reserve();
@@ -134,6 +160,7 @@ impl Pool for FilePool {
     }
 
     fn create(&self, object: Object, geometry: &Geometry, fill: Fill, record: &[u8]) -> Result<(), Failure> {
+        let _using = self.begin();
         self.owned("create")?;
         self.create_object(object, geometry, fill, record)?;
         self.hold_reserve();
@@ -141,16 +168,19 @@ impl Pool for FilePool {
     }
 
     fn copy(&self, from: Object, to: Object, start: Bytes, progress: &dyn Progress) -> Result<()> {
+        let _using = self.begin();
         self.owned("copy")?;
         self.copy_image(from, to, start, progress)
     }
 
     fn erase(&self, object: Object, start: Bytes, progress: &dyn Progress) -> Result<()> {
+        let _using = self.begin();
         self.owned("erase")?;
         self.erase_image(object, start, progress)
     }
 
     fn remove(&self, object: Object) -> Result<()> {
+        let _using = self.begin();
         self.owned("remove")?;
         self.remove_object(object)?;
         self.hold_reserve();
@@ -158,42 +188,51 @@ impl Pool for FilePool {
     }
 
     fn sweep(&self) -> Result<()> {
+        let _using = self.begin();
         self.owned("sweep")?;
         self.sweep_all()
     }
 
     fn facts(&self, object: Object) -> Result<Option<ImageFacts>> {
+        let _using = self.begin();
         self.facts_of(object)
     }
 
     fn extents(&self, object: Object) -> Result<ExtentSummary> {
+        let _using = self.begin();
         self.extents_of(object)
     }
 
     fn extent_count(&self, object: Object) -> Result<u64> {
+        let _using = self.begin();
         self.count_extents(object)
     }
 
     fn blankness(&self, volume: ObjectUuid) -> Result<Blankness> {
+        let _using = self.begin();
         self.blankness_of(volume)
     }
 
     fn blank(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()> {
+        let _using = self.begin();
         self.owned("blank")?;
         self.blank_image(volume, geometry)
     }
 
     fn grow(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()> {
+        let _using = self.begin();
         self.owned("grow")?;
         self.grow_image(volume, geometry)
     }
 
     fn activate(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<ActiveDevice> {
+        let _using = self.begin();
         self.owned("activate")?;
         self.attach(volume, geometry)
     }
 
     fn active(&self, volume: ObjectUuid) -> Result<Option<ActiveDevice>> {
+        let _using = self.begin();
         self.attached(volume)
     }
 
@@ -214,16 +253,19 @@ impl Pool for FilePool {
     }
 
     fn resize_device(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()> {
+        let _using = self.begin();
         self.owned("resize a device")?;
         self.resize_attached(volume, geometry)
     }
 
     fn deactivate(&self, volume: ObjectUuid) -> Result<Deactivated> {
+        let _using = self.begin();
         self.owned("deactivate")?;
         self.detach(volume)
     }
 
     fn strays(&self) -> Result<Vec<Stray>> {
+        let _using = self.begin();
         self.find_strays()
     }
 }

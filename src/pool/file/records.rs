@@ -15,6 +15,17 @@ impl FilePool {
     pub(super) fn list_class(&self, class: Class, after: Option<ObjectUuid>, most: usize) -> Result<Vec<ObjectUuid>> {
         let directory = self.layout.class(class);
         let names = self.os.list_dir(&directory).at(|| format!("list {}", directory.display()))?;
+        let missing = || self.os.entry(&directory).at(|| format!("look at {}", directory.display()));
+        if names.is_empty() && missing()? != Some(Entry::Directory) {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "pool {} misses its directory {}: that is no empty pool; restore it from a backup or, if nothing was in it, mkdir it",
+                    self.identity.name,
+                    directory.display()
+                ),
+            ));
+        }
         let mut uuids: Vec<ObjectUuid> = names.iter().filter_map(|name| name.parse().ok()).collect();
         uuids.retain(|uuid| after.is_none_or(|after| *uuid > after));
         uuids.sort_unstable();

@@ -8,7 +8,7 @@ use super::super::{Class, Object, Stray};
 use super::FilePool;
 use super::device::image_of;
 use super::layout::{
-    DATA, DIRECTORIES, LOCK_FILE, LOST_AND_FOUND, POOL_FILE, RESERVE, TEMPORARY, object_of, record_name,
+    DATA, DIRECTORIES, FOREIGN, LOCK_FILE, LOST_AND_FOUND, POOL_FILE, RESERVE, TEMPORARY, object_of, record_name,
 };
 use crate::os::{Entry, LoopStatus, LoopView};
 use crate::types::{ObjectUuid, OsContext, Result};
@@ -42,10 +42,30 @@ impl FilePool {
             strays.push(unknown(&reserve));
         }
         for name in self.os.list_dir(root).at(|| format!("list {}", root.display()))? {
+            if name == FOREIGN {
+                self.kept(strays)?;
+                continue;
+            }
             let known = known.contains(&name.as_str()) || DIRECTORIES.contains(&name.as_str());
             if !known && !name.starts_with(TEMPORARY) {
                 strays.push(unknown(&root.join(name)));
             }
+        }
+        Ok(())
+    }
+
+    /// What was found in the directories of objects that were removed.
+    fn kept(&self, strays: &mut Vec<Stray>) -> Result<()> {
+        let foreign = self.layout.foreign();
+        for name in self.os.list_dir(&foreign).at(|| format!("list {}", foreign.display()))? {
+            let place = foreign.join(name).display().to_string();
+            strays.push(Stray {
+                missing: false,
+                what: "files that Holdfast did not make: they lay in the directory of something that was deleted, and were kept"
+                    .to_owned(),
+                remedy: format!("look at them and move away what is needed, then rm -r {place}"),
+                place,
+            });
         }
         Ok(())
     }

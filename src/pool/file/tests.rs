@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::super::scratch::{Ground, Scratch, home, run, spec};
 use super::super::{
-    Blankness, Class, Cloning, Continue, Deactivated, Fill, Geometry, Object, Pool, PoolSpec, Progress, open,
+    Blankness, Class, Cloning, Continue, Deactivated, Fill, FirstUse, Geometry, Object, Pool, PoolSpec, Progress, open,
 };
 use super::FilePool;
 use crate::os::{Call, Discard, Interceptor, LoopConfig, MountFlags, Os};
@@ -18,13 +18,14 @@ fn uuid() -> ObjectUuid {
     ObjectUuid::of_volume("a")
 }
 
-const THICK: Geometry = Geometry { size: Bytes::mib(16), block_size: 4096, provisioning: Provisioning::Thick };
+pub(super) const THICK: Geometry =
+    Geometry { size: Bytes::mib(16), block_size: 4096, provisioning: Provisioning::Thick };
 
-fn volume() -> Object {
+pub(super) fn volume() -> Object {
     Object::Volume(uuid())
 }
 
-fn make(pool: &dyn Pool) {
+pub(super) fn make(pool: &dyn Pool) {
     pool.create(volume(), &THICK, Fill::Blank, b"{}").unwrap();
 }
 
@@ -32,7 +33,7 @@ fn data(scratch: &Scratch) -> std::path::PathBuf {
     scratch.root().join(format!("volumes/{}/data", uuid()))
 }
 
-fn refused<T>(result: Result<T, Error>, kind: Kind, words: &[&str]) {
+pub(super) fn refused<T>(result: Result<T, Error>, kind: Kind, words: &[&str]) {
     let Err(error) = result else { panic!("it was not refused: {words:?}") };
     assert_eq!(error.kind(), kind, "{}", error.chain());
     for word in words {
@@ -40,7 +41,7 @@ fn refused<T>(result: Result<T, Error>, kind: Kind, words: &[&str]) {
     }
 }
 
-fn try_open(scratch: &Scratch) -> Result<(), Error> {
+pub(super) fn try_open(scratch: &Scratch) -> Result<(), Error> {
     open(scratch.os(), &spec(&scratch.root()), &home()).map(drop)
 }
 
@@ -273,11 +274,20 @@ fn sweeping_removes_what_has_no_name_and_nothing_else() {
     }
     assert!(precious.join("file").exists());
     assert_eq!(pool.list(Class::Volume).unwrap(), [uuid()]);
-    // What cannot be removed is an error and keeps the rest from nothing.
+    // What somebody else put there is kept, and keeps the rest from nothing.
     fs::create_dir_all(root.join("trash/a/deep/er")).unwrap();
     fs::create_dir(root.join("trash/b")).unwrap();
+    pool.sweep().unwrap();
+    assert!(!root.join("trash/a").exists() && !root.join("trash/b").exists());
+    let kept: Vec<_> = fs::read_dir(root.join("foreign")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(kept.len() == 1 && kept[0].join("deep/er").is_dir(), "{kept:?}");
+    // What cannot be removed is an error and keeps the rest from nothing.
+    fs::create_dir_all(root.join("trash/c/deep")).unwrap();
+    fs::create_dir(root.join("trash/d")).unwrap();
+    fs::remove_dir_all(root.join("foreign")).unwrap();
+    fs::write(root.join("foreign"), b"x").unwrap();
     assert!(pool.sweep().is_err());
-    assert!(!root.join("trash/b").exists());
+    assert!(!root.join("trash/d").exists());
 }
 
 #[test]
@@ -442,7 +452,9 @@ fn a_device_of_another_block_size_is_made_anew_when_idle() {
 fn a_source_of_too_many_extents_is_not_cloned() {
     let scratch = Scratch::new(Ground::Xfs);
     let name = "default".parse().unwrap();
-    let mut pool = FilePool::open(scratch.os(), &name, &scratch.root(), super::super::Ground::Known, &home()).unwrap();
+    let mut pool =
+        FilePool::open(scratch.os(), &name, &scratch.root(), super::super::Ground::Known, &home(), FirstUse::Make)
+            .unwrap();
     let thin = Geometry { provisioning: Provisioning::Thin, ..THICK };
     pool.create(volume(), &thin, Fill::Blank, b"{}").unwrap();
     let path = data(&scratch);

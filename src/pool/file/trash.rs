@@ -4,25 +4,60 @@ use std::path::Path;
 
 use super::super::{Class, Object};
 use super::FilePool;
-use super::layout::{DIRECTORIES, Layout, TEMPORARY, class_of};
+use super::layout::{DATA, DIRECTORIES, Layout, TEMPORARY, class_of};
 use crate::os::{Entry, Os};
 use crate::types::{Error, Kind, OsContext, Result};
 
-/// Removes a directory of plain files; gone already is success. Not recursive: nothing of a pool lies deeper, and a
-/// directory that somebody put there goes only when it is empty. A symbolic link is removed itself, never what it leads to.
-pub(super) fn delete_tree(os: &Os, directory: &Path) -> Result<()> {
+/// The names of the files that Holdfast makes in its directories: of an object, and of what is tried at the start.
+const OWN: [&str; 7] = [DATA, "volume.json", "volume.json.tmp", "snapshot.json", "snapshot.json.tmp", "from", "to"];
+
+/// Removes a directory of ours; gone already is success. Its own files go, and directories that are empty. What else is
+/// there, somebody put there: it is moved to [`Layout::foreign`], whole, and doctor names it. Nothing of it is removed or
+/// followed.
+///
+/// 1. Unlink the files that Holdfast makes, whatever lies under their names but a directory.
+/// 2. Remove the directory, if it is empty now.
+/// 3. Or move it among the foreign things, and fsync both sides. A crash leaves it where it was, without the files of
+///    ours, and the next try goes on at 2.
+pub(super) fn delete_tree(os: &Os, layout: &Layout, directory: &Path) -> Result<()> {
     if os.entry(directory).at(|| format!("look at {}", directory.display()))? != Some(Entry::Directory) {
         os.remove_file(directory).at(|| format!("unlink {}", directory.display()))?;
         return Ok(());
     }
+    let mut foreign = false;
     for name in os.list_dir(directory).at(|| format!("list {}", directory.display()))? {
-        let path = directory.join(name);
+        let path = directory.join(&name);
         match os.entry(&path).at(|| format!("look at {}", path.display()))? {
-            Some(Entry::Directory) => os.remove_dir(&path).at(|| format!("rmdir {}", path.display()))?,
-            _ => os.remove_file(&path).at(|| format!("unlink {}", path.display()))?,
-        };
+            Some(Entry::Directory) => {
+                let nothing = os.list_dir(&path).is_ok_and(|names| names.is_empty());
+                foreign |= !(nothing && os.remove_dir(&path).is_ok());
+            }
+            _ if OWN.contains(&name.as_str()) => {
+                os.remove_file(&path).at(|| format!("unlink {}", path.display()))?;
+            }
+            _ => foreign = true,
+        }
     }
-    os.remove_dir(directory).at(|| format!("rmdir {}", directory.display()))?;
+    if !foreign {
+        os.remove_dir(directory).at(|| format!("rmdir {}", directory.display()))?;
+        return Ok(());
+    }
+    keep(os, layout, directory)
+}
+
+/// Step 3.
+fn keep(os: &Os, layout: &Layout, directory: &Path) -> Result<()> {
+    let foreign = layout.foreign();
+    let sync = |directory: &Path| os.sync_dir(directory).at(|| format!("fsync {}", directory.display()));
+    if os.entry(&foreign).at(|| format!("look at {}", foreign.display()))?.is_none() {
+        os.create_dir(&foreign).at(|| format!("mkdir {}", foreign.display()))?;
+        sync(layout.root())?;
+    }
+    let kept = layout.foreign_name(directory);
+    os.rename(directory, &kept).at(|| format!("rename {} to {}", directory.display(), kept.display()))?;
+    sync(&foreign)?;
+    sync(directory.parent().unwrap_or(directory))?;
+    tracing::warn!(place = %kept.display(), "what was in a removed directory and was not made by Holdfast is kept");
     Ok(())
 }
 
@@ -74,7 +109,7 @@ impl FilePool {
         let mut result = Ok(());
         for name in self.os.list_dir(directory).at(|| format!("list {}", directory.display()))? {
             if name.starts_with(TEMPORARY) {
-                result = result.and(delete_tree(&self.os, &directory.join(name)));
+                result = result.and(delete_tree(&self.os, &self.layout, &directory.join(name)));
             }
         }
         result
@@ -85,7 +120,7 @@ impl FilePool {
         let mut result = Ok(());
         for name in self.os.list_dir(&trash).at(|| format!("list {}", trash.display()))? {
             if chosen(&name) {
-                result = result.and(delete_tree(&self.os, &trash.join(name)));
+                result = result.and(delete_tree(&self.os, &self.layout, &trash.join(name)));
             }
         }
         result

@@ -529,6 +529,10 @@ impl Directory {
     fn serving_pool<'a>(&self, state: &'a State, pool: PoolId) -> Vec<(&'a NodeId, &'a Member)> {
         let nodes = state.serving.get(&pool).into_iter().flatten();
         let said: Vec<_> = nodes.filter_map(|node| state.members.get_key_value(node)).collect();
+        // The home that serves the calls itself says why it does not serve a pool, or not yet.
+        if let (Roles::Fixed { serving: Some(node), .. }, true) = (&self.kind, said.is_empty()) {
+            return state.members.get_key_value(node).into_iter().collect();
+        }
         let heard: Vec<_> = said.iter().copied().filter(|(_, member)| self.silence(member).is_none()).collect();
         if heard.is_empty() { said } else { heard }
     }

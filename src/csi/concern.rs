@@ -1,0 +1,63 @@
+//! Which pool a call is about, told from the message as it was sent: the calls of a pool whose disk hangs must not take
+//! every thread. Nothing else depends on it, so what cannot be read is a share of its own.
+
+use super::proto as pb;
+use crate::works::Share;
+
+/// A message of a call.
+pub(super) trait Concern {
+    /// The share of the works that the call is counted in.
+    fn share(&self) -> Share;
+}
+
+macro_rules! of_handle {
+    ($field:ident: $($message:ident)*) => {
+        $(impl Concern for pb::$message {
+            fn share(&self) -> Share {
+                Share::of_handle(&self.$field)
+            }
+        })*
+    };
+}
+
+of_handle! { volume_id:
+    DeleteVolumeRequest ControllerPublishVolumeRequest ControllerUnpublishVolumeRequest
+    ValidateVolumeCapabilitiesRequest ControllerExpandVolumeRequest ControllerGetVolumeRequest
+    NodeStageVolumeRequest NodeUnstageVolumeRequest NodePublishVolumeRequest NodeUnpublishVolumeRequest
+    NodeGetVolumeStatsRequest NodeExpandVolumeRequest
+}
+of_handle! { source_volume_id: CreateSnapshotRequest }
+of_handle! { snapshot_id: DeleteSnapshotRequest GetSnapshotRequest }
+
+impl Concern for pb::CreateVolumeRequest {
+    fn share(&self) -> Share {
+        use pb::volume_content_source::Type;
+        match self.volume_content_source.as_ref().and_then(|source| source.r#type.as_ref()) {
+            Some(Type::Snapshot(source)) => Share::of_handle(&source.snapshot_id),
+            Some(Type::Volume(source)) => Share::of_handle(&source.volume_id),
+            None => Share::of_pool_named(self.parameters.get("pool").map_or("", String::as_str)),
+        }
+    }
+}
+
+impl Concern for pb::GetCapacityRequest {
+    fn share(&self) -> Share {
+        Share::of_pool_named(self.parameters.get("pool").map_or("", String::as_str))
+    }
+}
+
+impl Concern for pb::ListVolumesRequest {
+    fn share(&self) -> Share {
+        Share::of_all()
+    }
+}
+
+impl Concern for pb::ListSnapshotsRequest {
+    fn share(&self) -> Share {
+        match (self.snapshot_id.as_str(), self.source_volume_id.as_str()) {
+            ("", "") => Share::of_all(),
+            ("", volume) => Share::of_handle(volume),
+            (snapshot, _) => Share::of_handle(snapshot),
+        }
+    }
+}

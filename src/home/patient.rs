@@ -1,0 +1,118 @@
+//! Questions to a disk that may never answer: one at a time, in a thread of its own, and nobody waits for longer than is
+//! reasonable.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::os::Stopwatch;
+use crate::types::{Error, Kind, Result};
+
+/// One question at a time; whoever comes while it is asked gets its answer too.
+pub(super) struct Patient<T>(Arc<Inner<T>>);
+
+struct Inner<T> {
+    state: Mutex<State<T>>,
+    answered: Condvar,
+}
+
+struct State<T> {
+    /// The number of questions asked so far, and of the last one that was answered.
+    asked: u64,
+    answered: u64,
+    since: Option<Stopwatch>,
+    last: Option<T>,
+}
+
+impl<T> Default for Patient<T> {
+    fn default() -> Self {
+        let state = State { asked: 0, answered: 0, since: None, last: None };
+        Self(Arc::new(Inner { state: Mutex::new(state), answered: Condvar::new() }))
+    }
+}
+
+impl<T: Clone + Send + 'static> Patient<T> {
+    /// Asks, and waits for the answer. One that is still asked is not asked again; when it has been for longer than
+    /// `limit`, that is the answer, at once.
+    ///
+    /// # Errors
+    /// `Unavailable` when there is no answer after `limit`, saying for how long.
+    pub(super) fn ask(&self, what: &str, limit: Duration, question: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        let mut state = self.0.lock();
+        let since = match state.since {
+            Some(since) => since,
+            None => {
+                let inner = Arc::clone(&self.0);
+                let asking = thread::Builder::new().name("patient".to_owned()).spawn(move || {
+                    // A panic is logged by its hook; nobody waits for an answer then.
+                    let answer = catch_unwind(AssertUnwindSafe(question)).ok();
+                    let mut state = inner.lock();
+                    (state.last, state.since, state.answered) = (answer, None, state.asked);
+                    inner.answered.notify_all();
+                });
+                asking.map_err(|error| Error::new(Kind::Unavailable, "no thread to ask a pool with").because(error))?;
+                let since = Stopwatch::start();
+                (state.since, state.asked) = (Some(since), state.asked + 1);
+                since
+            }
+        };
+        let number = state.asked;
+        let left = limit.saturating_sub(since.elapsed());
+        let unanswered = |state: &mut State<T>| state.answered < number;
+        let (state, _) =
+            self.0.answered.wait_timeout_while(state, left, unanswered).unwrap_or_else(PoisonError::into_inner);
+        match &state.last {
+            Some(answer) if state.answered >= number => Ok(answer.clone()),
+            _ => Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "{what} has not ended for {} s: its disk does not answer; see dmesg, and what holdfast_operation_age_seconds names",
+                    since.elapsed().as_secs()
+                ),
+            )),
+        }
+    }
+}
+
+impl<T> Inner<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    #[test]
+    fn one_that_hangs_costs_one_thread_and_is_answered_for_at_once() {
+        let (release, gate) = mpsc::channel::<()>();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let patient = Patient::<u8>::default();
+        let count = Arc::clone(&asked);
+        let hangs = move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            let _ = gate.recv();
+            7
+        };
+        let limit = Duration::from_millis(20);
+        let error = patient.ask("reading", limit, hangs).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+        let count = Arc::clone(&asked);
+        let again = move || {
+            count.fetch_add(1, Ordering::SeqCst);
+            8
+        };
+        assert!(patient.ask("reading", limit, again.clone()).is_err());
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        release.send(()).unwrap();
+        while patient.0.lock().since.is_some() {
+            thread::yield_now();
+        }
+        assert_eq!(patient.ask("reading", Duration::from_secs(60), again).unwrap(), 8);
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
+}

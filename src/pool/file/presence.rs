@@ -1,0 +1,240 @@
+//! Whether the pool is where it was opened. Everything below its root goes through a descriptor that is held, so a pool
+//! whose path leads elsewhere is still the pool: but it is not what its operator sees there, and no answer is given for
+//! it. One that went away is let go, so that its filesystem can be unmounted and mounted again, and taken back when it
+//! is there.
+
+use std::fmt::Display;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLockReadGuard, TryLockError};
+
+use super::filesystem::Filesystem;
+use super::identity::PoolFile;
+use super::init::{lock, whole};
+use super::layout::POOL_FILE;
+use super::{FilePool, Ground, Ownership};
+use crate::os::{FileVersion, OwnerLock, Shown};
+use crate::types::{Error, Kind, Result};
+
+/// What is remembered between two looks.
+#[derive(Debug, Default)]
+pub(super) struct Presence {
+    /// The pool.json that was read last.
+    seen: Mutex<Option<FileVersion>>,
+    /// Why it is not held any more.
+    lost: Mutex<Option<(Kind, String)>>,
+}
+
+impl FilePool {
+    /// Work in the pool that is under way until the guard goes: the pool is not let go meanwhile.
+    pub(super) fn begin(&self) -> RwLockReadGuard<'_, ()> {
+        self.using.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Compares what the pool's path shows with the directory that is held, and pool.json with the pool's identity. Two
+    /// calls of stat(2); pool.json is read again only after it changed.
+    pub(super) fn look(&self) -> Result<()> {
+        if let Some((kind, reason)) = &*locked(&self.presence.lost) {
+            return Err(Error::new(*kind, reason.clone()));
+        }
+        let (shown, version) =
+            self.os.look_at_root(POOL_FILE).map_err(|error| self.away("it cannot be looked at").because(error))?;
+        match shown {
+            Shown::Itself => {}
+            Shown::Nothing => return Err(self.away("nothing is there any more")),
+            Shown::Other => {
+                return Err(self.away("another directory is there: it was moved, its filesystem was unmounted, or something was mounted over it"));
+            }
+        }
+        let mut seen = locked(&self.presence.seen);
+        if version.is_some() && *seen == version {
+            return Ok(());
+        }
+        self.is_this(PoolFile::read(&self.os, &self.layout))?;
+        *seen = version;
+        Ok(())
+    }
+
+    /// Whether a pool.json is this pool's.
+    fn is_this(&self, file: Result<Option<PoolFile>>) -> Result<()> {
+        let file = file.map_err(|error| self.away("its pool.json cannot be used").because(error))?;
+        let file = file.ok_or_else(|| {
+            self.away("there is no pool.json: its filesystem is not mounted, or the file was removed")
+        })?;
+        if file.id != self.identity.id {
+            return Err(self.away(&format!("the pool there is {} ({})", file.id, file.name)));
+        }
+        if file.home != self.identity.home {
+            return Err(self.away(&format!("it belongs to node {} now", file.home)));
+        }
+        Ok(())
+    }
+
+    fn away(&self, why: &str) -> Error {
+        let (identity, place) = (&self.identity, self.layout.root().display());
+        Error::new(
+            Kind::Unavailable,
+            format!(
+                "pool {} ({}) is not served: at {place} {why}. Mount its filesystem there again, or unmount what hides it (findmnt {place}); it is served as soon as it is there",
+                identity.name, identity.id
+            ),
+        )
+    }
+
+    /// Takes the pool back after it went away.
+    ///
+    /// 1. See whether it is there: then there is nothing to do.
+    /// 2. See that nobody is using it; let go of its directory and its lock. A crash drops both too.
+    /// 3. Open what is at its path now, see that it is this pool and whole, and lock it.
+    /// 4. Hold that.
+    ///
+    /// # Errors
+    /// `Unavailable` while it is not there, or work in it does not end.
+    pub(super) fn find_again(&self) -> Result<()> {
+        let Err(away) = self.look() else { return Ok(()) };
+        let Ownership::Owner { lock: ours } = &self.ownership else { return Err(away) };
+        let _alone = match self.using.try_write() {
+            Ok(alone) => alone,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(away),
+        };
+        self.root.let_go();
+        *locked(ours) = None;
+        let (kind, reason) = match self.open_again() {
+            Ok(lock) => {
+                *locked(ours) = Some(lock);
+                *locked(&self.presence.seen) = None;
+                *locked(&self.presence.lost) = None;
+                return Ok(());
+            }
+            Err(error) => (error.kind(), error.chain()),
+        };
+        *locked(&self.presence.lost) = Some((kind, reason.clone()));
+        Err(Error::new(kind, reason))
+    }
+
+    /// Steps 3 and 4.
+    fn open_again(&self) -> Result<OwnerLock> {
+        let cannot = |error: io::Error| self.away("it cannot be opened").because(error);
+        let root = self.outside.open_root(self.layout.root()).map_err(cannot)?;
+        let root = Arc::new(root.ok_or_else(|| self.away("nothing is there any more"))?);
+        let os = self.outside.below(Arc::clone(&root));
+        self.is_this(PoolFile::read(&os, &self.layout))?;
+        let unusable =
+            |error: Error| error.with_kind(Kind::Unavailable).context(self.away("it cannot be used").to_string());
+        if Filesystem::of(&os, &self.layout, Ground::FuseForTests).map_err(unusable)? != self.filesystem {
+            return Err(self.away("it is on another kind of filesystem than before; restart the driver"));
+        }
+        whole(&os, &self.layout).map_err(unusable)?;
+        let lock = lock(&os, &self.layout).map_err(unusable)?;
+        self.root.hold(&root);
+        Ok(lock)
+    }
+}
+
+/// The words for a pool whose filesystem answers with an error that says that the disk or the filesystem is gone: on its
+/// own the kernel's is no message.
+pub(super) fn explained(name: &dyn Display, root: &Path, error: Error) -> Error {
+    if !is_dead(&error) {
+        return error;
+    }
+    let place = root.display();
+    error.with_kind(Kind::Unavailable).context(format!(
+        "the filesystem of pool {name} at {place} fails: its disk is gone or broken, or the kernel shut the filesystem down; see dmesg, then repair it and mount it again"
+    ))
+}
+
+fn is_dead(error: &Error) -> bool {
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        if let Some(errno) = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return matches!(
+                errno,
+                libc::EIO
+                    | libc::ENODEV
+                    | libc::ENXIO
+                    | libc::ESHUTDOWN
+                    | libc::ESTALE
+                    | libc::EUCLEAN
+                    | libc::ENOTCONN
+            );
+        }
+        next = cause.source();
+    }
+    false
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::super::super::scratch::{Ground, Scratch, home, spec};
+    use super::super::super::{Class, Fill, FirstUse, Object, open, open_or};
+    use super::super::tests::{THICK, make, refused, try_open, volume};
+    use super::*;
+    use crate::os::MountFlags;
+    use crate::types::ObjectUuid;
+
+    #[test]
+    fn no_pool_is_made_where_one_is_waited_for() {
+        let scratch = Scratch::new(Ground::Xfs);
+        let wait = |id| open_or(scratch.os(), &spec(&scratch.root()), &home(), FirstUse::Wait(id)).map(drop);
+        let id = "00000000000000ab".parse().unwrap();
+        refused(wait(Some(id)), Kind::Unavailable, &["is empty", "00000000000000ab", "findmnt", "pools init"]);
+        refused(wait(None), Kind::Unavailable, &["is empty", "findmnt", "pools init"]);
+        assert_eq!(fs::read_dir(scratch.root()).unwrap().count(), 0);
+        try_open(&scratch).unwrap();
+        wait(None).unwrap();
+        wait(Some(id)).unwrap();
+    }
+
+    #[test]
+    fn a_pool_that_becomes_another_is_away_and_is_taken_back() {
+        let scratch = Scratch::new(Ground::Xfs);
+        let pool = scratch.pool();
+        make(&*pool);
+        let file = scratch.root().join("pool.json");
+        let good = fs::read_to_string(&file).unwrap();
+        let id = pool.identity().id.to_string();
+        for (bad, why) in [(good.replace(&id, "00000000000000ab"), "00000000000000ab"), ("{".into(), "pool.json")] {
+            fs::write(&file, bad).unwrap();
+            refused(pool.present(), Kind::Unavailable, &["pool default", why]);
+            refused(pool.find_again(), Kind::Unavailable, &[why]);
+            // Let go: nothing of it can be reached, and another process may have it.
+            assert!(pool.read_record(volume()).is_err() && pool.list(Class::Volume).is_err());
+            fs::write(&file, &good).unwrap();
+            let other = open(scratch.os(), &spec(&scratch.root()), &home()).unwrap();
+            refused(pool.find_again(), Kind::Unavailable, &["owned by another"]);
+            drop(other);
+            pool.find_again().unwrap();
+            assert_eq!(pool.read_record(volume()).unwrap().unwrap(), b"{}");
+        }
+        fs::remove_file(&file).unwrap();
+        refused(pool.present(), Kind::Unavailable, &["no pool.json"]);
+        fs::write(&file, &good).unwrap();
+        pool.present().unwrap();
+        pool.remove(volume()).unwrap();
+    }
+
+    #[test]
+    fn a_part_of_the_pool_that_is_mounted_over_is_unavailable() {
+        let scratch = Scratch::new(Ground::Xfs);
+        let pool = scratch.pool();
+        make(&*pool);
+        let volumes = scratch.root().join("volumes");
+        scratch.os().mount(Path::new("none"), &volumes, "tmpfs", MountFlags::default(), "").unwrap();
+        refused(pool.list(Class::Volume), Kind::Unavailable, &["volumes", "mounted over"]);
+        refused(pool.read_record(volume()), Kind::Unavailable, &["mounted over"]);
+        refused(pool.remove(volume()), Kind::Unavailable, &["mounted over"]);
+        let made = pool.create(Object::Volume(ObjectUuid::of_volume("b")), &THICK, Fill::Blank, b"{}");
+        assert_eq!(made.unwrap_err().error().kind(), Kind::Unavailable);
+        assert_eq!(fs::read_dir(&volumes).unwrap().count(), 0);
+        scratch.os().unmount(&volumes).unwrap();
+        pool.remove(volume()).unwrap();
+    }
+}
