@@ -1,7 +1,10 @@
 //! The controller's side: finds the home of what a call is about and passes it on. No rules, no locks, no state.
 
+#[cfg(test)]
+mod burst;
 mod directory;
 mod placement;
+mod questions;
 
 pub use directory::{Answering, Dial, Directory, Entry, Heartbeat, Lost, Rhythm, Seen, Silence};
 pub use placement::{FABRIC_KEY, NO_FABRIC, NODE_KEY, Requirement, Seat, Segments, place};
@@ -14,6 +17,7 @@ use std::time::Duration;
 
 use tracing::{Span, warn};
 
+use self::questions::Questions;
 use crate::home::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, GrantRequest, Granted,
     Home, Page, PoolReport, Snapshot, SnapshotFilter, Source, Volume,
@@ -24,8 +28,6 @@ use crate::types::{
     Bytes, CapacityRange, Error, Failure, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
 };
 
-/// How long homes are asked whether they have a name already.
-const ASKING: Duration = Duration::from_secs(2);
 /// How long homes are asked for everything they have.
 const LOOKING: Duration = Duration::from_secs(20);
 /// So many images are named in the metrics: those that are near the limit of cloning.
@@ -46,13 +48,14 @@ pub struct Inventory {
 #[derive(Debug)]
 pub struct Router {
     directory: Directory,
+    questions: Questions,
 }
 
 impl Router {
     /// For these homes.
     #[must_use]
     pub fn new(directory: Directory) -> Self {
-        Self { directory }
+        Self { directory, questions: Questions::default() }
     }
 
     /// The homes and nodes it knows.
@@ -151,7 +154,7 @@ impl Router {
     }
 
     /// The home that has a volume of this name, and the nodes that were asked and did not say: all that are heard are
-    /// asked, at once and for two seconds. A silent one that might have it holds nothing up where the volume may be made on
+    /// asked, at once, and as long as they answer anybody (`questions.rs`). A silent one that might have it holds nothing up where the volume may be made on
     /// others; if it has, `doctor` shows the volume twice.
     fn made_before(&self, name: &str) -> Result<(Option<Arc<dyn Home>>, Mute), Failure> {
         let uuid = ObjectUuid::of_volume(name);
@@ -172,7 +175,8 @@ impl Router {
         ask: impl Fn(&dyn Home) -> Result<Vec<I>> + Sync,
     ) -> Result<(Vec<Has<I>>, Mute), Failure> {
         let (mut found, mut mute) = (Vec::new(), Mute::new());
-        for (home, answer) in asked(self.directory.heard(), Deadline::after(ASKING), ask) {
+        let in_turn = |home: &dyn Home| self.questions.ask(home.node(), || ask(home));
+        for (home, answer) in asked(self.directory.heard(), None, in_turn) {
             match answer {
                 Ok(ids) if ids.is_empty() => {}
                 Ok(ids) => found.push((home, ids)),
