@@ -1,6 +1,7 @@
 //! The directory as a node keeps it on its disk, so that what is where is known when every controller is down, and to a
 //! controller that has just started.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ pub struct Card {
     os: Os,
     path: PathBuf,
     entries: Vec<Entry>,
+    /// When each pool was heard, as the file has it.
+    written: BTreeMap<PoolId, Timestamp>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -58,7 +61,7 @@ impl Card {
                 Vec::new()
             }
         };
-        Ok(Self { os: os.clone(), path, entries })
+        Ok(Self { os: os.clone(), path, written: heard(&entries), entries })
     }
 
     fn read(os: &Os, path: &Path) -> Result<Vec<Entry>> {
@@ -94,14 +97,14 @@ impl Card {
                 Some(known) => {
                     let moved =
                         known.node != entry.node || known.endpoint != entry.endpoint || known.name != entry.name;
-                    let later = entry.heard.as_nanos().saturating_sub(known.heard.as_nanos());
+                    let written = self.written.get(&entry.pool).map_or(0, |written| written.as_nanos());
+                    let later = entry.heard.as_nanos().saturating_sub(written);
                     if moved {
                         info!(pool = %entry.pool, node = %entry.node, endpoint = entry.endpoint, "where a pool is");
                     }
-                    if moved || u128::from(later) > OLD.as_nanos() {
-                        *known = entry;
-                        write = true;
-                    }
+                    write |= moved || u128::from(later) > OLD.as_nanos();
+                    // Remembered at once: a controller that starts judges by what it is told.
+                    *known = entry;
                 }
                 None => {
                     info!(pool = %entry.pool, node = %entry.node, endpoint = entry.endpoint, "where a pool is");
@@ -127,8 +130,14 @@ impl Card {
         let mut text = serde_json::to_vec_pretty(&stored)
             .map_err(|error| Error::new(Kind::Internal, format!("write {path} as JSON")).because(error))?;
         text.push(b'\n');
-        self.os.replace_file(&self.path, &text).at(|| format!("write {path}"))
+        self.os.replace_file(&self.path, &text).at(|| format!("write {path}"))?;
+        self.written = heard(&self.entries);
+        Ok(())
     }
+}
+
+fn heard(entries: &[Entry]) -> BTreeMap<PoolId, Timestamp> {
+    entries.iter().map(|entry| (entry.pool, entry.heard)).collect()
 }
 
 #[cfg(test)]
@@ -167,6 +176,12 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         card.learn(vec![entry(A, "node-a", 5_000_000_000)]).unwrap();
         assert!(!path.exists());
+        // Not written, and told all the same.
+        assert_eq!(card.entries(), [entry(A, "node-a", 5_000_000_000)]);
+        for heard in (1..1800).map(|second| second * 1_000_000_000) {
+            card.learn(vec![entry(A, "node-a", heard)]).unwrap();
+        }
+        assert!(!path.exists(), "small steps add up to none");
         card.learn(vec![entry(A, "node-a", 2_000_000_000_000)]).unwrap();
         assert!(path.exists());
     }
