@@ -60,10 +60,12 @@ impl Shared {
 
     /// The device is gone: a mark that it was still in use is void. One that cannot be removed stays, and is judged by
     /// the device again.
-    pub(super) fn unstaged(&self, id: &VolumeId) {
+    pub(super) fn unstaged(&self, state: &PoolState, id: &VolumeId) {
         let cleaned = self.volume_record(id).and_then(|record| match record {
             Some(record) if record.still_staged.is_some() => {
-                self.store_volume(&VolumeRecord { still_staged: None, ..record })
+                self.store_volume(&VolumeRecord { still_staged: None, ..record })?;
+                state.pool.disclaim_device(id.uuid);
+                Ok(())
             }
             _ => Ok(()),
         });

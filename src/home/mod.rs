@@ -9,6 +9,7 @@ mod copying;
 mod create;
 mod delete;
 mod detached;
+mod device;
 mod expand;
 mod format;
 mod grant;
@@ -42,6 +43,8 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
+use crate::os::DevNum;
+use crate::pool::ActiveDevice;
 use crate::types::{CapacityRange, Failure, FsType, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId};
 
 /// The node that owns pools, and what it can be asked.
@@ -112,6 +115,20 @@ pub trait Home: Send + Sync {
     /// # Errors
     /// `InUse` naming what holds the device.
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()>;
+
+    /// The device that shows a volume on this machine now, whether or not its record or its pool is here; proved by the
+    /// image behind it.
+    ///
+    /// # Errors
+    /// `Unsupported` of a home on another machine; `Corrupt` when two devices do; `Precondition` when one does that is
+    /// not ours; `Internal`, also when the device does not answer.
+    fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>>;
+
+    /// The volume that a device of this machine shows, if it is one of this home's. Opens no device of others.
+    ///
+    /// # Errors
+    /// As [`Home::device_of`].
+    fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>>;
 
     /// Proves the volume blank and records `formatting` (docs/design.md section 8.1); called again in that state, makes it
     /// blank again first (8.3). The caller must not hold the device open: taking it away is the proof that nobody writes.

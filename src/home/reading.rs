@@ -50,7 +50,10 @@ impl Shared {
         let found: Option<(Claim, Phase, Option<CopyRecord>)> = match object {
             Object::Volume(_) => {
                 let record = read(state, object, |text| VolumeRecord::decode(object, pool, text))?;
-                record.map(|record| (state.claim_of_volume(&record), record.phase, record.copy.map(|copy| copy.known)))
+                record.map(|record| {
+                    self.recall_device(state, &record);
+                    (state.claim_of_volume(&record), record.phase, record.copy.map(|copy| copy.known))
+                })
             }
             Object::Snapshot(_) => {
                 let record = read(state, object, |text| SnapshotRecord::decode(object, pool, text))?;

@@ -1,9 +1,11 @@
 //! The node's side: a volume's device becomes a mounted filesystem or a device file at a pod's path, and goes away again.
 //!
-//! Keeps no state: what is staged and published is read from mountinfo and from the names loop devices carry, every
+//! Keeps no state: what is staged and published is read from mountinfo and from what is behind each device, every
 //! time. Formatting is decided by the record at the volume's home, never by how a device looks (`format.rs`).
 //! One volume's operations exclude each other; several pods may publish one volume at the same time.
 
+#[cfg(test)]
+mod device_scenarios;
 mod expand;
 #[cfg(test)]
 mod fault_scenarios;
@@ -54,12 +56,13 @@ impl Node {
     #[must_use]
     pub fn new(os: Os, id: NodeId, home: Arc<dyn Home>) -> Self {
         let activity = os.activity().clone();
+        let attach: Box<dyn Attach> = Box::new(Local::new(os.clone(), id.clone(), Arc::clone(&home)));
         let raw = raw::RawDevices::default();
-        if let Err(error) = raw.recover(&os) {
-            tracing::warn!(error = error.chain(), "a raw block volume in use could not be taken in hand again");
+        if let Err(error) = raw.recover(&os, attach.as_ref()) {
+            tracing::warn!(error = error.chain(), "raw block volumes in use could not be looked for");
         }
         Self {
-            attach: Box::new(Local::new(os.clone(), id.clone(), Arc::clone(&home))),
+            attach,
             volumes: Locks::new(activity.clone()),
             targets: Locks::new(activity),
             slots: slots::Slots::new(FORMATS),
@@ -68,6 +71,11 @@ impl Node {
             id,
             home,
         }
+    }
+
+    /// Before the process ends: the devices of published block volumes stay when its descriptors are closed.
+    pub fn keep_devices(&self) {
+        self.raw.keep_all(&self.os);
     }
 
     /// The node's id.

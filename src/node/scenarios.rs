@@ -8,7 +8,7 @@ use super::rig::{EXT4, Rig, XFS, kind, staged};
 use crate::fs::MountOptions;
 use crate::home::{Changed, Home, ReadOnly};
 use crate::os::MountFlags;
-use crate::types::{AccessMode, Bytes, CapacityRange, FsType, Kind, VolumeId, VolumeMode};
+use crate::types::{AccessMode, Bytes, CapacityRange, FsType, Kind, VolumeMode};
 
 fn options(flags: &[&str]) -> MountOptions {
     MountOptions::parse(FsType::Ext4, &flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>()).unwrap()
@@ -271,10 +271,10 @@ fn a_volume_whose_record_is_gone_is_still_taken_away() {
 
 #[test]
 fn a_volume_of_a_pool_that_is_gone_is_still_taken_away() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
     let id = staged(&rig, "a");
-    let lost = VolumeId { pool: crate::types::PoolId::random(), uuid: id.uuid };
-    assert_eq!(rig.node.unstage(&lost, &rig.staging(&id)).unwrap(), Changed::Yes);
+    rig.without_pool();
+    assert_eq!(rig.node.unstage(&id, &rig.staging(&id)).unwrap(), Changed::Yes);
     assert_eq!((rig.loops(&id), rig.depth(&rig.staging(&id))), (0, 0));
 }
 

@@ -39,9 +39,15 @@ impl Os {
                 .stdout(log.try_clone()?)
                 .stderr(log.try_clone()?)
                 .process_group(0);
-            // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
+            let files = self.open_files_of_children();
+            // SAFETY: between fork and exec only prctl(2) and setrlimit(2) are called, which are async-signal-safe.
             unsafe {
-                command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+                command.pre_exec(move || {
+                    if let Some(files) = files {
+                        files.set()?;
+                    }
+                    prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into)
+                });
             }
             Ok(Daemon { child: command.spawn()? })
         })

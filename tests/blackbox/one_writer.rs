@@ -7,8 +7,8 @@ use holdfast::csi::proto::volume_capability::access_mode::Mode;
 use tonic::Code;
 
 use crate::harness::{
-    PoolFs, Use, Vol, World, capability, check_device, check_tree, checksum, create_request, refused, with_mode,
-    write_device, write_tree,
+    PoolFs, Use, Vol, World, capability, check_device, check_tree, checksum, create_request, loops_on, refused,
+    with_mode, write_device, write_tree,
 };
 
 #[test]
@@ -263,11 +263,9 @@ fn deckhouse_302_one_image_is_never_on_two_loops() {
         world.stage(&vol).unwrap();
     }
     let device = |world: &World| {
-        let loops = holdfast::os::Os::new().loops().unwrap();
         let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(world.image(&vol)).unwrap());
-        let ours =
-            |status: &&holdfast::os::LoopStatus| status.backing_inode == inode && status.name.contains(vol.uuid());
-        loops.iter().filter(ours).count()
+        let loops = loops_on(world.scratch.device());
+        loops.iter().filter(|status| status.backing_inode == inode && status.name.contains(vol.uuid())).count()
     };
     assert_eq!(device(&world), 1);
     world.detach(&vol);
