@@ -74,3 +74,27 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::record::Record;
+    use super::*;
+
+    /// What release 0.1.0 reads of it: not attached, and nothing that it must not change. What it does not know it keeps.
+    #[test]
+    fn an_older_release_sees_a_volume_that_is_not_attached() {
+        let mut value: Value = serde_json::from_str(include_str!("fixtures/volume-v1.json")).unwrap();
+        let mut ended = value["attachments"][0].take();
+        ended["state"] = "revoking".into();
+        ended["of_a_later_release"] = 7.into();
+        value["attachments"] = json!([]);
+        value["still_staged"] = ended;
+        let record: VolumeRecord = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(record.still_staged.as_ref().unwrap().epoch, 3);
+        let written: Value = serde_json::from_slice(&record.encode().unwrap()).unwrap();
+        assert_eq!(written, value);
+        assert_eq!((&written["min_reader"], &written["attachments"]), (&json!(1), &json!([])));
+    }
+}

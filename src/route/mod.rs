@@ -1,10 +1,13 @@
 //! The controller's side: finds the home of what a call is about and passes it on. No rules, no locks, no state.
 
+#[cfg(test)]
+mod burst;
 mod directory;
 #[cfg(test)]
 mod lying;
 mod owned;
 mod placement;
+mod questions;
 
 pub use directory::{Answering, Dial, Directory, Entry, Heartbeat, Lost, MOST_KNOWN, Rhythm, Seen, Silence};
 pub use placement::{FABRIC_KEY, NO_FABRIC, NODE_KEY, Requirement, Seat, Segments, place};
@@ -17,6 +20,7 @@ use std::time::Duration;
 
 use tracing::{Span, warn};
 
+use self::questions::Questions;
 use crate::home::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, GrantRequest, Granted,
     Home, Page, PoolReport, Snapshot, SnapshotFilter, Source, Volume,
@@ -27,8 +31,6 @@ use crate::types::{
     Bytes, CapacityRange, Error, Failure, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
 };
 
-/// How long homes are asked whether they have a name already.
-const ASKING: Duration = Duration::from_secs(2);
 /// How long homes are asked for everything they have.
 const LOOKING: Duration = Duration::from_secs(20);
 /// So many images are named in the metrics: those that are near the limit of cloning.
@@ -49,13 +51,14 @@ pub struct Inventory {
 #[derive(Debug)]
 pub struct Router {
     directory: Directory,
+    questions: Questions,
 }
 
 impl Router {
     /// For these homes.
     #[must_use]
     pub fn new(directory: Directory) -> Self {
-        Self { directory }
+        Self { directory, questions: Questions::default() }
     }
 
     /// The homes and nodes it knows.
@@ -154,7 +157,7 @@ impl Router {
     }
 
     /// The home that has a volume of this name, and the nodes that were asked and did not say: all that are heard are
-    /// asked, at once and for two seconds. A silent one that might have it holds nothing up where the volume may be made on
+    /// asked, at once, and as long as they answer anybody (`questions.rs`). A silent one that might have it holds nothing up where the volume may be made on
     /// others; if it has, `doctor` shows the volume twice.
     ///
     /// Nodes are asked by the name's uuid. One that says yes has to show the volume with its name, which the uuid does not tell:
@@ -181,7 +184,8 @@ impl Router {
         ask: impl Fn(&dyn Home) -> Result<Vec<I>> + Sync,
     ) -> Result<(Vec<Has<I>>, Mute), Failure> {
         let (mut found, mut mute) = (Vec::new(), Mute::new());
-        for (home, answer) in asked(self.directory.heard(), Deadline::after(ASKING), ask) {
+        let in_turn = |home: &dyn Home| self.questions.ask(home.node(), || ask(home));
+        for (home, answer) in asked(self.directory.heard(), None, in_turn) {
             match answer {
                 Ok(ids) if ids.is_empty() => {}
                 Ok(ids) => found.push((home, ids)),

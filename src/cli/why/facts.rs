@@ -55,6 +55,8 @@ pub(super) struct Facts {
     pub(super) nodes: Option<Vec<Node>>,
     /// What the claim is restored from.
     pub(super) snapshot: Found<Snapshot>,
+    /// What the claim is cloned from.
+    pub(super) cloned: Found<Claim>,
     /// What the controller knows.
     pub(super) homes: Option<Nodes>,
     /// What could not be asked, a sentence each.

@@ -175,6 +175,10 @@ impl Gatherer {
                 format!("/apis/snapshot.storage.k8s.io/v1/namespaces/{namespace}/volumesnapshots/{}", source.name);
             facts.snapshot = self.get(&format!("get the VolumeSnapshot {namespace}/{}", source.name), &path).await;
         }
+        if let Some(source) = claim.spec.data_source.as_ref().filter(|source| source.kind == "PersistentVolumeClaim") {
+            let what = format!("get the PersistentVolumeClaim {namespace}/{}", source.name);
+            facts.cloned = self.get(&what, &format!("{core}/persistentvolumeclaims/{}", source.name)).await;
+        }
     }
 
     /// What could not be asked since the last facts.

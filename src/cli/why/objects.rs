@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use holdfast::types::Bytes;
 use serde::{Deserialize, Deserializer};
 
 /// Go writes an empty list as null.
@@ -56,7 +57,16 @@ objects! {
     Class { metadata: Meta, provisioner: String, volume_binding_mode: String, parameters: Texts }
 
     Volume { metadata: Meta, spec: VolumeSpec, status: VolumeStatus }
-    VolumeSpec { csi: Option<Csi>, claim_ref: Option<Reference>, persistent_volume_reclaim_policy: String }
+    VolumeSpec {
+        csi: Option<Csi>,
+        claim_ref: Option<Reference>,
+        persistent_volume_reclaim_policy: String,
+        node_affinity: Affinity,
+    }
+    Affinity { required: Terms }
+    Terms { node_selector_terms: Vec<Term> }
+    Term { match_expressions: Vec<Expression> }
+    Expression { key: String, operator: String, values: Vec<String> }
     Csi { driver: String, volume_handle: String }
     VolumeStatus { phase: String, last_phase_transition_time: String }
 
@@ -118,6 +128,13 @@ impl Claim {
 }
 
 impl Volume {
+    /// The nodes that the scheduler may choose for its pods, by this topology key; none where it is tied to none.
+    pub(super) fn nodes(&self, key: &str) -> Vec<&str> {
+        let terms = self.spec.node_affinity.required.node_selector_terms.iter();
+        let tied = terms.flat_map(|term| &term.match_expressions).filter(|one| one.key == key && one.operator == "In");
+        tied.flat_map(|one| one.values.iter().map(String::as_str)).collect()
+    }
+
     /// Whether it is kept from an earlier claim of this one's name.
     pub(super) fn is_kept_from_before(&self, claim: &Claim) -> bool {
         let of = self.spec.claim_ref.as_ref();
@@ -186,24 +203,54 @@ pub(super) struct ListMeta {
 
 /// Bytes of a Kubernetes quantity of storage; `None` for one that is none.
 pub(super) fn bytes(quantity: &str) -> Option<u64> {
+    /// Digits behind the point that are looked at: more make no byte, of an exabyte too.
+    const DIGITS: usize = 18;
     let digits = quantity.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
     let (number, suffix) = quantity.split_at(digits);
-    let factor: u64 = match suffix {
-        "" => 1,
-        "k" => 1000,
-        "M" => 1000_u64.pow(2),
-        "G" => 1000_u64.pow(3),
-        "T" => 1000_u64.pow(4),
-        "P" => 1000_u64.pow(5),
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1 << 40,
-        "Pi" => 1 << 50,
-        _ => return None,
+    let thousands = |exponent: u32| 1000_u128.pow(exponent);
+    // Factor and divisor: a quantity may be in thousandths.
+    let (factor, divisor): (u128, u128) = match suffix {
+        "" => (1, 1),
+        "n" => (1, thousands(3)),
+        "u" => (1, thousands(2)),
+        "m" => (1, thousands(1)),
+        "k" => (thousands(1), 1),
+        "M" => (thousands(2), 1),
+        "G" => (thousands(3), 1),
+        "T" => (thousands(4), 1),
+        "P" => (thousands(5), 1),
+        "E" => (thousands(6), 1),
+        "Ki" => (1 << 10, 1),
+        "Mi" => (1 << 20, 1),
+        "Gi" => (1 << 30, 1),
+        "Ti" => (1 << 40, 1),
+        "Pi" => (1 << 50, 1),
+        "Ei" => (1 << 60, 1),
+        exponent => {
+            let exponent = exponent.strip_prefix(['e', 'E'])?;
+            let power = 10_u128.pow(exponent.trim_start_matches(['+', '-']).parse().ok().filter(|power| *power <= 18)?);
+            if exponent.starts_with('-') { (1, power) } else { (power, 1) }
+        }
     };
     let (whole, part) = number.split_once('.').unwrap_or((number, ""));
-    let whole: u64 = whole.parse().ok()?;
-    let tenths: u64 = if part.is_empty() { 0 } else { part.get(..1)?.parse().ok()? };
-    whole.checked_mul(factor)?.checked_add(factor / 10 * tenths)
+    if whole.is_empty() && part.is_empty() || part.contains('.') {
+        return None;
+    }
+    let digits = |text: &str| if text.is_empty() { Some(0) } else { text.parse::<u128>().ok() };
+    let part = part.get(..part.len().min(DIGITS))?;
+    let scale = 10_u128.pow(u32::try_from(part.len()).ok()?);
+    let number = digits(whole)?.checked_mul(scale)?.checked_add(digits(part)?)?;
+    // Rounded up, as Kubernetes does.
+    let bytes = number.checked_mul(factor)?.div_ceil(scale.checked_mul(divisor)?);
+    Some(u64::try_from(bytes).unwrap_or(u64::MAX))
+}
+
+/// A quantity for people: bare bytes with their size, others as they were written.
+pub(super) fn shown(quantity: &str) -> String {
+    match bytes(quantity) {
+        Some(size) if quantity.bytes().all(|byte| byte.is_ascii_digit()) && size >= 1 << 10 => {
+            format!("{quantity} bytes ({})", Bytes::new(size))
+        }
+        _ => quantity.to_owned(),
+    }
 }

@@ -10,7 +10,7 @@ use holdfast::types::{Bytes, Provisioning};
 use serde_json::{Value, json};
 
 use super::facts::{Facts, Found};
-use super::objects::{List, Pod, bytes};
+use super::objects::{List, Pod, bytes, shown};
 use super::rules::{Explanation, explain};
 
 /// 2026-11-21T12:10:00Z.
@@ -166,6 +166,7 @@ fn well() -> Facts {
         capacities: Some(Vec::new()),
         nodes: Some(vec![of(node("node-a")), of(node("node-b"))]),
         snapshot: Found::Unknown,
+        cloned: Found::Unknown,
         homes: Some(Nodes { nodes: vec![node_row("node-a", Silence::Heard, Bytes::mib(51_200))], missing: Vec::new() }),
         unasked: Vec::new(),
     }
@@ -295,6 +296,134 @@ fn provisioning_failed_with_the_drivers_words() {
         json!({"involvedObject": {"uid": "uid-earlier"}}),
     );
     first(&Facts { events: Some(vec![of(earlier)]), ..open("Immediate") }, "provisioner-silent", &[]);
+}
+
+/// What was never the driver's is told as whose it is.
+#[test]
+fn words_are_told_as_theirs_who_said_them() {
+    let provisioner = |message: &str| Facts {
+        events: Some(vec![of(event("PersistentVolumeClaim", "data", "ProvisioningFailed", message))]),
+        ..open("Immediate")
+    };
+    let own = "error generating accessibility requirements: no available topology found";
+    first(&provisioner(own), "provisioning-failed", &["; the provisioner says: error generating"]);
+    let driver = "rpc error: code = Aborted desc = the copy waits: rpc error: code = Unavailable desc = node-b";
+    first(&provisioner(driver), "provisioning-failed", &["; the driver says: Aborted: the copy waits: rpc error"]);
+    let unreached = "rpc error: code = Unavailable desc = connection error: desc = \"transport: error while dialing: no such file\"";
+    first(&provisioner(unreached), "provisioning-failed", &["; the provisioner does not reach the driver: connection"]);
+    let late = "rpc error: code = DeadlineExceeded desc = context deadline exceeded";
+    first(&provisioner(late), "provisioning-failed", &["; the provisioner has no answer of the driver in time"]);
+
+    let mount = |message: &str| Facts {
+        pods: Some(vec![of(pod("web-0", "node-a", json!({})))]),
+        events: Some(vec![of(event("Pod", "web-0", "FailedMount", message))]),
+        ..well()
+    };
+    let kubelet = "MountVolume.SetUp failed for volume \"pv-1\" : applyFSGroup failed: lstat /x: input/output error";
+    first(&mount(kubelet), "mount-failed", &["; kubelet says: MountVolume.SetUp failed"]);
+    let driver =
+        "MountVolume.MountDevice failed for volume \"pv-1\" : rpc error: code = FailedPrecondition desc = blank";
+    first(&mount(driver), "mount-failed", &["; the driver says: FailedPrecondition: blank"]);
+    for facts in [mount(kubelet), provisioner(own), provisioner(unreached), provisioner(late)] {
+        assert!(!told(&facts).findings[0].waits_for.contains("the driver says"), "{:?}", told(&facts));
+    }
+    let refused = json!({"status": {"attached": false, "attachError": {"message": "node \"node-a\" has no NodeID annotation", "time": MADE}}});
+    let facts = Facts {
+        pods: Some(vec![of(pod("web-0", "node-a", json!({})))]),
+        attachments: Some(vec![of(attachment("node-a", refused))]),
+        ..well()
+    };
+    first(&facts, "attach-waits", &["; the attacher says: node"]);
+}
+
+#[test]
+fn sizes_of_any_kind_are_compared() {
+    let size = |size: &str| {
+        let asked = json!({"spec": {"resources": {"requests": {"storage": size}}}});
+        Facts {
+            claim: Found::Yes(of(pending(asked))),
+            pods: Some(vec![of(pod("web-0", "", json!({})))]),
+            capacities: Some(vec![of(capacity("node-a", "10737418240"))]),
+            ..open("WaitForFirstConsumer")
+        }
+    };
+    for large in ["1Ei", "1E", "20e9", "10737418241", "16Ei"] {
+        first(&size(large), "no-room", &[large, "node-a has 10 GiB"]);
+    }
+    first(&size("10737418241"), "no-room", &["10737418241 bytes (10 GiB)"]);
+    for small in ["10737418240", "1E9", "1500m"] {
+        assert!(told(&size(small)).findings.iter().all(|finding| finding.rule != "no-room"), "{small}");
+    }
+    let grown = json!({"spec": {"resources": {"requests": {"storage": "1Ei"}}}});
+    first(&Facts { claim: Found::Yes(of(claim(grown))), ..well() }, "growth-waits", &["10Gi", "1Ei"]);
+}
+
+#[test]
+fn a_clone_of_a_claim_that_is_not_there() {
+    let source = json!({"spec": {"dataSource": {"kind": "PersistentVolumeClaim", "name": "original"}}});
+    let mut facts = Facts { claim: Found::Yes(of(pending(source))), ..open("Immediate") };
+    facts.cloned = Found::No;
+    first(&facts, "source-not-found", &["claim shop/original", "does not exist", "kubectl -n shop get pvc"]);
+    assert_eq!(told(&facts).findings[0].since, Some(NOW - 600));
+    facts.cloned = Found::Yes(of(pending(json!({"metadata": {"name": "original"}}))));
+    first(&facts, "source-not-bound", &["shop/original", "Pending", "holdfast why shop/original"]);
+    facts.cloned = Found::Yes(of(claim(json!({"metadata": {"name": "original"}}))));
+    first(&facts, "provisioner-silent", &[]);
+    assert!(told(&facts).chain.iter().any(|link| link.kind == "source" && link.state == "bound"));
+    // What may not be asked is not missing.
+    facts.cloned = Found::Unknown;
+    first(&facts, "provisioner-silent", &[]);
+}
+
+fn tied(volume: &mut Found<super::objects::Volume>) {
+    let terms =
+        json!([{"matchExpressions": [{"key": "csi.holdfast.storage/node", "operator": "In", "values": ["node-a"]}]}]);
+    let affinity = json!({"required": {"nodeSelectorTerms": terms}});
+    let Found::Yes(volume) = volume else { panic!() };
+    volume.spec.node_affinity = of(affinity);
+}
+
+#[test]
+fn a_pod_put_on_the_wrong_node_past_the_scheduler() {
+    let mut facts =
+        Facts { pods: Some(vec![of(pod("web-0", "node-b", json!({})))]), attachments: Some(Vec::new()), ..well() };
+    tied(&mut facts.volume);
+    first(
+        &facts,
+        "wrong-node",
+        &["pod shop/web-0", "nodeName", "node-b", "volume is on node node-a", "delete pod web-0"],
+    );
+    assert_eq!(told(&facts).findings.len(), 1, "nothing else is of use: {:#?}", told(&facts));
+    facts.pods = Some(vec![of(pod("web-0", "node-a", json!({})))]);
+    first(&facts, "no-attachment", &[]);
+}
+
+/// An attachment to the pod's own node has to end before the next, and its home does not let it.
+#[test]
+fn a_detach_that_fails_on_the_pods_own_node() {
+    let leaving = |status: Value| {
+        let going = json!({"metadata": {"deletionTimestamp": MADE}, "status": status});
+        Facts {
+            pods: Some(vec![of(pod("web-0", "node-a", json!({})))]),
+            attachments: Some(vec![of(attachment("node-a", going))]),
+            ..well()
+        }
+    };
+    let error = "rpc error: code = FailedPrecondition desc = volume hf1 stays attached to node node-a: /dev/loop3 is mounted at /var/lib/kubelet/plugins/x/globalmount";
+    let facts = leaving(json!({"detachError": {"message": error, "time": MADE}}));
+    let words = [
+        "detached from node node-a",
+        "driver says: FailedPrecondition",
+        "globalmount",
+        "upgrade Holdfast on node node-a",
+        "umount",
+    ];
+    first(&facts, "detach-failed", &words);
+    assert_eq!(told(&facts).findings[0].since, Some(NOW - 600));
+    let error = "rpc error: code = Unavailable desc = node node-a has not been heard for 20 s";
+    let facts = leaving(json!({"detachError": {"message": error, "time": MADE}}));
+    first(&facts, "detach-failed", &["Unavailable: node node-a", "by itself"]);
+    first(&leaving(json!({})), "detach-waits", &["attached there again", "describe volumeattachment csi-node-a"]);
 }
 
 #[test]
@@ -641,7 +770,27 @@ fn lists_and_quantities_are_read_as_they_are_written() {
     for (text, size) in sizes {
         assert!(bytes(text).unwrap().abs_diff(size) < 8, "{text}");
     }
-    for wrong in ["", "Gi", "1Zi", "-1Gi", "99999999999Pi"] {
+    let exact: &[(&str, u64)] = &[
+        ("1.25Gi", 1_342_177_280),
+        ("7Ei", 7 << 60),
+        ("1E", 1_000_000_000_000_000_000),
+        ("0.5Ei", 1 << 59),
+        ("1e3", 1000),
+        ("12E3", 12_000),
+        ("5e-1", 1),
+        ("1500m", 2),
+        (".5Ki", 512),
+        ("10737418240", 10 << 30),
+        // More than there can be is more than everything.
+        ("16Ei", u64::MAX),
+        ("99999999999Pi", u64::MAX),
+    ];
+    for (text, size) in exact {
+        assert_eq!(bytes(text), Some(*size), "{text}");
+    }
+    for wrong in ["", ".", "Gi", "1Zi", "-1Gi", "1.2.3", "1e", "1e99", "1EE", "1 Gi"] {
         assert_eq!(bytes(wrong), None, "{wrong}");
     }
+    assert_eq!(shown("10737418240"), "10737418240 bytes (10 GiB)");
+    assert_eq!((shown("10Gi"), shown("1E"), shown("1000")), ("10Gi".into(), "1E".into(), "1000".into()));
 }

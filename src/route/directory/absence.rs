@@ -48,16 +48,19 @@ impl Directory {
                     }
                 ),
             ),
-            None => Error::new(
-                Kind::Unavailable,
-                format!(
-                    "node {}, the home of pool {pool} ({}), has not been heard since this controller started, and was last heard {}{}; start it, or if it never returns name it in lostHomes",
-                    entry.node,
-                    entry.name,
-                    entry.ago(),
-                    state.as_remembered(pool)
-                ),
-            ),
+            // It may come with its next heartbeat: what others told of it is no judgement yet.
+            None => self.starting().unwrap_or_else(|| {
+                Error::new(
+                    Kind::Unavailable,
+                    format!(
+                        "node {}, the home of pool {pool} ({}), has not been heard since this controller started, and was last heard {}{}; start it, or if it never returns name it in lostHomes",
+                        entry.node,
+                        entry.name,
+                        entry.ago(),
+                        state.as_remembered(pool)
+                    ),
+                )
+            }),
         })
     }
 
@@ -127,4 +130,46 @@ pub(super) fn nobody(pool: PoolId) -> Error {
             "pool {pool} is served by no node now: start its node; if its disks were moved, start holdfast where they are: it says what to change"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::{Heartbeat, Rhythm};
+    use super::*;
+    use crate::os::Timestamp;
+
+    #[test]
+    fn a_controller_that_just_started_judges_no_node() {
+        // The node that tells of the other need not be reached for that.
+        let dial = |node: &NodeId, _: &str| Err(Error::new(Kind::Unavailable, format!("{node} is not dialled here")));
+        let rhythm = Rhythm { interval: Duration::from_millis(200) };
+        let directory = Directory::of_controller(Box::new(dial), rhythm, BTreeSet::new());
+        let pool: PoolId = "00000000000000aa".parse().unwrap();
+        let heard = Timestamp::now().as_nanos() - 591_000_000_000;
+        let known = Entry {
+            pool,
+            name: "default".parse().unwrap(),
+            node: "node-b".parse().unwrap(),
+            endpoint: "node-b:9811".to_owned(),
+            heard: Timestamp::from_nanos(heard),
+        };
+        let heartbeat = Heartbeat {
+            node: "node-a".parse().unwrap(),
+            boot_id: String::new(),
+            version: String::new(),
+            endpoint: "node-a:9811".to_owned(),
+            fabric: "none".to_owned(),
+            pools: Vec::new(),
+            known: vec![known],
+        };
+        directory.hear(heartbeat).unwrap_err();
+        let said = || directory.home_of(pool).map(drop).unwrap_err().to_string();
+        let early = said();
+        assert!(early.contains("has just started") && !early.contains("lostHomes"), "{early}");
+        std::thread::sleep(rhythm.settling());
+        let late = said();
+        assert!(late.contains("node-b") && late.contains("591 s ago"), "{late}");
+    }
 }

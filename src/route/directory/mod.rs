@@ -319,16 +319,9 @@ impl Directory {
     /// # Errors
     /// `Unavailable` for a controller in its first two intervals, and for one that heard no node at all.
     pub fn settled(&self) -> Result<()> {
-        let Roles::Controller { rhythm, since, .. } = &self.kind else { return Ok(()) };
-        let age = since.elapsed();
-        if age < rhythm.settling() {
-            let left = (rhythm.settling() - age).as_secs() + 1;
-            return Err(Error::new(
-                Kind::Unavailable,
-                format!(
-                    "this controller has just started and still waits to hear from the nodes; ask again in {left} s"
-                ),
-            ));
+        let Roles::Controller { .. } = &self.kind else { return Ok(()) };
+        if let Some(starting) = self.starting() {
+            return Err(starting);
         }
         if self.read().members.is_empty() {
             return Err(Error::new(
@@ -337,6 +330,19 @@ impl Directory {
             ));
         }
         Ok(())
+    }
+
+    /// What a controller in its first two intervals says: it has not heard all nodes yet.
+    fn starting(&self) -> Option<Error> {
+        let Roles::Controller { rhythm, since, .. } = &self.kind else { return None };
+        let left = rhythm.settling().checked_sub(since.elapsed())?;
+        Some(Error::new(
+            Kind::Unavailable,
+            format!(
+                "this controller has just started and still waits to hear from the nodes; ask again in {} s",
+                left.as_secs() + 1
+            ),
+        ))
     }
 
     /// Whether a node exists: heard, or said by another to have had a pool.

@@ -93,12 +93,18 @@ pub(crate) fn restart_kubelet(node: &str) {
     up();
 }
 
-/// A node whose kubelet and driver were killed; it returns at the latest when this is dropped.
+/// A node whose kubelet, and perhaps driver, were killed; it returns at the latest when this is dropped.
 pub(crate) struct Crashed {
     node: String,
 }
 
 impl Crashed {
+    /// Kills a node's kubelet: what runs there runs on, the driver too.
+    pub(crate) fn kubelet(node: &str) -> Self {
+        kill(&node.replace("node", "kubelet"));
+        Self { node: node.to_owned() }
+    }
+
     /// Kills a node's kubelet, so that nothing is restarted there, and the driver.
     pub(crate) fn new(node: &str) -> Self {
         let pod = super::cluster::get("pod", NAMESPACE, &node_pod(node)).unwrap();

@@ -1,7 +1,7 @@
 //! A volume and the node it is to be attached to.
 
 use super::super::objects::{Attachment, Pod, Volume};
-use super::{Case, drivers_words};
+use super::{Case, code_in, said_by};
 
 impl Case<'_> {
     pub(super) fn attaching(&mut self, object: &str, volume: &Volume, pod: &Pod) {
@@ -19,10 +19,11 @@ impl Case<'_> {
         let here = all.iter().find(|one| one.spec.node_name == *node);
         let elsewhere = all.iter().find(|one| one.spec.node_name != *node);
         match (here, elsewhere) {
-            (Some(here), _) if here.status.attached => {}
+            (Some(here), _) if here.status.attached && here.metadata.deletion_timestamp.is_empty() => {}
+            (Some(here), _) if here.status.attached => self.detaching(object, name, here),
             (_, Some(other)) => {
                 let detaching = match &other.status.detach_error {
-                    Some(error) => format!("; the driver says: {}", drivers_words(&error.message)),
+                    Some(error) => format!("; {}", said_by("the attacher", &error.message)),
                     None => String::new(),
                 };
                 let waits_for = format!(
@@ -37,7 +38,7 @@ impl Case<'_> {
             }
             (Some(here), None) => {
                 let (why, since) = match &here.status.attach_error {
-                    Some(error) => (format!("the driver says: {}", drivers_words(&error.message)), &error.time),
+                    Some(error) => (said_by("the attacher", &error.message), &error.time),
                     None => ("nobody has answered yet".to_owned(), &here.metadata.creation_timestamp),
                 };
                 let waits_for = format!("volume {name} to be attached to node {node}; {why}");
@@ -57,5 +58,30 @@ impl Case<'_> {
                 }
             }
         }
+    }
+
+    /// An attachment to the pod's own node that ends first: kubelet waits for the next one.
+    fn detaching(&mut self, object: &str, volume: &str, here: &Attachment) {
+        let (name, node) = (&here.metadata.name, &here.spec.node_name);
+        let Some(error) = &here.status.detach_error else {
+            if self.is_overdue(&here.metadata.deletion_timestamp) {
+                let waits_for = format!("volume {volume} to be detached from node {node} and attached there again");
+                let next = format!("kubectl describe volumeattachment {name}");
+                self.found("detach-waits", object, waits_for, &here.metadata.deletion_timestamp, next);
+            }
+            return;
+        };
+        // An earlier release waits for kubelet, which waits for it; this one lets go what only its own node uses.
+        let is_staged = code_in(&error.message) == "FailedPrecondition";
+        let next = if is_staged {
+            format!(
+                "upgrade Holdfast on node {node}, which then detaches a volume that only its own node still uses; or end the pods that use it there and, on that node, umount every path that is named"
+            )
+        } else {
+            format!("kubectl describe volumeattachment {name}; it is tried again by itself")
+        };
+        let said = said_by("the attacher", &error.message);
+        let waits_for = format!("volume {volume} to be detached from node {node} and attached there again; {said}");
+        self.found("detach-failed", object, waits_for, &here.metadata.deletion_timestamp, next);
     }
 }

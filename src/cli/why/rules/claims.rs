@@ -6,8 +6,8 @@ use holdfast::route::{NODE_KEY, Silence};
 use holdfast::types::Bytes;
 
 use super::super::facts::Found;
-use super::super::objects::{Capacity, Claim, Class, bytes};
-use super::{Case, Hint, drivers_words};
+use super::super::objects::{Capacity, Claim, Class, Reference, bytes, shown};
+use super::{Case, Hint, said_by};
 
 /// Marks the class of claims that name none.
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
@@ -159,7 +159,7 @@ impl<'a> Case<'a> {
             self.found("no-room", self.claim_name(), full.clone(), since, next);
         }
         if let Some(failed) = failed {
-            let waits_for = format!("its volume; the driver says: {}", drivers_words(&failed.message));
+            let waits_for = format!("its volume; {}", said_by("the provisioner", &failed.message));
             let next = self.describe("pvc", &self.facts.name);
             return self.found("provisioning-failed", self.claim_name(), waits_for, failed.began(), next);
         }
@@ -181,7 +181,8 @@ impl<'a> Case<'a> {
         }
         if self.is_overdue(since) && self.findings.is_empty() {
             let node = selected.map_or(String::new(), |node| format!(" on node {node}"));
-            let waits_for = format!("the provisioner to make a volume of {size}{node}; it has said nothing yet");
+            let waits_for =
+                format!("the provisioner to make a volume of {}{node}; it has said nothing yet", shown(&size));
             let next = "kubectl get pods -A -l app.kubernetes.io/name=holdfast, then kubectl logs of the controller's container provisioner";
             self.found("provisioner-silent", self.claim_name(), waits_for, since, next);
         }
@@ -189,9 +190,44 @@ impl<'a> Case<'a> {
 
     /// What the claim is filled from; whether that is what it waits for.
     fn source(&mut self, claim: &Claim) -> bool {
-        let Some(source) = claim.spec.data_source.as_ref().filter(|source| source.kind == "VolumeSnapshot") else {
-            return false;
-        };
+        let Some(source) = &claim.spec.data_source else { return false };
+        match source.kind.as_str() {
+            "VolumeSnapshot" => self.snapshot(claim, source),
+            "PersistentVolumeClaim" => self.cloned(claim, source),
+            _ => false,
+        }
+    }
+
+    /// The claim it is to be a clone of.
+    fn cloned(&mut self, claim: &Claim, source: &Reference) -> bool {
+        let (namespace, since) = (&self.facts.namespace, claim.metadata.creation_timestamp.as_str());
+        let name = format!("claim {namespace}/{}", source.name);
+        match &self.facts.cloned {
+            Found::Unknown => false,
+            Found::No => {
+                let waits_for = format!("{name}, which it is to be a clone of and which does not exist");
+                let next =
+                    format!("make that claim, or delete this one and name another: kubectl -n {namespace} get pvc");
+                self.found("source-not-found", self.claim_name(), waits_for, since, next);
+                true
+            }
+            Found::Yes(original) if original.status.phase == "Bound" => {
+                self.link("source", name, "bound");
+                false
+            }
+            Found::Yes(original) => {
+                let phase = if original.status.phase.is_empty() { "Pending" } else { &original.status.phase };
+                self.link("source", &name, phase);
+                let waits_for = format!("{name}, which it is to be a clone of and which is {phase} itself");
+                let next = format!("holdfast why {namespace}/{}", source.name);
+                self.found("source-not-bound", self.claim_name(), waits_for, since, next);
+                true
+            }
+        }
+    }
+
+    /// The snapshot it is restored from.
+    fn snapshot(&mut self, claim: &Claim, source: &Reference) -> bool {
         let name = format!("snapshot {}/{}", self.facts.namespace, source.name);
         match &self.facts.snapshot {
             Found::Unknown => false,
@@ -213,7 +249,7 @@ impl<'a> Case<'a> {
             }
             Found::Yes(snapshot) => {
                 let why = match &snapshot.status.error {
-                    Some(error) => format!(": {}", drivers_words(&error.message)),
+                    Some(error) => format!("; {}", said_by("the snapshotter", &error.message)),
                     None => " yet".to_owned(),
                 };
                 self.link("source", &name, "not ready");
@@ -266,6 +302,6 @@ impl<'a> Case<'a> {
             return None;
         }
         let said: Vec<_> = places.iter().map(|(node, room)| format!("{node} has {}", Bytes::new(*room))).collect();
-        Some(format!("room for {size} on any node: {}", said.join(", ")))
+        Some(format!("room for {} on any node: {}", shown(size), said.join(", ")))
     }
 }

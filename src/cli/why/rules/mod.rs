@@ -17,7 +17,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
 use super::facts::{Facts, Found};
-use super::objects::{Event, Meta, Pod};
+use super::objects::{Event, Meta, Pod, shown};
 
 /// So long a part of Kubernetes may take without being suspected.
 const PATIENCE: i64 = 30;
@@ -83,11 +83,28 @@ fn seconds(time: &str) -> Option<i64> {
     time.parse::<Timestamp>().ok().map(Timestamp::as_second)
 }
 
-/// What the driver said, out of what a sidecar or kubelet wrote around it.
-fn drivers_words(message: &str) -> String {
-    let (around, said) = message.rsplit_once(" desc = ").unwrap_or(("", message));
-    let code = around.rsplit_once("code = ").map_or("", |(_, code)| code.trim());
-    if code.is_empty() { said.trim().to_owned() } else { format!("{code}: {}", said.trim()) }
+/// What a sidecar or kubelet said, as whose words it is: the driver's are what it was answered, behind a gRPC code. Where the driver was not
+/// reached or did not answer in time, gRPC itself makes up such an answer.
+fn said_by(who: &str, message: &str) -> String {
+    const ANSWER: &str = "rpc error: code = ";
+    let answer = message.split_once(ANSWER).and_then(|(_, answer)| answer.split_once(" desc = "));
+    let Some((code, said)) = answer else { return format!("{who} says: {}", message.trim()) };
+    let (code, said) = (code.trim(), said.trim());
+    match (code, said) {
+        ("Unavailable", said) if said.starts_with("connection error") => {
+            format!("{who} does not reach the driver: {said}")
+        }
+        ("DeadlineExceeded", "context deadline exceeded") | ("Canceled", "context canceled") => {
+            format!("{who} has no answer of the driver in time; it asks again")
+        }
+        _ => format!("the driver says: {code}: {said}"),
+    }
+}
+
+/// The driver's gRPC code in such a message.
+fn code_in(message: &str) -> &str {
+    let behind = message.split_once("rpc error: code = ").map_or("", |(_, answer)| answer);
+    behind.split_once(" desc = ").map_or("", |(code, _)| code.trim())
 }
 
 struct Case<'a> {
@@ -165,7 +182,7 @@ impl<'a> Case<'a> {
             Found::Unknown => return,
         };
         let phase = if claim.status.phase.is_empty() { "Pending" } else { &claim.status.phase };
-        let wants = claim.spec.resources.requests.get("storage").map_or("", String::as_str);
+        let wants = claim.spec.resources.requests.get("storage").map_or(String::new(), |wants| shown(wants));
         let modes = claim.spec.access_modes.join(", ");
         self.link(
             "claim",

@@ -1,9 +1,10 @@
 //! Pods that wait for a node or for their volume on it.
 
 use holdfast::csi::DRIVER_NAME;
+use holdfast::route::NODE_KEY;
 
 use super::super::objects::{Claim, Pod, Volume};
-use super::{Case, drivers_words};
+use super::{Case, said_by};
 
 impl Case<'_> {
     /// A pod without a node.
@@ -51,6 +52,18 @@ impl Case<'_> {
             }
             return self.unschedulable(pod, home);
         }
+        // Nothing mends that while the pod is there: the scheduler would not have chosen this node.
+        let tied = volume.nodes(NODE_KEY);
+        if let Some(home) = tied.first().filter(|_| !tied.contains(&node)) {
+            let waits_for = format!(
+                "nothing that can come: it was put on node {node} (spec.nodeName), past the scheduler, and its volume is on node {home}"
+            );
+            let next = format!(
+                "kubectl -n {} delete pod {}, and make it without nodeName (in its controller's template too): the scheduler puts it on {home}",
+                facts.namespace, pod.metadata.name
+            );
+            return self.found("wrong-node", object, waits_for, &pod.metadata.creation_timestamp, next);
+        }
         // Cordoned or not: it is there already.
         self.node_not_ready(&object, node);
         if let Some(csi_nodes) = &facts.csi_nodes {
@@ -71,8 +84,7 @@ impl Case<'_> {
         };
         let failed = self.event_that("Pod", &pod.metadata, &["FailedMount", "FailedMapVolume"], of_volume);
         if let Some(event) = failed.cloned() {
-            let waits_for =
-                format!("its volume to be mounted on node {node}; the driver says: {}", drivers_words(&event.message));
+            let waits_for = format!("its volume to be mounted on node {node}; {}", said_by("kubelet", &event.message));
             let next =
                 format!("{}; kubectl logs of the driver on node {node}", self.describe("pod", &pod.metadata.name));
             self.found("mount-failed", object.clone(), waits_for, event.began(), next);

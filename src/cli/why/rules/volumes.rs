@@ -8,8 +8,8 @@ use holdfast::types::{PoolId, VolumeId};
 
 use super::super::ago;
 use super::super::facts::Found;
-use super::super::objects::{Claim, Volume, bytes};
-use super::{Case, Finding, drivers_words};
+use super::super::objects::{Claim, Volume, bytes, shown};
+use super::{Case, Finding, code_in, said_by};
 
 impl Case<'_> {
     /// A claim with its volume.
@@ -135,14 +135,13 @@ impl Case<'_> {
         }
         let condition =
             |kind: &str| claim.status.conditions.iter().find(|one| one.r#type == kind && one.status == "True");
-        let what = format!("to grow from {has} to {wanted}");
+        let what = format!("to grow from {} to {}", shown(has), shown(wanted));
         let describe = self.describe("pvc", &self.facts.name);
         if let Some(pending) = condition("FileSystemResizePending") {
             let on_node = self.pods().iter().any(|pod| !pod.spec.node_name.is_empty());
             let (waits_for, next) = if on_node {
                 let failed = condition("NodeResizeError");
-                let said = failed
-                    .map_or(String::new(), |failed| format!("; the driver says: {}", drivers_words(&failed.message)));
+                let said = failed.map_or(String::new(), |failed| format!("; {}", said_by("kubelet", &failed.message)));
                 (format!("kubelet {what}: the filesystem follows at the node{said}"), describe)
             } else {
                 (
@@ -158,8 +157,7 @@ impl Case<'_> {
             condition("ControllerResizeError").map(|one| (one.message.as_str(), one.last_transition_time.as_str()))
         });
         if let Some((message, since)) = failed {
-            let said = drivers_words(message);
-            let next = if said.starts_with("OutOfRange") {
+            let next = if code_in(message) == "OutOfRange" {
                 format!(
                     "holdfast pools (what is free), then make room, or ask for less, which may be as little as {has}: kubectl -n {} edit pvc {}",
                     self.facts.namespace, self.facts.name
@@ -167,7 +165,7 @@ impl Case<'_> {
             } else {
                 describe
             };
-            let waits_for = format!("its volume {what}; the driver says: {said}");
+            let waits_for = format!("its volume {what}; {}", said_by("the resizer", message));
             return self.found("growth-failed", self.claim_name(), waits_for, since, next);
         }
         let since = condition("Resizing").map_or(String::new(), |one| one.last_transition_time.clone());
