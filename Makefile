@@ -74,7 +74,7 @@ e2e: prepare-e2e ## A real Kubernetes of two nodes with the chart and the sideca
 
 guests: prepare-guests ## The driver on a kernel with device-mapper, in small QEMU guests; TESTS="raw_block" runs a part (root)
 	tests/guests/build $${CARGO_TARGET_DIR:-target}/guests
-	$(CARGO) nextest run --locked --profile guests $(TESTS)
+	$(CARGO) nextest run --locked --profile guests --test guests $(TESTS)
 
 # Seconds each target is fuzzed.
 T ?= 20

@@ -16,6 +16,7 @@ fn raw_block_volumes_are_published_through_device_mapper() {
 fn the_device_of_a_raw_block_volume() {
     let mut guest = Guest::boot("device", &[]);
     guest.test("linear_device::what_a_crash_leaves_is_finished_or_removed");
+    guest.test("linear_device::any_call_may_fail_and_a_retry_ends_the_same");
     guest.test("linear_device::a_device_that_is_open_or_not_ours_stays_as_it_is");
     guest.test("linear_device::a_device_that_only_reads_refuses_writes");
     guest.test("linear_device::one_target_would_hand_the_loop_device_s_controls_through");

@@ -3,10 +3,12 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use holdfast::attach::{Linear, linear_name};
 use holdfast::home::Changed;
-use holdfast::os::{DevNum, Discard, DmMode, DmTarget, LoopConfig, LoopStatus, Os};
+use holdfast::os::{Call, DevNum, Discard, DmMode, DmTarget, Interceptor, LoopConfig, LoopStatus, Os};
 use holdfast::types::{Bytes, Kind, VolumeId};
 
 use super::{OURS, attack, none_left, number_of};
@@ -83,6 +85,68 @@ fn what_a_crash_leaves_is_finished_or_removed() {
     assert_eq!(linear.device(&id).unwrap().unwrap().size, SIZE);
     linear.release(&id).unwrap();
     assert!(os.loop_clear(&status).unwrap());
+}
+
+/// Lets one call fail, before its effect or after it.
+struct Failing {
+    seen: Arc<AtomicUsize>,
+    at: usize,
+    after: bool,
+}
+
+impl Failing {
+    fn os(at: usize, after: bool) -> (Os, Arc<AtomicUsize>) {
+        let seen = Arc::new(AtomicUsize::new(0));
+        (Os::intercepted(Box::new(Self { seen: Arc::clone(&seen), at, after })), seen)
+    }
+
+    fn answer(&self, fails: bool) -> std::io::Result<()> {
+        if fails { Err(std::io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    }
+}
+
+impl Interceptor for Failing {
+    fn before(&self, _: Call, _: &str) -> std::io::Result<()> {
+        let number = self.seen.fetch_add(1, Ordering::Relaxed);
+        self.answer(number == self.at && !self.after)
+    }
+
+    fn after(&self, _: Call, _: &str) -> std::io::Result<()> {
+        self.answer(self.seen.load(Ordering::Relaxed) == self.at + 1 && self.after)
+    }
+}
+
+#[test]
+#[ignore = "in a guest: make guests"]
+fn any_call_may_fail_and_a_retry_ends_the_same() {
+    let scratch = Scratch::new(PoolFs::Ext4, 256 << 20);
+    let (status, below, _) = loop_device(&scratch, "image");
+    let (id, half) = (volume("a"), Bytes::new(8 << 20));
+    let mut failed = 0;
+    for after in [false, true] {
+        for at in 0.. {
+            let (os, seen) = Failing::os(at, after);
+            let linear = Linear::new(os);
+            let mut twice = |work: &dyn Fn() -> holdfast::types::Result<()>| {
+                if work().is_err() {
+                    failed += 1;
+                    work().unwrap();
+                }
+            };
+            twice(&|| linear.ensure(&id, below, half, DmMode::Writable).map(drop));
+            twice(&|| linear.resize(&id, below, SIZE).map(drop));
+            let device = linear.device(&id).or_else(|_| linear.device(&id)).unwrap().unwrap();
+            assert_eq!((device.size, device.mode), (SIZE, DmMode::Writable), "call {at}");
+            assert_eq!(Os::new().devices_below(device.number).unwrap(), [below]);
+            twice(&|| linear.release(&id).map(drop));
+            none_left();
+            if seen.load(Ordering::Relaxed) <= at {
+                break;
+            }
+        }
+    }
+    assert!(failed > 20, "{failed}");
+    assert!(Os::new().loop_clear(&status).unwrap());
 }
 
 #[test]
