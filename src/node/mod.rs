@@ -15,6 +15,9 @@ mod path;
 mod patience;
 mod publish;
 mod raw;
+mod removal;
+#[cfg(test)]
+mod removal_scenarios;
 mod request;
 #[cfg(test)]
 mod rig;
@@ -22,6 +25,7 @@ mod rig;
 mod scenarios;
 mod slots;
 mod stage;
+mod stagings;
 mod stats;
 
 pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};
@@ -46,6 +50,7 @@ pub struct Node {
     targets: Locks<String>,
     slots: slots::Slots,
     raw: raw::RawDevices,
+    stagings: stagings::Stagings,
 }
 
 impl Node {
@@ -64,6 +69,7 @@ impl Node {
             targets: Locks::new(activity),
             slots: slots::Slots::new(FORMATS),
             raw,
+            stagings: stagings::Stagings::default(),
             os,
             id,
             home,

@@ -1,8 +1,9 @@
 //! What mountinfo says of a volume: which mounts show its device, told by the loop device's own name, never by stat(2).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::os::{LoopDevice, MountEntry, MountTable, Os};
+use super::removal::covered;
+use crate::os::{DevNum, LoopDevice, MountEntry, MountTable, Os, Seen};
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 
 /// How a mount shows a volume.
@@ -39,6 +40,16 @@ impl<'a> Mounts<'a> {
         self.table.at(path)
     }
 
+    /// What a mount covers, see [`MountTable::covers`].
+    pub(super) fn covers(&self, entry: &MountEntry) -> (DevNum, PathBuf) {
+        self.table.covers(entry)
+    }
+
+    /// How many mounts are stacked at a resolved path.
+    pub(super) fn depth(&self, path: &Path) -> usize {
+        self.table.depth(path)
+    }
+
     /// How a mount shows this volume; `None` when it is something else's.
     pub(super) fn shows(&self, entry: &MountEntry, volume: &VolumeId) -> Result<Option<Shown>> {
         let Some(shown) = self.device_of(entry)? else { return Ok(None) };
@@ -50,9 +61,15 @@ impl<'a> Mounts<'a> {
     /// The volume's mount at a path, which must not be anything else's.
     ///
     /// # Errors
-    /// `kind` when another thing is mounted there.
+    /// `kind` when another thing is mounted there, or the volume's mount is covered by one on a directory above.
     pub(super) fn ours(&self, path: &Path, volume: &VolumeId, kind: Kind) -> Result<Option<(&MountEntry, Shown)>> {
-        let Some(entry) = self.at(path) else { return Ok(None) };
+        let entry = match self.table.seen(path) {
+            Seen::Mount(entry) => entry,
+            Seen::Covered { hidden, by } if self.shows(hidden, volume)?.is_some() => {
+                return Err(covered(volume, path, by, kind));
+            }
+            Seen::Covered { .. } | Seen::Nothing => return Ok(None),
+        };
         match self.shows(entry, volume)? {
             Some(shown) => Ok(Some((entry, shown))),
             None => Err(Error::new(

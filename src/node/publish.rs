@@ -85,11 +85,11 @@ impl Node {
             };
         }
         if request.access.one_target() {
-            let but: Vec<&Path> = match request.mode {
-                VolumeMode::Mount(_) => vec![&source.path],
-                VolumeMode::Block => Vec::new(),
+            let staging = match request.mode {
+                VolumeMode::Mount(_) => Some(source.path.as_path()),
+                VolumeMode::Block => None,
             };
-            let others = mounts.others(source.shown.device(), &but)?;
+            let others = self.published(&mounts, volume, source.shown.device(), staging)?;
             if !others.is_empty() {
                 return Err(Error::new(
                     Kind::Precondition,
@@ -133,6 +133,7 @@ impl Node {
             Some((entry, shown @ Shown::Filesystem(_))) if entry.fs_type == fs.as_str() => (entry, shown),
             _ => return Err(not_staged()),
         };
+        self.stagings.name(volume.uuid, &staging);
         let read_only = request.read_only == ReadOnly::Yes
             || request.access.read_only()
             || request.mount.flags().read_only
@@ -278,14 +279,10 @@ impl Node {
     /// mounted there, or what is left is not empty; `Internal`.
     pub fn unpublish(&self, volume: &VolumeId, target: &Path) -> Result<Changed> {
         let lock = self.volumes.try_share(volume, "NodeUnpublishVolume")?;
-        let Some(target) = path::resolve(&self.os, target)? else { return Ok(Changed::No) };
+        let target = path::known(&self.os, target)?;
         let _target_lock = self.targets.try_lock(&target.display().to_string(), "NodeUnpublishVolume")?;
         lock.works_on(&target.display());
-        let mut changed = Changed::No;
-        while Mounts::read(&self.os)?.ours(&target, volume, Kind::Precondition)?.is_some() {
-            self.unmount(&target)?;
-            changed = Changed::Yes;
-        }
+        let changed = self.unmount_all(volume, &target)?;
         let shown = target.display();
         let removed = match self.look(&target)? {
             None => false,

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::format::Formatter;
 use super::mounts::{Mounts, Shown, places};
 use super::patience::patiently;
+use super::stagings::Left;
 use super::{Node, StageRequest, path};
 use crate::attach::{Attached, Wanted};
 use crate::fs::{self, Grown, MountOptions};
@@ -68,7 +69,7 @@ impl Node {
 
     /// A refusal after nothing but the home's `open`: the device goes away again unless an earlier stage uses it.
     fn only_opened(&self, error: Error, volume: &VolumeId) -> Error {
-        self.undone(error, || match self.unused(volume, None).and_then(|()| self.attach.detach(volume)) {
+        self.undone(error, || match self.unused(volume).and_then(|()| self.attach.detach(volume)) {
             Err(held) if held.kind() == Kind::InUse => Ok(()),
             result => result,
         })
@@ -89,6 +90,7 @@ impl Node {
         lock.works_on(&staging.display());
         let mounts = Mounts::read(&self.os)?;
         if let Some((entry, shown)) = mounts.ours(&staging, volume, Kind::AlreadyExists)? {
+            self.stagings.name(volume.uuid, &staging);
             return self.stage_again(request, fs, &staging, entry, shown);
         }
         match self.os.entry(&staging).at(|| format!("look at {}", staging.display()))? {
@@ -104,6 +106,7 @@ impl Node {
         granted_so(request, &opened).map_err(|error| self.only_opened(error, volume))?;
         let staged = self.stage_fresh(request, fs, &staging, &opened, lock);
         staged.map_err(|error| self.undone(error, || self.undo(volume, &staging)))?;
+        self.stagings.name(volume.uuid, &staging);
         Ok(Changed::Yes)
     }
 
@@ -249,30 +252,27 @@ impl Node {
 
     /// Takes a volume away from this node (NodeUnstageVolume). Not staged is success; so is not staged at this path, and
     /// where it is mounted instead it stays; so is a volume whose record or pool is gone, once nothing of it is left. Decides from mountinfo and never looks at the path itself: a dead
-    /// filesystem is unmounted like any other.
+    /// filesystem is unmounted like any other. Staged at several paths, it goes from this one, and its device with the last.
     ///
     /// 1. Refuse while pods use it, with everything as it was.
     /// 2. Unmount whatever of the volume is stacked at the path. A crash: the next unstage goes on.
     /// 3. Detach. A crash: the same.
     ///
     /// # Errors
-    /// `Busy`; `InUse` naming who uses it; `Precondition` when something else is mounted at the path; `Internal`.
+    /// `Busy`; `InUse` naming who uses it; `Precondition` when something else is mounted at the path, or a mount on a
+    /// directory above covers it; `Internal`.
     pub fn unstage(&self, volume: &VolumeId, staging: &Path) -> Result<Changed> {
         let lock = self.volumes.try_lock(volume, "NodeUnstageVolume")?;
-        let staging = path::resolve(&self.os, staging)?;
-        let mut changed = Changed::No;
-        if let Some(staging) = &staging {
-            lock.works_on(&staging.display());
-        }
-        if !self.staged_at(volume, staging.as_deref())? {
+        let staging = path::known(&self.os, staging)?;
+        lock.works_on(&staging.display());
+        if !self.staged_at(volume, &staging)? {
             return Ok(Changed::No);
         }
-        self.unused(volume, staging.as_deref())?;
-        if let Some(staging) = &staging {
-            while Mounts::read(&self.os)?.ours(staging, volume, Kind::Precondition)?.is_some() {
-                self.unmount(staging)?;
-                changed = Changed::Yes;
-            }
+        let left = self.unpublished(volume, &staging)?;
+        let mut changed = self.unmount_all(volume, &staging)?;
+        self.stagings.forget(volume.uuid, &staging);
+        if left == Left::Staged {
+            return Ok(changed);
         }
         if let Some(device) = self.raw.take(volume.uuid) {
             let path = device.path().display().to_string();
@@ -287,30 +287,19 @@ impl Node {
 
     /// Whether unstaging at a path concerns the volume: not when its filesystem is mounted, and not there. A raw device
     /// has no staging mount, so any path is its own.
-    fn staged_at(&self, volume: &VolumeId, staging: Option<&Path>) -> Result<bool> {
-        if let Some(staging) = staging
-            && Mounts::read(&self.os)?.ours(staging, volume, Kind::Precondition)?.is_some()
-        {
+    fn staged_at(&self, volume: &VolumeId, staging: &Path) -> Result<bool> {
+        if Mounts::read(&self.os)?.ours(staging, volume, Kind::Precondition)?.is_some() {
             return Ok(true);
         }
         let elsewhere = |shown: &Shown| matches!(shown, Shown::Filesystem(_));
         Ok(self.raw.holds(volume.uuid) || !self.mounted(volume)?.iter().any(elsewhere))
     }
 
-    /// Nothing but the staging mount shows the volume.
-    fn unused(&self, volume: &VolumeId, staging: Option<&Path>) -> Result<()> {
+    /// No mount shows the volume. A block volume has no staging mount: its device is known by the name it carries.
+    pub(super) fn unused(&self, volume: &VolumeId) -> Result<()> {
+        let Some(device) = self.device_named(volume)? else { return Ok(()) };
         let mounts = Mounts::read(&self.os)?;
-        let staged = match staging {
-            Some(staging) => mounts.ours(staging, volume, Kind::Precondition)?,
-            None => None,
-        };
-        let device = match staged {
-            Some((_, shown)) => Some(shown.device()),
-            // A block volume has no staging mount: its device is known by the name it carries.
-            None => self.device_named(volume)?,
-        };
-        let but: Vec<_> = staging.into_iter().collect();
-        let others = device.map_or_else(|| Ok(Vec::new()), |device| mounts.others(device, &but))?;
+        let others = mounts.others(device, &[])?;
         if others.is_empty() {
             return Ok(());
         }
@@ -318,24 +307,6 @@ impl Node {
             Kind::InUse,
             format!("volume {volume} is still published at {}; unpublish it there first", places(&others)),
         ))
-    }
-
-    /// Takes the topmost mount at a path away; a busy one says who keeps it.
-    pub(super) fn unmount(&self, point: &Path) -> Result<()> {
-        match self.os.unmount(point) {
-            Ok(_) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                let holders = self.os.holders(point).unwrap_or_default();
-                let who = if holders.is_empty() {
-                    "something that cannot be seen here".to_owned()
-                } else {
-                    holders.join(", ")
-                };
-                Err(Error::new(Kind::InUse, format!("{} is in use by {who}; stop it and ask again", point.display()))
-                    .because(error))
-            }
-            Err(error) => Err(Error::new(Kind::Internal, format!("unmount {}", point.display())).because(error)),
-        }
     }
 }
 

@@ -23,6 +23,7 @@ mod memory;
 mod mount;
 mod mountinfo;
 mod owner;
+mod seen;
 mod version;
 mod watch;
 
@@ -37,11 +38,13 @@ pub use daemon::Daemon;
 pub use deadline::Deadline;
 pub use exec::{Exit, Output, Program};
 pub use files::{Entry, FileIdentity, FsSpace};
+pub use holders::Holder;
 pub use image::{CowHint, ExtentSummary};
 pub use loopdev::{Discard, LoopConfig, LoopDevice, LoopStatus};
 pub use mount::MountFlags;
 pub use mountinfo::{MountEntry, MountTable};
 pub use owner::OwnerLock;
+pub use seen::Seen;
 pub use version::FileVersion;
 pub use watch::DirectoryWatch;
 
