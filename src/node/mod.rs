@@ -27,6 +27,8 @@ mod slots;
 mod stage;
 mod stagings;
 mod stats;
+#[cfg(test)]
+mod stopped_scenarios;
 
 pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};
 

@@ -6,6 +6,7 @@ use super::mounts::{Mounts, Shown, places};
 use super::stage::{granted_to_write, read_only_block};
 use super::{Node, PublishRequest, path};
 use crate::attach::Wanted;
+use crate::fs::{self, Stopped};
 use crate::home::{Changed, FormatState, ReadOnly};
 use crate::os::{BlockDevice, Entry, MountEntry, MountFlags};
 use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
@@ -144,26 +145,9 @@ impl Node {
 
     /// A filesystem that stopped after errors is not given to a pod that wants to write.
     fn alive(&self, volume: &VolumeId, entry: &MountEntry, read_only: ReadOnly) -> Result<()> {
-        let stopped = |why: &str| {
-            Error::new(
-                Kind::Precondition,
-                format!(
-                    "volume {volume}: its filesystem at {} {why}; stop every pod that uses it: it is checked when it is staged again; the kernel's log says what happened",
-                    entry.mount_point.display()
-                ),
-            )
-        };
-        let says = |word: &str| entry.super_options.iter().any(|option| option == word);
-        if says("shutdown") {
-            return Err(stopped("was shut down after errors"));
-        }
-        if read_only == ReadOnly::No && (entry.super_read_only() || says("emergency_ro")) {
-            return Err(stopped("turned read-only after errors"));
-        }
-        // A shut-down XFS says so only when it is asked for something.
-        match self.os.entry(&entry.mount_point) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(stopped("does not answer").because(error)),
+        match fs::stopped(&self.os, &[entry]) {
+            Some(why) if read_only == ReadOnly::No || !why.is_readable() => Err(has_stopped(volume, entry, why)),
+            _ => Ok(()),
         }
     }
 
@@ -294,6 +278,21 @@ impl Node {
             Some(There::Other) => return Err(left_over(&target, "is neither a directory nor an empty file")),
         };
         Ok(if removed { Changed::Yes } else { changed })
+    }
+}
+
+/// A mounted filesystem that does not work any more.
+pub(super) fn has_stopped(volume: &VolumeId, entry: &MountEntry, why: Stopped) -> Error {
+    let error = Error::new(
+        Kind::Precondition,
+        format!(
+            "volume {volume}: its filesystem at {} {why}; stop every pod that uses it: it is checked when it is staged again; the kernel's log says what happened",
+            entry.mount_point.display()
+        ),
+    );
+    match why.into_reason() {
+        Some(reason) => error.because(reason),
+        None => error,
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::format::Formatter;
 use super::mounts::{Mounts, Shown, places};
 use super::patience::patiently;
+use super::publish::has_stopped;
 use super::stagings::Left;
 use super::{Node, StageRequest, path};
 use crate::attach::{Attached, Wanted};
@@ -174,6 +175,12 @@ impl Node {
             ReadOnly::No => request.mount.clone(),
         };
         let Shown::Filesystem(_) = shown else { return Err(differs(volume, staging)) };
+        match fs::stopped(&self.os, &[entry]) {
+            Some(why) if read_only == ReadOnly::No || !why.is_readable() => {
+                return Err(has_stopped(volume, entry, why));
+            }
+            _ => {}
+        }
         if entry.fs_type != fs.as_str() || entry.root != Path::new("/") || !options.made(fs, entry) {
             return Err(differs(volume, staging));
         }

@@ -7,6 +7,7 @@
 //! [`Call`] name: a call without a name cannot be written.
 
 mod activity;
+mod answers;
 mod bind;
 mod blockdev;
 mod clock;
@@ -27,9 +28,10 @@ mod seen;
 mod version;
 mod watch;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 pub use activity::{Activity, ActivityGuard, Ongoing};
 pub use blockdev::{BlockDevice, DevNum, XfsGeometry};
@@ -64,6 +66,7 @@ pub enum Call {
     ListDir,
     Identity,
     FsSpace,
+    FsAnswers,
     OpenImage,
     CreateImage,
     WriteImage,
@@ -131,6 +134,8 @@ struct Inner {
     /// Held shared while loops are opened to be looked at and alone while one is cleared: LOOP_CLR_FD on a
     /// device that somebody else has open only marks it (drivers/block/loop.c, `loop_clr_fd`).
     loop_gate: RwLock<()>,
+    /// What mounted filesystems were asked and have not answered yet.
+    asked: Mutex<HashMap<DevNum, Arc<answers::Question>>>,
 }
 
 impl Os {
@@ -147,7 +152,14 @@ impl Os {
     }
 
     fn build(interceptor: Option<Box<dyn Interceptor>>) -> Self {
-        Self { inner: Arc::new(Inner { interceptor, activity: Activity::default(), loop_gate: RwLock::new(()) }) }
+        Self {
+            inner: Arc::new(Inner {
+                interceptor,
+                activity: Activity::default(),
+                loop_gate: RwLock::new(()),
+                asked: Mutex::default(),
+            }),
+        }
     }
 
     /// Children and kernel calls under way now: what may hang, since when.
