@@ -19,7 +19,7 @@ use holdfast::types::{Error, Kind, NodeId};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint, Server};
-use tracing::error;
+use tracing::{error, warn};
 
 use super::daemon::Stop;
 use super::doctor;
@@ -52,6 +52,11 @@ pub(crate) async fn open(os: &Os, configs: Vec<PoolConfig>, id: NodeId) -> Resul
         }
         let home = LocalHome::open(os.clone(), id.clone(), pools.clone())?;
         let said = pools.iter().map(|(pool, _)| in_words(&**pool)).collect::<Result<Vec<_>>>()?.join(", ");
+        match doctor::unseen_by_kubelet(&os) {
+            Ok(None) => {}
+            Ok(Some(why)) => error!("no volume can be staged or published: {why}"),
+            Err(error) => warn!("{}", error.chain()),
+        }
         let node = Node::new(os, id, Arc::new(home.clone()) as Arc<dyn Home>);
         Ok(Opened { home, node, said })
     })

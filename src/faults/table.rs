@@ -54,7 +54,7 @@ pub(crate) fn row(call: Call) -> Row {
         Call::LoopStatus | Call::DeviceSize | Call::DeviceBlockSize | Call::ReadDevice | Call::XfsGeometry => {
             Asks(&[EIO])
         }
-        Call::Mounts | Call::Holders => Asks(&[EIO]),
+        Call::Mounts | Call::Namespaces | Call::Holders => Asks(&[EIO]),
         Call::Extents => Asks(&[EIO, EOPNOTSUPP]),
         Call::OpenDevice => Asks(&[EIO, ENXIO, ENOENT, EBUSY]),
         Call::OpenExclusive => Asks(&[EIO, ENXIO]),

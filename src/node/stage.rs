@@ -89,6 +89,7 @@ impl Node {
         };
         let staging = path::resolve(&self.os, &request.staging)?.ok_or_else(missing)?;
         lock.works_on(&staging.display());
+        self.visible(&staging)?;
         let mounts = Mounts::read(&self.os)?;
         if let Some((entry, shown)) = mounts.ours(&staging, volume, Kind::AlreadyExists)? {
             self.stagings.name(volume.uuid, &staging);

@@ -23,6 +23,7 @@ mod loopdev;
 mod memory;
 mod mount;
 mod mountinfo;
+mod namespace;
 mod owner;
 mod seen;
 mod version;
@@ -45,6 +46,7 @@ pub use image::{CowHint, ExtentSummary};
 pub use loopdev::{Discard, LoopConfig, LoopDevice, LoopStatus};
 pub use mount::MountFlags;
 pub use mountinfo::{MountEntry, MountTable};
+pub use namespace::Visibility;
 pub use owner::OwnerLock;
 pub use seen::Seen;
 pub use version::FileVersion;
@@ -101,6 +103,7 @@ pub enum Call {
     Bind,
     Unmount,
     Mounts,
+    Namespaces,
     OwnMounts,
     Exec,
     Start,
