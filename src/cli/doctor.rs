@@ -10,6 +10,7 @@ use holdfast::config::PoolConfig;
 use holdfast::fs;
 use holdfast::home::record::{Phase, Record, VolumeRecord};
 use holdfast::home::{Finding, FindingKind, FormatState, Health, LocalHome};
+use holdfast::node::unseen;
 use holdfast::os::{DevNum, DmSupport, Os};
 use holdfast::pool::Object;
 use holdfast::telemetry::PoolFindings;
@@ -112,6 +113,17 @@ fn examine_served(
     Ok((healthy, findings))
 }
 
+/// Why kubelet and pods would not see what this process mounts for them; `None` where they do, or kubelet is not here.
+///
+/// # Errors
+/// `Internal` when the mounts cannot be read.
+pub(crate) fn unseen_by_kubelet(os: &Os) -> holdfast::types::Result<Option<String>> {
+    match os.entry(Path::new(KUBELET)) {
+        Ok(Some(_)) => unseen(os, &Path::new(KUBELET).join("pods")),
+        _ => Ok(None),
+    }
+}
+
 /// What [`examine`] finds, for whoever asks the daemon; with what its home says of pools that are not served.
 ///
 /// # Errors
@@ -208,6 +220,14 @@ impl Ward<'_> {
                 "restore {thing}.json there from a backup of the pool; if the data is not needed: rm -r {place}. Until then this {thing} is not served, and no {parts} are listed"
             );
             self.found(FindingKind::Unreadable, error.chain(), place, remedy);
+        }
+        if let Some(why) = unseen_by_kubelet(self.os)? {
+            self.found(
+                FindingKind::Service,
+                "no volume can be staged or published on this node: kubelet would not see the mounts".to_owned(),
+                KUBELET.to_owned(),
+                why,
+            );
         }
         self.temporaries(view.config.root())?;
         self.ground(view)?;

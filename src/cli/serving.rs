@@ -71,6 +71,11 @@ pub(crate) async fn open(
         });
         let home = LocalHome::start(os.clone(), id.clone(), pools.collect())?;
         let said = home.described().join(", ");
+        match doctor::unseen_by_kubelet(&os) {
+            Ok(None) => {}
+            Ok(Some(why)) => error!("no volume can be staged or published: {why}"),
+            Err(error) => warn!("{}", error.chain()),
+        }
         let node = Node::new(os, id, Arc::new(home.clone()) as Arc<dyn Home>);
         Ok(Opened { home, node, said })
     })

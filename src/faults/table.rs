@@ -57,7 +57,7 @@ pub(crate) fn row(call: Call) -> Row {
         | Call::ReadDevice
         | Call::XfsGeometry
         | Call::DiskSequence => Asks(&[EIO]),
-        Call::Mounts | Call::Holders | Call::DeviceUsers => Asks(&[EIO]),
+        Call::Mounts | Call::Namespaces | Call::Holders | Call::DeviceUsers => Asks(&[EIO]),
         Call::Extents => Asks(&[EIO, EOPNOTSUPP]),
         Call::OpenDevice => Asks(&[EIO, ENXIO, ENOENT, EBUSY]),
         Call::OpenExclusive => Asks(&[EIO, ENXIO]),

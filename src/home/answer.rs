@@ -43,7 +43,7 @@ pub enum FindingKind {
 
 impl FindingKind {
     /// Those a node finds in its own pools.
-    pub const OF_A_NODE: [Self; 8] = [
+    pub const OF_A_NODE: [Self; 9] = [
         Self::Unreadable,
         Self::Orphan,
         Self::Unfinished,
@@ -52,6 +52,7 @@ impl FindingKind {
         Self::Image,
         Self::Filesystem,
         Self::Device,
+        Self::Service,
     ];
 
     /// As it is written in output, on the wire and in metrics.
@@ -75,7 +76,7 @@ impl FindingKind {
     /// What a word says; one that another release wrote may be unknown.
     #[must_use]
     pub fn of_word(word: &str) -> Self {
-        let known = Self::OF_A_NODE.into_iter().chain([Self::Duplicate, Self::Service]);
+        let known = Self::OF_A_NODE.into_iter().chain([Self::Duplicate]);
         known.into_iter().find(|kind| kind.word() == word).unwrap_or(Self::Other)
     }
 }

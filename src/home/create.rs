@@ -212,13 +212,16 @@ impl Shared {
                 format!("{object} has {} bytes, and a copy cannot be smaller; ask for at least that", size.get());
             return Err(Failure::Clean(Error::new(Kind::OutOfRange, message)));
         }
+        let only_block = only_block(request);
         for capability in &request.capabilities {
             let fits = match (origin.format, capability.mode) {
                 (FormatState::Never | FormatState::Formatting { .. }, _) | (FormatState::Raw, VolumeMode::Block) => {
                     true
                 }
                 (FormatState::Formatted { fs, .. }, VolumeMode::Mount(wanted)) => fs == wanted,
-                (FormatState::Raw, VolumeMode::Mount(_)) | (FormatState::Formatted { .. }, VolumeMode::Block) => false,
+                // All of its bytes may be read and written; from then on it is raw, for good.
+                (FormatState::Formatted { .. }, VolumeMode::Block) => only_block,
+                (FormatState::Raw, VolumeMode::Mount(_)) => false,
             };
             if !fits {
                 let carries = describe(origin.format);
@@ -330,7 +333,7 @@ impl Shared {
             source: request.source,
             created: Timestamp::now(),
             phase: if copy.is_some() { Phase::Creating } else { Phase::Ready },
-            format: Part::new(origin.map_or(FormatState::Never, |origin| origin.format)),
+            format: Part::new(origin.map_or(FormatState::Never, |origin| inherited(origin.format, request))),
             attachments: Vec::new(),
             still_staged: None,
             epoch: 0,
@@ -374,6 +377,22 @@ impl Shared {
 /// A lock that is taken says nothing of what exists; a request that can never be served is one.
 fn not_now(error: Error) -> Failure {
     if error.kind() == Kind::Busy { Failure::Dirty(error) } else { Failure::Clean(error) }
+}
+
+/// Whether a volume is to be used as a raw block device and in no other way.
+fn only_block(request: &CreateVolume) -> bool {
+    !request.capabilities.is_empty() && request.capabilities.iter().all(|c| c.mode == VolumeMode::Block)
+}
+
+/// What is known of a copy's content. Where a filesystem is copied to be used as a raw block device, nobody vouches for it
+/// any more: whoever has the device may write anything, so the copy is raw from the start and never mounted by us.
+fn inherited(source: FormatState, request: &CreateVolume) -> FormatState {
+    match source {
+        FormatState::Formatted { .. } if only_block(request) => FormatState::Raw,
+        FormatState::Formatted { .. } | FormatState::Never | FormatState::Raw | FormatState::Formatting { .. } => {
+            source
+        }
+    }
 }
 
 fn copy_of(origin: &Origin) -> CopyRecord {

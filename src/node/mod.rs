@@ -32,8 +32,12 @@ mod stagings;
 mod stats;
 #[cfg(test)]
 mod stopped_scenarios;
+mod visible;
+#[cfg(test)]
+mod visible_scenarios;
 
 pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};
+pub use visible::unseen;
 
 use std::sync::Arc;
 

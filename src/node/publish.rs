@@ -59,6 +59,7 @@ impl Node {
         let target = self.target(&request.target)?;
         let _target_lock = self.targets.try_lock(&target.display().to_string(), "NodePublishVolume")?;
         lock.works_on(&target.display());
+        self.visible(&target)?;
 
         let (source, device) = match request.mode {
             VolumeMode::Mount(fs) => (self.staged_filesystem(request, fs)?, None),

@@ -99,6 +99,7 @@ impl Node {
         };
         let staging = path::resolve(&self.os, &request.staging)?.ok_or_else(missing)?;
         lock.works_on(&staging.display());
+        self.visible(&staging)?;
         let mounts = self.mounts(volume)?;
         if let Some((entry, shown)) = mounts.ours(&staging, Kind::AlreadyExists)? {
             self.stagings.name(volume, &staging);

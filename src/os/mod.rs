@@ -31,6 +31,7 @@ mod loopview;
 mod memory;
 mod mount;
 mod mountinfo;
+mod namespace;
 mod owner;
 mod root;
 mod seen;
@@ -57,6 +58,7 @@ pub use loopdev::{Discard, LoopConfig, LoopDevice, LoopStatus};
 pub use loopview::LoopView;
 pub use mount::MountFlags;
 pub use mountinfo::{MountEntry, MountTable};
+pub use namespace::Visibility;
 pub use owner::OwnerLock;
 pub use root::{Root, Shown};
 pub use seen::Seen;
@@ -120,6 +122,7 @@ pub enum Call {
     Bind,
     Unmount,
     Mounts,
+    Namespaces,
     OwnMounts,
     Exec,
     Start,

@@ -206,7 +206,7 @@ mod tests {
         };
         thread::scope(|scope| {
             for _ in 0..AT_ONCE {
-                scope.spawn(|| questions.ask(&node(), &waiting).unwrap());
+                scope.spawn(|| questions.ask(&node(), waiting).unwrap());
             }
             while of(&questions, |state| u64::try_from(state.under_way).unwrap()) < 8 {
                 thread::yield_now();

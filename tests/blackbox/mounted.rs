@@ -1,8 +1,8 @@
-//! What is mounted for a pod: a filesystem that stopped is told.
+//! What is mounted for a pod is seen by it, and a filesystem that stopped is told.
 
 use tonic::Code;
 
-use crate::harness::{PoolFs, Use, World, refused, run, write_tree};
+use crate::harness::{PoolFs, Use, World, mounts, refused, run, write_tree};
 use crate::observability::{command, get, value};
 
 /// As it happens after I/O errors: the filesystem gives up, and mountinfo says it for ext4 only.
@@ -39,5 +39,33 @@ fn a_stopped_filesystem_is_found_counted_and_refused() {
         write_tree(&world.attach(&vol).unwrap(), 2);
         world.bind(&healthy, &format!("beside-{}", kind.fs_type())).unwrap();
     }
+    world.finish();
+}
+
+/// As a service of systemd with `PrivateTmp=`, or a container without bidirectional propagation.
+#[test]
+fn a_driver_whose_mounts_nobody_sees_says_so_and_stages_nothing() {
+    let mut world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Ext4);
+    world.publish(&vol).unwrap();
+    run("/usr/bin/mount", &["-t", "tmpfs", "kubelet", "/var/lib"]);
+    std::fs::create_dir("/var/lib/kubelet").unwrap();
+    assert!(command(&world, "doctor", &[]).code == Some(0));
+
+    run("/usr/bin/mount", &["--make-rprivate", "/"]);
+    world.terminate();
+    world.start();
+    let log = world.log();
+    assert!(log.contains("no volume can be staged or published") && log.contains("Bidirectional"), "{log}");
+    let said = command(&world, "doctor", &[]).stdout;
+    assert!(said.contains("no volume can be staged or published") && said.contains("PrivateTmp="), "{said}");
+    let before = mounts().entries().len();
+    let why = refused(world.stage(&vol), &[Code::FailedPrecondition]);
+    assert!(why.contains("Bidirectional"), "{why}");
+    assert_eq!(mounts().entries().len(), before);
+
+    run("/usr/bin/mount", &["--make-rshared", "/"]);
+    write_tree(&world.attach(&vol).unwrap(), 1);
+    run("/usr/bin/umount", &["/var/lib"]);
     world.finish();
 }

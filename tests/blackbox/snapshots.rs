@@ -355,3 +355,31 @@ fn snapshots_are_listed_by_filter_and_in_pages() {
     refused(world.list_snapshots(p::ListSnapshotsRequest { max_entries: -1, ..base() }), &[Code::InvalidArgument]);
     world.finish();
 }
+
+/// Every byte may be read, and written too: so nobody vouches for the filesystem any more, and it is never mounted again.
+#[test]
+fn a_filesystem_restored_as_a_raw_device_is_raw_for_good() {
+    let world = World::new(PoolFs::Xfs);
+    let vol = world.create("vol", Use::Ext4);
+    let pod = world.attach(&vol).unwrap();
+    write_tree(&pod, 1);
+    let snapshot = world.snapshot("cut", &vol);
+    let raw = world.restore("raw", Use::Block, &snapshot.snapshot_id, vol.size);
+    let device = world.attach(&raw).unwrap();
+    assert_eq!(superblock_uuid(&device), superblock_uuid(&world.image(&vol)));
+    assert_eq!(world.record(&raw)["format"]["state"], "raw");
+    write_device(&device, 2, 0, 4);
+    world.detach(&raw);
+    let as_mount = raw.used_as(Use::Ext4);
+    let refusal = world.publish(&as_mount).and_then(|()| world.stage(&as_mount));
+    refused(refusal, &[Code::InvalidArgument, Code::FailedPrecondition]);
+    world.unpublish(&raw).unwrap();
+    check_device(&world.attach(&raw).unwrap(), 2, 0, 4);
+    let mut back = create_request("back", Use::Ext4, raw.size);
+    back.volume_content_source = from_volume(&raw);
+    refused(world.create_volume(back), &[Code::InvalidArgument]);
+    let again = world.restore("again", Use::Ext4, &snapshot.snapshot_id, vol.size);
+    check_tree(&world.attach(&again).unwrap(), 1);
+    check_tree(&pod, 1);
+    world.finish();
+}

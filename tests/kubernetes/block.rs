@@ -1,6 +1,8 @@
 //! Raw block volumes.
 
-use crate::harness::{Claim, Pod, Space};
+use serde_json::json;
+
+use crate::harness::{Claim, Pod, Space, get, patch, snapshot, text};
 
 #[test]
 fn a_raw_block_volume_keeps_every_byte() {
@@ -13,5 +15,28 @@ fn a_raw_block_volume_keeps_every_byte() {
     space.run(&Pod::new("second").device("disk"));
     let read = space.exec("second", "dd if=/dev/disk bs=1M count=16 iflag=direct status=none | sha256sum");
     assert_eq!(read, sum);
+    space.end();
+}
+
+/// With the annotation that the snapshot-controller asks for, a snapshot of a filesystem is read as a raw device.
+#[test]
+fn a_snapshot_of_a_filesystem_is_restored_as_a_raw_device() {
+    let space = Space::new("block-restored");
+    space.claim(&Claim::new("data").size("64Mi"));
+    space.run(&Pod::new("user").mounts("data"));
+    space.exec("user", "echo before > /data/file && sync /data/file");
+    space.apply(&snapshot("cut", "data"));
+    space.snapshot_ready("cut");
+    let cut = get("volumesnapshot", &space.name, "cut").unwrap();
+    let allow =
+        json!({"metadata": {"annotations": {"snapshot.storage.kubernetes.io/allow-volume-mode-change": "true"}}});
+    patch("volumesnapshotcontent", &space.name, text(&cut, "/status/boundVolumeSnapshotContentName"), &allow);
+
+    space.claim(&Claim::new("raw").size("64Mi").block().of_snapshot("cut"));
+    space.run(&Pod::new("reader").device("raw"));
+    // The magic number of ext4.
+    let magic = space.exec("reader", "dd if=/dev/raw bs=1 skip=1080 count=2 status=none | od -An -tx1");
+    assert_eq!(magic.trim(), "53 ef");
+    assert_eq!(space.exec("user", "cat /data/file").trim(), "before");
     space.end();
 }

@@ -53,7 +53,16 @@ fn copies_inherit_the_format_and_none_is_cut_while_formatting(way: Way) {
     assert_eq!(clone.format, FormatState::Formatted { fs: FsType::Ext4, uuid: planned });
     let block = Capability { mode: VolumeMode::Block, access: AccessMode::SingleNodeWriter };
     let as_block = CreateVolume { capabilities: vec![block], ..from("c", 32, Source::Volume(source)) };
-    assert_eq!(clean(rig.home.create_volume(&as_block)), Kind::InvalidArgument);
+    let raw = rig.home.create_volume(&as_block).unwrap().into_inner();
+    assert_eq!(raw.format, FormatState::Raw, "its user may write anything: it is never mounted again");
+    assert!(matches!(rig.home.create_volume(&as_block), Ok(Created::Existing(again)) if again == raw));
+    let back = from("d", 32, Source::Volume(raw.id));
+    assert_eq!(clean(rig.home.create_volume(&back)), Kind::InvalidArgument);
+    let mut both = back.capabilities.clone();
+    both.push(block);
+    let both = CreateVolume { capabilities: both, ..from("e", 32, Source::Volume(source)) };
+    assert_eq!(clean(rig.home.create_volume(&both)), Kind::InvalidArgument);
+    assert_eq!(rig.home.volume(&source).unwrap().format, clone.format);
 }
 
 fn without_reflinks_an_attached_volume_is_not_cut_and_says_what_to_do(way: Way) {

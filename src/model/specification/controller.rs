@@ -65,10 +65,12 @@ impl Specification {
             (default, minimum) = (origin.size, minimum.max(origin.size));
             against.when(asked.limit != 0 && asked.limit < origin.size, Code::OutOfRange);
             against.when(asked.required != 0 && asked.required < origin.size, Code::OutOfRange);
+            let only_block = only_block(asked);
             let unfit = asked.uses.iter().any(|usage| match (origin.format, of_class(usage.mode)) {
                 (Format::Never | Format::Begun(_), _) | (Format::Raw, VolumeMode::Block) => false,
                 (Format::Made(fs, _), VolumeMode::Mount(wanted)) => fs != wanted,
-                (Format::Raw, VolumeMode::Mount(_)) | (Format::Made(..), VolumeMode::Block) => true,
+                (Format::Made(..), VolumeMode::Block) => !only_block,
+                (Format::Raw, VolumeMode::Mount(_)) => true,
             });
             against.when(unfit, Code::InvalidArgument);
             against.when(matches!(origin.format, Format::Begun(_)), Code::Aborted);
@@ -93,7 +95,10 @@ impl Specification {
             grant: None,
             before: None,
             epoch: 0,
-            format: origin.map_or(Format::Never, |origin| origin.format),
+            format: origin.map_or(Format::Never, |origin| match origin.format {
+                Format::Made(..) if only_block(asked) => Format::Raw,
+                format => format,
+            }),
             staged: None,
             held: false,
             doomed: false,
@@ -294,6 +299,11 @@ impl Specification {
         shown.retain(|shown| from.is_none() || source(shown));
         Verdict::Ok(Answer::Cuts(shown))
     }
+}
+
+/// Whether a volume is to be used as a raw block device and in no other way.
+fn only_block(asked: &Create) -> bool {
+    asked.uses.iter().all(|usage| usage.mode == Mode::Block)
 }
 
 /// What a class without a filesystem of its own makes of a mode: ext4 (docs/design.md section 12).

@@ -1,0 +1,38 @@
+//! Nothing is staged or published where only the driver itself would see it: the pod would write to the node's own disk.
+
+use std::path::Path;
+
+use super::Node;
+use crate::os::{Os, Visibility};
+use crate::types::{Error, Kind, OsContext, Result};
+
+impl Node {
+    /// Kubelet and pods see what is mounted at a resolved path.
+    ///
+    /// # Errors
+    /// `Precondition` when they do not; `Internal` when the mounts cannot be read.
+    pub(super) fn visible(&self, path: &Path) -> Result<()> {
+        match unseen(&self.os, path)? {
+            None => Ok(()),
+            Some(why) => {
+                Err(Error::new(Kind::Precondition, format!("nothing is mounted at {}: {why}", path.display())))
+            }
+        }
+    }
+}
+
+/// Why kubelet and pods would not see what this process mounts at a path, and what to change; `None` when they do.
+///
+/// # Errors
+/// `Internal` when the mounts cannot be read.
+pub fn unseen(os: &Os, path: &Path) -> Result<Option<String>> {
+    let seen = os.visibility(path).at(|| format!("find out who sees mounts at {}", path.display()))?;
+    let Visibility::Ourselves { mount_point } = seen else { return Ok(None) };
+    Ok(Some(format!(
+        "the driver has a mount namespace of its own, and the mount at {} is not shared with the host, so kubelet and pods \
+         would see an empty directory of the node's own disk there. In a container, mount kubelet's directory with \
+         mountPropagation: Bidirectional (docker: bind-propagation=rshared); as a service of systemd, drop PrivateTmp=, \
+         PrivateMounts=, ProtectSystem= and other settings that give it a file system of its own; then restart the driver",
+        mount_point.display()
+    )))
+}
