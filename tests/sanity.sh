@@ -10,6 +10,8 @@ if [ -z "${HOLDFAST_SANITY_NAMESPACE:-}" ]; then
     # A mount namespace of our own: nothing we mount is seen outside, and it goes with us.
     HOLDFAST_SANITY_NAMESPACE=1 exec unshare --mount --propagation private "$0" "$@"
 fi
+# Shared in it, as on a machine with systemd: the driver stages nothing where nobody else would see it.
+mount --make-rshared /
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 binary=$(realpath "$1")

@@ -13,7 +13,7 @@ pub fn run(data: &[u8]) {
         assert!(table.depth(&entry.mount_point) > 0 && table.at(&entry.mount_point).is_some());
         assert!(table.of_device(entry.device).any(|other| other == entry));
         let (_, inside) = table.covers(entry);
-        drop((inside, entry.read_only(), entry.super_read_only()));
+        drop((inside, entry.read_only(), entry.super_read_only(), table.seen(&entry.mount_point)));
     }
     assert!(table.at(Path::new("/no such place")).is_none_or(|_| lines > 0));
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use holdfast::attach::linear_name;
 use holdfast::config::PoolConfig;
+use holdfast::fs;
 use holdfast::home::record::{Phase, Record, VolumeRecord};
 use holdfast::home::{Finding, FindingKind, FormatState, Health, LocalHome};
 use holdfast::os::{DevNum, DmSupport, Os};
@@ -403,13 +404,16 @@ impl Ward<'_> {
                 );
             }
         }
-        let broken = view.device_of(record.uuid).is_some_and(|device| {
-            kernel.mounts_of(device.number).iter().any(|entry| entry.super_read_only() && !entry.read_only())
-        });
-        if broken {
+        let mounts: Vec<_> = view
+            .device_of(record.uuid)
+            .map(|device| {
+                kernel.mounts_of(device.number).into_iter().filter(|entry| entry.root == Path::new("/")).collect()
+            })
+            .unwrap_or_default();
+        if let Some(stopped) = fs::stopped(self.os, &mounts) {
             self.found(
                 FindingKind::Filesystem,
-                format!("the filesystem of volume {who} went read-only after errors"),
+                format!("the filesystem of volume {who} {stopped}"),
                 place,
                 "look at the kernel's log (dmesg), stop its pod and start it again: it is checked before it is mounted"
                     .to_owned(),

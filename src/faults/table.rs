@@ -48,7 +48,9 @@ pub(crate) fn row(call: Call) -> Row {
     use Row::{Acts, Asks, Unused};
     match call {
         Call::Read | Call::OpenImage | Call::LoopScan | Call::LoopView => Asks(&[EIO, EMFILE]),
-        Call::ListDir | Call::Identity | Call::FsSpace | Call::NextData | Call::NextHole => Asks(&[EIO]),
+        Call::ListDir | Call::Identity | Call::FsSpace | Call::FsAnswers | Call::NextData | Call::NextHole => {
+            Asks(&[EIO])
+        }
         Call::LoopStatus
         | Call::DeviceSize
         | Call::DeviceBlockSize

@@ -3,6 +3,7 @@
 //! No force flag is ever passed to a tool; whether a device may be written is decided above, from the volume's
 //! record (docs/design.md section 8).
 
+mod condition;
 mod ext4;
 mod mkfs_options;
 mod options;
@@ -11,6 +12,7 @@ pub mod signature;
 mod tool;
 mod xfs;
 
+pub use condition::{Stopped, stopped};
 pub use mkfs_options::MkfsOptions;
 pub use options::MountOptions;
 

@@ -29,7 +29,7 @@ pub enum FindingKind {
     Shared,
     /// An image that is missing, or is not what its record says.
     Image,
-    /// A filesystem that went read-only after errors.
+    /// A mounted filesystem that stopped: it was shut down, turned read-only, or does not answer.
     Filesystem,
     /// A device in a pod that is not its volume's any more.
     Device,

@@ -1,11 +1,12 @@
 //! NodeExpandVolume.
 
 use super::mounts::Shown;
+use super::publish::has_stopped;
 use super::{ExpandRequest, Node};
 use crate::attach::{Attached, Wanted};
 use crate::fs::{self, Grown};
 use crate::home::Opened;
-use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeMode};
+use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId, VolumeMode};
 
 impl Node {
     /// Lets a volume's filesystem, or the device-mapper device of a raw block volume, take the size the volume's loop
@@ -48,14 +49,14 @@ impl Node {
             ));
         }
         if let Some(Shown::Filesystem(_)) = shown {
-            self.grow(&path, &opened, &attached)?;
+            self.grow(volume, &path, &opened, &attached)?;
         } else {
             self.linear.resize(volume, attached.device.number(), attached.size)?;
         }
         Ok(opened.size)
     }
 
-    fn grow(&self, path: &std::path::Path, opened: &Opened, attached: &Attached) -> Result<()> {
+    fn grow(&self, volume: &VolumeId, path: &std::path::Path, opened: &Opened, attached: &Attached) -> Result<()> {
         let VolumeMode::Mount(fs) = opened.mode else {
             return Err(Error::new(
                 Kind::Precondition,
@@ -63,6 +64,11 @@ impl Node {
             ));
         };
         let mounts = self.os.mounts().at(|| "read the table of mounts")?;
+        if let Some(entry) = mounts.at(path)
+            && let Some(why) = fs::stopped(&self.os, &[entry])
+        {
+            return Err(has_stopped(volume, entry, why));
+        }
         if mounts.at(path).is_some_and(|entry| entry.super_read_only()) {
             return Err(Error::new(
                 Kind::Precondition,

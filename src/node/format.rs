@@ -22,7 +22,7 @@ use crate::attach::{Attach, Attached, Wanted};
 use crate::fs::probe::{self, Contents, Found, Health, Superblock};
 use crate::fs::{self, Checked, MkfsOptions, signature};
 use crate::home::{FormatState, Home, LockGuard, Opened, ReadOnly};
-use crate::os::{BlockDevice, Os};
+use crate::os::{BlockDevice, Holder, Os};
 use crate::types::{Error, FsType, FsckPolicy, Kind, NodeId, OsContext, Result, VolumeId};
 
 /// What a stage knows when it asks for a filesystem.
@@ -224,11 +224,7 @@ impl Formatter<'_> {
 
     fn held(&self, path: &Path) -> Error {
         let holders = self.os.holders(path).unwrap_or_default();
-        let who = if holders.is_empty() {
-            "a mount or a process that cannot be seen here".to_owned()
-        } else {
-            holders.join(", ")
-        };
+        let who = Holder::list(&holders).unwrap_or_else(|| "a mount or a process that cannot be seen here".to_owned());
         Error::new(
             Kind::Busy,
             format!("{} of volume {} is held by {who}; ask again when it has let go", path.display(), self.volume),

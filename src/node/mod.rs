@@ -18,6 +18,9 @@ mod patience;
 mod publish;
 mod raw;
 mod raw_linear;
+mod removal;
+#[cfg(test)]
+mod removal_scenarios;
 mod request;
 #[cfg(test)]
 mod rig;
@@ -25,7 +28,10 @@ mod rig;
 mod scenarios;
 mod slots;
 mod stage;
+mod stagings;
 mod stats;
+#[cfg(test)]
+mod stopped_scenarios;
 
 pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};
 
@@ -50,6 +56,7 @@ pub struct Node {
     slots: slots::Slots,
     raw: raw::RawDevices,
     linear: Linear,
+    stagings: stagings::Stagings,
 }
 
 impl Node {
@@ -69,6 +76,7 @@ impl Node {
             slots: slots::Slots::new(FORMATS),
             raw,
             linear,
+            stagings: stagings::Stagings::default(),
             os,
             id,
             home,

@@ -1,10 +1,11 @@
 //! What mountinfo says of a volume: which mounts show its device. The volume's device is what `attach` proves it to be; a
 //! mount shows it by device number, never by a name.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Node;
-use crate::os::{DevNum, MountEntry, MountTable};
+use super::removal::covered;
+use crate::os::{DevNum, MountEntry, MountTable, Seen};
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 
 /// How a mount shows a volume.
@@ -41,6 +42,16 @@ impl Mounts<'_> {
         self.table.at(path)
     }
 
+    /// What a mount covers, see [`MountTable::covers`].
+    pub(super) fn covers(&self, entry: &MountEntry) -> (DevNum, PathBuf) {
+        self.table.covers(entry)
+    }
+
+    /// How many mounts are stacked at a resolved path.
+    pub(super) fn depth(&self, path: &Path) -> usize {
+        self.table.depth(path)
+    }
+
     /// How a mount shows this volume; `None` when it is something else's.
     pub(super) fn shows(&self, entry: &MountEntry) -> Option<Shown> {
         let device = self.device?;
@@ -61,9 +72,15 @@ impl Mounts<'_> {
     /// The volume's mount at a path, which must not be anything else's.
     ///
     /// # Errors
-    /// `kind` when another thing is mounted there.
+    /// `kind` when another thing is mounted there, or the volume's mount is covered by one on a directory above.
     pub(super) fn ours(&self, path: &Path, kind: Kind) -> Result<Option<(&MountEntry, Shown)>> {
-        let Some(entry) = self.at(path) else { return Ok(None) };
+        let entry = match self.table.seen(path) {
+            Seen::Mount(entry) => entry,
+            Seen::Covered { hidden, by } if self.shows(hidden).is_some() => {
+                return Err(covered(self.volume, path, by, kind));
+            }
+            Seen::Covered { .. } | Seen::Nothing => return Ok(None),
+        };
         match self.shows(entry) {
             Some(shown) => Ok(Some((entry, shown))),
             None => Err(Error::new(

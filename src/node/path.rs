@@ -25,6 +25,15 @@ pub(super) fn resolve(os: &Os, path: &Path) -> Result<Option<PathBuf>> {
     Ok(parent.map(|parent| parent.join(name)))
 }
 
+/// The same, for a path from which something is to be taken away: one whose parent does not exist is taken as it is
+/// written, because a mount may be listed there and be covered by one that has no such directory.
+///
+/// # Errors
+/// As [`resolve`].
+pub(super) fn known(os: &Os, path: &Path) -> Result<PathBuf> {
+    Ok(resolve(os, path)?.unwrap_or_else(|| path.components().collect()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

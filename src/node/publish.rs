@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::mounts::{Shown, places};
+use super::removal::Stale;
 use super::stage::{granted_to_write, read_only_block};
 use super::{Node, PublishRequest, path};
 use crate::attach::Wanted;
+use crate::fs::{self, Stopped};
 use crate::home::{Changed, FormatState, ReadOnly};
 use crate::os::{BlockDevice, Entry, MountEntry, MountFlags};
 use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
@@ -85,11 +87,11 @@ impl Node {
             };
         }
         if request.access.one_target() {
-            let but: Vec<&Path> = match request.mode {
-                VolumeMode::Mount(_) => vec![&source.path],
-                VolumeMode::Block => Vec::new(),
+            let staging = match request.mode {
+                VolumeMode::Mount(_) => Some(source.path.as_path()),
+                VolumeMode::Block => None,
             };
-            let others = mounts.others(&but);
+            let others = self.published(&mounts, volume, staging);
             if !others.is_empty() {
                 return Err(Error::new(
                     Kind::Precondition,
@@ -133,6 +135,7 @@ impl Node {
             Some((entry, shown @ Shown::Filesystem(_))) if entry.fs_type == fs.as_str() => (entry, shown),
             _ => return Err(not_staged()),
         };
+        self.stagings.name(volume, &staging);
         let read_only = request.read_only == ReadOnly::Yes
             || request.access.read_only()
             || request.mount.flags().read_only
@@ -143,26 +146,9 @@ impl Node {
 
     /// A filesystem that stopped after errors is not given to a pod that wants to write.
     fn alive(&self, volume: &VolumeId, entry: &MountEntry, read_only: ReadOnly) -> Result<()> {
-        let stopped = |why: &str| {
-            Error::new(
-                Kind::Precondition,
-                format!(
-                    "volume {volume}: its filesystem at {} {why}; stop every pod that uses it: it is checked when it is staged again; the kernel's log says what happened",
-                    entry.mount_point.display()
-                ),
-            )
-        };
-        let says = |word: &str| entry.super_options.iter().any(|option| option == word);
-        if says("shutdown") {
-            return Err(stopped("was shut down after errors"));
-        }
-        if read_only == ReadOnly::No && (entry.super_read_only() || says("emergency_ro")) {
-            return Err(stopped("turned read-only after errors"));
-        }
-        // A shut-down XFS says so only when it is asked for something.
-        match self.os.entry(&entry.mount_point) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(stopped("does not answer").because(error)),
+        match fs::stopped(&self.os, &[entry]) {
+            Some(why) if read_only == ReadOnly::No || !why.is_readable() => Err(has_stopped(volume, entry, why)),
+            _ => Ok(()),
         }
     }
 
@@ -274,22 +260,10 @@ impl Node {
     /// mounted there, or what is left is not empty; `Internal`.
     pub fn unpublish(&self, volume: &VolumeId, target: &Path) -> Result<Changed> {
         let lock = self.volumes.try_share(volume, "NodeUnpublishVolume")?;
-        let Some(target) = path::resolve(&self.os, target)? else { return Ok(Changed::No) };
+        let target = path::known(&self.os, target)?;
         let _target_lock = self.targets.try_lock(&target.display().to_string(), "NodeUnpublishVolume")?;
         lock.works_on(&target.display());
-        let mut changed = Changed::No;
-        loop {
-            let mounts = self.mounts(volume)?;
-            let Some(entry) = mounts.at(&target) else { break };
-            if mounts.shows(entry).is_none() {
-                if !mounts.binds_a_node(entry) {
-                    mounts.ours(&target, Kind::Precondition)?;
-                }
-                tracing::warn!(%volume, target = %target.display(), "the device published here is not the volume's any more; the bind is removed");
-            }
-            self.unmount(&target)?;
-            changed = Changed::Yes;
-        }
+        let changed = self.unmount_all(volume, &target, Stale::Unmount)?;
         let shown = target.display();
         let removed = match self.look(&target)? {
             None => false,
@@ -301,6 +275,21 @@ impl Node {
             Some(There::Other) => return Err(left_over(&target, "is neither a directory nor an empty file")),
         };
         Ok(if removed { Changed::Yes } else { changed })
+    }
+}
+
+/// A mounted filesystem that does not work any more.
+pub(super) fn has_stopped(volume: &VolumeId, entry: &MountEntry, why: Stopped) -> Error {
+    let error = Error::new(
+        Kind::Precondition,
+        format!(
+            "volume {volume}: its filesystem at {} {why}; stop every pod that uses it: it is checked when it is staged again; the kernel's log says what happened",
+            entry.mount_point.display()
+        ),
+    );
+    match why.into_reason() {
+        Some(reason) => error.because(reason),
+        None => error,
     }
 }
 

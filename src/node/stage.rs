@@ -5,6 +5,9 @@ use std::path::Path;
 use super::format::Formatter;
 use super::mounts::{Shown, places};
 use super::patience::patiently;
+use super::publish::has_stopped;
+use super::removal::Stale;
+use super::stagings::Left;
 use super::{Node, StageRequest, path};
 use crate::attach::{Attached, Wanted};
 use crate::fs::{self, Grown, MountOptions};
@@ -76,7 +79,7 @@ impl Node {
             if self.linear.device(volume)?.is_some() {
                 return Ok(());
             }
-            match self.unused(volume, None).and_then(|()| self.detach(volume)) {
+            match self.unused(volume).and_then(|()| self.detach(volume)) {
                 Err(held) if held.kind() == Kind::InUse => Ok(()),
                 result => result,
             }
@@ -98,6 +101,7 @@ impl Node {
         lock.works_on(&staging.display());
         let mounts = self.mounts(volume)?;
         if let Some((entry, shown)) = mounts.ours(&staging, Kind::AlreadyExists)? {
+            self.stagings.name(volume, &staging);
             return self.stage_again(request, fs, &staging, entry, shown);
         }
         match self.os.entry(&staging).at(|| format!("look at {}", staging.display()))? {
@@ -113,6 +117,7 @@ impl Node {
         granted_so(request, &opened).map_err(|error| self.only_opened(error, volume))?;
         let staged = self.stage_fresh(request, fs, &staging, &opened, lock);
         staged.map_err(|error| self.undone(error, || self.undo(volume, &staging)))?;
+        self.stagings.name(volume, &staging);
         Ok(Changed::Yes)
     }
 
@@ -180,6 +185,12 @@ impl Node {
             ReadOnly::No => request.mount.clone(),
         };
         let Shown::Filesystem(_) = shown else { return Err(differs(volume, staging)) };
+        match fs::stopped(&self.os, &[entry]) {
+            Some(why) if read_only == ReadOnly::No || !why.is_readable() => {
+                return Err(has_stopped(volume, entry, why));
+            }
+            _ => {}
+        }
         if entry.fs_type != fs.as_str() || entry.root != Path::new("/") || !options.made(fs, entry) {
             return Err(differs(volume, staging));
         }
@@ -243,30 +254,27 @@ impl Node {
 
     /// Takes a volume away from this node (NodeUnstageVolume). Not staged is success; so is not staged at this path, and
     /// where it is mounted instead it stays; so is a volume whose record or pool is gone, once nothing of it is left. Decides from mountinfo and never looks at the path itself: a dead
-    /// filesystem is unmounted like any other.
+    /// filesystem is unmounted like any other. Staged at several paths, it goes from this one, and its device with the last.
     ///
     /// 1. Refuse while pods use it, with everything as it was.
     /// 2. Unmount whatever of the volume is stacked at the path. A crash: the next unstage goes on.
     /// 3. Detach. A crash: the same.
     ///
     /// # Errors
-    /// `Busy`; `InUse` naming who uses it; `Precondition` when something else is mounted at the path; `Internal`.
+    /// `Busy`; `InUse` naming who uses it; `Precondition` when something else is mounted at the path, or a mount on a
+    /// directory above covers it; `Internal`.
     pub fn unstage(&self, volume: &VolumeId, staging: &Path) -> Result<Changed> {
         let lock = self.volumes.try_lock(volume, "NodeUnstageVolume")?;
-        let staging = path::resolve(&self.os, staging)?;
-        let mut changed = Changed::No;
-        if let Some(staging) = &staging {
-            lock.works_on(&staging.display());
-        }
-        if !self.staged_at(volume, staging.as_deref())? {
+        let staging = path::known(&self.os, staging)?;
+        lock.works_on(&staging.display());
+        if !self.staged_at(volume, &staging)? {
             return Ok(Changed::No);
         }
-        self.unused(volume, staging.as_deref())?;
-        if let Some(staging) = &staging {
-            while self.mounts(volume)?.ours(staging, Kind::Precondition)?.is_some() {
-                self.unmount(staging)?;
-                changed = Changed::Yes;
-            }
+        let left = self.unpublished(volume, &staging)?;
+        let mut changed = self.unmount_all(volume, &staging, Stale::Refuse)?;
+        self.stagings.forget(volume, &staging);
+        if left == Left::Staged {
+            return Ok(changed);
         }
         if let Some(device) = self.raw.take(volume) {
             let path = device.path().display().to_string();
@@ -281,10 +289,8 @@ impl Node {
 
     /// Whether unstaging at a path concerns the volume: not when its filesystem is mounted, and not there. A raw device
     /// has no staging mount, so any path is its own.
-    fn staged_at(&self, volume: &VolumeId, staging: Option<&Path>) -> Result<bool> {
-        if let Some(staging) = staging
-            && self.mounts(volume)?.ours(staging, Kind::Precondition)?.is_some()
-        {
+    fn staged_at(&self, volume: &VolumeId, staging: &Path) -> Result<bool> {
+        if self.mounts(volume)?.ours(staging, Kind::Precondition)?.is_some() {
             return Ok(true);
         }
         let mounts = self.mounts(volume)?;
@@ -292,14 +298,10 @@ impl Node {
         Ok(self.raw.holds(volume) || !elsewhere)
     }
 
-    /// Nothing but the staging mount shows the volume.
-    fn unused(&self, volume: &VolumeId, staging: Option<&Path>) -> Result<()> {
+    /// No mount shows the volume. A block volume has no staging mount.
+    pub(super) fn unused(&self, volume: &VolumeId) -> Result<()> {
         let mounts = self.mounts(volume)?;
-        if let Some(staging) = staging {
-            mounts.ours(staging, Kind::Precondition)?;
-        }
-        let but: Vec<_> = staging.into_iter().collect();
-        let others = mounts.others(&but);
+        let others = mounts.others(&[]);
         if others.is_empty() {
             return Ok(());
         }
@@ -307,24 +309,6 @@ impl Node {
             Kind::InUse,
             format!("volume {volume} is still published at {}; unpublish it there first", places(&others)),
         ))
-    }
-
-    /// Takes the topmost mount at a path away; a busy one says who keeps it.
-    pub(super) fn unmount(&self, point: &Path) -> Result<()> {
-        match self.os.unmount(point) {
-            Ok(_) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                let holders = self.os.holders(point).unwrap_or_default();
-                let who = if holders.is_empty() {
-                    "something that cannot be seen here".to_owned()
-                } else {
-                    holders.join(", ")
-                };
-                Err(Error::new(Kind::InUse, format!("{} is in use by {who}; stop it and ask again", point.display()))
-                    .because(error))
-            }
-            Err(error) => Err(Error::new(Kind::Internal, format!("unmount {}", point.display())).because(error)),
-        }
     }
 }
 

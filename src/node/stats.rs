@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::mounts::Shown;
 use super::{Node, Stats, Usage, path};
+use crate::fs::{self, Stopped};
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId};
 
 impl Node {
@@ -11,7 +12,8 @@ impl Node {
     /// the question about itself only.
     ///
     /// # Errors
-    /// `NotFound` when exactly this path is not a mount of this volume; `Internal`, with the reason, for a dead one.
+    /// `NotFound` when exactly this path is not a mount of this volume; `Timeout` for one that does not answer; `Internal`,
+    /// with the reason, for a dead one.
     pub fn stats(&self, volume: &VolumeId, path: &Path) -> Result<Stats> {
         let (resolved, shown) = self.used_at(volume, path)?;
         match shown {
@@ -22,6 +24,13 @@ impl Node {
                 Ok(Stats::Block { total: Bytes::new(size) })
             }
             Shown::Filesystem(_) => {
+                // statfs(2) of a filesystem that hangs would keep this thread for ever.
+                let mounts = self.mounts(volume)?;
+                let mounted: Vec<_> = mounts.at(&resolved).into_iter().collect();
+                if let Some(Stopped::Hanging(reason)) = fs::stopped(&self.os, &mounted) {
+                    let what = format!("the filesystem of volume {volume} at {} does not answer", resolved.display());
+                    return Err(Error::new(Kind::Timeout, what).because(reason));
+                }
                 let space = self.os.fs_space(&resolved).at(|| format!("ask {} how full it is", resolved.display()))?;
                 let bytes = Usage {
                     total: space.total,

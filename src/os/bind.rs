@@ -1,19 +1,25 @@
 //! Bind mounts in one visible step, with flags of their own: open_tree(2), mount_setattr(2), move_mount(2).
 //!
-//! The older way, a bind and then a remount, leaves a writable bind behind when it is killed between the two.
+//! The older way, a bind and then a remount, leaves a writable bind behind when it is killed between the two. A bind
+//! without flags is one step either way, and mount(2) is taken for it: a child that another thread starts while the bind
+//! is in a descriptor of ours has a copy until its exec, and the mount is busy (EBUSY) for so long.
 
 #![expect(unsafe_code, reason = "the C library has no wrappers for these system calls")]
+#![expect(clippy::disallowed_methods, reason = "binds are mounts")]
 
 use std::ffi::CString;
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use linux_raw_sys::general::{
     MOUNT_ATTR__ATIME, MOUNT_ATTR_NOATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, MOUNT_ATTR_SIZE_VER0, MOVE_MOUNT_F_EMPTY_PATH, OPEN_TREE_CLONE, mount_attr,
 };
+use nix::mount::{MsFlags, mount};
 
 use super::{Call, MountFlags, Os};
 
@@ -22,17 +28,19 @@ impl Os {
     /// `nodiratime`) are added to those of the mount at `from`; none is taken away.
     ///
     /// All or nothing: until the last of three system calls the bind is attached nowhere, and goes with our process.
+    /// `to` is not followed when it is a symbolic link.
     ///
     /// # Errors
-    /// Those of open_tree(2), mount_setattr(2) and move_mount(2): ENOENT when `from` or `to` is missing.
+    /// Those of mount(2), open_tree(2), mount_setattr(2) and move_mount(2): ENOENT when `from` or `to` is missing.
     pub fn bind(&self, from: &Path, to: &Path, flags: MountFlags) -> io::Result<()> {
         let _ongoing = self.activity().enter("bind mount", &to.display().to_string(), None);
         self.call(Call::Bind, &to.display(), || {
-            let tree = open_tree(from)?;
             let attributes = attributes(flags);
-            if attributes.attr_set != 0 {
-                set_attributes(&tree, &attributes)?;
+            if attributes.attr_set == 0 {
+                return bind_plainly(from, to);
             }
+            let tree = open_tree(from)?;
+            set_attributes(&tree, &attributes)?;
             move_mount(&tree, to)
         })
     }
@@ -51,6 +59,12 @@ fn attributes(flags: MountFlags) -> mount_attr {
     // The kinds of atime are one field, not bits: to set one, the field is cleared in the same call (mount_setattr(2)).
     let clear = if flags.no_atime { u64::from(MOUNT_ATTR__ATIME) } else { 0 };
     mount_attr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 }
+}
+
+fn bind_plainly(from: &Path, to: &Path) -> io::Result<()> {
+    let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(to)?;
+    let to = format!("/proc/self/fd/{}", place.as_raw_fd());
+    mount(Some(from), to.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(Into::into)
 }
 
 fn open_tree(from: &Path) -> io::Result<OwnedFd> {

@@ -1,5 +1,6 @@
 //! Who keeps a mount busy, for messages: processes with something open, or their working directory, below a path.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,15 +10,41 @@ use super::{Call, Os};
 /// So many are named at most.
 const NAMED: usize = 5;
 
+/// A process that uses something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its command's name.
+    pub name: String,
+    /// Its number.
+    pub pid: u32,
+    /// Whether it is this process, or a child of it.
+    pub ours: bool,
+}
+
+impl Holder {
+    /// Several in words; `None` for none.
+    #[must_use]
+    pub fn list(holders: &[Self]) -> Option<String> {
+        let names: Vec<_> = holders.iter().map(ToString::to_string).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (pid {})", self.name, self.pid)
+    }
+}
+
 impl Os {
-    /// Processes of our PID namespace that use something at or below a path: `name (pid n)`, at most five.
+    /// Processes of our PID namespace that use something at or below a path, at most five.
     ///
     /// A best effort for a person to read: processes that come, go or hide meanwhile are not seen. Reads links in
     /// /proc only, so a dead filesystem cannot hold it up.
     ///
     /// # Errors
     /// Those of reading /proc itself.
-    pub fn holders(&self, path: &Path) -> io::Result<Vec<String>> {
+    pub fn holders(&self, path: &Path) -> io::Result<Vec<Holder>> {
         self.call(Call::Holders, &path.display(), || {
             let mut found = Vec::new();
             for entry in fs::read_dir("/proc")? {
@@ -26,7 +53,8 @@ impl Os {
                 let Some(pid) = pid else { continue };
                 if links(&process).iter().any(|link| link.starts_with(path)) {
                     let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-                    found.push(format!("{} (pid {pid})", name.trim()));
+                    let ours = pid == std::process::id() || parent(&process) == Some(std::process::id());
+                    found.push(Holder { name: name.trim().to_owned(), pid, ours });
                 }
                 if found.len() == NAMED {
                     break;
@@ -43,6 +71,12 @@ fn links(process: &Path) -> Vec<PathBuf> {
     ["cwd", "root"].map(|name| process.join(name)).into_iter().chain(descriptors).flat_map(fs::read_link).collect()
 }
 
+/// The process that started a process.
+fn parent(process: &Path) -> Option<u32> {
+    let status = fs::read_to_string(process.join("status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).and_then(|pid| pid.trim().parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,6 +86,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let _open = fs::File::create(directory.path().join("x")).unwrap();
         let holders = Os::new().holders(directory.path()).unwrap();
-        assert!(holders.iter().any(|holder| holder.contains(&std::process::id().to_string())), "{holders:?}");
+        assert!(holders.iter().any(|holder| holder.pid == std::process::id() && holder.ours), "{holders:?}");
+    }
+
+    #[test]
+    fn a_child_is_ours_and_a_stranger_is_not() {
+        assert_eq!(parent(Path::new("/proc/self")), Some(std::os::unix::process::parent_id()));
+        assert_eq!(parent(Path::new("/proc/no-such-process")), None);
     }
 }

@@ -8,6 +8,7 @@
 
 mod activity;
 mod answered;
+mod answers;
 mod bind;
 mod blockdev;
 mod blockstack;
@@ -32,10 +33,12 @@ mod mount;
 mod mountinfo;
 mod owner;
 mod root;
+mod seen;
 mod users;
 mod version;
 mod watch;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -48,6 +51,7 @@ pub use deadline::Deadline;
 pub use dm::{DmDevice, DmMode, DmRemoved, DmState, DmSupport, DmTarget};
 pub use exec::{Exit, Output, Program};
 pub use files::{Entry, FileIdentity, FsSpace};
+pub use holders::Holder;
 pub use image::{CowHint, ExtentSummary};
 pub use loopdev::{Discard, LoopConfig, LoopDevice, LoopStatus};
 pub use loopview::LoopView;
@@ -55,6 +59,7 @@ pub use mount::MountFlags;
 pub use mountinfo::{MountEntry, MountTable};
 pub use owner::OwnerLock;
 pub use root::{Root, Shown};
+pub use seen::Seen;
 pub use users::{DeviceUse, Process};
 pub use version::FileVersion;
 pub use watch::DirectoryWatch;
@@ -75,6 +80,7 @@ pub enum Call {
     ListDir,
     Identity,
     FsSpace,
+    FsAnswers,
     OpenImage,
     CreateImage,
     WriteImage,
@@ -161,6 +167,8 @@ struct Inner {
     unanswered: answered::Unanswered,
     /// The limit of open files that children get, where it is not ours.
     open_files: OnceLock<limits::OpenFiles>,
+    /// What mounted filesystems were asked and have not answered yet.
+    asked: Mutex<HashMap<DevNum, Arc<answers::Question>>>,
 }
 
 impl Os {
@@ -183,6 +191,7 @@ impl Os {
             loop_numbers: Mutex::default(),
             unanswered: answered::Unanswered::default(),
             open_files: OnceLock::new(),
+            asked: Mutex::default(),
         };
         Self { inner: Arc::new(inner), root: None }
     }

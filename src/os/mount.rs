@@ -91,15 +91,18 @@ impl Os {
     }
 
     /// Gives this thread, and every thread and child it starts from here on, mounts of its own: what it mounts is
-    /// seen by nobody else and goes with the last of them. To be called before any thread is started.
+    /// seen by nobody else and goes with the last of them. Among them mounts are shared as on a machine with systemd.
+    /// To be called before any thread is started.
     ///
     /// # Errors
     /// Those of unshare(2) and mount(2): EPERM without CAP_SYS_ADMIN.
     pub fn own_mounts(&self) -> io::Result<()> {
         self.call(Call::OwnMounts, &"/", || {
             unshare(CloneFlags::CLONE_NEWNS)?;
-            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-            mount(None::<&str>, "/", None::<&str>, private, None::<&str>).map_err(Into::into)
+            for propagation in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+                mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | propagation, None::<&str>)?;
+            }
+            Ok(())
         })
     }
 }

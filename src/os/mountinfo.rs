@@ -26,6 +26,10 @@ pub struct MountEntry {
     pub mount_point: PathBuf,
     /// Options of this mount (`ro`, `noexec`, ..).
     pub options: Vec<String>,
+    /// Its peer group (`shared:N`): what is mounted on it appears on the other mounts of the group too.
+    pub shared: Option<u64>,
+    /// The peer group it receives mounts from and passes none to (`master:N`).
+    pub master: Option<u64>,
     /// `ext4`, `xfs`, ..
     pub fs_type: String,
     /// What was mounted, such as `/dev/loop3`.
@@ -139,11 +143,25 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let root = path(fields.next()?);
     let mount_point = path(fields.next()?);
     let options = list(fields.next()?);
-    fields.by_ref().find(|field| *field == b"-")?;
+    let (mut shared, mut master) = (None, None);
+    loop {
+        match fields.next()? {
+            b"-" => break,
+            field => {
+                shared = shared.or_else(|| group(field, b"shared:"));
+                master = master.or_else(|| group(field, b"master:"));
+            }
+        }
+    }
     let fs_type = text(fields.next()?);
     let source = text(fields.next()?);
     let super_options = list(fields.next().unwrap_or_default());
-    Some(MountEntry { id, parent, device, root, mount_point, options, fs_type, source, super_options })
+    Some(MountEntry { id, parent, device, root, mount_point, options, shared, master, fs_type, source, super_options })
+}
+
+/// The number of an optional field such as `shared:7`.
+fn group(field: &[u8], name: &[u8]) -> Option<u64> {
+    field.strip_prefix(name).and_then(number)
 }
 
 fn number(field: &[u8]) -> Option<u64> {
@@ -203,6 +221,8 @@ mod tests {
         assert!(table.entries()[1].read_only() && !table.entries()[1].super_read_only());
         assert_eq!(table.of_device(DevNum { major: 7, minor: 3 }).count(), 2);
         assert_eq!(table.at(Path::new("/mnt2")).unwrap().fs_type, "ext3");
+        let groups: Vec<_> = table.entries().iter().map(|entry| (entry.shared, entry.master)).collect();
+        assert_eq!(groups, [(None, Some(1)), (Some(7), Some(2)), (None, None)]);
     }
 
     #[test]

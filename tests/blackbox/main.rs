@@ -25,6 +25,7 @@ mod hangs;
 mod hostile;
 mod lifecycle;
 mod loops;
+mod mounted;
 mod observability;
 mod one_writer;
 mod owner;

@@ -28,7 +28,7 @@ pub(crate) fn get(world: &World, path: &str) -> (u16, String) {
 }
 
 /// The sum of all samples of a metric whose labels contain the words.
-fn value(metrics: &str, name: &str, words: &[&str]) -> Option<f64> {
+pub(crate) fn value(metrics: &str, name: &str, words: &[&str]) -> Option<f64> {
     let samples = metrics.lines().filter(|line| {
         line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
             && words.iter().all(|word| line.contains(word))
@@ -135,7 +135,7 @@ fn json_logs_are_json_with_call_and_volume() {
     world.finish();
 }
 
-fn command(world: &World, name: &str, extra: &[&str]) -> Finished {
+pub(crate) fn command(world: &World, name: &str, extra: &[&str]) -> Finished {
     let pool = format!("test=file:{}", world.pool.display());
     let arguments: Vec<&str> = [name, "--pool", pool.as_str()].into_iter().chain(extra.iter().copied()).collect();
     try_run(driver_binary(), &arguments)

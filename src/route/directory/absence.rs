@@ -163,6 +163,7 @@ mod tests {
             fabric: "none".to_owned(),
             pools: Vec::new(),
             known: vec![known],
+            left_out: 0,
         };
         directory.hear(heartbeat).unwrap_err();
         let said = || directory.home_of(pool).map(drop).unwrap_err().to_string();

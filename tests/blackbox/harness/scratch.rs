@@ -50,10 +50,13 @@ pub(crate) fn mounts() -> MountTable {
     MountTable::parse(&fs::read("/proc/thread-self/mountinfo").unwrap()).unwrap()
 }
 
-/// A mount namespace of the thread's own.
+/// A mount namespace of the thread's own, whose mounts are shared as on a machine with systemd: the driver stages nothing
+/// where nobody else would see it.
 pub(crate) fn own_mounts() {
     unshare(CloneFlags::CLONE_NEWNS).expect("black-box tests need root");
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    for propagation in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | propagation, None::<&str>).unwrap();
+    }
 }
 
 /// Again when the free loop device that was found is another test's by then.

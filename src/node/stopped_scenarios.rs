@@ -1,0 +1,90 @@
+//! Filesystems that stopped under a staged volume.
+
+use std::path::Path;
+
+use super::rig::{EXT4, Rig, When, XFS, kind};
+use super::{PublishRequest, StageRequest};
+use crate::fs::stopped;
+use crate::home::{Changed, ReadOnly};
+use crate::os::Call;
+use crate::types::*;
+
+/// The device's name in sysfs, such as `loop3`.
+fn device(rig: &Rig, path: &Path) -> String {
+    let table = rig.os.mounts().unwrap();
+    table.at(path).unwrap().source.rsplit('/').next().unwrap().to_owned()
+}
+
+/// What still works.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Reads,
+    Nothing,
+}
+
+#[test]
+fn every_call_sees_that_a_filesystem_stopped() {
+    let rig = Rig::of(2048);
+    let shut_down = |path: &Path| rig.shell(&format!("xfs_io -x -c shutdown {}", path.display()));
+    let turned_read_only = |path: &Path| {
+        rig.shell(&format!("mount -o remount,errors=remount-ro {}", path.display()));
+        rig.shell(&format!("echo test > /sys/fs/ext4/{}/trigger_fs_error", device(&rig, path)));
+    };
+    let ways = [
+        ("ext4-shut-down", EXT4, Left::Nothing),
+        ("xfs-shut-down", XFS, Left::Nothing),
+        ("ext4-errors", EXT4, Left::Reads),
+    ];
+    for (name, mode, left) in ways {
+        let readable = left == Left::Reads;
+        let id = rig.volume(name, if mode == XFS { 320 } else { 64 }, mode);
+        let stage = rig.stage_request(id, mode);
+        rig.node.stage(&stage).unwrap();
+        let pod = rig.publish_request(id, mode, &format!("{name}-1"));
+        rig.node.publish(&pod).unwrap();
+        let state = || {
+            let table = rig.os.mounts().unwrap();
+            stopped(&rig.os, &[table.at(&stage.staging).unwrap()]).map(|why| why.is_readable())
+        };
+        assert_eq!(state(), None, "{name}");
+        if readable {
+            turned_read_only(&stage.staging)
+        } else {
+            shut_down(&stage.staging)
+        }
+        assert_eq!(state(), Some(readable), "{name}");
+
+        let second = rig.publish_request(id, mode, &format!("{name}-2"));
+        let refused = |result: Result<Changed>| {
+            let error = result.unwrap_err();
+            assert!(
+                error.kind() == Kind::Precondition && error.to_string().contains("stop every pod"),
+                "{name}: {error}"
+            );
+        };
+        refused(rig.node.publish(&second));
+        refused(rig.node.stage(&stage));
+        refused(rig.node.expand(&rig.expand_request(id, &pod.target)).map(|_| Changed::No));
+        let reader = PublishRequest { read_only: ReadOnly::Yes, ..second };
+        assert_eq!(rig.node.publish(&reader).is_ok(), readable, "{name}");
+        rig.node.unpublish(&id, &reader.target).unwrap();
+
+        rig.node.unpublish(&id, &pod.target).unwrap();
+        rig.node.unstage(&id, &stage.staging).unwrap();
+        rig.node.stage(&stage).unwrap();
+        assert_eq!(state(), None, "{name}: checked and mounted again");
+        rig.node.unstage(&id, &stage.staging).unwrap();
+    }
+}
+
+#[test]
+fn a_filesystem_that_does_not_answer_is_given_to_nobody() {
+    let rig = Rig::new();
+    let id = super::rig::staged(&rig, "a");
+    rig.faults.fail(Call::FsAnswers, When::Before);
+    assert_eq!(kind(rig.node.publish(&rig.publish_request(id, EXT4, "pod"))), Kind::Precondition);
+    let again: StageRequest = rig.stage_request(id, EXT4);
+    assert_eq!(kind(rig.node.stage(&again)), Kind::Precondition);
+    rig.faults.clear();
+    assert_eq!(rig.node.stage(&again).unwrap(), Changed::No);
+}
