@@ -91,7 +91,7 @@ impl Card {
     /// The pools a node is known to have had: a controller heard it serve them, and no other node since.
     #[must_use]
     pub fn pools_of(&self, node: &NodeId) -> Vec<(PoolName, PoolId)> {
-        let of_node = self.entries.iter().filter(|entry| entry.node == *node);
+        let of_node = self.entries.values().filter(|entry| entry.node == *node);
         of_node.map(|entry| (entry.name.clone(), entry.pool)).collect()
     }
 

@@ -160,9 +160,9 @@ impl Registry for RegistryService {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             })
         };
-        match self.heartbeats.run("Heartbeat", None, work).await {
+        match self.heartbeats.run("Heartbeat", Share::of_all(), None, work).await {
             Ended::Done(answer) => answer.map(Response::new).map_err(|error| wire_answer(&Failure::Clean(error))),
-            Ended::Panicked | Ended::Crowded => Err(wire_busy("Heartbeat", MOST_HEARTBEATS)),
+            Ended::Panicked | Ended::Crowded(_) => Err(wire_busy("Heartbeat", MOST_HEARTBEATS)),
         }
     }
 
