@@ -4,12 +4,13 @@ use std::path::Path;
 
 use tracing::{info, warn};
 
+use super::format::usable_raw;
 use super::local::{Key, PoolState, Shared};
 use super::record::{AttachPath, Attachment, GrantState, Record, VolumeRecord};
 use super::{Changed, Coordinates, GrantRequest, Granted, Opened};
 use crate::os::MountEntry;
 use crate::pool::{Deactivated, Object};
-use crate::types::{Bytes, Error, Kind, NodeId, ObjectUuid, OsContext, Provisioning, Result, VolumeId};
+use crate::types::{Bytes, Error, Kind, NodeId, ObjectUuid, OsContext, Provisioning, Result, VolumeId, VolumeMode};
 
 impl Shared {
     /// Grants a volume to a node. One step: the record is written with the grant, or without.
@@ -103,10 +104,14 @@ impl Shared {
         let lock = self.lock_volume(id, "open")?;
         let mut record = self.ready_volume(id)?;
         let attachment = granted_to(&record, node)?.clone();
+        if attachment.mode == VolumeMode::Block {
+            usable_raw(&record)?;
+        }
         self.not_copied_from(id.pool, Object::Volume(id.uuid))?;
         self.check_image(state, record.object(), record.size)?;
         self.finish_growth(state, &mut record);
         if record.provisioning == Provisioning::Thick
+            && record.changeable().is_ok()
             && let Err(error) = state.pool.grow(id.uuid, &record.geometry())
         {
             // The data is whole and readable: better served with a warning than not at all.

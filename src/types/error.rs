@@ -107,6 +107,30 @@ impl Error {
     }
 }
 
+impl Error {
+    /// A create that is refused for its words is final only where nothing has its name: a later release may have made
+    /// it before a downgrade, and a caller that forgets it would leave it behind.
+    ///
+    /// `find` says what has the name; `object` is what messages call it.
+    pub fn unless_made<I: fmt::Display>(self, object: &str, find: impl FnOnce() -> Result<Vec<I>>) -> Failure {
+        let (kind, rest) = match find() {
+            Ok(found) => match found.first() {
+                None => return Failure::Clean(self),
+                Some(id) => (
+                    Kind::Busy,
+                    format!(
+                        "{object} exists already as {id}, as a later release of Holdfast may have made it: upgrade this one, or correct the request"
+                    ),
+                ),
+            },
+            Err(error) => {
+                (Kind::Unavailable, format!("whether {object} exists already is not known: {}", error.chain()))
+            }
+        };
+        Failure::Dirty(Self::new(kind, format!("{}; {rest}", self.chain())))
+    }
+}
+
 impl Kind {
     /// Whether it says that nothing was done; the others leave open what was.
     #[must_use]

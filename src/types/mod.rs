@@ -12,5 +12,5 @@ pub use bytes::{Bytes, CapacityRange, MIB};
 pub use capability::{AccessMode, Capability, VolumeMode};
 pub use error::{Error, Failure, Kind, OsContext, Result};
 pub use fstype::FsType;
-pub use ids::{NodeId, ObjectUuid, PoolId, PoolName, SnapshotId, VolumeId};
+pub use ids::{NodeId, ObjectUuid, PoolId, PoolName, SnapshotId, VolumeId, id_of_ours};
 pub use parameters::{FsckPolicy, OnDelete, ParameterRow, Placement, Provisioning, TABLE, VolumeParameters, nearest};

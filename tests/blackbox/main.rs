@@ -30,6 +30,7 @@ mod owner;
 mod power;
 mod publish;
 mod registration;
+mod releases;
 mod secrets;
 mod snapshots;
 mod space;

@@ -8,7 +8,7 @@ use crate::csi::decode::{self, CapacityOf, Unpublish};
 use crate::csi::{encode, proto as pb};
 use crate::home::{Changed, Created, GrantRequest, NodeExpansion, Volume};
 use crate::route::Router;
-use crate::types::{Capability, Error, Failure, FsType, Kind, Result, VolumeId, VolumeMode};
+use crate::types::{Capability, Error, Failure, FsType, Kind, Result, VolumeId, VolumeMode, id_of_ours};
 
 /// Names the volume in every line of the call.
 pub(in crate::csi) fn in_span(id: &VolumeId) {
@@ -16,7 +16,9 @@ pub(in crate::csi) fn in_span(id: &VolumeId) {
 }
 
 pub(super) fn create(router: &Router, request: pb::CreateVolumeRequest) -> Result<pb::CreateVolumeResponse, Failure> {
-    let asked = decode::create_volume(request)?;
+    let name = request.name.clone();
+    // What is refused here may have been made by a later release that takes it: then it is not to be forgotten.
+    let asked = decode::create_volume(request).map_err(|error| router.refused_volume(&name, error))?;
     Span::current().record("name", &asked.request.name);
     let created = router.create_volume(&asked.request, &asked.requirement)?;
     let (Created::New(volume) | Created::Existing(volume)) = &created;
@@ -29,8 +31,8 @@ pub(super) fn create(router: &Router, request: pb::CreateVolumeRequest) -> Resul
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 pub(super) fn delete(router: &Router, request: pb::DeleteVolumeRequest) -> Result<pb::DeleteVolumeResponse> {
-    // What does not parse was never made here: it is gone already.
-    if let Ok(id) = decode::required("volume_id", &request.volume_id)?.parse() {
+    // What is no handle of this driver was never made here: it is gone already.
+    if let Some(id) = id_of_ours(decode::required("volume_id", &request.volume_id)?)? {
         in_span(&id);
         if router.delete_volume(&id)? == Changed::Yes {
             debug!("volume deleted");

@@ -7,7 +7,10 @@ use crate::csi::proto;
 use crate::fs::MkfsOptions;
 use crate::home::{self, CapacityQuery, ReadOnly, Source};
 use crate::route::{Requirement, Segments};
-use crate::types::{CapacityRange, Error, Kind, NodeId, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters};
+use crate::types::{
+    CapacityRange, Error, Kind, NodeId, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
+    id_of_ours,
+};
 
 /// The most entries of a page: a list without a limit still fits a 4 MiB message.
 const MAX_PAGE: usize = 4000;
@@ -150,14 +153,14 @@ pub(in crate::csi) enum Unpublish {
 }
 
 /// # Errors
-/// `InvalidArgument`.
+/// `InvalidArgument`; `Unavailable` for an id of a later release.
 pub(in crate::csi) fn unpublish(request: &proto::ControllerUnpublishVolumeRequest) -> Result<Unpublish> {
     let volume = required("volume_id", &request.volume_id)?;
     let node = node_id(&request.node_id)?;
-    Ok(match (volume.parse(), node) {
-        (Ok(volume), _) if request.node_id.is_empty() => Unpublish::Everywhere(volume),
-        (Ok(volume), Some(node)) => Unpublish::From(volume, node),
-        (Err(_), _) | (Ok(_), None) => Unpublish::NotOurs,
+    Ok(match (id_of_ours(volume)?, node) {
+        (Some(volume), _) if request.node_id.is_empty() => Unpublish::Everywhere(volume),
+        (Some(volume), Some(node)) => Unpublish::From(volume, node),
+        (None, _) | (Some(_), None) => Unpublish::NotOurs,
     })
 }
 
@@ -242,19 +245,19 @@ pub(in crate::csi) enum ListSnapshots {
 }
 
 /// # Errors
-/// `InvalidArgument`; `Busy` for a bad token.
+/// `InvalidArgument`; `Busy` for a bad token; `Unavailable` for an id of a later release.
 pub(in crate::csi) fn list_snapshots(request: &proto::ListSnapshotsRequest) -> Result<ListSnapshots> {
     let page = list(request.max_entries, &request.starting_token)?;
     let source = match request.source_volume_id.as_str() {
         "" => None,
-        id => match id.parse() {
-            Ok(source) => Some(source),
-            Err(_) => return Ok(ListSnapshots::NotOurs),
+        id => match id_of_ours(id)? {
+            Some(source) => Some(source),
+            None => return Ok(ListSnapshots::NotOurs),
         },
     };
     Ok(match request.snapshot_id.as_str() {
         "" => ListSnapshots::Page(page, source),
-        id => id.parse().map_or(ListSnapshots::NotOurs, |id| ListSnapshots::One(id, source)),
+        id => id_of_ours(id)?.map_or(ListSnapshots::NotOurs, |id| ListSnapshots::One(id, source)),
     })
 }
 

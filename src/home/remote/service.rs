@@ -12,7 +12,7 @@ use super::{decode, encode, fault, gate};
 use crate::home::{Home, SnapshotFilter};
 use crate::telemetry::HomeMetrics;
 use crate::tls::{Peer, Role};
-use crate::types::{Failure, NodeId, Result, VolumeId};
+use crate::types::{Error, Failure, Kind, NodeId, ObjectUuid, Result, VolumeId};
 use crate::works::{Ended, Works};
 
 /// Works at once for all callers.
@@ -96,6 +96,16 @@ impl HomeService {
     }
 }
 
+/// What a CreateVolume that this release refuses for its words is answered; see [`Error::unless_made`].
+fn refused(home: &dyn Home, name: &str, error: Error) -> Failure {
+    match error.kind() {
+        Kind::InvalidArgument | Kind::Unsupported => {
+            error.unless_made(&format!("volume {name:?}"), || home.find_volume(ObjectUuid::of_volume(name)))
+        }
+        _ => Failure::Clean(error),
+    }
+}
+
 fn volume_id(id: &str) -> Result<VolumeId> {
     decode::text(id)
 }
@@ -104,7 +114,9 @@ fn volume_id(id: &str) -> Result<VolumeId> {
 impl HomeRpcs for HomeService {
     async fn create_volume(&self, request: Request<pb::CreateVolumeRequest>) -> Answer<pb::CreateVolumeReply> {
         self.all("CreateVolume", request, |home, message| {
-            let (changed, volume) = encode::created(home.create_volume(&decode::create_volume(message)?)?);
+            let name = message.name.clone();
+            let request = decode::create_volume(message).map_err(|error| refused(home, &name, error))?;
+            let (changed, volume) = encode::created(home.create_volume(&request)?);
             Ok(pb::CreateVolumeReply { volume: Some(encode::volume(volume)), changed: changed.into() })
         })
         .await
