@@ -14,7 +14,7 @@ use crate::fs;
 use crate::os::{Stopwatch, Timestamp};
 use crate::pool::{Ability, Cloning, Fill, Object};
 use crate::types::{
-    Bytes, Error, Failure, Kind, ObjectUuid, OnDelete, PoolId, Provisioning, Result, VolumeId, VolumeMode,
+    Bytes, Capability, Error, Failure, Kind, ObjectUuid, OnDelete, PoolId, Provisioning, Result, VolumeId, VolumeMode,
 };
 
 /// What a volume is filled from, looked up.
@@ -315,6 +315,8 @@ impl Shared {
             Some(origin) => sizes::of_copy(&request.range, minimum, &origin.object, origin.size, origin.least)?,
             None => sizes::of_blank(&request.range, minimum)?,
         };
+        let format = origin.map_or(FormatState::Never, |origin| origin.format);
+        self.formattable(&request.capabilities, &request.parameters.mkfs_options, format, size)?;
         let id = VolumeId { pool: identity.id, uuid };
         let copy = match (origin, abilities.cloning) {
             (Some(origin), Cloning::Copy) => Some(copy_of(origin)),
@@ -342,7 +344,7 @@ impl Shared {
             source: request.source,
             created: Timestamp::now(),
             phase: if copy.is_some() { Phase::Creating } else { Phase::Ready },
-            format: Part::new(origin.map_or(FormatState::Never, |origin| origin.format)),
+            format: Part::new(format),
             attachments: Vec::new(),
             epoch: 0,
             ever_attached: false,
@@ -351,6 +353,28 @@ impl Shared {
             attributes: request.parameters.metadata.clone(),
             unknown: serde_json::Map::new(),
         })
+    }
+
+    /// A volume that is formatted at its first stage, with options of its class's own: whether they can work at its size
+    /// is asked now, while the claim can still be told, and not at a stage that would fail for ever.
+    pub(super) fn formattable(
+        &self,
+        capabilities: &[Capability],
+        mkfs_options: &str,
+        format: FormatState,
+        size: Bytes,
+    ) -> Result<()> {
+        if format != FormatState::Never {
+            return Ok(());
+        }
+        for capability in capabilities {
+            let VolumeMode::Mount(fs) = capability.mode else { continue };
+            let options = fs::MkfsOptions::parse(fs, mkfs_options)?;
+            if !options.is_empty() {
+                fs::of(fs).rehearse(&self.os, size, &options)?;
+            }
+        }
+        Ok(())
     }
 
     /// Steps 2 to 4.

@@ -50,6 +50,8 @@ impl Shared {
         record.changeable()?;
         self.check_image(state, record.object(), record.size)?;
         let target = range.choose(record.size, Bytes::ZERO)?;
+        let capabilities: Vec<_> = record.request.capabilities.iter().map(|part| part.known).collect();
+        self.formattable(&capabilities, &record.request.parameters.mkfs_options, record.format.known, target)?;
         let claim = { state.claim_of_volume(&VolumeRecord { target_size: Some(target), ..record.clone() }) };
         self.read_again(state);
         let reservation = state.ledger.reserve(record.object(), claim)?;

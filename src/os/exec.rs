@@ -30,6 +30,8 @@ pub struct Program {
     environment: Vec<(String, String)>,
     /// Variables whose value is the path of a file with this text.
     files: Vec<(String, String)>,
+    /// The length of a file of zeroes that is its last argument.
+    blank: Option<u64>,
     /// The most address space it may take, bytes.
     memory: Option<u64>,
     death: OurDeath,
@@ -112,6 +114,7 @@ impl Program {
             arguments: Vec::new(),
             environment: Vec::new(),
             files: Vec::new(),
+            blank: None,
             memory: None,
             death: OurDeath::Kills,
             limit,
@@ -144,6 +147,14 @@ impl Program {
     #[must_use]
     pub fn env_file(mut self, name: &str, text: impl Into<String>) -> Self {
         self.files.push((name.to_owned(), text.into()));
+        self
+    }
+
+    /// Its last argument becomes a file of so many zero bytes, sparse, in memory, gone with the child: for a tool that
+    /// only looks at what it would work on.
+    #[must_use]
+    pub fn blank_file(mut self, length: u64) -> Self {
+        self.blank = Some(length);
         self
     }
 
@@ -198,6 +209,12 @@ impl Os {
         for (name, text) in &program.files {
             let file = sealed(name, text)?;
             command.env(name, format!("/proc/self/fd/{}", file.as_raw_fd()));
+            kept.push(file);
+        }
+        if let Some(length) = program.blank {
+            let file = std::fs::File::from(memfd_create("blank", MFdFlags::MFD_CLOEXEC)?);
+            file.set_len(length)?;
+            command.arg(format!("/proc/self/fd/{}", file.as_raw_fd()));
             kept.push(file);
         }
         let inherited: Vec<i32> = kept.iter().map(AsRawFd::as_raw_fd).collect();
