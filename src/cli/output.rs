@@ -1,6 +1,8 @@
 //! How commands speak: tables for people, JSON and YAML for programs, colours on a terminal only.
 
 use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -19,9 +21,27 @@ pub(crate) enum Format {
     Yaml,
 }
 
-/// Prints a line; a reader that went away is no error.
+/// Why standard output could not be written, the first time: it is the process's, and so is this.
+static UNSAID: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints a line. A reader that went away is no error; another one is what the command ends with ([`end`]).
 pub(crate) fn say(line: &str) {
-    let _ = writeln!(io::stdout(), "{line}");
+    note(writeln!(io::stdout(), "{line}"));
+}
+
+fn note(written: io::Result<()>) {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => drop(UNSAID.set(error)),
+        _ => {}
+    }
+}
+
+/// The exit code of a command that came to its end: not its own when something of what it printed is missing.
+pub(crate) fn end(code: ExitCode) -> ExitCode {
+    note(io::stdout().flush());
+    let Some(error) = UNSAID.get() else { return code };
+    complain(&format!("standard output cannot be written, so what was printed is not complete: {error}"));
+    ExitCode::from(super::REFUSED)
 }
 
 /// Prints a complaint in one line.

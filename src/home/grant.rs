@@ -48,7 +48,7 @@ impl Shared {
             }
             return Ok(Granted { home: self.node.clone(), epoch: attachment.epoch, changed: Changed::No });
         }
-        record.epoch += 1;
+        record.epoch = record.epoch.checked_add(1).ok_or_else(|| no_more_epochs(&record))?;
         record.ever_attached = true;
         record.attachments.push(Attachment {
             node: request.node.clone(),
@@ -228,6 +228,18 @@ impl Shared {
         let uses = |entry: &&MountEntry| Path::new(&entry.source) == device || bound(entry);
         Ok(table.entries().iter().filter(uses).map(|entry| entry.mount_point.display().to_string()).collect())
     }
+}
+
+/// No record counts so far by itself: 2^64 attachments. It is damaged, and a smaller number would not be the highest.
+fn no_more_epochs(record: &VolumeRecord) -> Error {
+    Error::new(
+        Kind::Corrupt,
+        format!(
+            "volume {} cannot be attached: its record counts {} attachments, the most there can be, so it was damaged; nothing was changed: restore the record from a backup of the pool",
+            record.id(),
+            record.epoch
+        ),
+    )
 }
 
 /// The grant of a node.

@@ -13,6 +13,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::signals::default_in_child;
 use super::{Call, Os};
 
 /// A running child. Dropped, it is killed; it gets SIGKILL too when the thread that started it ends.
@@ -39,9 +40,12 @@ impl Os {
                 .stdout(log.try_clone()?)
                 .stderr(log.try_clone()?)
                 .process_group(0);
-            // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
+            // SAFETY: between fork and exec only prctl(2) and signal(2) are called, which are async-signal-safe.
             unsafe {
-                command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+                command.pre_exec(|| {
+                    default_in_child()?;
+                    prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into)
+                });
             }
             Ok(Daemon { child: command.spawn()? })
         })

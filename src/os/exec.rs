@@ -17,6 +17,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
+use super::signals::default_in_child;
 use super::{Call, Os, Stopwatch};
 
 /// What one child may print before the rest is dropped.
@@ -225,6 +226,7 @@ impl Os {
         // called, all async-signal-safe; nothing allocates.
         unsafe {
             command.pre_exec(move || {
+                default_in_child()?;
                 match death {
                     OurDeath::Kills => prctl::set_pdeathsig(Signal::SIGKILL)?,
                     // Its words go nowhere when we are dead, which must not end it.

@@ -23,6 +23,7 @@ mod memory;
 mod mount;
 mod mountinfo;
 mod owner;
+mod signals;
 mod version;
 mod watch;
 

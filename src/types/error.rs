@@ -200,12 +200,15 @@ impl From<Error> for Failure {
     }
 }
 
+/// What EFBIG means to an operator.
+pub const TOO_LARGE_A_FILE: &str = "no file may be so large here, by its filesystem or by the limit of this process (ulimit -f, LimitFSIZE= of systemd)";
+
 /// Gives a bare `io::Error` of a system call its meaning and its sentence.
 pub trait OsContext<T> {
     /// `what` says what was tried on what, as in `fallocate /pool/volumes/../data`.
     ///
     /// # Errors
-    /// ENOSPC and EDQUOT become [`Kind::NoCapacity`], a timeout [`Kind::Timeout`], everything else [`Kind::Internal`]:
+    /// ENOSPC and EDQUOT become [`Kind::NoCapacity`], EFBIG [`Kind::OutOfRange`] with the limits it can come from, a timeout [`Kind::Timeout`], everything else [`Kind::Internal`]:
     /// in particular ENOENT does not become `NotFound`, which means a volume, not a file.
     fn at<S: Into<Cow<'static, str>>>(self, what: impl FnOnce() -> S) -> Result<T>;
 }
@@ -216,10 +219,15 @@ impl<T> OsContext<T> for io::Result<T> {
             let kind = match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOSPC | Errno::EDQUOT) => Kind::NoCapacity,
                 Some(Errno::ETIMEDOUT) => Kind::Timeout,
+                Some(Errno::EFBIG) => Kind::OutOfRange,
                 _ if error.kind() == io::ErrorKind::TimedOut => Kind::Timeout,
                 _ => Kind::Internal,
             };
-            Error::new(kind, what().into()).because(error)
+            let mut what = what().into();
+            if kind == Kind::OutOfRange {
+                what = format!("{what}: {TOO_LARGE_A_FILE}").into();
+            }
+            Error::new(kind, what).because(error)
         })
     }
 }
@@ -242,6 +250,7 @@ mod tests {
         let kind = |errno| io::Result::<()>::Err(io::Error::from_raw_os_error(errno)).at(|| "x").map_err(|e| e.kind());
         assert_eq!(kind(libc::ENOSPC), Err(Kind::NoCapacity));
         assert_eq!(kind(libc::EDQUOT), Err(Kind::NoCapacity));
+        assert_eq!(kind(libc::EFBIG), Err(Kind::OutOfRange));
         assert_eq!(kind(libc::ENOENT), Err(Kind::Internal));
         assert_eq!(kind(libc::EIO), Err(Kind::Internal));
     }

@@ -10,7 +10,7 @@ mod parameters;
 
 pub use bytes::{Bytes, CapacityRange, MIB};
 pub use capability::{AccessMode, Capability, VolumeMode};
-pub use error::{Error, Failure, Kind, OsContext, Result};
+pub use error::{Error, Failure, Kind, OsContext, Result, TOO_LARGE_A_FILE};
 pub use fstype::FsType;
 pub use ids::{NodeId, ObjectUuid, PoolId, PoolName, SnapshotId, VolumeId, id_of_ours};
 pub use parameters::{FsckPolicy, OnDelete, ParameterRow, Placement, Provisioning, TABLE, VolumeParameters, nearest};
