@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use holdfast::config::{Flags, PoolConfig, Serving};
+use holdfast::config::{Flags, Place, PoolConfig, Serving, apart, resolved};
 use holdfast::kubelet::Registration;
 use holdfast::os::{Entry, Os};
 use holdfast::telemetry::init_logs;
@@ -186,8 +186,18 @@ fn check_socket(os: &Os, socket: &Path, flag: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a node with these pools, known to kubelet this way, needs of its machine.
-pub(crate) fn check_node(os: &Os, pools: &[PoolConfig], registration: Option<&Registration>) -> Result<()> {
+/// What a node with these pools, known to kubelet this way, needs of its machine; `places` are other paths of its own.
+pub(crate) fn check_node(
+    os: &Os,
+    serving: &Serving,
+    pools: &[PoolConfig],
+    registration: Option<&Registration>,
+    places: &[Place],
+) -> Result<()> {
+    let mut all = vec![Place::outside_pools("the socket of --endpoint", &serving.socket)];
+    all.extend(registration.iter().flat_map(|registration| Place::of_kubelet(registration)));
+    all.extend_from_slice(places);
+    apart(pools, &all, resolved)?;
     if let Some(registration) = registration {
         check_registration(os, registration)?;
     }

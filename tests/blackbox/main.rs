@@ -24,6 +24,7 @@ mod growth;
 mod hangs;
 mod hostile;
 mod lifecycle;
+mod limits;
 mod observability;
 mod one_writer;
 mod owner;
