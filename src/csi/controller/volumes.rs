@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use tracing::{Span, debug, field};
+use tracing::{Span, debug, field, warn};
 
 use crate::csi::decode::{self, CapacityOf, Unpublish};
 use crate::csi::{encode, proto as pb};
 use crate::home::{Changed, Created, GrantRequest, NodeExpansion, Volume};
 use crate::route::Router;
-use crate::types::{Capability, Error, Failure, FsType, Kind, Result, VolumeId, VolumeMode, id_of_ours};
+use crate::types::{Capability, Error, Failure, FsType, Kind, Provisioning, Result, VolumeId, VolumeMode, id_of_ours};
 
 /// Names the volume in every line of the call.
 pub(in crate::csi) fn in_span(id: &VolumeId) {
@@ -25,6 +25,11 @@ pub(super) fn create(router: &Router, request: pb::CreateVolumeRequest) -> Resul
     in_span(&volume.id);
     if let Created::New(volume) = &created {
         debug!(size = %volume.size, home = %volume.home, "volume made");
+        if asked.discards && volume.provisioning == Provisioning::Thick {
+            warn!(
+                "its class's mountOptions have discard, which does nothing: the volume is thick and keeps its blocks"
+            );
+        }
     }
     Ok(pb::CreateVolumeResponse { volume: Some(encode::volume(&created.into_inner(), asked.source)) })
 }

@@ -8,7 +8,7 @@ use crate::fs::MkfsOptions;
 use crate::home::{self, CapacityQuery, ReadOnly, Source};
 use crate::route::{Requirement, Segments};
 use crate::types::{
-    CapacityRange, Error, Kind, NodeId, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
+    CapacityRange, Error, Kind, NodeId, Provisioning, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
     id_of_ours,
 };
 
@@ -30,6 +30,8 @@ pub(in crate::csi) struct NewVolume {
     pub(in crate::csi) requirement: Requirement,
     /// The source as the request names it, to be answered.
     pub(in crate::csi) source: Option<proto::VolumeContentSource>,
+    /// Whether its filesystem is to be mounted with `discard`, which a thick volume ignores.
+    pub(in crate::csi) discards: bool,
 }
 
 /// # Errors
@@ -48,8 +50,10 @@ pub(in crate::csi) fn create_volume(request: proto::CreateVolumeRequest) -> Resu
     let own = parameters.fs_type.unwrap_or(DEFAULT_FS);
     let mut capabilities = Vec::new();
     let mut only = parameters.fs_type;
+    let mut discards = false;
     for one in &asked {
-        let (capability, _) = one.resolved(own)?;
+        let (capability, options) = one.resolved(own)?;
+        discards |= options.discards();
         if let VolumeMode::Mount(fs) = capability.mode {
             if *only.get_or_insert(fs) != fs {
                 return Err(invalid("volume_capabilities and parameters name two filesystems; a volume has one"));
@@ -60,6 +64,11 @@ pub(in crate::csi) fn create_volume(request: proto::CreateVolumeRequest) -> Resu
             capabilities.push(capability);
         }
     }
+    if discards && parameters.provisioning == Some(Provisioning::Thick) {
+        return Err(invalid(
+            "the class says provisioning: thick and mountOptions: [discard], which exclude each other: a thick volume keeps its blocks; drop discard, or use provisioning: thin",
+        ));
+    }
     let requirement = requirement(request.accessibility_requirements.as_ref())?;
     let content = request.volume_content_source.as_ref().map(source).transpose()?;
     let request_source = request.volume_content_source;
@@ -67,6 +76,7 @@ pub(in crate::csi) fn create_volume(request: proto::CreateVolumeRequest) -> Resu
         request: home::CreateVolume { name: volume_name, range, capabilities, parameters, source: content },
         requirement,
         source: request_source,
+        discards,
     })
 }
 
