@@ -1,4 +1,4 @@
-# `make help` lists the targets. CI runs `make test`, then `make e2e`.
+# `make help` lists the targets. CI runs `make test`, `make guests`, then `make e2e`.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -7,7 +7,7 @@ CARGO ?= cargo
 TOOLS := $(CURDIR)/.tools/bin
 export PATH := $(TOOLS):$(PATH)
 
-.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model fuzz e2e prepare-e2e
+.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model fuzz e2e prepare-e2e guests prepare-guests
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ prepare-test: ## The same, with what the tests need besides
 
 prepare-e2e: ## The same, with what a cluster needs besides
 	@scripts/prepare e2e
+
+prepare-guests: ## The same, with what guests need besides
+	@scripts/prepare guests
 
 prepare-bench: ## The same, with what the benchmark needs besides
 	@scripts/prepare bench
@@ -68,6 +71,10 @@ model: ## Random calls against the model of the specification: STEPS of them, a 
 
 e2e: prepare-e2e ## A real Kubernetes of two nodes with the chart and the sidecars, and its tests; KEEP=1 leaves it up (root)
 	tests/kubernetes/run $(TESTS)
+
+guests: prepare-guests ## The driver on a kernel with device-mapper, in small QEMU guests; TESTS="raw_block" runs a part (root)
+	tests/guests/build $${CARGO_TARGET_DIR:-target}/guests
+	$(CARGO) nextest run --locked --profile guests $(TESTS)
 
 # Seconds each target is fuzzed.
 T ?= 20

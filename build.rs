@@ -61,7 +61,10 @@ fn homes() -> Result<(), Box<dyn std::error::Error>> {
         let name = proto.split('/').next().unwrap_or_default();
         let descriptors = Path::new(&std::env::var("OUT_DIR")?).join(format!("{name}.bin"));
         std::fs::write(descriptors, compiler.encode_file_descriptor_set())?;
-        let mut generator = tonic_prost_build::configure().build_transport(false).generate_default_stubs(true);
+        let mut generator = tonic_prost_build::configure()
+            .build_transport(false)
+            .generate_default_stubs(true)
+            .codec_path("crate::wire::Codec");
         if proto.starts_with("registry") {
             // In a directory of its own: it writes a file of the home's package too, with what is not extern.
             let out = Path::new(&std::env::var("OUT_DIR")?).join("registry");

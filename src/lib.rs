@@ -15,6 +15,7 @@
 //!  enrol            certificates for nodes without files
 //!  kubernetes       the API server, as a plain client
 //!  works            threads for the workflows, for whoever serves calls
+//!  wire             the bounds of every port and socket
 //!  tls              certificates, and who is at the other end of a connection between daemons
 //!  types, telemetry words as types | logs, metrics, health; used by all
 //! ```
@@ -39,4 +40,5 @@ pub mod route;
 pub mod telemetry;
 pub mod tls;
 pub mod types;
+pub mod wire;
 pub mod works;

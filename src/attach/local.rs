@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Attach, Attached, Wanted};
 use crate::home::{Coordinates, Home};
-use crate::os::Os;
+use crate::os::{DevNum, Os};
 use crate::types::{Bytes, Error, Kind, NodeId, OsContext, Result, VolumeId};
 
 /// Reaches volumes of the home in this process.
@@ -19,26 +19,6 @@ impl Local {
     #[must_use]
     pub fn new(os: Os, node: NodeId, home: Arc<dyn Home>) -> Self {
         Self { os, node, home }
-    }
-
-    /// Clears every idle loop device that carries the volume's uuid: what is left when record or pool are gone.
-    fn clear_orphans(&self, volume: &VolumeId) -> Result<()> {
-        let name = volume.uuid.to_string();
-        let loops = self.os.loops().at(|| format!("look for loop devices of volume {volume}"))?;
-        for status in loops.iter().filter(|status| status.name == name) {
-            let path = status.device.path();
-            let gone = self.os.loop_clear(status).at(|| format!("clear {} of volume {volume}", path.display()))?;
-            if !gone {
-                return Err(Error::new(
-                    Kind::InUse,
-                    format!(
-                        "volume {volume}, which its home does not know any more, is still held through {}; unmount or close what uses it",
-                        path.display()
-                    ),
-                ));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -56,12 +36,16 @@ impl Attach for Local {
             Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => moved("is gone").because(error),
             _ => Error::new(Kind::Internal, format!("{shown} of volume {volume} cannot be opened")).because(error),
         })?;
-        // Through the open descriptor: from here on the number is not given to another image.
-        let status = self.os.held_loop_status(&device).at(|| format!("ask {shown} what it shows"))?;
-        match status {
-            Some(status) if status.name == volume.uuid.to_string() && status.offset == 0 => {}
+        // The descriptor is open: from here on the number is not given to another image, and what the home says it shows
+        // stays true as long as the sequence number does.
+        let diskseq = self.os.disk_sequence(&device).at(|| format!("ask {shown} for its sequence number"))?;
+        match self.home.device_of(volume)? {
+            Some(now) if now.number == device.number() && now.diskseq == diskseq => {}
             Some(_) => return Err(moved("shows something else")),
             None => return Err(moved("shows nothing")),
+        }
+        if self.os.loop_keep(&device).at(|| format!("keep {shown}"))? {
+            tracing::warn!(%volume, device = %shown, "the device was to go away with its last user (losetup -d, or a pod); it stays");
         }
         let size = Bytes::new(self.os.device_size(&device).at(|| format!("ask {shown} for its size"))?);
         if size < wanted.size {
@@ -84,13 +68,18 @@ impl Attach for Local {
                 ),
             ));
         }
-        Ok(Attached { device, size })
+        Ok(Attached { device, size, diskseq })
     }
 
     fn detach(&self, volume: &VolumeId) -> Result<()> {
-        match self.home.close(volume, &self.node) {
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Unavailable) => self.clear_orphans(volume),
-            result => result,
-        }
+        self.home.close(volume, &self.node)
+    }
+
+    fn device_of(&self, volume: &VolumeId) -> Result<Option<DevNum>> {
+        Ok(self.home.device_of(volume)?.map(|device| device.number))
+    }
+
+    fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
+        self.home.volume_of(device)
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! A new way to reach volumes is one file here and one arm in the caller that chooses by [`Coordinates`].
 
+mod linear;
 mod local;
 
+pub use linear::{Linear, LinearDevice, linear_name};
 pub use local::Local;
 
 use crate::home::{Coordinates, Opened};
-use crate::os::BlockDevice;
+use crate::os::{BlockDevice, DevNum};
 use crate::types::{Bytes, Result, VolumeId};
 
 /// What the device of a volume must be.
@@ -34,6 +36,8 @@ pub struct Attached {
     pub device: BlockDevice,
     /// Its size when it was attached.
     pub size: Bytes,
+    /// The kernel's number of this attachment (BLKGETDISKSEQ); `None` before Linux 5.15.
+    pub diskseq: Option<u64>,
 }
 
 /// A way to reach volumes. All calls block and are idempotent.
@@ -50,4 +54,16 @@ pub trait Attach: Send + Sync {
     /// # Errors
     /// `InUse` naming what holds it; `Busy`, `Internal`.
     fn detach(&self, volume: &VolumeId) -> Result<()>;
+
+    /// The device that shows a volume here now: the top of what lies over its data.
+    ///
+    /// # Errors
+    /// `Corrupt` when two devices do, `Precondition` when one does that is not ours, `Internal`.
+    fn device_of(&self, volume: &VolumeId) -> Result<Option<DevNum>>;
+
+    /// The volume that a device of this machine shows. Opens no device of others.
+    ///
+    /// # Errors
+    /// `Internal`, also when the device does not answer.
+    fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>>;
 }

@@ -15,8 +15,8 @@ use holdfast::os::Os;
 use holdfast::telemetry::{Metrics, TlsMetrics};
 use holdfast::tls::{Credentials, Holder, Incoming, Role, Trust};
 use holdfast::types::NodeId;
+use holdfast::wire::{self, Shares};
 use tokio::net::TcpListener;
-use tonic::transport::Server;
 use tracing::{error, info};
 
 use super::daemon::Stop;
@@ -97,6 +97,7 @@ impl Certifying {
         credentials: &Credentials,
         holder: Holder,
         metrics: &Metrics,
+        shares: Shares,
     ) -> Result<Self> {
         let client = connect().await?;
         let vault = Arc::new(KubernetesVault::new(&client, config.authority.clone()));
@@ -108,7 +109,7 @@ impl Certifying {
             format!("--enrol-listen {} cannot be listened on; free the port or choose another", config.listen)
         })?;
         let address = listener.local_addr().context("ask for the port")?;
-        let incoming = credentials.incoming_from_anybody(listener);
+        let incoming = credentials.incoming_from_anybody(listener).within(shares);
         Ok(Self { keeper, signing, service, incoming, address })
     }
 
@@ -117,11 +118,12 @@ impl Certifying {
         let Self { keeper, signing, service, incoming, address } = self;
         tokio::spawn(keeper.run(stopped.receiver()));
         let until = stopped.clone();
+        let bounds = service.bounds();
         let service = EnrolmentServer::new(service).max_decoding_message_size(MOST_MESSAGE);
         info!(listen = %address, "nodes are certified");
         tokio::spawn(async move {
-            let server = Server::builder().timeout(ANSWER).max_concurrent_streams(MOST_AT_ONCE);
-            let mut server = server.concurrency_limit_per_connection(2);
+            let server = wire::server().timeout(ANSWER).max_concurrent_streams(MOST_AT_ONCE);
+            let mut server = server.concurrency_limit_per_connection(2).layer(bounds);
             let served = server.add_service(service).serve_with_incoming_shutdown(incoming, until.begun());
             if let Err(failed) = served.await {
                 error!(error = %failed, "nodes are not certified any more");

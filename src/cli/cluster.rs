@@ -266,7 +266,7 @@ pub(crate) fn findings(asked: &mut Asked) -> Result<(Vec<String>, Vec<Finding>)>
     for entry in missing.iter().filter(|entry| !told.contains(&entry.pool)) {
         found.push(finding(
             format!("{} ({})", entry.name, entry.pool),
-            format!("no node serves it; node {} did {} s ago", entry.node, entry.heard.age().as_secs()),
+            format!("no node serves it; node {} did {}", entry.node, entry.ago()),
             format!("node {} at {}", entry.node, entry.endpoint),
             "start that node, or start holdfast where the disks are; if they are gone for good, name the pool in lostHomes"
                 .to_owned(),

@@ -11,8 +11,8 @@ use holdfast::csi::{ServeConfig, ServeController, serve};
 use holdfast::home::Home;
 use holdfast::home::remote::RemoteHome;
 use holdfast::os::Os;
-use holdfast::registry::RegistryService;
 use holdfast::registry::proto::registry_server::RegistryServer;
+use holdfast::registry::{MOST_HEARTBEAT, RegistryService};
 use holdfast::route::{Dial, Directory, Router};
 use holdfast::telemetry::{HomeMetrics, Metrics, PoolWatch};
 use holdfast::tls::{Credentials, Role};
@@ -25,9 +25,6 @@ use super::PoolArguments;
 use super::auto::{Certifying, SigningArguments};
 use super::daemon::{self, DaemonArguments, Stop, WireArguments};
 use super::serving;
-
-/// The largest heartbeat, in bytes: some thousand pools.
-const MOST_HEARTBEAT: usize = 4 << 20;
 
 /// Flags of `holdfast controller`.
 #[derive(Args, Clone, Debug)]
@@ -70,27 +67,30 @@ async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped
         }
         TlsMode::Auto(auto) => {
             let (credentials, holder) = Credentials::held(Role::Controller, metrics.tls().clone());
-            let certifying = Certifying::prepare(auto, &credentials, holder, &metrics).await?;
+            let certifying = Certifying::prepare(auto, &credentials, holder, &metrics, serving::shares(&os)?).await?;
             (credentials, Some(certifying))
         }
         TlsMode::InsecurePlainText => (Credentials::plain(metrics.tls().clone()), None),
     };
+    let shares = serving::shares(&os)?;
     let dial = dial(credentials.clone(), metrics.homes().clone());
     let router = Arc::new(Router::new(Directory::of_controller(dial, config.rhythm, config.lost.clone())));
     let watched = Arc::clone(&router);
     metrics.homes().watch(move || watched.directory().homes());
     let heard = Arc::clone(&router);
     let pools = PoolWatch::new(move || heard.figures(), || Ok(Vec::new()), || Ok(Vec::new()));
-    let health = serving::health(config.serving.metrics, &metrics, &pools).await?;
-    let (incoming, address) = serving::listen(&credentials, config.listen).await?;
-    let registry = RegistryServer::new(RegistryService::new(Arc::clone(&router)).counted(metrics.homes().clone()))
-        .max_decoding_message_size(MOST_HEARTBEAT);
+    let health = serving::health(config.serving.metrics, &metrics, &pools, shares).await?;
+    let (incoming, address) = serving::listen(&credentials, config.listen, shares).await?;
+    let registry = RegistryService::new(Arc::clone(&router)).counted(metrics.homes().clone());
+    let bounds = registry.bounds();
+    let registry = RegistryServer::new(registry).max_decoding_message_size(MOST_HEARTBEAT);
     let operators = RegistryService::of_private_socket(Arc::clone(&router)).counted(metrics.homes().clone());
     daemon::wait_for_signals(stop)?;
     health.serve(&stopped);
     let until = stopped.clone();
     tokio::spawn(async move {
-        let served = serving::server().add_service(registry).serve_with_incoming_shutdown(incoming, until.begun());
+        let served =
+            serving::server(bounds).add_service(registry).serve_with_incoming_shutdown(incoming, until.begun());
         if let Err(failed) = served.await {
             error!(error = %failed, "nodes are not heard any more");
         }
@@ -120,6 +120,7 @@ async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped
         node: None,
         metrics,
         pools,
+        shares,
     };
     daemon::ended(serve(serving, stopped.begun()).await)
 }

@@ -138,6 +138,7 @@ where
 {
     let os = Os::new();
     os.use_one_heap();
+    os.raise_open_files().context("raise the limit of open files")?;
     check_socket(&os, &serving.socket, "--endpoint")?;
     check(&os)?;
     init_logs(serving.log_format, serving.log_level.as_str())?;

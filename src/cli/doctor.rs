@@ -4,17 +4,18 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use holdfast::attach::linear_name;
 use holdfast::config::PoolConfig;
 use holdfast::home::record::{Phase, Record, VolumeRecord};
 use holdfast::home::{Finding, FindingKind, FormatState};
-use holdfast::os::Os;
+use holdfast::os::{DevNum, DmSupport, Os};
 use holdfast::pool::Object;
 use holdfast::telemetry::PoolFindings;
-use holdfast::types::{Bytes, Error, Kind, Provisioning};
+use holdfast::types::{Bytes, Error, Kind, Provisioning, VolumeId, printable};
 
 use super::cluster;
 use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
-use super::output::{Format, Paint, document, say};
+use super::output::{Format, Paint, document, say, say_as_is, say_marked};
 
 /// What kubelet keeps its pods in.
 const KUBELET: &str = "/var/lib/kubelet";
@@ -37,8 +38,28 @@ pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
         let (healthy, findings) = cluster::findings(&mut asked)?;
         return conclude(arguments, &healthy, &findings);
     }
-    let (healthy, findings) = examine(&Os::new(), &arguments.pools()?)?;
+    let os = Os::new();
+    let (healthy, findings) = examine(&os, &arguments.pools()?)?;
+    if arguments.output == Format::Table {
+        say(&raw_blocks(&os)?);
+    }
     conclude(arguments, &healthy, &findings)
+}
+
+/// What raw block volumes are published as on this machine, and what that means: no finding, since a kernel may have no
+/// choice.
+fn raw_blocks(os: &Os) -> Result<String> {
+    let paint = Paint::detect();
+    Ok(match os.dm_support().context("ask the kernel for device-mapper")? {
+        DmSupport::Yes(_) => format!(
+            "{}  raw block volumes are published through device-mapper: their pods have no control of what is below",
+            paint.good("ok")
+        ),
+        DmSupport::No(why) => format!(
+            "{}  raw block volumes are published as loop devices, because {why}: a pod with one can detach or resize its own loop device; load the module dm_mod and restart the driver to prevent that",
+            paint.strong("--")
+        ),
+    })
 }
 
 /// Looks at pools beside whoever serves them: those with nothing to say, and what there is to say of the others.
@@ -51,7 +72,7 @@ pub(crate) fn examine(os: &Os, pools: &[PoolConfig]) -> Result<(Vec<String>, Vec
     let mut healthy = Vec::new();
     for config in pools {
         let mut ward = Ward { os, pool: config.spec.name.to_string(), findings: Vec::new() };
-        let looked = PoolView::open(os, config, &kernel).and_then(|view| ward.examine(&view, &kernel));
+        let looked = PoolView::open(os, config).and_then(|view| ward.examine(&view, &kernel));
         if let Err(error) = looked {
             let place = config.root().display().to_string();
             ward.found(
@@ -107,10 +128,11 @@ fn conclude(arguments: &LookArguments, healthy: &[String], findings: &[Finding])
 fn tell(healthy: &[String], findings: &[Finding]) {
     let paint = Paint::detect();
     for pool in healthy {
-        say(&format!("{}  {pool}: nothing to say", paint.good("ok")));
+        say_marked(&paint.good("ok"), &format!("{pool}: nothing to say"));
     }
     for finding in findings {
-        say(&format!("{}  pool {}: {}", paint.bad("!!"), finding.pool, paint.strong(&finding.what)));
+        let pool = printable(&finding.pool);
+        say_as_is(&format!("{}  pool {pool}: {}", paint.bad("!!"), paint.strong(&finding.what)));
         say(&format!("    at  {}", finding.place));
         say(&format!("    do  {}", finding.remedy));
     }
@@ -142,6 +164,7 @@ impl Ward<'_> {
         self.room(view);
         self.devices(view, kernel);
         for record in &view.survey.volumes {
+            self.published(view, record, kernel)?;
             self.volume(view, record, kernel)?;
         }
         Ok(())
@@ -225,25 +248,70 @@ impl Ward<'_> {
 
     /// Loop devices of volumes that nobody should be using, with their mounts.
     fn devices(&mut self, view: &PoolView, kernel: &Kernel) {
-        for (uuid, device) in &view.loops {
+        for (uuid, device) in &view.devices {
             let record = view.survey.volumes.iter().find(|record| record.uuid == *uuid);
             let unreadable = view.survey.unreadable.iter().any(|(object, _)| object.uuid() == *uuid);
             let reason = match record {
+                Some(record) if record.attachments.is_empty() && record.still_staged.is_some() => {
+                    "a volume that was detached while this node used it"
+                }
                 Some(record) if record.attachments.is_empty() => "a volume that is granted to no node",
                 None if !unreadable => "a volume without a record",
                 _ => continue,
             };
             let mounts: Vec<_> =
-                kernel.mounts_of(device).iter().map(|entry| entry.mount_point.display().to_string()).collect();
+                kernel.mounts_of(device.number).iter().map(|entry| entry.mount_point.display().to_string()).collect();
+            let volume = VolumeId { pool: view.pool.identity().id, uuid: *uuid };
+            let (above, remove) = if kernel.has_linear(&volume) {
+                let name = linear_name(&volume);
+                (format!(", under the device-mapper device {name}"), format!("dmsetup remove {name}; "))
+            } else {
+                (String::new(), String::new())
+            };
             let umounts: String = mounts.iter().map(|point| format!("umount {point}; ")).collect();
             let mounted = if mounts.is_empty() { String::new() } else { format!(", mounted at {}", mounts.join(", ")) };
             self.found(
                 FindingKind::Orphan,
-                format!("a loop device of {reason} ({uuid}){mounted}"),
-                device.display().to_string(),
-                format!("if no pod uses it: {umounts}losetup -d {}", device.display()),
+                format!("a loop device of {reason} ({uuid}){above}{mounted}"),
+                device.path.display().to_string(),
+                format!("if no pod uses it: {umounts}{remove}losetup -d {}", device.path.display()),
             );
         }
+    }
+
+    /// A raw block volume whose pods have a device that is not its own any more.
+    fn published(&mut self, view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
+        let boot: Option<uuid::Uuid> = self.os.boot_id()?.parse().ok();
+        let uses = record.attachments.iter().chain(&record.still_staged);
+        for attachment in uses.filter(|attachment| attachment.boot_id == boot) {
+            let Some(mark) = &attachment.device else { continue };
+            let Ok(number) = mark.number.parse::<DevNum>() else { continue };
+            let now = view.device_of(record.uuid);
+            if now.is_some_and(|now| now.number == number && now.diskseq == mark.diskseq) {
+                continue;
+            }
+            let mounts = kernel.mounts_of(number);
+            let Some(first) = mounts.first() else { continue };
+            let device = self.os.device_path(number);
+            let shows = match self.os.loop_of(number)?.map(|device| self.os.loop_view(device)).transpose()?.flatten() {
+                Some(view) => format!("shows {} by now", view.backing.display()),
+                None => "shows nothing any more".to_owned(),
+            };
+            let points: Vec<_> = mounts.iter().map(|entry| entry.mount_point.display().to_string()).collect();
+            let who = claim_of(record).unwrap_or_else(|| record.co_name.clone());
+            self.found(
+                FindingKind::Device,
+                format!(
+                    "volume {who} ({}) is published at {} as {}, which {shows}: its loop device was detached under its pod",
+                    record.handle,
+                    points.join(", "),
+                    device.display()
+                ),
+                first.mount_point.display().to_string(),
+                "delete the pod that uses it: its path is removed, and a new pod gets the volume's own device".to_owned(),
+            );
+        }
+        Ok(())
     }
 
     fn volume(&mut self, view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
@@ -287,7 +355,7 @@ impl Ward<'_> {
             }
         }
         let broken = view.device_of(record.uuid).is_some_and(|device| {
-            kernel.mounts_of(device).iter().any(|entry| entry.super_read_only() && !entry.read_only())
+            kernel.mounts_of(device.number).iter().any(|entry| entry.super_read_only() && !entry.read_only())
         });
         if broken {
             self.found(

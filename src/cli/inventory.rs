@@ -1,17 +1,18 @@
 //! What is in the pools and what the kernel shows of it, read beside a running driver. Shared by `pools`, `volumes`, `doctor`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use holdfast::attach::Linear;
 use holdfast::config::{self, PoolConfig};
 use holdfast::home::record::VolumeRecord;
 use holdfast::home::{Survey, survey};
-use holdfast::os::{LoopStatus, MountEntry, MountTable, Os};
-use holdfast::pool::Pool;
+use holdfast::os::{DevNum, MountEntry, MountTable, Os};
 use holdfast::pool::file::FilePool;
-use holdfast::types::ObjectUuid;
+use holdfast::pool::{ActiveDevice, Pool};
+use holdfast::types::{ObjectUuid, VolumeId};
 
 use super::PoolArguments;
 use super::asked::{Asked, ControllerArguments};
@@ -55,31 +56,30 @@ impl LookArguments {
     }
 }
 
-/// The kernel's side: loop devices and mounts at one moment.
+/// The kernel's side: the mounts at one moment.
 pub(crate) struct Kernel {
-    loops: Vec<LoopStatus>,
-    mounts: MountTable,
+    pub(crate) mounts: MountTable,
+    linear: Vec<(VolumeId, DevNum)>,
 }
 
 impl Kernel {
     /// Asks it.
     ///
     /// # Errors
-    /// Those of reading /sys and /proc.
+    /// Those of reading /proc.
     pub(crate) fn look(os: &Os) -> Result<Self> {
-        Ok(Self {
-            loops: os.loops().context("look at the loop devices")?,
-            mounts: os.mounts().context("read the mounts")?,
-        })
+        Ok(Self { mounts: os.mounts().context("read the mounts")?, linear: Linear::new(os.clone()).all()? })
     }
 
     /// Where a device is mounted or bound.
-    pub(crate) fn mounts_of(&self, device: &Path) -> Vec<&MountEntry> {
-        let source = device.to_string_lossy();
-        // A raw block volume is a bind of the device's node: its root is the node's name in devtmpfs.
-        let name = device.file_name().map(|name| Path::new("/").join(name));
-        let is_bind = |entry: &MountEntry| entry.fs_type == "devtmpfs" && Some(&entry.root) == name.as_ref();
-        self.mounts.entries().iter().filter(|entry| entry.source == source || is_bind(entry)).collect()
+    pub(crate) fn mounts_of(&self, device: DevNum) -> Vec<&MountEntry> {
+        let shows = |entry: &&MountEntry| entry.device == device || self.mounts.bound_device(entry) == Some(device);
+        self.mounts.entries().iter().filter(shows).collect()
+    }
+
+    /// Whether a volume has a device-mapper device over its loop device.
+    pub(crate) fn has_linear(&self, volume: &VolumeId) -> bool {
+        self.linear.iter().any(|(of, _)| of == volume)
     }
 
     /// The kind of filesystem a directory lies on.
@@ -97,8 +97,8 @@ pub(crate) struct PoolView {
     pub(crate) pool: Arc<dyn Pool>,
     /// Its records and figures.
     pub(crate) survey: Survey,
-    /// Loop devices that show files of its filesystem under the name of a volume.
-    pub(crate) loops: Vec<(ObjectUuid, PathBuf)>,
+    /// The devices that show its volumes' images.
+    pub(crate) devices: Vec<(ObjectUuid, ActiveDevice)>,
 }
 
 impl PoolView {
@@ -106,13 +106,11 @@ impl PoolView {
     ///
     /// # Errors
     /// Where no pool is, or it cannot be read.
-    pub(crate) fn open(os: &Os, config: &PoolConfig, kernel: &Kernel) -> Result<Self> {
+    pub(crate) fn open(os: &Os, config: &PoolConfig) -> Result<Self> {
         let pool: Arc<dyn Pool> = FilePool::view(os, config.root())?;
         let survey = survey(Arc::clone(&pool), config.limits)?;
-        let place = os.identity(config.root())?.context("the pool's directory is gone")?;
-        let beside = kernel.loops.iter().filter(|status| status.on_filesystem_of(&place));
-        let named = |status: &LoopStatus| Some((status.name.parse().ok()?, status.device.path()));
-        Ok(Self { config: config.clone(), pool, survey, loops: beside.filter_map(named).collect() })
+        let devices = pool.active_devices()?;
+        Ok(Self { config: config.clone(), pool, survey, devices })
     }
 
     /// Opens every pool.
@@ -122,13 +120,13 @@ impl PoolView {
     pub(crate) fn open_all(os: &Os, arguments: &LookArguments) -> Result<(Vec<Self>, Kernel)> {
         let kernel = Kernel::look(os)?;
         let pools = arguments.pools()?;
-        let views = pools.iter().map(|config| Self::open(os, config, &kernel)).collect::<Result<_>>()?;
+        let views = pools.iter().map(|config| Self::open(os, config)).collect::<Result<_>>()?;
         Ok((views, kernel))
     }
 
     /// The device that shows a volume now.
-    pub(crate) fn device_of(&self, volume: ObjectUuid) -> Option<&Path> {
-        self.loops.iter().find(|(uuid, _)| *uuid == volume).map(|(_, device)| device.as_path())
+    pub(crate) fn device_of(&self, volume: ObjectUuid) -> Option<&ActiveDevice> {
+        self.devices.iter().find(|(uuid, _)| *uuid == volume).map(|(_, device)| device)
     }
 }
 

@@ -134,7 +134,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
 fn usage(error: &clap::Error) -> Result<ExitCode> {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            output::say(error.render().to_string().trim_end());
+            output::say_as_is(error.render().to_string().trim_end());
             Ok(ExitCode::SUCCESS)
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {

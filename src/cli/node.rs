@@ -94,24 +94,26 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     let metrics = Metrics::new(os.activity().clone());
     let served = Arc::new(OnceLock::<Arc<Router>>::new());
     let pools = serving::watch(&served, &os, &config.pools);
-    let health = serving::health(config.serving.metrics, &metrics, &pools).await?;
+    let shares = serving::shares(&os)?;
+    let health = serving::health(config.serving.metrics, &metrics, &pools, shares).await?;
     let card = Card::open(&os, &config.state)?;
     let (credentials, certified) = credentials(&config, &os, &metrics).await?;
-    let (incoming, address) = serving::listen(&credentials, config.listen).await?;
+    let (incoming, address) = serving::listen(&credentials, config.listen, shares).await?;
     let Opened { home, node, said } = serving::open(&os, config.pools.clone(), config.node.clone()).await?;
+    let node = Arc::new(node);
     let (looking, configs) = (os.clone(), config.pools.clone());
     home.examined_by(Box::new(move || doctor::findings(&looking, &configs)));
     let shared: Arc<dyn Home> = Arc::new(home.clone());
     let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&shared), home.pools())));
     let _ = served.set(Arc::clone(&router));
     let service = HomeService::new(shared).counted(metrics.homes().clone());
-    let works = service.works();
+    let (works, bounds) = (service.works(), service.bounds());
     daemon::wait_for_signals(stop)?;
     health.serve(&stopped);
     let until = stopped.clone();
     let serving_home = tokio::spawn(async move {
         let service = HomeServer::new(service).max_decoding_message_size(MOST_REQUEST);
-        let served = serving::server().add_service(service).serve_with_incoming_shutdown(incoming, until.begun());
+        let served = serving::server(bounds).add_service(service).serve_with_incoming_shutdown(incoming, until.begun());
         if let Err(failed) = served.await {
             error!(error = %failed, "controllers are not answered any more");
         }
@@ -137,9 +139,10 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
         router,
         controller: ServeController::No,
         operators: None,
-        node: Some(ThisNode { id: config.node, fabric: config.fabric, workflows: Arc::new(node) }),
+        node: Some(ThisNode { id: config.node, fabric: config.fabric, workflows: Arc::clone(&node) }),
         metrics,
         pools,
+        shares,
     };
     let registering = Registering::start(config.registration, &serving.metrics, &stopped);
     let served = serve(serving, stopped.begun()).await;
@@ -147,6 +150,7 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     let ended = daemon::ended(served);
     // What controllers asked for is given the same time to end as what kubelet did, and mostly it had it already.
     works.ended(std::time::Duration::from_secs(1)).await;
+    serving::keep_devices(node).await;
     serving_home.abort();
     ended
 }
@@ -182,6 +186,7 @@ fn reporter(
         fabric: config.fabric.clone(),
         pools: Vec::new(),
         known: Vec::new(),
+        left_out: 0,
     };
     let (looking, told) = (home.clone(), home.clone());
     let look = Arc::new(move || Heartbeat { pools: looking.health(), ..about.clone() });

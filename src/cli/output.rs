@@ -1,4 +1,7 @@
 //! How commands speak: tables for people, JSON and YAML for programs, colours on a terminal only.
+//!
+//! What is shown are often the words of others: nodes, controllers, the API server. In tables and sentences whatever could act on the
+//! terminal or begin a line of its own is shown by its number; documents have the escapes of their format.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -7,6 +10,7 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
+use holdfast::types::printable;
 use serde::Serialize;
 
 /// `--output`.
@@ -24,9 +28,10 @@ pub(crate) enum Format {
 /// Why standard output could not be written, the first time: it is the process's, and so is this.
 static UNSAID: OnceLock<io::Error> = OnceLock::new();
 
-/// Prints a line. A reader that went away is no error; another one is what the command ends with ([`end`]).
-pub(crate) fn say(line: &str) {
-    note(writeln!(io::stdout(), "{line}"));
+/// Prints a text as it is: it is ours, or every foreign part of it was made printable. A reader that went away is no
+/// error; another one is what the command ends with ([`end`]).
+pub(crate) fn say_as_is(text: &str) {
+    note(writeln!(io::stdout(), "{text}"));
 }
 
 fn note(written: io::Result<()>) {
@@ -44,9 +49,19 @@ pub(crate) fn end(code: ExitCode) -> ExitCode {
     ExitCode::from(super::REFUSED)
 }
 
+/// Prints a line that may hold words of others.
+pub(crate) fn say(line: &str) {
+    say_as_is(&printable(line));
+}
+
+/// Prints a line that begins with a mark of ours, in colours or not.
+pub(crate) fn say_marked(mark: &str, line: &str) {
+    say_as_is(&format!("{mark}  {}", printable(line)));
+}
+
 /// Prints a complaint in one line.
 pub(crate) fn complain(line: &str) {
-    let _ = writeln!(io::stderr(), "holdfast: {line}");
+    let _ = writeln!(io::stderr(), "holdfast: {}", printable(line));
 }
 
 /// Prints a longer complaint as it is.
@@ -72,7 +87,7 @@ impl Columns {
     pub(crate) fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
         let cell = |text: String| {
             let figure = text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains(['/', ':']);
-            Cell::new(text).set_alignment(if figure { CellAlignment::Right } else { CellAlignment::Left })
+            Cell::new(printable(&text)).set_alignment(if figure { CellAlignment::Right } else { CellAlignment::Left })
         };
         self.table.add_row(cells.into_iter().map(|text| cell(text.into())));
     }
@@ -83,7 +98,7 @@ impl Columns {
             column.set_padding((0, 2));
         }
         for line in self.table.lines() {
-            say(line.trim_end());
+            say_as_is(line.trim_end());
         }
     }
 }
@@ -97,7 +112,7 @@ pub(crate) fn document<T: Serialize>(format: Format, value: &T) -> Result<()> {
         Format::Yaml => serde_saphyr::to_string(value).context("write YAML")?,
         Format::Json | Format::Table => serde_json::to_string_pretty(value).context("write JSON")?,
     };
-    say(text.trim_end());
+    say_as_is(text.trim_end());
     Ok(())
 }
 
@@ -115,7 +130,8 @@ impl Paint {
     }
 
     fn wrap(self, code: &str, text: &str) -> String {
-        if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        let text = printable(text);
+        if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into_owned() }
     }
 
     /// Something went well.
@@ -152,6 +168,20 @@ pub(crate) fn age(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_words_of_others_do_not_act_on_the_terminal() {
+        let bad = "node\u{1b}]0;x\u{7}\nok  all is well\u{202e}";
+        let mut columns = Columns::new(&["node"]);
+        columns.row([bad]);
+        let lines: Vec<_> = columns.table.lines().collect();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        let painted = Paint { on: true }.strong(bad);
+        let shown = painted.strip_prefix("\x1b[1m").and_then(|rest| rest.strip_suffix("\x1b[0m")).unwrap();
+        for text in lines.iter().map(String::as_str).chain([shown]) {
+            assert!(text.chars().all(holdfast::types::is_printable), "{text:?}");
+        }
+    }
 
     #[test]
     fn ages_are_said_in_the_largest_unit_that_fits() {

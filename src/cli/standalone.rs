@@ -16,7 +16,7 @@ use tracing::info;
 
 use super::PoolArguments;
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop};
-use super::serving::{Opened, Registering, health, open, watch};
+use super::serving::{Opened, Registering, health, keep_devices, open, shares, watch};
 
 /// Flags of `holdfast standalone`.
 #[derive(Args, Clone, Debug)]
@@ -58,9 +58,11 @@ async fn live(config: Config, os: Os, stop: Sender<()>, stopped: Stop) -> Result
     let served = Arc::new(OnceLock::<Arc<Router>>::new());
     let pools = watch(&served, &os, &config.pools);
     // Everything that can refuse comes before the first line of the log.
-    let health = health(config.serving.metrics, &metrics, &pools).await?;
+    let shares = shares(&os)?;
+    let health = health(config.serving.metrics, &metrics, &pools, shares).await?;
     let id = config.node;
     let Opened { home, node, said } = open(&os, config.pools, id.clone()).await?;
+    let node = Arc::new(node);
     let ids = home.pools();
     let router = Arc::new(Router::new(Directory::standalone(Arc::new(home) as Arc<dyn Home>, ids)));
     let _ = served.set(Arc::clone(&router));
@@ -80,12 +82,14 @@ async fn live(config: Config, os: Os, stop: Sender<()>, stopped: Stop) -> Result
         router,
         controller: ServeController::Yes,
         operators: None,
-        node: Some(ThisNode { id, fabric: NO_FABRIC.to_owned(), workflows: Arc::new(node) }),
+        node: Some(ThisNode { id, fabric: NO_FABRIC.to_owned(), workflows: Arc::clone(&node) }),
         metrics,
         pools,
+        shares,
     };
     let registering = Registering::start(config.registration, &serving.metrics, &stopped);
     let served = serve(serving, stopped.begun()).await;
     registering.end().await;
+    keep_devices(node).await;
     daemon::ended(served)
 }

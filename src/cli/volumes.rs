@@ -38,7 +38,7 @@ struct Row {
 impl Row {
     fn of(view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Self {
         let device = view.device_of(record.uuid);
-        let mounts = device.map(|device| kernel.mounts_of(device)).unwrap_or_default();
+        let mounts = device.map(|device| kernel.mounts_of(device.number)).unwrap_or_default();
         Self {
             handle: record.handle.clone(),
             name: record.co_name.clone(),
@@ -50,7 +50,7 @@ impl Row {
             phase: record.phase,
             format: record.format.known,
             attached_to: record.attachments.iter().map(|grant| grant.node.to_string()).collect(),
-            device: device.map(|device| device.display().to_string()),
+            device: device.map(|device| device.path.display().to_string()),
             mounts: mounts.iter().map(|entry| entry.mount_point.display().to_string()).collect(),
             source: record.source.map(|source| match source {
                 Source::Snapshot(id) => format!("snapshot {id}"),

@@ -197,7 +197,8 @@ fn lost(said: &str) -> Result<Lost> {
     if let Ok(pool) = said.parse() {
         return Ok(Lost::Pool(pool));
     }
-    NodeId::from_node_name(said).map(Lost::Node).map_err(|error: Error| {
+    // By its id too: that is what messages say of a node with a long name.
+    said.parse().or_else(|_| NodeId::from_node_name(said)).map(Lost::Node).map_err(|error: Error| {
         refuse(format!(
             "lostHomes in the configuration file: {said:?} is neither a node's name nor a pool's id: {error}"
         ))

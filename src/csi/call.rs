@@ -18,13 +18,15 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, debug, error, field, info, info_span};
 
-use super::connections::{Peer, PeerCall};
 use super::rpc::{Class, Rpc};
 use super::status;
-use super::traffic::{self, ARRIVAL, Arrival, Arriving};
 use crate::os::{Deadline, Stopwatch};
 use crate::telemetry::Metrics;
+use crate::wire::{self, ARRIVAL, Arrival, Arriving, MostArriving, Peer, PeerCall};
 use crate::works::{Slot, reason_of};
+
+/// Bytes of requests on their way in at once.
+const MOST_ARRIVING: MostArriving = MostArriving { all: 64 << 20, of_one: 32 << 20 };
 
 type HttpRequest = http::Request<Body>;
 type HttpResponse = http::Response<Body>;
@@ -43,7 +45,7 @@ struct Shared {
 impl Calls {
     /// For a server that has just begun.
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Shared { metrics, stopping: AtomicBool::new(false), arriving: Arriving::default() }))
+        Self(Arc::new(Shared { metrics, stopping: AtomicBool::new(false), arriving: Arriving::new(MOST_ARRIVING) }))
     }
 
     /// From now on new calls are refused.
@@ -52,11 +54,12 @@ impl Calls {
     }
 
     /// Lets a call in, or says why not.
-    fn admit(&self, rpc: Rpc) -> Result<Arrival, Status> {
+    fn admit(&self, rpc: Rpc, client: Option<&Arc<str>>) -> Result<Arrival, Status> {
         if self.0.stopping.load(Ordering::SeqCst) {
             return Err(status::stopping(rpc));
         }
-        self.0.arriving.admit().ok_or_else(status::flooded)
+        let nobody = || "in process".into();
+        self.0.arriving.admit(&client.map_or_else(nobody, Arc::clone)).ok_or_else(status::flooded)
     }
 }
 
@@ -100,16 +103,16 @@ where
             node = field::Empty
         );
         let limit = deadline(request.headers());
-        let begun =
-            Begun::by(request.extensions().get::<Arc<Peer>>(), given(request.headers()).and_then(Deadline::after));
+        let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let begun = Begun::by(peer.as_ref(), given(request.headers()).and_then(Deadline::after));
         if rpc == Rpc::Operators {
             // Its handlers do not mark it; its requests are a few bytes, from this machine.
             begun.begin();
         }
         request.extensions_mut().insert(begun.clone());
         let mut entered = Entered::new(&self.calls, rpc);
-        let request = match self.calls.admit(rpc) {
-            Ok(arrival) => request.map(|body| arrival.body(body)),
+        let request = match self.calls.admit(rpc, peer.as_ref().map(|peer| peer.name())) {
+            Ok(arrival) => request.map(|body| arrival.body(body, status::flooded)),
             Err(refusal) => {
                 span.in_scope(|| info!(code = ?refusal.code(), "{}", refusal.message()));
                 return Box::pin(async move { Ok(entered.leave(refusal.into_http())) });
@@ -130,7 +133,7 @@ where
                 Ended::Unsent => told(&status::unsent(rpc, ARRIVAL)),
             };
             let slot = response.extensions_mut().remove::<Slot>();
-            Ok(entered.leave(response).map(|body| traffic::answer(body, begun.call(), slot)))
+            Ok(entered.leave(response).map(|body| wire::answer(body, begun.call(), slot)))
         };
         Box::pin(answer.instrument(span))
     }

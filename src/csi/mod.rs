@@ -6,7 +6,6 @@
 
 mod call;
 mod codec;
-mod connections;
 mod controller;
 mod decode;
 mod encode;
@@ -22,7 +21,6 @@ pub(crate) mod socket;
 mod status;
 #[cfg(test)]
 mod tests;
-mod traffic;
 mod work;
 
 pub use identity::DRIVER_NAME;

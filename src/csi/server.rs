@@ -10,7 +10,6 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 
 use super::call::Calls;
-use super::connections::{Incoming, MOST_CONNECTIONS};
 use super::controller::Controller;
 use super::identity::Identity;
 use super::node::{NodeService, ThisNode};
@@ -24,6 +23,7 @@ use crate::registry::proto::registry_server::RegistryServer;
 use crate::route::Router;
 use crate::telemetry::{Metrics, PoolWatch};
 use crate::types::{Error, Kind, Result};
+use crate::wire::{Incoming, Most, Shares};
 
 /// The largest request, in bytes; what gRPC's other implementations allow.
 const MOST_REQUEST: usize = 4 << 20;
@@ -66,6 +66,8 @@ pub struct ServeConfig {
     pub metrics: Arc<Metrics>,
     /// What Probe asks; the caller says when the pools are open.
     pub pools: PoolWatch,
+    /// What the socket may take of the limit of open files.
+    pub shares: Shares,
 }
 
 /// Serves until `shutdown` completes; then refuses new calls, gives running work a grace, and removes the socket.
@@ -95,6 +97,7 @@ pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Sen
         "CSI is served"
     );
     let (begin_end, end) = oneshot::channel::<()>();
+    let incoming = Incoming::new(listener, "the CSI socket", Most::of_socket(config.shares.csi()));
     let server = Server::builder()
         .max_concurrent_streams(MOST_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -106,7 +109,7 @@ pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Sen
         .add_optional_service(controller)
         .add_optional_service(node)
         .add_optional_service(operators)
-        .serve_with_incoming_shutdown(Incoming::new(listener, MOST_CONNECTIONS), async move { drop(end.await) });
+        .serve_with_incoming_shutdown(incoming, async move { drop(end.await) });
     let mut serving = tokio::spawn(server);
     tokio::select! {
         ended = &mut serving => {

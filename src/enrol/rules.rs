@@ -140,7 +140,9 @@ mod tests {
             assert_eq!(reason(|review| review.account = other.into()), "account", "{other}");
         }
         assert_eq!(reason(|review| review.claims.clear()), "no_node");
-        for names in [vec![], vec!["a", "b"], vec![""], vec!["a/b"], vec!["a b"]] {
+        // The last is how a longer name is shortened: that node's id.
+        let cut = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-0123456789abcdef";
+        for names in [vec![], vec!["a", "b"], vec![""], vec!["a/b"], vec!["a b"], vec![cut]] {
             let names: Vec<_> = names.into_iter().map(str::to_owned).collect();
             assert_eq!(
                 reason(|review| _ = review.claims.insert(NODE_CLAIM.into(), names.clone())),

@@ -13,14 +13,18 @@ use super::keeper::Signing;
 use super::proto::enrolment_server::Enrolment;
 use super::proto::{EnrolReply, EnrolRequest};
 use super::rules::{AUDIENCE, Denial, Tokens, node_of};
-use crate::home::remote::{wire_answer, wire_denied};
+use crate::home::remote::{wire_allowance, wire_answer, wire_denied};
 use crate::kubernetes::ObjectName;
 use crate::telemetry::EnrolMetrics;
-use crate::tls::{Complaints, Guest, Peer};
+use crate::tls::Peer;
 use crate::types::{Error, Failure, Kind};
+use crate::wire::{Allowance, Bounds, Complaints, Door, Guest, MostArriving};
 
 /// The largest message, in bytes: a token and a signing request have some kilobytes.
 pub const MOST_MESSAGE: usize = 64 << 10;
+/// Requests of one network at once, and the bytes of all on their way in.
+const MOST_CALLS_OF_ONE: usize = 64;
+const MOST_ARRIVING: MostArriving = MostArriving { all: 16 << 20, of_one: 4 << 20 };
 /// The largest token asked about.
 const MOST_TOKEN: usize = 32 << 10;
 /// Questions to the API server at once, and of one network; others wait for their turn.
@@ -60,6 +64,12 @@ impl EnrolService {
         Self { tokens, account, signing, life, reviews, metrics, complaints }
     }
 
+    /// The bounds of the port it is served on.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        Bounds::new(Anybody, MOST_ARRIVING)
+    }
+
     /// Counts who got no certificate, and says so unless it was said just now.
     fn refused(&self, who: &Who, reason: &'static str, why: &str) {
         self.metrics.ended(reason);
@@ -77,6 +87,16 @@ impl EnrolService {
     fn denied(&self, who: &Who, denial: &Denial) -> Status {
         self.refused(who, denial.reason, &denial.why);
         wire_denied(format!("no certificate for this node: {}", denial.why))
+    }
+}
+
+/// Everybody may ask for a certificate.
+struct Anybody;
+
+impl Door for Anybody {
+    fn admit(&self, from: &http::Extensions, _path: &str) -> Result<Allowance, Status> {
+        // A message has a head of five bytes.
+        Ok(wire_allowance(from, MOST_CALLS_OF_ONE, MOST_MESSAGE + 5))
     }
 }
 

@@ -163,6 +163,14 @@ matrix! {
         teardown: gone,
         ..PLAIN
     };
+    revoke_in_use 2: Operation {
+        setup: |w| used(w, SMALL),
+        run: |w| w.revoke("v"),
+        inverse: |w| w.grant("v", EXT4),
+        proof: |w| file_is_whole(&w.staging("v")),
+        teardown: gone,
+        ..PLAIN
+    };
     grant_in_full_pool 2: Operation {
         setup: |w| { granted(w, SMALL).unwrap(); full(w).unwrap(); },
         run: |w| w.grant("v", EXT4),

@@ -139,7 +139,6 @@ impl World {
     /// Every loop device over a file of this pool, there or deleted.
     fn devices(&self) -> BTreeSet<String> {
         let root = self.os.identity(&self.scratch.root()).unwrap().unwrap();
-        let ours = |status: &LoopStatus| status.on_filesystem_of(&root);
         let describe = |status: LoopStatus| {
             let sysfs = Path::new("/sys/block").join(status.device.path().file_name().unwrap());
             let number = |name: &str| fs::read_to_string(sysfs.join(name)).unwrap().trim().parse::<u64>().unwrap();
@@ -155,7 +154,7 @@ impl World {
                 status.autoclear
             )
         };
-        self.os.loops().unwrap().into_iter().filter(ours).map(describe).collect()
+        self.os.loops_beside(&root).unwrap().into_iter().map(describe).collect()
     }
 
     fn mounts(&self) -> BTreeSet<String> {

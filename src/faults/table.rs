@@ -47,12 +47,15 @@ const ENOLCK: Fault = Errno(libc::ENOLCK);
 pub(crate) fn row(call: Call) -> Row {
     use Row::{Acts, Asks, Unused};
     match call {
-        Call::Read | Call::OpenImage | Call::LoopScan => Asks(&[EIO, EMFILE]),
+        Call::Read | Call::OpenImage | Call::LoopScan | Call::LoopView => Asks(&[EIO, EMFILE]),
         Call::ListDir | Call::Identity | Call::FsSpace | Call::NextData | Call::NextHole => Asks(&[EIO]),
-        Call::LoopStatus | Call::DeviceSize | Call::DeviceBlockSize | Call::ReadDevice | Call::XfsGeometry => {
-            Asks(&[EIO])
-        }
-        Call::Mounts | Call::Holders => Asks(&[EIO]),
+        Call::LoopStatus
+        | Call::DeviceSize
+        | Call::DeviceBlockSize
+        | Call::ReadDevice
+        | Call::XfsGeometry
+        | Call::DiskSequence => Asks(&[EIO]),
+        Call::Mounts | Call::Holders | Call::DeviceUsers => Asks(&[EIO]),
         Call::Extents => Asks(&[EIO, EOPNOTSUPP]),
         Call::OpenDevice => Asks(&[EIO, ENXIO, ENOENT, EBUSY]),
         Call::OpenExclusive => Asks(&[EIO, ENXIO]),
@@ -69,7 +72,7 @@ pub(crate) fn row(call: Call) -> Row {
         Call::SetExtentHints | Call::SetNoCow => Acts(&[EIO, EOPNOTSUPP]),
         Call::LockOwner => Acts(&[EIO, ENOLCK]),
         Call::LoopAttach => Acts(&[EIO, EBUSY, ENOMEM, ENOENT]),
-        Call::LoopClear => Acts(&[EIO, ENXIO]),
+        Call::LoopClear | Call::LoopKeep => Acts(&[EIO, ENXIO]),
         Call::LoopSetCapacity => Acts(&[EIO, ENXIO]),
         Call::LoopSetDiscard => Acts(&[EIO, EINVAL]),
         Call::GrowExt4 | Call::GrowXfs => Acts(&[EIO, EPERM, ENOSPC]),
@@ -79,6 +82,14 @@ pub(crate) fn row(call: Call) -> Row {
         Call::Exec => Acts(&[Killed, TimedOut, ENOMEM, ENOENT]),
         Call::Unshare => Unused("blocks stay shared, and the ledger keeps room for their copies"),
         Call::OwnMounts => Unused("only the demonstration and tests have mounts of their own"),
+        Call::OpenFiles => Unused("it is made once, before anything is served"),
+        Call::DmSupport => Asks(&[EIO, EMFILE]),
+        Call::DmState | Call::DmList | Call::DeviceStack => Asks(&[EIO]),
+        Call::DmCreate => Acts(&[EIO, EBUSY, ENOMEM]),
+        Call::DmLoad => Acts(&[EIO, EBUSY, ENOMEM, EINVAL]),
+        Call::DmResume => Acts(&[EIO, ENOMEM, EINTR]),
+        Call::DmRemove => Acts(&[EIO]),
+        Call::DeviceNode => Acts(&[EIO, ENOSPC, EROFS]),
         Call::Start => Unused("only the demonstration starts a child that stays"),
     }
 }

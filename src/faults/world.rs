@@ -332,8 +332,8 @@ impl Drop for World {
         }
         self.end();
         let place = self.os.identity(&self.scratch.root()).ok().flatten();
-        for status in self.os.loops().unwrap_or_default() {
-            if thread::panicking() && place.is_some_and(|place| status.on_filesystem_of(&place)) {
+        if let (true, Some(place)) = (thread::panicking(), place) {
+            for status in self.os.loops_beside(&place).unwrap_or_default() {
                 let _ = self.os.loop_clear(&status);
             }
         }

@@ -31,6 +31,8 @@ pub enum FindingKind {
     Image,
     /// A filesystem that went read-only after errors.
     Filesystem,
+    /// A device in a pod that is not its volume's any more.
+    Device,
     /// One name in several pools.
     Duplicate,
     /// A node or a pool that is not served, or serves another release.
@@ -41,8 +43,16 @@ pub enum FindingKind {
 
 impl FindingKind {
     /// Those a node finds in its own pools.
-    pub const OF_A_NODE: [Self; 7] =
-        [Self::Unreadable, Self::Orphan, Self::Unfinished, Self::Space, Self::Shared, Self::Image, Self::Filesystem];
+    pub const OF_A_NODE: [Self; 8] = [
+        Self::Unreadable,
+        Self::Orphan,
+        Self::Unfinished,
+        Self::Space,
+        Self::Shared,
+        Self::Image,
+        Self::Filesystem,
+        Self::Device,
+    ];
 
     /// As it is written in output, on the wire and in metrics.
     #[must_use]
@@ -55,6 +65,7 @@ impl FindingKind {
             Self::Shared => "shared",
             Self::Image => "image",
             Self::Filesystem => "filesystem",
+            Self::Device => "device",
             Self::Duplicate => "duplicate",
             Self::Service => "service",
             Self::Other => "other",

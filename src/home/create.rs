@@ -346,6 +346,7 @@ impl Shared {
             phase: if copy.is_some() { Phase::Creating } else { Phase::Ready },
             format: Part::new(format),
             attachments: Vec::new(),
+            still_staged: None,
             epoch: 0,
             ever_attached: false,
             copy: copy.map(Part::new),

@@ -9,6 +9,7 @@ use super::part::Part;
 use super::record::{Record, VolumeRecord};
 use super::sizes::SizeRequest;
 use super::{Changed, Expanded, FormatState, NodeExpansion};
+use crate::os::DmSupport;
 use crate::pool::Object;
 use crate::types::{Bytes, CapacityRange, Error, Kind, Result, VolumeId, VolumeMode};
 
@@ -30,7 +31,7 @@ impl Shared {
         let _lock = self.lock_volume(id, "ControllerExpandVolume")?;
         let mut record = self.ready_volume(id)?;
         self.not_copied_from(id.pool, Object::Volume(id.uuid))?;
-        let node_expansion = node_expansion(&record);
+        let node_expansion = self.node_expansion(&record);
         if range.limit.is_some_and(|limit| limit < record.size) {
             return Err(Error::new(
                 Kind::OutOfRange,
@@ -75,21 +76,25 @@ impl Shared {
 }
 
 impl Shared {
+    /// A filesystem has to follow unless there is none and never will be; so has the device-mapper device of a raw
+    /// block volume, where there may be one.
+    fn node_expansion(&self, record: &VolumeRecord) -> NodeExpansion {
+        let only_block = record.request.capabilities.iter().all(|capability| capability.mode == VolumeMode::Block);
+        match record.format.known {
+            FormatState::Raw => match self.os.dm_support() {
+                Ok(DmSupport::No(_)) => NodeExpansion::NotNeeded,
+                Ok(DmSupport::Yes(_)) | Err(_) => NodeExpansion::Needed,
+            },
+            FormatState::Never if only_block => NodeExpansion::NotNeeded,
+            _ => NodeExpansion::Needed,
+        }
+    }
+
     /// Takes step 2 back.
     fn shrink_back(&self, before: &VolumeRecord, error: Error) -> Error {
         match self.store_volume(&VolumeRecord { target_size: None, ..before.clone() }) {
             Ok(()) => error.context(format!("volume {} keeps its {} bytes", before.id(), before.size.get())),
             Err(undo) => error.and_undo_failed(&undo),
         }
-    }
-}
-
-/// A filesystem has to follow unless there is none and never will be.
-fn node_expansion(record: &VolumeRecord) -> NodeExpansion {
-    let only_block = record.request.capabilities.iter().all(|capability| capability.mode == VolumeMode::Block);
-    match record.format.known {
-        FormatState::Raw => NodeExpansion::NotNeeded,
-        FormatState::Never if only_block => NodeExpansion::NotNeeded,
-        _ => NodeExpansion::Needed,
     }
 }

@@ -1,16 +1,13 @@
 //! Who may use a volume now: grant, revoke, open, close. One writer (promise 3).
 
-use std::path::Path;
-
 use tracing::{info, warn};
 
 use super::format::usable_raw;
 use super::local::{Key, PoolState, Shared};
 use super::record::{AttachPath, Attachment, GrantState, Record, VolumeRecord};
 use super::{Changed, Coordinates, GrantRequest, Granted, Opened};
-use crate::os::MountEntry;
-use crate::pool::{Deactivated, Object};
-use crate::types::{Bytes, Error, Kind, NodeId, ObjectUuid, OsContext, Provisioning, Result, VolumeId, VolumeMode};
+use crate::pool::Object;
+use crate::types::{Bytes, Error, Kind, NodeId, Provisioning, Result, VolumeId, VolumeMode};
 
 impl Shared {
     /// Grants a volume to a node. One step: the record is written with the grant, or without.
@@ -48,7 +45,11 @@ impl Shared {
             }
             return Ok(Granted { home: self.node.clone(), epoch: attachment.epoch, changed: Changed::No });
         }
-        record.epoch = record.epoch.checked_add(1).ok_or_else(|| no_more_epochs(&record))?;
+        let epoch = record.epoch.checked_add(1).ok_or_else(|| no_more_epochs(&record))?;
+        // A pod may have the device still: its number stays the volume's.
+        let before = record.still_staged.clone();
+        self.attach_again(self.pool(id.pool)?, &mut record, request)?;
+        record.epoch = epoch;
         record.ever_attached = true;
         record.attachments.push(Attachment {
             node: request.node.clone(),
@@ -59,7 +60,8 @@ impl Shared {
             epoch: record.epoch,
             state: GrantState::Granted,
             nonce: None,
-            boot_id: None,
+            boot_id: before.as_ref().and_then(|before| before.boot_id),
+            device: before.and_then(|before| before.device),
             unknown: serde_json::Map::new(),
         });
         self.store_volume(&record)?;
@@ -70,30 +72,28 @@ impl Shared {
     /// Takes a grant back.
     ///
     /// Steps, and what a crash after each leaves:
-    /// 1. the device proved idle and taken away: the grant stands without a device; `open` brings it back.
-    /// 2. the record written without the grant: done. A local device needs no state between: its proof and the
-    ///    record are under one lock.
+    /// 1. the device taken away, if it is idle: the grant stands without a device; `open` brings it back.
+    /// 2. the record written without the grant, and with `still_staged` if the home node uses the device (`detached.rs`):
+    ///    done. A local device needs no state between: its proof and the record are under one lock.
     pub(super) fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
         let state = self.pool(id.pool)?;
         let _lock = self.lock_volume(id, "ControllerUnpublishVolume")?;
         let Some(mut record) = self.volume_record(id)? else { return Ok(Changed::No) };
-        let before = record.attachments.len();
         let leaves = |attachment: &Attachment| node.is_none_or(|node| attachment.node == *node);
-        if !record.attachments.iter().any(leaves) {
-            return Ok(Changed::No);
+        let (ended, stay): (Vec<_>, Vec<_>) = record.attachments.drain(..).partition(leaves);
+        let Some(last) = ended.last() else { return Ok(Changed::No) };
+        record.attachments = stay;
+        record.still_staged = None;
+        let held = self.release_device(state, id.uuid)?;
+        let released = held.is_none();
+        if let Some(held) = held {
+            self.detach_in_use(&mut record, last, &held);
         }
-        if let Some(held) = self.release_device(state, id.uuid)? {
-            return Err(Error::new(
-                Kind::InUse,
-                format!(
-                    "volume {id} stays attached to node {}: {held}; stop what uses it, unmount it, then detach again",
-                    self.node
-                ),
-            ));
-        }
-        record.attachments.retain(|attachment| !leaves(attachment));
         self.store_volume(&record)?;
-        info!(volume = %record.handle, node = %self.node, grants = before - record.attachments.len(), "volume detached");
+        if released {
+            state.pool.disclaim_device(id.uuid);
+        }
+        info!(volume = %record.handle, node = %self.node, grants = ended.len(), "volume detached");
         Ok(Changed::Yes)
     }
 
@@ -119,6 +119,9 @@ impl Shared {
         }
         let device = state.pool.activate(id.uuid, &record.geometry())?;
         lock.works_on(&device.path.display());
+        if attachment.mode == VolumeMode::Block {
+            self.mark_device(state, &mut record, node, &device)?;
+        }
         Ok(Opened {
             at: Coordinates::Local { device: device.path },
             size: record.size,
@@ -181,52 +184,6 @@ impl Shared {
         *record = grown;
         state.ledger.enter(record.object(), state.claim_of_volume(record));
         Ok(())
-    }
-
-    /// The node has let go.
-    pub(super) fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
-        let state = self.pool(id.pool)?;
-        let _lock = self.lock_volume(id, "close")?;
-        match self.release_device(state, id.uuid)? {
-            None => Ok(()),
-            Some(held) => {
-                Err(Error::new(Kind::InUse, format!("the device of volume {id} stays on node {node}: {held}")))
-            }
-        }
-    }
-
-    /// Takes a volume's device away; what holds it, in words, when it cannot be.
-    ///
-    /// A device node bound into a pod holds nothing in the kernel's eyes, and would show the next image that gets the
-    /// loop's number: what mountinfo shows is not even tried.
-    pub(super) fn release_device(&self, state: &PoolState, uuid: ObjectUuid) -> Result<Option<String>> {
-        let before = state.pool.active(uuid).ok().flatten();
-        if let Some(device) = &before {
-            let used_at = self.used_at(&device.path)?;
-            if !used_at.is_empty() {
-                return Ok(Some(format!("{} is mounted at {}", device.path.display(), used_at.join(", "))));
-            }
-        }
-        if state.pool.deactivate(uuid)? == Deactivated::Gone {
-            return Ok(None);
-        }
-        let Some(device) = before.or(state.pool.active(uuid).ok().flatten()) else {
-            return Ok(Some("its device is held by somebody".to_owned()));
-        };
-        let path = device.path.display();
-        Ok(Some(format!(
-            "{path} is held open, or mounted in another mount namespace (find the process with: fuser -v {path})"
-        )))
-    }
-
-    /// Where a device is mounted, or its node is bound.
-    fn used_at(&self, device: &Path) -> Result<Vec<String>> {
-        let bound = |entry: &MountEntry| {
-            matches!(entry.fs_type.as_str(), "devtmpfs" | "tmpfs") && entry.root.file_name() == device.file_name()
-        };
-        let table = self.os.mounts().at(|| "read the table of mounts")?;
-        let uses = |entry: &&MountEntry| Path::new(&entry.source) == device || bound(entry);
-        Ok(table.entries().iter().filter(uses).map(|entry| entry.mount_point.display().to_string()).collect())
     }
 }
 

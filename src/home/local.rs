@@ -15,8 +15,8 @@ use super::{
     GrantRequest, Granted, Home, LockGuard, Locks, Opened, Page, PoolHealth, PoolReport, Snapshot, SnapshotFilter,
     SpaceLimits, Volume,
 };
-use crate::os::{Os, Timestamp};
-use crate::pool::{Cloning, Object, Pool};
+use crate::os::{DevNum, Os, Timestamp};
+use crate::pool::{ActiveDevice, Cloning, Object, Pool};
 use crate::types::{
     CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, PoolName, Result, SnapshotId, VolumeId,
 };
@@ -340,6 +340,14 @@ impl Home for LocalHome {
 
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
         self.shared.close(id, node)
+    }
+
+    fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>> {
+        self.shared.device_of(id)
+    }
+
+    fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
+        self.shared.volume_of(device)
     }
 
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {

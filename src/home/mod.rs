@@ -8,6 +8,8 @@ mod answer;
 mod copying;
 mod create;
 mod delete;
+mod detached;
+mod device;
 mod expand;
 mod format;
 mod grant;
@@ -42,6 +44,8 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
+use crate::os::DevNum;
+use crate::pool::ActiveDevice;
 use crate::types::{CapacityRange, Failure, FsType, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId};
 
 /// The node that owns pools, and what it can be asked.
@@ -87,14 +91,17 @@ pub trait Home: Send + Sync {
     /// Grants a volume to a node (ControllerPublish), or finds the same grant.
     ///
     /// # Errors
-    /// `Precondition` naming the node when another node holds it or it cannot be had there; `AlreadyExists` when the
-    /// same node holds it with another mode or read-only flag; `Busy` while it is copied.
+    /// `Precondition` naming the node when another node holds it or it cannot be had there, or when it still uses the
+    /// volume another way although it was detached; `AlreadyExists` when the same node holds it with another mode or
+    /// read-only flag; `Busy` while it is copied.
     fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted>;
 
-    /// Takes a node's grant (or all) back, once its device is proved idle and gone; `Changed::No` when there was none.
+    /// Takes a node's grant (or all) back; `Changed::No` when there was none. The device is taken away if it is idle. One
+    /// that the home node still uses stays until it is unstaged, and keeps the volume from everything but a grant to
+    /// that node: see `detached.rs`.
     ///
     /// # Errors
-    /// `InUse` naming what holds the device; the grant stays.
+    /// The common ones.
     fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed>;
 
     /// Where a node that holds a grant finds the volume's device now. Idempotent.
@@ -109,6 +116,20 @@ pub trait Home: Send + Sync {
     /// # Errors
     /// `InUse` naming what holds the device.
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()>;
+
+    /// The device that shows a volume on this machine now, whether or not its record or its pool is here; proved by the
+    /// image behind it.
+    ///
+    /// # Errors
+    /// `Unsupported` of a home on another machine; `Corrupt` when two devices do; `Precondition` when one does that is
+    /// not ours; `Internal`, also when the device does not answer.
+    fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>>;
+
+    /// The volume that a device of this machine shows, if it is one of this home's. Opens no device of others.
+    ///
+    /// # Errors
+    /// As [`Home::device_of`].
+    fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>>;
 
     /// Proves the volume blank and records `formatting` (docs/design.md section 8.1); called again in that state, makes it
     /// blank again first (8.3). The caller must not hold the device open: taking it away is the proof that nobody writes.

@@ -50,7 +50,10 @@ impl Shared {
         let found: Option<(Claim, Option<CopyRecord>)> = match object {
             Object::Volume(_) => {
                 let record = read(state, object, |text| VolumeRecord::decode(object, pool, text))?;
-                record.map(|record| (state.claim_of_volume(&record), record.copy_to_resume()))
+                record.map(|record| {
+                    self.recall_device(state, &record);
+                    (state.claim_of_volume(&record), record.copy_to_resume())
+                })
             }
             Object::Snapshot(_) => {
                 let record = read(state, object, |text| SnapshotRecord::decode(object, pool, text))?;

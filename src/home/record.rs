@@ -69,9 +69,25 @@ pub struct Attachment {
     /// Part of an export's name; none for `local`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<Uuid>,
-    /// The home's boot this grant was last used in; none for `local`.
+    /// The home's boot this grant was last used in; none for a local filesystem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<Uuid>,
+    /// The device that pods may have, of a local raw block volume. Good for the boot of `boot_id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceMark>,
+    /// Fields of later releases.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+/// Which device a raw block volume was given out as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceMark {
+    /// Its number, `major:minor`.
+    pub number: String,
+    /// The kernel's number of that attachment (diskseq), where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diskseq: Option<u64>,
     /// Fields of later releases.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
@@ -180,6 +196,9 @@ pub struct VolumeRecord {
     /// Who may use it now.
     #[serde(default)]
     pub attachments: Vec<Attachment>,
+    /// The attachment that ended last, where its device was still in use then; the device says whether it is (detached.rs).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub still_staged: Option<Attachment>,
     /// The number of the last grant; it never goes back.
     #[serde(default)]
     pub epoch: u64,

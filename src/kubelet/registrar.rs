@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::{Endpoint, Server};
+use tonic::transport::Endpoint;
 use tracing::{debug, error, info, warn};
 
 use super::Registration;
@@ -18,6 +17,7 @@ use crate::csi::socket::{self, SocketFile};
 use crate::os::DirectoryWatch;
 use crate::telemetry::KubeletMetrics;
 use crate::types::{Error, Kind, OsContext, Result};
+use crate::wire::{self, Allowance, Bounds, Door, Incoming, Most, MostArriving};
 
 /// The flag that messages name.
 const FLAG: &str = "--kubelet-registration";
@@ -28,6 +28,23 @@ const CSI_PAUSE: Duration = Duration::from_millis(20);
 const GRACE: Duration = Duration::from_secs(1);
 /// The largest request, in bytes: kubelet's reason why not.
 const MOST_REQUEST: usize = 1 << 20;
+/// Connections at once; kubelet has one.
+const MOST_CONNECTIONS: usize = 8;
+/// Calls at once on one connection.
+const MOST_CALLS: usize = 16;
+/// Bytes of requests on their way in.
+const MOST_ARRIVING: MostArriving = MostArriving { all: 4 << 20, of_one: 2 << 20 };
+
+/// Whoever may open the socket may make both calls.
+struct Anybody;
+
+impl Door for Anybody {
+    fn admit(&self, from: &http::Extensions, _path: &str) -> std::result::Result<Allowance, tonic::Status> {
+        let connection = from.get::<std::sync::Arc<wire::Peer>>().cloned();
+        let client = connection.as_ref().map_or_else(|| "kubelet".into(), |peer| std::sync::Arc::clone(peer.name()));
+        Ok(Allowance { client, connection, calls: MOST_CALLS, bytes: MOST_REQUEST })
+    }
+}
 
 /// Offers the driver to kubelet, again whenever that is needed.
 #[derive(Debug)]
@@ -113,9 +130,12 @@ impl Registrar {
         let (verdicts, heard) = mpsc::channel(8);
         let (close, closed) = oneshot::channel::<()>();
         let service = Service::new(&self.registration.endpoint, verdicts);
-        let server = Server::builder()
+        let incoming =
+            Incoming::new(listener, "the socket of the registration with kubelet", Most::of_socket(MOST_CONNECTIONS));
+        let server = wire::server()
+            .layer(Bounds::new(Anybody, MOST_ARRIVING))
             .add_service(RegistrationServer::new(service).max_decoding_message_size(MOST_REQUEST))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move { drop(closed.await) });
+            .serve_with_incoming_shutdown(incoming, async move { drop(closed.await) });
         let mut server = Box::pin(server);
         let ended = tokio::select! {
             served = &mut server => {

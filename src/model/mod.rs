@@ -77,7 +77,7 @@ const REACHED: &[(&str, &[Code])] = {
         ("CreateVolume", &[Ok, AlreadyExists, InvalidArgument, NotFound, OutOfRange, ResourceExhausted]),
         ("DeleteVolume", &[Ok, FailedPrecondition, Unavailable]),
         ("ControllerPublishVolume", &[Ok, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable]),
-        ("ControllerUnpublishVolume", &[Ok, FailedPrecondition, Unavailable]),
+        ("ControllerUnpublishVolume", &[Ok, Unavailable]),
         ("ValidateVolumeCapabilities", &[Ok, NotFound]),
         ("ControllerGetVolume", &[Ok, NotFound]),
         ("ListVolumes", &[Ok, Aborted]),

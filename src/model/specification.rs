@@ -77,6 +77,8 @@ pub(super) struct Made {
     pub(super) least: u64,
     pub(super) class: Class,
     pub(super) grant: Option<Grant>,
+    /// The grant that ended while the node still used the volume: until it does not, the next is of the same kind.
+    before: Option<Grant>,
     epoch: u64,
     pub(super) format: Format,
     /// Mounted at its staging path: as what, and whether only to be read.
@@ -241,6 +243,11 @@ impl Specification {
         let used = self.volumes[name].as_ref().is_some_and(|made| made.held || made.staged.is_some());
         used || self.published(name).next().is_some()
     }
+
+    /// Whether nothing may be done that wants a volume at rest.
+    fn taken(&self, name: usize) -> bool {
+        self.volumes[name].as_ref().is_some_and(|made| made.grant.is_some()) || self.in_use(name)
+    }
 }
 
 impl Made {
@@ -286,7 +293,7 @@ impl Specification {
             left.push(state);
         };
         match call {
-            Call::Delete(Volume::Of(name)) if self.volumes[*name].as_ref().is_some_and(|made| made.grant.is_none()) => {
+            Call::Delete(Volume::Of(name)) if self.volumes[*name].is_some() && !self.taken(*name) => {
                 with(&|state| state.change(*name, |made| made.doomed = true));
             }
             Call::Uncut(Cut::Of(cut)) => with(&|state| {

@@ -77,9 +77,7 @@ impl Machine {
     /// The loop devices of all pools here.
     pub(super) fn loops(&self) -> Vec<crate::os::LoopStatus> {
         let place = self.os.identity(&self.scratch.root()).unwrap().unwrap();
-        let mut loops = self.os.loops().unwrap();
-        loops.retain(|status| status.on_filesystem_of(&place));
-        loops
+        self.os.loops_beside(&place).unwrap()
     }
 
     pub(super) fn kubelet(&self) -> PathBuf {

@@ -8,7 +8,8 @@ use crate::home::Opened;
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeMode};
 
 impl Node {
-    /// Lets a volume's filesystem take the size its device has (NodeExpandVolume); a raw block device has it already.
+    /// Lets a volume's filesystem, or the device-mapper device of a raw block volume, take the size the volume's loop
+    /// device has (NodeExpandVolume).
     /// Whether it is a filesystem is seen from the path: the CO need not say. Answers the size of the device.
     ///
     /// One step, journalled by the filesystem: a crash leaves the old size or the new.
@@ -48,6 +49,8 @@ impl Node {
         }
         if let Some(Shown::Filesystem(_)) = shown {
             self.grow(&path, &opened, &attached)?;
+        } else {
+            self.linear.resize(volume, attached.device.number(), attached.size)?;
         }
         Ok(opened.size)
     }

@@ -1,9 +1,11 @@
 //! The node's side: a volume's device becomes a mounted filesystem or a device file at a pod's path, and goes away again.
 //!
-//! Keeps no state: what is staged and published is read from mountinfo and from the names loop devices carry, every
+//! Keeps no state: what is staged and published is read from mountinfo and from what is behind each device, every
 //! time. Formatting is decided by the record at the volume's home, never by how a device looks (`format.rs`).
 //! One volume's operations exclude each other; several pods may publish one volume at the same time.
 
+#[cfg(test)]
+mod device_scenarios;
 mod expand;
 #[cfg(test)]
 mod fault_scenarios;
@@ -15,6 +17,7 @@ mod path;
 mod patience;
 mod publish;
 mod raw;
+mod raw_linear;
 mod request;
 #[cfg(test)]
 mod rig;
@@ -28,7 +31,7 @@ pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};
 
 use std::sync::Arc;
 
-use crate::attach::{Attach, Local};
+use crate::attach::{Attach, Linear, Local};
 use crate::home::{Home, Locks};
 use crate::os::Os;
 use crate::types::{NodeId, VolumeId};
@@ -46,6 +49,7 @@ pub struct Node {
     targets: Locks<String>,
     slots: slots::Slots,
     raw: raw::RawDevices,
+    linear: Linear,
 }
 
 impl Node {
@@ -54,20 +58,29 @@ impl Node {
     #[must_use]
     pub fn new(os: Os, id: NodeId, home: Arc<dyn Home>) -> Self {
         let activity = os.activity().clone();
+        let attach: Box<dyn Attach> = Box::new(Local::new(os.clone(), id.clone(), Arc::clone(&home)));
         let raw = raw::RawDevices::default();
-        if let Err(error) = raw.recover(&os) {
-            tracing::warn!(error = error.chain(), "a raw block volume in use could not be taken in hand again");
+        let linear = Linear::new(os.clone());
+        if let Err(error) = raw.recover(&os, attach.as_ref(), &linear) {
+            tracing::warn!(error = error.chain(), "raw block volumes in use could not be looked for");
         }
+        raw_linear::announce(&linear);
         Self {
-            attach: Box::new(Local::new(os.clone(), id.clone(), Arc::clone(&home))),
+            attach,
             volumes: Locks::new(activity.clone()),
             targets: Locks::new(activity),
             slots: slots::Slots::new(FORMATS),
             raw,
+            linear,
             os,
             id,
             home,
         }
+    }
+
+    /// Before the process ends: the devices of published block volumes stay when its descriptors are closed.
+    pub fn keep_devices(&self) {
+        self.raw.keep_all(&self.os);
     }
 
     /// The node's id.

@@ -1,99 +1,94 @@
-//! What mountinfo says of a volume: which mounts show its device, told by the loop device's own name, never by stat(2).
+//! What mountinfo says of a volume: which mounts show its device. The volume's device is what `attach` proves it to be; a
+//! mount shows it by device number, never by a name.
 
 use std::path::Path;
 
-use crate::os::{LoopDevice, MountEntry, MountTable, Os};
+use super::Node;
+use crate::os::{DevNum, MountEntry, MountTable};
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 
 /// How a mount shows a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shown {
-    /// The filesystem on this loop device is mounted.
-    Filesystem(LoopDevice),
-    /// The device node of this loop device is bound to a file.
-    Device(LoopDevice),
+    /// The filesystem on this device is mounted.
+    Filesystem(DevNum),
+    /// The node of this device is bound to a file.
+    Device(DevNum),
 }
 
-impl Shown {
-    pub(super) fn device(self) -> LoopDevice {
-        match self {
-            Self::Filesystem(device) | Self::Device(device) => device,
-        }
-    }
-}
-
-/// The mounts at one moment.
+/// The mounts at one moment, as one volume's workflow sees them.
 pub(super) struct Mounts<'a> {
-    os: &'a Os,
+    volume: &'a VolumeId,
+    /// The volume's device now.
+    device: Option<DevNum>,
+    /// The device-mapper device over it, which pods have then.
+    linear: Option<DevNum>,
     table: MountTable,
 }
 
-impl<'a> Mounts<'a> {
-    pub(super) fn read(os: &'a Os) -> Result<Self> {
-        let table = os.mounts().at(|| "read the table of mounts")?;
-        Ok(Self { os, table })
+impl Node {
+    /// The mounts, and which device is the volume's.
+    pub(super) fn mounts<'a>(&self, volume: &'a VolumeId) -> Result<Mounts<'a>> {
+        let table = self.os.mounts().at(|| "read the table of mounts")?;
+        let linear = self.linear.device(volume)?.map(|device| device.number);
+        Ok(Mounts { volume, device: self.attach.device_of(volume)?, linear, table })
     }
+}
 
+impl Mounts<'_> {
     /// The topmost mount at a resolved path.
     pub(super) fn at(&self, path: &Path) -> Option<&MountEntry> {
         self.table.at(path)
     }
 
     /// How a mount shows this volume; `None` when it is something else's.
-    pub(super) fn shows(&self, entry: &MountEntry, volume: &VolumeId) -> Result<Option<Shown>> {
-        let Some(shown) = self.device_of(entry)? else { return Ok(None) };
-        let device = shown.device();
-        let status = self.os.loop_status(device).at(|| format!("ask {} what it shows", device.path().display()))?;
-        Ok(status.filter(|status| status.name == volume.uuid.to_string()).map(|_| shown))
+    pub(super) fn shows(&self, entry: &MountEntry) -> Option<Shown> {
+        let device = self.device?;
+        if entry.device == device {
+            return Some(Shown::Filesystem(device));
+        }
+        let bound = self.table.bound_device(entry)?;
+        (bound == device || Some(bound) == self.linear).then_some(Shown::Device(device))
+    }
+
+    /// Whether a mount binds the node of some device: at a volume's own target, one that is not the volume's device is
+    /// a device that went away, and may show another volume by now.
+    pub(super) fn binds_a_node(&self, entry: &MountEntry) -> bool {
+        let covered = entry.fs_type == "devtmpfs" && entry.root != Path::new("/");
+        covered || self.table.bound_device(entry).is_some()
     }
 
     /// The volume's mount at a path, which must not be anything else's.
     ///
     /// # Errors
     /// `kind` when another thing is mounted there.
-    pub(super) fn ours(&self, path: &Path, volume: &VolumeId, kind: Kind) -> Result<Option<(&MountEntry, Shown)>> {
+    pub(super) fn ours(&self, path: &Path, kind: Kind) -> Result<Option<(&MountEntry, Shown)>> {
         let Some(entry) = self.at(path) else { return Ok(None) };
-        match self.shows(entry, volume)? {
+        match self.shows(entry) {
             Some(shown) => Ok(Some((entry, shown))),
             None => Err(Error::new(
                 kind,
                 format!(
-                    "{} is mounted at {}, and that is not volume {volume}; nothing was changed; unmount it if it does not belong there",
+                    "{} is mounted at {}, and that is not volume {}; nothing was changed; unmount it if it does not belong there",
                     entry.source,
-                    path.display()
+                    path.display(),
+                    self.volume
                 ),
             )),
         }
     }
 
-    /// Every mount that uses a loop device, but those that cover the same place as the one at `but`.
-    pub(super) fn others(&self, device: LoopDevice, but: &[&Path]) -> Result<Vec<&MountEntry>> {
+    /// Every mount that shows the volume, but those that cover the same place as the one at `but`.
+    pub(super) fn others(&self, but: &[&Path]) -> Vec<(&MountEntry, Shown)> {
         let left_out: Vec<_> =
             but.iter().filter_map(|path| self.at(path)).map(|entry| self.table.covers(entry)).collect();
-        let mut found = Vec::new();
-        for entry in self.table.entries() {
-            let uses = self.device_of(entry)?.is_some_and(|shown| shown.device() == device);
-            if uses && !left_out.contains(&self.table.covers(entry)) {
-                found.push(entry);
-            }
-        }
-        Ok(found)
+        let shown = |entry| Some((entry, self.shows(entry)?));
+        let all = self.table.entries().iter().filter_map(shown);
+        all.filter(|(entry, _)| !left_out.contains(&self.table.covers(entry))).collect()
     }
-
-    fn device_of(&self, entry: &MountEntry) -> Result<Option<Shown>> {
-        let device = self.os.loop_of(entry.device).at(|| format!("look up block device {}", entry.device))?;
-        let bound = || node_name(&entry.root).and_then(LoopDevice::named).map(Shown::Device);
-        Ok(device.map(Shown::Filesystem).or_else(bound))
-    }
-}
-
-/// `loopN` of the root of a bound device node: `/loopN` of a devtmpfs, `/dev/loopN` of a root filesystem.
-fn node_name(root: &Path) -> Option<&str> {
-    let root = root.to_str()?;
-    root.strip_prefix("/dev/").or_else(|| root.strip_prefix('/')).filter(|name| !name.contains('/'))
 }
 
 /// A list of mount points for a message.
-pub(super) fn places(entries: &[&MountEntry]) -> String {
-    entries.iter().map(|entry| entry.mount_point.display().to_string()).collect::<Vec<_>>().join(", ")
+pub(super) fn places(entries: &[(&MountEntry, Shown)]) -> String {
+    entries.iter().map(|(entry, _)| entry.mount_point.display().to_string()).collect::<Vec<_>>().join(", ")
 }

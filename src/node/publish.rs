@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::mounts::{Mounts, Shown, places};
+use super::mounts::{Shown, places};
 use super::stage::{granted_to_write, read_only_block};
 use super::{Node, PublishRequest, path};
 use crate::attach::Wanted;
@@ -68,7 +68,7 @@ impl Node {
         let published = self.publish_from(request, &source, &target);
         // Kept open only once it is bound: a publish that is refused keeps nobody from taking the device away.
         if let (Ok(_), Some(device)) = (&published, device) {
-            self.raw.hold(volume.uuid, device);
+            self.raw.hold(*volume, device);
         }
         published
     }
@@ -76,8 +76,8 @@ impl Node {
     /// Steps 2 and 3.
     fn publish_from(&self, request: &PublishRequest, source: &Source, target: &Path) -> Result<Changed> {
         let volume = &request.volume;
-        let mounts = Mounts::read(&self.os)?;
-        if let Some((entry, shown)) = mounts.ours(target, volume, Kind::AlreadyExists)? {
+        let mounts = self.mounts(volume)?;
+        if let Some((entry, shown)) = mounts.ours(target, Kind::AlreadyExists)? {
             return if shown == source.shown && same_flags(entry, source) {
                 Ok(Changed::No)
             } else {
@@ -89,7 +89,7 @@ impl Node {
                 VolumeMode::Mount(_) => vec![&source.path],
                 VolumeMode::Block => Vec::new(),
             };
-            let others = mounts.others(source.shown.device(), &but)?;
+            let others = mounts.others(&but);
             if !others.is_empty() {
                 return Err(Error::new(
                     Kind::Precondition,
@@ -128,8 +128,8 @@ impl Node {
         };
         let staging = request.staging.as_deref().ok_or_else(not_staged)?;
         let staging = path::resolve(&self.os, staging)?.ok_or_else(not_staged)?;
-        let mounts = Mounts::read(&self.os)?;
-        let (entry, shown) = match mounts.ours(&staging, volume, Kind::Precondition)? {
+        let mounts = self.mounts(volume)?;
+        let (entry, shown) = match mounts.ours(&staging, Kind::Precondition)? {
             Some((entry, shown @ Shown::Filesystem(_))) if entry.fs_type == fs.as_str() => (entry, shown),
             _ => return Err(not_staged()),
         };
@@ -183,12 +183,8 @@ impl Node {
         }
         granted_to_write(volume, &opened)?;
         let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
-        let number = attached.device.number();
-        let device = self.os.loop_of(number).at(|| format!("look up block device {number}"))?;
-        let path = attached.device.path().to_owned();
-        let shown = device.map(Shown::Device).ok_or_else(|| {
-            Error::new(Kind::Internal, format!("{} of volume {volume} is no loop device", path.display()))
-        })?;
+        let shown = Shown::Device(attached.device.number());
+        let path = self.raw_node(volume, &attached)?;
         Ok((Source { path, flags: MountFlags::default(), shown }, attached.device))
     }
 
@@ -260,15 +256,15 @@ impl Node {
 
     /// Whether mountinfo shows the volume at the target as it should be.
     fn is_bound(&self, volume: &VolumeId, source: &Source, target: &Path) -> Result<bool> {
-        let mounts = Mounts::read(&self.os)?;
+        let mounts = self.mounts(volume)?;
         let Some(entry) = mounts.at(target) else { return Ok(false) };
-        Ok(mounts.shows(entry, volume)? == Some(source.shown) && same_flags(entry, source))
+        Ok(mounts.shows(entry) == Some(source.shown) && same_flags(entry, source))
     }
 
     /// Takes a volume away from a pod's path and removes the path (NodeUnpublishVolume). Gone already is success.
     ///
     /// Decides from mountinfo; looks at the path itself only once nothing is mounted there. Never removes anything
-    /// that has content.
+    /// that has content. A device node bound there is removed whatever device it is of by now.
     ///
     /// 1. Unmount whatever of the volume is stacked there. A crash: the next unpublish goes on.
     /// 2. Remove the empty directory or file. A crash: the same.
@@ -282,7 +278,15 @@ impl Node {
         let _target_lock = self.targets.try_lock(&target.display().to_string(), "NodeUnpublishVolume")?;
         lock.works_on(&target.display());
         let mut changed = Changed::No;
-        while Mounts::read(&self.os)?.ours(&target, volume, Kind::Precondition)?.is_some() {
+        loop {
+            let mounts = self.mounts(volume)?;
+            let Some(entry) = mounts.at(&target) else { break };
+            if mounts.shows(entry).is_none() {
+                if !mounts.binds_a_node(entry) {
+                    mounts.ours(&target, Kind::Precondition)?;
+                }
+                tracing::warn!(%volume, target = %target.display(), "the device published here is not the volume's any more; the bind is removed");
+            }
             self.unmount(&target)?;
             changed = Changed::Yes;
         }

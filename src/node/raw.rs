@@ -4,59 +4,87 @@
 //! A hold is not state: it is taken again from mountinfo when the process starts.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use crate::os::{BlockDevice, LoopDevice, Os};
-use crate::types::{ObjectUuid, OsContext, Result};
+use crate::attach::{Attach, Linear};
+use crate::os::{BlockDevice, DevNum, Os};
+use crate::types::{OsContext, Result, VolumeId};
 
 /// The held devices.
 #[derive(Debug, Default)]
 pub(super) struct RawDevices {
-    held: Mutex<HashMap<ObjectUuid, BlockDevice>>,
+    held: Mutex<HashMap<VolumeId, BlockDevice>>,
 }
 
 impl RawDevices {
     /// Keeps a device open until it is released.
-    pub(super) fn hold(&self, uuid: ObjectUuid, device: BlockDevice) {
-        let before = self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(uuid, device);
+    pub(super) fn hold(&self, volume: VolumeId, device: BlockDevice) {
+        let before = self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(volume, device);
         drop(before);
     }
 
     /// A volume's device, to be closed by the caller. The last close(2) writes back what is dirty, which takes its
     /// time, or for ever on a dead disk: not under a lock that other volumes need.
-    pub(super) fn take(&self, uuid: ObjectUuid) -> Option<BlockDevice> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&uuid)
+    pub(super) fn take(&self, volume: &VolumeId) -> Option<BlockDevice> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(volume)
     }
 
     /// Whether a volume's device is held.
-    pub(super) fn holds(&self, uuid: ObjectUuid) -> bool {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&uuid)
+    pub(super) fn holds(&self, volume: &VolumeId) -> bool {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).contains_key(volume)
     }
 
-    /// Holds again every device that is bound somewhere and carries a volume's uuid.
+    /// Holds again every device that is bound somewhere and shows a volume. One that cannot be held is logged: the others
+    /// are.
     ///
     /// # Errors
-    /// `Internal` when mounts or a device cannot be read; what was taken until then stays held.
-    pub(super) fn recover(&self, os: &Os) -> Result<()> {
+    /// `Internal` when mounts cannot be read.
+    pub(super) fn recover(&self, os: &Os, attach: &dyn Attach, linear: &Linear) -> Result<()> {
         let table = os.mounts().at(|| "read the table of mounts")?;
-        for entry in table.entries() {
-            let Some(device) = loop_of(&entry.root) else { continue };
-            let path = device.path();
-            let opened = match os.open_device(&path) {
-                Ok(opened) => opened,
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO)) => continue,
-                Err(error) => return Err(error).at(|| format!("open {}", path.display())),
-            };
-            let status = os.held_loop_status(&opened).at(|| format!("ask {} what it shows", path.display()))?;
-            if let Some(uuid) = status.and_then(|status| status.name.parse().ok()) {
-                self.hold(uuid, opened);
+        let mut devices: Vec<_> = table.entries().iter().filter_map(|entry| table.bound_device(entry)).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        for bound in devices {
+            let path = os.device_path(bound);
+            let held = volume_of(bound, attach, linear).and_then(|found| {
+                let Some((volume, device)) = found else { return Ok(()) };
+                let path = os.device_path(device);
+                let opened = os.open_device(&path).at(|| format!("open {}", path.display()))?;
+                // Open now: what it shows from here on it shows until it is closed.
+                if attach.volume_of(device)? == Some(volume) {
+                    os.loop_keep(&opened).at(|| format!("keep {}", path.display()))?;
+                    self.hold(volume, opened);
+                }
+                Ok(())
+            });
+            if let Err(error) = held {
+                tracing::warn!(device = %path.display(), error = error.chain(), "the device of a raw block volume in use could not be opened again");
             }
         }
         Ok(())
     }
+
+    /// Before this process ends: no device goes away with our descriptor (LO_FLAGS_AUTOCLEAR).
+    pub(super) fn keep_all(&self, os: &Os) {
+        for (volume, device) in &*self.held.lock().unwrap_or_else(PoisonError::into_inner) {
+            match os.loop_keep(device) {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::warn!(%volume, device = %device.path().display(), "the device was to go away with its last user (losetup -d, or a pod); it stays");
+                }
+                Err(error) => {
+                    tracing::error!(%volume, device = %device.path().display(), %error, "the device may go away when this process ends, under the pods that use it");
+                }
+            }
+        }
+    }
 }
 
-fn loop_of(path: &Path) -> Option<LoopDevice> {
-    LoopDevice::named(path.file_name()?.to_str()?)
+/// The volume whose pods have a device, and the volume's own device: the same, or what lies below.
+fn volume_of(bound: DevNum, attach: &dyn Attach, linear: &Linear) -> Result<Option<(VolumeId, DevNum)>> {
+    if let Some(volume) = attach.volume_of(bound)? {
+        return Ok(Some((volume, bound)));
+    }
+    let Some(volume) = linear.volume_of(bound)? else { return Ok(None) };
+    Ok(attach.device_of(&volume)?.map(|device| (volume, device)))
 }

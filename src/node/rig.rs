@@ -24,7 +24,7 @@ pub(super) struct Rig {
     pub(super) home: Arc<LocalHome>,
     pub(super) faults: Faults,
     pub(super) os: Os,
-    pool: Arc<dyn Pool>,
+    pool: Option<Arc<dyn Pool>>,
     kubelet: tempfile::TempDir,
     scratch: Scratch,
 }
@@ -43,13 +43,34 @@ impl Rig {
         let faults = Faults::default();
         let intercepted = Os::intercepted(Box::new(faults.clone()));
         let node = Node::new(intercepted, node_id(), Arc::clone(&home) as Arc<dyn Home>);
-        Self { node, home, faults, os, pool, kubelet: tempfile::tempdir().unwrap(), scratch }
+        Self { node, home, faults, os, pool: Some(pool), kubelet: tempfile::tempdir().unwrap(), scratch }
     }
 
     /// Another life of the node's process.
     pub(super) fn restart(&mut self) {
         let os = Os::intercepted(Box::new(self.faults.clone()));
         self.node = Node::new(os, node_id(), Arc::clone(&self.home) as Arc<dyn Home>);
+    }
+
+    /// Another life of node and home, without the pool.
+    pub(super) fn without_pool(&mut self) {
+        self.home = Arc::new(LocalHome::open(Os::new(), node_id(), Vec::new()).unwrap());
+        self.restart();
+    }
+
+    /// Another life of node, home and pool: everything is read again.
+    pub(super) fn reopen(&mut self) {
+        self.without_pool();
+        self.pool = None;
+        let os = Os::new();
+        let pool = crate::pool::open(&os, &crate::pool::scratch::spec(&self.scratch.root()), &node_id()).unwrap();
+        self.pool = Some(Arc::clone(&pool));
+        self.home = Arc::new(LocalHome::open(os, node_id(), vec![(pool, SpaceLimits::default())]).unwrap());
+        self.restart();
+    }
+
+    fn pool(&self) -> &dyn Pool {
+        self.pool.as_deref().unwrap()
     }
 
     /// A volume, granted to this node.
@@ -61,7 +82,7 @@ impl Rig {
         let parameters = class.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let request = CreateVolume {
             // Loop devices are the machine's: another test's volume of the same name would have the same uuid.
-            name: format!("{name}-{}", self.pool.identity().id),
+            name: format!("{name}-{}", self.pool().identity().id),
             range: CapacityRange { required: Some(Bytes::mib(mib)), limit: None },
             capabilities: vec![Capability { mode, access: ACCESS }],
             parameters: VolumeParameters::parse(&parameters).unwrap(),
@@ -161,10 +182,10 @@ impl Rig {
         assert!(output.success(), "{script}: {}", output.summary());
     }
 
-    /// Loop devices that carry the volume's uuid.
+    /// Loop devices over the volume's image, there or deleted.
     pub(super) fn loops(&self, id: &VolumeId) -> usize {
         let name = id.uuid.to_string();
-        self.os.loops().unwrap().iter().filter(|status| status.name == name).count()
+        self.os.loop_views(|image| image.to_string_lossy().contains(&name)).unwrap().len()
     }
 
     pub(super) fn depth(&self, path: &Path) -> usize {
@@ -185,8 +206,8 @@ impl Drop for Rig {
             }
         }
         self.restart();
-        for uuid in self.pool.list(Class::Volume).unwrap_or_default() {
-            let _ = self.pool.deactivate(uuid);
+        for uuid in self.pool().list(Class::Volume).unwrap_or_default() {
+            let _ = self.pool().deactivate(uuid);
         }
     }
 }

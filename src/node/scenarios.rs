@@ -8,7 +8,7 @@ use super::rig::{EXT4, Rig, XFS, kind, staged};
 use crate::fs::MountOptions;
 use crate::home::{Changed, Home, ReadOnly};
 use crate::os::MountFlags;
-use crate::types::{AccessMode, Bytes, CapacityRange, FsType, Kind, VolumeId, VolumeMode};
+use crate::types::{AccessMode, Bytes, CapacityRange, FsType, Kind, VolumeMode};
 
 fn options(flags: &[&str]) -> MountOptions {
     MountOptions::parse(FsType::Ext4, &flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>()).unwrap()
@@ -138,9 +138,13 @@ fn unstaging_where_it_is_not_staged_leaves_the_stage_alone() {
     rig.node.publish(&request).unwrap();
     assert_eq!(rig.node.unstage(&id, &rig.path("absent")).unwrap(), Changed::No);
     assert_eq!((rig.depth(&request.target), rig.loops(&id)), (1, 1));
-    assert_eq!(kind(rig.home.revoke(&id, None)), Kind::InUse);
+    // A detach leaves it alone, and unstage needs no attachment.
+    assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
+    assert_eq!((rig.depth(&request.target), rig.loops(&id)), (1, 1));
+    assert_eq!(kind(rig.home.delete_volume(&id)), Kind::InUse);
     rig.node.unpublish(&id, &request.target).unwrap();
     rig.node.unstage(&id, &rig.staging(&id)).unwrap();
+    assert_eq!(rig.loops(&id), 0);
 }
 
 #[test]
@@ -267,10 +271,10 @@ fn a_volume_whose_record_is_gone_is_still_taken_away() {
 
 #[test]
 fn a_volume_of_a_pool_that_is_gone_is_still_taken_away() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
     let id = staged(&rig, "a");
-    let lost = VolumeId { pool: crate::types::PoolId::random(), uuid: id.uuid };
-    assert_eq!(rig.node.unstage(&lost, &rig.staging(&id)).unwrap(), Changed::Yes);
+    rig.without_pool();
+    assert_eq!(rig.node.unstage(&id, &rig.staging(&id)).unwrap(), Changed::Yes);
     assert_eq!((rig.loops(&id), rig.depth(&rig.staging(&id))), (0, 0));
 }
 
@@ -300,7 +304,9 @@ fn a_block_volume_is_a_device_at_a_pod_s_path() {
 
     // A detach in the middle, and a new life: the device stays this volume's while it is bound.
     rig.restart();
-    assert_eq!(kind(rig.home.revoke(&id, None)), Kind::InUse);
+    assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
+    assert_eq!(rig.loops(&id), 1);
+    assert_eq!(kind(rig.home.delete_volume(&id)), Kind::InUse);
     assert_eq!(kind(rig.node.unstage(&id, &rig.staging(&id))), Kind::InUse);
     rig.node.unpublish(&id, &request.target).unwrap();
     assert!(!request.target.exists());

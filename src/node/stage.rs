@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use super::format::Formatter;
-use super::mounts::{Mounts, Shown, places};
+use super::mounts::{Shown, places};
 use super::patience::patiently;
 use super::{Node, StageRequest, path};
 use crate::attach::{Attached, Wanted};
 use crate::fs::{self, Grown, MountOptions};
 use crate::home::{Changed, LockGuard, Opened, ReadOnly};
-use crate::os::{Entry, LoopDevice, MountEntry};
+use crate::os::{Entry, MountEntry};
 use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
 
 impl Node {
@@ -41,20 +41,24 @@ impl Node {
         if request.access.read_only() {
             return Err(read_only_block(volume));
         }
-        let held = self.raw.holds(volume.uuid);
+        let held = self.raw.holds(volume);
         let opened = self.home.open(volume, &self.id)?;
         let granted = granted_so(request, &opened).and_then(|()| granted_to_write(volume, &opened));
         granted.map_err(|error| self.only_opened(error, volume))?;
         if held {
-            self.attach.attach(volume, &Wanted::from(&opened))?;
+            let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
+            self.linear_device(volume, &attached)?;
             return Ok(Changed::No);
         }
+        // Staged before this process started: an error now takes nothing away.
+        let was_staged = self.linear.device(volume)?.is_some();
         let staged = self.attach.attach(volume, &Wanted::from(&opened)).and_then(|attached| {
             self.home.use_raw(volume, &self.id)?;
-            self.raw.hold(volume.uuid, attached.device);
+            self.linear_device(volume, &attached)?;
+            self.raw.hold(*volume, attached.device);
             Ok(())
         });
-        staged.map_err(|error| self.undone(error, || self.let_go(volume)))?;
+        staged.map_err(|error| self.undone(error, || if was_staged { Ok(()) } else { self.let_go(volume) }))?;
         Ok(Changed::Yes)
     }
 
@@ -68,9 +72,14 @@ impl Node {
 
     /// A refusal after nothing but the home's `open`: the device goes away again unless an earlier stage uses it.
     fn only_opened(&self, error: Error, volume: &VolumeId) -> Error {
-        self.undone(error, || match self.unused(volume, None).and_then(|()| self.attach.detach(volume)) {
-            Err(held) if held.kind() == Kind::InUse => Ok(()),
-            result => result,
+        self.undone(error, || {
+            if self.linear.device(volume)?.is_some() {
+                return Ok(());
+            }
+            match self.unused(volume, None).and_then(|()| self.detach(volume)) {
+                Err(held) if held.kind() == Kind::InUse => Ok(()),
+                result => result,
+            }
         })
     }
 
@@ -87,8 +96,8 @@ impl Node {
         };
         let staging = path::resolve(&self.os, &request.staging)?.ok_or_else(missing)?;
         lock.works_on(&staging.display());
-        let mounts = Mounts::read(&self.os)?;
-        if let Some((entry, shown)) = mounts.ours(&staging, volume, Kind::AlreadyExists)? {
+        let mounts = self.mounts(volume)?;
+        if let Some((entry, shown)) = mounts.ours(&staging, Kind::AlreadyExists)? {
             return self.stage_again(request, fs, &staging, entry, shown);
         }
         match self.os.entry(&staging).at(|| format!("look at {}", staging.display()))? {
@@ -202,7 +211,7 @@ impl Node {
             let mounted = self.os.mount(device, staging, fs.as_str(), options.flags(), &options.data(fs));
             mounted.map_err(|error| mount_failed(volume, device, staging, fs, error))
         })?;
-        let mounts = Mounts::read(&self.os)?;
+        let mounts = self.os.mounts().at(|| "read the table of mounts")?;
         match mounts.at(staging) {
             Some(entry) if entry.device == attached.device.number() && entry.fs_type == fs.as_str() => Ok(()),
             _ => Err(Error::new(
@@ -217,7 +226,7 @@ impl Node {
     }
 
     fn undo(&self, volume: &VolumeId, staging: &Path) -> Result<()> {
-        if Mounts::read(&self.os)?.ours(staging, volume, Kind::Internal)?.is_some() {
+        if self.mounts(volume)?.ours(staging, Kind::Internal)?.is_some() {
             self.unmount(staging)?;
         }
         self.let_go(volume)
@@ -226,25 +235,10 @@ impl Node {
     /// Takes away the device that a failed stage brought, unless it was in use before: staged another way, or at
     /// another path.
     fn let_go(&self, volume: &VolumeId) -> Result<()> {
-        if self.raw.holds(volume.uuid) || !self.mounted(volume)?.is_empty() {
+        if self.raw.holds(volume) || !self.mounts(volume)?.others(&[]).is_empty() {
             return Ok(());
         }
-        self.attach.detach(volume)
-    }
-
-    /// Every place a volume is mounted or bound at.
-    fn mounted(&self, volume: &VolumeId) -> Result<Vec<Shown>> {
-        let Some(device) = self.device_named(volume)? else { return Ok(Vec::new()) };
-        let mounts = Mounts::read(&self.os)?;
-        let all = mounts.others(device, &[])?;
-        all.into_iter().filter_map(|entry| mounts.shows(entry, volume).transpose()).collect()
-    }
-
-    /// The device that carries a volume's name.
-    fn device_named(&self, volume: &VolumeId) -> Result<Option<LoopDevice>> {
-        let name = volume.uuid.to_string();
-        let loops = self.os.loops().at(|| "list the loop devices")?;
-        Ok(loops.into_iter().find(|status| status.name == name).map(|status| status.device))
+        self.detach(volume)
     }
 
     /// Takes a volume away from this node (NodeUnstageVolume). Not staged is success; so is not staged at this path, and
@@ -269,19 +263,19 @@ impl Node {
         }
         self.unused(volume, staging.as_deref())?;
         if let Some(staging) = &staging {
-            while Mounts::read(&self.os)?.ours(staging, volume, Kind::Precondition)?.is_some() {
+            while self.mounts(volume)?.ours(staging, Kind::Precondition)?.is_some() {
                 self.unmount(staging)?;
                 changed = Changed::Yes;
             }
         }
-        if let Some(device) = self.raw.take(volume.uuid) {
+        if let Some(device) = self.raw.take(volume) {
             let path = device.path().display().to_string();
             lock.works_on(&path);
             let _closing = self.os.activity().enter("close (write back)", &path, None);
             drop(device);
             changed = Changed::Yes;
         }
-        self.attach.detach(volume)?;
+        self.detach(volume)?;
         Ok(changed)
     }
 
@@ -289,28 +283,23 @@ impl Node {
     /// has no staging mount, so any path is its own.
     fn staged_at(&self, volume: &VolumeId, staging: Option<&Path>) -> Result<bool> {
         if let Some(staging) = staging
-            && Mounts::read(&self.os)?.ours(staging, volume, Kind::Precondition)?.is_some()
+            && self.mounts(volume)?.ours(staging, Kind::Precondition)?.is_some()
         {
             return Ok(true);
         }
-        let elsewhere = |shown: &Shown| matches!(shown, Shown::Filesystem(_));
-        Ok(self.raw.holds(volume.uuid) || !self.mounted(volume)?.iter().any(elsewhere))
+        let mounts = self.mounts(volume)?;
+        let elsewhere = mounts.others(&[]).iter().any(|(_, shown)| matches!(shown, Shown::Filesystem(_)));
+        Ok(self.raw.holds(volume) || !elsewhere)
     }
 
     /// Nothing but the staging mount shows the volume.
     fn unused(&self, volume: &VolumeId, staging: Option<&Path>) -> Result<()> {
-        let mounts = Mounts::read(&self.os)?;
-        let staged = match staging {
-            Some(staging) => mounts.ours(staging, volume, Kind::Precondition)?,
-            None => None,
-        };
-        let device = match staged {
-            Some((_, shown)) => Some(shown.device()),
-            // A block volume has no staging mount: its device is known by the name it carries.
-            None => self.device_named(volume)?,
-        };
+        let mounts = self.mounts(volume)?;
+        if let Some(staging) = staging {
+            mounts.ours(staging, Kind::Precondition)?;
+        }
         let but: Vec<_> = staging.into_iter().collect();
-        let others = device.map_or_else(|| Ok(Vec::new()), |device| mounts.others(device, &but))?;
+        let others = mounts.others(&but);
         if others.is_empty() {
             return Ok(());
         }

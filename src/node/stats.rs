@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::mounts::{Mounts, Shown};
+use super::mounts::Shown;
 use super::{Node, Stats, Usage, path};
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId};
 
@@ -16,7 +16,7 @@ impl Node {
         let (resolved, shown) = self.used_at(volume, path)?;
         match shown {
             Shown::Device(device) => {
-                let path = device.path();
+                let path = self.os.device_path(device);
                 let opened = self.os.open_device(&path).at(|| format!("open {} of volume {volume}", path.display()))?;
                 let size = self.os.device_size(&opened).at(|| format!("ask {} for its size", path.display()))?;
                 Ok(Stats::Block { total: Bytes::new(size) })
@@ -51,10 +51,8 @@ impl Node {
             _ => error,
         })?;
         let resolved = resolved.ok_or_else(absent)?;
-        let (_, shown) = Mounts::read(&self.os)?
-            .ours(&resolved, volume, Kind::NotFound)?
-            .ok_or_else(absent)
-            .map(|(e, s)| (e.id, s))?;
+        let (_, shown) =
+            self.mounts(volume)?.ours(&resolved, Kind::NotFound)?.ok_or_else(absent).map(|(e, s)| (e.id, s))?;
         Ok((resolved, shown))
     }
 }

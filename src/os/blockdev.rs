@@ -7,15 +7,16 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::{major, minor};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode, major, minor};
 
-use super::{Call, Os, ioctl};
+use super::{Call, LoopDevice, Os, devnode, ioctl};
 
 /// What O_DIRECT is aligned to, bytes: the largest logical block there is.
 const DIRECT: usize = 4096;
 
 /// A device number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DevNum {
     /// The driver.
     pub major: u64,
@@ -28,6 +29,17 @@ impl DevNum {
     #[must_use]
     pub fn from_dev_t(dev: u64) -> Self {
         Self { major: major(dev), minor: minor(dev) }
+    }
+}
+
+impl std::str::FromStr for DevNum {
+    type Err = io::Error;
+
+    /// `7:3`, as sysfs and mountinfo write it.
+    fn from_str(text: &str) -> io::Result<Self> {
+        let wrong = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is no device number"));
+        let (major, minor) = text.split_once(':').ok_or_else(wrong)?;
+        Ok(Self { major: major.parse().map_err(|_| wrong())?, minor: minor.parse().map_err(|_| wrong())? })
     }
 }
 
@@ -65,7 +77,7 @@ impl Os {
     /// # Errors
     /// Those of open(2); ENOTBLK when it is something else.
     pub fn open_device(&self, path: &Path) -> io::Result<BlockDevice> {
-        self.call(Call::OpenDevice, &path.display(), || open(path, 0))
+        self.call(Call::OpenDevice, &path.display(), || by_path(path, OFlag::empty()))
     }
 
     /// Opens it with O_EXCL: `None` when a filesystem, another O_EXCL opener or device-mapper holds it (EBUSY).
@@ -74,11 +86,20 @@ impl Os {
     /// # Errors
     /// Those of open(2) but EBUSY.
     pub fn open_exclusive(&self, path: &Path) -> io::Result<Option<BlockDevice>> {
-        self.call(Call::OpenExclusive, &path.display(), || match open(path, libc::O_EXCL) {
+        self.call(Call::OpenExclusive, &path.display(), || match by_path(path, OFlag::O_EXCL) {
             Ok(device) => Ok(Some(device)),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(None),
             Err(error) => Err(error),
         })
+    }
+
+    /// The kernel's number of what a device shows now (BLKGETDISKSEQ): an attachment of another image has another.
+    /// `None` before Linux 5.15.
+    ///
+    /// # Errors
+    /// Those of the ioctl.
+    pub fn disk_sequence(&self, device: &BlockDevice) -> io::Result<Option<u64>> {
+        self.call(Call::DiskSequence, &device.path.display(), || ioctl::disk_sequence(device.file.as_fd()))
     }
 
     /// BLKGETSIZE64, bytes.
@@ -177,8 +198,23 @@ pub struct XfsGeometry {
     pub inode_percent: u32,
 }
 
-pub(super) fn open(path: &Path, flags: i32) -> io::Result<BlockDevice> {
-    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+/// Opens a device to read and write. A loop device is opened by its number, so that a missing or wrong node in /dev is no
+/// matter.
+fn by_path(path: &Path, flags: OFlag) -> io::Result<BlockDevice> {
+    let flags = flags | OFlag::O_RDWR;
+    let named = path.parent().filter(|parent| *parent == Path::new("/dev")).and(path.file_name());
+    match named.and_then(|name| name.to_str()).and_then(LoopDevice::named).and_then(LoopDevice::number) {
+        Some(number) => open_numbered(path, number, flags),
+        None => of(File::from(nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty())?), path),
+    }
+}
+
+/// Opens a device by its number, also where the path has no node, or another device's.
+pub(super) fn open_numbered(path: &Path, number: DevNum, flags: OFlag) -> io::Result<BlockDevice> {
+    of(devnode::open_numbered(path, number, flags)?, path)
+}
+
+fn of(file: File, path: &Path) -> io::Result<BlockDevice> {
     let meta = file.metadata()?;
     if !meta.file_type().is_block_device() {
         return Err(io::Error::from_raw_os_error(libc::ENOTBLK));

@@ -40,10 +40,14 @@ impl Os {
                 .stdout(log.try_clone()?)
                 .stderr(log.try_clone()?)
                 .process_group(0);
-            // SAFETY: between fork and exec only prctl(2) and signal(2) are called, which are async-signal-safe.
+            let files = self.open_files_of_children();
+            // SAFETY: between fork and exec only prctl(2), signal(2) and setrlimit(2) are called, which are async-signal-safe.
             unsafe {
-                command.pre_exec(|| {
+                command.pre_exec(move || {
                     default_in_child()?;
+                    if let Some(files) = files {
+                        files.set()?;
+                    }
                     prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into)
                 });
             }

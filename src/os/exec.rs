@@ -222,6 +222,7 @@ impl Os {
         let memory = program.memory;
         let parent = nix::unistd::getpid();
         let death = program.death;
+        let files = self.open_files_of_children();
         // SAFETY: between fork and exec only prctl(2), signal(2), fcntl(2), setrlimit(2), getppid(2) and _exit are
         // called, all async-signal-safe; nothing allocates.
         unsafe {
@@ -240,6 +241,9 @@ impl Os {
                     if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
                         return Err(io::Error::last_os_error());
                     }
+                }
+                if let Some(files) = files {
+                    files.set()?;
                 }
                 if let Some(bytes) = memory {
                     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };

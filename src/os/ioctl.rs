@@ -26,6 +26,7 @@ mod raw {
     nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
     nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), libc::c_int);
     nix::ioctl_none!(blkflsbuf, 0x12, 97);
+    nix::ioctl_read!(blkgetdiskseq, 0x12, 128, u64);
     nix::ioctl_write_int!(ficlone, 0x94, 9);
     nix::ioctl_read!(fs_ioc_fsgetxattr, b'X', 31, super::FsXattr);
     nix::ioctl_write_ptr!(fs_ioc_fssetxattr, b'X', 32, super::FsXattr);
@@ -131,6 +132,13 @@ pub(super) fn loop_ctl_add(control: BorrowedFd<'_>, number: u32) -> io::Result<(
     Ok(())
 }
 
+/// LOOP_CTL_ADD without a number: makes a loop device of a number that none has, and says which.
+pub(super) fn loop_ctl_add_any(control: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: takes no pointer.
+    let number = unsafe { raw::loop_ctl_add(control.as_raw_fd(), -1) }?;
+    u32::try_from(number).map_err(io::Error::other)
+}
+
 /// LOOP_CTL_REMOVE: takes a loop device that shows nothing out of the system; EBUSY when it does or is open.
 pub(super) fn loop_ctl_remove(control: BorrowedFd<'_>, number: u32) -> io::Result<()> {
     let number = libc::c_int::try_from(number).map_err(io::Error::other)?;
@@ -197,6 +205,17 @@ pub(super) fn logical_block_size(device: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: the kernel writes one int into ours.
     unsafe { raw::blksszget(device.as_raw_fd(), &raw mut size) }?;
     u32::try_from(size).map_err(io::Error::other)
+}
+
+/// BLKGETDISKSEQ (include/uapi/linux/fs.h): the number of what the disk shows now; `None` before Linux 5.15.
+pub(super) fn disk_sequence(device: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+    let mut sequence = 0;
+    // SAFETY: the kernel writes one u64 into ours.
+    match unsafe { raw::blkgetdiskseq(device.as_raw_fd(), &raw mut sequence) } {
+        Ok(_) => Ok(Some(sequence)),
+        Err(nix::errno::Errno::ENOTTY | nix::errno::Errno::EINVAL) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// BLKFLSBUF: writes back and drops the device's page cache.

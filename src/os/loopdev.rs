@@ -1,17 +1,22 @@
-//! Loop devices: attached in one step, identified by what is behind them (device and inode, and the name we give),
-//! never by a path; cleared only to the proof that nothing is attached any more.
+//! Loop devices: attached in one step, identified by what is behind them (device and inode) and by the kernel's number
+//! of that attachment (diskseq), never by a path or a name; cleared only to the proof that nothing is attached any more.
+//!
+//! Which devices there are is read from sysfs ([`super::LoopView`]), which does no I/O. Only a device that may be ours is
+//! opened and asked, each alone and with a time limit: LOOP_GET_STATUS64 asks the filesystem of the image, and one
+//! that does not answer must not stop the others.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::sync::{TryLockError, TryLockResult};
 use std::thread;
 use std::time::Duration;
 
 use linux_raw_sys::loop_device::{LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LO_FLAGS_READ_ONLY, loop_info64};
+use nix::fcntl::OFlag;
 
 use super::files::FileIdentity;
+use super::loopview::read_number;
 use super::{BlockDevice, Call, DevNum, Os, blockdev, ioctl};
 
 /// include/uapi/linux/major.h.
@@ -21,24 +26,26 @@ const ATTACH_TRIES: usize = 64;
 /// How often, and how far apart, a cleared device is looked at: udev opens devices for a moment.
 const CLEAR_LOOKS: u32 = 25;
 const CLEAR_PAUSE: Duration = Duration::from_millis(20);
-/// How often, and how far apart, the gate is tried: whoever is in it may hang in the kernel over a dead disk.
-const GATE_TRIES: u32 = 200;
-const GATE_PAUSE: Duration = Duration::from_millis(5);
+/// How often LOOP_GET_STATUS64 is repeated when the device was given another image meanwhile.
+const STATUS_TRIES: usize = 3;
 
 /// What a loop device is made with.
 #[derive(Clone, Debug)]
 pub struct LoopConfig {
     /// Logical block size, bytes.
     pub block_size: u32,
-    /// Free text of at most 63 bytes kept by the kernel (`lo_file_name`): the volume's uuid.
+    /// Free text of at most 63 bytes kept by the kernel (`lo_file_name`): the volume's uuid, for people. It is no
+    /// identity: a process that may open the device can change it.
     pub name: String,
+    /// Whose device it will be, for [`Os::reserve_loop`]: the numbers reserved for others are passed over.
+    pub owner: String,
     /// What [`Os::loop_set_discard`] will be asked for: a device that can no longer pass discards on is made anew.
     pub discard: Discard,
 }
 
 /// The number of a loop device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LoopDevice(u32);
+pub struct LoopDevice(pub(super) u32);
 
 impl LoopDevice {
     /// The one called `loopN`; `None` when that is no such name.
@@ -54,8 +61,14 @@ impl LoopDevice {
         PathBuf::from(format!("/dev/loop{}", self.0))
     }
 
-    fn sysfs(self) -> PathBuf {
+    pub(super) fn sysfs(self) -> PathBuf {
         PathBuf::from(format!("/sys/block/loop{}", self.0))
+    }
+
+    /// Its device number, from sysfs; `None` when there is no such device.
+    #[must_use]
+    pub fn number(self) -> Option<DevNum> {
+        fs::read_to_string(self.sysfs().join("dev")).ok()?.trim().parse().ok()
     }
 
     /// Whether somebody once wrote 0 to `discard_max_bytes`. The setting outlives the image, and since it makes the
@@ -77,7 +90,10 @@ pub struct LoopStatus {
     pub backing_device: u64,
     /// Inode of the backing file.
     pub backing_inode: u64,
-    /// The free text it was made with.
+    /// The kernel's number of this attachment: every LOOP_CONFIGURE, LOOP_CLR_FD and LOOP_CHANGE_FD makes another
+    /// (BLKGETDISKSEQ; block/genhd.c, `inc_diskseq`). `None` before Linux 5.15.
+    pub diskseq: Option<u64>,
+    /// The free text it was made with, or was given since: for people.
     pub name: String,
     /// Direct I/O to the backing file.
     pub direct_io: bool,
@@ -110,55 +126,24 @@ impl LoopStatus {
 }
 
 impl Os {
-    /// Every attached loop device.
+    /// What is attached to one loop device; `None` when nothing is, or it does not exist. Asks the filesystem of its
+    /// image, so it is only for devices that may be ours; one that does not answer in time is given up.
     ///
     /// # Errors
-    /// Those of reading /sys/block and of opening devices, but not those of a device that went away meanwhile.
-    pub fn loops(&self) -> io::Result<Vec<LoopStatus>> {
-        let _gate = patiently(|| self.inner.loop_gate.try_read());
-        self.call(Call::LoopScan, &"/sys/block", || {
-            let mut found = Vec::new();
-            for entry in fs::read_dir("/sys/block")? {
-                let name = entry?.file_name();
-                let number = name.to_str().and_then(|n| n.strip_prefix("loop")).and_then(|n| n.parse().ok());
-                let Some(device) = number.map(LoopDevice) else { continue };
-                let backing = device.sysfs().join("loop/backing_file");
-                if !backing.exists() {
-                    continue;
-                }
-                match status_of(device)? {
-                    Some(status) => found.push(status),
-                    None if !device.path().exists() && backing.exists() => {
-                        return Err(io::Error::new(
-                            io::ErrorKind::NotFound,
-                            format!(
-                                "{} is attached but has no device node here: /dev must be the host's devtmpfs",
-                                device.path().display()
-                            ),
-                        ));
-                    }
-                    None => {}
-                }
-            }
-            found.sort_unstable_by_key(|status| status.device);
-            Ok(found)
-        })
-    }
-
-    /// What is attached to one loop device; `None` when nothing is, or it does not exist.
-    ///
-    /// # Errors
-    /// Those of open(2) and the ioctl but ENOENT and ENXIO.
+    /// Those of open(2) and the ioctl but ENOENT and ENXIO; `TimedOut` when it does not answer.
     pub fn loop_status(&self, device: LoopDevice) -> io::Result<Option<LoopStatus>> {
-        let _gate = patiently(|| self.inner.loop_gate.try_read());
-        self.call(Call::LoopStatus, &device.path().display(), || status_of(device))
+        self.call(Call::LoopStatus, &device.path().display(), || self.answered(device, move || status_of(device)))
     }
 
-    /// The path of a loop's backing file as its opener saw it (sysfs), ` (deleted)` at its end when it is: for
-    /// messages only, never an identity. `None` when nothing is attached.
-    #[must_use]
-    pub fn loop_backing_path(&self, device: LoopDevice) -> Option<String> {
-        fs::read_to_string(device.sysfs().join("loop/backing_file")).ok().map(|path| path.trim_end().to_owned())
+    /// The loop devices whose image lies on the filesystem of this file. Asks every loop device of the machine, and passes
+    /// over those that do not answer: for cleaning up after a demonstration or a test, never for a decision about a volume.
+    ///
+    /// # Errors
+    /// Those of [`Os::loop_views`].
+    pub fn loops_beside(&self, file: &FileIdentity) -> io::Result<Vec<LoopStatus>> {
+        let views = self.loop_views(|_| true)?;
+        let answers = views.iter().filter_map(|view| self.loop_status(view.device).ok().flatten());
+        Ok(answers.filter(|status| status.on_filesystem_of(file)).collect())
     }
 
     /// The loop device of this number; `None` when it is no loop device. Opens nothing.
@@ -193,13 +178,17 @@ impl Os {
     /// The caller has made sure that no other loop shows the image. A crash leaves the device attached; it is
     /// found again by the image's identity.
     ///
+    /// A number is passed over that is reserved for another owner, or whose device node is still bound somewhere: a
+    /// container that has it would see this image.
+    ///
     /// # Errors
     /// Those of /dev/loop-control, open(2) and LOOP_CONFIGURE; EBUSY after 64 lost races for a free number.
     pub fn loop_attach(&self, image: &File, path: &Path, config: &LoopConfig) -> io::Result<LoopDevice> {
         self.call(Call::LoopAttach, &path.display(), || {
             let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
+            let mut numbers = self.free_numbers(&config.owner);
             for _ in 0..ATTACH_TRIES {
-                let device = LoopDevice(ioctl::loop_ctl_get_free(control.as_fd())?);
+                let device = numbers.next(&control)?;
                 if config.discard == Discard::On && device.discards_for_ever_off() {
                     // Made anew under its own number: the next free one would be as old where many images were thick.
                     let anew = ioctl::loop_ctl_remove(control.as_fd(), device.0)
@@ -213,9 +202,9 @@ impl Os {
                         Err(error) => return Err(error),
                     }
                 }
-                let node = match blockdev::open(&device.path(), 0) {
+                let node = match open_loop(device, OFlag::O_RDWR) {
                     Ok(node) => node,
-                    // Being removed, or still being made, by somebody else.
+                    // Being removed, or still being made, by another process.
                     Err(error) if went_away(&error) => continue,
                     Err(error) => return Err(error),
                 };
@@ -247,12 +236,11 @@ impl Os {
     /// # Errors
     /// Those of open(2) and the ioctls.
     pub fn loop_clear(&self, expected: &LoopStatus) -> io::Result<bool> {
-        let _gate = patiently(|| self.inner.loop_gate.try_write());
         let device = expected.device;
         self.call(Call::LoopClear, &device.path().display(), || {
             let same = |now: &LoopStatus| now.shows_what(expected);
             {
-                let node = match blockdev::open(&device.path(), libc::O_EXCL) {
+                let node = match open_loop(device, OFlag::O_RDWR | OFlag::O_EXCL) {
                     Ok(node) => node,
                     Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(false),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
@@ -265,17 +253,18 @@ impl Os {
             }
             for _ in 0..CLEAR_LOOKS {
                 if !status_of(device)?.is_some_and(|now| same(&now)) {
+                    self.cleared(device);
                     return Ok(true);
                 }
                 thread::sleep(CLEAR_PAUSE);
             }
-            let node = match blockdev::open(&device.path(), 0) {
+            let node = match open_loop(device, OFlag::O_RDWR) {
                 Ok(node) => node,
                 Err(error) if went_away(&error) => return Ok(true),
                 Err(error) => return Err(error),
             };
             match ioctl::loop_get_status(node.file.as_fd()) {
-                Ok(mut info) if same(&decode(device, &info)) => {
+                Ok(mut info) if same(&decode(device, &info, None)) => {
                     ioctl::loop_keep(node.file.as_fd(), &mut info).map(|()| false)
                 }
                 Ok(_) => Ok(true),
@@ -283,6 +272,34 @@ impl Os {
                 Err(error) => Err(error),
             }
         })
+    }
+
+    /// Takes back the mark by which a loop device goes with its last user (LO_FLAGS_AUTOCLEAR): LOOP_CLR_FD sets it on a
+    /// device in use, and every process that may open the device can do that. False when there was none.
+    ///
+    /// # Errors
+    /// Those of LOOP_GET_STATUS64 and LOOP_SET_STATUS64.
+    pub fn loop_keep(&self, device: &BlockDevice) -> io::Result<bool> {
+        let number = loop_number(device.path())?;
+        if !self.loop_view(number)?.is_some_and(|view| view.autoclear) {
+            return Ok(false);
+        }
+        self.call(Call::LoopKeep, &device.path().display(), || {
+            let mut info = ioctl::loop_get_status(device.file.as_fd())?;
+            ioctl::loop_keep(device.file.as_fd(), &mut info).map(|()| true)
+        })
+    }
+
+    /// Gives a loop device another name (LOOP_SET_STATUS64), as every process that may open it can.
+    #[cfg(test)]
+    pub(crate) fn rename_loop(&self, path: &Path, name: &str) -> io::Result<()> {
+        let device = File::open(path)?;
+        let mut info = ioctl::loop_get_status(device.as_fd())?;
+        info.lo_file_name = [0; 64];
+        for (slot, byte) in info.lo_file_name.iter_mut().zip(name.bytes()) {
+            *slot = byte;
+        }
+        ioctl::loop_keep(device.as_fd(), &mut info)
     }
 
     /// LOOP_SET_CAPACITY: the device takes its image's size of now; online.
@@ -335,41 +352,47 @@ pub enum Discard {
     Off,
 }
 
-/// Comes through the gate of the loop devices, or goes on without it where it does not open: it only keeps a look from
-/// making a clear a lazy one, and that is waited for anyway.
-fn patiently<G>(try_gate: impl Fn() -> TryLockResult<G>) -> Option<G> {
-    for _ in 0..GATE_TRIES {
-        match try_gate() {
-            Ok(guard) => return Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => thread::sleep(GATE_PAUSE),
-        }
-    }
-    None
+/// Opens a loop device, also where its node in /dev is missing or shows another device.
+fn open_loop(device: LoopDevice, flags: OFlag) -> io::Result<BlockDevice> {
+    let number = device.number().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
+    blockdev::open_numbered(&device.path(), number, flags)
 }
 
+/// Opened to read only: udev looks at a device anew whenever one that could be written to is closed.
 fn status_of(device: LoopDevice) -> io::Result<Option<LoopStatus>> {
-    match File::open(device.path()) {
-        Ok(file) => ask(device, &file),
+    match open_loop(device, OFlag::O_RDONLY) {
+        Ok(node) => ask(device, &node.file),
         Err(error) if went_away(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
+/// The answer belongs to one attachment: the sequence number before it and after it is the same.
 fn ask(device: LoopDevice, file: &File) -> io::Result<Option<LoopStatus>> {
-    match ioctl::loop_get_status(file.as_fd()) {
-        Ok(info) => Ok(Some(decode(device, &info))),
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-        Err(error) => Err(error),
+    for _ in 0..STATUS_TRIES {
+        let before = ioctl::disk_sequence(file.as_fd())?;
+        let info = match ioctl::loop_get_status(file.as_fd()) {
+            Ok(info) => info,
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if ioctl::disk_sequence(file.as_fd())? == before {
+            return Ok(Some(decode(device, &info, before)));
+        }
     }
+    Err(io::Error::new(
+        io::ErrorKind::ResourceBusy,
+        format!("{} gets one image after another", device.path().display()),
+    ))
 }
 
-fn decode(device: LoopDevice, info: &loop_info64) -> LoopStatus {
+fn decode(device: LoopDevice, info: &loop_info64, diskseq: Option<u64>) -> LoopStatus {
     let name: Vec<u8> = info.lo_file_name.iter().copied().take_while(|byte| *byte != 0).collect();
     LoopStatus {
         device,
         backing_device: info.lo_device,
         backing_inode: info.lo_inode,
+        diskseq,
         name: String::from_utf8_lossy(&name).into_owned(),
         direct_io: info.lo_flags & LO_FLAGS_DIRECT_IO as u32 != 0,
         read_only: info.lo_flags & LO_FLAGS_READ_ONLY as u32 != 0,
@@ -381,14 +404,6 @@ fn decode(device: LoopDevice, info: &loop_info64) -> LoopStatus {
 /// What open(2) of a loop device says when the device was removed meanwhile.
 fn went_away(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV))
-}
-
-/// An attribute of sysfs that is one number.
-fn read_number(attribute: &Path) -> io::Result<u64> {
-    let text = fs::read_to_string(attribute)?;
-    text.trim().parse().map_err(|_| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{} says {:?}", attribute.display(), text.trim()))
-    })
 }
 
 fn loop_number(path: &Path) -> io::Result<LoopDevice> {

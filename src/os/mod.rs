@@ -7,42 +7,54 @@
 //! [`Call`] name: a call without a name cannot be written.
 
 mod activity;
+mod answered;
 mod bind;
 mod blockdev;
+mod blockstack;
 mod clock;
 mod daemon;
 mod deadline;
+mod devnode;
+mod dm;
+mod dm_ioctl;
 mod exec;
 mod files;
 mod holders;
 mod host;
 mod image;
 mod ioctl;
+mod limits;
 mod loopdev;
+mod loopnumbers;
+mod loopview;
 mod memory;
 mod mount;
 mod mountinfo;
 mod owner;
 mod signals;
+mod users;
 mod version;
 mod watch;
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 pub use activity::{Activity, ActivityGuard, Ongoing};
 pub use blockdev::{BlockDevice, DevNum, XfsGeometry};
 pub use clock::{Stopwatch, Timestamp};
 pub use daemon::Daemon;
 pub use deadline::Deadline;
+pub use dm::{DmDevice, DmMode, DmRemoved, DmState, DmSupport, DmTarget};
 pub use exec::{Exit, Output, Program};
 pub use files::{Entry, FileIdentity, FsSpace};
 pub use image::{CowHint, ExtentSummary};
 pub use loopdev::{Discard, LoopConfig, LoopDevice, LoopStatus};
+pub use loopview::LoopView;
 pub use mount::MountFlags;
 pub use mountinfo::{MountEntry, MountTable};
 pub use owner::OwnerLock;
+pub use users::{DeviceUse, Process};
 pub use version::FileVersion;
 pub use watch::DirectoryWatch;
 
@@ -78,15 +90,18 @@ pub enum Call {
     Extents,
     LockOwner,
     LoopScan,
+    LoopView,
     LoopAttach,
     LoopStatus,
     LoopClear,
+    LoopKeep,
     LoopSetCapacity,
     LoopSetDiscard,
     OpenDevice,
     OpenExclusive,
     DeviceSize,
     DeviceBlockSize,
+    DiskSequence,
     ReadDevice,
     FlushDevice,
     GrowExt4,
@@ -100,6 +115,17 @@ pub enum Call {
     Exec,
     Start,
     Holders,
+    DeviceUsers,
+    OpenFiles,
+    DmSupport,
+    DmState,
+    DmCreate,
+    DmLoad,
+    DmResume,
+    DmRemove,
+    DmList,
+    DeviceStack,
+    DeviceNode,
 }
 
 /// Stands before and after every call; injected by tests, never chosen by `cfg!(test)`.
@@ -126,9 +152,10 @@ pub struct Os {
 struct Inner {
     interceptor: Option<Box<dyn Interceptor>>,
     activity: Activity,
-    /// Held shared while loops are opened to be looked at and alone while one is cleared: LOOP_CLR_FD on a
-    /// device that somebody else has open only marks it (drivers/block/loop.c, `loop_clr_fd`).
-    loop_gate: RwLock<()>,
+    loop_numbers: Mutex<loopnumbers::LoopNumbers>,
+    unanswered: answered::Unanswered,
+    /// The limit of open files that children get, where it is not ours.
+    open_files: OnceLock<limits::OpenFiles>,
 }
 
 impl Os {
@@ -145,7 +172,15 @@ impl Os {
     }
 
     fn build(interceptor: Option<Box<dyn Interceptor>>) -> Self {
-        Self { inner: Arc::new(Inner { interceptor, activity: Activity::default(), loop_gate: RwLock::new(()) }) }
+        Self {
+            inner: Arc::new(Inner {
+                interceptor,
+                activity: Activity::default(),
+                loop_numbers: Mutex::default(),
+                unanswered: answered::Unanswered::default(),
+                open_files: OnceLock::new(),
+            }),
+        }
     }
 
     /// Children and kernel calls under way now: what may hang, since when.

@@ -403,7 +403,8 @@ fn a_device_held_plainly_does_not_vanish_later(pool: &dyn Pool) {
     let holder = OpenOptions::new().read(true).write(true).open(&device.path).unwrap();
     assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Held);
     drop(holder);
-    let status = Os::new().loops().unwrap().into_iter().find(|status| status.device.path() == device.path).unwrap();
+    let os = Os::new();
+    let status = os.loop_status(os.loop_of(device.number).unwrap().unwrap()).unwrap().unwrap();
     assert!(!status.autoclear && status.direct_io, "{status:?}");
     write(&device, 0, b"data");
     assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);

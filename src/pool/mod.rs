@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 pub use spec::{Ground, PoolKind, PoolSpec};
 
-use crate::os::{ExtentSummary, Os, Timestamp};
+use crate::os::{DevNum, ExtentSummary, Os, Timestamp};
 use crate::types::{Bytes, Failure, NodeId, ObjectUuid, PoolId, PoolName, Provisioning, Result};
 
 /// Opens a pool as its owner, making it on first use.
@@ -28,6 +28,22 @@ pub fn open(os: &Os, spec: &PoolSpec, home: &NodeId) -> Result<Arc<dyn Pool>> {
     match &spec.kind {
         PoolKind::File { root, ground } => Ok(file::FilePool::open(os, &spec.name, root, *ground, home)?),
     }
+}
+
+/// The device of a volume that no pool here knows any more. `others` says of a device whether it is another pool's.
+///
+/// # Errors
+/// Those of `others`; `Internal` when a device does not answer.
+pub fn orphan(os: &Os, volume: ObjectUuid, others: &dyn Fn(DevNum) -> Result<bool>) -> Result<Option<ActiveDevice>> {
+    file::orphan(os, volume, others)
+}
+
+/// Takes away the idle devices of a volume that no pool here knows any more.
+///
+/// # Errors
+/// `InUse` naming one that is held; those of [`orphan`].
+pub fn clear_orphans(os: &Os, volume: ObjectUuid, others: &dyn Fn(DevNum) -> Result<bool>) -> Result<()> {
+    file::clear_orphans(os, volume, others)
 }
 
 /// A volume or a snapshot of a pool.
@@ -165,11 +181,15 @@ pub enum Blankness {
     DataAt(u64),
 }
 
-/// A volume's device on this node.
+/// A volume's device on this node. The path is for people and for mount(2); number and sequence are what it is known by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActiveDevice {
     /// Its path, such as `/dev/loop3`.
     pub path: PathBuf,
+    /// Its device number.
+    pub number: DevNum,
+    /// The kernel's number of this attachment (BLKGETDISKSEQ); `None` before Linux 5.15.
+    pub diskseq: Option<u64>,
 }
 
 /// How a deactivation ended.
@@ -350,6 +370,28 @@ pub trait Pool: Send + Sync {
     /// # Errors
     /// `Corrupt` when two do; `Precondition` when one does that is not ours; `Internal`.
     fn active(&self, volume: ObjectUuid) -> Result<Option<ActiveDevice>>;
+
+    /// The volume a device of this machine shows, if it is one of this pool's. No device of others is opened.
+    ///
+    /// # Errors
+    /// `Internal`, also when the device does not answer.
+    fn volume_of(&self, device: DevNum) -> Result<Option<ObjectUuid>>;
+
+    /// A pod may have this device's node, now or since an earlier life of this process in the same boot: its number is
+    /// given to no other volume until [`Pool::disclaim_device`]. The device counts as ours whatever was changed on it.
+    ///
+    /// # Errors
+    /// `Internal` when the device cannot be looked up.
+    fn claim_device(&self, volume: ObjectUuid, device: &ActiveDevice) -> Result<()>;
+
+    /// No pod can have the device's node any more.
+    fn disclaim_device(&self, volume: ObjectUuid);
+
+    /// The devices that show this pool's images, each with its volume, whether or not that has a record.
+    ///
+    /// # Errors
+    /// `Internal`. A device that does not answer is left out; [`Pool::strays`] names it.
+    fn active_devices(&self) -> Result<Vec<(ObjectUuid, ActiveDevice)>>;
 
     /// Gives an active device the size of its image; nothing to do when it is not active.
     ///

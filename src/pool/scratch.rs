@@ -82,7 +82,8 @@ impl Scratch {
         let (program, arguments, kind) = ground.mkfs();
         run(&os, program, arguments.iter().copied().chain([image.to_str().expect("path")]));
         let file = os.open_image(&image.canonicalize().expect("path")).expect("open disk").expect("disk");
-        let config = LoopConfig { block_size, name: format!("scratch-{}", std::process::id()), discard: Discard::Off };
+        let name = format!("scratch-{}", std::process::id());
+        let config = LoopConfig { block_size, owner: name.clone(), name, discard: Discard::Off };
         let device = os.loop_attach(&file, &image, &config).expect("attach disk");
         let scratch = Self { os, directory, device, disk };
         fs::create_dir(scratch.mount_point()).expect("mkdir");
@@ -129,9 +130,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let inside = self.os.identity(&self.mount_point()).ok().flatten();
-        let leaked: Vec<_> = inside
-            .map(|inside| self.os.loops().expect("loops").into_iter().filter(|l| l.on_filesystem_of(&inside)).collect())
-            .unwrap_or_default();
+        let leaked: Vec<_> = inside.map(|inside| self.os.loops_beside(&inside).expect("loops")).unwrap_or_default();
         for status in &leaked {
             let _ = self.os.loop_clear(status);
         }

@@ -1,13 +1,14 @@
 //! The directory as a node keeps it on its disk, so that what is where is known when every controller is down, and to a
 //! controller that has just started.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::os::{Os, Timestamp};
-use crate::route::Entry;
+use crate::route::{Entry, MOST_KNOWN};
 use crate::types::{Error, Kind, NodeId, OsContext, PoolId, PoolName, Result};
 
 /// The schema this release writes and reads.
@@ -18,8 +19,13 @@ const SCHEMA: u32 = 1;
 pub struct Card {
     os: Os,
     path: PathBuf,
-    entries: Vec<Entry>,
+    entries: BTreeMap<PoolId, Entry>,
+    /// When each was heard last according to the file.
+    written: BTreeMap<PoolId, Timestamp>,
 }
+
+/// The largest file: what is longer is not read (`Os::read_plain`).
+const LARGEST: usize = 1 << 20;
 
 #[derive(Serialize, Deserialize)]
 struct Stored {
@@ -51,14 +57,16 @@ impl Card {
             ));
         }
         let path = directory.join("directory.json");
-        let entries = match Self::read(os, &path) {
+        let read = match Self::read(os, &path) {
             Ok(entries) => entries,
             Err(error) => {
                 warn!(error = error.chain(), "the directory of pools on this node's disk is begun anew");
                 Vec::new()
             }
         };
-        Ok(Self { os: os.clone(), path, entries })
+        let written = read.iter().map(|entry| (entry.pool, entry.heard)).collect();
+        let entries = read.into_iter().map(|entry| (entry.pool, entry)).collect();
+        Ok(Self { os: os.clone(), path, entries, written })
     }
 
     fn read(os: &Os, path: &Path) -> Result<Vec<Entry>> {
@@ -76,45 +84,53 @@ impl Card {
 
     /// What is known.
     #[must_use]
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
+    pub fn entries(&self) -> Vec<Entry> {
+        self.entries.values().cloned().collect()
     }
 
     /// Takes in what a controller said. It is written when it says something new of where a pool is, or half an hour
-    /// after the last writing: that a pool was heard again is no reason to write.
+    /// after the last writing: that a pool was heard again is no reason to write. A later time wins, and a time that has not
+    /// come yet wins over nothing: a clock was wrong.
     ///
     /// # Errors
     /// Those of writing the file.
     pub fn learn(&mut self, said: Vec<Entry>) -> Result<()> {
         const OLD: std::time::Duration = std::time::Duration::from_secs(1800);
-        let mut write = false;
-        for entry in said {
-            match self.entries.iter_mut().find(|known| known.pool == entry.pool) {
-                Some(known) if known.heard >= entry.heard => {}
-                Some(known) => {
-                    let moved =
-                        known.node != entry.node || known.endpoint != entry.endpoint || known.name != entry.name;
-                    let later = entry.heard.as_nanos().saturating_sub(known.heard.as_nanos());
-                    if moved {
-                        info!(pool = %entry.pool, node = %entry.node, endpoint = entry.endpoint, "where a pool is");
-                    }
-                    if moved || u128::from(later) > OLD.as_nanos() {
-                        *known = entry;
-                        write = true;
-                    }
-                }
-                None => {
-                    info!(pool = %entry.pool, node = %entry.node, endpoint = entry.endpoint, "where a pool is");
-                    self.entries.push(entry);
-                    write = true;
-                }
+        let (now, mut write) = (Timestamp::now(), false);
+        for entry in said.into_iter().take(MOST_KNOWN) {
+            let known = self.entries.get(&entry.pool);
+            if known.is_some_and(|known| known.heard >= entry.heard && known.heard <= now) {
+                continue;
             }
+            let moved = known.is_none_or(|known| {
+                known.node != entry.node || known.endpoint != entry.endpoint || known.name != entry.name
+            });
+            if moved {
+                info!(pool = %entry.pool, node = %entry.node, endpoint = entry.endpoint, "where a pool is");
+            }
+            let written = self.written.get(&entry.pool).map_or(0, |at| at.as_nanos());
+            let later = entry.heard.as_nanos().saturating_sub(written);
+            write |= moved || u128::from(later) > OLD.as_nanos();
+            self.entries.insert(entry.pool, entry);
         }
         if write { self.write() } else { Ok(()) }
     }
 
-    fn write(&mut self) -> Result<()> {
-        self.entries.sort_by_key(|entry| entry.pool);
+    /// Leaves out those that were heard longest ago, until so many are left.
+    fn keep(&mut self, most: usize) {
+        let left_out = self.entries.len().saturating_sub(most);
+        if left_out == 0 {
+            return;
+        }
+        let mut by_age: Vec<_> = self.entries.values().map(|entry| (entry.heard, entry.pool)).collect();
+        by_age.sort_unstable();
+        for (_, pool) in by_age.into_iter().take(left_out) {
+            self.entries.remove(&pool);
+        }
+        warn!(left_out, most, "more pools are known than can be kept: those heard longest ago are left out");
+    }
+
+    fn text(&self) -> Result<Vec<u8>> {
         let line = |entry: &Entry| Line {
             pool: entry.pool,
             name: entry.name.clone(),
@@ -122,12 +138,23 @@ impl Card {
             endpoint: entry.endpoint.clone(),
             heard: entry.heard,
         };
-        let stored = Stored { schema: SCHEMA, pools: self.entries.iter().map(line).collect() };
-        let path = self.path.display();
-        let mut text = serde_json::to_vec_pretty(&stored)
-            .map_err(|error| Error::new(Kind::Internal, format!("write {path} as JSON")).because(error))?;
+        let stored = Stored { schema: SCHEMA, pools: self.entries.values().map(line).collect() };
+        serde_json::to_vec(&stored).map_err(|error| {
+            Error::new(Kind::Internal, format!("write {} as JSON", self.path.display())).because(error)
+        })
+    }
+
+    fn write(&mut self) -> Result<()> {
+        self.keep(MOST_KNOWN);
+        let mut text = self.text()?;
+        while text.len() >= LARGEST && !self.entries.is_empty() {
+            self.keep(self.entries.len() * 7 / 8);
+            text = self.text()?;
+        }
         text.push(b'\n');
-        self.os.replace_file(&self.path, &text).at(|| format!("write {path}"))
+        self.os.replace_file(&self.path, &text).at(|| format!("write {}", self.path.display()))?;
+        self.written = self.entries.values().map(|entry| (entry.pool, entry.heard)).collect();
+        Ok(())
     }
 }
 
@@ -178,5 +205,33 @@ mod tests {
         assert!(Card::open(&Os::new(), directory.path()).unwrap().entries().is_empty());
         let error = Card::open(&Os::new(), &directory.path().join("none")).unwrap_err();
         assert!(error.to_string().contains("mkdir"), "{error}");
+    }
+
+    #[test]
+    fn a_time_that_has_not_come_wins_over_nothing_and_the_latest_is_told_without_writing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut card = Card::open(&Os::new(), directory.path()).unwrap();
+        let now = Timestamp::now().as_nanos();
+        card.learn(vec![entry(A, "liar", u64::MAX - 1)]).unwrap();
+        card.learn(vec![entry(A, "node-a", now - 1_000)]).unwrap();
+        card.learn(vec![entry(A, "node-a", now)]).unwrap();
+        assert_eq!(card.entries(), [entry(A, "node-a", now)]);
+        let card = Card::open(&Os::new(), directory.path()).unwrap();
+        assert_eq!(card.entries(), [entry(A, "node-a", now - 1_000)]);
+    }
+
+    #[test]
+    fn more_pools_than_can_be_kept_do_not_cost_those_that_were_heard_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut card = Card::open(&Os::new(), directory.path()).unwrap();
+        let long =
+            |n: u64| Entry { endpoint: format!("{}:1", "x".repeat(250)), ..entry(&format!("{n:016x}"), "b", n + 1) };
+        let count = u64::try_from(MOST_KNOWN).unwrap();
+        card.learn((0..count).map(long).collect()).unwrap();
+        card.learn((count..count + 5).map(long).collect()).unwrap();
+        let card = Card::open(&Os::new(), directory.path()).unwrap();
+        let kept = card.entries();
+        assert!(kept.len() > 1000 && kept.len() < MOST_KNOWN, "{}", kept.len());
+        assert_eq!(kept.last().map(|entry| entry.heard.as_nanos()), Some(count + 5));
     }
 }

@@ -6,11 +6,15 @@ use super::proto as pb;
 use crate::home::remote;
 use crate::home::{Health, PoolHealth};
 use crate::os::Timestamp;
-use crate::route::{Entry, Heartbeat};
-use crate::types::{Error, Kind, Result};
+use crate::route::{Entry, Heartbeat, MOST_KNOWN};
+use crate::types::{Error, Kind, NodeId, Result, cut_printable, is_printable};
 
 /// The longest name of an endpoint, a boot or a version that is taken.
 const LONGEST: usize = 255;
+/// The most of a sentence of another that is kept, in bytes.
+const LONGEST_SENTENCE: usize = 2048;
+/// Pools that one node may have.
+pub(super) const MOST_POOLS: usize = 1024;
 
 fn text<T: FromStr<Err = Error>>(text: &str) -> Result<T> {
     text.parse()
@@ -18,7 +22,7 @@ fn text<T: FromStr<Err = Error>>(text: &str) -> Result<T> {
 
 /// A text that is shown and dialled, never made into a path.
 fn plain(what: &str, text: String) -> Result<String> {
-    if text.len() > LONGEST || text.chars().any(char::is_control) {
+    if text.len() > LONGEST || !text.chars().all(is_printable) {
         return Err(Error::new(Kind::InvalidArgument, format!("{what} is too long or has control characters")));
     }
     Ok(text)
@@ -59,10 +63,13 @@ pub(super) fn health_in(pool: pb::PoolHealth) -> Result<PoolHealth> {
     let health = match pool.state {
         // Figures this release cannot read make that one pool unusable, not its node silent.
         Some(State::Figures(report)) => match remote::pool_report(report) {
+            Ok(report) if report.id.to_string() != pool.id || report.name.as_str() != pool.name => {
+                Health::Failing("its figures are those of another pool".to_owned())
+            }
             Ok(report) => Health::Served(Box::new(report)),
             Err(error) => Health::Failing(format!("its figures are not understood: {}", error.chain())),
         },
-        Some(State::Failing(why)) => Health::Failing(why),
+        Some(State::Failing(why)) => Health::Failing(cut_printable(&why, LONGEST_SENTENCE)),
         Some(State::Quarantined(since)) => Health::Quarantined(Timestamp::from_nanos(since)),
         None => Health::Failing("in a state that this release does not know".to_owned()),
     };
@@ -81,14 +88,81 @@ pub(super) fn heartbeat_out(heartbeat: &Heartbeat) -> pb::HeartbeatRequest {
     }
 }
 
+/// What a node says. Of what it remembers of others no more is taken than can be kept.
+///
+/// # Errors
+/// `InvalidArgument` for what is no heartbeat, or more pools than a node may have.
 pub(super) fn heartbeat_in(request: pb::HeartbeatRequest) -> Result<Heartbeat> {
+    let node: NodeId = text(&request.node)?;
+    if request.pools.len() > MOST_POOLS {
+        let said = request.pools.len();
+        let message = format!("node {node} says that it has {said} pools; a node has at most {MOST_POOLS}");
+        return Err(Error::new(Kind::InvalidArgument, message));
+    }
+    let fabric = text::<NodeId>(&request.fabric).map_err(|error| error.context("a fabric's name"))?.to_string();
+    let left_out = request.known.len().saturating_sub(MOST_KNOWN);
     Ok(Heartbeat {
-        node: text(&request.node)?,
+        node,
         boot_id: plain("a boot id", request.boot_id)?,
         version: plain("a version", request.version)?,
         endpoint: plain("an endpoint", request.endpoint)?,
-        fabric: plain("a fabric's name", request.fabric)?,
+        fabric,
         pools: request.pools.into_iter().map(health_in).collect::<Result<_>>()?,
-        known: request.known.into_iter().map(entry_in).collect::<Result<_>>()?,
+        known: request.known.into_iter().take(MOST_KNOWN).map(entry_in).collect::<Result<_>>()?,
+        left_out,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heartbeat() -> pb::HeartbeatRequest {
+        pb::HeartbeatRequest {
+            node: "node-a".into(),
+            endpoint: "a:1".into(),
+            fabric: "none".into(),
+            ..Default::default()
+        }
+    }
+
+    fn entry() -> pb::DirectoryEntry {
+        let text = |text: &str| text.to_owned();
+        pb::DirectoryEntry {
+            pool: text("00000000000000aa"),
+            node: text("b"),
+            endpoint: text("b:1"),
+            heard: 1,
+            name: text("x"),
+        }
+    }
+
+    #[test]
+    fn lists_are_bounded_and_what_is_left_out_is_counted() {
+        let known = vec![entry(); MOST_KNOWN + 7];
+        let heard = heartbeat_in(pb::HeartbeatRequest { known, ..heartbeat() }).unwrap();
+        assert_eq!((heard.known.len(), heard.left_out), (MOST_KNOWN, 7));
+        let pool = pb::PoolHealth { id: "00000000000000aa".into(), name: "x".into(), state: None };
+        let pools = vec![pool; MOST_POOLS + 1];
+        let error = heartbeat_in(pb::HeartbeatRequest { pools, ..heartbeat() }).unwrap_err();
+        assert!(error.kind() == Kind::InvalidArgument && error.to_string().contains("node-a"), "{error}");
+    }
+
+    #[test]
+    fn texts_that_act_on_a_terminal_are_refused_or_shown_by_numbers() {
+        let bad = "a\u{1b}[2J\u{202e}";
+        for request in [
+            pb::HeartbeatRequest { version: bad.into(), ..heartbeat() },
+            pb::HeartbeatRequest { boot_id: bad.into(), ..heartbeat() },
+            pb::HeartbeatRequest { endpoint: bad.into(), ..heartbeat() },
+            pb::HeartbeatRequest { fabric: bad.into(), ..heartbeat() },
+            pb::HeartbeatRequest { known: vec![pb::DirectoryEntry { endpoint: bad.into(), ..entry() }], ..heartbeat() },
+        ] {
+            assert_eq!(heartbeat_in(request).unwrap_err().kind(), Kind::InvalidArgument);
+        }
+        let state = Some(pb::pool_health::State::Failing(bad.repeat(1000)));
+        let failing = health_in(pb::PoolHealth { id: "00000000000000aa".into(), name: "x".into(), state }).unwrap();
+        let Health::Failing(why) = failing.health else { panic!("{failing:?}") };
+        assert!(why.chars().all(is_printable) && why.starts_with("a\\u{1b}[2J"), "{why}");
+    }
 }

@@ -16,4 +16,4 @@ mod wire;
 pub use card::Card;
 pub use cluster::{Cluster, Everything, NodeRow, Nodes};
 pub use reporter::{Controllers, DialController, Look, Reporter, Said};
-pub use service::RegistryService;
+pub use service::{MOST_HEARTBEAT, RegistryService};

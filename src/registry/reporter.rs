@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -85,15 +85,18 @@ impl Reporter {
                     Telling(tokio::spawn(Arc::clone(&self).tell(address, latest.clone())).abort_handle())
                 });
             }
-            let look = Arc::clone(&self.look);
-            let mut heartbeat = match tokio::task::spawn_blocking(move || look()).await {
+            let this = Arc::clone(&self);
+            let look = move || {
+                let heartbeat = (this.look)();
+                Heartbeat { known: this.card().entries(), ..heartbeat }
+            };
+            let heartbeat = match tokio::task::spawn_blocking(look).await {
                 Ok(heartbeat) => heartbeat,
                 Err(failed) => {
                     error!(error = %failed, "what this node has could not be looked at");
                     continue;
                 }
             };
-            heartbeat.known = self.card.lock().unwrap_or_else(PoisonError::into_inner).entries().to_vec();
             news.send_replace(Some(Arc::new(heartbeat)));
         }
     }
@@ -123,7 +126,7 @@ impl Reporter {
                 request.set_timeout(PATIENCE);
                 let answer = tokio::time::timeout(PATIENCE, client.heartbeat(request)).await;
                 let said = match answer {
-                    Ok(Ok(reply)) => self.take_in(reply.into_inner()),
+                    Ok(Ok(reply)) => Arc::clone(&self).take_in(reply.into_inner()).await,
                     Ok(Err(status)) => Err(Error::new(Kind::Unavailable, status.message().to_owned())),
                     Err(_) => Err(Error::new(Kind::Timeout, "it does not answer")),
                 };
@@ -135,14 +138,25 @@ impl Reporter {
         }
     }
 
-    fn take_in(&self, reply: super::proto::HeartbeatReply) -> Result<()> {
-        let lost = reply.lost.iter().map(|pool| pool.parse()).collect::<Result<Vec<PoolId>>>()?;
-        let entries = reply.directory.into_iter().map(convert::entry_in).collect::<Result<Vec<_>>>()?;
-        self.card.lock().unwrap_or_else(PoisonError::into_inner).learn(entries)?;
-        if !lost.is_empty() {
-            (self.said)(&lost);
-        }
-        Ok(())
+    fn card(&self) -> MutexGuard<'_, Card> {
+        self.card.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps what a controller said, in a thread of its own: the disk may be slow.
+    async fn take_in(self: Arc<Self>, reply: super::proto::HeartbeatReply) -> Result<()> {
+        let keep = move || {
+            let lost = reply.lost.iter().map(|pool| pool.parse()).collect::<Result<Vec<PoolId>>>()?;
+            let entries = reply.directory.into_iter().map(convert::entry_in).collect::<Result<Vec<_>>>()?;
+            self.card().learn(entries)?;
+            if !lost.is_empty() {
+                (self.said)(&lost);
+            }
+            Ok(())
+        };
+        let ended = tokio::task::spawn_blocking(keep).await;
+        ended.unwrap_or_else(|ended| {
+            Err(Error::new(Kind::Internal, "what a controller said was not kept").because(ended))
+        })
     }
 }
 

@@ -8,27 +8,41 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::proto::registry_server::Registry;
 use super::proto::{self as pb};
-use crate::home::remote::{wire_admit, wire_answer};
+use crate::home::remote::{wire_admit, wire_allowance, wire_answer, wire_busy, wire_denied};
 use crate::route::{Router, Silence};
 use crate::telemetry::HomeMetrics;
 use crate::tls::{Peer, Role};
 use crate::types::{Error, Failure, Kind, NodeId, PoolId, Result};
+use crate::wire::{Allowance, Bounds, Door, MostArriving, Turns};
 use crate::works::{Ended, Works};
 
+/// The largest heartbeat, in bytes: some thousand pools.
+pub const MOST_HEARTBEAT: usize = 4 << 20;
 /// Works at once for people.
 const MOST_WORKS: usize = 16;
+/// Heartbeats that are taken in at once, and of one node.
+const MOST_HEARTBEATS: usize = 256;
+const MOST_OF_NODE: usize = 1;
+/// Calls of a node at once, with those whose answers it has not taken yet.
+const MOST_CALLS_OF_NODE: usize = 4;
+/// Calls of controllers and operators at once, and the bytes of each.
+const MOST_QUESTIONS: (usize, usize) = (256, 16 << 10);
+/// Bytes of requests on their way in.
+const MOST_ARRIVING: MostArriving = MostArriving { all: 64 << 20, of_one: 12 << 20 };
 
 /// The gRPC service.
 pub struct RegistryService {
     router: Arc<Router>,
-    door: Door,
+    way: Way,
     works: Works,
+    heartbeats: Works,
+    of_nodes: Turns,
     metrics: HomeMetrics,
 }
 
 /// How requests come in.
 #[derive(Clone, Copy, Debug)]
-enum Door {
+enum Way {
     /// From other machines: who asks is in each request's [`Peer`].
     Wire,
     /// Through a Unix socket that only this machine's root can open: who asks is an operator.
@@ -47,18 +61,25 @@ impl RegistryService {
     /// Feeds the router's directory with what each node says of itself, and answers operators and controllers.
     #[must_use]
     pub fn new(router: Arc<Router>) -> Self {
-        Self::behind(Door::Wire, router)
+        Self::behind(Way::Wire, router)
     }
 
     /// Answers what operators may ask, and nobody else's questions, to whoever can open the socket it is served on: that
     /// must be a Unix socket of mode 0600.
     #[must_use]
     pub fn of_private_socket(router: Arc<Router>) -> Self {
-        Self::behind(Door::Private, router)
+        Self::behind(Way::Private, router)
     }
 
-    fn behind(door: Door, router: Arc<Router>) -> Self {
-        Self { router, door, works: Works::new(MOST_WORKS), metrics: HomeMetrics::default() }
+    fn behind(way: Way, router: Arc<Router>) -> Self {
+        let (works, heartbeats) = (Works::new(MOST_WORKS), Works::new(MOST_HEARTBEATS));
+        Self { router, way, works, heartbeats, of_nodes: Turns::default(), metrics: HomeMetrics::default() }
+    }
+
+    /// The bounds of the port it is served on.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        Bounds::new(RegistryDoor(self.metrics.clone()), MOST_ARRIVING)
     }
 
     /// The same, with what it refuses counted.
@@ -70,9 +91,9 @@ impl RegistryService {
     /// Lets a call in, if who asks has one of these roles.
     fn admit<Q>(&self, what: &'static str, request: &Request<Q>, roles: &[Role]) -> std::result::Result<(), Status> {
         let operator = Peer::Verified(Role::Operator.name());
-        let peer = match self.door {
-            Door::Wire => Peer::of(request.extensions()),
-            Door::Private => Ok(&operator),
+        let peer = match self.way {
+            Way::Wire => Peer::of(request.extensions()),
+            Way::Private => Ok(&operator),
         };
         wire_admit(&self.metrics, what, peer, roles)
     }
@@ -97,20 +118,52 @@ impl RegistryService {
     }
 }
 
+/// The door of the port where nodes make themselves known.
+struct RegistryDoor(HomeMetrics);
+
+impl Door for RegistryDoor {
+    fn admit(&self, from: &http::Extensions, path: &str) -> std::result::Result<Allowance, Status> {
+        let peer = Peer::of(from);
+        let (calls, bytes) = match (path.rsplit('/').next(), &peer) {
+            (Some("Heartbeat"), Ok(Peer::Unverified)) => (MOST_HEARTBEATS, MOST_HEARTBEAT),
+            (Some("Heartbeat"), Ok(peer)) if peer.is_some_node() => (MOST_CALLS_OF_NODE, MOST_HEARTBEAT),
+            (Some("Heartbeat"), peer) => {
+                let who = peer.as_ref().map_or_else(|_| "unknown".to_owned(), ToString::to_string);
+                self.0.refused("Heartbeat", "unknown");
+                return Err(wire_denied(format!("Heartbeat is refused to {who}: it is for nodes")));
+            }
+            (what, _) => {
+                let known = ["ListNodes", "ListInventory", "ListFindings", "Readmit"];
+                let what = known.into_iter().find(|known| what == Some(*known)).unwrap_or("unknown");
+                wire_admit(&self.0, what, peer, &[Role::Controller, Role::Operator])?;
+                MOST_QUESTIONS
+            }
+        };
+        Ok(wire_allowance(from, calls, bytes + 5))
+    }
+}
+
 #[tonic::async_trait]
 impl Registry for RegistryService {
     async fn heartbeat(&self, request: Request<pb::HeartbeatRequest>) -> Answer<pb::HeartbeatReply> {
         let node: NodeId = request.get_ref().node.parse().map_err(|error| wire_answer(&Failure::Clean(error)))?;
         self.admit("Heartbeat", &request, &[Role::Node(node)])?;
-        let heartbeat =
-            convert::heartbeat_in(request.into_inner()).map_err(|error| wire_answer(&Failure::Clean(error)))?;
-        let heard = self.router.directory().hear(heartbeat);
-        let (directory, lost) = heard.map_err(|error| wire_answer(&Failure::Clean(error)))?;
-        Ok(Response::new(pb::HeartbeatReply {
-            directory: directory.iter().map(convert::entry_out).collect(),
-            lost: lost.iter().map(PoolId::to_string).collect(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        }))
+        let turn = self.of_nodes.take(&request.get_ref().node.as_str().into(), MOST_OF_NODE);
+        let Some(turn) = turn else { return Err(wire_busy("Heartbeat", MOST_OF_NODE)) };
+        let (router, message) = (Arc::clone(&self.router), request.into_inner());
+        let work = move || {
+            let _until_it_ends = turn;
+            let heard = router.directory().hear(convert::heartbeat_in(message)?);
+            heard.map(|(directory, lost)| pb::HeartbeatReply {
+                directory: directory.iter().map(convert::entry_out).collect(),
+                lost: lost.iter().map(PoolId::to_string).collect(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            })
+        };
+        match self.heartbeats.run("Heartbeat", None, work).await {
+            Ended::Done(answer) => answer.map(Response::new).map_err(|error| wire_answer(&Failure::Clean(error))),
+            Ended::Panicked | Ended::Crowded => Err(wire_busy("Heartbeat", MOST_HEARTBEATS)),
+        }
     }
 
     async fn list_nodes(&self, request: Request<pb::ListNodesRequest>) -> Answer<pb::ListNodesReply> {

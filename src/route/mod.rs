@@ -1,9 +1,12 @@
 //! The controller's side: finds the home of what a call is about and passes it on. No rules, no locks, no state.
 
 mod directory;
+#[cfg(test)]
+mod lying;
+mod owned;
 mod placement;
 
-pub use directory::{Answering, Dial, Directory, Entry, Heartbeat, Lost, Rhythm, Seen, Silence};
+pub use directory::{Answering, Dial, Directory, Entry, Heartbeat, Lost, MOST_KNOWN, Rhythm, Seen, Silence};
 pub use placement::{FABRIC_KEY, NO_FABRIC, NODE_KEY, Requirement, Seat, Segments, place};
 
 use std::collections::BTreeMap;
@@ -153,16 +156,22 @@ impl Router {
     /// The home that has a volume of this name, and the nodes that were asked and did not say: all that are heard are
     /// asked, at once and for two seconds. A silent one that might have it holds nothing up where the volume may be made on
     /// others; if it has, `doctor` shows the volume twice.
+    ///
+    /// Nodes are asked by the name's uuid. One that says yes has to show the volume with its name, which the uuid does not tell:
+    /// a node that says yes to everything cannot. What is being made or deleted is not shown; its home tells when it is asked to
+    /// make it, and it keeps no other from that.
     fn made_before(&self, name: &str) -> Result<(Option<Arc<dyn Home>>, Mute), Failure> {
         let uuid = ObjectUuid::of_volume(name);
-        let (found, mute) = self.ask_all(|home| home.find_volume(uuid))?;
+        let (found, mute) =
+            self.ask_all(|home| shown(home, name, home.find_volume(uuid)?, |id| Ok(home.volume(id)?.name)))?;
         Ok((first_by_pool(name, found, |id| id.pool), mute))
     }
 
     /// As [`Router::made_before`], of a snapshot.
     fn cut_before(&self, name: &str) -> Result<Option<Arc<dyn Home>>, Failure> {
         let uuid = ObjectUuid::of_snapshot(name);
-        let (found, _) = self.ask_all(|home| home.find_snapshot(uuid))?;
+        let (found, _) =
+            self.ask_all(|home| shown(home, name, home.find_snapshot(uuid)?, |id| Ok(home.snapshot(id)?.name)))?;
         Ok(first_by_pool(name, found, |id| id.pool))
     }
 
@@ -526,6 +535,27 @@ fn asked<T: Send>(
         }),
     };
     homes.into_iter().zip(answers).collect()
+}
+
+/// What a home says that it has of a name, if it shows it all under that name.
+fn shown<I: fmt::Display>(
+    home: &dyn Home,
+    name: &str,
+    ids: Vec<I>,
+    look: impl Fn(&I) -> Result<String>,
+) -> Result<Vec<I>> {
+    for id in &ids {
+        let unproven = |why: &str| {
+            let node = home.node();
+            Error::new(Kind::Unavailable, format!("node {node} says that it has {id} and {why}"))
+        };
+        match look(id) {
+            Ok(there) if there == name => {}
+            Ok(_) => return Err(unproven("shows it under another name: it is not believed")),
+            Err(error) => return Err(unproven("does not show it: it is being made or deleted").because(error)),
+        }
+    }
+    Ok(ids)
 }
 
 /// The home of the name's object; of several, the one in the smallest pool id, so that every controller says the same.

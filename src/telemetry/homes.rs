@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::metrics::gauges;
+use crate::wire::Complaints;
 
 /// A home as a controller knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +76,7 @@ pub struct HomeMetrics {
     in_flight: Family<NodeLabel, Gauge>,
     crowded: Family<NodeLabel, Counter>,
     watched: Watched,
+    complaints: Arc<Complaints>,
 }
 
 type Source = Box<dyn Fn() -> Vec<HomeFigures> + Send + Sync>;
@@ -107,6 +109,12 @@ impl HomeMetrics {
     /// A call was refused to somebody of this role: `controller`, `node`, `operator` or `unknown`.
     pub fn refused(&self, rpc: &'static str, role: &'static str) {
         self.refused.get_or_create(&RefusedLabels { rpc, role }).inc();
+    }
+
+    /// Whether a refusal to `who` is to be said now, and how many were not said since the last time.
+    #[must_use]
+    pub fn may_say(&self, who: &str, rpc: &'static str) -> Option<u64> {
+        self.complaints.may_say(who, rpc)
     }
 
     /// A call to a home began.

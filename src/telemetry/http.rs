@@ -1,18 +1,42 @@
 //! `/metrics`, `/healthz` (the process runs) and `/readyz` (its pools answer) over plain HTTP.
+//!
+//! Anybody may connect, so every connection has one request, a limit of time and a place among few: see [`crate::wire`].
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tracing::{info, warn};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_stream::StreamExt;
+use tower::ServiceExt;
+use tracing::{debug, info, warn};
 
 use super::{Metrics, PoolWatch, Readiness, Sampled};
 use crate::types::{Error, Kind, Result};
+use crate::wire::{Connection, Incoming, Most, Shares};
+
+/// How long a request's head may take to arrive.
+const ARRIVAL: Duration = Duration::from_secs(10);
+/// How long a connection may last: a request arrives, figures are read, and the answer is taken.
+const LASTING: Duration = Duration::from_secs(40);
+/// How long connections have to end when the process stops.
+const GRACE: Duration = Duration::from_secs(1);
+/// The most of a request that is kept, in bytes; what is longer is hung up on.
+const MOST_HEAD: usize = 16 << 10;
+/// Connections of one network: a quarter of them all.
+const PARTS: usize = 4;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -21,6 +45,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub struct Http {
     listener: TcpListener,
     about: About,
+    most: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -42,7 +67,14 @@ impl Http {
             )
             .because(error)
         })?;
-        Ok(Self { listener, about: About { metrics, pools } })
+        let most = Shares::of(u64::MAX).health();
+        Ok(Self { listener, about: About { metrics, pools }, most })
+    }
+
+    /// With no more connections than this port's share.
+    #[must_use]
+    pub fn within(self, shares: Shares) -> Self {
+        Self { most: shares.health(), ..self }
     }
 
     /// The address it listens on: the real port where 0 was asked for.
@@ -55,10 +87,10 @@ impl Http {
             .map_err(|error| Error::new(Kind::Internal, "the metrics listener has no address").because(error))
     }
 
-    /// Answers until `shutdown` completes.
+    /// Answers until `shutdown` completes. Each connection is closed after its answer.
     ///
     /// # Errors
-    /// `Internal` when the listener fails.
+    /// `Internal` when the listener has no address.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
         info!(address = %self.address()?, "metrics and health are served");
         let router = axum::Router::new()
@@ -66,10 +98,44 @@ impl Http {
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
             .with_state(self.about);
-        axum::serve(self.listener, router)
-            .with_graceful_shutdown(shutdown)
-            .await
-            .map_err(|error| Error::new(Kind::Internal, "metrics and health are not served any more").because(error))
+        let most = Most { all: self.most, of_one: self.most.div_ceil(PARTS) };
+        let mut incoming = Incoming::new(self.listener, "the port of metrics and health", most);
+        let (mut serving, mut shutdown) = (JoinSet::new(), pin!(shutdown));
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                connection = incoming.next() => if let Some(Ok(connection)) = connection {
+                    serving.spawn(answer(connection, router.clone()));
+                },
+                Some(_) = serving.join_next() => {}
+            }
+        }
+        let _ = timeout(GRACE, async { while serving.join_next().await.is_some() {} }).await;
+        Ok(())
+    }
+}
+
+/// One connection: one request and its answer.
+async fn answer(connection: Connection<tokio::net::TcpStream>, router: axum::Router) {
+    let peer = Arc::clone(connection.peer());
+    // From its head on until the connection ends: the answer may still wait to be taken.
+    let call = Mutex::new(None);
+    let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
+        if let Ok(mut call) = call.lock() {
+            *call = Some(peer.call());
+        }
+        router.clone().oneshot(request.map(Body::new))
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(ARRIVAL)
+        .max_buf_size(MOST_HEAD)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(connection), service);
+    match timeout(LASTING, serving).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(client = &**peer.name(), "a connection to metrics and health broke: {error}"),
+        Err(_) => debug!(client = &**peer.name(), "the client does not read its answer: its connection is closed"),
     }
 }
 

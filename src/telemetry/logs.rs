@@ -1,13 +1,64 @@
 //! One line a state change, on standard error, as text for people or JSON for machines; times are RFC 3339 in UTC.
+//!
+//! Messages and fields may be the words of others (nodes, kubelet, the API server, whoever connects): in text whatever could act on
+//! a terminal, or begin a line of its own, is shown by its number. JSON has its own escapes.
 
+use std::fmt::{self, Debug};
 use std::io::IsTerminal;
 use std::str::FromStr;
 
+use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::SubscriberBuilder;
-use tracing_subscriber::fmt::format::{DefaultFields, Format};
+use tracing_subscriber::fmt::format::{DefaultFields, Format, FormatFields, Writer};
 
-use crate::types::{Error, Kind, Result};
+use crate::types::{Error, Kind, Result, printable};
+
+/// Message and fields as text: `message name=value name="text"`, in which every character is printable.
+#[derive(Clone, Copy, Debug, Default)]
+struct Printable;
+
+impl<'w> FormatFields<'w> for Printable {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut line = Line { writer, is_first: true, result: Ok(()) };
+        fields.record(&mut line);
+        line.result
+    }
+}
+
+struct Line<'w> {
+    writer: Writer<'w>,
+    is_first: bool,
+    result: fmt::Result,
+}
+
+impl Line<'_> {
+    fn write(&mut self, field: &Field, value: &str) {
+        if self.result.is_err() {
+            return;
+        }
+        let space = if std::mem::take(&mut self.is_first) { "" } else { " " };
+        let value = printable(value);
+        self.result = match field.name() {
+            "message" => write!(self.writer, "{space}{value}"),
+            name => write!(self.writer, "{space}{}={value}", name.strip_prefix("r#").unwrap_or(name)),
+        };
+    }
+}
+
+impl Visit for Line<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => self.write(field, value),
+            _ => self.write(field, &format!("{value:?}")),
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.write(field, &format!("{value:?}"));
+    }
+}
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +92,7 @@ pub fn init_logs(format: LogFormat, level: &str) -> Result<()> {
     let started = match format {
         LogFormat::Text => {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            builder(filter).with_ansi(colours).with_writer(std::io::stderr).try_init()
+            builder(filter).fmt_fields(Printable).with_ansi(colours).with_writer(std::io::stderr).try_init()
         }
         LogFormat::Json => builder(filter)
             .json()
@@ -84,5 +135,43 @@ mod tests {
         assert_eq!(filter("loud,,=x").unwrap_err().kind(), Kind::InvalidArgument);
         assert_eq!("json".parse::<LogFormat>().unwrap(), LogFormat::Json);
         assert!("xml".parse::<LogFormat>().unwrap_err().to_string().contains("text or json"));
+    }
+
+    #[derive(Clone, Default)]
+    struct Written(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_words_of_others_stay_on_their_line_and_do_not_act_on_the_terminal() {
+        let written = Written::default();
+        let writer = written.clone();
+        let subscriber = builder(filter("info").unwrap())
+            .fmt_fields(Printable)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let bad = "a\u{1b}[2J\u{7}\n2026-01-01T00:00:00Z  INFO all is well\u{202e}";
+        tracing::subscriber::with_default(subscriber, || {
+            let _span = tracing::info_span!("call", volume = %bad).entered();
+            tracing::warn!(node = %bad, error = bad, seconds = 7, "refused: {bad}");
+        });
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text:?}");
+        assert!(text.trim_end().chars().all(crate::types::is_printable), "{text:?}");
+        for part in
+            ["WARN call{volume=a\\u{1b}[2J", ": refused: a\\u{1b}[2J\\u{7}\\n2026", "seconds=7", "error=\"a\\u{1b}"]
+        {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use tonic::transport::server::Connected;
 use tracing::debug;
 
 use super::credentials::Credentials;
-use super::guests::{Guest, GuestPlace};
 use super::refusal::{Reason, Refusal};
-use super::role::Peer;
+use super::role::{Link, Peer};
 use super::verify::Seen;
-use crate::os::Timestamp;
+use crate::os::{Stopwatch, Timestamp};
+use crate::wire::{self, Guest, GuestPlace};
 
 /// When a server should tell its clients to connect anew (tonic's `max_connection_age`): what left `ca.crt` is gone by then.
 pub const CONNECTION_AGE: Duration = Duration::from_secs(60 * 60);
@@ -82,6 +82,8 @@ pub struct Connection {
     ended: bool,
     told: bool,
     place: Held,
+    /// The same connection as its calls see it.
+    link: Arc<wire::Peer>,
 }
 
 impl Connection {
@@ -108,7 +110,13 @@ impl Connection {
         };
         credentials.metrics().connected(side);
         let end = Box::pin(sleep(left));
-        Ok(Self { wire, peer, side, address, credentials, end, ended: false, told: false, place: Held::Nothing })
+        let client = match &peer {
+            Peer::Verified(name) => name.to_string(),
+            Peer::Anonymous(guest) => guest.network().to_string(),
+            Peer::Unverified => format!("unverified {}", address.rsplit_once(':').map_or(&*address, |(host, _)| host)),
+        };
+        let link = Arc::new(wire::Peer::new(&client, Stopwatch::start()));
+        Ok(Self { wire, peer, side, address, credentials, end, ended: false, told: false, place: Held::Nothing, link })
     }
 
     pub(super) fn with_place(mut self, place: Held) -> Self {
@@ -130,6 +138,9 @@ impl Connection {
         }
         if let (false, Held::Guest(place)) = (self.ended, &mut self.place) {
             self.ended = place.is_gone(cx);
+        }
+        if !self.ended && self.link.is_closed(cx) {
+            self.ended = true;
         }
         if self.ended { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
@@ -163,10 +174,10 @@ impl Drop for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Peer;
+    type ConnectInfo = Link;
 
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+    fn connect_info(&self) -> Link {
+        Link { peer: self.peer.clone(), connection: Arc::clone(&self.link) }
     }
 }
 

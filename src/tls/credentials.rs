@@ -12,7 +12,6 @@ use tracing::{error, info, warn};
 use super::authority::Issued;
 use super::certificate::date;
 use super::client::Connector;
-use super::complaints::Complaints;
 use super::material::{Material, Versions, versions};
 use super::refusal::{Reason, Refusal};
 use super::role::Role;
@@ -21,6 +20,7 @@ use super::trust::Trust;
 use crate::os::{Os, Stopwatch, Timestamp};
 use crate::telemetry::TlsMetrics;
 use crate::types::Result;
+use crate::wire::Complaints;
 
 /// How long a handshake waits for the files to be looked at; then it goes on with what there is.
 const LOOK: Duration = Duration::from_secs(2);

@@ -18,7 +18,7 @@ use rustls::{ClientConfig, ServerConfig};
 use super::certificate::{Certificate, date};
 use super::pem;
 use super::role::{Role, RoleName};
-use super::verify::{Seen, Verifier};
+use super::verify::{DIRECTLY, Seen, Verifier};
 use crate::os::{FileVersion, Os, Timestamp};
 use crate::types::{Error, Kind, OsContext, Result};
 
@@ -158,7 +158,7 @@ impl Material {
         let servers = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
         let servers: Arc<dyn ServerCertVerifier> = servers.build().map_err(|error| unusable(&error))?;
         let at = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now).unwrap_or_default()));
-        let verified = key.cert.split_first().map(|(first, rest)| clients.verify_client_cert(first, rest, at));
+        let verified = key.cert.first().map(|own| clients.verify_client_cert(own, DIRECTLY, at));
         let unfit = verified
             .and_then(Result::err)
             .map(|error| format!("{CERTIFICATE} would not be accepted by who trusts the same {CA} ({error})"));

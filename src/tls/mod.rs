@@ -15,11 +15,9 @@
 mod authority;
 mod certificate;
 mod client;
-mod complaints;
 mod connection;
 mod credentials;
 mod directory;
-mod guests;
 mod material;
 mod pem;
 mod refusal;
@@ -32,12 +30,10 @@ mod verify;
 
 pub use authority::{Authority, Issued, renewal_of, request, signing_request};
 pub use client::Connector;
-pub use complaints::Complaints;
 pub use connection::{CONNECTION_AGE, Connection};
 pub use credentials::{Credentials, Holder};
 pub use directory::write_directory;
-pub use guests::{Guest, LookedAt, Network};
 pub use material::{CA, CERTIFICATE, KEY};
-pub use role::{Peer, Role, RoleName};
+pub use role::{Link, Peer, Role, RoleName};
 pub use server::Incoming;
 pub use trust::Trust;

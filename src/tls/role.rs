@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use http::Extensions;
 
-use super::guests::Guest;
 use crate::types::{Error, Kind, NodeId, Result};
+use crate::wire::{self, Guest};
 
 /// Every name of a role lies below this DNS name; names outside it say nothing to us.
 const DOMAIN: &str = "csi.holdfast.storage";
@@ -129,6 +130,15 @@ impl fmt::Debug for RoleName {
     }
 }
 
+/// A connection as its requests show it: who is at the other end, and how it is closed.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// Who.
+    pub peer: Peer,
+    /// The connection.
+    pub connection: Arc<wire::Peer>,
+}
+
 /// Who is at the other end of a connection. A server finds it in the extensions of each request ([`Peer::of`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
@@ -146,7 +156,8 @@ impl Peer {
     /// # Errors
     /// `Denied` when the request did not come over an [`super::Incoming`]: nobody is taken for somebody by default.
     pub fn of(extensions: &Extensions) -> Result<&Self> {
-        extensions.get::<Self>().ok_or_else(|| {
+        let linked = extensions.get::<Link>().map(|link| &link.peer);
+        linked.or_else(|| extensions.get::<Self>()).ok_or_else(|| {
             Error::new(Kind::Denied, "nothing is known of who asks; this call needs a verified connection")
         })
     }
@@ -169,6 +180,16 @@ impl Peer {
     #[must_use]
     pub fn is_node(&self, id: &NodeId) -> bool {
         self.has(&Role::Node(id.clone()))
+    }
+
+    /// Whether it is a node, whichever.
+    #[must_use]
+    pub fn is_some_node(&self) -> bool {
+        match self {
+            Self::Verified(_) => !self.is_controller() && !self.is_operator(),
+            Self::Unverified => true,
+            Self::Anonymous(_) => false,
+        }
     }
 
     /// Whether it may do what an operator may.

@@ -17,10 +17,10 @@ use tracing::error;
 
 use super::connection::{Connection, Held, Known, Wire};
 use super::credentials::{Credentials, Now};
-use super::guests::{Guests, Network};
 use super::refusal::{Reason, Refusal};
 use super::role::{Peer, RoleName};
 use crate::os::Timestamp;
+use crate::wire::{Guests, Network, Shares};
 
 const SIDE: &str = "server";
 /// A whole handshake.
@@ -35,11 +35,25 @@ const MOST_OF_ONE: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Who is connected.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
+    most: usize,
     all: usize,
     /// By the verified role's name.
     named: BTreeMap<RoleName, usize>,
+}
+
+impl Table {
+    /// With places for so many.
+    fn of(most: usize) -> Self {
+        Self { most, all: 0, named: BTreeMap::new() }
+    }
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self::of(MOST_CONNECTIONS)
+    }
 }
 
 /// A connection's place in the table, given back when dropped.
@@ -54,8 +68,8 @@ impl Place {
     fn take(table: &Arc<Mutex<Table>>, name: Option<&RoleName>) -> Result<Self, Refusal> {
         let mut open = table.lock().unwrap_or_else(PoisonError::into_inner);
         let crowded = |most| Refusal::new(Reason::Crowded, format!("there are {most} connections already"));
-        if open.all >= MOST_CONNECTIONS {
-            return Err(crowded(MOST_CONNECTIONS));
+        if open.all >= open.most {
+            return Err(crowded(open.most));
         }
         if let Some(name) = name {
             let of_one = open.named.entry(name.clone()).or_default();
@@ -131,18 +145,31 @@ pub struct Incoming {
     handshakes: JoinSet<Option<Connection>>,
     /// The same handshakes, the oldest first.
     order: VecDeque<AbortHandle>,
+    most_handshakes: usize,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Incoming {
     pub(super) fn new(listener: TcpListener, credentials: Credentials, clients: Clients) -> Self {
         let (handshakes, order) = (JoinSet::new(), VecDeque::new());
-        Self { listener, credentials, clients, places: Places::default(), handshakes, order, pause: None }
+        let (places, most_handshakes) = (Places::default(), MOST_HANDSHAKES);
+        Self { listener, credentials, clients, places, handshakes, order, most_handshakes, pause: None }
+    }
+
+    /// With no more connections than this port's share.
+    #[must_use]
+    pub fn within(mut self, shares: Shares) -> Self {
+        self.most_handshakes = shares.handshakes();
+        self.places = Places {
+            known: Arc::new(Mutex::new(Table::of(shares.daemons()))),
+            guests: Arc::new(Guests::of(shares.enrolling())),
+        };
+        self
     }
 
     fn begin(&mut self, tcp: TcpStream, address: SocketAddr) {
         self.order.retain(|handshake| !handshake.is_finished());
-        while self.order.len() >= MOST_HANDSHAKES {
+        while self.order.len() >= self.most_handshakes {
             let Some(oldest) = self.order.pop_front() else { break };
             oldest.abort();
             let refusal = Refusal::new(Reason::Timeout, "unfinished handshakes give way to new ones");

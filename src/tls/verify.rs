@@ -12,6 +12,10 @@ use super::certificate::{Certificate, date};
 use super::refusal::{Reason, Refusal, reason_of};
 use super::role::RoleName;
 
+/// The CAs between a certificate and a root that are believed on the way: none. A CA in `ca.crt` signs every certificate
+/// itself; what it lets others sign is not ours.
+pub(super) const DIRECTLY: &[CertificateDer<'static>] = &[];
+
 /// What a handshake showed of the other side.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
@@ -42,7 +46,12 @@ impl<V: ?Sized> Verifier<V> {
     }
 
     /// The verdict over a certificate that webpki accepted or not.
-    fn judge<T>(&self, end_entity: &CertificateDer<'_>, rules: Result<T, Error>) -> Result<T, Error> {
+    fn judge<T>(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        rules: Result<T, Error>,
+    ) -> Result<T, Error> {
         let read = Certificate::read(end_entity);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.shown = read.as_ref().ok().map(Certificate::shown);
@@ -58,6 +67,9 @@ impl<V: ?Sized> Verifier<V> {
                     (Reason::Expired, Ok(read)) => format!("its certificate expired on {}", date(read.not_after)),
                     (Reason::NotYetValid, Ok(read)) => {
                         format!("its certificate is not valid before {}", date(read.not_before))
+                    }
+                    (Reason::UnknownAuthority, _) if !intermediates.is_empty() => {
+                        "no CA in our ca.crt signed its certificate itself, and the CAs that it showed beside are not believed; issue it by a CA in ca.crt, or put the CA that issued it there".to_owned()
                     }
                     (Reason::UnknownAuthority, _) => "no CA in our ca.crt signed its certificate".to_owned(),
                     (Reason::WrongRole, _) => self.wrong_role(),
@@ -123,7 +135,7 @@ impl ClientCertVerifier for Verifier<dyn ClientCertVerifier> {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.judge(end_entity, self.rules.verify_client_cert(end_entity, intermediates, now))
+        self.judge(end_entity, intermediates, self.rules.verify_client_cert(end_entity, DIRECTLY, now))
     }
 
     signatures!();
@@ -138,8 +150,8 @@ impl ServerCertVerifier for Verifier<dyn ServerCertVerifier> {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let rules = self.rules.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-        self.judge(end_entity, rules)
+        let rules = self.rules.verify_server_cert(end_entity, DIRECTLY, server_name, ocsp_response, now);
+        self.judge(end_entity, intermediates, rules)
     }
 
     signatures!();

@@ -192,8 +192,17 @@ impl NodeId {
     /// The id of the node called `name`; a name over 63 characters becomes its first 40, `-`, and 16 hex digits of a hash.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] when the name is empty or cannot be a topology value.
+    /// [`Kind::InvalidArgument`] when the name is empty or cannot be a topology value, and when it has the form of the id of a longer
+    /// name: it could be that node's.
     pub fn from_node_name(name: &str) -> Result<Self> {
+        if is_cut(name) {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "{name:?} cannot be a node's name: 40 characters, '-' and 16 hex digits are how longer names are shortened; give the node another name, or say its whole name"
+                ),
+            ));
+        }
         if name.len() <= 63 || !name.is_ascii() {
             return name.parse();
         }
@@ -207,6 +216,13 @@ impl NodeId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether a name has the form that [`NodeId::from_node_name`] gives longer ones.
+fn is_cut(name: &str) -> bool {
+    let hash = name.get(41..).unwrap_or_default();
+    let is_hash = hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    is_hash && name.as_bytes().get(40) == Some(&b'-')
 }
 
 impl fmt::Display for NodeId {
@@ -433,6 +449,20 @@ mod tests {
         let (a, b) = (NodeId::from_node_name(&a).unwrap(), NodeId::from_node_name(&b).unwrap());
         assert_ne!(a, b);
         assert!(a.as_str().len() <= 63);
+    }
+
+    #[test]
+    fn a_name_in_the_form_of_a_shortened_one_is_nobody_s() {
+        let long = format!("{}.example.org", "node-".repeat(12));
+        let id = NodeId::from_node_name(&long).unwrap();
+        // The id is read wherever it is said; a node of that name could be taken for the node with the long one.
+        assert_eq!(id.as_str().parse::<NodeId>().unwrap(), id);
+        let error = NodeId::from_node_name(id.as_str()).unwrap_err();
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        assert!(error.to_string().contains("longer names are shortened"), "{error}");
+        for good in [format!("{}-0123456789abcdeg", "a".repeat(40)), format!("{}-0123456789abcdef", "a".repeat(39))] {
+            assert_eq!(NodeId::from_node_name(&good).unwrap().as_str(), good);
+        }
     }
 
     proptest! {

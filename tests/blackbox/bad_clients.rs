@@ -1,6 +1,8 @@
 //! Clients that misbehave: the daemon says so or hangs up, serves the others meanwhile, keeps its memory, and has its
 //! file descriptors back afterwards.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,6 +15,7 @@ use tonic::Code;
 
 use crate::harness::raw::{Raw, figures};
 use crate::harness::{MIB, PoolFs, Use, World, await_that, create_request, refused, run};
+use crate::observability::get;
 
 /// How much more memory than idle the daemon may have under any of this, KiB. Hundreds of calls under way have a thread
 /// each, of which the stack and malloc's arena stay a while.
@@ -299,5 +302,61 @@ fn ten_thousand_calls_at_once_on_one_volume_and_on_many() {
     tally("10000 calls on 200 volumes, 20 connections", &codes);
     watch.ended("10000 calls at once", &mut world);
     assert!(world.volume_ids().len() <= 201);
+    world.finish();
+}
+
+/// What the daemon's port of metrics has of connections at most (src/wire/shares.rs), and of one network.
+const MOST_OF_METRICS: usize = 64;
+const MOST_OF_ONE: usize = MOST_OF_METRICS / 4;
+
+#[test]
+fn half_requests_to_the_port_of_metrics_take_nothing_from_the_rest() {
+    let mut world = World::new(PoolFs::Xfs);
+    let watch = Watch::new(&mut world);
+    many_descriptors();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", world.daemon().pid())).unwrap();
+    let files: Vec<_> =
+        limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();
+    assert_eq!(files[3], files[4], "the soft limit is not the hard one: {files:?}");
+    let vol = world.create("vol", Use::Block);
+    let mut all = Vec::new();
+    for i in 0..1500 {
+        let mut stream = TcpStream::connect(&world.metrics).unwrap();
+        let head: &[u8] = match i % 3 {
+            0 => b"",
+            1 => b"GET /metrics HTTP/1.1\r\nHost: x\r\n",
+            _ => b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+        };
+        let _ = stream.write_all(head);
+        all.push(stream);
+        if i % 300 == 299 {
+            served(&world);
+            assert_eq!(world.create("vol", Use::Block).id, vol.id);
+            assert_eq!(get(&world, "/healthz").0, 200);
+            assert!(get(&world, "/metrics").1.contains("holdfast_pools_readable 1"));
+        }
+    }
+    let is_open = |stream: &mut TcpStream| {
+        stream.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 64 << 10];
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
+            }
+        }
+    };
+    let open = all.iter_mut().filter_map(|stream| is_open(stream).then_some(())).count();
+    assert!(open <= MOST_OF_ONE, "{open} of 1500 connections are open");
+    // What is longer than a head, and what never comes, is hung up on.
+    let mut long = TcpStream::connect(&world.metrics).unwrap();
+    let _ = long.write_all(b"GET /metrics HTTP/1.1\r\n");
+    let _ = (0..64).try_for_each(|i| long.write_all(format!("x-{i}: {}\r\n", "y".repeat(1000)).as_bytes()));
+    let mut slow = TcpStream::connect(&world.metrics).unwrap();
+    slow.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap();
+    await_that("both are hung up on", Duration::from_secs(20), || !is_open(&mut long) && !is_open(&mut slow));
+    drop(all);
+    watch.ended("1500 half requests to the port of metrics", &mut world);
     world.finish();
 }

@@ -25,6 +25,7 @@ mod hangs;
 mod hostile;
 mod lifecycle;
 mod limits;
+mod loops;
 mod observability;
 mod one_writer;
 mod owner;

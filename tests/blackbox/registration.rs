@@ -13,6 +13,7 @@ use holdfast::kubelet::proto::{InfoRequest, PluginInfo, RegistrationStatus};
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::{Channel, Endpoint};
 
+use crate::harness::raw::{Raw, figures};
 use crate::harness::{PoolFs, Use, World, await_that, check_tree, write_tree};
 use crate::observability::get;
 
@@ -224,5 +225,35 @@ fn what_is_in_the_way_is_left_alone_and_the_driver_does_not_start() {
     fs::create_dir(&kubelet.directory).unwrap();
     world.start();
     kubelet.register();
+    world.finish();
+}
+
+#[test]
+fn connections_to_the_registration_s_socket_are_few_and_kubelet_is_answered() {
+    let (mut world, kubelet) = registering();
+    world.start();
+    kubelet.register();
+    let (_, before) = figures(world.daemon().pid()).unwrap();
+    let mut all: Vec<_> = (0..300)
+        .map(|i| {
+            let mut raw = Raw::connect(&kubelet.socket());
+            if i % 2 == 0 {
+                raw.greet(65_535);
+                raw.call(1, "/pluginregistration.Registration/NotifyRegistrationStatus", &[]);
+                raw.message(1, 1 << 19, &[0; 500], false);
+            }
+            raw
+        })
+        .collect();
+    assert_eq!(kubelet.info().name, "csi.holdfast.storage");
+    world.create("vol", Use::Block);
+    let (_, now) = figures(world.daemon().pid()).unwrap();
+    assert!(now <= before + 40, "{before} descriptors became {now}");
+    await_that("they are hung up on", PATIENCE, || {
+        all.retain_mut(|raw| !raw.closed_within(Duration::from_millis(1)));
+        all.len() <= 8
+    });
+    assert_eq!(kubelet.info().name, "csi.holdfast.storage");
+    drop(all);
     world.finish();
 }

@@ -41,8 +41,8 @@ is hashed: the name, or the part of it that is all that differs. Another name wo
 {{- end }}
 
 {{- define "holdfast.selector" -}}
-app.kubernetes.io/name: {{ include "holdfast.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "holdfast.name" . | toYaml }}
+app.kubernetes.io/instance: {{ .Release.Name | toYaml }}
 {{- end }}
 
 {{/* All objects' labels. Where others are added, as in holdfast.labelsAnd, theirs win: no selector is of an object's labels. */}}
@@ -102,6 +102,14 @@ podAntiAffinity:
       podAffinityTerm:
         {{- toYaml $apart | nindent 8 }}
 {{- end }}
+{{- end }}
+
+{{/* A number, whole ones without an exponent: a value of 1000000 is written 1e+06 otherwise. `--set` makes a text of 1.5. */}}
+{{- define "holdfast.number" -}}{{ . | toString | float64 | toJson }}{{- end }}
+
+{{/* An absolute path, quoted where it needs it: a blank may begin a comment. */}}
+{{- define "holdfast.path" -}}
+{{- if regexMatch "^/[A-Za-z0-9/._-]*$" . }}{{ . }}{{ else }}{{ toJson . }}{{ end }}
 {{- end }}
 
 {{/* An image's reference. Takes a list of its values and the tag it has without one. */}}

@@ -5,7 +5,7 @@ apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:
   name: {{ .name }}
-  namespace: {{ .root.Release.Namespace }}
+  namespace: {{ toYaml .root.Release.Namespace }}
   labels:
     {{- include "holdfast.labels" .root | nindent 4 }}
     app.kubernetes.io/component: {{ .component }}

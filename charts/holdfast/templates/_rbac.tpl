@@ -21,8 +21,8 @@ roleRef:
   name: {{ .name }}
 subjects:
   - kind: ServiceAccount
-    name: {{ .account }}
-    namespace: {{ .root.Release.Namespace }}
+    name: {{ toYaml .account }}
+    namespace: {{ toYaml .root.Release.Namespace }}
 {{- end }}
 
 {{/* The same within the release's namespace. */}}
@@ -31,7 +31,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata:
   name: {{ .name }}
-  namespace: {{ .root.Release.Namespace }}
+  namespace: {{ toYaml .root.Release.Namespace }}
   labels:
     {{- include "holdfast.labels" .root | nindent 4 }}
 rules:
@@ -41,7 +41,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata:
   name: {{ .name }}
-  namespace: {{ .root.Release.Namespace }}
+  namespace: {{ toYaml .root.Release.Namespace }}
   labels:
     {{- include "holdfast.labels" .root | nindent 4 }}
 roleRef:
@@ -50,6 +50,6 @@ roleRef:
   name: {{ .name }}
 subjects:
   - kind: ServiceAccount
-    name: {{ .account }}
-    namespace: {{ .root.Release.Namespace }}
+    name: {{ toYaml .account }}
+    namespace: {{ toYaml .root.Release.Namespace }}
 {{- end }}

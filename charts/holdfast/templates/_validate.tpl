@@ -10,6 +10,19 @@
 {{- $keep := ternary (printf "; fullnameOverride=%s keeps what an earlier chart installed" $cut) "" (regexMatch $label $cut) }}
 {{- fail (printf "all objects' names would begin with %q, which is no label of at most 40 characters that begins with a letter; choose another release name, or say fullnameOverride%s" $fullname $keep) }}
 {{- end }}
+{{- /* What a chart above passes is for all its charts, and not ours to refuse. */}}
+{{- if and .Chart.IsRoot .Values.global }}
+{{- fail (printf "global.%s: this chart has no global values; every value it has is in its values.yaml" (keys .Values.global | sortAlpha | first)) }}
+{{- end }}
+{{- /* An address of a Unix socket has 107 bytes, and kubelet finds these two below its own directory. */}}
+{{- $driver := include "holdfast.driver" . }}
+{{- $registration := ternary (printf "kubelet@%s-reg.sock" $driver) (printf "%s-reg.sock" $driver) (eq .Values.node.registration "self") }}
+{{- range list (printf "plugins_registry/%s" $registration) (printf "plugins/%s/csi.sock" $driver) }}
+{{- $socket := printf "%s/%s" $.Values.kubeletDir . }}
+{{- if gt (len $socket) 107 }}
+{{- fail (printf "kubeletDir: the socket %s would have %d bytes, and an address of a socket has 107 at most; kubelet needs a shorter root directory" $socket (len $socket)) }}
+{{- end }}
+{{- end }}
 {{- $pods := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/part-of" "csi.holdfast.storage/unit" }}
 {{- $objects := concat $pods (list "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart") }}
 {{- range list (list "commonLabels" .Values.commonLabels $objects) (list "controller.podLabels" .Values.controller.podLabels $pods) (list "node.podLabels" .Values.node.podLabels $pods) }}
@@ -121,6 +134,13 @@
 {{- if and (eq $tls.mode "auto") (has (include "holdfast.tls.authority" .) (concat (keys $units) $configs (list (include "holdfast.controller" .) (include "holdfast.snapshotController" .) (printf "%s-dashboard" $fullname)))) }}
 {{- fail (printf "tls.auto.authority: the chart itself makes an object %s; choose another name" (include "holdfast.tls.authority" .)) }}
 {{- end }}
+{{- $pools := list }}
+{{- $hasDefault := false }}
+{{- range .Values.nodeGroups | default (list (dict "pools" .Values.pools)) }}
+{{- range .pools }}{{ $pools = append $pools .name }}{{ end }}
+{{- if eq (len .pools) 1 }}{{ $hasDefault = true }}{{ end }}
+{{- end }}
+{{- $pools = $pools | uniq | sortAlpha }}
 {{- $classes := list }}
 {{- $default := list }}
 {{- range .Values.storageClasses }}
@@ -128,6 +148,13 @@
 {{- fail (printf "storageClasses: there are two called %q; give each a name of its own" .name) }}
 {{- end }}
 {{- $classes = append $classes .name }}
+{{- $pool := (.parameters | default dict).pool }}
+{{- if and $pool (not (has $pool $pools)) }}
+{{- fail (printf "storageClasses %s: no node has a pool %q, so no volume of this class would be made; pools are %s" .name $pool (join ", " $pools)) }}
+{{- end }}
+{{- if and (not $pool) (not $hasDefault) (not (has "default" $pools)) }}
+{{- fail (printf "storageClasses %s: it names no pool, every node has several, and none of them is called default; set parameters.pool to one of %s" .name (join ", " $pools)) }}
+{{- end }}
 {{- if .isDefault }}{{ $default = append $default .name }}{{ end }}
 {{- end }}
 {{- if gt (len $default) 1 }}

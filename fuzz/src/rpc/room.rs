@@ -148,8 +148,7 @@ impl Room {
         let mounts = self.os.mounts().expect("mountinfo");
         assert_eq!(mounts.entries().len(), self.mounts, "mounts: {:?}", mounts.entries().iter().rev().take(3));
         let pool = self.os.identity(&self.root.join("pool")).expect("stat").expect("the pool");
-        let loops = self.os.loops().expect("loops");
-        assert!(!loops.iter().any(|status| status.on_filesystem_of(&pool)), "a loop device is left");
+        assert!(self.os.loops_beside(&pool).expect("loops").is_empty(), "a loop device is left");
         for part in ["volumes", "snapshots", "trash"] {
             let left = listing(&self.root.join("pool").join(part));
             assert!(left.is_empty(), "left in {part}: {left}");
@@ -181,6 +180,7 @@ fn served(runtime: &Runtime, os: &Os, pool: &Path, socket: &Path) {
         node: Some(ThisNode { id: node, fabric: NO_FABRIC.to_owned(), workflows }),
         metrics: Metrics::new(os.activity().clone()),
         pools,
+        shares: holdfast::wire::Shares::of(1 << 16),
     };
     runtime.spawn(async move { serve(config, std::future::pending()).await.expect("it serves") });
 }

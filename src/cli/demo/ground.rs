@@ -78,7 +78,8 @@ impl Ground {
         if !done.success() {
             bail!("{tool}: {}", done.summary());
         }
-        let config = LoopConfig { block_size: 512, name: "holdfast-demo".to_owned(), discard: Discard::On };
+        let name = "holdfast-demo".to_owned();
+        let config = LoopConfig { block_size: 512, owner: name.clone(), name, discard: Discard::On };
         let device = self.os.loop_attach(&image, &path, &config).context("attach a loop device")?;
         self.image = self.os.loop_status(device)?;
         let point = self.directory.join("fs");
@@ -237,9 +238,7 @@ impl Ground {
         if self.os.mounts()?.at(&pool).is_none() {
             return Ok(Vec::new());
         }
-        let mut loops = self.os.loops()?;
-        loops.retain(|status| status.on_filesystem_of(&file));
-        Ok(loops)
+        Ok(self.os.loops_beside(&file)?)
     }
 
     fn socket(&self) -> PathBuf {

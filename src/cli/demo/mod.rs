@@ -20,7 +20,7 @@ use tonic::Code;
 
 use self::client::{Client, InUse};
 use self::ground::{Footprint, Ground};
-use super::output::{Paint, complain, say};
+use super::output::{Paint, complain, say_as_is};
 
 const SIZE: Bytes = Bytes::mib(320);
 const GROWN: Bytes = Bytes::mib(448);
@@ -334,9 +334,9 @@ struct Story {
 
 impl Story {
     fn title(&self) {
-        say("");
-        say(&self.paint.strong("Holdfast: a volume's whole life, over the driver's own CSI socket"));
-        say("");
+        say_as_is("");
+        say_as_is(&self.paint.strong("Holdfast: a volume's whole life, over the driver's own CSI socket"));
+        say_as_is("");
     }
 
     async fn step<T>(&mut self, name: &str, work: impl Future<Output = Result<(String, T)>>) -> Result<T> {
@@ -348,30 +348,34 @@ impl Story {
         match done {
             Ok((sentence, value)) => {
                 let tick = self.paint.good("ok");
-                say(&format!("  {tick}  {}  {}  {sentence}", self.paint.faint(&took), self.paint.strong(&name_column)));
+                say_as_is(&format!(
+                    "  {tick}  {}  {}  {sentence}",
+                    self.paint.faint(&took),
+                    self.paint.strong(&name_column)
+                ));
                 Ok(value)
             }
             Err(error) => {
                 let cross = self.paint.bad("--");
-                say(&format!("  {cross}  {}  {}", self.paint.faint(&took), self.paint.strong(&name_column)));
+                say_as_is(&format!("  {cross}  {}  {}", self.paint.faint(&took), self.paint.strong(&name_column)));
                 Err(error.context(format!("step \"{name}\" failed")))
             }
         }
     }
 
     fn failed(&self, error: &anyhow::Error, last_words: &str) {
-        say("");
-        say(&format!("  {}", self.paint.bad(&format!("{error:#}"))));
+        say_as_is("");
+        say_as_is(&format!("  {}", self.paint.bad(&format!("{error:#}"))));
         if !last_words.is_empty() {
-            say(&self.paint.faint("  the driver's last lines:"));
-            say(&format!("    {last_words}"));
+            say_as_is(&self.paint.faint("  the driver's last lines:"));
+            say_as_is(&format!("    {last_words}"));
         }
     }
 
     fn end(&self) {
         let seconds = self.total.elapsed().as_secs_f64();
-        say("");
-        say(&self.paint.good(&format!("  {} steps in {seconds:.1} s, each as it should be.", self.steps)));
-        say("");
+        say_as_is("");
+        say_as_is(&self.paint.good(&format!("  {} steps in {seconds:.1} s, each as it should be.", self.steps)));
+        say_as_is("");
     }
 }

@@ -17,6 +17,7 @@ use clap::Args;
 use holdfast::kubernetes::{ObjectName, connect};
 use holdfast::os::Timestamp;
 use holdfast::registry::Nodes;
+use holdfast::types::printable;
 use serde::Serialize;
 
 use self::facts::{Facts, Found};
@@ -24,7 +25,7 @@ use self::gather::Gatherer;
 use self::objects::Volume;
 use self::rules::{Explanation, explain};
 use super::asked::ControllerArguments;
-use super::output::{Columns, Format, Paint, complain, document, say};
+use super::output::{Columns, Format, Paint, complain, document, say, say_as_is, say_marked};
 
 /// Flags of `holdfast why`.
 #[derive(Args, Clone, Debug)]
@@ -126,14 +127,15 @@ fn tell(answer: &Answer) {
     columns.print();
     say("");
     if answer.explanation.findings.is_empty() {
-        say(&format!("{}  claim {}: nothing waits, as far as can be seen", paint.good("ok"), answer.claim));
+        say_marked(&paint.good("ok"), &format!("claim {}: nothing waits, as far as can be seen", answer.claim));
     }
     let now = Timestamp::now().seconds();
     for finding in &answer.explanation.findings {
         let since = finding.since.map_or(String::new(), |since| {
             format!(" (for {})", ago(u64::try_from(now.saturating_sub(since)).unwrap_or(0)))
         });
-        say(&format!("{}  {} waits for {}{since}", paint.bad("!!"), finding.object, paint.strong(&finding.waits_for)));
+        let object = printable(&finding.object);
+        say_as_is(&format!("{}  {object} waits for {}{since}", paint.bad("!!"), paint.strong(&finding.waits_for)));
         say(&format!("    do  {}", finding.next));
     }
     for hint in &answer.explanation.hints {

@@ -158,6 +158,14 @@ impl Home for MemoryHome {
         not_here()
     }
 
+    fn device_of(&self, _: &VolumeId) -> Result<Option<crate::pool::ActiveDevice>> {
+        not_here()
+    }
+
+    fn volume_of(&self, _: crate::os::DevNum) -> Result<Option<VolumeId>> {
+        not_here()
+    }
+
     fn begin_format(&self, _id: &VolumeId, _node: &NodeId, _fs: FsType) -> Result<Formatting> {
         not_here()
     }

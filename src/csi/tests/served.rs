@@ -48,6 +48,7 @@ async fn served() -> Served {
         node: None,
         metrics: Arc::clone(&metrics),
         pools: pools.clone(),
+        shares: crate::wire::Shares::of(1 << 16),
     };
     let (stop, stopped) = oneshot::channel::<()>();
     let ended = tokio::spawn(serve(config, async move { drop(stopped.await) }));

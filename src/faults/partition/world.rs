@@ -61,6 +61,7 @@ fn heartbeat(proxy: &Proxy) -> Heartbeat {
         fabric: NO_FABRIC.to_owned(),
         pools: proxy.local.health(),
         known: Vec::new(),
+        left_out: 0,
     }
 }
 

@@ -17,7 +17,8 @@ use crate::home::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
     GrantRequest, Granted, Home, Opened, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
 };
-use crate::os::Deadline;
+use crate::os::{Deadline, DevNum};
+use crate::pool::ActiveDevice;
 use crate::telemetry::HomeMetrics;
 use crate::types::{
     Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
@@ -29,8 +30,13 @@ const EARLIER: Duration = Duration::from_secs(2);
 const UNHURRIED: Duration = Duration::from_secs(300);
 /// Calls at once to one home: one that answers slowly must not use up the threads of all others.
 const MOST_CALLS: usize = 64;
-/// The largest reply, in bytes: a list of 10 000 volumes has 3 MiB.
-const MOST_REPLY: usize = 64 << 20;
+/// The largest reply, in bytes: a page of a list has some hundred kilobytes.
+const MOST_REPLY: usize = 8 << 20;
+/// Volumes or snapshots asked for at once, and the most that one home may have: a reply is in memory several times over.
+const PAGE: usize = 1000;
+const MOST_ENTRIES: usize = 1_000_000;
+/// Findings that are taken of one home.
+const MOST_FINDINGS: usize = 1000;
 
 /// The home of another node. Its methods block, on threads that may (docs/adr/0001).
 pub struct RemoteHome {
@@ -119,6 +125,41 @@ impl RemoteHome {
         self.ask(what, message, call).map_err(Failure::into_error)
     }
 
+    /// A list of at most `limit` entries (0: all), asked for in pages, so that no reply is large.
+    fn in_pages<T, K: Ord + Copy>(
+        &self,
+        what: &str,
+        after: Option<K>,
+        limit: usize,
+        ask: impl Fn(Option<K>, usize) -> Result<Page<T, K>>,
+    ) -> Result<Page<T, K>> {
+        let wanted = if limit == 0 { MOST_ENTRIES } else { limit };
+        let (mut entries, mut from) = (Vec::new(), after);
+        loop {
+            let page_size = PAGE.min(wanted - entries.len());
+            let page = ask(from, page_size)?;
+            let wrong = |why: &str| {
+                let sentence = format!("{what}: the answer of node {} is not used: {why}", self.node);
+                Err(Error::new(Kind::Unavailable, sentence))
+            };
+            if page.entries.len() > page_size {
+                return wrong("it has more entries than were asked for");
+            }
+            entries.extend(page.entries);
+            let Some(next) = page.next else { return Ok(Page { entries, next: None }) };
+            if from.is_some_and(|from| next <= from) {
+                return wrong("its list does not go on");
+            }
+            if entries.len() >= wanted {
+                if limit == 0 {
+                    return wrong("its list has no end");
+                }
+                return Ok(Page { entries, next: Some(next) });
+            }
+            from = Some(next);
+        }
+    }
+
     /// A reply that says what this release does not know, after the home has done what was asked.
     fn understood<T>(&self, what: &str, reply: Result<T>) -> Result<T, Failure> {
         reply.map_err(|error| {
@@ -177,12 +218,14 @@ impl Home for RemoteHome {
 
     fn volumes(&self, after: Option<VolumeId>, limit: usize) -> Result<Page<Volume, VolumeId>> {
         const WHAT: &str = "ListVolumes";
-        let message = pb::ListVolumesRequest { after: encode::after_volume(after), limit: count(limit) };
-        let reply =
-            self.ask_plainly(WHAT, message, |mut home, request| async move { home.list_volumes(request).await })?;
-        let entries = reply.volumes.into_iter().map(|volume| decode::volume(Some(volume))).collect::<Result<_>>();
-        let page = entries.and_then(|entries| Ok(Page { entries, next: decode::optional(&reply.next)? }));
-        self.understood_plainly(WHAT, page)
+        self.in_pages(WHAT, after, limit, |after, limit| {
+            let message = pb::ListVolumesRequest { after: encode::after_volume(after), limit: count(limit) };
+            let reply =
+                self.ask_plainly(WHAT, message, |mut home, request| async move { home.list_volumes(request).await })?;
+            let entries = reply.volumes.into_iter().map(|volume| decode::volume(Some(volume))).collect::<Result<_>>();
+            let page = entries.and_then(|entries| Ok(Page { entries, next: decode::optional(&reply.next)? }));
+            self.understood_plainly(WHAT, page)
+        })
     }
 
     fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
@@ -210,6 +253,20 @@ impl Home for RemoteHome {
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
         let message = pb::CloseRequest { id: id.to_string(), node: node.to_string() };
         self.ask_plainly("Close", message, |mut home, request| async move { home.close(request).await }).map(drop)
+    }
+
+    fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>> {
+        Err(Error::new(
+            Kind::Unsupported,
+            format!("volume {id} has its device on node {}, which alone can look at it", self.node),
+        ))
+    }
+
+    fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
+        Err(Error::new(
+            Kind::Unsupported,
+            format!("device {device} is this machine's, and node {} is another", self.node),
+        ))
     }
 
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {
@@ -271,17 +328,19 @@ impl Home for RemoteHome {
         limit: usize,
     ) -> Result<Page<Snapshot, SnapshotId>> {
         const WHAT: &str = "ListSnapshots";
-        let message = pb::ListSnapshotsRequest {
-            source: encode::after_volume(filter.source),
-            after: encode::after_snapshot(after),
-            limit: count(limit),
-        };
-        let reply =
-            self.ask_plainly(WHAT, message, |mut home, request| async move { home.list_snapshots(request).await })?;
-        let entries =
-            reply.snapshots.into_iter().map(|snapshot| decode::snapshot(Some(snapshot))).collect::<Result<_>>();
-        let page = entries.and_then(|entries| Ok(Page { entries, next: decode::optional(&reply.next)? }));
-        self.understood_plainly(WHAT, page)
+        self.in_pages(WHAT, after, limit, |after, limit| {
+            let message = pb::ListSnapshotsRequest {
+                source: encode::after_volume(filter.source),
+                after: encode::after_snapshot(after),
+                limit: count(limit),
+            };
+            let reply =
+                self.ask_plainly(WHAT, message, |mut home, request| async move { home.list_snapshots(request).await })?;
+            let entries =
+                reply.snapshots.into_iter().map(|snapshot| decode::snapshot(Some(snapshot))).collect::<Result<_>>();
+            let page = entries.and_then(|entries| Ok(Page { entries, next: decode::optional(&reply.next)? }));
+            self.understood_plainly(WHAT, page)
+        })
     }
 
     fn expand(&self, id: &VolumeId, range: &CapacityRange) -> Result<Expanded> {
@@ -334,7 +393,7 @@ impl Home for RemoteHome {
         let message = pb::ExamineRequest {};
         let reply =
             self.ask_plainly("Examine", message, |mut home, request| async move { home.examine(request).await })?;
-        Ok(reply.findings.into_iter().map(decode::finding).collect())
+        Ok(reply.findings.into_iter().take(MOST_FINDINGS).map(decode::finding).collect())
     }
 }
 

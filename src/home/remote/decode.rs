@@ -15,7 +15,7 @@ use crate::os::Timestamp;
 use crate::pool::Room;
 use crate::types::{
     AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, Kind, NodeId, Provisioning, Result,
-    VolumeMode, VolumeParameters,
+    VolumeMode, VolumeParameters, cut_printable,
 };
 
 /// What is missing or not known: said by the other side, so a matter of releases.
@@ -261,6 +261,15 @@ pub(super) fn capacity_query(request: pb::GetCapacityRequest) -> Result<Capacity
     })
 }
 
+/// The longest text of another that is kept, in bytes.
+const LONGEST: usize = 4096;
+
+/// A word of ours, which becomes a metric's label.
+fn word(said: String) -> Result<String> {
+    let is_ours = said.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'));
+    if is_ours && said.len() <= 63 { Ok(said) } else { Err(unknown("a pool's kind")) }
+}
+
 /// The figures of a pool.
 ///
 /// # Errors
@@ -272,8 +281,8 @@ pub fn pool_report(pool: pb::Pool) -> Result<PoolReport> {
     Ok(PoolReport {
         id: text(&pool.id)?,
         name: text(&pool.name)?,
-        kind: pool.kind.into(),
-        place: pool.place,
+        kind: word(pool.kind)?.into(),
+        place: cut_printable(&pool.place, LONGEST),
         room: Room {
             total: Bytes::new(pool.total),
             available: Bytes::new(pool.free),
@@ -301,6 +310,13 @@ pub(super) fn node(node: &str) -> Result<NodeId> {
 
 /// What is wrong in a pool, for people.
 pub fn finding(finding: pb::Finding) -> Finding {
+    let text = |said: String| cut_printable(&said, LONGEST);
     let pb::Finding { pool, what, place, remedy, kind } = finding;
-    Finding { kind: FindingKind::of_word(&kind), pool, what, place, remedy }
+    Finding {
+        kind: FindingKind::of_word(&kind),
+        pool: text(pool),
+        what: text(what),
+        place: text(place),
+        remedy: text(remedy),
+    }
 }

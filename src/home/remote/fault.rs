@@ -7,7 +7,7 @@ use prost::Message;
 use tonic::{Code, Status};
 
 use super::proto::{self as pb, error::Left};
-use crate::types::{Error, Failure, Kind, NodeId};
+use crate::types::{Error, Failure, Kind, NodeId, cut_printable};
 
 /// The longest sentence sent, in bytes: it travels twice in the trailers.
 const LONGEST: usize = 2048;
@@ -50,10 +50,10 @@ pub fn failure(node: &NodeId, endpoint: &str, what: &str, status: &Status) -> Fa
     if let Ok(said) = pb::Error::decode(status.details())
         && !status.details().is_empty()
     {
-        return said_by_home(said);
+        return said_by_home(&said);
     }
     let not_done = |kind, message: String| Failure::Clean(Error::new(kind, message));
-    let said = status.message();
+    let said = &*cut_printable(status.message(), LONGEST);
     match status.code() {
         Code::Unimplemented => not_done(
             Kind::Unavailable,
@@ -78,10 +78,10 @@ pub(super) fn overdue(node: &NodeId, what: &str) -> Failure {
     Failure::Dirty(Error::new(Kind::Timeout, message))
 }
 
-fn said_by_home(said: pb::Error) -> Failure {
+fn said_by_home(said: &pb::Error) -> Failure {
     let kind = pb::error::Kind::try_from(said.kind).ok().and_then(from_wire);
     // A kind of a later release: whatever it means, the caller has to ask again.
-    let error = Error::new(kind.unwrap_or(Kind::Unavailable), said.message);
+    let error = Error::new(kind.unwrap_or(Kind::Unavailable), cut_printable(&said.message, LONGEST));
     match (kind, Left::try_from(said.left)) {
         (Some(_), Ok(Left::Nothing)) => Failure::Clean(error),
         _ => Failure::Dirty(error),

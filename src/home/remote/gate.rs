@@ -1,11 +1,72 @@
-//! Who may make which call: what is refused is logged with who asked, and counted.
+//! Who may make which call: what is refused is logged with who asked, once a minute, and counted.
 
+use std::sync::Arc;
+
+use http::Extensions;
 use tonic::Status;
 
 use super::fault;
 use crate::telemetry::HomeMetrics;
-use crate::tls::{Peer, Role};
-use crate::types::Result;
+use crate::tls::{Link, Peer, Role};
+use crate::types::{Error, Kind, Result};
+use crate::wire::{Allowance, Door};
+
+/// What a node may ask for itself.
+const OF_NODES: &[&str] = &["Open", "Close", "BeginFormat", "EndFormat", "UseRaw"];
+/// What only controllers may ask.
+const OF_CONTROLLERS: &[&str] = &[
+    "CreateVolume",
+    "DeleteVolume",
+    "GetVolume",
+    "FindVolume",
+    "ListVolumes",
+    "Grant",
+    "Revoke",
+    "CreateSnapshot",
+    "DeleteSnapshot",
+    "GetSnapshot",
+    "FindSnapshot",
+    "ListSnapshots",
+    "Expand",
+    "GetCapacity",
+    "ListExtents",
+    "Report",
+    "Readmit",
+    "Examine",
+];
+/// A node's calls at once and the bytes of each: ids.
+const MOST_OF_NODE: (usize, usize) = (32, 16 << 10);
+/// Controllers' calls at once, all together, and the bytes of each.
+const MOST_OF_CONTROLLERS: (usize, usize) = (1024, 4 << 20);
+
+/// The door of a home's port.
+pub(super) struct HomeDoor(pub(super) HomeMetrics);
+
+impl Door for HomeDoor {
+    fn admit(&self, from: &Extensions, path: &str) -> Result<Allowance, Status> {
+        let call = path.rsplit('/').next().unwrap_or_default();
+        let find = |names: &[&'static str]| names.iter().find(|name| **name == call).copied();
+        let peer = Peer::of(from);
+        let is_node = peer.as_ref().is_ok_and(|peer| !peer.is_controller() && peer.is_some_node());
+        let (calls, bytes) = match find(OF_NODES) {
+            Some(_) if is_node => MOST_OF_NODE,
+            what => {
+                let what = what.or_else(|| find(OF_CONTROLLERS)).unwrap_or("unknown");
+                admit(&self.0, what, peer, &[Role::Controller])?;
+                MOST_OF_CONTROLLERS
+            }
+        };
+        Ok(allowance(from, calls, bytes))
+    }
+}
+
+/// What the client at the other end of a connection may have under way.
+#[must_use]
+pub fn allowance(from: &Extensions, calls: usize, bytes: usize) -> Allowance {
+    let connection = from.get::<Link>().map(|link| Arc::clone(&link.connection));
+    let client = connection.as_ref().map_or_else(|| "unknown".into(), |connection| Arc::clone(connection.name()));
+    Allowance { client, connection, calls, bytes }
+}
 
 /// Lets a call in, if `peer` has one of these roles.
 ///
@@ -13,11 +74,21 @@ use crate::types::Result;
 /// PERMISSION_DENIED, naming who asked and who may.
 pub fn admit(metrics: &HomeMetrics, what: &'static str, peer: Result<&Peer>, roles: &[Role]) -> Result<(), Status> {
     let role = peer.as_ref().map_or("unknown", |peer| role_of(peer));
+    let who = peer.as_ref().map_or_else(|_| "unknown".to_owned(), ToString::to_string);
     peer.and_then(|peer| peer.require(what, roles)).map_err(|error| {
-        tracing::warn!("{}", error.chain());
         metrics.refused(what, role);
+        if let Some(unsaid) = metrics.may_say(&who, what) {
+            tracing::warn!(unsaid, "{}", error.chain());
+        }
         fault::denied(error.chain())
     })
+}
+
+/// A client that has too many calls under way already.
+#[must_use]
+pub fn busy(what: &str, most: usize) -> Status {
+    let message = format!("{what}: {most} calls of this node are under way already; retry when one has ended");
+    fault::answer(&Error::new(Kind::Unavailable, message).into())
 }
 
 fn role_of(peer: &Peer) -> &'static str {

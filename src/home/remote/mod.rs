@@ -21,5 +21,5 @@ pub use client::RemoteHome;
 pub use decode::{finding as finding_of, pool_report, snapshot as snapshot_of, volume as volume_of};
 pub use encode::{finding, pool, snapshot, volume};
 pub use fault::{answer as wire_answer, denied as wire_denied, failure as wire_failure};
-pub use gate::admit as wire_admit;
+pub use gate::{admit as wire_admit, allowance as wire_allowance, busy as wire_busy};
 pub use service::HomeService;

@@ -13,17 +13,48 @@ use crate::home::{Home, SnapshotFilter};
 use crate::telemetry::HomeMetrics;
 use crate::tls::{Peer, Role};
 use crate::types::{Error, Failure, Kind, NodeId, ObjectUuid, Result, VolumeId};
+use crate::wire::{Bounds, MostArriving, Turns};
 use crate::works::{Ended, Works};
 
 /// Works at once for all callers.
 const MOST_WORKS: usize = 256;
+/// Works at once for one node, whether or not it still waits for them.
+const MOST_OF_NODE: usize = 16;
+/// Bytes of requests on their way in.
+const MOST_ARRIVING: MostArriving = MostArriving { all: 64 << 20, of_one: 32 << 20 };
 
 /// The gRPC service of one home.
 pub struct HomeService {
     home: Arc<dyn Home>,
     works: Works,
+    of_nodes: Turns,
     metrics: HomeMetrics,
 }
+
+/// A call that a node makes for itself.
+trait OfNode {
+    /// The node it is for.
+    fn node(&self) -> &str;
+
+    /// The volume.
+    fn id(&self) -> &str;
+}
+
+macro_rules! of_node {
+    ($($request:ident),*) => {
+        $(impl OfNode for pb::$request {
+            fn node(&self) -> &str {
+                &self.node
+            }
+
+            fn id(&self) -> &str {
+                &self.id
+            }
+        })*
+    };
+}
+
+of_node!(OpenRequest, CloseRequest, BeginFormatRequest, EndFormatRequest, UseRawRequest);
 
 impl fmt::Debug for HomeService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -37,13 +68,19 @@ impl HomeService {
     /// Answers with this home: controllers everything, a node what it asks for itself.
     #[must_use]
     pub fn new(home: Arc<dyn Home>) -> Self {
-        Self { home, works: Works::new(MOST_WORKS), metrics: HomeMetrics::default() }
+        Self { home, works: Works::new(MOST_WORKS), of_nodes: Turns::default(), metrics: HomeMetrics::default() }
     }
 
     /// The same, with what it refuses counted.
     #[must_use]
     pub fn counted(self, metrics: HomeMetrics) -> Self {
         Self { metrics, ..self }
+    }
+
+    /// The bounds of the port it is served on.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        Bounds::new(gate::HomeDoor(self.metrics.clone()), MOST_ARRIVING)
     }
 
     /// The works under way, to wait for at the end.
@@ -63,17 +100,33 @@ impl HomeService {
         self.run(what, request.into_inner(), work).await
     }
 
-    /// A call a node may make for itself. Whether the volume is granted to it is the home's own question.
-    async fn own<Q, R, F>(&self, what: &'static str, node: &str, request: Request<Q>, work: F) -> Answer<R>
+    /// A call a node may make for itself, of a volume that is attached to it: whether it is, is looked at before anything is locked
+    /// or touched.
+    async fn own<Q, R, F>(&self, what: &'static str, request: Request<Q>, work: F) -> Answer<R>
     where
-        Q: Send + 'static,
+        Q: OfNode + Send + 'static,
         R: Send + 'static,
-        F: FnOnce(&dyn Home, NodeId, Q) -> Result<R> + Send + 'static,
+        F: FnOnce(&dyn Home, VolumeId, NodeId, Q) -> Result<R> + Send + 'static,
     {
-        let node = decode::node(node).map_err(|error| fault::answer(&error.into()))?;
-        let roles = [Role::Controller, Role::Node(node.clone())];
-        gate::admit(&self.metrics, what, Peer::of(request.extensions()), &roles)?;
-        self.run(what, request.into_inner(), move |home, message| Ok(work(home, node, message)?)).await
+        let node = decode::node(request.get_ref().node()).map_err(|error| fault::answer(&error.into()))?;
+        let peer = Peer::of(request.extensions());
+        let is_node = peer.as_ref().is_ok_and(|peer| !peer.is_controller());
+        gate::admit(&self.metrics, what, peer, &[Role::Controller, Role::Node(node.clone())])?;
+        let turn = if is_node {
+            let turn = self.of_nodes.take(&node.as_str().into(), MOST_OF_NODE);
+            Some(turn.ok_or_else(|| gate::busy(what, MOST_OF_NODE))?)
+        } else {
+            None
+        };
+        self.run(what, request.into_inner(), move |home, message| {
+            let _until_it_ends = turn;
+            let id = volume_id(message.id())?;
+            if is_node {
+                attached(home, &id, &node)?;
+            }
+            Ok(work(home, id, node, message)?)
+        })
+        .await
     }
 
     async fn run<Q, R, F>(&self, what: &'static str, message: Q, work: F) -> Answer<R>
@@ -104,6 +157,22 @@ fn refused(home: &dyn Home, name: &str, error: Error) -> Failure {
         }
         _ => Failure::Clean(error),
     }
+}
+
+/// Requires that a volume is attached to a node.
+fn attached(home: &dyn Home, id: &VolumeId, node: &NodeId) -> Result<()> {
+    let is_attached = match home.volume(id) {
+        Ok(volume) => volume.published.contains(node),
+        Err(error) if error.kind() == Kind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    if is_attached {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Precondition,
+        format!("volume {id} is not attached to node {node}: attach it there (ControllerPublishVolume) first"),
+    ))
 }
 
 fn volume_id(id: &str) -> Result<VolumeId> {
@@ -170,25 +239,16 @@ impl HomeRpcs for HomeService {
     }
 
     async fn open(&self, request: Request<pb::OpenRequest>) -> Answer<pb::OpenReply> {
-        let node = request.get_ref().node.clone();
-        self.own("Open", &node, request, |home, node, message| {
-            Ok(encode::opened(&home.open(&volume_id(&message.id)?, &node)?))
-        })
-        .await
+        self.own("Open", request, |home, id, node, _message| Ok(encode::opened(&home.open(&id, &node)?))).await
     }
 
     async fn close(&self, request: Request<pb::CloseRequest>) -> Answer<pb::CloseReply> {
-        let node = request.get_ref().node.clone();
-        self.own("Close", &node, request, |home, node, message| {
-            home.close(&volume_id(&message.id)?, &node).map(|()| pb::CloseReply {})
-        })
-        .await
+        self.own("Close", request, |home, id, node, _message| home.close(&id, &node).map(|()| pb::CloseReply {})).await
     }
 
     async fn begin_format(&self, request: Request<pb::BeginFormatRequest>) -> Answer<pb::BeginFormatReply> {
-        let node = request.get_ref().node.clone();
-        self.own("BeginFormat", &node, request, |home, node, message| {
-            let formatting = home.begin_format(&volume_id(&message.id)?, &node, decode::fs_type(message.fs)?)?;
+        self.own("BeginFormat", request, |home, id, node, message| {
+            let formatting = home.begin_format(&id, &node, decode::fs_type(message.fs)?)?;
             Ok(pb::BeginFormatReply {
                 at: Some(encode::coordinates(&formatting.at)),
                 planned_uuid: formatting.planned_uuid.to_string(),
@@ -198,20 +258,15 @@ impl HomeRpcs for HomeService {
     }
 
     async fn end_format(&self, request: Request<pb::EndFormatRequest>) -> Answer<pb::EndFormatReply> {
-        let node = request.get_ref().node.clone();
-        self.own("EndFormat", &node, request, |home, node, message| {
-            let fs_uuid = decode::fs_uuid(&message.fs_uuid)?;
-            home.end_format(&volume_id(&message.id)?, &node, fs_uuid).map(|()| pb::EndFormatReply {})
+        self.own("EndFormat", request, |home, id, node, message| {
+            home.end_format(&id, &node, decode::fs_uuid(&message.fs_uuid)?).map(|()| pb::EndFormatReply {})
         })
         .await
     }
 
     async fn use_raw(&self, request: Request<pb::UseRawRequest>) -> Answer<pb::UseRawReply> {
-        let node = request.get_ref().node.clone();
-        self.own("UseRaw", &node, request, |home, node, message| {
-            home.use_raw(&volume_id(&message.id)?, &node).map(|()| pb::UseRawReply {})
-        })
-        .await
+        self.own("UseRaw", request, |home, id, node, _message| home.use_raw(&id, &node).map(|()| pb::UseRawReply {}))
+            .await
     }
 
     async fn create_snapshot(&self, request: Request<pb::CreateSnapshotRequest>) -> Answer<pb::CreateSnapshotReply> {

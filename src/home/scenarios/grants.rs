@@ -5,7 +5,9 @@ use super::*;
 both_ways! {
     an_attached_volume_is_not_deleted_and_a_detached_one_is_once,
     one_writer,
-    a_grant_stays_while_its_device_is_held_and_the_next_has_a_higher_number,
+    a_detached_volume_is_its_homes_while_the_device_is_held,
+    a_mark_of_use_is_void_once_the_device_is_gone,
+    a_clone_by_copy_waits_for_the_device_of_a_detached_volume,
     a_missing_or_short_image_is_never_opened,
     a_cut_image_is_never_made_long_again,
     a_record_that_counts_to_the_end_is_refused_and_the_home_goes_on,
@@ -59,22 +61,107 @@ fn one_writer(way: Way) {
     assert_eq!(rig.home.open(&id, &"node-2".parse().unwrap()).unwrap_err().kind(), Kind::Precondition);
 }
 
-fn a_grant_stays_while_its_device_is_held_and_the_next_has_a_higher_number(way: Way) {
-    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
+fn opened(rig: &Rig, id: &VolumeId) -> std::path::PathBuf {
+    let Coordinates::Local { device } = rig.home.open(id, &node()).unwrap().at;
+    device
+}
+
+fn marked(rig: &Rig, id: &VolumeId) -> bool {
+    let text = rig.pool.read_record(Object::Volume(id.uuid)).unwrap().unwrap();
+    let record = VolumeRecord::decode(Object::Volume(id.uuid), id.pool, &text).unwrap();
+    assert!(record.still_staged.is_none() || record.attachments.is_empty());
+    record.still_staged.is_some()
+}
+
+fn a_detached_volume_is_its_homes_while_the_device_is_held(way: Way) {
+    let mut rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
-    let opened = rig.home.open(&id, &node()).unwrap();
-    let Coordinates::Local { device } = opened.at;
+    let epoch = rig.home.open(&id, &node()).unwrap().epoch;
+    let device = opened(&rig, &id);
     let held = rig.os.open_exclusive(&device).unwrap().unwrap();
-    let error = rig.home.revoke(&id, Some(&node())).unwrap_err();
-    assert_eq!(error.kind(), Kind::InUse);
-    assert!(error.to_string().contains(&*device.to_string_lossy()), "{error}");
     assert_eq!(rig.home.close(&id, &node()).unwrap_err().kind(), Kind::InUse);
+    assert_eq!(rig.home.revoke(&id, Some(&node())).unwrap(), Changed::Yes);
+    assert_eq!(rig.home.revoke(&id, Some(&node())).unwrap(), Changed::No);
+    assert!(rig.home.volume(&id).unwrap().published.is_empty() && marked(&rig, &id));
+
+    // Detached is detached, in this life and the next; only the home goes on, and only as before.
+    for _ in 0..2 {
+        assert_eq!(rig.home.open(&id, &node()).unwrap_err().kind(), Kind::Precondition);
+        let error = rig.home.delete_volume(&id).unwrap_err();
+        assert!(error.kind() == Kind::InUse && error.to_string().contains(&*device.to_string_lossy()), "{error}");
+        assert_eq!(rig.home.begin_format(&id, &node(), FsType::Ext4).unwrap_err().kind(), Kind::Precondition);
+        let elsewhere = GrantRequest { node: "node-2".parse().unwrap(), ..grant() };
+        assert_eq!(rig.home.grant(&id, &elsewhere).unwrap_err().kind(), Kind::Precondition);
+        for other in [
+            GrantRequest { read_only: ReadOnly::Yes, ..grant() },
+            GrantRequest { mode: VolumeMode::Block, ..grant() },
+            GrantRequest { access: AccessMode::SingleNodeWriter, ..grant() },
+        ] {
+            let error = rig.home.grant(&id, &other).unwrap_err();
+            assert!(error.kind() == Kind::Precondition && error.to_string().contains("still uses it"), "{error}");
+        }
+        assert!(rig.image(&id).exists() && marked(&rig, &id));
+        rig = rig.again();
+    }
+    let again = rig.home.grant(&id, &grant()).unwrap();
+    assert_eq!((again.epoch, again.changed), (epoch + 1, Changed::Yes));
+    assert_eq!(opened(&rig, &id), device, "one image is on one device");
+    assert!(!marked(&rig, &id));
+
+    // Idle, it is as any other; the unstage cleans the record without an attachment.
+    rig.home.revoke(&id, None).unwrap();
+    assert!(marked(&rig, &id));
     drop(held);
     rig.home.close(&id, &node()).unwrap();
-    assert_eq!(rig.home.revoke(&id, Some(&node())).unwrap(), Changed::Yes);
+    assert!(!marked(&rig, &id));
     assert_eq!(rig.pool.active(id.uuid).unwrap(), None);
-    assert_eq!(rig.home.grant(&id, &grant()).unwrap().epoch, opened.epoch + 1);
+    assert_eq!(rig.home.grant(&id, &GrantRequest { mode: VolumeMode::Block, ..grant() }).unwrap().epoch, epoch + 2);
+    rig.home.revoke(&id, None).unwrap();
+    rig.home.delete_volume(&id).unwrap();
+}
+
+fn a_mark_of_use_is_void_once_the_device_is_gone(way: Way) {
+    let (gate, unwritable) = (Arc::new(Gate::default()), Arc::new(Mutex::new(None)));
+    gate.set(true);
+    let os = Os::intercepted(Box::new(Unwritable(Gated(gate), Arc::clone(&unwritable))));
+    let rig = Rig::with(way, os, Scratch::new(Ground::Xfs), SpaceLimits::default());
+    let used = |name: &str| {
+        let id = rig.create(name, 32).id;
+        rig.grant(&id);
+        let held = rig.os.open_exclusive(&opened(&rig, &id)).unwrap().unwrap();
+        rig.home.revoke(&id, None).unwrap();
+        drop(held);
+        // As a restart of the machine leaves it.
+        rig.pool.deactivate(id.uuid).unwrap();
+        assert!(marked(&rig, &id));
+        id
+    };
+    let other = GrantRequest { read_only: ReadOnly::Yes, ..grant() };
+    assert_eq!(rig.home.grant(&used("granted"), &other).unwrap().changed, Changed::Yes);
+    assert_eq!(rig.home.delete_volume(&used("deleted")).unwrap(), Changed::Yes);
+    // A record that cannot be written keeps nobody from an unstage.
+    let id = used("closed");
+    *unwritable.lock().unwrap() = Some(libc::EIO);
+    rig.home.close(&id, &node()).unwrap();
+    assert!(marked(&rig, &id));
+    *unwritable.lock().unwrap() = None;
+    rig.home.close(&id, &node()).unwrap();
+    assert!(!marked(&rig, &id));
+}
+
+fn a_clone_by_copy_waits_for_the_device_of_a_detached_volume(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Ext4));
+    let id = rig.create("a", 32).id;
+    rig.grant(&id);
+    let held = rig.os.open_exclusive(&opened(&rig, &id)).unwrap().unwrap();
+    rig.home.revoke(&id, None).unwrap();
+    let failure = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap_err();
+    assert_eq!(failure.error().kind(), Kind::Precondition, "{}", failure.error());
+    assert_eq!(clean(rig.home.create_volume(&from("c", 32, Source::Volume(id)))), Kind::Precondition);
+    drop(held);
+    ready(&rig, rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id);
+    until_made(&rig, &from("c", 32, Source::Volume(id)));
 }
 
 fn a_missing_or_short_image_is_never_opened(way: Way) {

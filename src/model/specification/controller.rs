@@ -7,6 +7,7 @@ use super::{
     Verdict, Volume, VolumeMode,
 };
 use crate::model::call::{Create, From, Wanted, mib};
+use crate::os::{DmSupport, Os};
 use crate::types::{FsType, MIB};
 
 /// What a new volume is filled from.
@@ -75,7 +76,7 @@ impl Specification {
             against.when(unfit, Code::InvalidArgument);
             against.when(matches!(origin.format, Format::Begun(_)), Code::Aborted);
             if let Source::Volume { name, .. } = origin.source {
-                against.when(self.ground.copying && self.granted(name), Code::FailedPrecondition);
+                against.when(self.ground.copying && self.taken(name), Code::FailedPrecondition);
             }
         }
         let size = chosen(asked.required, asked.limit, default, minimum);
@@ -94,6 +95,7 @@ impl Specification {
                 from: origin.as_ref().map(|origin| origin.source),
             },
             grant: None,
+            before: None,
             epoch: 0,
             format: origin.map_or(Format::Never, |origin| origin.format),
             staged: None,
@@ -143,17 +145,13 @@ impl Specification {
         }
     }
 
-    fn granted(&self, name: usize) -> bool {
-        self.volumes[name].as_ref().is_some_and(|made| made.grant.is_some())
-    }
-
     pub(super) fn delete(&mut self, volume: Volume) -> Verdict {
         let name = match volume {
             Volume::Elsewhere => return Verdict::Refused(vec![Code::Unavailable]),
             Volume::Foreign => return Verdict::Ok(Answer::Done),
             Volume::Of(name) => name,
         };
-        if self.granted(name) {
+        if self.taken(name) {
             return Verdict::Refused(vec![Code::FailedPrecondition]);
         }
         self.volumes[name] = None;
@@ -177,10 +175,12 @@ impl Specification {
         against.when(matches!(node, OnNode::Of(number) if number != made.pool), Code::FailedPrecondition);
         let grant = mode.map(|mode| Grant { mode, access: usage.access, read_only });
         against.when(made.grant.is_some() && made.grant != grant, Code::AlreadyExists);
+        let other = made.grant.is_none() && made.before.is_some() && made.before != grant;
+        against.when(other && self.in_use(name), Code::FailedPrecondition);
         let epoch = if made.grant.is_some() { made.epoch } else { made.epoch + 1 };
         let verdict = against.or(|| Answer::Granted { epoch });
         if let (Verdict::Ok(_), Some(made)) = (&verdict, &mut self.volumes[name]) {
-            (made.grant, made.epoch) = (grant, epoch);
+            (made.grant, made.before, made.epoch) = (grant, None, epoch);
         }
         verdict
     }
@@ -197,11 +197,10 @@ impl Specification {
         if !taken {
             return Verdict::Ok(Answer::Done);
         }
-        if self.in_use(name) {
-            return Verdict::Refused(vec![Code::FailedPrecondition]);
-        }
+        // What is left is the volume's own node's use: it may go on, and keeps the volume from all others.
+        let used = self.in_use(name);
         if let Some(made) = &mut self.volumes[name] {
-            made.grant = None;
+            made.before = made.grant.take().filter(|_| used);
         }
         Verdict::Ok(Answer::Done)
     }
@@ -233,7 +232,8 @@ impl Specification {
         against.when(target - made.size > self.room(made.pool), Code::OutOfRange);
         let only_block = made.class.uses.iter().all(|(mode, _)| *mode == VolumeMode::Block);
         let node_expansion = match made.format {
-            Format::Raw => false,
+            // The device-mapper device over it follows on the node, where there is one.
+            Format::Raw => matches!(Os::new().dm_support(), Ok(DmSupport::Yes(_))),
             Format::Never => !only_block,
             Format::Begun(_) | Format::Made(..) => true,
         };
@@ -264,7 +264,7 @@ impl Specification {
         };
         let mut against = Against::default();
         against.when(matches!(source.format, Format::Begun(_)), Code::Aborted);
-        against.when(self.ground.copying && source.grant.is_some(), Code::FailedPrecondition);
+        against.when(self.ground.copying && self.taken(name), Code::FailedPrecondition);
         against.when(source.size > self.room(source.pool), Code::ResourceExhausted);
         let made = MadeCut {
             pool: source.pool,

@@ -175,6 +175,7 @@ impl Specification {
         let may = self.ground.grows_mounted_ext4;
         let Some(made) = &mut self.volumes[name] else { return Verdict::Refused(vec![Code::NotFound]) };
         let mut against = Against::default();
+        against.when(made.grant.is_none(), Code::FailedPrecondition);
         against.when(required > made.size, Code::OutOfRange);
         if !block {
             against.when(made.staged.is_some_and(|(_, read_only)| read_only), Code::FailedPrecondition);

@@ -1,5 +1,9 @@
 //! Images as block devices: loop devices with direct I/O. The kernel's answer is the truth; what this process
 //! remembers only says where to look first.
+//!
+//! A device is a volume's because its image is behind it: device and inode, asked once for each attachment (diskseq). The
+//! name it carries proves nothing, since a pod that has the device can set it. Devices are chosen by the end of the
+//! image's path in sysfs, so no other device of the machine is opened or asked.
 
 use std::fs::File;
 use std::path::Path;
@@ -7,9 +11,26 @@ use std::sync::PoisonError;
 
 use super::super::{ActiveDevice, Deactivated, Geometry, Object};
 use super::FilePool;
+use super::layout::DATA;
 use super::plain::Plain;
-use crate::os::{Discard, FileIdentity, LoopConfig, LoopDevice, LoopStatus};
+use crate::os::{DevNum, Discard, FileIdentity, LoopConfig, LoopDevice, LoopStatus, LoopView};
 use crate::types::{Error, Kind, ObjectUuid, OsContext, Provisioning, Result};
+
+/// What this process knows of a volume's device.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    device: LoopDevice,
+    diskseq: Option<u64>,
+    /// What it answered, if it was asked since it was attached.
+    status: Option<LoopStatus>,
+}
+
+impl Known {
+    /// Whether a device is still attached as it was then.
+    fn is(&self, device: LoopDevice, diskseq: Option<u64>) -> bool {
+        self.device == device && diskseq.is_some() && self.diskseq == diskseq
+    }
+}
 
 /// How a device is not what the geometry wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,13 +74,9 @@ impl FilePool {
             ));
         }
         if let Some(found) = self.find(volume, Some(&file))? {
-            if found.autoclear {
-                self.drop_unfit(volume, &found, "it is marked to go away (losetup -d) when its last user does")?;
-            } else {
-                match self.settle(&found, &file, geometry)? {
-                    None => return Ok(ActiveDevice { path: found.device.path() }),
-                    Some(differs) => self.drop_unfit(volume, &found, &differs.to_string())?,
-                }
+            match self.settle(&found, &file, geometry)? {
+                None => return self.active_device(volume, &found),
+                Some(differs) => self.drop_unfit(volume, &found, &differs.to_string())?,
             }
         }
         self.attach_new(volume, &image, &path, &file, geometry)
@@ -76,6 +93,7 @@ impl FilePool {
         let config = LoopConfig {
             block_size: geometry.block_size,
             name: volume.to_string(),
+            owner: self.owner(volume),
             discard: discard_of(geometry.provisioning),
         };
         let shown = path.display();
@@ -96,8 +114,8 @@ impl FilePool {
         };
         match self.settle(&status, file, geometry) {
             Ok(None) => {
-                self.remember(volume, attached);
-                Ok(ActiveDevice { path: attached.path() })
+                self.remember(volume, &status);
+                self.active_device(volume, &status)
             }
             Ok(Some(differs)) => {
                 let device = attached.path();
@@ -146,6 +164,9 @@ impl FilePool {
         let now = now.filter(|now| now.backs(file)).ok_or_else(|| {
             Error::new(Kind::Internal, format!("{shown} stopped to show the image while it was looked at; try again"))
         })?;
+        if self.os.loop_keep(&node).at(|| format!("keep {shown}"))? {
+            tracing::warn!(device = %shown, "a loop device was to go away with its last user (losetup -d, or a pod); it stays");
+        }
         if !now.direct_io {
             return Ok(Some(Differs::BufferedIo));
         }
@@ -170,7 +191,77 @@ impl FilePool {
 
     pub(super) fn attached(&self, volume: ObjectUuid) -> Result<Option<ActiveDevice>> {
         let file = self.image_if_one(volume)?;
-        Ok(self.find(volume, file.as_ref())?.map(|status| ActiveDevice { path: status.device.path() }))
+        match self.find(volume, file.as_ref())? {
+            Some(status) => self.active_device(volume, &status).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn active_device(&self, volume: ObjectUuid, status: &LoopStatus) -> Result<ActiveDevice> {
+        let path = status.device.path();
+        let number = status.device.number().ok_or_else(|| {
+            Error::new(Kind::Internal, format!("{} of volume {volume} went away; try again", path.display()))
+        })?;
+        Ok(ActiveDevice { path, number, diskseq: status.diskseq })
+    }
+
+    /// The volume whose image a device shows, if it is one of this pool's. Asks the device only if its image's path is
+    /// that of a volume here.
+    pub(super) fn shown_by(&self, device: DevNum) -> Result<Option<ObjectUuid>> {
+        let Some(device) = self.os.loop_of(device).at(|| format!("look up block device {device}"))? else {
+            return Ok(None);
+        };
+        let shown = device.path();
+        let view = self.os.loop_view(device).at(|| format!("look at {}", shown.display()))?;
+        let Some(view) = view else { return Ok(None) };
+        let Some(volume) = image_of(&view.backing).filter(ImagePath::named).map(|image| image.uuid) else {
+            return Ok(None);
+        };
+        let Some(file) = self.image_if_one(volume)? else { return Ok(None) };
+        let status = self.os.loop_status(device).at(|| format!("ask {}", shown.display()))?;
+        Ok(status.filter(|status| status.backs(&file)).map(|_| volume))
+    }
+
+    pub(super) fn all_attached(&self) -> Result<Vec<(ObjectUuid, ActiveDevice)>> {
+        let views = self.os.loop_views(|backing| image_of(backing).is_some()).at(|| "look at the loop devices")?;
+        let place = self.place()?;
+        let mut found = Vec::new();
+        for view in views {
+            let Some(volume) = image_of(&view.backing).map(|image| image.uuid) else { continue };
+            let Ok(Some(status)) = self.os.loop_status(view.device) else { continue };
+            let file = self.image_if_one(volume)?;
+            let ours = match &file {
+                Some(file) if status.backs(file) => true,
+                _ => status.on_filesystem_of(&place) && self.is_here(&view),
+            };
+            if ours {
+                found.push((volume, self.active_device(volume, &status)?));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The record says that this device was made for the volume, in this boot: it is ours whatever name it carries by
+    /// now, and its number is for nobody else.
+    pub(super) fn recall(&self, volume: ObjectUuid, device: &ActiveDevice) -> Result<()> {
+        let found = self.os.loop_of(device.number).at(|| format!("look up block device {}", device.number))?;
+        let Some(device_now) = found.or_else(|| LoopDevice::named(device.path.file_name()?.to_str()?)) else {
+            return Ok(());
+        };
+        self.os.reserve_loop(device_now, &self.owner(volume));
+        let known = Known { device: device_now, diskseq: device.diskseq, status: None };
+        self.hints.lock().unwrap_or_else(PoisonError::into_inner).entry(volume).or_insert(known);
+        Ok(())
+    }
+
+    /// No pod can have the volume's device any more.
+    pub(super) fn release_number(&self, volume: ObjectUuid) {
+        self.os.release_loops(&self.owner(volume));
+    }
+
+    /// Whose a volume's device is, among all of this machine's.
+    fn owner(&self, volume: ObjectUuid) -> String {
+        format!("{}_{volume}", self.identity.id)
     }
 
     /// Refuses to touch an image that a device shows.
@@ -203,47 +294,35 @@ impl FilePool {
         }
     }
 
-    /// Clears every device of the volume, found by its image or, where that is gone or was replaced, by the name the
-    /// device carries. A crash leaves some of them: the next call clears the rest.
+    /// Clears every device of the volume, found by its image or, where that is gone or was replaced, by the place of its
+    /// image. A crash leaves some of them: the next call clears the rest.
     pub(super) fn detach(&self, volume: ObjectUuid) -> Result<Deactivated> {
         let file = self.image_if_one(volume)?;
-        let place = self.place()?;
-        self.forget(volume);
         let mut result = Deactivated::Gone;
-        for status in self.os.loops().at(|| "look at the loop devices")? {
-            let shows = file.as_ref().is_some_and(|file| status.backs(file));
-            if !shows && !named(&status, volume, &place) {
-                continue;
-            }
+        for status in self.devices(volume, file.as_ref())? {
             self.refuse_foreign(volume, &status)?;
             let cleared = self.os.loop_clear(&status).at(|| format!("clear {}", status.device.path().display()))?;
             if !cleared {
                 result = Deactivated::Held;
             }
         }
+        if result == Deactivated::Gone {
+            self.forget(volume);
+        }
         Ok(result)
     }
 
-    /// The one device that shows a volume: by its image, or by name when there is no image.
+    /// The one device that shows a volume.
     fn find(&self, volume: ObjectUuid, file: Option<&FileIdentity>) -> Result<Option<LoopStatus>> {
-        if let (Some(hint), Some(file)) = (self.hint(volume), file) {
-            let now = self.os.loop_status(hint).at(|| format!("ask {}", hint.path().display()))?;
-            if let Some(status) = now.filter(|now| now.backs(file)) {
-                self.refuse_foreign(volume, &status)?;
-                return Ok(Some(status));
-            }
-            self.forget(volume);
+        if let (Some(known), Some(file)) = (self.known(volume), file)
+            && let Some(status) = self.still(&known, file)?
+        {
+            self.refuse_foreign(volume, &status)?;
+            self.remember(volume, &status);
+            return Ok(Some(status));
         }
-        let place = self.place()?;
         let mut found: Option<LoopStatus> = None;
-        for status in self.os.loops().at(|| "look at the loop devices")? {
-            let ours = match file {
-                Some(file) => status.backs(file),
-                None => named(&status, volume, &place),
-            };
-            if !ours {
-                continue;
-            }
+        for status in self.devices(volume, file)? {
             self.refuse_foreign(volume, &status)?;
             if let Some(other) = found {
                 return Err(Error::new(
@@ -257,10 +336,79 @@ impl FilePool {
             }
             found = Some(status);
         }
-        if let Some(status) = &found {
-            self.remember(volume, status.device);
+        match &found {
+            Some(status) => self.remember(volume, status),
+            None => self.forget(volume),
         }
         Ok(found)
+    }
+
+    /// The device we know of, if it still shows this image. The same attachment (diskseq) needs no question.
+    fn still(&self, known: &Known, file: &FileIdentity) -> Result<Option<LoopStatus>> {
+        let shown = known.device.path();
+        let view = self.os.loop_view(known.device).at(|| format!("look at {}", shown.display()))?;
+        let Some(view) = view else { return Ok(None) };
+        match &known.status {
+            Some(status) if known.is(view.device, view.diskseq) => {
+                let now = LoopStatus {
+                    autoclear: view.autoclear,
+                    offset: view.offset,
+                    read_only: view.read_only,
+                    ..status.clone()
+                };
+                Ok(Some(now).filter(|now| now.backs(file)))
+            }
+            _ if image_of(&view.backing).is_none() => Ok(None),
+            _ => {
+                let status = self.os.loop_status(known.device).at(|| format!("ask {}", shown.display()))?;
+                Ok(status.filter(|status| status.backs(file)))
+            }
+        }
+    }
+
+    /// The devices that show a volume: by its image or, without one, by the place of the image, which another pool on the
+    /// same filesystem does not share.
+    fn devices(&self, volume: ObjectUuid, file: Option<&FileIdentity>) -> Result<Vec<LoopStatus>> {
+        let candidate = |backing: &Path| image_of(backing).is_some_and(|image| image.uuid == volume);
+        let views = self.os.loop_views(candidate).at(|| "look at the loop devices")?;
+        if views.is_empty() {
+            return Ok(Vec::new());
+        }
+        let place = self.place()?;
+        let mut found = Vec::new();
+        for view in views {
+            let shown = view.device.path();
+            let status = match self.os.loop_status(view.device) {
+                Ok(Some(status)) => status,
+                Ok(None) => continue,
+                // Our own image answered just now, so what does not answer is another file, unless it has our path.
+                Err(error) if file.is_some() && !self.is_here(&view) => {
+                    tracing::warn!(device = %shown.display(), image = %view.backing.display(), %error, "a loop device over an image of the same name elsewhere does not answer; it is passed over");
+                    continue;
+                }
+                Err(error) => return Err(error).at(|| format!("ask {} of volume {volume}", shown.display())),
+            };
+            let ours = match file {
+                Some(file) => status.backs(file),
+                None => status.on_filesystem_of(&place) && self.is_here(&view),
+            };
+            if ours {
+                found.push(status);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether the path of a device's image can be one of this pool. Where its mount cannot be seen from here, the kernel
+    /// prints only the part below that mount.
+    pub(super) fn is_here(&self, view: &LoopView) -> bool {
+        image_of(&view.backing).is_some_and(|image| self.layout.root().ends_with(image.root))
+    }
+
+    /// Whether we made a device: it has the name we gave it, or we know that attachment.
+    pub(super) fn is_ours(&self, volume: ObjectUuid, status: &LoopStatus) -> bool {
+        status.name == volume.to_string()
+            || self.known(volume).is_some_and(|known| known.is(status.device, status.diskseq))
     }
 
     /// A device over one of our images that we did not make.
@@ -269,7 +417,7 @@ impl FilePool {
             format!("from byte {} on", status.offset)
         } else if status.read_only {
             "read-only".to_owned()
-        } else if status.name != volume.to_string() {
+        } else if !self.is_ours(volume, status) {
             format!("under the name {:?}", status.name)
         } else {
             return Ok(());
@@ -306,12 +454,13 @@ impl FilePool {
         place.ok_or_else(|| Error::new(Kind::Unavailable, format!("the pool's directory {} is gone", root.display())))
     }
 
-    fn hint(&self, volume: ObjectUuid) -> Option<LoopDevice> {
-        self.hints.lock().unwrap_or_else(PoisonError::into_inner).get(&volume).copied()
+    fn known(&self, volume: ObjectUuid) -> Option<Known> {
+        self.hints.lock().unwrap_or_else(PoisonError::into_inner).get(&volume).cloned()
     }
 
-    fn remember(&self, volume: ObjectUuid, device: LoopDevice) {
-        self.hints.lock().unwrap_or_else(PoisonError::into_inner).insert(volume, device);
+    fn remember(&self, volume: ObjectUuid, status: &LoopStatus) {
+        let known = Known { device: status.device, diskseq: status.diskseq, status: Some(status.clone()) };
+        self.hints.lock().unwrap_or_else(PoisonError::into_inner).insert(volume, known);
     }
 
     fn forget(&self, volume: ObjectUuid) {
@@ -319,14 +468,44 @@ impl FilePool {
     }
 }
 
+/// A path that can be a volume's image: `<root>/volumes/<uuid>/data`, or in the trash.
+pub(super) struct ImagePath<'a> {
+    /// The volume.
+    pub(super) uuid: ObjectUuid,
+    /// The pool's root, as far as the path tells, without a slash at its beginning.
+    root: &'a Path,
+    directory: &'a str,
+}
+
+impl ImagePath<'_> {
+    /// Whether the volume still has its name.
+    pub(super) fn named(&self) -> bool {
+        self.directory == "volumes"
+    }
+}
+
+/// What the path of a loop device's image says.
+pub(super) fn image_of(backing: &Path) -> Option<ImagePath<'_>> {
+    if backing.file_name()? != DATA {
+        return None;
+    }
+    let object = backing.parent()?;
+    let directory = object.parent()?;
+    let root = directory.parent()?;
+    let name = object.file_name()?.to_str()?;
+    let directory = directory.file_name()?.to_str()?;
+    let uuid = match directory {
+        "volumes" => name,
+        // volume-<uuid>-<random>
+        "trash" => name.strip_prefix("volume-")?.rsplit_once('-')?.0,
+        _ => return None,
+    };
+    Some(ImagePath { uuid: uuid.parse().ok()?, root: root.strip_prefix("/").unwrap_or(root), directory })
+}
+
 fn discard_of(provisioning: Provisioning) -> Discard {
     match provisioning {
         Provisioning::Thick => Discard::Off,
         Provisioning::Thin => Discard::On,
     }
-}
-
-/// Whether a device carries a volume's name and lies on the pool's filesystem: another pool's may carry it too.
-fn named(status: &LoopStatus, volume: ObjectUuid, place: &FileIdentity) -> bool {
-    status.name == volume.to_string() && status.on_filesystem_of(place)
 }

@@ -17,6 +17,7 @@ mod identity;
 mod image;
 mod init;
 mod layout;
+mod orphans;
 mod plain;
 mod records;
 mod reserve;
@@ -30,6 +31,7 @@ use std::sync::{Mutex, PoisonError};
 
 pub use self::identity::PoolFile;
 pub use self::init::Claimed;
+pub(in crate::pool) use self::orphans::{clear_orphans, orphan};
 
 use self::filesystem::Filesystem;
 use self::layout::Layout;
@@ -38,7 +40,7 @@ use super::{
     Abilities, ActiveDevice, Blankness, Class, Deactivated, Fill, Geometry, Identity, ImageFacts, Object, Pool,
     Progress, Room, Stray,
 };
-use crate::os::{ExtentSummary, LoopDevice, Os, OwnerLock, Timestamp};
+use crate::os::{DevNum, ExtentSummary, Os, OwnerLock, Timestamp};
 use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, OsContext, Result};
 
 /// A pool of image files.
@@ -50,8 +52,9 @@ pub struct FilePool {
     filesystem: Filesystem,
     abilities: Abilities,
     ownership: Ownership,
-    /// Where volumes were last seen: asked before all loop devices are, believed only after it was verified.
-    hints: Mutex<HashMap<ObjectUuid, LoopDevice>>,
+    /// The devices of volumes as they were last seen: looked at before all others, believed only while the kernel's
+    /// sequence number is the same.
+    hints: Mutex<HashMap<ObjectUuid, device::Known>>,
     /// As pool.json says.
     quarantine: Mutex<Option<Timestamp>>,
     reserve: Reserve,
@@ -192,6 +195,22 @@ impl Pool for FilePool {
 
     fn active(&self, volume: ObjectUuid) -> Result<Option<ActiveDevice>> {
         self.attached(volume)
+    }
+
+    fn volume_of(&self, device: DevNum) -> Result<Option<ObjectUuid>> {
+        self.shown_by(device)
+    }
+
+    fn active_devices(&self) -> Result<Vec<(ObjectUuid, ActiveDevice)>> {
+        self.all_attached()
+    }
+
+    fn claim_device(&self, volume: ObjectUuid, device: &ActiveDevice) -> Result<()> {
+        self.recall(volume, device)
+    }
+
+    fn disclaim_device(&self, volume: ObjectUuid) {
+        self.release_number(volume);
     }
 
     fn resize_device(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()> {

@@ -6,10 +6,11 @@ use std::path::Path;
 
 use super::super::{Class, Object, Stray};
 use super::FilePool;
+use super::device::image_of;
 use super::layout::{
     DATA, DIRECTORIES, LOCK_FILE, LOST_AND_FOUND, POOL_FILE, RESERVE, TEMPORARY, object_of, record_name,
 };
-use crate::os::{Entry, LoopStatus};
+use crate::os::{Entry, LoopStatus, LoopView};
 use crate::types::{ObjectUuid, OsContext, Result};
 
 impl FilePool {
@@ -82,24 +83,40 @@ impl FilePool {
         Ok(())
     }
 
-    /// Loop devices over a file of this pool that is no volume's image, or over one image twice.
+    /// Loop devices over a file of this pool that is no volume's image, or over one image twice, or that do not answer.
     fn stray_loops(&self, strays: &mut Vec<Stray>) -> Result<()> {
         let place = self.place()?;
+        let root = self.layout.root();
+        let candidate = |backing: &Path| backing.starts_with(root) || image_of(backing).is_some();
         let mut seen: Vec<LoopStatus> = Vec::new();
-        for status in self.os.loops().at(|| "look at the loop devices")? {
+        for view in self.os.loop_views(candidate).at(|| "look at the loop devices")? {
+            let backing = view.backing.display();
+            let device = view.device.path();
+            let status = match self.os.loop_status(view.device) {
+                Ok(Some(status)) => status,
+                Ok(None) => continue,
+                Err(_) if !self.is_here(&view) && !view.backing.starts_with(root) => continue,
+                Err(error) => {
+                    strays.push(Stray {
+                        missing: false,
+                        what: format!("a loop device over {backing} that does not answer: {error}"),
+                        place: device.display().to_string(),
+                        remedy: "see why its filesystem does not respond (the kernel's log); end its users, then losetup -d it"
+                            .to_owned(),
+                    });
+                    continue;
+                }
+            };
             if !status.on_filesystem_of(&place) {
                 continue;
             }
-            let Some(backing) = self.os.loop_backing_path(status.device) else { continue };
-            let device = status.device.path();
-            let image = self.image_named(&status)?;
             let what = if seen.iter().any(|other| other.shows_what(&status)) {
                 format!("a second loop device over {backing}")
-            } else if image || !Path::new(&backing).starts_with(self.layout.root()) {
+            } else if self.is_image(&view, &status)? || !view.backing.starts_with(root) {
                 seen.push(status);
                 continue;
             } else {
-                format!("a loop device over {backing}, which is no volume's image")
+                format!("a loop device over {backing}, which is no volume's image or was not attached by Holdfast")
             };
             seen.push(status);
             strays.push(Stray {
@@ -112,12 +129,12 @@ impl FilePool {
         Ok(())
     }
 
-    /// Whether a device shows the image of the volume it is named after.
-    fn image_named(&self, status: &LoopStatus) -> Result<bool> {
-        let Ok(uuid) = status.name.parse::<ObjectUuid>() else { return Ok(false) };
-        let path = self.layout.data(Object::Volume(uuid));
+    /// Whether a device shows the image of the volume whose path it has, as the driver would.
+    fn is_image(&self, view: &LoopView, status: &LoopStatus) -> Result<bool> {
+        let Some(image) = image_of(&view.backing).filter(super::device::ImagePath::named) else { return Ok(false) };
+        let path = self.layout.data(Object::Volume(image.uuid));
         let file = self.os.identity(&path).at(|| format!("stat {}", path.display()))?;
-        Ok(file.is_some_and(|file| status.backs(&file)))
+        Ok(file.is_some_and(|file| status.backs(&file)) && self.is_ours(image.uuid, status))
     }
 }
 

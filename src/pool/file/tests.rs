@@ -304,7 +304,7 @@ fn what_does_not_belong_and_an_object_without_image_are_strays() {
 
 fn foreign(scratch: &Scratch, name: &str) -> crate::os::LoopDevice {
     let image = scratch.os().open_image(&data(scratch)).unwrap().unwrap();
-    let config = LoopConfig { block_size: 4096, name: name.to_owned(), discard: Discard::Off };
+    let config = LoopConfig { block_size: 4096, name: name.to_owned(), owner: name.to_owned(), discard: Discard::Off };
     scratch.os().loop_attach(&image, &data(scratch), &config).unwrap()
 }
 
@@ -346,7 +346,8 @@ fn a_thin_image_is_attached_however_many_thick_ones_had_the_free_numbers() {
         clear(&scratch, device);
     }
     let image = os.open_image(&data(&scratch)).unwrap().unwrap();
-    let config = LoopConfig { block_size: 4096, name: "mine".to_owned(), discard: Discard::On };
+    let config =
+        LoopConfig { block_size: 4096, name: "mine".to_owned(), owner: "mine".to_owned(), discard: Discard::On };
     let device = os.loop_attach(&image, &data(&scratch), &config).unwrap();
     clear(&scratch, device);
 }
@@ -407,9 +408,13 @@ fn a_mounted_volume_is_held_and_its_image_stays() {
     refused(pool.remove(volume()), Kind::InUse, &["detach"]);
     assert_eq!(fs::read(point.join("file")).unwrap(), b"data");
     assert_eq!(pool.activate(uuid(), &THICK).unwrap(), device);
-    // Somebody's losetup -d of a mounted device only marks it: it is not handed out again while that lasts.
+    // losetup -d of a mounted device only marks it to go with its last user: the mark is taken back.
     run(scratch.os(), "losetup", ["-d", device.path.to_str().unwrap()]);
-    refused(pool.activate(uuid(), &THICK), Kind::InUse, &["losetup -d", "unmount"]);
+    let number = scratch.os().loop_of(device.number).unwrap().unwrap();
+    let marked = || scratch.os().loop_view(number).unwrap().unwrap().autoclear;
+    assert!(marked());
+    assert_eq!(pool.activate(uuid(), &THICK).unwrap(), device);
+    assert!(!marked());
     assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Held);
     assert!(scratch.os().unmount(&point).unwrap());
     assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
@@ -422,7 +427,8 @@ fn a_device_of_another_block_size_is_made_anew_when_idle() {
     let pool = scratch.pool();
     make(&*pool);
     let image = scratch.os().open_image(&data(&scratch)).unwrap().unwrap();
-    let config = LoopConfig { block_size: 512, name: uuid().to_string(), discard: Discard::Off };
+    let config =
+        LoopConfig { block_size: 512, name: uuid().to_string(), owner: uuid().to_string(), discard: Discard::Off };
     scratch.os().loop_attach(&image, &data(&scratch), &config).unwrap();
     drop(image);
     let device = pool.activate(uuid(), &THICK).unwrap();

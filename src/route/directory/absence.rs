@@ -39,17 +39,23 @@ impl Directory {
             Some(_) => Error::new(
                 Kind::Unavailable,
                 format!(
-                    "node {} does not serve pool {pool} ({}) any more, and no other node does; give it its disks back, or if they are gone for good name the pool in lostHomes",
-                    entry.node, entry.name
+                    "node {} does not serve pool {pool} ({}){}, and no other node does; give it its disks back, or if they are gone for good name the pool in lostHomes",
+                    entry.node,
+                    entry.name,
+                    match state.as_remembered(pool) {
+                        said if said.is_empty() => " any more".to_owned(),
+                        said => said,
+                    }
                 ),
             ),
             None => Error::new(
                 Kind::Unavailable,
                 format!(
-                    "node {}, the home of pool {pool} ({}), has not been heard since this controller started, and was last heard {} s ago; start it, or if it never returns name it in lostHomes",
+                    "node {}, the home of pool {pool} ({}), has not been heard since this controller started, and was last heard {}{}; start it, or if it never returns name it in lostHomes",
                     entry.node,
                     entry.name,
-                    entry.heard.age().as_secs()
+                    entry.ago(),
+                    state.as_remembered(pool)
                 ),
             ),
         })
@@ -60,9 +66,27 @@ impl Directory {
     pub fn unheard(&self) -> Vec<String> {
         let state = self.read();
         let silent_nodes = state.members.iter().filter_map(|(node, member)| Some(silent(node, self.silence(member)?)));
-        let missing = state.known.iter().filter(|(pool, _)| !state.members.values().any(|m| m.pools.contains(pool)));
+        let missing = state.known.iter().filter(|(pool, _)| !state.serving.contains_key(pool));
         let missing = missing.filter_map(|(pool, entry)| self.unserved(&state, *pool, Some(entry)));
-        silent_nodes.chain(missing).map(|error| error.to_string()).collect()
+        let cut = self.left_out(&state);
+        silent_nodes.chain(missing).chain(cut).map(|error| error.to_string()).collect()
+    }
+
+    /// That not all pools are known: a node that is heard names more than can be kept.
+    pub(super) fn left_out(&self, state: &State) -> Option<Error> {
+        let heard = state.members.iter().filter(|(_, member)| self.silence(member).is_none());
+        let cut = |(node, member): (&NodeId, &super::Member)| {
+            let left_out = member.last.as_ref().map_or(0, |last| last.left_out);
+            (left_out > 0).then(|| (node.clone(), left_out))
+        };
+        let (node, left_out) = heard.filter_map(cut).next()?;
+        Some(Error::new(
+            Kind::Unavailable,
+            format!(
+                "node {node} names {left_out} pools more than a controller keeps ({}): what is in them is not known; look at directory.json in its state directory, and whether somebody has its key",
+                super::MOST_KNOWN
+            ),
+        ))
     }
 
     /// Pools that are known and not served now, lost ones among them.
@@ -70,7 +94,8 @@ impl Directory {
     pub fn missing(&self) -> Vec<Entry> {
         let state = self.read();
         let served = |pool: &PoolId| {
-            state.members.values().any(|member| member.pools.contains(pool) && self.silence(member).is_none())
+            let nodes = state.serving.get(pool).into_iter().flatten();
+            nodes.filter_map(|node| state.members.get(node)).any(|member| self.silence(member).is_none())
         };
         state.known.values().filter(|entry| !served(&entry.pool)).cloned().collect()
     }

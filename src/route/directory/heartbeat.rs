@@ -21,8 +21,10 @@ pub struct Heartbeat {
     pub fabric: String,
     /// What it has.
     pub pools: Vec<PoolHealth>,
-    /// What it was told before.
+    /// What it was told before, as much of it as is taken.
     pub known: Vec<Entry>,
+    /// How many more it named.
+    pub left_out: usize,
 }
 
 /// One line of the directory.
@@ -36,8 +38,24 @@ pub struct Entry {
     pub node: NodeId,
     /// Where that was dialled.
     pub endpoint: String,
-    /// When a controller last heard so.
+    /// When a controller last heard so; zero where that is not known.
     pub heard: Timestamp,
+}
+
+impl Entry {
+    /// How long ago it was heard, for people.
+    #[must_use]
+    pub fn ago(&self) -> String {
+        if self.heard == Timestamp::from_nanos(0) {
+            return "at a time that is not known".to_owned();
+        }
+        format!("{} s ago", self.heard.age().as_secs())
+    }
+
+    /// What it takes in a message, about, in bytes.
+    pub(super) fn size(&self) -> usize {
+        64 + self.node.as_str().len() + self.name.as_str().len() + self.endpoint.len()
+    }
 }
 
 /// A node as people are shown it.

@@ -18,11 +18,21 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use self::absence::{nobody, quarantined, silent};
+use super::owned::{OwnedHome, Pools};
 use super::placement::{NO_FABRIC, Seat, Segments};
 use crate::home::{Health, Home, PoolReport};
 use crate::os::{Stopwatch, Timestamp};
 use crate::telemetry::{HomeFigures, HomeState};
 use crate::types::{Error, Kind, NodeId, PoolId, PoolName, Result};
+use crate::wire::Complaints;
+
+/// Pools that are kept in mind because somebody remembers them, in number and in bytes: the answer to each heartbeat has them all.
+pub const MOST_KNOWN: usize = 8192;
+const MOST_KNOWN_BYTES: usize = 2 << 20;
+/// Pools that one node may have had since this controller started.
+const MOST_OF_NODE: usize = 1024;
+/// Clocks of machines may differ by so much: what was heard later than that from now on was not heard then.
+const SKEW: Duration = Duration::from_secs(300);
 
 /// What a human declared lost: a node with all its pools, or one pool.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,6 +58,7 @@ pub type Dial = Box<dyn Fn(&NodeId, &str) -> Result<Arc<dyn Home>> + Send + Sync
 pub struct Directory {
     kind: Roles,
     state: RwLock<State>,
+    complaints: Complaints,
 }
 
 /// What the directory is made of.
@@ -62,6 +73,44 @@ enum Roles {
 struct State {
     members: BTreeMap<NodeId, Member>,
     known: BTreeMap<PoolId, Entry>,
+    /// The nodes that say they serve a pool, silent ones among them: the other way round than in `members`.
+    serving: BTreeMap<PoolId, BTreeSet<NodeId>>,
+    /// Who remembers a pool that was not heard here.
+    hearsay: BTreeMap<PoolId, NodeId>,
+    known_bytes: usize,
+}
+
+impl State {
+    /// Keeps where a pool is, or was.
+    fn know(&mut self, entry: Entry) -> Option<Entry> {
+        self.known_bytes += entry.size();
+        let before = self.known.insert(entry.pool, entry);
+        self.known_bytes -= before.as_ref().map_or(0, Entry::size);
+        before
+    }
+
+    /// Keeps what a node has now, in place of what it had.
+    fn join(&mut self, member: Member) {
+        let node = member.seat.node.clone();
+        let before = self.members.get(&node).map(|before| before.pools.clone()).unwrap_or_default();
+        for pool in before.difference(&member.pools) {
+            if let Some(nodes) = self.serving.get_mut(pool) {
+                nodes.remove(&node);
+                if nodes.is_empty() {
+                    self.serving.remove(pool);
+                }
+            }
+        }
+        for pool in &member.pools {
+            self.serving.entry(*pool).or_default().insert(node.clone());
+        }
+        self.members.insert(node, member);
+    }
+
+    /// Who says so of a pool that was not heard here, for messages.
+    fn as_remembered(&self, pool: PoolId) -> String {
+        self.hearsay.get(&pool).map_or_else(String::new, |node| format!(", as node {node} remembers"))
+    }
 }
 
 /// A node that was heard in this life.
@@ -69,12 +118,16 @@ struct Member {
     home: Arc<dyn Home>,
     seat: Seat,
     pools: BTreeSet<PoolId>,
+    /// The same, as its answers are checked by.
+    owned: Pools,
     last: Option<Last>,
 }
 
 /// The last heartbeat.
 struct Last {
     heartbeat: Heartbeat,
+    /// How many pools that it remembers are not kept.
+    left_out: usize,
     at: Timestamp,
     since: Stopwatch,
 }
@@ -105,11 +158,12 @@ impl Directory {
             let node = home.node().clone();
             let segments = Segments::of_node(&node, NO_FABRIC);
             let seat = Seat { node: node.clone(), segments };
-            (node, Member { home, seat, pools: pools.into_iter().collect(), last: None })
+            Member { home, seat, pools: pools.into_iter().collect(), owned: Pools::default(), last: None }
         };
-        let members = homes.into_iter().map(member).collect();
+        let mut state = State::default();
+        homes.into_iter().map(member).for_each(|member| state.join(member));
         let kind = Roles::Fixed { serving, others: BTreeSet::new() };
-        Self { kind, state: RwLock::new(State { members, known: BTreeMap::new() }) }
+        Self { kind, state: RwLock::new(state), complaints: Complaints::default() }
     }
 
     /// The same with nodes that have no pool of their own but may use volumes, where homes are always there.
@@ -125,7 +179,7 @@ impl Directory {
     #[must_use]
     pub fn of_controller(dial: Dial, rhythm: Rhythm, lost: BTreeSet<Lost>) -> Self {
         let kind = Roles::Controller { dial, rhythm, lost, since: Stopwatch::start() };
-        Self { kind, state: RwLock::default() }
+        Self { kind, state: RwLock::default(), complaints: Complaints::default() }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
@@ -135,56 +189,113 @@ impl Directory {
     /// Takes a heartbeat in. The answer is what the node keeps on its disk, and which of its pools were declared lost.
     ///
     /// # Errors
-    /// `InvalidArgument` for an endpoint that is none.
+    /// `InvalidArgument` for an endpoint that is none, and for a node that names ever more pools.
     pub fn hear(&self, heartbeat: Heartbeat) -> Result<(Vec<Entry>, Vec<PoolId>)> {
         let Roles::Controller { dial, .. } = &self.kind else { return Ok((Vec::new(), Vec::new())) };
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let now = Timestamp::now();
-        for entry in &heartbeat.known {
-            // What was heard here is newer than what a node remembers, whatever the clocks of machines say.
-            let heard_here = state.members.values().any(|member| member.pools.contains(&entry.pool));
-            let newer = state.known.get(&entry.pool).is_none_or(|known| known.heard < entry.heard);
-            if newer && !heard_here {
-                state.known.insert(entry.pool, entry.clone());
-            }
-        }
+        let (now, node) = (Timestamp::now(), heartbeat.node.clone());
+        let left_out = self.remember(&mut state, &heartbeat, now);
         let served: BTreeSet<PoolId> = heartbeat
             .pools
             .iter()
             .filter(|pool| !matches!(pool.health, Health::Quarantined(_)))
             .map(|pool| pool.id)
             .collect();
-        for pool in &heartbeat.pools {
-            let entry = Entry {
-                pool: pool.id,
-                name: pool.name.clone(),
-                node: heartbeat.node.clone(),
-                endpoint: heartbeat.endpoint.clone(),
-                heard: now,
-            };
-            if let Some(before) = state.known.insert(pool.id, entry)
-                && before.node != heartbeat.node
-            {
-                warn!(pool = %pool.id, from = %before.node, to = %heartbeat.node, "a pool is on another node now");
-            }
-        }
-        let node = heartbeat.node.clone();
+        self.learn(&mut state, &heartbeat, now)?;
         let same =
             |member: &Member| member.last.as_ref().is_some_and(|last| last.heartbeat.endpoint == heartbeat.endpoint);
-        let home = match state.members.get(&node) {
-            Some(member) if same(member) => Arc::clone(&member.home),
+        let (home, owned) = match state.members.get(&node) {
+            Some(member) if same(member) => {
+                member.owned.set(&served);
+                (Arc::clone(&member.home), member.owned.clone())
+            }
             before => {
-                info!(%node, endpoint = heartbeat.endpoint, version = heartbeat.version, pools = served.len(),
-                    again = before.is_some(), "node heard");
-                dial(&node, &heartbeat.endpoint)?
+                if before.is_none() || self.complaints.may_say(node.as_str(), "heard again").is_some() {
+                    info!(%node, endpoint = heartbeat.endpoint, version = heartbeat.version, pools = served.len(),
+                        again = before.is_some(), "node heard");
+                }
+                let owned = Pools::of(&served);
+                let home: Arc<dyn Home> = Arc::new(OwnedHome::new(dial(&node, &heartbeat.endpoint)?, owned.clone()));
+                (home, owned)
             }
         };
         let seat = Seat { node: node.clone(), segments: Segments::of_node(&node, &heartbeat.fabric) };
         let lost = heartbeat.pools.iter().map(|pool| pool.id).filter(|pool| self.is_lost(*pool, &node)).collect();
-        let last =
-            Some(Last { heartbeat: Heartbeat { known: Vec::new(), ..heartbeat }, at: now, since: Stopwatch::start() });
-        state.members.insert(node, Member { home, seat, pools: served, last });
+        let heartbeat = Heartbeat { known: Vec::new(), ..heartbeat };
+        let last = Some(Last { heartbeat, left_out, at: now, since: Stopwatch::start() });
+        state.join(Member { home, seat, pools: served, owned, last });
         Ok((state.known.values().cloned().collect(), lost))
+    }
+
+    /// Takes in what a node was told before of others; how many pools are left out. What was heard here is newer than what a node
+    /// remembers, whatever the clocks of machines say. A time that has not come yet is taken for one that is not known: anybody
+    /// else's word is better.
+    fn remember(&self, state: &mut State, heartbeat: &Heartbeat, now: Timestamp) -> usize {
+        let latest = now.as_nanos().saturating_add(u64::try_from(SKEW.as_nanos()).unwrap_or(u64::MAX));
+        let (mut left_out, mut early) = (heartbeat.left_out, 0_usize);
+        for entry in &heartbeat.known {
+            if state.serving.contains_key(&entry.pool) {
+                continue;
+            }
+            let heard = if entry.heard.as_nanos() > latest {
+                early += 1;
+                Timestamp::from_nanos(0)
+            } else {
+                entry.heard.min(now)
+            };
+            match state.known.get(&entry.pool) {
+                Some(known) if known.heard >= heard && known.heard <= now => continue,
+                Some(_) => {}
+                None if state.known.len() >= MOST_KNOWN || state.known_bytes + entry.size() > MOST_KNOWN_BYTES => {
+                    left_out += 1;
+                    continue;
+                }
+                None => {}
+            }
+            state.know(Entry { heard, ..entry.clone() });
+            state.hearsay.insert(entry.pool, heartbeat.node.clone());
+        }
+        let node = &heartbeat.node;
+        if early > 0 && self.complaints.may_say(node.as_str(), "early").is_some() {
+            warn!(%node, early, "it says of pools that they were heard at a time that has not come yet: that time is not used; look at the clocks of that node and of the controllers");
+        }
+        if left_out > 0 && self.complaints.may_say(node.as_str(), "left out").is_some() {
+            warn!(%node, left_out, most = MOST_KNOWN, "it names more pools of others than are kept: look whether somebody has its key");
+        }
+        left_out
+    }
+
+    /// Takes in what a node has itself.
+    fn learn(&self, state: &mut State, heartbeat: &Heartbeat, now: Timestamp) -> Result<()> {
+        let node = &heartbeat.node;
+        let is_new = |pool: PoolId| state.known.get(&pool).is_none_or(|known| known.node != *node);
+        let new = heartbeat.pools.iter().filter(|pool| is_new(pool.id)).count();
+        if new > 0 && new + state.known.values().filter(|entry| entry.node == *node).count() > MOST_OF_NODE {
+            let message = format!(
+                "node {node} has named more than {MOST_OF_NODE} pools since this controller started: it is not heard any more; look whether somebody has its key, then restart the controllers"
+            );
+            if self.complaints.may_say(node.as_str(), "pools").is_some() {
+                warn!("{message}");
+            }
+            return Err(Error::new(Kind::InvalidArgument, message));
+        }
+        for pool in &heartbeat.pools {
+            let entry = Entry {
+                pool: pool.id,
+                name: pool.name.clone(),
+                node: node.clone(),
+                endpoint: heartbeat.endpoint.clone(),
+                heard: now,
+            };
+            state.hearsay.remove(&pool.id);
+            if let Some(before) = state.know(entry)
+                && before.node != *node
+                && self.complaints.may_say(&format!("{node} {}", pool.id), "moved").is_some()
+            {
+                warn!(pool = %pool.id, from = %before.node, to = %node, "a pool is on another node now");
+            }
+        }
+        Ok(())
     }
 
     fn is_lost(&self, pool: PoolId, node: &NodeId) -> bool {
@@ -265,6 +376,9 @@ impl Directory {
         self.settled()?;
         let state = self.read();
         let partial = |error: Error| error.context("the list would be incomplete, so none is given");
+        if let Some(error) = self.left_out(&state) {
+            return Err(partial(error));
+        }
         for (pool, entry) in &state.known {
             // Out of use since it was declared lost: in no list until a human has looked at it.
             if quarantined(&state, *pool, entry) {
@@ -413,7 +527,8 @@ impl Directory {
     /// The nodes that say they serve a pool. One that is silent does not count where another says so now: its disks were
     /// moved away and claimed, or it would not be another's.
     fn serving_pool<'a>(&self, state: &'a State, pool: PoolId) -> Vec<(&'a NodeId, &'a Member)> {
-        let said: Vec<_> = state.members.iter().filter(|(_, member)| member.pools.contains(&pool)).collect();
+        let nodes = state.serving.get(&pool).into_iter().flatten();
+        let said: Vec<_> = nodes.filter_map(|node| state.members.get_key_value(node)).collect();
         let heard: Vec<_> = said.iter().copied().filter(|(_, member)| self.silence(member).is_none()).collect();
         if heard.is_empty() { said } else { heard }
     }

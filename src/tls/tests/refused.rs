@@ -131,6 +131,56 @@ async fn nobody_there_is_unavailable() {
     rig.await_refusals("client", "no_answer", 1).await;
 }
 
+/// A certificate by a CA of which only the issuer is in `ca.crt`: the chain of three, and the root.
+fn by_an_intermediate(name: &str) -> (Held, String) {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose};
+    let ca = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params
+    };
+    let (root_key, middle_key, key) = (new_key().unwrap(), new_key().unwrap(), new_key().unwrap());
+    let root = ca("root").self_signed(&root_key).unwrap();
+    let middle = ca("middle").signed_by(&middle_key, &Issuer::new(ca("root"), root_key)).unwrap();
+    let mut leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let leaf = leaf.signed_by(&key, &Issuer::new(ca("middle"), middle_key)).unwrap();
+    let chain = [&leaf, &middle].map(|one| pem::encode(pem::CERTIFICATE, one.der())).concat();
+    let held = Held { certificate: chain, key: pem::encode(pem::PRIVATE_KEY, key.serialized_der()) };
+    (held, pem::encode(pem::CERTIFICATE, root.der()))
+}
+
+#[tokio::test]
+async fn a_ca_between_is_not_believed_whatever_root_signed_it() {
+    let rig = Rig::new();
+    let (held, root) = by_an_intermediate("controller.csi.holdfast.storage");
+    let place = rig.issue(&node("b"));
+    fs::write(place.join("ca.crt"), format!("{}{root}", rig.ca)).unwrap();
+    let server = rig.load(&place, &node("b")).unwrap();
+    let address = echo(&server).await;
+    stranger(&rig.ca, Some(&held), &node("b"), address).await.unwrap_err();
+    rig.await_refusals("server", "unknown_authority", 1).await;
+    assert_eq!(
+        rig.log.lines(&["WARN", "unknown_authority", "put the CA that issued it there"]),
+        1,
+        "{}",
+        rig.log.text()
+    );
+    // As a server too, and in its own files.
+    let address = impostor(&held).await;
+    let place = rig.issue(&Role::Operator);
+    fs::write(place.join("ca.crt"), format!("{}{root}", rig.ca)).unwrap();
+    let client = rig.load(&place, &Role::Operator).unwrap();
+    assert_eq!(connect(&client, &Role::Controller, address).await.unwrap_err().kind(), Kind::Denied);
+    rig.await_refusals("client", "unknown_authority", 1).await;
+    let own = rig.place("own");
+    held.write(&own, &root);
+    let _ = rig.load(&own, &Role::Controller);
+    assert!(rig.log.lines(&["tls.crt would not be accepted"]) >= 1, "{}", rig.log.text());
+}
+
 /// The first message of a client that knows TLS 1.2 and nothing later.
 fn hello_of_tls_1_2() -> Vec<u8> {
     let mut hello = vec![3, 3];

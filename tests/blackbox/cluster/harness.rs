@@ -40,7 +40,7 @@ pub(super) struct Machine {
     pub(super) directory: PathBuf,
     pub(super) extra: Vec<String>,
     /// Where a controller certifies, with [`Wire::Auto`].
-    enrol: String,
+    pub(super) enrol: String,
     variables: Vec<(String, String)>,
 }
 
@@ -105,6 +105,11 @@ impl Machine {
 
     pub(super) fn said(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// The process.
+    pub(super) fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("it runs").pid()
     }
 
     pub(super) fn kill9(&mut self) {

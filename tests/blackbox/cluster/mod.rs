@@ -2,6 +2,7 @@
 //! controllers elsewhere. What one node promises has to hold for all of them, whoever is silent.
 
 mod auto;
+mod bounds;
 mod harness;
 mod kubelet;
 mod lives;

@@ -5,16 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use holdfast::os::{LoopStatus, Os};
-use nix::sys::stat::{major, minor};
+use holdfast::os::{FileIdentity, LoopStatus, Os};
 
 use super::scratch::{Scratch, mounts};
 
 /// Loop devices whose image lies on this filesystem.
 pub(crate) fn loops_on(device: u64) -> Vec<LoopStatus> {
-    let encoded = (minor(device) & 0xff) | (major(device) << 8) | ((minor(device) & !0xff) << 12);
-    let all = Os::new().loops().unwrap();
-    all.into_iter().filter(|status| status.backing_device == encoded).collect()
+    let filesystem = FileIdentity { device, inode: 0, size: 0, allocated: 0 };
+    Os::new().loops_beside(&filesystem).unwrap()
 }
 
 /// Everything left, in words.

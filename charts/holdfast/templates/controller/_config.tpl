@@ -13,7 +13,7 @@ heartbeat: {{ .Values.heartbeat }}
     account: {{ .Release.Namespace }}/{{ include "holdfast.node.account" . }}
     certificateLife: {{ .Values.tls.auto.certificateLife }}
 {{- end }}
-lostHomes: {{ toJson .Values.lostHomes }}
+lostHomes: {{ .Values.lostHomes | default list | toJson }}
 log:
   format: {{ .Values.log.format }}
   level: {{ .Values.log.level }}

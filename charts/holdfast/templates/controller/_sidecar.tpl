@@ -9,12 +9,12 @@ is its alone, and an image whose entry point is the sidecar.
   image: {{ include "holdfast.image" (list $values.image "") }}
   imagePullPolicy: {{ $values.image.pullPolicy }}
   args:
-    - --v={{ .root.Values.sidecars.logLevel }}
+    - --v={{ include "holdfast.number" .root.Values.sidecars.logLevel }}
     - --csi-address=/csi/csi.sock
     - --http-endpoint=:{{ .port }}
     - --timeout={{ $values.timeout }}
-    - --kube-api-qps={{ .root.Values.sidecars.kubeApi.qps }}
-    - --kube-api-burst={{ int .root.Values.sidecars.kubeApi.burst }}
+    - --kube-api-qps={{ include "holdfast.number" .root.Values.sidecars.kubeApi.qps }}
+    - --kube-api-burst={{ include "holdfast.number" .root.Values.sidecars.kubeApi.burst }}
     - --leader-election
     - --leader-election-namespace=$(NAMESPACE)
     - --leader-election-lease-duration={{ $election.leaseDuration }}

@@ -56,7 +56,7 @@ of them gets the node; one without any condition matches no node and stays so. T
 endpoint: unix:///csi/csi.sock
 controllers:
   - {{ include "holdfast.controller" . }}.{{ .Release.Namespace }}.svc:{{ .Values.network.controllerPort }}
-stateDirectory: {{ .Values.stateDirectory }}
+stateDirectory: {{ include "holdfast.path" .Values.stateDirectory }}
 heartbeat: {{ .Values.heartbeat }}
 {{- with .Values.network.fabric }}
 fabric: {{ . | quote }}
@@ -71,7 +71,7 @@ fabric: {{ . | quote }}
 {{- end }}
 {{- if eq .Values.node.registration "self" }}
 kubeletRegistration: /registration
-kubeletEndpoint: {{ .Values.kubeletDir }}/plugins/{{ include "holdfast.driver" . }}/csi.sock
+kubeletEndpoint: {{ include "holdfast.path" (printf "%s/plugins/%s/csi.sock" .Values.kubeletDir (include "holdfast.driver" .)) }}
 {{- end }}
 log:
   format: {{ .Values.log.format }}
@@ -79,7 +79,9 @@ log:
 {{- end }}
 pools:
 {{- range $unit.pools }}
-  - {{ omit . "directoryType" | toYaml | nindent 4 | trim }}
+  {{- $pool := omit . "directoryType" }}
+  {{- if hasKey $pool "overcommit" }}{{ $pool = set $pool "overcommit" (.overcommit | toString | float64) }}{{ end }}
+  - {{ $pool | toYaml | nindent 4 | trim }}
 {{- else }} []
 {{- end }}
 {{- end }}

@@ -1,9 +1,12 @@
-//! The connections to the socket, never more than a few hundred: file descriptors and memory are for the work.
+//! The connections to one port or socket, never more than a few hundred: file descriptors and memory are for the work.
 //!
-//! One more than [`MOST_CONNECTIONS`] is let in, and the quietest is closed for it: one that never made a call before one
-//! that did, the longest without a call first, never one with a call under way. So a client that opens connections and
-//! leaves them, or sends what is no call, makes room for those that do; an idle sidecar that loses its connection makes
-//! a new one at its next call.
+//! One more than the limit is let in, and the quietest is closed for it: one that never made a call before one that did,
+//! the longest without a call first, never one with a call under way. So a client that opens connections and leaves
+//! them, or sends what is no call, makes room for those that do; an idle sidecar that loses its connection makes a new
+//! one at its next call.
+//!
+//! On a TCP port one network has a share of the places. When it has used its share, its own quietest connection is
+//! closed for its next one, so that one client cannot take the place of another.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,16 +18,15 @@ use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::{Sleep, sleep};
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
+use super::guests::Network;
 use crate::os::Stopwatch;
 
-/// Connections at once.
-pub(super) const MOST_CONNECTIONS: usize = 256;
 /// How many may be open besides, because they were told to close and have not yet; until one has, others wait.
 const MOST_CLOSING: usize = 256;
 /// How long they wait before it is looked again.
@@ -36,7 +38,9 @@ const SAID_EVERY: Duration = Duration::from_secs(60);
 
 /// A connection as its calls see it.
 #[derive(Debug)]
-pub(super) struct Peer {
+pub struct Peer {
+    /// What its bytes on their way in are counted by.
+    name: Arc<str>,
     /// Calls whose answer it has not taken yet.
     under_way: AtomicUsize,
     served: AtomicBool,
@@ -48,8 +52,10 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    fn new(clock: Stopwatch) -> Self {
+    /// A connection that was just made, of this client.
+    pub(crate) fn new(name: &str, clock: Stopwatch) -> Self {
         let peer = Self {
+            name: name.into(),
             under_way: AtomicUsize::new(0),
             served: AtomicBool::new(false),
             quiet_since: AtomicU64::new(0),
@@ -65,26 +71,37 @@ impl Peer {
         self.quiet_since.store(u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// What its bytes on their way in are counted by.
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
     /// A call of this connection, until the guard goes.
-    pub(super) fn call(self: &Arc<Self>) -> PeerCall {
+    pub(crate) fn call(self: &Arc<Self>) -> PeerCall {
         self.under_way.fetch_add(1, Ordering::SeqCst);
         PeerCall(Arc::clone(self))
     }
 
     /// Closes the connection, whatever is under way.
-    pub(super) fn close(&self) {
+    pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.waker.wake();
+    }
+
+    /// Whether it was told to close; the task is woken when it is.
+    pub(crate) fn is_closed(&self, cx: &Context<'_>) -> bool {
+        self.waker.register(cx.waker());
+        self.closed.load(Ordering::SeqCst)
     }
 }
 
 /// A call of a connection, which is not quiet meanwhile.
 #[derive(Debug)]
-pub(super) struct PeerCall(Arc<Peer>);
+pub(crate) struct PeerCall(Arc<Peer>);
 
 impl PeerCall {
     /// Whose it is, while that is open.
-    pub(super) fn weak(&self) -> Weak<Peer> {
+    pub(crate) fn weak(&self) -> Weak<Peer> {
         Arc::downgrade(&self.0)
     }
 }
@@ -97,18 +114,37 @@ impl Drop for PeerCall {
     }
 }
 
+/// How many connections a port takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Most {
+    /// All together.
+    pub(crate) all: usize,
+    /// Of one client: a network, or everybody who may open a Unix socket.
+    pub(crate) of_one: usize,
+}
+
+impl Most {
+    /// So many, whoever they are of.
+    pub(crate) fn of_socket(all: usize) -> Self {
+        Self { all, of_one: all }
+    }
+}
+
 /// All connections of a socket.
 #[derive(Debug)]
 struct Table {
+    /// The port, for messages.
+    what: &'static str,
     clock: Stopwatch,
-    most: usize,
+    most: Most,
     open: Mutex<Open>,
 }
 
 #[derive(Debug, Default)]
 struct Open {
     next: u64,
-    peers: BTreeMap<u64, Arc<Peer>>,
+    /// With the client each is of.
+    peers: BTreeMap<u64, (Arc<str>, Arc<Peer>)>,
     said: Option<Stopwatch>,
 }
 
@@ -131,33 +167,39 @@ impl Table {
     /// Whether those that were told to close have to go before another is let in.
     fn closing(&self) -> bool {
         let open = self.open();
-        open.peers.len() >= self.most + MOST_CLOSING
+        open.peers.len() >= self.most.all + MOST_CLOSING.min(self.most.all)
     }
 
-    /// A place for one more; `None` when all are taken and none is quiet.
-    fn admit(self: &Arc<Self>) -> Option<Place> {
+    /// A place for one more of this client; `None` when all are taken and none is quiet.
+    fn admit(self: &Arc<Self>, client: &Arc<str>) -> Option<Place> {
         let mut open = self.open();
-        let staying: Vec<_> = open.peers.values().filter(|peer| !peer.closed.load(Ordering::SeqCst)).collect();
-        if staying.len() >= self.most {
-            let quiet = staying.into_iter().filter(|peer| peer.under_way.load(Ordering::SeqCst) == 0);
+        let staying = || open.peers.values().filter(|(_, peer)| !peer.closed.load(Ordering::SeqCst));
+        let own = staying().filter(|(of, _)| of == client).count();
+        let is_greedy = own >= self.most.of_one;
+        if is_greedy || staying().count() >= self.most.all {
+            let quiet = staying()
+                .filter(|(of, peer)| peer.under_way.load(Ordering::SeqCst) == 0 && (!is_greedy || of == client));
             let rank =
                 |peer: &&Arc<Peer>| (peer.served.load(Ordering::Relaxed), peer.quiet_since.load(Ordering::Relaxed));
-            let quietest = quiet.min_by_key(rank).map(Arc::clone);
+            let quietest = quiet.map(|(_, peer)| peer).min_by_key(rank).map(Arc::clone);
             if let Some(quietest) = &quietest {
                 quietest.close();
             }
             if open.may_say() {
                 warn!(
-                    most = self.most,
-                    "there are too many connections to the CSI socket: the quietest are closed; look for a client that leaves them open"
+                    most = self.most.all,
+                    of_one = self.most.of_one,
+                    client = &**client,
+                    "there are too many connections to {}: the quietest are closed; look for a client that leaves them open",
+                    self.what
                 );
             }
             quietest?;
         }
         let number = open.next;
         open.next += 1;
-        let peer = Arc::new(Peer::new(self.clock));
-        open.peers.insert(number, Arc::clone(&peer));
+        let peer = Arc::new(Peer::new(&format!("{client} {number}"), self.clock));
+        open.peers.insert(number, (Arc::clone(client), Arc::clone(&peer)));
         Some(Place { table: Arc::clone(self), number, peer })
     }
 }
@@ -176,24 +218,50 @@ impl Drop for Place {
     }
 }
 
+/// What connections are accepted from.
+pub(crate) trait Listener: Send + Unpin + 'static {
+    /// A connection.
+    type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next connection and the client it is of.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Self::Io, Arc<str>)>>;
+}
+
+impl Listener for UnixListener {
+    type Io = UnixStream;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(UnixStream, Arc<str>)>> {
+        UnixListener::poll_accept(self, cx).map_ok(|(io, _)| (io, "socket".into()))
+    }
+}
+
+impl Listener for TcpListener {
+    type Io = TcpStream;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, Arc<str>)>> {
+        let accepted = TcpListener::poll_accept(self, cx);
+        accepted.map_ok(|(io, address)| (io, Network::of(address.ip()).to_string().into()))
+    }
+}
+
 /// Accepts, for ever.
 #[derive(Debug)]
-pub(super) struct Incoming {
-    listener: UnixListener,
+pub(crate) struct Incoming<L> {
+    listener: L,
     table: Arc<Table>,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-impl Incoming {
-    /// From this socket, at most so many at once.
-    pub(super) fn new(listener: UnixListener, most: usize) -> Self {
-        let table = Table { clock: Stopwatch::start(), most, open: Mutex::default() };
+impl<L: Listener> Incoming<L> {
+    /// From this listener, called so in messages, at most so many at once.
+    pub(crate) fn new(listener: L, what: &'static str, most: Most) -> Self {
+        let table = Table { what, clock: Stopwatch::start(), most, open: Mutex::default() };
         Self { listener, table: Arc::new(table), pause: None }
     }
 }
 
-impl Stream for Incoming {
-    type Item = io::Result<Connection>;
+impl<L: Listener> Stream for Incoming<L> {
+    type Item = io::Result<Connection<L::Io>>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
@@ -206,13 +274,13 @@ impl Stream for Incoming {
                 continue;
             }
             match ready!(self.listener.poll_accept(cx)) {
-                Ok((io, _)) => match self.table.admit() {
+                Ok((io, client)) => match self.table.admit(&client) {
                     Some(place) => return Poll::Ready(Some(Ok(Connection { io, place }))),
                     None => debug!("a connection is refused: all others have calls under way"),
                 },
                 Err(error) => {
                     if self.table.open().may_say() {
-                        warn!("connections to the CSI socket cannot be accepted now: {error}; it is tried again");
+                        warn!("connections to {} cannot be accepted now: {error}; it is tried again", self.table.what);
                     }
                     self.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
                 }
@@ -221,27 +289,30 @@ impl Stream for Incoming {
     }
 }
 
-/// One connection: a Unix socket that is broken once it was told to close, for reading and for writing: a server that
-/// waits for room to write does not read.
+/// One connection, which is broken once it was told to close, for reading and for writing: a server that waits for room
+/// to write does not read.
 #[derive(Debug)]
-pub(super) struct Connection {
-    io: UnixStream,
+pub(crate) struct Connection<T> {
+    io: T,
     place: Place,
 }
 
-impl Connection {
-    /// The socket, while it is not to be closed.
-    fn open(&mut self, cx: &Context<'_>) -> io::Result<Pin<&mut UnixStream>> {
-        let peer = &self.place.peer;
-        peer.waker.register(cx.waker());
-        if peer.closed.load(Ordering::SeqCst) {
+impl<T: Unpin> Connection<T> {
+    /// The connection as its calls see it.
+    pub(crate) fn peer(&self) -> &Arc<Peer> {
+        &self.place.peer
+    }
+
+    /// The stream, while it is not to be closed.
+    fn open(&mut self, cx: &Context<'_>) -> io::Result<Pin<&mut T>> {
+        if self.place.peer.is_closed(cx) {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         Ok(Pin::new(&mut self.io))
     }
 }
 
-impl Connected for Connection {
+impl<T: Send + Unpin + 'static> Connected for Connection<T> {
     type ConnectInfo = Arc<Peer>;
 
     fn connect_info(&self) -> Arc<Peer> {
@@ -249,13 +320,13 @@ impl Connected for Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl<T: AsyncRead + Unpin> AsyncRead for Connection<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.open(cx)?.poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Connection {
+impl<T: AsyncWrite + Unpin> AsyncWrite for Connection<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.open(cx)?.poll_write(cx, buf)
     }
@@ -286,7 +357,15 @@ mod tests {
     use super::*;
 
     fn table(most: usize) -> Arc<Table> {
-        Arc::new(Table { clock: Stopwatch::start(), most, open: Mutex::default() })
+        table_of(Most::of_socket(most))
+    }
+
+    fn table_of(most: Most) -> Arc<Table> {
+        Arc::new(Table { what: "a test", clock: Stopwatch::start(), most, open: Mutex::default() })
+    }
+
+    fn root() -> Arc<str> {
+        "root".into()
     }
 
     fn closed(place: &Place) -> bool {
@@ -296,14 +375,14 @@ mod tests {
     #[test]
     fn the_newcomer_takes_the_place_of_the_quietest_that_never_called() {
         let table = table(3);
-        let places: Vec<_> = (0..3).map(|_| table.admit().unwrap()).collect();
+        let places: Vec<_> = (0..3).map(|_| table.admit(&root()).unwrap()).collect();
         let calling = places[0].peer.call();
         drop(places[1].peer.call());
-        let fourth = table.admit().unwrap();
+        let fourth = table.admit(&root()).unwrap();
         assert_eq!(places.iter().map(closed).collect::<Vec<_>>(), [false, false, true]);
         assert!(!closed(&fourth));
         // It is the fourth's turn now: the second made a call once, the first is at it.
-        let fifth = table.admit().unwrap();
+        let fifth = table.admit(&root()).unwrap();
         assert!(closed(&fourth) && !closed(&places[1]) && !closed(&fifth));
         drop(calling);
     }
@@ -311,19 +390,35 @@ mod tests {
     #[test]
     fn a_connection_with_a_call_under_way_is_never_closed_for_another() {
         let table = table(2);
-        let places: Vec<_> = (0..2).map(|_| table.admit().unwrap()).collect();
+        let places: Vec<_> = (0..2).map(|_| table.admit(&root()).unwrap()).collect();
         let calls: Vec<_> = places.iter().map(|place| place.peer.call()).collect();
-        assert!(table.admit().is_none());
+        assert!(table.admit(&root()).is_none());
         drop(calls);
-        assert!(table.admit().is_some() && places.iter().filter(|place| closed(place)).count() == 1);
+        assert!(table.admit(&root()).is_some() && places.iter().filter(|place| closed(place)).count() == 1);
     }
 
     #[test]
     fn those_that_do_not_go_are_not_joined_by_ever_more() {
         let table = table(1);
-        let places: Vec<_> = (0..=MOST_CLOSING).map_while(|_| (!table.closing()).then(|| table.admit())).collect();
+        let places: Vec<_> =
+            (0..=MOST_CLOSING).map_while(|_| (!table.closing()).then(|| table.admit(&root()))).collect();
         assert!(places.iter().all(Option::is_some) && table.closing());
         drop(places);
         assert!(table.open().peers.is_empty() && !table.closing());
+    }
+
+    #[test]
+    fn one_network_makes_room_for_itself_and_never_takes_the_place_of_another() {
+        let table = table_of(Most { all: 4, of_one: 2 });
+        let (one, other): (Arc<str>, Arc<str>) = ("10.0.0.1".into(), "10.0.0.2".into());
+        let quiet = table.admit(&other).unwrap();
+        let mut greedy: Vec<_> = (0..2).map(|_| table.admit(&one).unwrap()).collect();
+        greedy.push(table.admit(&one).unwrap());
+        assert_eq!(greedy.iter().map(closed).collect::<Vec<_>>(), [true, false, false]);
+        assert!(!closed(&quiet));
+        let calls: Vec<_> = greedy.iter().map(|place| place.peer.call()).collect();
+        assert!(table.admit(&one).is_none(), "all of its own have calls under way");
+        assert!(table.admit(&other).is_some() && !closed(&quiet));
+        drop(calls);
     }
 }

@@ -125,7 +125,7 @@ impl fmt::Display for Guest {
 
 /// All places.
 #[derive(Debug)]
-pub(super) struct Guests {
+pub(crate) struct Guests {
     most: usize,
     first: Duration,
     seats: Mutex<Seats>,
@@ -152,6 +152,11 @@ impl Default for Guests {
 }
 
 impl Guests {
+    /// At most so many.
+    pub(crate) fn of(most: usize) -> Self {
+        Self::new(most, FIRST)
+    }
+
     fn new(most: usize, first: Duration) -> Self {
         Self { most, first, seats: Mutex::default() }
     }
@@ -161,7 +166,7 @@ impl Guests {
     }
 
     /// A place, and who gave way for it; `None` when nobody does.
-    pub(super) fn admit(self: &Arc<Self>, guest: &Guest) -> Option<(GuestPlace, Option<Guest>)> {
+    pub(crate) fn admit(self: &Arc<Self>, guest: &Guest) -> Option<(GuestPlace, Option<Guest>)> {
         let mut seats = self.seats();
         let left = if seats.taken.len() >= self.most {
             let number = seats.gives_way(guest.network(), self.first)?;
@@ -196,7 +201,7 @@ impl Seats {
 
 /// A place, given back when dropped.
 #[derive(Debug)]
-pub(super) struct GuestPlace {
+pub(crate) struct GuestPlace {
     guests: Arc<Guests>,
     number: u64,
     gone: oneshot::Receiver<Infallible>,
@@ -204,7 +209,7 @@ pub(super) struct GuestPlace {
 
 impl GuestPlace {
     /// Whether another has it now; the task is woken when it comes to that.
-    pub(super) fn is_gone(&mut self, cx: &mut Context<'_>) -> bool {
+    pub(crate) fn is_gone(&mut self, cx: &mut Context<'_>) -> bool {
         matches!(Pin::new(&mut self.gone).poll(cx), Poll::Ready(Err(_)))
     }
 }

@@ -1,0 +1,418 @@
+//! A device-mapper device over a raw block volume's loop device, so that the pod that gets the volume does not get the
+//! loop device's controls (docs/adr/0005).
+//!
+//! Whoever may open a loop device may detach it, change what it shows and resize it, without any capability. A
+//! device-mapper device is controlled through its control node, which wants CAP_SYS_ADMIN. It passes ioctls on to the
+//! device below it only if its table has exactly one target: one linear target as long as the loop device would hand
+//! LOOP_CLR_FD through. The table therefore always has two, which together show the whole volume.
+//!
+//! Keeps no state: the device is found by its dm uuid, which names pool and volume. A volume has the device from its
+//! first stage to its unstage, or never in between: see [`Linear::device`].
+
+use std::sync::OnceLock;
+
+use crate::home::Changed;
+use crate::os::{DevNum, DmMode, DmRemoved, DmState, DmSupport, DmTarget, Os};
+use crate::types::{Bytes, Error, Kind, ObjectUuid, OsContext, PoolId, Result, VolumeId};
+
+/// What the dm uuids of these devices begin with; pool and volume follow.
+const PREFIX: &str = "HOLDFAST-RAW-";
+/// Bytes of the second target, at the end of the volume: the largest logical block there is.
+const TAIL: u64 = 4096;
+/// Bytes of a sector.
+const SECTOR: u64 = 512;
+
+/// Makes, grows and removes these devices. All calls block and are idempotent.
+#[derive(Debug)]
+pub struct Linear {
+    os: Os,
+    support: OnceLock<DmSupport>,
+}
+
+/// The device of one volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearDevice {
+    /// Its number.
+    pub number: DevNum,
+    /// Its size.
+    pub size: Bytes,
+    /// Whether it may be written.
+    pub mode: DmMode,
+}
+
+impl Linear {
+    /// For the volumes of this node.
+    #[must_use]
+    pub fn new(os: Os) -> Self {
+        Self { os, support: OnceLock::new() }
+    }
+
+    /// Whether this kernel has device-mapper, asked once.
+    ///
+    /// # Errors
+    /// `Internal` when the kernel cannot be asked; the next call asks again.
+    pub fn support(&self) -> Result<&DmSupport> {
+        if let Some(support) = self.support.get() {
+            return Ok(support);
+        }
+        let support = self.os.dm_support().at(|| "ask the kernel for device-mapper")?;
+        Ok(self.support.get_or_init(|| support))
+    }
+
+    fn is_there(&self) -> Result<bool> {
+        self.support().map(|support| matches!(support, DmSupport::Yes(_)))
+    }
+
+    /// The device of a volume; `None` when it has none: then it is used through its loop device until it is unstaged.
+    /// One without a live table, which a crash left, counts as none.
+    ///
+    /// # Errors
+    /// `Corrupt` when a device has the volume's uuid and another table than ours; `Internal`.
+    pub fn device(&self, volume: &VolumeId) -> Result<Option<LinearDevice>> {
+        let Some(state) = self.state(volume)? else { return Ok(None) };
+        let Some((_, size)) = shape(&state.table).transpose().map_err(|()| foreign(volume))? else { return Ok(None) };
+        Ok(Some(LinearDevice { number: state.number, size, mode: state.mode }))
+    }
+
+    /// Gives a volume its device over the loop device `below`, which has `size` bytes, or makes the one it has as it is
+    /// to be: grown, resumed, in this mode.
+    ///
+    /// 1. Create it, without a table. A crash leaves a device of no size, which nothing can be read through; the next call
+    ///    goes on, and `release` removes it.
+    /// 2. Load the table beside the live one. A crash leaves the live one, or none, as it was; the same.
+    /// 3. Make it live. A crash leaves the finished device.
+    /// 4. Look at it again.
+    ///
+    /// # Errors
+    /// `Busy` when another call is making it; `InUse` when the volume's device lies on another loop device, or is open in the other mode; `Corrupt` when it is
+    /// larger than the loop device, or its table is none of ours; `Precondition` without device-mapper; `OutOfRange` for a
+    /// size that cannot be shown; `Internal`.
+    pub fn ensure(&self, volume: &VolumeId, below: DevNum, size: Bytes, mode: DmMode) -> Result<LinearDevice> {
+        if let DmSupport::No(why) = self.support()? {
+            return Err(Error::new(Kind::Precondition, format!("volume {volume} gets no device of its own: {why}")));
+        }
+        let uuid = uuid_of(volume);
+        let wanted = table(volume, below, size)?;
+        match self.state(volume)? {
+            None => {
+                let name = linear_name(volume);
+                self.os.dm_create(&name, &uuid).map_err(|error| create_failed(volume, &name, error))?;
+            }
+            Some(state) if state.table == wanted && state.mode == mode && !state.is_suspended => {
+                return Ok(LinearDevice { number: state.number, size, mode });
+            }
+            Some(state) => may_change(volume, &state, below, size, mode)?,
+        }
+        self.os.dm_load(&uuid, &wanted, mode).map_err(|error| load_failed(volume, below, error))?;
+        self.os.dm_resume(&uuid).at(|| format!("resume {} of volume {volume}", linear_name(volume)))?;
+        let state = self.state(volume)?.ok_or_else(|| unlike(volume, "is gone again"))?;
+        if state.table != wanted || state.mode != mode || state.is_suspended {
+            return Err(unlike(volume, "does not have the table it was given"));
+        }
+        let shown =
+            self.os.device_size_shown(state.number).at(|| format!("ask {} for its size", linear_name(volume)))?;
+        if shown != size.get() {
+            return Err(unlike(volume, "does not have the size of its table"));
+        }
+        Ok(LinearDevice { number: state.number, size, mode })
+    }
+
+    /// Lets a volume's device take the size its loop device has now. One step, as step 2 and 3 of [`Linear::ensure`]; the
+    /// pod's requests wait a moment. Nothing to do for a volume without one.
+    ///
+    /// # Errors
+    /// Those of [`Linear::ensure`].
+    pub fn resize(&self, volume: &VolumeId, below: DevNum, size: Bytes) -> Result<Changed> {
+        match self.device(volume)? {
+            Some(device) if device.size != size => self.ensure(volume, below, size, device.mode).map(|_| Changed::Yes),
+            _ => Ok(Changed::No),
+        }
+    }
+
+    /// Removes a volume's device, whatever state a crash left it in. The loop device is free then, as far as this goes.
+    ///
+    /// # Errors
+    /// `InUse` when it is open; `Internal`.
+    pub fn release(&self, volume: &VolumeId) -> Result<Changed> {
+        if !self.is_there()? {
+            return Ok(Changed::No);
+        }
+        let name = linear_name(volume);
+        match self.os.dm_remove(&uuid_of(volume)).at(|| format!("remove {name}"))? {
+            DmRemoved::Now => Ok(Changed::Yes),
+            DmRemoved::Absent => Ok(Changed::No),
+            DmRemoved::InUse => {
+                let users = self.users(volume).unwrap_or_default();
+                Err(Error::new(
+                    Kind::InUse,
+                    format!(
+                        "the device {name} of volume {volume} is {users}; stop the pod or process that has it open and retry (`dmsetup info {name}` shows how often it is open)"
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// Who keeps a device, as far as can be seen.
+    fn users(&self, volume: &VolumeId) -> Result<String> {
+        let Some(state) = self.state(volume)? else { return Ok("busy".to_owned()) };
+        let above = self.os.devices_above(state.number).at(|| format!("ask what lies on {}", state.number))?;
+        let above: Vec<_> = above.iter().map(ToString::to_string).collect();
+        Ok(match above.is_empty() {
+            true => format!("open {} times", state.open_count),
+            false => format!("open {} times, also by the block devices {}", state.open_count, above.join(", ")),
+        })
+    }
+
+    /// Whose device this number is; `None` when it is none of these. Opens nothing.
+    ///
+    /// # Errors
+    /// `Internal` when sysfs cannot be read.
+    pub fn volume_of(&self, number: DevNum) -> Result<Option<VolumeId>> {
+        let device = self.os.dm_device(number).at(|| format!("ask what device {number} is"))?;
+        Ok(device.and_then(|device| volume_in(&device.uuid)))
+    }
+
+    /// Every volume with such a device, from sysfs: also one that a crash left half made, but on kernels from 5.15 not before
+    /// it had a table. Opens nothing.
+    ///
+    /// # Errors
+    /// `Internal` when sysfs cannot be read.
+    pub fn all(&self) -> Result<Vec<(VolumeId, DevNum)>> {
+        let devices = self.os.dm_devices(PREFIX).at(|| "list the devices of device-mapper")?;
+        Ok(devices.into_iter().filter_map(|device| Some((volume_in(&device.uuid)?, device.number))).collect())
+    }
+
+    fn state(&self, volume: &VolumeId) -> Result<Option<DmState>> {
+        if !self.is_there()? {
+            return Ok(None);
+        }
+        self.os.dm_state(&uuid_of(volume)).at(|| format!("ask for the device {}", linear_name(volume)))
+    }
+}
+
+/// The name of a volume's device, for `dmsetup` and messages.
+#[must_use]
+pub fn linear_name(volume: &VolumeId) -> String {
+    format!("holdfast-{}-{}", volume.pool, volume.uuid)
+}
+
+fn uuid_of(volume: &VolumeId) -> String {
+    format!("{PREFIX}{}-{}", volume.pool, volume.uuid)
+}
+
+/// The volume a dm uuid names.
+fn volume_in(uuid: &str) -> Option<VolumeId> {
+    let (pool, uuid) = uuid.strip_prefix(PREFIX)?.split_once('-')?;
+    Some(VolumeId { pool: pool.parse::<PoolId>().ok()?, uuid: uuid.parse::<ObjectUuid>().ok()? })
+}
+
+/// The table of a volume: two linear targets one after the other, the second one block long.
+fn table(volume: &VolumeId, below: DevNum, size: Bytes) -> Result<Vec<DmTarget>> {
+    let split = size.get().checked_sub(TAIL).filter(|head| *head > 0 && size.get().is_multiple_of(TAIL));
+    let head = split.ok_or_else(|| {
+        Error::new(
+            Kind::OutOfRange,
+            format!("volume {volume} of {} bytes cannot be shown as a raw block device: its size has to be a multiple of {TAIL} bytes, and more than that", size.get()),
+        )
+    })?;
+    let linear = |start: u64, length: u64| DmTarget {
+        start: start / SECTOR,
+        length: length / SECTOR,
+        kind: "linear".to_owned(),
+        parameters: format!("{below} {}", start / SECTOR),
+    };
+    Ok(vec![linear(0, head), linear(head, TAIL)])
+}
+
+/// What a table of ours lies on (`major:minor`) and shows; `None` for an empty one, `Err` for one that is not ours.
+fn shape(table: &[DmTarget]) -> Option<std::result::Result<(&str, Bytes), ()>> {
+    match table {
+        [] => None,
+        [head, tail] => {
+            let size = Bytes::new(tail.start.saturating_add(tail.length).saturating_mul(SECTOR));
+            let follows = head.start == 0 && tail.start == head.length;
+            let both = straight(head).zip(straight(tail)).filter(|(one, other)| follows && one == other);
+            Some(both.map(|(device, _)| (device, size)).ok_or(()))
+        }
+        _ => Some(Err(())),
+    }
+}
+
+/// What a linear target lies on, if it shows that from the same place on.
+fn straight(target: &DmTarget) -> Option<&str> {
+    let (device, start) = target.parameters.split_once(' ')?;
+    (target.kind == "linear" && start.parse() == Ok(target.start)).then_some(device)
+}
+
+/// Whether the device a volume has may get another table.
+fn may_change(volume: &VolumeId, now: &DmState, below: DevNum, size: Bytes, mode: DmMode) -> Result<()> {
+    let name = linear_name(volume);
+    let Some((device, has)) = shape(&now.table).transpose().map_err(|()| foreign(volume))? else { return Ok(()) };
+    if device != below.to_string() {
+        return Err(Error::new(
+            Kind::InUse,
+            format!(
+                "the device {name} of volume {volume} lies on block device {device}, and the volume's loop device is {below}; stop every pod that uses the volume and unstage it"
+            ),
+        ));
+    }
+    if has > size {
+        return Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "the device {name} of volume {volume} has {} bytes and the loop device below it {}: the loop device was cut short; nothing was changed; stop every pod that uses the volume and unstage it",
+                has.get(),
+                size.get()
+            ),
+        ));
+    }
+    if now.mode != mode && now.open_count > 0 {
+        return Err(Error::new(
+            Kind::InUse,
+            format!(
+                "volume {volume} is open on this node, and cannot turn from writable to read-only or back meanwhile; stop its pods first"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn foreign(volume: &VolumeId) -> Error {
+    let name = linear_name(volume);
+    Error::new(
+        Kind::Corrupt,
+        format!(
+            "the device {name} of volume {volume} has a table that this driver did not load; nothing was changed; look at `dmsetup table {name}`, stop every pod that uses the volume, and run `dmsetup remove {name}`"
+        ),
+    )
+}
+
+fn unlike(volume: &VolumeId, what: &str) -> Error {
+    let name = linear_name(volume);
+    let why =
+        format!("the device {name} of volume {volume} was loaded and {what}: does something else change it? Retry");
+    Error::new(Kind::Internal, why)
+}
+
+fn create_failed(volume: &VolumeId, name: &str, error: std::io::Error) -> Error {
+    let what = format!("create the device {name} of volume {volume}");
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => Error::new(
+            Kind::Busy,
+            format!("{what}: another call is making it, or something else has its name (`dmsetup info {name}`); retry"),
+        )
+        .because(error),
+        _ => Error::new(Kind::Internal, what).because(error),
+    }
+}
+
+fn load_failed(volume: &VolumeId, below: DevNum, error: std::io::Error) -> Error {
+    let what = format!("load the table of {} over block device {below}", linear_name(volume));
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => Error::new(
+            Kind::InUse,
+            format!("{what}: something else has the loop device of volume {volume} for itself, a mount or another block device; end that and retry"),
+        )
+        .because(error),
+        _ => Error::new(Kind::Internal, what).because(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume() -> VolumeId {
+        format!("hf1_00000000000000ab_{}", ObjectUuid::of_volume("a")).parse().unwrap()
+    }
+
+    fn loop_device() -> DevNum {
+        DevNum { major: 7, minor: 3 }
+    }
+
+    fn target(start: u64, length: u64, kind: &str, parameters: &str) -> DmTarget {
+        DmTarget { start, length, kind: kind.into(), parameters: parameters.into() }
+    }
+
+    #[test]
+    fn the_table_has_two_targets_and_shows_every_byte_once() {
+        let made = table(&volume(), loop_device(), Bytes::new(1 << 20)).unwrap();
+        assert_eq!(made, [target(0, 2040, "linear", "7:3 0"), target(2040, 8, "linear", "7:3 2040")]);
+        assert_eq!(shape(&made), Some(Ok(("7:3", Bytes::new(1 << 20)))));
+        for size in [0, 4096, 4096 * 2 + 512, (1 << 20) - 1] {
+            assert_eq!(
+                table(&volume(), loop_device(), Bytes::new(size)).unwrap_err().kind(),
+                Kind::OutOfRange,
+                "{size}"
+            );
+        }
+        assert!(table(&volume(), loop_device(), Bytes::new(8192)).is_ok());
+    }
+
+    #[test]
+    fn a_table_that_is_not_ours_is_told() {
+        assert_eq!(shape(&[]), None);
+        for other in [
+            vec![target(0, 2048, "linear", "7:3 0")],
+            vec![target(0, 8, "linear", "7:3 8"), target(8, 8, "linear", "7:3 0")],
+            vec![target(0, 8, "linear", "7:3 0"), target(8, 8, "linear", "7:4 8")],
+            vec![target(0, 8, "error", ""), target(8, 8, "error", "")],
+            vec![target(0, 8, "crypt", "7:3 0"), target(8, 8, "linear", "7:3 8")],
+            vec![target(8, 8, "linear", "7:3 8"), target(16, 8, "linear", "7:3 16")],
+        ] {
+            assert_eq!(shape(&other), Some(Err(())), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_is_changed_only_if_it_is_this_volume_s_and_grows() {
+        let state = |table: Vec<DmTarget>, open_count| DmState {
+            number: DevNum { major: 252, minor: 5000 },
+            open_count,
+            is_suspended: false,
+            mode: DmMode::Writable,
+            table,
+        };
+        let of = |size| table(&volume(), loop_device(), Bytes::new(size)).unwrap();
+        let may = |state: &DmState, below, size, mode| {
+            may_change(&volume(), state, below, Bytes::new(size), mode).map_err(|error| error.kind())
+        };
+        let small = state(of(8192), 1);
+        assert_eq!(may(&small, loop_device(), 16384, DmMode::Writable), Ok(()));
+        assert_eq!(may(&small, loop_device(), 16384, DmMode::ReadOnly), Err(Kind::InUse));
+        assert_eq!(may(&state(of(8192), 0), loop_device(), 8192, DmMode::ReadOnly), Ok(()));
+        assert_eq!(may(&state(of(16384), 0), loop_device(), 8192, DmMode::Writable), Err(Kind::Corrupt));
+        let elsewhere = DevNum { major: 7, minor: 4 };
+        assert_eq!(may(&small, elsewhere, 16384, DmMode::Writable), Err(Kind::InUse));
+        assert_eq!(may(&state(Vec::new(), 0), elsewhere, 8192, DmMode::ReadOnly), Ok(()), "half made");
+        let error = vec![target(0, 16, "error", "")];
+        assert_eq!(may(&state(error, 0), loop_device(), 8192, DmMode::Writable), Err(Kind::Corrupt));
+    }
+
+    #[test]
+    fn a_dm_uuid_names_pool_and_volume_and_fits() {
+        let uuid = uuid_of(&volume());
+        assert_eq!(volume_in(&uuid), Some(volume()));
+        assert!(uuid.len() < 129 && linear_name(&volume()).len() < 128);
+        for other in
+            ["", "HOLDFAST-RAW-", "LVM-abc", "HOLDFAST-RAW-x-y", "CRYPT-LUKS2-x-y", &uuid[1..], &format!("{uuid}0")]
+        {
+            assert_eq!(volume_in(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn without_device_mapper_nothing_is_made_and_nothing_has_to_go() {
+        let linear = Linear::new(Os::new());
+        if matches!(linear.support().unwrap(), DmSupport::Yes(_)) {
+            return;
+        }
+        assert_eq!(linear.device(&volume()).unwrap(), None);
+        assert_eq!(linear.release(&volume()).unwrap(), Changed::No);
+        assert_eq!(linear.resize(&volume(), loop_device(), Bytes::new(8192)).unwrap(), Changed::No);
+        let refused = linear.ensure(&volume(), loop_device(), Bytes::new(8192), DmMode::Writable).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Precondition);
+        assert_eq!(linear.all().unwrap(), Vec::new());
+    }
+}

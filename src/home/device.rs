@@ -1,0 +1,159 @@
+//! The devices of this home's volumes: whose each is, who uses it, and letting go of it.
+
+use tracing::warn;
+
+use super::local::{PoolState, Shared};
+use super::record::{DeviceMark, VolumeRecord};
+use crate::os::{DevNum, DeviceUse};
+use crate::pool::{self, ActiveDevice, Deactivated};
+use crate::types::{Error, Kind, NodeId, ObjectUuid, OsContext, Result, VolumeId};
+
+impl Shared {
+    /// The device that shows a volume now; of a volume whose pool is not served or went away, one over an image of its
+    /// name: what is mounted must be unmounted all the same.
+    pub(super) fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>> {
+        match self.pool(id.pool).and_then(|state| state.pool.active(id.uuid)) {
+            Err(error) if is_absent(&error) => {
+                pool::orphan(&self.os, id.uuid, &|device| self.of_another_pool(id, device))
+            }
+            found => found,
+        }
+    }
+
+    /// The volume that a device of this machine shows, if it is one of ours.
+    pub(super) fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
+        for (pool, state) in &self.pools {
+            match state.pool.volume_of(device) {
+                Ok(Some(uuid)) => return Ok(Some(VolumeId { pool: *pool, uuid })),
+                Ok(None) => {}
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Two pools may hold the same uuid: disks that were moved, two drivers given the same names.
+    fn of_another_pool(&self, id: &VolumeId, device: DevNum) -> Result<bool> {
+        let others = self.pools.iter().filter(|(pool, _)| **pool != id.pool);
+        for (_, state) in others {
+            match state.pool.volume_of(device) {
+                Ok(found) if found == Some(id.uuid) => return Ok(true),
+                Ok(_) => {}
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    /// The node has let go: the device is taken away. Of a volume whose pool is not served or went away, what is left of
+    /// it.
+    pub(super) fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
+        let released = self.pool(id.pool).and_then(|state| {
+            let _lock = self.lock_volume(id, "close")?;
+            let held = self.release_device(state, id.uuid)?;
+            if held.is_none() {
+                self.unstaged(state, id);
+            }
+            Ok(held)
+        });
+        match released {
+            Ok(None) => Ok(()),
+            Ok(Some(held)) => {
+                Err(Error::new(Kind::InUse, format!("the device of volume {id} stays on node {node}: {held}")))
+            }
+            Err(error) if is_absent(&error) => {
+                pool::clear_orphans(&self.os, id.uuid, &|device| self.of_another_pool(id, device))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a volume's device away; what holds it, in words, when it cannot be.
+    ///
+    /// A device node bound into a pod holds nothing in the kernel's eyes, and would show the next image that gets the
+    /// loop's number: a device that is mounted or bound here is not even tried.
+    pub(super) fn release_device(&self, state: &PoolState, uuid: ObjectUuid) -> Result<Option<String>> {
+        let before = state.pool.active(uuid).ok().flatten();
+        if let Some(device) = &before {
+            let used_at = self.mounted_at(device.number)?;
+            if !used_at.is_empty() {
+                return Ok(Some(format!("{} is {}", device.path.display(), in_words(&used_at))));
+            }
+        }
+        if state.pool.deactivate(uuid)? == Deactivated::Gone {
+            return Ok(None);
+        }
+        let Some(device) = before.or(state.pool.active(uuid).ok().flatten()) else {
+            return Ok(Some("its device is held".to_owned()));
+        };
+        let path = device.path.display();
+        let users = self.os.device_users(device.number).unwrap_or_default();
+        Ok(Some(if users.is_empty() {
+            format!(
+                "{path} is held open, by a process that cannot be seen from here; look for it on the node: fuser -v {path}"
+            )
+        } else {
+            format!("{path} is {}", in_words(&users))
+        }))
+    }
+
+    /// Where a device is mounted or bound, as this process sees it.
+    fn mounted_at(&self, device: DevNum) -> Result<Vec<DeviceUse>> {
+        let table = self.os.mounts().at(|| "read the table of mounts")?;
+        Ok(table.uses(device))
+    }
+
+    /// A raw block volume's device may be in a pod from now on: the record says which it is, so that after any restart in
+    /// this boot its number is given to no other volume. One step: the record is written before the node has the device.
+    pub(super) fn mark_device(
+        &self,
+        state: &PoolState,
+        record: &mut VolumeRecord,
+        node: &NodeId,
+        device: &ActiveDevice,
+    ) -> Result<()> {
+        let boot_id = self.boot()?;
+        let mark =
+            DeviceMark { number: device.number.to_string(), diskseq: device.diskseq, unknown: serde_json::Map::new() };
+        let Some(attachment) = record.attachments.iter_mut().find(|attachment| attachment.node == *node) else {
+            return Ok(());
+        };
+        if attachment.boot_id != Some(boot_id) || attachment.device.as_ref() != Some(&mark) {
+            attachment.boot_id = Some(boot_id);
+            attachment.device = Some(mark);
+            self.store_volume(record)?;
+        }
+        state.pool.claim_device(record.uuid, device)
+    }
+
+    /// Takes in what the records say of devices that pods may have: called for each record when the home starts.
+    pub(super) fn recall_device(&self, state: &PoolState, record: &VolumeRecord) {
+        let Ok(boot_id) = self.boot() else { return };
+        let of_this_boot = |found: &&super::record::Attachment| found.boot_id == Some(boot_id);
+        for attachment in record.attachments.iter().chain(&record.still_staged).filter(of_this_boot) {
+            let Some(mark) = &attachment.device else { continue };
+            let Ok(number) = mark.number.parse::<DevNum>() else { continue };
+            let path = self.os.device_path(number);
+            let device = ActiveDevice { path, number, diskseq: mark.diskseq };
+            if let Err(error) = state.pool.claim_device(record.uuid, &device) {
+                warn!(volume = %record.handle, device = %number, error = %error.chain(), "the device of a raw block volume cannot be looked up");
+            }
+        }
+    }
+
+    fn boot(&self) -> Result<uuid::Uuid> {
+        let text = self.os.boot_id().at(|| "read the boot id")?;
+        text.parse().map_err(|error| Error::new(Kind::Internal, format!("{text:?} is no boot id: {error}")))
+    }
+}
+
+/// Whether a pool is not here, or not there any more.
+fn is_absent(error: &Error) -> bool {
+    matches!(error.kind(), Kind::NotFound | Kind::Unavailable)
+}
+
+fn in_words(uses: &[DeviceUse]) -> String {
+    uses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,327 @@
+//! Loop devices belong to the whole machine: what a pod, an administrator or another driver does to one must change nothing
+//! for any other volume, and a pod must never see another volume's bytes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::Node;
+use super::rig::{EXT4, Rig};
+use crate::home::{Changed, CreateVolume, GrantRequest, Home, LocalHome, ReadOnly, SpaceLimits};
+use crate::os::{Call, DevNum, Interceptor, MountFlags, Os};
+use crate::pool::scratch::{Ground, Scratch, home as node_id};
+use crate::pool::{PoolKind, PoolSpec};
+use crate::types::{AccessMode, Bytes, Capability, CapacityRange, Kind, VolumeId, VolumeMode, VolumeParameters};
+
+const BLOCK: VolumeMode = VolumeMode::Block;
+
+/// A raw block volume in a pod.
+fn published(rig: &Rig, name: &str) -> (VolumeId, PathBuf) {
+    let id = rig.volume(name, 32, BLOCK);
+    rig.node.stage(&rig.stage_request(id, BLOCK)).unwrap();
+    let request = rig.publish_request(id, BLOCK, &format!("pod-{name}"));
+    rig.node.publish(&request).unwrap();
+    (id, request.target)
+}
+
+fn device_at(path: &Path) -> DevNum {
+    DevNum::from_dev_t(fs::metadata(path).unwrap().rdev())
+}
+
+/// LOOP_CLR_FD needs no capability, only a descriptor, which the pod has.
+fn clear_as_its_pod(rig: &Rig, target: &Path) {
+    rig.shell(&format!("losetup -d {}", target.display()));
+}
+
+fn take_away(rig: &Rig, id: &VolumeId, target: &Path) {
+    rig.node.unpublish(id, target).unwrap();
+    rig.node.unstage(id, &rig.staging(id)).unwrap();
+    rig.home.revoke(id, None).unwrap();
+    assert_eq!(rig.home.delete_volume(id).unwrap(), Changed::Yes);
+}
+
+#[test]
+fn a_pod_that_clears_its_loop_device_never_sees_the_next_volume() {
+    let mut rig = Rig::new();
+    let (a, target) = published(&rig, "a");
+    let number = device_at(&target);
+    clear_as_its_pod(&rig, &target);
+    // Killed: the hold goes, and with it the loop device.
+    rig.reopen();
+    assert_eq!(rig.os.loop_of(number).unwrap().and_then(|device| rig.os.loop_view(device).unwrap()), None);
+    let b = rig.volume("b", 32, EXT4);
+    rig.node.stage(&rig.stage_request(b, EXT4)).unwrap();
+    let (c, other) = published(&rig, "c");
+    for id in [b, c] {
+        assert_ne!(rig.home.device_of(&id).unwrap().unwrap().number, number, "the pod of a would see it");
+    }
+    // Also in the next life of the driver, from the record alone.
+    rig.reopen();
+    let (d, more) = published(&rig, "d");
+    assert_ne!(device_at(&more), number);
+    // The stale bind goes, and its volume works again.
+    assert_eq!(rig.node.unpublish(&a, &target).unwrap(), Changed::Yes);
+    rig.node.stage(&rig.stage_request(a, BLOCK)).unwrap();
+    let request = rig.publish_request(a, BLOCK, "pod-a-again");
+    rig.node.publish(&request).unwrap();
+    fs::OpenOptions::new().write(true).open(&request.target).unwrap().write_all_at(b"mine", 0).unwrap();
+    take_away(&rig, &a, &request.target);
+    take_away(&rig, &c, &other);
+    take_away(&rig, &d, &more);
+    rig.node.unstage(&b, &rig.staging(&b)).unwrap();
+}
+
+#[test]
+fn a_device_marked_to_go_stays_when_the_driver_ends_or_looks() {
+    let mut rig = Rig::new();
+    let (a, target) = published(&rig, "a");
+    let marked = |rig: &Rig| {
+        let device = rig.os.loop_of(device_at(&target)).unwrap().unwrap();
+        rig.os.loop_view(device).unwrap().expect("still attached").autoclear
+    };
+    clear_as_its_pod(&rig, &target);
+    assert!(marked(&rig));
+    rig.node.keep_devices();
+    assert!(!marked(&rig), "before the process ends");
+    rig.restart();
+    clear_as_its_pod(&rig, &target);
+    rig.node.publish(&rig.publish_request(a, BLOCK, "pod-a")).unwrap();
+    assert!(!marked(&rig), "at publish");
+    clear_as_its_pod(&rig, &target);
+    let held = fs::File::open(&target).unwrap();
+    rig.restart();
+    assert!(!marked(&rig), "when it starts");
+    drop(held);
+    assert!(!marked(&rig));
+    take_away(&rig, &a, &target);
+}
+
+#[test]
+fn a_name_that_a_pod_gives_its_device_is_nobody_s_identity() {
+    let mut rig = Rig::new();
+    let (a, target) = published(&rig, "a");
+    let b = rig.volume("b", 32, EXT4);
+    rig.os.rename_loop(&target, &b.uuid.to_string()).unwrap();
+    for life in 0..2 {
+        let request = rig.stage_request(b, EXT4);
+        rig.node.stage(&request).unwrap();
+        rig.node.unstage(&b, &request.staging).unwrap();
+        rig.home.revoke(&b, None).unwrap();
+        rig.grant(&b, EXT4, AccessMode::SingleNodeMultiWriter);
+        assert_eq!(device_at(&target), rig.home.device_of(&a).unwrap().unwrap().number, "life {life}");
+        rig.reopen();
+    }
+    rig.home.revoke(&b, None).unwrap();
+    rig.home.delete_volume(&b).unwrap();
+    take_away(&rig, &a, &target);
+}
+
+/// Every system call under a name, and on what.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<BTreeSet<String>>>);
+
+impl Interceptor for Log {
+    fn before(&self, call: Call, target: &str) -> std::io::Result<()> {
+        // A look at sysfs opens nothing.
+        if !matches!(call, Call::LoopScan | Call::LoopView) {
+            self.0.lock().unwrap().insert(target.to_owned());
+        }
+        Ok(())
+    }
+
+    fn after(&self, _: Call, _: &str) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A loop device over a file of an XFS that was shut down: LOOP_GET_STATUS64 of it is EIO. Over a name like an image's too.
+struct Dead<'a> {
+    rig: &'a Rig,
+    mount: PathBuf,
+    devices: Vec<String>,
+}
+
+impl<'a> Dead<'a> {
+    fn new(rig: &'a Rig, files: &[&str]) -> Self {
+        let (disk, mount) = (rig.path("dead.img"), rig.directory("dead"));
+        rig.shell(&format!(
+            "truncate -s 320M {disk} && mkfs.xfs -q {disk} && mount -o loop {disk} {mount}",
+            disk = disk.display(),
+            mount = mount.display()
+        ));
+        let mut devices = Vec::new();
+        for file in files {
+            let path = mount.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            rig.shell(&format!("truncate -s 1M {path} && losetup -f {path}", path = path.display()));
+            let views = rig.os.loop_views(|backing| backing == path).unwrap();
+            devices.push(views[0].device.path().display().to_string());
+        }
+        rig.shell(&format!("sync -f {mount}; xfs_io -x -c shutdown {mount}", mount = mount.display()));
+        Self { rig, mount, devices }
+    }
+}
+
+impl Drop for Dead<'_> {
+    fn drop(&mut self) {
+        let devices = self.devices.join(" ");
+        self.rig.shell(&format!("losetup -d {devices}; umount {}", self.mount.display()));
+    }
+}
+
+#[test]
+fn a_loop_device_that_fails_is_nobody_else_s_trouble() {
+    let rig = Rig::new();
+    let id = rig.volume("a", 32, EXT4);
+    let like_an_image = format!("volumes/{}/data", id.uuid);
+    let dead = Dead::new(&rig, &["foreign", &like_an_image]);
+    let log = Log::default();
+    let node = Node::new(Os::intercepted(Box::new(log.clone())), node_id(), Arc::clone(&rig.home) as Arc<dyn Home>);
+    let request = rig.stage_request(id, EXT4);
+    node.stage(&request).unwrap();
+    let publish = rig.publish_request(id, EXT4, "pod");
+    node.publish(&publish).unwrap();
+    node.unpublish(&id, &publish.target).unwrap();
+    node.unstage(&id, &request.staging).unwrap();
+    rig.home.revoke(&id, None).unwrap();
+    rig.home.delete_volume(&id).unwrap();
+    let touched = log.0.lock().unwrap();
+    assert!(!touched.iter().any(|target| dead.devices.contains(target)), "{touched:?}");
+}
+
+#[test]
+fn the_node_of_a_device_in_dev_may_be_missing_or_wrong() {
+    let rig = Rig::new();
+    // A /dev of our own, as in a container: without the nodes of loop devices made later, and one that lies.
+    let dev = rig.directory("dev");
+    rig.shell(&format!(
+        "mount -t tmpfs -o dev none {dev} && cp -a /dev/loop-control /dev/null /dev/urandom {dev} && mount --move {dev} /dev",
+        dev = dev.display()
+    ));
+    let id = rig.volume("a", 32, EXT4);
+    let request = rig.stage_request(id, EXT4);
+    let refused = rig.node.stage(&request).unwrap_err();
+    // mount(2) and mkfs need a path: what is missing is said, and nothing is left.
+    assert!(refused.chain().contains("/dev"), "{}", refused.chain());
+    assert_eq!(rig.loops(&id), 0);
+    rig.shell("umount -l /dev");
+    rig.node.stage(&request).unwrap();
+    let device = rig.home.device_of(&id).unwrap().unwrap();
+    rig.shell(&format!(
+        "mount -t tmpfs -o dev none {dev} && cp -a /dev/loop-control /dev/null /dev/urandom {dev} && mknod {dev}/{name} b 7 99999 && mount --move {dev} /dev",
+        dev = dev.display(),
+        name = device.path.file_name().unwrap().to_str().unwrap()
+    ));
+    rig.node.unstage(&id, &request.staging).unwrap();
+    assert_eq!(rig.loops(&id), 0);
+    rig.shell("umount -l /dev");
+}
+
+#[test]
+fn a_directory_called_like_a_device_is_none() {
+    let rig = Rig::new();
+    let id = rig.volume("a", 32, EXT4);
+    let request = rig.stage_request(id, EXT4);
+    rig.node.stage(&request).unwrap();
+    let name = rig.home.device_of(&id).unwrap().unwrap().path.file_name().unwrap().to_str().unwrap().to_owned();
+    // As kubelet does for `emptyDir: {medium: Memory}` with `subPath: loopN`.
+    let (memory, sub_path) = (rig.directory("memory"), rig.directory("sub-path"));
+    rig.os.mount("none".as_ref(), &memory, "tmpfs", MountFlags::default(), "").unwrap();
+    fs::create_dir(memory.join(&name)).unwrap();
+    rig.os.bind(&memory.join(&name), &sub_path, MountFlags::default()).unwrap();
+    rig.node.unstage(&id, &request.staging).unwrap();
+    rig.home.revoke(&id, None).unwrap();
+    rig.home.delete_volume(&id).unwrap();
+    rig.os.unmount(&sub_path).unwrap();
+}
+
+#[test]
+fn who_holds_a_device_is_named() {
+    let rig = Rig::new();
+    let (a, target) = published(&rig, "a");
+    rig.node.unpublish(&a, &target).unwrap();
+    rig.node.unstage(&a, &rig.staging(&a)).unwrap();
+    let device = rig.home.open(&a, &node_id()).unwrap();
+    let crate::home::Coordinates::Local { device } = device.at;
+    let script = format!("exec 9<{}; exec sleep 30", device.display());
+    let log = fs::File::create(rig.path("log")).unwrap();
+    let child = rig.os.start(Path::new("/bin/sh"), &["-c".to_owned(), script], &log).unwrap();
+    let said = loop {
+        match rig.home.revoke(&a, None) {
+            Err(error) => break error,
+            Ok(_) => rig.grant(&a, BLOCK, AccessMode::SingleNodeMultiWriter),
+        }
+        rig.home.open(&a, &node_id()).unwrap();
+    };
+    assert_eq!(said.kind(), Kind::InUse);
+    assert!(said.chain().contains("(pid "), "{}", said.chain());
+    drop(child);
+}
+
+/// Two drivers given the same names, or disks that were moved: one uuid in two pools of one filesystem.
+#[test]
+fn the_same_uuid_in_two_pools_is_two_volumes() {
+    let scratch = Scratch::new(Ground::Xfs);
+    let kubelet = tempfile::tempdir().unwrap();
+    let os = scratch.os().clone();
+    let pool = |name: &str| {
+        let root = scratch.root().join(name);
+        fs::create_dir_all(&root).unwrap();
+        let spec =
+            PoolSpec { name: name.parse().unwrap(), kind: PoolKind::File { root, ground: crate::pool::Ground::Known } };
+        crate::pool::open(&os, &spec, &node_id()).unwrap()
+    };
+    let home_of = |names: &[&str]| {
+        let pools = names.iter().map(|name| (pool(name), SpaceLimits::default())).collect();
+        Arc::new(LocalHome::open(os.clone(), node_id(), pools).unwrap())
+    };
+    let mut ids = Vec::new();
+    for name in ["one", "two"] {
+        let home = home_of(&[name]);
+        let request = CreateVolume {
+            name: "same".to_owned(),
+            range: CapacityRange { required: Some(Bytes::mib(16)), limit: None },
+            capabilities: vec![Capability { mode: BLOCK, access: AccessMode::SingleNodeMultiWriter }],
+            parameters: VolumeParameters::parse(&std::collections::HashMap::new()).unwrap(),
+            source: None,
+        };
+        ids.push(home.create_volume(&request).unwrap().into_inner().id);
+    }
+    assert_eq!(ids[0].uuid, ids[1].uuid);
+    let home = home_of(&["one", "two"]);
+    let node = Node::new(os.clone(), node_id(), Arc::clone(&home) as Arc<dyn Home>);
+    let stage = |id: VolumeId| super::StageRequest {
+        volume: id,
+        staging: kubelet.path().join("staging"),
+        mode: BLOCK,
+        access: AccessMode::SingleNodeMultiWriter,
+        mount: crate::fs::MountOptions::default(),
+    };
+    for id in &ids {
+        let request = GrantRequest {
+            node: node_id(),
+            mode: BLOCK,
+            access: AccessMode::SingleNodeMultiWriter,
+            read_only: ReadOnly::No,
+        };
+        home.grant(id, &request).unwrap();
+        assert_eq!(node.stage(&stage(*id)).unwrap(), Changed::Yes);
+    }
+    let device = |id: &VolumeId| home.device_of(id).unwrap().map(|device| device.number);
+    let second = device(&ids[1]);
+    assert_ne!(device(&ids[0]), second);
+    node.unstage(&ids[0], &stage(ids[0]).staging).unwrap();
+    assert_eq!((device(&ids[0]), device(&ids[1])), (None, second));
+    // A pool that is not here any more: what is left of its volume goes, the other's stays.
+    node.stage(&stage(ids[0])).unwrap();
+    drop((node, home));
+    let home = home_of(&["two"]);
+    let node = Node::new(os.clone(), node_id(), Arc::clone(&home) as Arc<dyn Home>);
+    node.unstage(&ids[0], &stage(ids[0]).staging).unwrap();
+    assert_eq!(home.device_of(&ids[0]).unwrap(), None);
+    assert_eq!(home.device_of(&ids[1]).unwrap().map(|device| device.number), second);
+    node.unstage(&ids[1], &stage(ids[1]).staging).unwrap();
+    assert_eq!(home.device_of(&ids[1]).unwrap(), None);
+}

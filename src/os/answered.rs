@@ -1,0 +1,72 @@
+//! Questions to a device that may never be answered: each in a thread of its own, given up after a time. A device that
+//! still owes an answer is not asked again.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use super::{LoopDevice, Os, Stopwatch};
+
+/// How long a device may take. The caller's own limit is of minutes; this is for one ioctl that does at most one stat.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The devices that owe an answer, and since when.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unanswered(Arc<Mutex<HashMap<LoopDevice, Stopwatch>>>);
+
+impl Unanswered {
+    fn with<T>(&self, act: impl FnOnce(&mut HashMap<LoopDevice, Stopwatch>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Os {
+    /// Asks a device, and waits five seconds for the answer.
+    ///
+    /// # Errors
+    /// The question's own; `TimedOut` naming the device when there is no answer, or an earlier one is still owed.
+    pub(super) fn answered<T: Send + 'static>(
+        &self,
+        device: LoopDevice,
+        question: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let silent = |age: Duration| {
+            let message = format!(
+                "{} has not answered for {} s: the filesystem of its image does not respond",
+                device.path().display(),
+                age.as_secs()
+            );
+            io::Error::new(io::ErrorKind::TimedOut, message)
+        };
+        let unanswered = self.inner.unanswered.clone();
+        if let Some(since) = unanswered.with(|devices| devices.get(&device).map(Stopwatch::elapsed)) {
+            return Err(silent(since));
+        }
+        let (answer, answered) = mpsc::sync_channel(1);
+        let begun = Stopwatch::start();
+        let done = unanswered.clone();
+        thread::Builder::new().name("ask-device".to_owned()).spawn(move || {
+            let said = question();
+            // The other side may have given up: then this was the answer that was owed.
+            let _ = answer.send(said);
+            done.with(|devices| devices.remove(&device));
+        })?;
+        match answered.recv_timeout(LIMIT) {
+            Ok(said) => said,
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("the question ended without an answer")),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                unanswered.with(|devices| devices.insert(device, begun));
+                // It may have come in between.
+                match answered.try_recv() {
+                    Ok(said) => {
+                        unanswered.with(|devices| devices.remove(&device));
+                        said
+                    }
+                    Err(_) => Err(silent(begun.elapsed())),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Device-mapper: devices that are made, filled with a table, grown and removed by ioctl(2) on its control node.
+//!
+//! A device is known by its dm uuid, which nobody without CAP_SYS_ADMIN can set. Devices are listed from sysfs alone:
+//! nothing that belongs to somebody else is opened or asked. udev may be absent (no node is waited for) or present
+//! (each event carries flags that tell its rules to leave the device alone: no probing, no links, no LVM scan).
+//! Knows no volume; `attach` does.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use uuid::Uuid;
+
+use super::blockstack::{by_number, number_of, went_away};
+use super::dm_ioctl::{AS_LOADED, Command, NO_FLUSH, NO_FREEZE, READ_ONLY, Reply, Request, SUSPENDED};
+use super::{Call, DevNum, Os};
+
+/// Where the control node is on a system with devtmpfs or udev.
+const CONTROL: &str = "/dev/mapper/control";
+/// MISC_MAJOR and MAPPER_CTRL_MINOR of include/uapi/linux/major.h and include/linux/miscdevice.h. Opening this number
+/// loads the module where it is one.
+const MISC_MAJOR: u64 = 10;
+const CONTROL_MINOR: u64 = 236;
+/// DM_UDEV_DISABLE_DM_RULES, _SUBSYSTEM_RULES, _DISK_RULES, _OTHER_RULES, _LIBRARY_FALLBACK, and
+/// DM_UDEV_PRIMARY_SOURCE_FLAG, without which the rules look at none of them (libdevmapper.h).
+const HANDS_OFF: u16 = 0x01 | 0x02 | 0x04 | 0x08 | 0x20 | 0x40;
+/// Numbers are drawn from this range. The kernel itself takes the lowest free one, so that a container which still has
+/// the node of a removed device would open the next volume's.
+const MINORS: std::ops::Range<u64> = 4096..1 << 20;
+/// How often a number is drawn when the one before was taken.
+const DRAWS: usize = 16;
+/// How often, and how far apart, a removal is tried: udev opens devices for a moment.
+const REMOVE_TRIES: u32 = 25;
+const REMOVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// What this kernel has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DmSupport {
+    /// Device-mapper with this version of its interface.
+    Yes([u32; 3]),
+    /// None that this process can use, and why.
+    No(String),
+}
+
+/// One target of a table, in sectors of 512 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DmTarget {
+    /// Where it begins.
+    pub start: u64,
+    /// How long it is.
+    pub length: u64,
+    /// Its type, such as `linear`.
+    pub kind: String,
+    /// What the type wants to know.
+    pub parameters: String,
+}
+
+/// Whether a device may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DmMode {
+    /// It may.
+    Writable,
+    /// The kernel refuses writes to it, whoever asks.
+    ReadOnly,
+}
+
+/// A device of device-mapper, as sysfs shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DmDevice {
+    /// Its number.
+    pub number: DevNum,
+    /// Its name, for `dmsetup`.
+    pub name: String,
+    /// Its uuid: who it is.
+    pub uuid: String,
+}
+
+/// What the kernel says of one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DmState {
+    /// Its number.
+    pub number: DevNum,
+    /// How often it is open now.
+    pub open_count: u32,
+    /// Whether requests wait until it is resumed.
+    pub is_suspended: bool,
+    /// Whether it refuses writes.
+    pub mode: DmMode,
+    /// The live table; empty while it has none.
+    pub table: Vec<DmTarget>,
+}
+
+/// What became of a device that was to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DmRemoved {
+    /// It was removed.
+    Now,
+    /// There was none.
+    Absent,
+    /// It is open, so it stays.
+    InUse,
+}
+
+impl Os {
+    /// Whether this kernel has device-mapper and this process may ask it. Loads the module where it is one.
+    ///
+    /// # Errors
+    /// Those of opening the control node and of DM_VERSION, but not that there is none, or that it is not permitted.
+    pub fn dm_support(&self) -> io::Result<DmSupport> {
+        self.call(Call::DmSupport, &CONTROL, || {
+            let control = match control() {
+                Ok(Some(control)) => control,
+                Ok(None) => return Ok(DmSupport::No("this kernel has no device-mapper (module dm_mod)".to_owned())),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
+                    return Ok(DmSupport::No(format!("{CONTROL} may not be opened: {error}")));
+                }
+                Err(error) => return Err(error),
+            };
+            Request::new()?.send(control.as_fd(), Command::Version).map(|reply| DmSupport::Yes(reply.version()))
+        })
+    }
+
+    /// What the kernel says of the device with this uuid; `None` when there is none.
+    ///
+    /// # Errors
+    /// Those of the control node and of DM_TABLE_STATUS but ENXIO.
+    pub fn dm_state(&self, uuid: &str) -> io::Result<Option<DmState>> {
+        self.call(Call::DmState, &uuid, || match status(control_must_be()?.as_fd(), uuid) {
+            Ok(reply) => Ok(Some(DmState {
+                number: reply.number(),
+                open_count: reply.open_count(),
+                is_suspended: reply.has(SUSPENDED),
+                mode: if reply.has(READ_ONLY) { DmMode::ReadOnly } else { DmMode::Writable },
+                table: reply.targets()?,
+            })),
+            Err(error) if absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Makes a device without a table, with a number drawn at random.
+    ///
+    /// # Errors
+    /// Those of the control node and of DM_DEV_CREATE: EBUSY when the name or the uuid is taken.
+    pub fn dm_create(&self, name: &str, uuid: &str) -> io::Result<DevNum> {
+        self.call(Call::DmCreate, &uuid, || {
+            let control = control_must_be()?;
+            let mut result = Err(io::Error::from_raw_os_error(libc::EBUSY));
+            for _ in 0..DRAWS {
+                let request = Request::about(uuid)?.name(name)?.minor(drawn_minor()?);
+                result = request.send(control.as_fd(), Command::Create).map(|reply| reply.number());
+                // EBUSY is one answer for a taken name, uuid and number: only the number is worth another draw.
+                let is_taken = matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EBUSY));
+                if !is_taken || status(control.as_fd(), uuid).is_ok() {
+                    break;
+                }
+            }
+            result
+        })
+    }
+
+    /// Loads a table beside the live one; [`Os::dm_resume`] makes it live. What is below is opened from here on.
+    ///
+    /// # Errors
+    /// Those of the control node and of DM_TABLE_LOAD: EBUSY when somebody else holds what is below, EINVAL for a table the
+    /// kernel refuses.
+    pub fn dm_load(&self, uuid: &str, table: &[DmTarget], mode: DmMode) -> io::Result<()> {
+        self.call(Call::DmLoad, &uuid, || {
+            let flags = if mode == DmMode::ReadOnly { READ_ONLY } else { 0 };
+            let request = Request::about(uuid)?.flags(flags).targets(table)?;
+            request.send(control_must_be()?.as_fd(), Command::Load).map(drop)
+        })
+    }
+
+    /// Makes the loaded table the live one, in one step: requests that have not begun wait for it. Without a loaded
+    /// table, resumes a suspended device.
+    ///
+    /// # Errors
+    /// Those of the control node and of DM_DEV_SUSPEND.
+    pub fn dm_resume(&self, uuid: &str) -> io::Result<()> {
+        self.call(Call::DmResume, &uuid, || {
+            let request = Request::about(uuid)?.flags(NO_FLUSH | NO_FREEZE).udev(HANDS_OFF);
+            request.send(control_must_be()?.as_fd(), Command::Resume).map(drop)
+        })
+    }
+
+    /// Removes a device, if nobody has it open. What was below it is closed then.
+    ///
+    /// # Errors
+    /// Those of the control node and of DM_DEV_REMOVE but ENXIO and EBUSY.
+    pub fn dm_remove(&self, uuid: &str) -> io::Result<DmRemoved> {
+        self.call(Call::DmRemove, &uuid, || {
+            let control = control_must_be()?;
+            for _ in 0..REMOVE_TRIES {
+                match Request::about(uuid)?.udev(HANDS_OFF).send(control.as_fd(), Command::Remove) {
+                    Ok(_) => return Ok(DmRemoved::Now),
+                    Err(error) if absent(&error) => return Ok(DmRemoved::Absent),
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => thread::sleep(REMOVE_PAUSE),
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(DmRemoved::InUse)
+        })
+    }
+
+    /// Every device whose uuid begins so, from sysfs: no device is opened.
+    ///
+    /// # Errors
+    /// Those of reading /sys/block, but not those of a device that went away meanwhile.
+    pub fn dm_devices(&self, prefix: &str) -> io::Result<Vec<DmDevice>> {
+        self.call(Call::DmList, &"/sys/block", || {
+            let mut found = Vec::new();
+            for entry in fs::read_dir("/sys/block")? {
+                let entry = entry?;
+                if entry.file_name().as_encoded_bytes().starts_with(b"dm-") {
+                    found.extend(shown(&entry.path())?.filter(|device| device.uuid.starts_with(prefix)));
+                }
+            }
+            found.sort_unstable_by(|one, other| one.uuid.cmp(&other.uuid));
+            Ok(found)
+        })
+    }
+
+    /// The device of device-mapper with this number, from sysfs; `None` when it is something else, or not there.
+    ///
+    /// # Errors
+    /// Those of reading sysfs but ENOENT.
+    pub fn dm_device(&self, number: DevNum) -> io::Result<Option<DmDevice>> {
+        self.call(Call::DmList, &number, || shown(&by_number(number)))
+    }
+}
+
+fn status(control: BorrowedFd<'_>, uuid: &str) -> io::Result<Reply> {
+    Request::about(uuid)?.flags(AS_LOADED | NO_FLUSH).send(control, Command::Status)
+}
+
+/// What the ioctls say of a device that is not there.
+fn absent(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENXIO)
+}
+
+fn drawn_minor() -> io::Result<u64> {
+    let length = MINORS.end.checked_sub(MINORS.start).ok_or(io::ErrorKind::InvalidInput)?;
+    let drawn = Uuid::new_v4().as_u64_pair().1.checked_rem(length).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(MINORS.start.saturating_add(drawn))
+}
+
+/// The control node: that of /dev if it is the right one, else one of our own; `None` when the kernel has none.
+fn control() -> io::Result<Option<File>> {
+    let wanted = makedev(MISC_MAJOR, control_minor()?);
+    let is_control = |meta: &fs::Metadata| meta.file_type().is_char_device() && meta.rdev() == wanted;
+    let opened = match fs::metadata(CONTROL) {
+        Ok(meta) if is_control(&meta) => OpenOptions::new().read(true).write(true).open(CONTROL),
+        _ => through_private_node(wanted),
+    };
+    match opened {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn control_must_be() -> io::Result<File> {
+    control()?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+}
+
+/// The minor of the control node in /proc/misc; the one it has had since Linux 2.6.36 while the module is not loaded.
+fn control_minor() -> io::Result<u64> {
+    let table = match fs::read_to_string("/proc/misc") {
+        Ok(table) => table,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error),
+    };
+    Ok(misc_minor(&table, "device-mapper").unwrap_or(CONTROL_MINOR))
+}
+
+/// The minor of a name in the text of /proc/misc.
+fn misc_minor(table: &str, name: &str) -> Option<u64> {
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    fields.into_iter().find_map(|fields| match fields.as_slice() {
+        [minor, found] if *found == name => minor.parse().ok(),
+        _ => None,
+    })
+}
+
+/// Opens a character device through a node of our own, which is gone again when it is open. In /dev, because other
+/// filesystems are often mounted `nodev`.
+fn through_private_node(device: u64) -> io::Result<File> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let path = PathBuf::from(format!("/dev/.holdfast-{}-{count}", std::process::id()));
+    let made = || mknod(&path, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, device);
+    match made() {
+        // Of a process that was killed and had our number.
+        Err(nix::errno::Errno::EEXIST) => fs::remove_file(&path).and_then(|()| made().map_err(Into::into))?,
+        result => result?,
+    }
+    let opened = OpenOptions::new().read(true).write(true).open(&path);
+    fs::remove_file(&path)?;
+    opened
+}
+
+/// What a directory of sysfs shows of a device; `None` when it is not device-mapper's, or went away.
+fn shown(directory: &Path) -> io::Result<Option<DmDevice>> {
+    let read = |attribute: &str| match fs::read_to_string(directory.join(attribute)) {
+        Ok(text) => Ok(Some(text.trim_end().to_owned())),
+        Err(error) if went_away(&error) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let (Some(uuid), Some(name), Some(number)) = (read("dm/uuid")?, read("dm/name")?, read("dev")?) else {
+        return Ok(None);
+    };
+    Ok(Some(DmDevice { number: number_of(&number)?, name, uuid }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_control_node_s_minor_is_read_from_proc_misc() {
+        let table = "235 autofs\n234 btrfs-control\n 61 device-mapper\n";
+        assert_eq!(misc_minor(table, "device-mapper"), Some(61));
+        assert_eq!(misc_minor("235 autofs\n", "device-mapper"), None);
+        assert_eq!(misc_minor("x device-mapper\n", "device-mapper"), None);
+    }
+
+    #[test]
+    fn drawn_numbers_are_in_the_range_and_differ() {
+        let drawn: Vec<_> = (0..64).map(|_| drawn_minor().unwrap()).collect();
+        assert!(drawn.iter().all(|minor| MINORS.contains(minor)), "{drawn:?}");
+        assert!(drawn.iter().any(|minor| *minor != drawn[0]));
+    }
+
+    #[test]
+    fn a_kernel_is_asked_whether_it_has_device_mapper() {
+        // Whichever it is: the answer agrees with what the kernel lists, and nothing of the question stays in /dev.
+        let support = Os::new().dm_support().unwrap();
+        let listed = misc_minor(&fs::read_to_string("/proc/misc").unwrap(), "device-mapper").is_some();
+        assert_eq!(matches!(support, DmSupport::Yes(_)), listed, "{support:?}");
+        let ours = format!(".holdfast-{}-", std::process::id());
+        let left = fs::read_dir("/dev").unwrap().flatten();
+        assert!(!left.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(&ours)));
+    }
+
+    #[test]
+    fn what_is_no_device_of_device_mapper_is_none() {
+        assert_eq!(Os::new().dm_device(DevNum { major: 7, minor: 0 }).unwrap(), None);
+        assert_eq!(Os::new().dm_device(DevNum { major: 4095, minor: 0 }).unwrap(), None);
+        assert_eq!(Os::new().dm_devices("HOLDFAST-TEST-OF-NOBODY-").unwrap(), Vec::new());
+    }
+}

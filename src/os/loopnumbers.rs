@@ -1,0 +1,104 @@
+//! Which loop numbers may be used. A number names a device node, and a node that a container still has shows whatever is
+//! attached to that number next. So a number is passed over
+//!
+//! - while it is reserved for another volume: its record says that a pod may have the node ([`Os::reserve_loop`]);
+//! - while its node is bound anywhere in a mount namespace that can be read, unless this process freed the number
+//!   itself, proved it idle, and nothing was attached since (the kernel's sequence number tells).
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::PoisonError;
+
+use super::loopview::{backing, diskseq, loop_numbers};
+use super::users::bound_block_devices;
+use super::{DevNum, LoopDevice, Os, ioctl};
+
+/// What this process knows of the numbers.
+#[derive(Debug, Default)]
+pub(super) struct LoopNumbers {
+    /// Whose each reserved number is.
+    reserved: HashMap<LoopDevice, String>,
+    /// Freed by us, with the sequence number right after.
+    cleared: HashMap<LoopDevice, u64>,
+}
+
+impl Os {
+    /// From now on a number is given to nobody but `owner`, until [`Os::release_loops`].
+    pub fn reserve_loop(&self, device: LoopDevice, owner: &str) {
+        self.numbers(|numbers| numbers.reserved.insert(device, owner.to_owned()));
+    }
+
+    /// Gives back every number reserved for an owner.
+    pub fn release_loops(&self, owner: &str) {
+        self.numbers(|numbers| numbers.reserved.retain(|_, of| of != owner));
+    }
+
+    /// This process proved the device idle and cleared it.
+    pub(super) fn cleared(&self, device: LoopDevice) {
+        if let Ok(Some(sequence)) = diskseq(device) {
+            self.numbers(|numbers| numbers.cleared.insert(device, sequence));
+        }
+    }
+
+    /// The numbers that may be used for `owner`, one after another.
+    pub(super) fn free_numbers<'a>(&'a self, owner: &'a str) -> FreeNumbers<'a> {
+        FreeNumbers { os: self, owner, bound: None, tried: HashSet::new() }
+    }
+
+    fn numbers<T>(&self, act: impl FnOnce(&mut LoopNumbers) -> T) -> T {
+        act(&mut self.inner.loop_numbers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+pub(super) struct FreeNumbers<'a> {
+    os: &'a Os,
+    owner: &'a str,
+    /// Read once, when it is needed.
+    bound: Option<HashSet<DevNum>>,
+    tried: HashSet<LoopDevice>,
+}
+
+impl FreeNumbers<'_> {
+    /// The next number to try: the kernel's choice if it may be used, else another free one, else a new device.
+    pub(super) fn next(&mut self, control: &File) -> io::Result<LoopDevice> {
+        let first = LoopDevice(ioctl::loop_ctl_get_free(control.as_fd())?);
+        // The kernel says the same number again when another process took it meanwhile: that is no reason against it.
+        if self.usable(first)? {
+            return Ok(first);
+        }
+        for device in loop_numbers()? {
+            if !self.tried.contains(&device) && backing(device)?.is_none() && self.usable(device)? {
+                self.tried.insert(device);
+                return Ok(device);
+            }
+        }
+        loop {
+            let device = LoopDevice(ioctl::loop_ctl_add_any(control.as_fd())?);
+            if self.usable(device)? {
+                return Ok(device);
+            }
+        }
+    }
+
+    fn usable(&mut self, device: LoopDevice) -> io::Result<bool> {
+        let sequence = diskseq(device)?;
+        let (reserved, cleared) = self.os.numbers(|numbers| {
+            let reserved = numbers.reserved.get(&device).map(|of| of == self.owner);
+            (reserved, sequence.is_some() && numbers.cleared.get(&device).copied() == sequence)
+        });
+        match reserved {
+            // Its own: a pod that still has the node sees its own volume.
+            Some(own) => Ok(own),
+            None if cleared => Ok(true),
+            None => {
+                if self.bound.is_none() {
+                    self.bound = Some(bound_block_devices()?);
+                }
+                let bound = self.bound.as_ref();
+                Ok(device.number().is_none_or(|number| bound.is_none_or(|bound| !bound.contains(&number))))
+            }
+        }
+    }
+}

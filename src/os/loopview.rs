@@ -1,0 +1,146 @@
+//! What sysfs says of loop devices (Documentation/ABI/testing/sysfs-block-loop; drivers/block/loop.c, `loop_attrs`). Nothing
+//! here opens a device or asks the filesystem of an image, so one that fails or hangs stops nobody.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use super::{Call, LoopDevice, Os};
+
+const BLOCK: &str = "/sys/block";
+/// What the kernel adds to the path of a file that has no name any more.
+const DELETED: &[u8] = b" (deleted)";
+
+/// An attached loop device, as sysfs shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoopView {
+    /// Which.
+    pub device: LoopDevice,
+    /// The path of the image as the kernel prints it for this process: from another mount namespace it may be only what
+    /// lies below the filesystem's mount. It makes a candidate, never an identity.
+    pub backing: PathBuf,
+    /// The kernel's number of this attachment; `None` before Linux 5.15. See [`super::LoopStatus::diskseq`].
+    pub diskseq: Option<u64>,
+    /// Marked to go with its last user.
+    pub autoclear: bool,
+    /// First byte of the image it shows.
+    pub offset: u64,
+    /// How many bytes of the image it shows, 0 for all.
+    pub size_limit: u64,
+    /// Read-only.
+    pub read_only: bool,
+}
+
+impl LoopView {
+    /// Whether the image's path ends with these components.
+    #[must_use]
+    pub fn ends_with(&self, tail: &Path) -> bool {
+        self.backing.ends_with(tail)
+    }
+}
+
+impl Os {
+    /// The attached loop devices whose image's path is chosen, in the order of their numbers.
+    ///
+    /// # Errors
+    /// Those of reading /sys/block, but not that a device went away meanwhile.
+    pub fn loop_views(&self, chosen: impl Fn(&Path) -> bool) -> io::Result<Vec<LoopView>> {
+        self.call(Call::LoopScan, &BLOCK, || {
+            let mut found = Vec::new();
+            for device in loop_numbers()? {
+                let Some(backing) = backing(device)? else { continue };
+                if chosen(&backing) {
+                    found.extend(view(device, backing)?);
+                }
+            }
+            found.sort_unstable_by_key(|view| view.device);
+            Ok(found)
+        })
+    }
+
+    /// One loop device; `None` when nothing is attached to it, or it does not exist.
+    ///
+    /// # Errors
+    /// Those of reading sysfs.
+    pub fn loop_view(&self, device: LoopDevice) -> io::Result<Option<LoopView>> {
+        self.call(Call::LoopView, &device.path().display(), || match backing(device)? {
+            Some(backing) => view(device, backing),
+            None => Ok(None),
+        })
+    }
+}
+
+/// The numbers of all loop devices there are, attached or not.
+pub(super) fn loop_numbers() -> io::Result<Vec<LoopDevice>> {
+    let mut devices = Vec::new();
+    for entry in fs::read_dir(BLOCK)? {
+        devices.extend(entry?.file_name().to_str().and_then(LoopDevice::named));
+    }
+    devices.sort_unstable();
+    Ok(devices)
+}
+
+/// The path of a loop device's image; `None` when nothing is attached.
+pub(super) fn backing(device: LoopDevice) -> io::Result<Option<PathBuf>> {
+    let Some(mut text) = attribute(&device.sysfs().join("loop/backing_file"))? else { return Ok(None) };
+    if text.ends_with(b"\n") {
+        text.pop();
+    }
+    if text.ends_with(DELETED) {
+        text.truncate(text.len() - DELETED.len());
+    }
+    Ok(Some(PathBuf::from(OsString::from_vec(text))))
+}
+
+/// The kernel's number of what a loop device shows now, attached or not.
+pub(super) fn diskseq(device: LoopDevice) -> io::Result<Option<u64>> {
+    number(&device.sysfs().join("diskseq"))
+}
+
+fn view(device: LoopDevice, backing: PathBuf) -> io::Result<Option<LoopView>> {
+    let sysfs = device.sysfs();
+    let before = diskseq(device)?;
+    let of = |name: &str| number(&sysfs.join(name));
+    let (Some(autoclear), Some(offset), Some(size_limit), Some(read_only)) =
+        (of("loop/autoclear")?, of("loop/offset")?, of("loop/sizelimit")?, of("ro")?)
+    else {
+        return Ok(None);
+    };
+    Ok(Some(LoopView {
+        device,
+        backing,
+        diskseq: before,
+        autoclear: autoclear != 0,
+        offset,
+        size_limit,
+        read_only: read_only != 0,
+    }))
+}
+
+/// An attribute's text; `None` when it is not there, or went away while it was read.
+fn attribute(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn number(path: &Path) -> io::Result<Option<u64>> {
+    let Some(text) = attribute(path)? else { return Ok(None) };
+    parse(path, &text).map(Some)
+}
+
+/// An attribute of sysfs that is one number.
+pub(super) fn read_number(path: &Path) -> io::Result<u64> {
+    parse(path, &fs::read(path)?)
+}
+
+fn parse(path: &Path, text: &[u8]) -> io::Result<u64> {
+    let text = std::ffi::OsStr::from_bytes(text).to_string_lossy();
+    text.trim()
+        .parse()
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{} says {:?}", path.display(), text.trim())))
+}

@@ -1,0 +1,354 @@
+//! A controller and nodes with a valid certificate that lie.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::home::{FormatState, Formatting, Health, NodeExpansion, Opened, PoolHealth, SnapshotFilter};
+use crate::os::Timestamp;
+use crate::types::{AccessMode, Capability, FsType, Placement, Provisioning, VolumeMode, VolumeParameters};
+
+/// What a home says that it has of names it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Says {
+    /// Nothing: it is honest, and empty.
+    Nothing,
+    /// Yes to every name, and shows it under a name of its choice.
+    YesUnderAnyName,
+    /// Yes to every name, and shows nothing.
+    YesAndHides,
+    /// It has this one, and shows it.
+    Has(&'static str),
+}
+
+/// A home that makes whatever is asked for.
+struct Teller {
+    node: NodeId,
+    /// The pool it names in its answers.
+    pool: PoolId,
+    says: Says,
+}
+
+impl Teller {
+    fn volume_called(&self, name: &str) -> Volume {
+        Volume {
+            id: VolumeId { pool: self.pool, uuid: ObjectUuid::of_volume(name) },
+            birth_home: self.node.clone(),
+            home: self.node.clone(),
+            name: name.to_owned(),
+            size: Bytes::mib(8),
+            source: None,
+            published: Vec::new(),
+            format: FormatState::Never,
+            modes: vec![VolumeMode::Block],
+            provisioning: Provisioning::Thin,
+            created: Timestamp::now(),
+        }
+    }
+}
+
+fn nobody_asks<T>() -> T {
+    panic!("it is not asked")
+}
+
+impl Home for Teller {
+    fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    fn create_volume(&self, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
+        Ok(Created::New(self.volume_called(&request.name)))
+    }
+
+    fn delete_volume(&self, _: &VolumeId) -> Result<Changed> {
+        nobody_asks()
+    }
+
+    fn volume(&self, id: &VolumeId) -> Result<Volume> {
+        match self.says {
+            Says::YesUnderAnyName => Ok(Volume { id: *id, ..self.volume_called("pvc-of-the-liar") }),
+            Says::Has(name) => Ok(Volume { id: *id, ..self.volume_called(name) }),
+            Says::Nothing | Says::YesAndHides => Err(Error::new(Kind::NotFound, "it does not exist")),
+        }
+    }
+
+    fn find_volume(&self, uuid: ObjectUuid) -> Result<Vec<VolumeId>> {
+        let yes = match self.says {
+            Says::Nothing => false,
+            Says::YesUnderAnyName | Says::YesAndHides => true,
+            Says::Has(name) => ObjectUuid::of_volume(name) == uuid,
+        };
+        Ok(if yes { vec![VolumeId { pool: self.pool, uuid }] } else { Vec::new() })
+    }
+
+    fn volumes(&self, _: Option<VolumeId>, _: usize) -> Result<Page<Volume, VolumeId>> {
+        let mut entries: Vec<_> = ["a", "b", "c"].map(|name| self.volume_called(name)).into();
+        entries.sort_by_key(|volume| volume.id);
+        Ok(Page { entries, next: None })
+    }
+
+    fn grant(&self, _: &VolumeId, _: &GrantRequest) -> Result<Granted> {
+        nobody_asks()
+    }
+
+    fn revoke(&self, _: &VolumeId, _: Option<&NodeId>) -> Result<Changed> {
+        nobody_asks()
+    }
+
+    fn open(&self, _: &VolumeId, _: &NodeId) -> Result<Opened> {
+        nobody_asks()
+    }
+
+    fn close(&self, _: &VolumeId, _: &NodeId) -> Result<()> {
+        nobody_asks()
+    }
+
+    fn device_of(&self, _: &VolumeId) -> Result<Option<crate::pool::ActiveDevice>> {
+        nobody_asks()
+    }
+
+    fn volume_of(&self, _: crate::os::DevNum) -> Result<Option<VolumeId>> {
+        nobody_asks()
+    }
+
+    fn begin_format(&self, _: &VolumeId, _: &NodeId, _: FsType) -> Result<Formatting> {
+        nobody_asks()
+    }
+
+    fn end_format(&self, _: &VolumeId, _: &NodeId, _: Uuid) -> Result<()> {
+        nobody_asks()
+    }
+
+    fn use_raw(&self, _: &VolumeId, _: &NodeId) -> Result<()> {
+        nobody_asks()
+    }
+
+    fn create_snapshot(&self, _: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
+        nobody_asks()
+    }
+
+    fn delete_snapshot(&self, _: &SnapshotId) -> Result<Changed> {
+        nobody_asks()
+    }
+
+    fn snapshot(&self, _: &SnapshotId) -> Result<Snapshot> {
+        nobody_asks()
+    }
+
+    fn find_snapshot(&self, _: ObjectUuid) -> Result<Vec<SnapshotId>> {
+        Ok(Vec::new())
+    }
+
+    fn snapshots(&self, _: &SnapshotFilter, _: Option<SnapshotId>, _: usize) -> Result<Page<Snapshot, SnapshotId>> {
+        Ok(Page { entries: Vec::new(), next: None })
+    }
+
+    fn expand(&self, _: &VolumeId, _: &CapacityRange) -> Result<Expanded> {
+        Ok(Expanded { size: Bytes::mib(8), node_expansion: NodeExpansion::NotNeeded, changed: Changed::No })
+    }
+
+    fn capacity(&self, _: &CapacityQuery) -> Result<Capacity> {
+        nobody_asks()
+    }
+
+    fn extents(&self) -> Result<BTreeMap<VolumeId, u64>> {
+        nobody_asks()
+    }
+
+    fn report(&self) -> Result<Vec<PoolReport>> {
+        nobody_asks()
+    }
+
+    fn readmit(&self, _: PoolId) -> Result<Changed> {
+        nobody_asks()
+    }
+
+    fn examine(&self) -> Result<Vec<Finding>> {
+        Ok(Vec::new())
+    }
+}
+
+fn node(name: &str) -> NodeId {
+    name.parse().unwrap()
+}
+
+/// The pool of a node that is called after it.
+fn pool_of(name: &str) -> PoolId {
+    format!("{:016x}", name.bytes().fold(0_u64, |sum, byte| sum << 8 | u64::from(byte))).parse().unwrap()
+}
+
+fn heartbeat(name: &str, pools: &[PoolId]) -> Heartbeat {
+    let health =
+        |id: &PoolId| PoolHealth { id: *id, name: "test".parse().unwrap(), health: Health::Failing("x".into()) };
+    Heartbeat {
+        node: node(name),
+        boot_id: String::new(),
+        version: String::new(),
+        endpoint: format!("{name}:1"),
+        fabric: NO_FABRIC.to_owned(),
+        pools: pools.iter().map(health).collect(),
+        known: Vec::new(),
+        left_out: 0,
+    }
+}
+
+fn entry(pool: PoolId, of: &str, heard: Timestamp) -> Entry {
+    Entry { pool, name: "test".parse().unwrap(), node: node(of), endpoint: format!("{of}:1"), heard }
+}
+
+/// A node, what it says, and the node whose pool it names in its answers.
+type Told = (&'static str, Says, &'static str);
+
+/// A controller's directory that dials these.
+fn directory_of(tellers: &[Told], interval: Duration) -> Directory {
+    let tellers = tellers.to_vec();
+    let dial = move |dialled: &NodeId, _: &str| {
+        let (name, says, pool) = *tellers.iter().find(|(name, ..)| *name == dialled.as_str()).expect("a node");
+        Ok(Arc::new(Teller { node: node(name), pool: pool_of(pool), says }) as Arc<dyn Home>)
+    };
+    Directory::of_controller(Box::new(dial), Rhythm { interval }, BTreeSet::new())
+}
+
+/// The same, whose nodes are never silent.
+fn directory(tellers: &[Told]) -> Directory {
+    directory_of(tellers, Duration::from_secs(3600))
+}
+
+/// Routers that have heard all of theirs, long enough.
+fn routers<const N: usize>(all: [&[Told]; N]) -> [Router; N] {
+    let interval = Duration::from_secs(2);
+    let routers = all.map(|tellers| Router::new(directory_of(tellers, interval)));
+    thread::sleep(Rhythm { interval }.settling());
+    for (router, tellers) in routers.iter().zip(all) {
+        for (name, ..) in tellers {
+            router.directory().hear(heartbeat(name, &[pool_of(name)])).unwrap();
+        }
+    }
+    routers
+}
+
+fn request(name: &str) -> CreateVolume {
+    CreateVolume {
+        name: name.to_owned(),
+        range: CapacityRange { required: Some(Bytes::mib(8)), limit: None },
+        capabilities: vec![Capability { mode: VolumeMode::Block, access: AccessMode::SingleNodeWriter }],
+        parameters: VolumeParameters { placement: Placement::Selected, ..Default::default() },
+        source: None,
+    }
+}
+
+fn first_on(name: &str, others: &[&str]) -> Requirement {
+    let all: Vec<_> = [name].iter().chain(others).map(|name| Segments::of_local_volume(&node(name))).collect();
+    Requirement { requisite: all.clone(), preferred: all }
+}
+
+#[test]
+fn a_node_that_says_yes_to_every_name_captures_no_create_and_keeps_none_from_others() {
+    let honest = ("honest", Says::Nothing, "honest");
+    let [under_any_name, hiding, having] = routers([
+        &[honest, ("liar", Says::YesUnderAnyName, "liar")],
+        &[honest, ("liar", Says::YesAndHides, "liar")],
+        &[honest, ("other", Says::Has("pvc-1"), "other")],
+    ]);
+    for router in [under_any_name, hiding] {
+        // Where any node would do, and where the liar's is not allowed at all.
+        for requirement in [first_on("honest", &["liar"]), first_on("honest", &[])] {
+            let made = router.create_volume(&request("pvc-1"), &requirement);
+            let made = made.map_err(|failure| failure.error().chain()).unwrap().into_inner();
+            assert_eq!((made.home.as_str(), made.id.pool), ("honest", pool_of("honest")));
+        }
+    }
+    // One that has it shows it: it is found where it was made before, whatever is preferred now.
+    let found = having.create_volume(&request("pvc-1"), &first_on("honest", &["other"])).unwrap().into_inner();
+    assert_eq!(found.home.as_str(), "other");
+}
+
+#[test]
+fn what_a_node_says_of_another_s_pool_is_not_used_and_names_it() {
+    let [router] = routers([&[
+        ("honest", Says::Nothing, "honest"),
+        ("liar", Says::Has("pvc-1"), "honest"),
+        ("third", Says::Nothing, "third"),
+    ]]);
+    let made = router.create_volume(&request("pvc-1"), &first_on("honest", &["third"])).unwrap().into_inner();
+    assert_eq!(made.home.as_str(), "honest");
+    // It is asked to make one, and names a volume in the pool of another.
+    let failure = router.create_volume(&request("pvc-2"), &first_on("liar", &[])).unwrap_err();
+    let said = failure.error().chain();
+    assert!(matches!(failure, Failure::Dirty(_)), "{said}");
+    assert!(said.contains("node liar") && said.contains(&pool_of("honest").to_string()), "{said}");
+    let error = router.volumes(None, 0).unwrap_err();
+    assert!(error.kind() == Kind::Unavailable && error.chain().contains("liar"), "{}", error.chain());
+    // People are told of the others, and who it is.
+    let found = router.inventory();
+    assert_eq!(found.volumes.len(), 6);
+    assert!(found.unheard.iter().any(|why| why.contains("node liar")), "{:?}", found.unheard);
+}
+
+#[test]
+fn a_time_that_has_not_come_is_nobody_s_last_word() {
+    let now = Timestamp::now();
+    let later = |seconds: u64| Timestamp::from_nanos(now.as_nanos() + seconds * 1_000_000_000);
+    let heard_of = |first: &[Entry], then: &[Entry]| {
+        let directory = directory(&[("a", Says::Nothing, "a"), ("b", Says::Nothing, "b")]);
+        let a = Heartbeat { known: first.to_vec(), ..heartbeat("a", &[pool_of("a")]) };
+        directory.hear(a).unwrap();
+        let b = Heartbeat { known: then.to_vec(), ..heartbeat("b", &[pool_of("b")]) };
+        let (told, _) = directory.hear(b).unwrap();
+        let error = directory.answering(pool_of("gone")).err().map(|error| error.chain()).unwrap_or_default();
+        (told.into_iter().find(|entry| entry.pool == pool_of("gone")).unwrap(), error)
+    };
+    let honest = entry(pool_of("gone"), "home", Timestamp::from_nanos(now.as_nanos() - 1_000_000_000));
+    for ahead in [3600, 10 * 365 * 86_400] {
+        let lie = entry(pool_of("gone"), "wrong", later(ahead));
+        for (first, then) in [(&lie, &honest), (&honest, &lie)] {
+            let (told, said) = heard_of(std::slice::from_ref(first), std::slice::from_ref(then));
+            assert_eq!((told.node.as_str(), told.heard), ("home", honest.heard));
+            assert!(said.contains("node home") && !said.contains("wrong"), "{said}");
+        }
+        // Nobody knows better: it is kept, without the time, and it is said who says so.
+        let (told, said) = heard_of(std::slice::from_ref(&lie), &[]);
+        assert_eq!(told.heard, Timestamp::from_nanos(0));
+        assert!(said.contains("a time that is not known") && said.contains("as node a remembers"), "{said}");
+    }
+    // Clocks differ a little: what was heard a moment from now was heard now.
+    let (told, _) = heard_of(&[entry(pool_of("gone"), "home", later(60))], &[]);
+    assert!(told.heard >= now && told.heard < later(60), "{told:?}");
+}
+
+#[test]
+fn what_nodes_remember_is_bounded_and_no_partial_list_is_given() {
+    let directory = directory(&[("a", Says::Nothing, "a"), ("b", Says::Nothing, "b")]);
+    let many = |from: u64, count: u64| -> Vec<Entry> {
+        let id = |n: u64| format!("{n:016x}").parse().unwrap();
+        (from..from + count).map(|n| entry(id(n), "nowhere", Timestamp::from_nanos(n))).collect()
+    };
+    let most = u64::try_from(MOST_KNOWN).unwrap();
+    let a = Heartbeat { known: many(1 << 32, most), ..heartbeat("a", &[]) };
+    assert_eq!(directory.hear(a).unwrap().0.len(), MOST_KNOWN);
+    let b = Heartbeat { known: many(1 << 40, 500), ..heartbeat("b", &[pool_of("b")]) };
+    let (told, _) = directory.hear(b).unwrap();
+    // A node's own pools are always known.
+    assert_eq!(told.len(), MOST_KNOWN + 1);
+    let unheard = directory.unheard();
+    assert!(unheard.iter().any(|why| why.contains("node b names 500 pools more")), "{}", unheard.len());
+    // Long names count by their bytes.
+    let directory = self::directory(&[("a", Says::Nothing, "a")]);
+    let long = many(1 << 32, most).into_iter().map(|entry| Entry { endpoint: "x".repeat(1000), ..entry }).collect();
+    let (told, _) = directory.hear(Heartbeat { known: long, ..heartbeat("a", &[]) }).unwrap();
+    assert!(told.iter().map(|entry| entry.endpoint.len()).sum::<usize>() <= 2 << 20);
+}
+
+#[test]
+fn a_node_names_so_many_pools_and_no_more() {
+    let directory = directory(&[("a", Says::Nothing, "a")]);
+    let pools =
+        |from: u64| -> Vec<PoolId> { (from..from + 600).map(|n| format!("{n:016x}").parse().unwrap()).collect() };
+    directory.hear(heartbeat("a", &pools(1))).unwrap();
+    let error = directory.hear(heartbeat("a", &pools(1000))).unwrap_err();
+    assert!(error.kind() == Kind::InvalidArgument && error.to_string().contains("node a"), "{error}");
+    // What it said before goes on.
+    directory.hear(heartbeat("a", &pools(1))).unwrap();
+}

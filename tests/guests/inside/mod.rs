@@ -1,0 +1,24 @@
+//! What runs in a guest: each test is started there by name. None runs on the host.
+
+mod attack;
+mod linear_device;
+mod raw_block;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use holdfast::os::{DevNum, Os};
+
+/// What every dm uuid of the driver's raw volumes begins with.
+const OURS: &str = "HOLDFAST-RAW-";
+
+/// The number of the block device a node stands for.
+fn number_of(path: &Path) -> DevNum {
+    DevNum::from_dev_t(fs::metadata(path).unwrap().rdev())
+}
+
+/// Asserts that there is no device of device-mapper at all.
+fn none_left() {
+    assert_eq!(Os::new().dm_devices("").unwrap(), Vec::new(), "devices of device-mapper");
+}

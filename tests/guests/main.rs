@@ -1,0 +1,23 @@
+//! The driver on a kernel that this machine need not have: small QEMU guests with Debian's cloud kernel.
+//!
+//! `make guests` makes what a guest boots and runs the tests of this file's modules on the host. Each starts a guest and
+//! runs tests of [`inside`] in it: this same program, which is part of the guest's root. docs/testing.md says how.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test says what went wrong by panicking"
+)]
+
+#[path = "../blackbox/harness/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "guests use a part of what the black-box tests stand on")]
+mod harness;
+
+mod inside;
+mod machine;
+mod raw_block;
+mod root;

@@ -1,0 +1,22 @@
+//! Raw block volumes where device-mapper exists. One guest for several tests: booting it costs as much as one.
+
+use crate::machine::Guest;
+
+#[test]
+fn raw_block_volumes_are_published_through_device_mapper() {
+    let mut guest = Guest::boot("published", &[]);
+    // First: device-mapper is a module there, and the driver's own question has to load it.
+    guest.test("raw_block::its_pod_cannot_control_what_is_below_it");
+    guest.test("raw_block::it_grows_under_its_pod");
+    // Last: it takes device-mapper away for a while.
+    guest.test("raw_block::a_volume_published_as_a_loop_device_stays_one_until_it_is_unstaged");
+}
+
+#[test]
+fn the_device_of_a_raw_block_volume() {
+    let mut guest = Guest::boot("device", &[]);
+    guest.test("linear_device::what_a_crash_leaves_is_finished_or_removed");
+    guest.test("linear_device::a_device_that_is_open_or_not_ours_stays_as_it_is");
+    guest.test("linear_device::a_device_that_only_reads_refuses_writes");
+    guest.test("linear_device::one_target_would_hand_the_loop_device_s_controls_through");
+}

@@ -1,0 +1,93 @@
+//! The root of a guest: the driver, this program, the tools they call, with the libraries of the host they were built on.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::harness::{driver_binary, run};
+
+/// What the driver and the tests call; a new test adds what it needs.
+const TOOLS: [&str; 12] = [
+    "/usr/bin/env",
+    "/usr/bin/findmnt",
+    "/usr/bin/mount",
+    "/usr/bin/setpriv",
+    "/usr/bin/umount",
+    "/usr/sbin/e2fsck",
+    "/usr/sbin/losetup",
+    "/usr/sbin/mkfs.ext4",
+    "/usr/sbin/mkfs.xfs",
+    "/usr/sbin/resize2fs",
+    "/usr/sbin/blkid",
+    "/usr/sbin/xfs_repair",
+];
+/// Where filesystems of the running system are mounted.
+const MOUNT_POINTS: [&str; 6] = ["dev", "proc", "sys", "tmp", "run", "var"];
+
+/// What `tests/guests/build` made.
+pub(crate) fn prepared() -> PathBuf {
+    let prepared = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("guests");
+    assert!(prepared.join("made").exists(), "{} has no kernel: run `make guests`", prepared.display());
+    prepared
+}
+
+/// Makes the image of a root.
+pub(crate) fn make(image: &Path) {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    for part in MOUNT_POINTS.iter().copied().chain(["root", "usr/bin", "usr/sbin", "usr/lib", "etc"]) {
+        fs::create_dir_all(root.join(part)).unwrap();
+    }
+    // As on a system whose /usr is merged: libraries and programs are found by either path.
+    for name in ["bin", "sbin", "lib"] {
+        symlink(format!("usr/{name}"), root.join(name)).unwrap();
+    }
+    symlink("usr/lib", root.join("lib64")).unwrap();
+    let host = |path: &str| root.join(path.trim_start_matches('/'));
+
+    let busybox = run("/usr/bin/env", &["sh", "-c", "command -v busybox"]);
+    fs::copy(busybox.trim(), host("/usr/bin/busybox")).unwrap();
+    let itself = std::env::current_exe().unwrap();
+    let programs = TOOLS.iter().copied().chain([driver_binary(), itself.to_str().unwrap()]);
+    for program in programs {
+        let to = host(program);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        // Without what only a debugger reads, which is most of them.
+        run(
+            "/usr/bin/env",
+            &["strip", "-o", to.to_str().unwrap(), fs::canonicalize(program).unwrap().to_str().unwrap()],
+        );
+        for library in libraries(program) {
+            let to = host("/usr/lib").join(library.file_name().unwrap());
+            if !to.exists() {
+                fs::copy(&library, to).unwrap();
+            }
+        }
+    }
+    for applet in run(busybox.trim(), &["--list"]).lines() {
+        let link = host("/usr/bin").join(applet);
+        if !link.exists() && !host("/usr/sbin").join(applet).exists() {
+            symlink("/usr/bin/busybox", link).unwrap();
+        }
+    }
+    // The kernel loads modules by this path.
+    symlink("/usr/bin/busybox", host("/usr/sbin/modprobe")).unwrap();
+    let modules = prepared().join("modules/lib/modules");
+    run("/usr/bin/env", &["cp", "-r", modules.to_str().unwrap(), host("/usr/lib").to_str().unwrap()]);
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/agent"), root.join("agent")).unwrap();
+    fs::write(root.join("etc/passwd"), "root:x:0:0::/tmp:/bin/sh\n").unwrap();
+
+    fs::File::create(image).unwrap().set_len(1 << 30).unwrap();
+    let from = root.to_str().unwrap();
+    run("/usr/sbin/mkfs.ext4", &["-q", "-F", "-O", "^has_journal", "-d", from, image.to_str().unwrap()]);
+}
+
+/// The libraries a program is linked with, as the host has them.
+fn libraries(program: &str) -> Vec<PathBuf> {
+    let said = run("/usr/bin/env", &["ldd", program]);
+    let path = |line: &str| {
+        let word = line.split_whitespace().find(|word| word.starts_with('/'))?;
+        Some(PathBuf::from(word))
+    };
+    said.lines().filter_map(path).collect()
+}
