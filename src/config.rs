@@ -7,6 +7,7 @@ mod cluster;
 mod file;
 mod kubelet;
 mod level;
+mod places;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ pub use cluster::{ControllerConfig, NodeConfig, TlsMode};
 pub use file::File;
 use file::PoolEntry;
 pub use level::LogLevel;
+pub use places::{Place, apart, resolved};
 
 use crate::home::SpaceLimits;
 use crate::kubelet::Registration;

@@ -2,12 +2,14 @@
 
 #![expect(clippy::disallowed_methods, reason = "the benchmark makes its own mount namespace and cleans it up")]
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::harness::{PoolFs, World};
+use crate::harness::{PoolFs, World, driver_binary};
 
 /// Where the scratch filesystem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +49,17 @@ impl Memory {
         let place = std::env::temp_dir();
         unshare(CloneFlags::CLONE_NEWNS).expect("the benchmark needs root");
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        // What the run needs may lie below the temporary directory, as with a clone in it: it is bound back.
+        let binary = Path::new(driver_binary()).parent().unwrap();
+        let needed = [Path::new(env!("CARGO_MANIFEST_DIR")), binary].map(|path| (path, File::open(path).unwrap()));
         mount(Some("tmpfs"), &place, Some("tmpfs"), MsFlags::empty(), Some("size=6g")).unwrap();
+        for (path, held) in &needed {
+            if !path.exists() {
+                std::fs::create_dir_all(path).unwrap();
+                let held = format!("/proc/self/fd/{}", held.as_raw_fd());
+                mount(Some(held.as_str()), *path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+            }
+        }
         Self(place)
     }
 }

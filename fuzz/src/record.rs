@@ -15,6 +15,10 @@ pub fn run(data: &[u8]) {
 
 fn round_trip<R: Record + Debug + PartialEq>(data: &[u8]) {
     let Ok(record) = serde_json::from_slice::<R>(data) else { return };
+    if record.min_reader() == 0 {
+        // No schema is so old: it is written as the first.
+        return;
+    }
     let (object, pool) = (record.object(), record.pool());
     let decoded = match R::decode(object, pool, data) {
         Ok(decoded) => decoded,

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use holdfast::config::{Flags, Serving};
+use holdfast::config::{Flags, Place, PoolConfig, Serving, apart, resolved};
 use holdfast::kubelet::Registration;
 use holdfast::os::{Entry, Os};
 use holdfast::telemetry::init_logs;
@@ -187,9 +187,19 @@ fn check_socket(os: &Os, socket: &Path, flag: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a node that is known to kubelet this way needs of its machine. Its pools are looked at when they are opened, each on
-/// its own: the disk of one may not answer.
-pub(crate) fn check_node(os: &Os, registration: Option<&Registration>) -> Result<()> {
+/// What a node with these pools, known to kubelet this way, needs of its machine; `places` are other paths of its own. The
+/// pools themselves are looked at when they are opened, each on its own: the disk of one may not answer.
+pub(crate) fn check_node(
+    os: &Os,
+    serving: &Serving,
+    pools: &[PoolConfig],
+    registration: Option<&Registration>,
+    places: &[Place],
+) -> Result<()> {
+    let mut all = vec![Place::outside_pools("the socket of --endpoint", &serving.socket)];
+    all.extend(registration.iter().flat_map(|registration| Place::of_kubelet(registration)));
+    all.extend_from_slice(places);
+    apart(pools, &all, resolved)?;
     if let Some(registration) = registration {
         check_registration(os, registration)?;
     }

@@ -26,6 +26,7 @@ use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use holdfast::config::{File, Flags};
+use holdfast::os::Os;
 
 use self::inventory::LookArguments;
 
@@ -101,8 +102,9 @@ fn read_file(path: &Path) -> Result<File> {
 
 /// Parses the process's arguments, runs, and says how it ended.
 pub(crate) fn main() -> ExitCode {
+    Os::new().survive_file_limit();
     match run(std::env::args_os()) {
-        Ok(code) => code,
+        Ok(code) => output::end(code),
         Err(error) => {
             output::complain(&one_line(&format!("{error:#}")));
             ExitCode::from(REFUSED)

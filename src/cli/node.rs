@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use holdfast::config::{Flags, NodeConfig, TlsMode};
+use holdfast::config::{Flags, NodeConfig, Place, TlsMode};
 use holdfast::csi::{ServeConfig, ServeController, ThisNode, serve};
 use holdfast::home::remote::HomeService;
 use holdfast::home::remote::proto::home_server::HomeServer;
@@ -80,8 +80,13 @@ impl Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = arguments.config()?;
     let serving = config.serving.clone();
-    let registration = config.registration.clone();
-    let check = |os: &Os| daemon::check_node(os, registration.as_ref());
+    let (pools, registration) = (config.pools.clone(), config.registration.clone());
+    let mut places = vec![Place::outside_pools("the state directory (--state)", &config.state)];
+    if let TlsMode::Files(directory) = &config.tls {
+        places.push(Place::outside_pools("the certificates of --tls", directory));
+    }
+    let checked = serving.clone();
+    let check = |os: &Os| daemon::check_node(os, &checked, &pools, registration.as_ref(), &places);
     daemon::run(&serving, check, |os, stop, stopped| live(config, os, stop, stopped))
 }
 

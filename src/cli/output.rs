@@ -4,6 +4,8 @@
 //! terminal or begin a line of its own is shown by its number; documents have the escapes of their format.
 
 use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -23,9 +25,28 @@ pub(crate) enum Format {
     Yaml,
 }
 
-/// Prints a text as it is: it is ours, or every foreign part of it was made printable. A reader that went away is no error.
+/// Why standard output could not be written, the first time: it is the process's, and so is this.
+static UNSAID: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints a text as it is: it is ours, or every foreign part of it was made printable. A reader that went away is no
+/// error; another one is what the command ends with ([`end`]).
 pub(crate) fn say_as_is(text: &str) {
-    let _ = writeln!(io::stdout(), "{text}");
+    note(writeln!(io::stdout(), "{text}"));
+}
+
+fn note(written: io::Result<()>) {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => drop(UNSAID.set(error)),
+        _ => {}
+    }
+}
+
+/// The exit code of a command that came to its end: not its own when something of what it printed is missing.
+pub(crate) fn end(code: ExitCode) -> ExitCode {
+    note(io::stdout().flush());
+    let Some(error) = UNSAID.get() else { return code };
+    complain(&format!("standard output cannot be written, so what was printed is not complete: {error}"));
+    ExitCode::from(super::REFUSED)
 }
 
 /// Prints a line that may hold words of others.

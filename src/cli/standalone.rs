@@ -47,8 +47,9 @@ impl Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = arguments.config()?;
     let serving = config.serving.clone();
-    let registration = config.registration.clone();
-    let check = |os: &Os| daemon::check_node(os, registration.as_ref());
+    let (pools, registration) = (config.pools.clone(), config.registration.clone());
+    let checked = serving.clone();
+    let check = |os: &Os| daemon::check_node(os, &checked, &pools, registration.as_ref(), &[]);
     daemon::run(&serving, check, |os, stop, stopped| live(config, os, stop, stopped))
 }
 

@@ -43,12 +43,17 @@ pub(super) fn registration(flags: &Flags, file: &File, csi: &Path) -> Result<Opt
         // Both come from text.
         &endpoint.to_string_lossy(),
     );
-    if registration.socket.as_os_str().len() > MOST_PATH {
-        return Err(refuse(format!(
-            "{}: the socket {} would have a path of more than {MOST_PATH} bytes; choose a shorter directory",
-            directory.place,
-            registration.socket.display()
-        )));
+    // Here, and as kubelet sees it on the host: it has to connect to it.
+    let of_kubelet = registration.socket_of_kubelet();
+    for socket in [Some(&registration.socket), of_kubelet.as_ref()].into_iter().flatten() {
+        if socket.as_os_str().len() > MOST_PATH {
+            return Err(refuse(format!(
+                "{}: the socket {} would have a path of {} bytes, more than the {MOST_PATH} that a socket's path can have; choose a shorter directory for kubelet",
+                directory.place,
+                socket.display(),
+                socket.as_os_str().len()
+            )));
+        }
     }
     Ok(Some(registration))
 }
@@ -100,5 +105,11 @@ mod tests {
         assert!(said(Some("/r"), Some("unix:///csi.sock")).contains("--kubelet-endpoint"));
         let long = format!("/{}", "x".repeat(90));
         assert!(said(Some(&long), None).contains("shorter directory"));
+        // As in the chart's container: only the endpoint tells where kubelet looks.
+        let root = |length: usize| format!("/{}", "k".repeat(length - 1));
+        let of = |root: &str| format!("{root}/plugins/csi.holdfast.storage/csi.sock");
+        let too_long = said(Some("/registration"), Some(&of(&root(53))));
+        assert!(too_long.contains("/plugins_registry/kubelet@csi") && too_long.contains("108 bytes"), "{too_long}");
+        assert!(resolve(Some("/registration"), Some(&of(&root(52))), "").unwrap().is_some());
     }
 }

@@ -40,6 +40,12 @@ impl MkfsOptions {
         Ok(Self { arguments })
     }
 
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.arguments.is_empty()
+    }
+
     /// The arguments, to be put before the device.
     #[must_use]
     pub fn arguments(&self) -> &[String] {

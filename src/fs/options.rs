@@ -149,6 +149,12 @@ impl MountOptions {
         self.flags
     }
 
+    /// Whether freed blocks are to be given back to the device.
+    #[must_use]
+    pub fn discards(&self) -> bool {
+        self.own.iter().any(|option| option == "discard")
+    }
+
     /// The same options, read-only.
     #[must_use]
     pub fn read_only(mut self) -> Self {

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::MkfsOptions;
 use crate::os::{Exit, Os, Output, Program};
-use crate::types::{Error, Kind, OsContext, Result};
+use crate::types::{Bytes, Error, FsType, Kind, OsContext, Result};
 
 /// For mkfs: seconds by measure, as it writes no tables.
 pub(super) const MAKE_LIMIT: Duration = Duration::from_secs(300);
@@ -12,6 +13,9 @@ pub(super) const MAKE_LIMIT: Duration = Duration::from_secs(300);
 pub(super) const CHECK_LIMIT: Duration = Duration::from_secs(300);
 /// For a repair or a resize of a filesystem with data.
 pub(super) const REPAIR_LIMIT: Duration = Duration::from_secs(1800);
+
+/// A sentence that goes on for longer than this many bytes is cut at the end of its line.
+const LONGEST_REASON: usize = 160;
 
 /// A program of this name, working on this device.
 pub(super) fn find(name: &str, device: &Path, limit: Duration) -> Result<Program> {
@@ -25,12 +29,66 @@ pub(super) fn run(os: &Os, name: &str, device: &Path, program: &Program) -> Resu
     os.run(program).at(|| format!("run {name} on {}", device.display()))
 }
 
-/// The first thing a tool complained of: usage texts and advice come after it.
+/// What a tool says before it comes to the matter: its name and version, its steps, and what its configuration lacks.
+fn prelude(line: &str) -> bool {
+    const VERSIONS: [&str; 4] = ["e2fsck 1.", "mke2fs 1.", "mkfs.ext4 1.", "resize2fs 1."];
+    const STEPS: [&str; 5] = ["Pass ", "Phase ", "Resizing the filesystem", "Filesystem at ", "Creating filesystem"];
+    let begins = |words: &[&str]| words.iter().any(|word| line.starts_with(word));
+    begins(&VERSIONS) || begins(&STEPS) || line.starts_with("Warning:") || line.starts_with("old_desc_blocks")
+}
+
+/// The reason a tool gives: its first sentence, over as many lines as it takes. Usage texts and advice come after it.
 pub(super) fn said(output: &Output) -> String {
-    let banner =
-        |line: &&str| !line.trim().is_empty() && !line.starts_with("e2fsck 1.") && !line.starts_with("mke2fs 1.");
-    let mut lines = output.stderr.lines().chain(output.stdout.lines()).filter(banner);
-    lines.next().unwrap_or("it said nothing").trim().to_owned()
+    [&output.stderr, &output.stdout]
+        .into_iter()
+        .find_map(|text| reason(text))
+        .unwrap_or_else(|| "it said nothing".into())
+}
+
+fn reason(text: &str) -> Option<String> {
+    let mut reason = String::new();
+    for line in text.lines().map(str::trim) {
+        match (reason.is_empty(), line.is_empty() || line.starts_with("Usage")) {
+            (true, true) => continue,
+            (true, false) if prelude(line) => continue,
+            (true, false) => reason.push_str(line),
+            (false, true) => break,
+            (false, false) => {
+                reason.push(' ');
+                reason.push_str(line);
+            }
+        }
+        if reason.ends_with(['.', '!', '?']) || reason.len() > LONGEST_REASON {
+            break;
+        }
+    }
+    (!reason.is_empty()).then_some(reason)
+}
+
+/// Whether mkfs says that an option asks for more than the device has.
+pub(super) fn too_much(output: &Output) -> bool {
+    let words = ["too big for", "too large", "requested number of inodes", "too many inodes", "requested journal size"];
+    words.iter().any(|words| output.stderr.contains(words))
+}
+
+/// What a mkfs that writes nothing says of options at a size.
+///
+/// # Errors
+/// `InvalidArgument` when they cannot work; `Internal` when the tool could not say.
+pub(super) fn rehearsed(fs: FsType, size: Bytes, options: &MkfsOptions, output: &Output) -> Result<()> {
+    match output.exit {
+        Exit::Code(0) => Ok(()),
+        Exit::Code(1) if !output.stderr.contains("emory") => Err(Error::new(
+            Kind::InvalidArgument,
+            format!(
+                "mkfsOptions: \"{}\" cannot work on a volume of {size} ({} bytes): {}; correct the class, or ask for another size",
+                options.arguments().join(" "),
+                size.get(),
+                said(output)
+            ),
+        )),
+        _ => Err(failed(Kind::Internal, &format!("a trial of mkfs.{fs}"), Path::new("nothing"), output)),
+    }
 }
 
 /// The error of a tool that failed.
@@ -42,10 +100,45 @@ pub(super) fn failed(kind: Kind, name: &str, device: &Path, output: &Output) -> 
     let next = match kind {
         Kind::Busy => "something has the device open; ask again",
         Kind::NoCapacity => "the pool is full; make room in it",
-        Kind::OutOfRange => "make the volume larger",
+        Kind::OutOfRange => "make the volume larger, or correct its class's mkfsOptions and make it anew",
         Kind::Unsupported => "the image needs newer tools",
         Kind::Precondition | Kind::Corrupt => "look at the device before anything else is done with it",
         _ => "it is retried; the kernel's log may say more",
     };
     Error::new(kind, format!("{name} on {} failed ({exit}): {}; {next}", device.display(), said(output)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the tools of e2fsprogs 1.47.0 and xfsprogs 6.1.0 wrote it.
+    #[test]
+    fn the_reason_is_told_and_not_what_comes_before_it() {
+        let of = |stderr: &str, stdout: &str| {
+            let output = Output { exit: Exit::Code(1), stdout: stdout.to_owned(), stderr: stderr.to_owned() };
+            said(&output)
+        };
+        let inodes = "Warning: the fs_type small is not defined in mke2fs.conf\n\n\nmkfs.ext4: inode_size (256) * inodes_count (100000) too big for a\n\tfilesystem with 4096 blocks, specify higher inode_ratio (-i)\n\tor lower inode count (-N).\n\n";
+        assert_eq!(
+            of(inodes, ""),
+            "mkfs.ext4: inode_size (256) * inodes_count (100000) too big for a filesystem with 4096 blocks, specify higher inode_ratio (-i) or lower inode count (-N)."
+        );
+        assert_eq!(
+            of("\nTotal journal size too big for filesystem.\n", ""),
+            "Total journal size too big for filesystem."
+        );
+        let journal = "\nThe total requested journal size is 10485760 blocks; it must be\nbetween 1024 and 10240000 blocks.  Aborting.\n";
+        assert!(of(journal, "").ends_with("it must be between 1024 and 10240000 blocks.  Aborting."));
+        let resize = "resize2fs 1.47.0 (5-Feb-2023)\nresize2fs: Illegal doubly indirect block found while trying to resize img\nPlease run 'e2fsck -fy img' to fix the filesystem\nafter the aborted resize operation.\n";
+        assert!(
+            of(resize, "Resizing the filesystem on img to 4456448 (4k) blocks.\n")
+                .starts_with("resize2fs: Illegal doubly indirect block found")
+        );
+        let log = "internal log size 51200 too large, must be less than 19186\nUsage: mkfs.xfs\n/* blocksize */\t\t[-b size=num]\n";
+        assert_eq!(of(log, ""), "internal log size 51200 too large, must be less than 19186");
+        let unsound = "Pass 1: Checking inodes, blocks, and sizes\nInode 7 has illegal block(s).  Clear? no\n\nIllegal block #6 (71) in inode 7.  IGNORED.\n";
+        assert_eq!(of("e2fsck 1.47.0 (5-Feb-2023)\n", unsound), "Inode 7 has illegal block(s).  Clear? no");
+        assert_eq!(of("mke2fs 1.47.0 (5-Feb-2023)\n", ""), "it said nothing");
+    }
 }

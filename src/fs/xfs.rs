@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::probe::{Found, probe_disk};
 use super::tool::{self, CHECK_LIMIT, MAKE_LIMIT};
 use super::{Checked, Filesystem, Grown, MkfsOptions};
-use crate::os::{BlockDevice, Exit, Os, Output};
-use crate::types::{Bytes, Error, Kind, OsContext, Result};
+use crate::os::{BlockDevice, Exit, Os, Output, Program};
+use crate::types::{Bytes, Error, FsType, Kind, OsContext, Result};
 
 /// XFS.
 pub(super) struct Xfs;
@@ -27,16 +27,15 @@ const OLDEST: (u32, u32) = (5, 11);
 
 impl Filesystem for Xfs {
     fn make(&self, os: &Os, device: &Path, uuid: Uuid, options: &MkfsOptions) -> Result<()> {
-        let version = version(os, device)?;
-        let features = format!("uuid={uuid},crc=1,finobt=1,rmapbt=0,reflink=1,bigtime=1,inobtcount=1");
-        let later = LATER.iter().filter(|(since, ..)| version >= *since);
-        let program = tool::find("mkfs.xfs", device, MAKE_LIMIT)?
-            .args(["-q", "-K", "-s", "size=4096", "-b", "size=4096", "-i", "sparse=1", "-m", &features])
-            .args(later.flat_map(|(_, letter, off)| [*letter, *off]))
-            .args(options.arguments())
-            .arg(device.display().to_string());
+        let program = making(os, device, uuid, options)?.arg(device.display().to_string());
         let output = tool::run(os, "mkfs.xfs", device, &program)?;
         if output.success() { Ok(()) } else { Err(make_failed(device, &output)) }
+    }
+
+    fn rehearse(&self, os: &Os, size: Bytes, options: &MkfsOptions) -> Result<()> {
+        let nowhere = Path::new("nothing");
+        let program = making(os, nowhere, Uuid::nil(), options)?.arg("-N").blank_file(size.get());
+        tool::rehearsed(FsType::Xfs, size, options, &tool::run(os, "mkfs.xfs -N", nowhere, &program)?)
     }
 
     fn check(&self, os: &Os, device: &Path) -> Result<Checked> {
@@ -112,6 +111,17 @@ fn last_growth_is_on_disk(os: &Os, device: &BlockDevice, blocks: u64) -> Result<
     }
 }
 
+/// The mkfs.xfs of this driver, but for what it works on.
+fn making(os: &Os, target: &Path, uuid: Uuid, options: &MkfsOptions) -> Result<Program> {
+    let version = version(os, target)?;
+    let features = format!("uuid={uuid},crc=1,finobt=1,rmapbt=0,reflink=1,bigtime=1,inobtcount=1");
+    let later = LATER.iter().filter(|(since, ..)| version >= *since);
+    Ok(tool::find("mkfs.xfs", target, MAKE_LIMIT)?
+        .args(["-q", "-K", "-s", "size=4096", "-b", "size=4096", "-i", "sparse=1", "-m", &features])
+        .args(later.flat_map(|(_, letter, off)| [*letter, *off]))
+        .args(options.arguments()))
+}
+
 /// The installed mkfs.xfs's version.
 fn version(os: &Os, device: &Path) -> Result<(u32, u32)> {
     let program = tool::find("mkfs.xfs", device, MAKE_LIMIT)?.arg("-V");
@@ -143,7 +153,7 @@ fn make_failed(device: &Path, output: &Output) -> Error {
         Kind::Precondition
     } else if said("No space left on device") {
         Kind::NoCapacity
-    } else if said("must be larger than") || said("too small") {
+    } else if said("must be larger than") || said("too small") || tool::too_much(output) {
         Kind::OutOfRange
     } else if said("unknown option") {
         Kind::Unsupported

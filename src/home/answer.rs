@@ -202,7 +202,7 @@ pub struct Snapshot {
     pub source: VolumeId,
     /// The birth home of that volume, for its handle.
     pub source_birth_home: NodeId,
-    /// The smallest volume it can be restored to.
+    /// What a restore has to ask for at least; the restore is as large as the source was, which may be a little more.
     pub size: Bytes,
     /// When it was cut: the same at every retry.
     pub cut: Timestamp,

@@ -178,9 +178,11 @@ impl Shared {
     /// Starts (or resumes) a copy in a thread of its own. The caller holds the locks of source and target, or the
     /// home is not serving yet.
     pub(super) fn start_copy(self: &Arc<Self>, target: Key, record: CopyRecord) {
+        // More than all of it cannot be there: then nothing that was said of it counts, and it begins anew.
+        let done = if record.done <= record.total { record.done } else { Bytes::ZERO };
         let copy = Arc::new(Copy {
             source: record.from.object(),
-            done: AtomicU64::new(record.done.get()),
+            done: AtomicU64::new(done.get()),
             total: record.total.get(),
             cancelled: AtomicBool::new(false),
             stopped: AtomicBool::new(false),

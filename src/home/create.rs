@@ -8,24 +8,22 @@ use super::copying::COPY_WAIT;
 use super::local::{BLOCK_SIZE, Key, PoolState, Shared, no_snapshot, no_volume};
 use super::part::Part;
 use super::pools::Slot;
-use super::record::{AttachPath, CopyRecord, CopySource, Phase, Record, SCHEMA, VolumeRecord, VolumeRequest};
+use super::record::{Access, CopyRecord, CopySource, Phase, Record, SCHEMA, VolumeRecord, VolumeRequest};
+use super::sizes::{self, SizeRequest};
 use super::{CreateVolume, Created, FormatState, LockGuard, Source, Volume};
 use crate::fs;
 use crate::os::{Stopwatch, Timestamp};
 use crate::pool::{Ability, Cloning, Fill, Object};
 use crate::types::{
-    Bytes, Error, Failure, Kind, MIB, ObjectUuid, OnDelete, PoolId, Provisioning, Result, VolumeId, VolumeMode,
+    Bytes, Capability, Error, Failure, Kind, ObjectUuid, OnDelete, PoolId, Provisioning, Result, VolumeId, VolumeMode,
 };
-
-/// The size of a volume nobody named a size for.
-const DEFAULT_SIZE: Bytes = Bytes::mib(1024);
-/// The smallest volume at all.
-const SMALLEST: Bytes = Bytes::new(MIB);
 
 /// What a volume is filled from, looked up.
 struct Origin {
     object: Object,
     size: Bytes,
+    /// What a copy has to ask for at least.
+    least: Bytes,
     /// Of its image: at least the size.
     length: Bytes,
     format: FormatState,
@@ -46,12 +44,24 @@ impl Shared {
     pub(super) fn create_volume(self: &Arc<Self>, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
         let watch = Stopwatch::start();
         loop {
-            let answer = self.try_create_volume(request);
+            let answer = self.try_create_volume(request).map_err(|failure| self.unless_made(request, failure));
             let left = COPY_WAIT.saturating_sub(watch.elapsed());
             let unfinished = matches!(&answer, Err(Failure::Dirty(error)) if error.kind() == Kind::Busy);
             if !unfinished || request.source.is_none() || !self.copies.wait(&self.copies_for(request), left) {
                 return answer;
             }
+        }
+    }
+
+    /// A request that is refused for its words is not final where its name exists: a later release, or another class,
+    /// made it.
+    fn unless_made(&self, request: &CreateVolume, failure: Failure) -> Failure {
+        match failure {
+            Failure::Clean(error) if error.kind() == Kind::InvalidArgument => error
+                .unless_made(&format!("volume {:?}", request.name), || {
+                    self.find_volume(ObjectUuid::of_volume(&request.name))
+                }),
+            failure => failure,
         }
     }
 
@@ -156,9 +166,10 @@ impl Shared {
                 format!("volume {id} is being deleted; delete it again to finish that, then create it"),
             ))),
             Phase::Creating => {
+                record.changeable().map_err(Failure::Dirty)?;
                 let key = Key { pool: id.pool, object: record.object() };
-                if let (None, Some(copy)) = (self.copies.percent_into(key), &record.copy) {
-                    self.start_copy(key, copy.known);
+                if let (None, Some(copy)) = (self.copies.percent_into(key), record.copy_to_resume()) {
+                    self.start_copy(key, copy);
                 }
                 Err(Failure::Dirty(self.still_copying(key)))
             }
@@ -179,7 +190,13 @@ impl Shared {
                     Phase::Creating => return Err(Failure::Dirty(self.still_copying(key))),
                     Phase::Deleting => return Err(Failure::Clean(no_snapshot(id))),
                 }
-                Origin { object: record.object(), size: record.size, length: record.size, format: record.format.known }
+                Origin {
+                    object: record.object(),
+                    size: record.size,
+                    least: record.least_request(),
+                    length: record.size,
+                    format: record.format.known,
+                }
             }
             Some(Source::Volume(id)) => {
                 let record = self.volume_record(id)?.ok_or_else(|| no_volume(id))?;
@@ -192,7 +209,13 @@ impl Shared {
                     })?,
                 };
                 self.source_volume_usable(&record)?;
-                Origin { object: record.object(), size: record.size, length: record.size, format: record.format.known }
+                Origin {
+                    object: record.object(),
+                    size: record.size,
+                    least: record.least_request(),
+                    length: record.size,
+                    format: record.format.known,
+                }
             }
         };
         if let FormatState::Formatting { .. } = origin.format {
@@ -203,15 +226,6 @@ impl Shared {
         }
         let (object, size) = (origin.object, origin.size);
         origin.length = self.check_image(self.pool_for(request)?, object, size)?;
-        if request.range.limit.is_some_and(|limit| limit < size) {
-            let message = format!("{object} has {} bytes, and a copy cannot be smaller; raise limit_bytes", size.get());
-            return Err(Failure::Clean(Error::new(Kind::OutOfRange, message)));
-        }
-        if request.range.required.is_some_and(|required| required < size) {
-            let message =
-                format!("{object} has {} bytes, and a copy cannot be smaller; ask for at least that", size.get());
-            return Err(Failure::Clean(Error::new(Kind::OutOfRange, message)));
-        }
         let only_block = only_block(request);
         for capability in &request.capabilities {
             let fits = match (origin.format, capability.mode) {
@@ -289,7 +303,6 @@ impl Shared {
                 "parameter onDelete: zero is for thick volumes only; use unlink",
             ));
         }
-        let mut minimum = SMALLEST;
         for capability in &request.capabilities {
             if let VolumeMode::Mount(fs) = capability.mode {
                 fs::MkfsOptions::parse(fs, &request.parameters.mkfs_options)?;
@@ -300,13 +313,15 @@ impl Shared {
                         format!("an xfs volume has at least {least}; ask for that much, or use ext4"),
                     ));
                 }
-                minimum = minimum.max(least);
             }
         }
+        let minimum = sizes::minimum(request.capabilities.iter().copied());
         let size = match origin {
-            Some(origin) => request.range.choose(origin.size, minimum.max(origin.size))?,
-            None => request.range.choose(DEFAULT_SIZE, minimum)?,
+            Some(origin) => sizes::of_copy(&request.range, minimum, &origin.object, origin.size, origin.least)?,
+            None => sizes::of_blank(&request.range, minimum)?,
         };
+        let format = origin.map_or(FormatState::Never, |origin| inherited(origin.format, request));
+        self.formattable(&request.capabilities, &request.parameters.mkfs_options, format, size)?;
         let id = VolumeId { pool: identity.id, uuid };
         let copy = match (origin, abilities.cloning) {
             (Some(origin), Cloning::Copy) => Some(copy_of(origin)),
@@ -326,14 +341,15 @@ impl Shared {
             pool: identity.id,
             birth_home: self.node.clone(),
             size,
+            size_request: Some(Part::new(SizeRequest::new(&request.range, size))),
             target_size: None,
             block_size: BLOCK_SIZE,
             provisioning,
-            access: AttachPath::Local,
+            access: Access::Local,
             source: request.source,
             created: Timestamp::now(),
             phase: if copy.is_some() { Phase::Creating } else { Phase::Ready },
-            format: Part::new(origin.map_or(FormatState::Never, |origin| inherited(origin.format, request))),
+            format: Part::new(format),
             attachments: Vec::new(),
             still_staged: None,
             epoch: 0,
@@ -343,6 +359,28 @@ impl Shared {
             attributes: request.parameters.metadata.clone(),
             unknown: serde_json::Map::new(),
         })
+    }
+
+    /// A volume that is formatted at its first stage, with options of its class's own: whether they can work at its size
+    /// is asked now, while the claim can still be told, and not at a stage that would fail for ever.
+    pub(super) fn formattable(
+        &self,
+        capabilities: &[Capability],
+        mkfs_options: &str,
+        format: FormatState,
+        size: Bytes,
+    ) -> Result<()> {
+        if format != FormatState::Never {
+            return Ok(());
+        }
+        for capability in capabilities {
+            let VolumeMode::Mount(fs) = capability.mode else { continue };
+            let options = fs::MkfsOptions::parse(fs, mkfs_options)?;
+            if !options.is_empty() {
+                fs::of(fs).rehearse(&self.os, size, &options)?;
+            }
+        }
+        Ok(())
     }
 
     /// Steps 2 to 4.

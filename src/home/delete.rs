@@ -49,7 +49,7 @@ impl Shared {
             self.marked(self.store_volume(&record), key, record.request.parameters.on_delete)?;
         }
         if record.request.parameters.on_delete == OnDelete::Zero {
-            let start = record.erased.unwrap_or_default();
+            let start = erased(record.erased, record.size);
             state.pool.erase(object, start, &Erasing { shared: self, record: Doomed::Volume(&record) })?;
         }
         state.pool.remove(object)?;
@@ -74,7 +74,7 @@ impl Shared {
             self.marked(self.store_snapshot(&record), key, record.on_delete)?;
         }
         if record.on_delete == OnDelete::Zero {
-            let start = record.erased.unwrap_or_default();
+            let start = erased(record.erased, record.size);
             state.pool.erase(object, start, &Erasing { shared: self, record: Doomed::Snapshot(&record) })?;
         }
         state.pool.remove(object)?;
@@ -106,6 +106,12 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Where an erase goes on. A record that says more than there is has its erase begun anew: the bytes that it is about would
+/// stay.
+fn erased(said: Option<Bytes>, size: Bytes) -> Bytes {
+    said.filter(|erased| *erased <= size).unwrap_or_default()
 }
 
 /// Records how far an erase is, so that a crash does not begin it anew.

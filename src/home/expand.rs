@@ -5,7 +5,9 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::local::Shared;
+use super::part::Part;
 use super::record::{Record, VolumeRecord};
+use super::sizes::SizeRequest;
 use super::{Changed, Expanded, FormatState, NodeExpansion};
 use crate::os::DmSupport;
 use crate::pool::Object;
@@ -40,6 +42,7 @@ impl Shared {
         if wanted <= record.size {
             // A larger target of before is given up: what is there satisfies what is asked now.
             if record.target_size.take().is_some() && record.changeable().is_ok() {
+                record.size_request = Some(Part::new(SizeRequest::new(range, record.size)));
                 self.store_volume(&record)?;
             }
             state.ledger.enter(record.object(), state.claim_of_volume(&record));
@@ -48,11 +51,14 @@ impl Shared {
         record.changeable()?;
         self.check_image(state, record.object(), record.size)?;
         let target = range.choose(record.size, Bytes::ZERO)?;
+        let capabilities: Vec<_> = record.request.capabilities.iter().map(|part| part.known).collect();
+        self.formattable(&capabilities, &record.request.parameters.mkfs_options, record.format.known, target)?;
         let claim = { state.claim_of_volume(&VolumeRecord { target_size: Some(target), ..record.clone() }) };
         self.read_again(state);
         let reservation = state.ledger.reserve(record.object(), claim)?;
         let before = record.clone();
         record.target_size = Some(target);
+        record.size_request = Some(Part::new(SizeRequest::new(range, target)));
         let grown = self.store_volume(&record).and_then(|()| {
             let grown = self.grow_to(state, &mut record, target);
             grown.map_err(|error| if error.kind().is_refusal() { self.shrink_back(&before, error) } else { error })

@@ -138,15 +138,16 @@ impl Shared {
         }
     }
 
-    /// Records the first use as a raw block device. One step.
+    /// Records the first use as a raw block device. One step. Nothing on a raw device shows what a field of a later
+    /// release says of its bytes, so it is not given out while its record needs a newer reader.
     pub(super) fn use_raw(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
         let _lock = self.lock_volume(id, "use-raw")?;
         let mut record = self.ready_volume(id)?;
         granted_to(&record, node)?;
+        usable_raw(&record)?;
         match record.format.known {
             FormatState::Raw => Ok(()),
             FormatState::Never => {
-                record.changeable()?;
                 record.format.known = FormatState::Raw;
                 self.store_volume(&record)?;
                 info!(volume = %record.handle, "used as a raw block device from now on");
@@ -161,6 +162,12 @@ impl Shared {
             )),
         }
     }
+}
+
+/// Whether this release may give a volume out as a raw block device.
+pub(super) fn usable_raw(record: &VolumeRecord) -> Result<()> {
+    let sentence = || format!("volume {} is not given out as a raw block device", record.id());
+    record.changeable().map_err(|error| error.context(sentence()))
 }
 
 fn not_blank(record: &VolumeRecord) -> Error {

@@ -2,6 +2,7 @@
 
 use tracing::{info, warn};
 
+use super::format::usable_raw;
 use super::local::{Key, PoolState, Shared};
 use super::record::{AttachPath, Attachment, GrantState, Record, VolumeRecord};
 use super::{Changed, Coordinates, GrantRequest, Granted, Opened};
@@ -44,10 +45,11 @@ impl Shared {
             }
             return Ok(Granted { home: self.node.clone(), epoch: attachment.epoch, changed: Changed::No });
         }
+        let epoch = record.epoch.checked_add(1).ok_or_else(|| no_more_epochs(&record))?;
         // A pod may have the device still: its number stays the volume's.
         let before = record.still_staged.clone();
         self.attach_again(self.pool(id.pool)?, &mut record, request)?;
-        record.epoch += 1;
+        record.epoch = epoch;
         record.ever_attached = true;
         record.attachments.push(Attachment {
             node: request.node.clone(),
@@ -102,10 +104,14 @@ impl Shared {
         let lock = self.lock_volume(id, "open")?;
         let mut record = self.ready_volume(id)?;
         let attachment = granted_to(&record, node)?.clone();
+        if attachment.mode == VolumeMode::Block {
+            usable_raw(&record)?;
+        }
         self.not_copied_from(id.pool, Object::Volume(id.uuid))?;
         self.check_image(state, record.object(), record.size)?;
         self.finish_growth(state, &mut record);
         if record.provisioning == Provisioning::Thick
+            && record.changeable().is_ok()
             && let Err(error) = state.pool.grow(id.uuid, &record.geometry())
         {
             // The data is whole and readable: better served with a warning than not at all.
@@ -179,6 +185,18 @@ impl Shared {
         state.ledger.enter(record.object(), state.claim_of_volume(record));
         Ok(())
     }
+}
+
+/// No record counts so far by itself: 2^64 attachments. It is damaged, and a smaller number would not be the highest.
+fn no_more_epochs(record: &VolumeRecord) -> Error {
+    Error::new(
+        Kind::Corrupt,
+        format!(
+            "volume {} cannot be attached: its record counts {} attachments, the most there can be, so it was damaged; nothing was changed: restore the record from a backup of the pool",
+            record.id(),
+            record.epoch
+        ),
+    )
 }
 
 /// The grant of a node.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::types::{Bytes, Error, Kind, Result};
+use crate::types::{Bytes, Error, Kind, MIB, Result};
 
 /// A pool's limits (docs/design.md section 9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,6 +131,14 @@ impl FromStr for MinFree {
             _ => return Err(refused()),
         };
         let number: u64 = number.parse().map_err(|_| refused())?;
+        if unit.trim().is_empty() && (1..MIB).contains(&number) {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "minFree {text:?} would be {number} bytes: say {number}% for a share of the pool's filesystem, or a size with its unit such as {number}GiB; for so few bytes write {number}B"
+                ),
+            ));
+        }
         number.checked_mul(1 << shift).map(|bytes| Self::Bytes(Bytes::new(bytes))).ok_or_else(refused)
     }
 }
@@ -158,6 +166,13 @@ mod tests {
             Bytes::new(Bytes::mib(1000).get() / 100 * 20)
         );
         assert_eq!("10GiB".parse::<MinFree>().unwrap(), MinFree::Bytes(Bytes::mib(10240)));
+        assert_eq!("0".parse::<MinFree>().unwrap(), MinFree::Bytes(Bytes::ZERO));
+        assert_eq!("20B".parse::<MinFree>().unwrap(), MinFree::Bytes(Bytes::new(20)));
+        assert_eq!("10737418240".parse::<MinFree>().unwrap(), "10GiB".parse().unwrap());
+        for bare in ["1", "20", "1048575"] {
+            let said = bare.parse::<MinFree>().unwrap_err().to_string();
+            assert!(said.contains(&format!("{bare}%")) && said.contains(&format!("{bare}GiB")), "{said}");
+        }
         for bad in ["", "%", "96%", "10GB", "-5", "99999999999TiB"] {
             assert!(bad.parse::<MinFree>().is_err(), "{bad}");
         }

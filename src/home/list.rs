@@ -44,7 +44,7 @@ impl Shared {
             name: record.co_name.clone(),
             source: record.source,
             source_birth_home: record.source_birth_home.clone(),
-            size: record.size,
+            size: record.least_request(),
             cut: record.created,
             copy,
         }

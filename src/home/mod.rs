@@ -27,6 +27,7 @@ pub mod remote;
 mod request;
 #[cfg(test)]
 mod scenarios;
+mod sizes;
 mod snapshot;
 mod survey;
 

@@ -6,7 +6,7 @@ use tracing::{error, info};
 
 use super::ledger::{Claim, Debt};
 use super::local::{Key, PoolState, Shared};
-use super::record::{CopyRecord, Phase, Record, SnapshotRecord, VolumeRecord};
+use super::record::{CopyRecord, Record, SnapshotRecord, VolumeRecord};
 use crate::pool::{Class, Object};
 use crate::types::{Bytes, Result};
 
@@ -59,27 +59,26 @@ impl Shared {
 
     fn enter(&self, state: &PoolState, object: Object) -> Result<Option<Unfinished>> {
         let pool = state.pool.identity().id;
-        let found: Option<(Claim, Phase, Option<CopyRecord>)> = match object {
+        let found: Option<(Claim, Option<CopyRecord>)> = match object {
             Object::Volume(_) => {
                 let record = read(state, object, |text| VolumeRecord::decode(object, pool, text))?;
                 record.map(|record| {
                     self.recall_device(state, &record);
-                    (state.claim_of_volume(&record), record.phase, record.copy.map(|copy| copy.known))
+                    (state.claim_of_volume(&record), record.copy_to_resume())
                 })
             }
             Object::Snapshot(_) => {
                 let record = read(state, object, |text| SnapshotRecord::decode(object, pool, text))?;
-                record
-                    .map(|record| (state.claim_of_snapshot(&record), record.phase, record.copy.map(|copy| copy.known)))
+                record.map(|record| (state.claim_of_snapshot(&record), record.copy_to_resume()))
             }
         };
-        let Some((claim, phase, copy)) = found else {
+        let Some((claim, copy)) = found else {
             // Removed since it was listed.
             state.ledger.forget(object);
             return Ok(None);
         };
         state.ledger.enter(object, claim);
-        Ok(copy.filter(|_| phase == Phase::Creating).map(|copy| (Key { pool, object }, copy)))
+        Ok(copy.map(|copy| (Key { pool, object }, copy)))
     }
 }
 

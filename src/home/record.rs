@@ -1,8 +1,9 @@
 //! The record of a volume or snapshot (docs/design.md section 6): what is true of it, kept with its data.
 //!
-//! Readers keep fields they do not know and write them back. A record whose `min_reader` is above [`SCHEMA`] is served
-//! for attach and detach, and never changed otherwise. Objects within a record keep what they do not know as well
-//! ([`Part`]); a word or a kind that is not known is refused, so a release that adds one raises `min_reader`.
+//! Readers keep fields they do not know and write them back, also within a record's objects ([`Part`]). A record whose
+//! `min_reader` is above [`SCHEMA`] is served for attach and detach, and never changed otherwise. A [`Word`] that is not
+//! known makes the whole record one that cannot be read: nothing of it is served. So what an older release must not
+//! serve carries a new word; each write computes `min_reader` from the words the record has.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,12 +13,13 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::part::Part;
+use super::sizes::{self, SizeRequest};
 use super::{CreateVolume, FormatState, ReadOnly, Source};
 use crate::os::Timestamp;
 use crate::pool::{Geometry, Object};
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, Error, Kind, NodeId, ObjectUuid, PoolId, Provisioning, Result,
-    SnapshotId, VolumeId, VolumeMode, VolumeParameters,
+    AccessMode, Bytes, Capability, CapacityRange, Error, FsType, Kind, NodeId, ObjectUuid, OnDelete, PoolId,
+    Provisioning, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
 };
 
 /// The schema this release writes and the newest it may change.
@@ -91,7 +93,15 @@ pub struct DeviceMark {
     pub unknown: Map<String, Value>,
 }
 
-/// How a node reaches a volume.
+/// How nodes may reach a volume: the class's choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// On its home only.
+    Local,
+}
+
+/// How an attachment's node reaches the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AttachPath {
@@ -162,6 +172,9 @@ pub struct VolumeRecord {
     pub birth_home: NodeId,
     /// Its size, bytes.
     pub size: Bytes,
+    /// What was asked for when it got its size; older records do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_request: Option<Part<SizeRequest>>,
     /// The size it is growing to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_size: Option<Bytes>,
@@ -170,7 +183,7 @@ pub struct VolumeRecord {
     /// Thick or thin.
     pub provisioning: Provisioning,
     /// `local` in this release.
-    pub access: AttachPath,
+    pub access: Access,
     /// What it was filled from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
@@ -229,6 +242,9 @@ pub struct SnapshotRecord {
     pub source_birth_home: NodeId,
     /// The source's size at the cut.
     pub size: Bytes,
+    /// What a restore has to ask for at least; older records do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore_request: Option<Bytes>,
     /// The source's logical block size.
     pub block_size: u32,
     /// The source's provisioning: a snapshot of a thick volume reserves its full size.
@@ -244,7 +260,7 @@ pub struct SnapshotRecord {
     pub copy: Option<Part<CopyRecord>>,
     /// Whether its bytes are overwritten when it is deleted, as its source's would be.
     #[serde(default)]
-    pub on_delete: crate::types::OnDelete,
+    pub on_delete: OnDelete,
     /// Bytes already overwritten by a delete that zeroes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub erased: Option<Bytes>,
@@ -253,16 +269,59 @@ pub struct SnapshotRecord {
     pub unknown: Map<String, Value>,
 }
 
+/// A word of a record that says how the thing may be served. A release reads the words it has and no others.
+trait Word {
+    /// The first schema that has the word.
+    fn since(&self) -> u32;
+}
+
+/// The first schema that has each word, listed so that a new word cannot be added without its schema.
+macro_rules! words {
+    ($($name:ty { $($word:pat => $since:literal),+ $(,)? })+) => {
+        $(impl Word for $name {
+            fn since(&self) -> u32 {
+                match self { $($word => $since,)+ }
+            }
+        })+
+    };
+}
+
+words! {
+    Access { Self::Local => 1 }
+    AttachPath { Self::Local => 1 }
+    GrantState { Self::Granted => 1, Self::Revoking => 1 }
+    Phase { Self::Creating => 1, Self::Ready => 1, Self::Deleting => 1 }
+    FormatState { Self::Never => 1, Self::Raw => 1, Self::Formatting { .. } => 1, Self::Formatted { .. } => 1 }
+    VolumeMode { Self::Block => 1, Self::Mount(FsType::Ext4 | FsType::Xfs) => 1 }
+    AccessMode {
+        Self::SingleNodeWriter => 1,
+        Self::SingleNodeReaderOnly => 1,
+        Self::SingleNodeSingleWriter => 1,
+        Self::SingleNodeMultiWriter => 1,
+    }
+    Provisioning { Self::Thick => 1, Self::Thin => 1 }
+    Source { Self::Snapshot(_) => 1, Self::Volume(_) => 1 }
+    CopySource { Self::Snapshot(_) => 1, Self::Volume(_) => 1 }
+    OnDelete { Self::Unlink => 1, Self::Zero => 1 }
+}
+
 /// What both records share.
-pub trait Record: Serialize + DeserializeOwned {
+pub trait Record: Clone + Serialize + DeserializeOwned {
     /// The object it is about.
     fn object(&self) -> Object;
     /// The pool it says it is in.
     fn pool(&self) -> PoolId;
+    /// The copy that fills it and was not completed, where this release may go on with it.
+    fn copy_to_resume(&self) -> Option<CopyRecord>;
     /// The oldest schema a changer must know.
     fn min_reader(&self) -> u32;
+    /// The oldest schema that has every word in it: so a thing without new words stays usable by an older release.
+    fn needed_reader(&self) -> u32;
+    /// Says which schema a changer must know.
+    fn set_min_reader(&mut self, schema: u32);
 
-    /// The bytes to store.
+    /// The bytes to store, with `min_reader` as its words need it. What a later release has written there stays: it may
+    /// know a reason that is not seen here.
     ///
     /// # Errors
     /// `Internal` if it cannot be written as JSON, which no value of ours causes.
@@ -270,7 +329,11 @@ pub trait Record: Serialize + DeserializeOwned {
         let unwritable = |error| {
             Error::new(Kind::Internal, format!("the record of {} cannot be written", self.object())).because(error)
         };
-        let mut text = serde_json::to_vec_pretty(self).map_err(unwritable)?;
+        let mut record = self.clone();
+        if self.min_reader() <= SCHEMA {
+            record.set_min_reader(self.needed_reader());
+        }
+        let mut text = serde_json::to_vec_pretty(&record).map_err(unwritable)?;
         text.push(b'\n');
         Ok(text)
     }
@@ -278,7 +341,8 @@ pub trait Record: Serialize + DeserializeOwned {
     /// Reads a record and checks that it is the one of `object` in `pool`.
     ///
     /// # Errors
-    /// `Corrupt`, naming the object and what is wrong; nothing is changed by it.
+    /// `Corrupt`, naming the object and what is wrong; `Precondition` where it is of a later release, with words that
+    /// this one does not have. Nothing is changed by it.
     fn decode(object: Object, pool: PoolId, text: &[u8]) -> Result<Self> {
         let corrupt = |what: String| {
             Error::new(
@@ -291,7 +355,7 @@ pub trait Record: Serialize + DeserializeOwned {
         // All of it is text, also what is skipped below.
         let text = std::str::from_utf8(text).map_err(|error| corrupt("cannot be read".to_owned()).because(error))?;
         let record: Self = serde_json::from_str(text).map_err(|error| {
-            newer(object, text).unwrap_or_else(|| corrupt("cannot be read".to_owned()).because(error))
+            newer(object, text, &error).unwrap_or_else(|| corrupt("cannot be read".to_owned()).because(error))
         })?;
         if record.object() != object {
             return Err(corrupt(format!("is that of {}", record.object())));
@@ -322,15 +386,26 @@ pub trait Record: Serialize + DeserializeOwned {
 }
 
 /// A record we cannot read may simply be of a later release: then that is what is said.
-fn newer(object: Object, text: &str) -> Option<Error> {
+fn newer(object: Object, text: &str, error: &serde_json::Error) -> Option<Error> {
     let value: Value = serde_json::from_str(text).ok()?;
-    let needs = value.get("min_reader")?.as_u64()?;
-    (needs > u64::from(SCHEMA)).then(|| {
-        Error::new(
-            Kind::Precondition,
-            format!("{object} was written by a newer Holdfast (schema {needs}, this one knows {SCHEMA}) in words this one cannot read; upgrade this node"),
-        )
-    })
+    let needs = value.get("min_reader").and_then(Value::as_u64).unwrap_or_default();
+    let why = if needs > u64::from(SCHEMA) {
+        format!("schema {needs}, this one knows {SCHEMA}")
+    } else if of_a_later_release(error) {
+        "or was damaged".to_owned()
+    } else {
+        return None;
+    };
+    let message = format!(
+        "{object} was written by a newer Holdfast ({why}) in words this one cannot read: it is not served and nothing was changed; upgrade this node"
+    );
+    Some(Error::new(Kind::Precondition, message).because(error.to_string()))
+}
+
+/// Whether what could not be read is a word that this release does not have: a variant of an enum, or the form of an id.
+fn of_a_later_release(error: &serde_json::Error) -> bool {
+    let said = error.to_string();
+    said.contains("unknown variant `") || said.contains("of a later release")
 }
 
 impl Record for VolumeRecord {
@@ -340,8 +415,33 @@ impl Record for VolumeRecord {
     fn pool(&self) -> PoolId {
         self.pool
     }
+    fn copy_to_resume(&self) -> Option<CopyRecord> {
+        let copy = self.copy.as_ref().filter(|_| self.phase == Phase::Creating && self.changeable().is_ok());
+        copy.map(|copy| copy.known)
+    }
     fn min_reader(&self) -> u32 {
         self.min_reader
+    }
+    fn needed_reader(&self) -> u32 {
+        let request = &self.request;
+        let own = [
+            self.provisioning.since(),
+            self.access.since(),
+            self.phase.since(),
+            self.format.since(),
+            request.parameters.on_delete.since(),
+        ];
+        let capabilities = request.capabilities.iter().flat_map(|one| [one.mode.since(), one.access.since()]);
+        let attachments = self
+            .attachments
+            .iter()
+            .flat_map(|one| [one.path.since(), one.state.since(), one.mode.since(), one.access.since()]);
+        let source = self.source.iter().map(Word::since);
+        let copy = self.copy.iter().map(|copy| copy.from.since());
+        own.into_iter().chain(capabilities).chain(attachments).chain(source).chain(copy).max().unwrap_or(1)
+    }
+    fn set_min_reader(&mut self, schema: u32) {
+        self.min_reader = schema;
     }
 }
 
@@ -352,8 +452,19 @@ impl Record for SnapshotRecord {
     fn pool(&self) -> PoolId {
         self.pool
     }
+    fn copy_to_resume(&self) -> Option<CopyRecord> {
+        let copy = self.copy.as_ref().filter(|_| self.phase == Phase::Creating && self.changeable().is_ok());
+        copy.map(|copy| copy.known)
+    }
     fn min_reader(&self) -> u32 {
         self.min_reader
+    }
+    fn needed_reader(&self) -> u32 {
+        let own = [self.provisioning.since(), self.phase.since(), self.format.since(), self.on_delete.since()];
+        own.into_iter().chain(self.copy.iter().map(|copy| copy.from.since())).max().unwrap_or(1)
+    }
+    fn set_min_reader(&mut self, schema: u32) {
+        self.min_reader = schema;
     }
 }
 
@@ -374,6 +485,22 @@ impl VolumeRecord {
     #[must_use]
     pub fn geometry_at(&self, size: Bytes) -> Geometry {
         Geometry { size, ..self.geometry() }
+    }
+
+    /// What a copy has to ask for at least: what was asked for when the volume got its size.
+    #[must_use]
+    pub fn least_request(&self) -> Bytes {
+        let last = self.size_request.as_ref().filter(|last| last.size == self.size);
+        if let Some(last) = last {
+            return last.required;
+        }
+        // Of an older release: it never grew, or how it grew is not known.
+        let range = &self.request.range;
+        let minimum = sizes::minimum(self.request.capabilities.iter().map(|part| part.known));
+        match range.required {
+            Some(required) if range.choose(required, minimum).is_ok_and(|size| size == self.size) => required,
+            _ => sizes::least_request(self.size),
+        }
     }
 
     /// Whether a retry asks for the volume this record is of: the same source, parameters and capabilities, and a range
@@ -403,6 +530,12 @@ impl SnapshotRecord {
     #[must_use]
     pub fn id(&self) -> SnapshotId {
         SnapshotId { pool: self.pool, uuid: self.uuid }
+    }
+
+    /// What a restore has to ask for at least.
+    #[must_use]
+    pub fn least_request(&self) -> Bytes {
+        self.restore_request.unwrap_or_else(|| sizes::least_request(self.size))
     }
 }
 
@@ -556,6 +689,37 @@ mod tests {
         assert!(record.changeable().is_ok());
         record.min_reader = SCHEMA + 1;
         assert_eq!(record.changeable().unwrap_err().kind(), Kind::Precondition);
+    }
+
+    #[test]
+    fn min_reader_is_what_the_words_need_unless_a_later_release_said_more() {
+        let written = |record: &VolumeRecord| -> Value { serde_json::from_slice(&record.encode().unwrap()).unwrap() };
+        let mut record = volume();
+        assert_eq!(record.needed_reader(), 1);
+        for (said, kept) in [(0, 1), (1, 1), (SCHEMA + 1, SCHEMA + 1)] {
+            record.min_reader = said;
+            assert_eq!(written(&record)["min_reader"], kept, "{said}");
+        }
+    }
+
+    #[test]
+    fn a_copy_asks_for_what_the_claim_asked_for_also_of_an_older_release_s_record() {
+        let mut record = volume();
+        assert_eq!(record.least_request(), Bytes::new(1 << 30));
+        // "10G", made by 0.1.0.
+        record.request.known.range.known.required = Some(Bytes::new(10_000_000_000));
+        record.size = Bytes::mib(9537);
+        assert_eq!(record.least_request(), Bytes::new(10_000_000_000));
+        // Grown by 0.1.0 from what somebody asked for who is not known any more: "20G" or a little less.
+        record.size = Bytes::mib(19074);
+        assert!(record.least_request() <= Bytes::new(20_000_000_000) && record.least_request() > Bytes::mib(19073));
+        record.size_request = Some(Part::new(SizeRequest { required: Bytes::new(20_000_000_000), size: record.size }));
+        assert_eq!(record.least_request(), Bytes::new(20_000_000_000));
+        // Grown once more by 0.1.0, which keeps the field as it was.
+        record.size = Bytes::mib(20000);
+        assert!(record.least_request() > Bytes::mib(19999) && record.least_request() < record.size);
+        let snapshot: SnapshotRecord = serde_json::from_str(SNAPSHOT_V1).unwrap();
+        assert!(snapshot.least_request() < snapshot.size);
     }
 
     proptest! {

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs;
+use super::sizes;
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, MIB, NodeId, PoolName, Provisioning, SnapshotId, VolumeId,
-    VolumeMode, VolumeParameters,
+    AccessMode, Bytes, Capability, CapacityRange, NodeId, PoolName, Provisioning, SnapshotId, VolumeId, VolumeMode,
+    VolumeParameters,
 };
 
 /// What a new volume is filled from.
@@ -88,10 +88,6 @@ impl CapacityQuery {
     /// The smallest volume that can carry what is asked.
     #[must_use]
     pub fn smallest(&self) -> Bytes {
-        let of = |capability: &Capability| match capability.mode {
-            VolumeMode::Mount(fs) => fs::minimum_size(fs),
-            VolumeMode::Block => Bytes::ZERO,
-        };
-        self.capabilities.iter().map(of).fold(Bytes::new(MIB), Bytes::max)
+        sizes::minimum(self.capabilities.iter().copied())
     }
 }

@@ -105,8 +105,11 @@ impl Shared {
             )));
         }
         let key = Key { pool: id.pool, object: record.object() };
-        if let (Phase::Creating, None, Some(copy)) = (record.phase, self.copies.percent_into(key), &record.copy) {
-            self.start_copy(key, copy.known);
+        if record.phase == Phase::Creating {
+            record.changeable().map_err(Failure::Dirty)?;
+        }
+        if let (None, Some(copy)) = (self.copies.percent_into(key), record.copy_to_resume()) {
+            self.start_copy(key, copy);
         }
         let state = self.pool(id.pool)?;
         state.ledger.enter(record.object(), state.claim_of_snapshot(record));
@@ -142,6 +145,7 @@ impl Shared {
             source: volume.id(),
             source_birth_home: volume.birth_home.clone(),
             size: volume.size,
+            restore_request: Some(volume.least_request()),
             block_size: volume.block_size,
             provisioning: volume.provisioning,
             created: Timestamp::now(),

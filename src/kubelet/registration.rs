@@ -34,6 +34,23 @@ impl Registration {
         }
     }
 
+    /// Kubelet's root directory on the host, where what it is told has the usual names.
+    #[must_use]
+    pub fn kubelet_root(&self) -> Option<PathBuf> {
+        let usual = format!("/plugins/{DRIVER_NAME}/csi.sock");
+        let of_endpoint = self.endpoint.strip_suffix(&usual).map(PathBuf::from);
+        let watched = self.directory();
+        let of_directory = || watched.file_name().filter(|name| *name == "plugins_registry").and(watched.parent());
+        let root = of_endpoint.or_else(|| of_directory().map(Path::to_owned))?;
+        root.parent().is_some().then_some(root)
+    }
+
+    /// The registration's socket as kubelet finds it, where that is known.
+    #[must_use]
+    pub fn socket_of_kubelet(&self) -> Option<PathBuf> {
+        Some(self.kubelet_root()?.join("plugins_registry").join(self.socket.file_name()?))
+    }
+
     /// The directory that kubelet watches.
     #[must_use]
     pub fn directory(&self) -> &Path {

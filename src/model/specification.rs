@@ -73,6 +73,8 @@ pub(super) enum Format {
 pub(super) struct Made {
     pub(super) pool: usize,
     pub(super) size: u64,
+    /// What a copy has to ask for at least: what was asked for when it got its size.
+    pub(super) least: u64,
     pub(super) class: Class,
     pub(super) grant: Option<Grant>,
     /// The grant that ended while the node still used the volume: until it does not, the next is of the same kind.
@@ -99,6 +101,8 @@ pub(super) struct MadeCut {
     pub(super) pool: usize,
     pub(super) from: usize,
     pub(super) size: u64,
+    /// What a restore has to ask for at least.
+    pub(super) least: u64,
     pub(super) format: Format,
     pub(super) doomed: bool,
 }
@@ -275,7 +279,7 @@ impl Grant {
 
 impl MadeCut {
     pub(super) fn shown(&self, cut: usize) -> ShownCut {
-        ShownCut { cut, pool: self.pool, from: self.from, size: self.size, ready: true }
+        ShownCut { cut, pool: self.pool, from: self.from, size: self.least, ready: true }
     }
 }
 

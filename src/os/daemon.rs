@@ -13,6 +13,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::signals::default_in_child;
 use super::{Call, Os};
 
 /// A running child. Dropped, it is killed; it gets SIGKILL too when the thread that started it ends.
@@ -40,9 +41,10 @@ impl Os {
                 .stderr(log.try_clone()?)
                 .process_group(0);
             let files = self.open_files_of_children();
-            // SAFETY: between fork and exec only prctl(2) and setrlimit(2) are called, which are async-signal-safe.
+            // SAFETY: between fork and exec only prctl(2), signal(2) and setrlimit(2) are called, which are async-signal-safe.
             unsafe {
                 command.pre_exec(move || {
+                    default_in_child()?;
                     if let Some(files) = files {
                         files.set()?;
                     }

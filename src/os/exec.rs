@@ -17,6 +17,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
+use super::signals::default_in_child;
 use super::{Call, Os, Stopwatch};
 
 /// What one child may print before the rest is dropped.
@@ -30,6 +31,8 @@ pub struct Program {
     environment: Vec<(String, String)>,
     /// Variables whose value is the path of a file with this text.
     files: Vec<(String, String)>,
+    /// The length of a file of zeroes that is its last argument.
+    blank: Option<u64>,
     /// The most address space it may take, bytes.
     memory: Option<u64>,
     death: OurDeath,
@@ -112,6 +115,7 @@ impl Program {
             arguments: Vec::new(),
             environment: Vec::new(),
             files: Vec::new(),
+            blank: None,
             memory: None,
             death: OurDeath::Kills,
             limit,
@@ -144,6 +148,14 @@ impl Program {
     #[must_use]
     pub fn env_file(mut self, name: &str, text: impl Into<String>) -> Self {
         self.files.push((name.to_owned(), text.into()));
+        self
+    }
+
+    /// Its last argument becomes a file of so many zero bytes, sparse, in memory, gone with the child: for a tool that
+    /// only looks at what it would work on.
+    #[must_use]
+    pub fn blank_file(mut self, length: u64) -> Self {
+        self.blank = Some(length);
         self
     }
 
@@ -200,6 +212,12 @@ impl Os {
             command.env(name, format!("/proc/self/fd/{}", file.as_raw_fd()));
             kept.push(file);
         }
+        if let Some(length) = program.blank {
+            let file = std::fs::File::from(memfd_create("blank", MFdFlags::MFD_CLOEXEC)?);
+            file.set_len(length)?;
+            command.arg(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            kept.push(file);
+        }
         let inherited: Vec<i32> = kept.iter().map(AsRawFd::as_raw_fd).collect();
         let memory = program.memory;
         let parent = nix::unistd::getpid();
@@ -209,6 +227,7 @@ impl Os {
         // called, all async-signal-safe; nothing allocates.
         unsafe {
             command.pre_exec(move || {
+                default_in_child()?;
                 match death {
                     OurDeath::Kills => prctl::set_pdeathsig(Signal::SIGKILL)?,
                     // Its words go nowhere when we are dead, which must not end it.

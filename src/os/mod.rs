@@ -35,6 +35,7 @@ mod namespace;
 mod owner;
 mod root;
 mod seen;
+mod signals;
 mod users;
 mod version;
 mod watch;

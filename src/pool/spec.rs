@@ -48,7 +48,7 @@ impl PoolSpec {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "pool {name}: {:?} is not a directory for a pool; give an absolute path below /, without \".\" and \"..\", such as /var/lib/holdfast",
+                    "pool {name}: {:?} is not a directory for a pool; give an absolute path below /, without \".\" and \"..\", such as /var/lib/holdfast/pool",
                     root.display()
                 ),
             ));
@@ -81,7 +81,7 @@ impl FromStr for PoolSpec {
             Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "pool {text:?} is refused: {reason}; write NAME=file:DIR, such as default=file:/var/lib/holdfast"
+                    "pool {text:?} is refused: {reason}; write NAME=file:DIR, such as default=file:/var/lib/holdfast/pool"
                 ),
             )
         };

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tracing::{Span, warn};
 
-use self::questions::Questions;
+use self::questions::{ASKING, Questions};
 use crate::home::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, GrantRequest, Granted,
     Home, Page, PoolReport, Snapshot, SnapshotFilter, Source, Volume,
@@ -176,6 +176,37 @@ impl Router {
         let (found, _) =
             self.ask_all(|home| shown(home, name, home.find_snapshot(uuid)?, |id| Ok(home.snapshot(id)?.name)))?;
         Ok(first_by_pool(name, found, |id| id.pool))
+    }
+
+    /// The answer to a CreateVolume that this release refuses for its words; see [`Error::unless_made`].
+    pub fn refused_volume(&self, name: &str, error: Error) -> Failure {
+        let uuid = ObjectUuid::of_volume(name);
+        self.refused(&format!("volume {name:?}"), error, |home| home.find_volume(uuid))
+    }
+
+    /// As [`Router::refused_volume`], of a CreateSnapshot.
+    pub fn refused_snapshot(&self, name: &str, error: Error) -> Failure {
+        let uuid = ObjectUuid::of_snapshot(name);
+        self.refused(&format!("snapshot {name:?}"), error, |home| home.find_snapshot(uuid))
+    }
+
+    fn refused<I: Send + fmt::Display>(
+        &self,
+        object: &str,
+        error: Error,
+        ask: impl Fn(&dyn Home) -> Result<Vec<I>> + Sync,
+    ) -> Failure {
+        if error.kind() != Kind::InvalidArgument {
+            return Failure::Clean(error);
+        }
+        error.unless_made(object, || {
+            // As for a list: every home has to say so.
+            let homes = self.directory.all()?;
+            let answers = asked(homes, Deadline::after(ASKING), ask);
+            let of_node =
+                |(home, answer): (Arc<dyn Home>, Result<Vec<I>>)| answer.map_err(|error| silent(&*home, error));
+            Ok(answers.into_iter().map(of_node).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+        })
     }
 
     /// What every home has of a name, and the nodes that did not say.

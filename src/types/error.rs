@@ -107,6 +107,30 @@ impl Error {
     }
 }
 
+impl Error {
+    /// A create that is refused for its words is final only where nothing has its name: a later release may have made
+    /// it before a downgrade, and a caller that forgets it would leave it behind.
+    ///
+    /// `find` says what has the name; `object` is what messages call it.
+    pub fn unless_made<I: fmt::Display>(self, object: &str, find: impl FnOnce() -> Result<Vec<I>>) -> Failure {
+        let (kind, rest) = match find() {
+            Ok(found) => match found.first() {
+                None => return Failure::Clean(self),
+                Some(id) => (
+                    Kind::Busy,
+                    format!(
+                        "{object} exists already as {id}, as a later release of Holdfast may have made it: upgrade this one, or correct the request"
+                    ),
+                ),
+            },
+            Err(error) => {
+                (Kind::Unavailable, format!("whether {object} exists already is not known: {}", error.chain()))
+            }
+        };
+        Failure::Dirty(Self::new(kind, format!("{}; {rest}", self.chain())))
+    }
+}
+
 impl Kind {
     /// Whether it says that nothing was done; the others leave open what was.
     #[must_use]
@@ -176,13 +200,16 @@ impl From<Error> for Failure {
     }
 }
 
+/// What EFBIG means to an operator.
+pub const TOO_LARGE_A_FILE: &str = "no file may be so large here, by its filesystem or by the limit of this process (ulimit -f, LimitFSIZE= of systemd)";
+
 /// Gives a bare `io::Error` of a system call its meaning and its sentence.
 pub trait OsContext<T> {
     /// `what` says what was tried on what, as in `fallocate /pool/volumes/../data`.
     ///
     /// # Errors
-    /// ENOSPC and EDQUOT become [`Kind::NoCapacity`], a timeout [`Kind::Timeout`], a held directory that went away or is
-    /// mounted over [`Kind::Unavailable`], everything else [`Kind::Internal`]:
+    /// ENOSPC and EDQUOT become [`Kind::NoCapacity`], EFBIG [`Kind::OutOfRange`] with the limits it can come from, a timeout
+    /// [`Kind::Timeout`], a held directory that went away or is mounted over [`Kind::Unavailable`], everything else [`Kind::Internal`]:
     /// in particular ENOENT does not become `NotFound`, which means a volume, not a file.
     fn at<S: Into<Cow<'static, str>>>(self, what: impl FnOnce() -> S) -> Result<T>;
 }
@@ -193,6 +220,7 @@ impl<T> OsContext<T> for io::Result<T> {
             let kind = match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOSPC | Errno::EDQUOT) => Kind::NoCapacity,
                 Some(Errno::ETIMEDOUT) => Kind::Timeout,
+                Some(Errno::EFBIG) => Kind::OutOfRange,
                 _ if error.kind() == io::ErrorKind::TimedOut => Kind::Timeout,
                 // Of a directory that is held: it went away, or something is mounted over a part of it.
                 None if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::CrossesDevices) => {
@@ -200,7 +228,11 @@ impl<T> OsContext<T> for io::Result<T> {
                 }
                 _ => Kind::Internal,
             };
-            Error::new(kind, what().into()).because(error)
+            let mut what = what().into();
+            if kind == Kind::OutOfRange {
+                what = format!("{what}: {TOO_LARGE_A_FILE}").into();
+            }
+            Error::new(kind, what).because(error)
         })
     }
 }
@@ -223,6 +255,7 @@ mod tests {
         let kind = |errno| io::Result::<()>::Err(io::Error::from_raw_os_error(errno)).at(|| "x").map_err(|e| e.kind());
         assert_eq!(kind(libc::ENOSPC), Err(Kind::NoCapacity));
         assert_eq!(kind(libc::EDQUOT), Err(Kind::NoCapacity));
+        assert_eq!(kind(libc::EFBIG), Err(Kind::OutOfRange));
         assert_eq!(kind(libc::ENOENT), Err(Kind::Internal));
         assert_eq!(kind(libc::EIO), Err(Kind::Internal));
     }

@@ -286,6 +286,32 @@ pub struct SnapshotId {
     pub uuid: ObjectUuid,
 }
 
+/// The forms of ids this release makes.
+const FORMS: [&str; 2] = [VOLUME_FORM, SNAPSHOT_FORM];
+const VOLUME_FORM: &str = "hf1_";
+const SNAPSHOT_FORM: &str = "hfs1_";
+
+/// Whether an id is of a form that only a later release makes: `hf`, letters, a number and `_`. What it names may exist,
+/// so no call may treat it as something that does not.
+fn of_a_later_release(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix("hf") else { return false };
+    let rest = rest.trim_start_matches(|c: char| c.is_ascii_lowercase());
+    let end = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+    rest.len() > end.len() && end.starts_with('_') && !FORMS.iter().any(|form| text.starts_with(form))
+}
+
+/// An id that a call may name though nothing of this driver has it: `None` for one that is no handle of this driver.
+///
+/// # Errors
+/// [`Kind::Unavailable`] for an id of a later release: whether it names something cannot be told here.
+pub fn id_of_ours<T: FromStr<Err = Error>>(text: &str) -> Result<Option<T>> {
+    match text.parse() {
+        Ok(id) => Ok(Some(id)),
+        Err(error) if error.kind() == Kind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Splits a handle into pool and uuid; a tail after a third `_` is for people and ignored.
 fn parse_handle(text: &str, prefix: &str, noun: &str) -> Result<(PoolId, ObjectUuid)> {
     let unknown =
@@ -294,6 +320,15 @@ fn parse_handle(text: &str, prefix: &str, noun: &str) -> Result<(PoolId, ObjectU
         return Err(Error::new(
             Kind::NotFound,
             format!("a {noun} id of {} bytes does not exist: ids have at most {MAX_HANDLE}", text.len()),
+        ));
+    }
+    if of_a_later_release(text) {
+        return Err(Error::new(
+            Kind::Unavailable,
+            format!(
+                "{noun} {text:?} has an id of a later release of Holdfast than this one ({}): nothing was looked for and nothing was changed; upgrade this one",
+                env!("CARGO_PKG_VERSION")
+            ),
         ));
     }
     let rest = text.strip_prefix(prefix).ok_or_else(unknown)?;
@@ -315,7 +350,7 @@ fn handle_with_home(handle: &str, home: &NodeId) -> String {
 }
 
 macro_rules! handle {
-    ($name:ident, $prefix:literal, $noun:literal) => {
+    ($name:ident, $prefix:ident, $noun:literal) => {
         impl $name {
             /// The handle given to the CO, with the birth home for people to read.
             #[must_use]
@@ -327,7 +362,7 @@ macro_rules! handle {
         /// The handle without the part for people: what routes.
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!($prefix, "{}_{}"), self.pool, self.uuid)
+                write!(f, "{}{}_{}", $prefix, self.pool, self.uuid)
             }
         }
 
@@ -337,7 +372,8 @@ macro_rules! handle {
             }
         }
 
-        /// An id that does not parse is a thing that does not exist ([`Kind::NotFound`]), as csi-sanity and the specification want.
+        /// An id that does not parse is a thing that does not exist ([`Kind::NotFound`]), as csi-sanity and the specification
+        /// want; one of a later release is [`Kind::Unavailable`].
         impl FromStr for $name {
             type Err = Error;
 
@@ -363,8 +399,8 @@ macro_rules! handle {
     };
 }
 
-handle!(VolumeId, "hf1_", "volume");
-handle!(SnapshotId, "hfs1_", "snapshot");
+handle!(VolumeId, VOLUME_FORM, "volume");
+handle!(SnapshotId, SNAPSHOT_FORM, "snapshot");
 
 #[cfg(test)]
 mod tests {
@@ -386,6 +422,24 @@ mod tests {
     fn what_is_no_handle_is_not_found() {
         for text in ["", "hf1_", "fake-vol-id", "hf1_0_0", "../../etc", &"x".repeat(1000)] {
             assert_eq!(text.parse::<VolumeId>().unwrap_err().kind(), Kind::NotFound, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_id_of_a_later_release_is_never_taken_for_nothing() {
+        for text in include_str!("fixtures/ids-of-a-later-release.txt").lines() {
+            let said = [text.parse::<VolumeId>().unwrap_err(), text.parse::<SnapshotId>().unwrap_err()];
+            for error in said {
+                assert_eq!(error.kind(), Kind::Unavailable, "{text}");
+                assert!(error.to_string().contains("later release") && error.to_string().contains(text), "{error}");
+            }
+            assert!(id_of_ours::<VolumeId>(text).is_err() && id_of_ours::<SnapshotId>(text).is_err());
+        }
+        for text in
+            ["hf", "hf_", "hfs_1", "hfs", "hf1", "hf1_", "hfs1_0_0", "hff", "hf-2_x", "half2_x", "xhf2_y", "HF2_x"]
+        {
+            assert_eq!(text.parse::<VolumeId>().unwrap_err().kind(), Kind::NotFound, "{text}");
+            assert_eq!(id_of_ours::<VolumeId>(text).unwrap(), None, "{text}");
         }
     }
 

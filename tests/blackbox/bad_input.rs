@@ -97,6 +97,29 @@ fn create_volume_says_what_is_wrong_with_each_field() {
 }
 
 #[test]
+fn mkfs_options_that_cannot_work_at_the_size_are_refused_at_create() {
+    let world = World::new(PoolFs::Xfs);
+    let with = |name: &str, kind: Use, options: &str| {
+        let mut request = create_request(name, kind, kind.size());
+        request.parameters = parameters(&[("mkfsOptions", options)]);
+        request
+    };
+    for (kind, options) in [
+        (Use::Ext4, "-J size=400"),
+        (Use::Ext4, "-N 4000000"),
+        (Use::Ext4, "-i 1024 -I 2048"),
+        (Use::Xfs, "-l size=200m"),
+    ] {
+        let said = refused(world.create_volume(with("vol", kind, options)), &[Code::InvalidArgument]);
+        assert!(said.contains(options) && said.contains("too "), "{said}");
+    }
+    assert!(world.volume_ids().is_empty() && world.in_pool("volumes").is_empty(), "something was left");
+    let vol = world.create_from(Use::Ext4, &with("vol", Use::Ext4, "-J size=4 -I 512"));
+    world.attach(&vol).unwrap();
+    world.finish();
+}
+
+#[test]
 fn an_unknown_parameter_names_the_nearest_known_one() {
     let world = World::new(PoolFs::Xfs);
     for (wrong, right) in [("provisoning", "provisioning"), ("Pool", "pool"), ("fstype", "csi.storage.k8s.io/fstype")] {

@@ -31,8 +31,9 @@ type Seen = (u64, i64, i64);
 impl Kubelet {
     /// Below a directory of the test.
     pub(crate) fn new(root: &Path) -> Self {
-        let directory = root.join("plugins_registry");
-        fs::create_dir(&directory).unwrap();
+        // In a root of its own, as kubelet's is: no pool may lie in it.
+        let directory = root.join("kubelet/plugins_registry");
+        fs::create_dir_all(&directory).unwrap();
         Self { directory, runtime: Builder::new_current_thread().enable_all().build().unwrap() }
     }
 

@@ -6,7 +6,7 @@ use crate::csi::decode::{self, ListSnapshots};
 use crate::csi::{encode, proto as pb};
 use crate::home::{Changed, Created, Page, Snapshot, SnapshotFilter};
 use crate::route::Router;
-use crate::types::{Failure, Kind, Result, SnapshotId, VolumeId};
+use crate::types::{Failure, Kind, Result, SnapshotId, VolumeId, id_of_ours};
 
 fn in_span(id: &SnapshotId) {
     Span::current().record("snapshot", field::display(id));
@@ -17,7 +17,7 @@ pub(super) fn create(
     router: &Router,
     request: pb::CreateSnapshotRequest,
 ) -> Result<pb::CreateSnapshotResponse, Failure> {
-    let asked = decode::create_snapshot(&request)?;
+    let asked = decode::create_snapshot(&request).map_err(|error| router.refused_snapshot(&request.name, error))?;
     Span::current().record("name", &asked.name).record("volume", field::display(&asked.source));
     let created = router.create_snapshot(&asked)?;
     let (Created::New(snapshot) | Created::Existing(snapshot)) = &created;
@@ -30,8 +30,8 @@ pub(super) fn create(
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 pub(super) fn delete(router: &Router, request: pb::DeleteSnapshotRequest) -> Result<pb::DeleteSnapshotResponse> {
-    // What does not parse was never cut here: it is gone already.
-    if let Ok(id) = decode::required("snapshot_id", &request.snapshot_id)?.parse() {
+    // What is no handle of this driver was never cut here: it is gone already.
+    if let Some(id) = id_of_ours(decode::required("snapshot_id", &request.snapshot_id)?)? {
         in_span(&id);
         if router.delete_snapshot(&id)? == Changed::Yes {
             debug!("snapshot deleted");

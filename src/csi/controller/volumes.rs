@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use tracing::{Span, debug, field};
+use tracing::{Span, debug, field, warn};
 
 use crate::csi::decode::{self, CapacityOf, Unpublish};
 use crate::csi::{encode, proto as pb};
 use crate::home::{Changed, Created, GrantRequest, NodeExpansion, Volume};
 use crate::route::Router;
-use crate::types::{Capability, Error, Failure, FsType, Kind, Result, VolumeId, VolumeMode};
+use crate::types::{Capability, Error, Failure, FsType, Kind, Provisioning, Result, VolumeId, VolumeMode, id_of_ours};
 
 /// Names the volume in every line of the call.
 pub(in crate::csi) fn in_span(id: &VolumeId) {
@@ -16,21 +16,28 @@ pub(in crate::csi) fn in_span(id: &VolumeId) {
 }
 
 pub(super) fn create(router: &Router, request: pb::CreateVolumeRequest) -> Result<pb::CreateVolumeResponse, Failure> {
-    let asked = decode::create_volume(request)?;
+    let name = request.name.clone();
+    // What is refused here may have been made by a later release that takes it: then it is not to be forgotten.
+    let asked = decode::create_volume(request).map_err(|error| router.refused_volume(&name, error))?;
     Span::current().record("name", &asked.request.name);
     let created = router.create_volume(&asked.request, &asked.requirement)?;
     let (Created::New(volume) | Created::Existing(volume)) = &created;
     in_span(&volume.id);
     if let Created::New(volume) = &created {
         debug!(size = %volume.size, home = %volume.home, "volume made");
+        if asked.discards && volume.provisioning == Provisioning::Thick {
+            warn!(
+                "its class's mountOptions have discard, which does nothing: the volume is thick and keeps its blocks"
+            );
+        }
     }
     Ok(pb::CreateVolumeResponse { volume: Some(encode::volume(&created.into_inner(), asked.source)) })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 pub(super) fn delete(router: &Router, request: pb::DeleteVolumeRequest) -> Result<pb::DeleteVolumeResponse> {
-    // What does not parse was never made here: it is gone already.
-    if let Ok(id) = decode::required("volume_id", &request.volume_id)?.parse() {
+    // What is no handle of this driver was never made here: it is gone already.
+    if let Some(id) = id_of_ours(decode::required("volume_id", &request.volume_id)?)? {
         in_span(&id);
         if router.delete_volume(&id)? == Changed::Yes {
             debug!("volume deleted");

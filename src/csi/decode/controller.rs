@@ -7,7 +7,10 @@ use crate::csi::proto;
 use crate::fs::MkfsOptions;
 use crate::home::{self, CapacityQuery, ReadOnly, Source};
 use crate::route::{Requirement, Segments};
-use crate::types::{CapacityRange, Error, Kind, NodeId, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters};
+use crate::types::{
+    CapacityRange, Error, Kind, NodeId, Provisioning, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
+    id_of_ours,
+};
 
 /// The most entries of a page: a list without a limit still fits a 4 MiB message.
 const MAX_PAGE: usize = 4000;
@@ -27,6 +30,8 @@ pub(in crate::csi) struct NewVolume {
     pub(in crate::csi) requirement: Requirement,
     /// The source as the request names it, to be answered.
     pub(in crate::csi) source: Option<proto::VolumeContentSource>,
+    /// Whether its filesystem is to be mounted with `discard`, which a thick volume ignores.
+    pub(in crate::csi) discards: bool,
 }
 
 /// # Errors
@@ -45,8 +50,10 @@ pub(in crate::csi) fn create_volume(request: proto::CreateVolumeRequest) -> Resu
     let own = parameters.fs_type.unwrap_or(DEFAULT_FS);
     let mut capabilities = Vec::new();
     let mut only = parameters.fs_type;
+    let mut discards = false;
     for one in &asked {
-        let (capability, _) = one.resolved(own)?;
+        let (capability, options) = one.resolved(own)?;
+        discards |= options.discards();
         if let VolumeMode::Mount(fs) = capability.mode {
             if *only.get_or_insert(fs) != fs {
                 return Err(invalid("volume_capabilities and parameters name two filesystems; a volume has one"));
@@ -57,6 +64,11 @@ pub(in crate::csi) fn create_volume(request: proto::CreateVolumeRequest) -> Resu
             capabilities.push(capability);
         }
     }
+    if discards && parameters.provisioning == Some(Provisioning::Thick) {
+        return Err(invalid(
+            "the class says provisioning: thick and mountOptions: [discard], which exclude each other: a thick volume keeps its blocks; drop discard, or use provisioning: thin",
+        ));
+    }
     let requirement = requirement(request.accessibility_requirements.as_ref())?;
     let content = request.volume_content_source.as_ref().map(source).transpose()?;
     let request_source = request.volume_content_source;
@@ -64,6 +76,7 @@ pub(in crate::csi) fn create_volume(request: proto::CreateVolumeRequest) -> Resu
         request: home::CreateVolume { name: volume_name, range, capabilities, parameters, source: content },
         requirement,
         source: request_source,
+        discards,
     })
 }
 
@@ -150,14 +163,14 @@ pub(in crate::csi) enum Unpublish {
 }
 
 /// # Errors
-/// `InvalidArgument`.
+/// `InvalidArgument`; `Unavailable` for an id of a later release.
 pub(in crate::csi) fn unpublish(request: &proto::ControllerUnpublishVolumeRequest) -> Result<Unpublish> {
     let volume = required("volume_id", &request.volume_id)?;
     let node = node_id(&request.node_id)?;
-    Ok(match (volume.parse(), node) {
-        (Ok(volume), _) if request.node_id.is_empty() => Unpublish::Everywhere(volume),
-        (Ok(volume), Some(node)) => Unpublish::From(volume, node),
-        (Err(_), _) | (Ok(_), None) => Unpublish::NotOurs,
+    Ok(match (id_of_ours(volume)?, node) {
+        (Some(volume), _) if request.node_id.is_empty() => Unpublish::Everywhere(volume),
+        (Some(volume), Some(node)) => Unpublish::From(volume, node),
+        (None, _) | (Some(_), None) => Unpublish::NotOurs,
     })
 }
 
@@ -242,19 +255,19 @@ pub(in crate::csi) enum ListSnapshots {
 }
 
 /// # Errors
-/// `InvalidArgument`; `Busy` for a bad token.
+/// `InvalidArgument`; `Busy` for a bad token; `Unavailable` for an id of a later release.
 pub(in crate::csi) fn list_snapshots(request: &proto::ListSnapshotsRequest) -> Result<ListSnapshots> {
     let page = list(request.max_entries, &request.starting_token)?;
     let source = match request.source_volume_id.as_str() {
         "" => None,
-        id => match id.parse() {
-            Ok(source) => Some(source),
-            Err(_) => return Ok(ListSnapshots::NotOurs),
+        id => match id_of_ours(id)? {
+            Some(source) => Some(source),
+            None => return Ok(ListSnapshots::NotOurs),
         },
     };
     Ok(match request.snapshot_id.as_str() {
         "" => ListSnapshots::Page(page, source),
-        id => id.parse().map_or(ListSnapshots::NotOurs, |id| ListSnapshots::One(id, source)),
+        id => id_of_ours(id)?.map_or(ListSnapshots::NotOurs, |id| ListSnapshots::One(id, source)),
     })
 }
 

@@ -13,7 +13,7 @@ use super::{decode, encode, fault, gate};
 use crate::home::{Home, SnapshotFilter};
 use crate::telemetry::HomeMetrics;
 use crate::tls::{Peer, Role};
-use crate::types::{Error, Failure, Kind, NodeId, Result, VolumeId};
+use crate::types::{Error, Failure, Kind, NodeId, ObjectUuid, Result, VolumeId};
 use crate::wire::{Bounds, MostArriving, Turns};
 use crate::works::{Ended, Works};
 
@@ -151,6 +151,16 @@ impl HomeService {
     }
 }
 
+/// What a CreateVolume that this release refuses for its words is answered; see [`Error::unless_made`].
+fn refused(home: &dyn Home, name: &str, error: Error) -> Failure {
+    match error.kind() {
+        Kind::InvalidArgument | Kind::Unsupported => {
+            error.unless_made(&format!("volume {name:?}"), || home.find_volume(ObjectUuid::of_volume(name)))
+        }
+        _ => Failure::Clean(error),
+    }
+}
+
 /// Requires that a volume is attached to a node.
 fn attached(home: &dyn Home, id: &VolumeId, node: &NodeId) -> Result<()> {
     let is_attached = match home.volume(id) {
@@ -175,7 +185,9 @@ fn volume_id(id: &str) -> Result<VolumeId> {
 impl HomeRpcs for HomeService {
     async fn create_volume(&self, request: Request<pb::CreateVolumeRequest>) -> Answer<pb::CreateVolumeReply> {
         self.all("CreateVolume", request, |home, message| {
-            let (changed, volume) = encode::created(home.create_volume(&decode::create_volume(message)?)?);
+            let name = message.name.clone();
+            let request = decode::create_volume(message).map_err(|error| refused(home, &name, error))?;
+            let (changed, volume) = encode::created(home.create_volume(&request)?);
             Ok(pb::CreateVolumeReply { volume: Some(encode::volume(volume)), changed: changed.into() })
         })
         .await

@@ -10,6 +10,8 @@ both_ways! {
     a_copy_that_was_stopped_and_not_deleted_still_holds_its_source_off,
     a_copy_cut_off_by_a_crash_goes_on_in_the_next_life,
     a_volume_whose_growth_was_cut_off_is_snapshotted_and_cloned_whole,
+    a_copy_whose_record_says_more_than_there_is_begins_anew,
+    an_erase_whose_record_says_more_than_there_is_begins_anew,
 }
 
 fn a_snapshot_outlives_its_source_and_a_restore_may_be_larger(way: Way) {
@@ -166,4 +168,42 @@ fn a_volume_whose_growth_was_cut_off_is_snapshotted_and_cloned_whole(way: Way) {
             assert_eq!(rig.read(&made.id, 18 << 20, 6), b"beyond", "{ground:?} {name}");
         }
     }
+}
+
+fn a_copy_whose_record_says_more_than_there_is_begins_anew(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Ext4));
+    let id = rig.create("a", 32).id;
+    rig.write(&id, 3 << 20, b"data");
+    let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
+    let object = Object::Snapshot(snapshot.uuid);
+    let mut record: serde_json::Value =
+        serde_json::from_slice(&rig.pool.read_record(object).unwrap().unwrap()).unwrap();
+    record["phase"] = "creating".into();
+    record["copy"] =
+        serde_json::json!({ "from": { "volume": id.uuid.to_string() }, "done": u64::MAX, "total": 32 << 20 });
+    rig.pool.write_record(object, &serde_json::to_vec(&record).unwrap()).unwrap();
+    let image = rig.scratch.root().join("snapshots").join(snapshot.uuid.to_string()).join("data");
+    OpenOptions::new().write(true).open(image).unwrap().write_all_at(&[0; 4], 3 << 20).unwrap();
+    let rig = rig.again();
+    ready(&rig, snapshot);
+    let restored = until_made(&rig, &from("r", 32, Source::Snapshot(snapshot)));
+    assert_eq!(rig.read(&restored.id, 3 << 20, 4), b"data");
+}
+
+fn an_erase_whose_record_says_more_than_there_is_begins_anew(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
+    let parameters = VolumeParameters { on_delete: OnDelete::Zero, ..VolumeParameters::default() };
+    let id = rig.home.create_volume(&CreateVolume { parameters, ..request("a", 16) }).unwrap().into_inner().id;
+    rig.write(&id, 3 << 20, b"data");
+    let object = Object::Volume(id.uuid);
+    let mut record: serde_json::Value =
+        serde_json::from_slice(&rig.pool.read_record(object).unwrap().unwrap()).unwrap();
+    record["phase"] = "deleting".into();
+    record["erased"] = u64::MAX.into();
+    rig.pool.write_record(object, &serde_json::to_vec(&record).unwrap()).unwrap();
+    let held = std::fs::File::open(rig.image(&id)).unwrap();
+    assert_eq!(rig.home.delete_volume(&id).unwrap(), Changed::Yes);
+    let mut bytes = [1; 4];
+    held.read_exact_at(&mut bytes, 3 << 20).unwrap();
+    assert_eq!(bytes, [0; 4]);
 }

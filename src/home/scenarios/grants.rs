@@ -10,6 +10,26 @@ both_ways! {
     a_clone_by_copy_waits_for_the_device_of_a_detached_volume,
     a_missing_or_short_image_is_never_opened,
     a_cut_image_is_never_made_long_again,
+    a_record_that_counts_to_the_end_is_refused_and_the_home_goes_on,
+}
+
+fn a_record_that_counts_to_the_end_is_refused_and_the_home_goes_on(way: Way) {
+    let rig = Rig::on(way, Scratch::new(Ground::Xfs));
+    let id = rig.create("a", 32).id;
+    let object = Object::Volume(id.uuid);
+    let mut record: serde_json::Value =
+        serde_json::from_slice(&rig.pool.read_record(object).unwrap().unwrap()).unwrap();
+    record["epoch"] = u64::MAX.into();
+    let written = serde_json::to_vec(&record).unwrap();
+    rig.pool.write_record(object, &written).unwrap();
+    let error = rig.home.grant(&id, &grant()).unwrap_err();
+    assert!(error.kind() == Kind::Corrupt && error.to_string().contains("damaged"), "{}", error.chain());
+    assert_eq!(rig.pool.read_record(object).unwrap().unwrap(), written);
+    record["epoch"] = (u64::MAX - 1).into();
+    rig.pool.write_record(object, &serde_json::to_vec(&record).unwrap()).unwrap();
+    assert_eq!(rig.home.grant(&id, &grant()).unwrap().epoch, u64::MAX);
+    assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
+    assert_eq!(rig.home.delete_volume(&id).unwrap(), Changed::Yes);
 }
 
 fn an_attached_volume_is_not_deleted_and_a_detached_one_is_once(way: Way) {

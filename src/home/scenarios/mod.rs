@@ -15,6 +15,7 @@ macro_rules! both_ways {
 mod copies;
 mod format;
 mod grants;
+mod later;
 mod pools;
 mod retries;
 mod space;

@@ -14,6 +14,7 @@ use crate::types::{FsType, MIB};
 struct Origin {
     pool: usize,
     size: u64,
+    least: u64,
     format: Format,
     source: Source,
 }
@@ -21,13 +22,15 @@ struct Origin {
 impl Specification {
     pub(super) fn create(&mut self, asked: &Create) -> Verdict {
         let mut against = Against::default();
-        against.when(asked.zero && asked.thin == Some(true), Code::InvalidArgument);
-        against.when(asked.limit != 0 && asked.limit < asked.required, Code::InvalidArgument);
-        against.when(asked.uses.iter().any(|usage| usage.access == Access::ManyNodes), Code::InvalidArgument);
+        // What is refused for its words is not final where the name exists: a later release may have made it.
+        let refused = if self.volumes[asked.name].is_some() { Code::Aborted } else { Code::InvalidArgument };
+        against.when(asked.zero && asked.thin == Some(true), refused);
+        against.when(asked.limit != 0 && asked.limit < asked.required, refused);
+        against.when(asked.uses.iter().any(|usage| usage.access == Access::ManyNodes), refused);
         let uses = asked.uses.iter().map(|usage| (of_class(usage.mode), usage.access)).collect();
         let origin = asked.from.map(|from| self.origin(from)).transpose();
         let itself = asked.from == Some(From::Volume(Volume::Of(asked.name)));
-        against.when(itself, Code::InvalidArgument);
+        against.when(itself, refused);
 
         if let Some(made) = &self.volumes[asked.name] {
             let source = asked.from.map(|from| self.source(from));
@@ -64,7 +67,7 @@ impl Specification {
         if let Some(origin) = &origin {
             (default, minimum) = (origin.size, minimum.max(origin.size));
             against.when(asked.limit != 0 && asked.limit < origin.size, Code::OutOfRange);
-            against.when(asked.required != 0 && asked.required < origin.size, Code::OutOfRange);
+            against.when(asked.required != 0 && asked.required < origin.least, Code::OutOfRange);
             let only_block = only_block(asked);
             let unfit = asked.uses.iter().any(|usage| match (origin.format, of_class(usage.mode)) {
                 (Format::Never | Format::Begun(_), _) | (Format::Raw, VolumeMode::Block) => false,
@@ -86,6 +89,7 @@ impl Specification {
         let made = Made {
             pool: pool.unwrap_or_default(),
             size,
+            least: if asked.required == 0 { size } else { asked.required },
             class: Class {
                 thin: asked.thin,
                 zero: asked.zero,
@@ -124,17 +128,17 @@ impl Specification {
     }
 
     fn origin(&self, from: From) -> Result<Origin, Code> {
-        let (pool, size, format) = match from {
+        let (pool, size, least, format) = match from {
             From::Cut(cut) => {
                 let (_, made) = self.cut_of(cut)?;
-                (made.pool, made.size, made.format)
+                (made.pool, made.size, made.least, made.format)
             }
             From::Volume(volume) => {
                 let (_, made) = self.volume(volume)?;
-                (made.pool, made.size, made.format)
+                (made.pool, made.size, made.least, made.format)
             }
         };
-        Ok(Origin { pool, size, format, source: self.source(from).ok_or(Code::NotFound)? })
+        Ok(Origin { pool, size, least, format, source: self.source(from).ok_or(Code::NotFound)? })
     }
 
     /// The source a request names, existing or not; none for an id of another driver or pool.
@@ -240,6 +244,9 @@ impl Specification {
         };
         let verdict = against.or(|| Answer::Size { size: target, node_expansion });
         if let (Verdict::Ok(_), Some(made)) = (&verdict, &mut self.volumes[name]) {
+            if target > made.size {
+                made.least = required;
+            }
             made.size = target;
         }
         verdict
@@ -264,7 +271,14 @@ impl Specification {
         against.when(matches!(source.format, Format::Begun(_)), Code::Aborted);
         against.when(self.ground.copying && self.taken(name), Code::FailedPrecondition);
         against.when(source.size > self.room(source.pool), Code::ResourceExhausted);
-        let made = MadeCut { pool: source.pool, from: name, size: source.size, format: source.format, doomed: false };
+        let made = MadeCut {
+            pool: source.pool,
+            from: name,
+            size: source.size,
+            least: source.least,
+            format: source.format,
+            doomed: false,
+        };
         let shown = made.shown(cut);
         let verdict = against.or(|| Answer::Cut(shown));
         if let Verdict::Ok(_) = verdict {

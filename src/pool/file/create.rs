@@ -9,7 +9,7 @@ use super::filesystem::cannot;
 use super::layout::{DATA, class_of, record_name};
 use super::plain::Plain;
 use super::trash::delete_tree;
-use crate::types::{Bytes, Error, Failure, Kind, MIB, OsContext, Provisioning, Result};
+use crate::types::{Bytes, Error, Failure, Kind, MIB, OsContext, Provisioning, Result, TOO_LARGE_A_FILE};
 
 impl FilePool {
     /// 1. See that it can be made at all. Nothing was written.
@@ -152,6 +152,7 @@ impl FilePool {
                     "{shown} do not fit into pool {} ({}); free space or ask for less",
                     self.identity.name, self.identity.place
                 ),
+                Kind::OutOfRange => format!("give {} a size of {shown}: {TOO_LARGE_A_FILE}", path.display()),
                 _ => format!("give {} a size of {shown}", path.display()),
             };
             Error::new(kind, message).because(error)

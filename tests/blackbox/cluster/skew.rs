@@ -12,8 +12,8 @@ use tonic::Code;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Server};
 
-use super::harness::Cluster;
-use crate::harness::{Use, await_that, refused};
+use super::harness::{Cluster, on};
+use crate::harness::{Use, await_that, create_request, refused};
 
 const POOL: &str = "00000000000000aa";
 const OLD: &str = "node-old";
@@ -108,5 +108,34 @@ fn a_home_without_a_call_is_named_on_the_csi_socket_with_what_to_do() {
     cluster.join(beating);
     serving.abort();
     cluster.delete(0, &here).unwrap();
+    cluster.finish();
+}
+
+/// A later release made a volume with a parameter that this one does not know, and was downgraded.
+#[test]
+fn a_create_refused_for_its_words_is_final_only_when_every_home_says_that_it_has_no_such_name() {
+    let mut cluster = Cluster::new(&["node-a", "node-b"], 1);
+    let vol = cluster.create("vol", Use::Block, "node-b");
+    let asked = |cluster: &Cluster, name: &str| {
+        let mut request = create_request(name, Use::Block, Use::Block.size());
+        request.parameters.insert("replicas".into(), "3".into());
+        request.accessibility_requirements = Some(on("node-a"));
+        cluster.call(cluster.controller(0).create_volume(request))
+    };
+    let said = refused(asked(&cluster, "vol"), &[Code::Aborted]);
+    let id = vol.id.trim_end_matches("_node-b");
+    assert!(said.contains("replicas") && said.contains("exists already") && said.contains(id), "{said}");
+    refused(asked(&cluster, "other"), &[Code::InvalidArgument]);
+    cluster.nodes.get_mut("node-b").unwrap().kill9();
+    for name in ["vol", "other"] {
+        let said = refused(asked(&cluster, name), &[Code::Unavailable]);
+        assert!(said.contains("replicas") && said.contains("not known"), "{said}");
+    }
+    cluster.start_node("node-b");
+    cluster.until(0, &vol, Code::Ok);
+    cluster.delete(0, &vol).unwrap();
+    await_that("every home can say again", Duration::from_secs(20), || {
+        asked(&cluster, "vol").is_err_and(|status| status.code() == Code::InvalidArgument)
+    });
     cluster.finish();
 }

@@ -91,6 +91,23 @@ fn every_field_of_create_volume() {
 }
 
 #[test]
+fn discard_on_a_thick_class_is_refused_or_known() {
+    let of = |provisioning: &[(&str, &str)], flags: &[&str]| {
+        let request = proto::CreateVolumeRequest {
+            volume_capabilities: vec![mount("ext4", flags, 7)],
+            parameters: map(provisioning),
+            ..new_volume()
+        };
+        create_volume(request).map(|decoded| decoded.discards)
+    };
+    let (kind, text) = said(of(&[("provisioning", "thick")], &["noatime,discard"]));
+    assert!(kind == Kind::InvalidArgument && text.contains("discard") && text.contains("thin"), "{text}");
+    assert!(of(&[("provisioning", "thin")], &["discard"]).unwrap());
+    assert!(of(&[], &["discard"]).unwrap(), "the pool decides, and the log says it");
+    assert!(!of(&[("provisioning", "thick")], &["nodiscard"]).unwrap());
+}
+
+#[test]
 fn a_bad_field_counts_more_than_a_source_that_does_not_exist() {
     let request = proto::CreateVolumeRequest {
         volume_content_source: from_snapshot("fake"),
