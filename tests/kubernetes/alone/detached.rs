@@ -11,7 +11,7 @@ fn first_pod(space: &Space) {
     space.claim(&Claim::new("disk").size("64Mi").block());
     space.run(&Pod::new("first").on(NODE).mounts("data").device("disk"));
     space.exec("first", "echo kept > /data/file && sync /data/file");
-    space.exec("first", "printf raw | dd of=/dev/disk bs=512 conv=sync,fsync oflag=direct status=none");
+    space.exec("first", "printf raw | dd of=/dev/disk bs=4096 conv=sync,fsync oflag=direct status=none");
     assert_eq!(attachments(space).len(), 2);
 }
 
