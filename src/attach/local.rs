@@ -36,6 +36,15 @@ impl Attach for Local {
             Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => moved("is gone").because(error),
             _ => Error::new(Kind::Internal, format!("{shown} of volume {volume} cannot be opened")).because(error),
         })?;
+        if self.os.is_misnamed(&device).at(|| format!("look at {shown}"))? {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "{shown} is not the node of block device {}: volume {volume} is not used through it, and nothing was written; remove {shown}, or give the driver the host's /dev",
+                    device.number()
+                ),
+            ));
+        }
         // The descriptor is open: from here on the number is not given to another image, and what the home says it shows
         // stays true as long as the sequence number does.
         let diskseq = self.os.disk_sequence(&device).at(|| format!("ask {shown} for its sequence number"))?;

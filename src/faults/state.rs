@@ -113,10 +113,22 @@ impl World {
             Value::Object(fields) => {
                 fields.remove("created");
                 fields.remove("epoch");
+                // Which device a block volume had last stays until it is detached.
+                fields.remove("boot_id");
+                fields.remove("device");
                 for (key, field) in fields.iter_mut() {
                     match (key.as_str(), &*field) {
                         ("size" | "target_size", Value::Number(bytes)) => {
                             *field = self.relative(bytes.as_u64().unwrap()).into();
+                        }
+                        ("size_request", Value::Object(request)) => {
+                            let mut request = request.clone();
+                            for field in request.values_mut() {
+                                if let Some(bytes) = field.as_u64() {
+                                    *field = self.relative(bytes).into();
+                                }
+                            }
+                            *field = request.into();
                         }
                         ("format", Value::Object(format)) => {
                             let mut format = format.clone();

@@ -57,10 +57,13 @@ impl Shared {
     /// made it.
     fn unless_made(&self, request: &CreateVolume, failure: Failure) -> Failure {
         match failure {
-            Failure::Clean(error) if error.kind() == Kind::InvalidArgument => error
-                .unless_made(&format!("volume {:?}", request.name), || {
+            Failure::Clean(error) if error.kind() == Kind::InvalidArgument => {
+                error.unless_made(&format!("volume {:?}", request.name), || {
+                    // A pool that is not there may have it.
+                    self.all_in_use()?;
                     self.find_volume(ObjectUuid::of_volume(&request.name))
-                }),
+                })
+            }
             failure => failure,
         }
     }

@@ -38,12 +38,17 @@ impl Shared {
         }
         self.not_copied_from(id.pool, object)?;
         self.copies.cancel(key)?;
-        if let Some(held) = self.release_device(state, id.uuid)? {
+        let held = match (self.release_device(state, id.uuid)?, &record.still_staged) {
+            (None, Some(ended)) => self.still_bound(ended)?,
+            (held, _) => held,
+        };
+        if let Some(held) = held {
             return Err(Error::new(
                 Kind::InUse,
                 format!("volume {id} is in use: {held}; it was not touched; unmount it first"),
             ));
         }
+        state.pool.disclaim_device(id.uuid);
         if record.phase != Phase::Deleting {
             record.phase = Phase::Deleting;
             self.marked(self.store_volume(&record), key, record.request.parameters.on_delete)?;

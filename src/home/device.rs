@@ -3,10 +3,10 @@
 use tracing::warn;
 
 use super::local::{PoolState, Shared};
-use super::record::{DeviceMark, VolumeRecord};
+use super::record::{Attachment, DeviceMark, VolumeRecord};
 use crate::os::{DevNum, DeviceUse};
 use crate::pool::{self, ActiveDevice, Deactivated};
-use crate::types::{Error, Kind, NodeId, ObjectUuid, OsContext, Result, VolumeId};
+use crate::types::{Error, Kind, NodeId, ObjectUuid, OsContext, Result, VolumeId, VolumeMode};
 
 impl Shared {
     /// The device that shows a volume now; of a volume whose pool is not served or went away, one over an image of its
@@ -127,10 +127,34 @@ impl Shared {
         state.pool.claim_device(record.uuid, device)
     }
 
+    /// Whether pods of a raw block volume may have the node of this device.
+    pub(super) fn was_given(&self, id: &VolumeId, device: DevNum) -> Result<bool> {
+        let Some(record) = self.volume_record(id)? else { return Ok(false) };
+        let boot_id = self.boot()?;
+        let uses = record.attachments.iter().chain(&record.still_staged);
+        let mut block = uses.filter(|attachment| attachment.mode == VolumeMode::Block);
+        Ok(block.any(|attachment| match &attachment.device {
+            Some(mark) => attachment.boot_id == Some(boot_id) && mark.number == device.to_string(),
+            None => true,
+        }))
+    }
+
+    /// Where the node that pods were given is bound, although the device behind it went away: whoever has it would see what
+    /// its number shows next.
+    pub(super) fn still_bound(&self, ended: &Attachment) -> Result<Option<String>> {
+        let Some(mark) = &ended.device else { return Ok(None) };
+        let Ok(number) = mark.number.parse::<DevNum>() else { return Ok(None) };
+        if ended.boot_id != Some(self.boot()?) {
+            return Ok(None);
+        }
+        let uses = self.mounted_at(number)?;
+        Ok((!uses.is_empty()).then(|| format!("block device {number} is {}", in_words(&uses))))
+    }
+
     /// Takes in what the records say of devices that pods may have: called for each record when the home starts.
     pub(super) fn recall_device(&self, state: &PoolState, record: &VolumeRecord) {
         let Ok(boot_id) = self.boot() else { return };
-        let of_this_boot = |found: &&super::record::Attachment| found.boot_id == Some(boot_id);
+        let of_this_boot = |found: &&Attachment| found.boot_id == Some(boot_id);
         for attachment in record.attachments.iter().chain(&record.still_staged).filter(of_this_boot) {
             let Some(mark) = &attachment.device else { continue };
             let Ok(number) = mark.number.parse::<DevNum>() else { continue };

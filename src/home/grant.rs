@@ -4,7 +4,7 @@ use tracing::{info, warn};
 
 use super::format::usable_raw;
 use super::local::{Key, PoolState, Shared};
-use super::record::{AttachPath, Attachment, GrantState, Record, VolumeRecord};
+use super::record::{AttachPath, Attachment, DeviceMark, GrantState, Record, VolumeRecord};
 use super::{Changed, Coordinates, GrantRequest, Granted, Opened};
 use crate::pool::Object;
 use crate::types::{Bytes, Error, Kind, NodeId, Provisioning, Result, VolumeId, VolumeMode};
@@ -61,7 +61,9 @@ impl Shared {
             state: GrantState::Granted,
             nonce: None,
             boot_id: before.as_ref().and_then(|before| before.boot_id),
-            device: before.and_then(|before| before.device),
+            device: before
+                .and_then(|before| before.device)
+                .or_else(|| (request.mode == VolumeMode::Block).then(DeviceMark::none)),
             unknown: serde_json::Map::new(),
         });
         self.store_volume(&record)?;
@@ -84,7 +86,10 @@ impl Shared {
         let Some(last) = ended.last() else { return Ok(Changed::No) };
         record.attachments = stay;
         record.still_staged = None;
-        let held = self.release_device(state, id.uuid)?;
+        let held = match self.release_device(state, id.uuid)? {
+            None => self.still_bound(last)?,
+            held => held,
+        };
         let released = held.is_none();
         if let Some(held) = held {
             self.detach_in_use(&mut record, last, &held);
@@ -120,7 +125,12 @@ impl Shared {
         let device = state.pool.activate(id.uuid, &record.geometry())?;
         lock.works_on(&device.path.display());
         if attachment.mode == VolumeMode::Block {
-            self.mark_device(state, &mut record, node, &device)?;
+            let marked = self.mark_device(state, &mut record, node, &device);
+            marked.map_err(|error| match self.release_device(state, id.uuid) {
+                // What is in use was in use before.
+                Ok(_) => error,
+                Err(undo) => error.and_undo_failed(&undo),
+            })?;
         }
         Ok(Opened {
             at: Coordinates::Local { device: device.path },

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tracing::warn;
 
@@ -74,6 +75,11 @@ impl Shared {
     fn find(&self, object: Object) -> Result<Vec<PoolId>> {
         let mut found = Vec::new();
         for (id, slot, state) in self.in_use() {
+            if state.to_read.load(Ordering::SeqCst) {
+                let name = &state.pool.identity().name;
+                let message = format!("pool {name} is there again, and its records are being read; retry");
+                return Err(Error::new(Kind::Unavailable, message));
+            }
             if !state.ledger.has(object) {
                 continue;
             }
@@ -103,6 +109,10 @@ impl Shared {
         after: Option<SnapshotId>,
         limit: usize,
     ) -> Result<Page<Snapshot, SnapshotId>> {
+        if let Some(source) = filter.source {
+            // What is in a pool that is not here cannot be told: not that it has no snapshots.
+            self.pool(source.pool)?;
+        }
         self.page(Class::Snapshot, after.map(|id| (id.pool, id.uuid)), limit, |pool, uuid| {
             let id = SnapshotId { pool, uuid };
             let record = self.snapshot_record(&id)?.filter(|record| record.phase != Phase::Deleting);

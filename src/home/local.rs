@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use tracing::error;
@@ -52,6 +53,8 @@ pub(super) struct PoolState {
     pub(super) ledger: Ledger,
     /// What could not be read when it was last tried: its room is a guess until it can be.
     pub(super) unread: Mutex<BTreeSet<Object>>,
+    /// It was away, and its records have not been read since it is back.
+    pub(super) to_read: AtomicBool,
 }
 
 /// A volume or snapshot among all pools: what locks are keyed by.
@@ -135,7 +138,10 @@ impl LocalHome {
     /// How each pool is, for the controllers. A pool that cannot be read does not hide the others.
     #[must_use]
     pub fn health(&self) -> Vec<PoolHealth> {
-        let known = self.conditions().into_iter().filter_map(|condition| {
+        // One that was not opened in this life may be another node's by now: it is waited for here, and not claimed.
+        let slots = self.shared.slots.iter().zip(self.conditions());
+        let opened = slots.filter(|(slot, _)| slot.state().is_some()).map(|(_, condition)| condition);
+        let known = opened.filter_map(|condition| {
             let PoolCondition { name, id, health, .. } = condition;
             id.map(|id| PoolHealth { id, name, health })
         });
@@ -152,7 +158,12 @@ impl LocalHome {
 impl PoolState {
     /// A pool nothing of which is counted yet.
     pub(super) fn new(pool: Arc<dyn Pool>, limits: SpaceLimits) -> Self {
-        Self { ledger: Ledger::new(Arc::clone(&pool), limits), pool, unread: Mutex::default() }
+        Self {
+            ledger: Ledger::new(Arc::clone(&pool), limits),
+            pool,
+            unread: Mutex::default(),
+            to_read: AtomicBool::new(false),
+        }
     }
 
     /// What a volume may come to: an image that shares blocks, or may, owes what it does not have for itself.
@@ -386,6 +397,10 @@ impl Home for LocalHome {
 
     fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
         self.shared.volume_of(device)
+    }
+
+    fn was_given(&self, id: &VolumeId, device: DevNum) -> Result<bool> {
+        self.shared.was_given(id, device)
     }
 
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {

@@ -134,6 +134,13 @@ pub trait Home: Send + Sync {
     /// As [`Home::device_of`].
     fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>>;
 
+    /// Whether pods of a local raw block volume may have the node of this device, whatever it shows by now: the record says
+    /// that it was given out in this boot, or says nothing of a volume that an older release published.
+    ///
+    /// # Errors
+    /// The common ones; `Unsupported` of a home on another machine.
+    fn was_given(&self, id: &VolumeId, device: DevNum) -> Result<bool>;
+
     /// Proves the volume blank and records `formatting` (docs/design.md section 8.1); called again in that state, makes it
     /// blank again first (8.3). The caller must not hold the device open: taking it away is the proof that nobody writes.
     ///

@@ -1,6 +1,7 @@
 //! The pools of a home: each is opened, served, lost and found again on its own, and none waits for another.
 
 use std::collections::btree_map::Entry;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -320,15 +321,17 @@ impl Shared {
         let Some(slot) = self.slots.get(index) else { return Ok(()) };
         let finding = move || {
             let Some(state) = shared.slots.get(index).and_then(Slot::state) else { return Ok(()) };
-            if state.pool.present().is_ok() {
+            if state.pool.present().is_ok() && !state.to_read.load(Ordering::SeqCst) {
                 return Ok(());
             }
             state.pool.find_again().map_err(plain)?;
+            state.to_read.store(true, Ordering::SeqCst);
             // Its records may be those of an earlier day; what they say is counted before room is given out.
             if state.pool.quarantined().is_none() {
                 let copies = shared.read_in(state).map_err(plain)?;
                 shared.go_on(copies);
             }
+            state.to_read.store(false, Ordering::SeqCst);
             warn!(pool = %state.pool.identity().name, "a pool that was away is there again");
             Ok(())
         };

@@ -83,7 +83,8 @@ pub struct Attachment {
 /// Which device a raw block volume was given out as.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceMark {
-    /// Its number, `major:minor`.
+    /// Its number, `major:minor`; `none` since the attachment was made and before a device was given out. A block
+    /// attachment without a mark is one of a release that did not mark.
     pub number: String,
     /// The kernel's number of that attachment (diskseq), where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,6 +92,14 @@ pub struct DeviceMark {
     /// Fields of later releases.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
+}
+
+impl DeviceMark {
+    /// That no device was given out yet.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { number: "none".to_owned(), diskseq: None, unknown: Map::new() }
+    }
 }
 
 /// How nodes may reach a volume: the class's choice.

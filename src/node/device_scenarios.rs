@@ -118,6 +118,40 @@ fn a_name_that_a_pod_gives_its_device_is_nobody_s_identity() {
     take_away(&rig, &a, &target);
 }
 
+#[test]
+fn a_device_that_its_pod_shifted_can_be_taken_away_and_is_made_anew() {
+    let rig = Rig::new();
+    let (a, target) = published(&rig, "a");
+    fs::OpenOptions::new().write(true).open(&target).unwrap().write_all_at(b"mine", 0).unwrap();
+    rig.os.shift_loop(&target, 4096).unwrap();
+    assert_eq!(rig.node.unpublish(&a, &target).unwrap(), Changed::Yes);
+    rig.node.unstage(&a, &rig.staging(&a)).unwrap();
+    rig.node.stage(&rig.stage_request(a, BLOCK)).unwrap();
+    let request = rig.publish_request(a, BLOCK, "pod-a");
+    rig.node.publish(&request).unwrap();
+    let mut seen = [0; 4];
+    fs::File::open(&request.target).unwrap().read_exact_at(&mut seen, 0).unwrap();
+    assert_eq!(&seen, b"mine");
+    take_away(&rig, &a, &request.target);
+}
+
+#[test]
+fn a_volume_of_a_pool_whose_disk_died_can_be_taken_from_its_pods() {
+    let rig = Rig::new();
+    let a = rig.volume("a", 32, EXT4);
+    rig.node.stage(&rig.stage_request(a, EXT4)).unwrap();
+    let request = rig.publish_request(a, EXT4, "pod-a");
+    rig.node.publish(&request).unwrap();
+    let (b, target) = published(&rig, "b");
+    let root = rig.image(&a).ancestors().nth(3).unwrap().to_owned();
+    rig.shell(&format!("xfs_io -x -c shutdown {}", root.display()));
+    assert_eq!(rig.node.unpublish(&a, &request.target).unwrap(), Changed::Yes);
+    rig.node.unstage(&a, &rig.staging(&a)).unwrap();
+    assert_eq!(rig.node.unpublish(&b, &target).unwrap(), Changed::Yes);
+    rig.node.unstage(&b, &rig.staging(&b)).unwrap();
+    assert_eq!((rig.loops(&a), rig.loops(&b)), (0, 0), "its disk can be unmounted and repaired");
+}
+
 /// Every system call under a name, and on what.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<BTreeSet<String>>>);
@@ -197,7 +231,7 @@ fn the_node_of_a_device_in_dev_may_be_missing_or_wrong() {
     // A /dev of our own, as in a container: without the nodes of loop devices made later, and one that lies.
     let dev = rig.directory("dev");
     rig.shell(&format!(
-        "mount -t tmpfs -o dev none {dev} && cp -a /dev/loop-control /dev/null /dev/urandom {dev} && mount --move {dev} /dev",
+        "mount -t tmpfs -o dev none {dev} && cp -a /dev/loop-control /dev/null /dev/urandom {dev} && mount --bind {dev} /dev",
         dev = dev.display()
     ));
     let id = rig.volume("a", 32, EXT4);
@@ -210,13 +244,21 @@ fn the_node_of_a_device_in_dev_may_be_missing_or_wrong() {
     rig.node.stage(&request).unwrap();
     let device = rig.home.device_of(&id).unwrap().unwrap();
     rig.shell(&format!(
-        "mount -t tmpfs -o dev none {dev} && cp -a /dev/loop-control /dev/null /dev/urandom {dev} && mknod {dev}/{name} b 7 99999 && mount --move {dev} /dev",
+        "mount -t tmpfs -o dev none {dev} && cp -a /dev/loop-control /dev/null /dev/urandom {dev} && mknod {dev}/{name} b 7 99999 && mount --bind {dev} /dev",
         dev = dev.display(),
         name = device.path.file_name().unwrap().to_str().unwrap()
     ));
     rig.node.unstage(&id, &request.staging).unwrap();
     assert_eq!(rig.loops(&id), 0);
+    // Nothing is formatted or mounted through a node of another device.
+    let other = rig.volume("b", 32, EXT4);
+    rig.shell("rm -f /dev/loop[0-9]*; for n in $(seq 0 200); do mknod /dev/loop$n b 7 99999; done");
+    let refused = rig.node.stage(&rig.stage_request(other, EXT4)).unwrap_err();
+    assert!(refused.chain().contains("is not the node of block device"), "{}", refused.chain());
+    assert_eq!(rig.format(&other), crate::home::FormatState::Never);
     rig.shell("umount -l /dev");
+    rig.node.stage(&rig.stage_request(other, EXT4)).unwrap();
+    rig.node.unstage(&other, &rig.staging(&other)).unwrap();
 }
 
 #[test]
@@ -249,11 +291,11 @@ fn who_holds_a_device_is_named() {
     let log = fs::File::create(rig.path("log")).unwrap();
     let child = rig.os.start(Path::new("/bin/sh"), &["-c".to_owned(), script], &log).unwrap();
     let said = loop {
-        match rig.home.revoke(&a, None) {
+        // Until the process has it open.
+        match rig.home.close(&a, &node_id()) {
             Err(error) => break error,
-            Ok(_) => rig.grant(&a, BLOCK, AccessMode::SingleNodeMultiWriter),
-        }
-        rig.home.open(&a, &node_id()).unwrap();
+            Ok(()) => rig.home.open(&a, &node_id()).unwrap(),
+        };
     };
     assert_eq!(said.kind(), Kind::InUse);
     assert!(said.chain().contains("(pid "), "{}", said.chain());

@@ -62,11 +62,9 @@ impl Mounts<'_> {
         (bound == device || Some(bound) == self.linear).then_some(Shown::Device(device))
     }
 
-    /// Whether a mount binds the node of some device: at a volume's own target, one that is not the volume's device is
-    /// a device that went away, and may show another volume by now.
-    pub(super) fn binds_a_node(&self, entry: &MountEntry) -> bool {
-        let covered = entry.fs_type == "devtmpfs" && entry.root != Path::new("/");
-        covered || self.table.bound_device(entry).is_some()
+    /// The device whose node a mount binds, if it does.
+    pub(super) fn bound_device(&self, entry: &MountEntry) -> Option<DevNum> {
+        self.table.bound_device(entry)
     }
 
     /// The volume's mount at a path, which must not be anything else's.

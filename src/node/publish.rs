@@ -251,7 +251,8 @@ impl Node {
     /// Takes a volume away from a pod's path and removes the path (NodeUnpublishVolume). Gone already is success.
     ///
     /// Decides from mountinfo; looks at the path itself only once nothing is mounted there. Never removes anything
-    /// that has content. A device node bound there is removed whatever device it is of by now.
+    /// that has content. A device node bound there is removed also when it shows something else by
+    /// now, if it is the one that the volume's pods were given.
     ///
     /// 1. Unmount whatever of the volume is stacked there. A crash: the next unpublish goes on.
     /// 2. Remove the empty directory or file. A crash: the same.

@@ -25,10 +25,14 @@ impl Node {
         let mode = match self.linear.device(volume)? {
             Some(device) => device.mode,
             None if self.mounts(volume)?.others(&[]).is_empty() => DmMode::Writable,
-            None => {
-                tracing::info!(%volume, "published as its loop device before, and so until it is unstaged");
-                return Ok(None);
-            }
+            // Another publish may have made it in between.
+            None => match self.linear.device(volume)? {
+                Some(device) => device.mode,
+                None => {
+                    tracing::info!(%volume, "published as its loop device before, and so until it is unstaged");
+                    return Ok(None);
+                }
+            },
         };
         self.linear.ensure(volume, attached.device.number(), attached.size, mode).map(Some)
     }

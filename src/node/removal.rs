@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::Node;
 use crate::home::Changed;
-use crate::os::{Holder, MountEntry};
-use crate::types::{Error, Kind, Result, VolumeId};
+use crate::os::{DevNum, Holder, MountEntry};
+use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 
 /// So many mounts more than were there at first are taken away from a path, if somebody mounts there meanwhile.
 const SPARE: usize = 8;
@@ -57,14 +57,28 @@ impl Node {
     /// Whether something is to be unmounted at a path: the volume, or a device that was the volume's.
     fn is_mounted(&self, volume: &VolumeId, path: &Path, stale: Stale) -> Result<bool> {
         let mounts = self.mounts(volume)?;
-        let bound = mounts.at(path).filter(|entry| mounts.shows(entry).is_none() && mounts.binds_a_node(entry));
+        let other = mounts.at(path).filter(|entry| mounts.shows(entry).is_none());
+        let bound = other.and_then(|entry| mounts.bound_device(entry)).filter(|_| stale == Stale::Unmount);
+        let was_ours = match bound {
+            // Another volume's path is not touched, and neither is what no record explains, unless the device is gone.
+            Some(device) => self.shows_nothing(device)? || self.home.was_given(volume, device)?,
+            None => false,
+        };
         match mounts.ours(path, Kind::Precondition) {
-            Err(_) if stale == Stale::Unmount && bound.is_some() => {
+            Err(_) if was_ours => {
                 tracing::warn!(%volume, path = %path.display(), "the device published here is not the volume's any more; the bind is removed");
                 Ok(true)
             }
             found => found.map(|found| found.is_some()),
         }
+    }
+
+    /// Whether a device is gone, or is a loop device that nothing is attached to.
+    fn shows_nothing(&self, device: DevNum) -> Result<bool> {
+        let Some(found) = self.os.loop_of(device).at(|| format!("look up block device {device}"))? else {
+            return Ok(!self.os.is_device(device));
+        };
+        Ok(self.os.loop_view(found).at(|| format!("look at {}", found.path().display()))?.is_none())
     }
 
     /// Takes the topmost mount at a path away; a busy one says who keeps it.

@@ -18,9 +18,8 @@ impl Node {
         let (resolved, shown) = self.used_at(volume, path)?;
         match shown {
             Shown::Device(device) => {
-                let path = self.os.device_path(device);
-                let opened = self.os.open_device(&path).at(|| format!("open {} of volume {volume}", path.display()))?;
-                let size = self.os.device_size(&opened).at(|| format!("ask {} for its size", path.display()))?;
+                let size = self.os.device_size_shown(device);
+                let size = size.at(|| format!("ask block device {device} of volume {volume} for its size"))?;
                 Ok(Stats::Block { total: Bytes::new(size) })
             }
             Shown::Filesystem(_) => {

@@ -32,6 +32,15 @@ impl Os {
         device: LoopDevice,
         question: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
+        self.answered_within(LIMIT, device, question)
+    }
+
+    fn answered_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        device: LoopDevice,
+        question: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
         let silent = |age: Duration| {
             let message = format!(
                 "{} has not answered for {} s: the filesystem of its image does not respond",
@@ -53,7 +62,7 @@ impl Os {
             let _ = answer.send(said);
             done.with(|devices| devices.remove(&device));
         })?;
-        match answered.recv_timeout(LIMIT) {
+        match answered.recv_timeout(limit) {
             Ok(said) => said,
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("the question ended without an answer")),
             Err(mpsc::RecvTimeoutError::Timeout) => {
@@ -67,6 +76,29 @@ impl Os {
                     Err(_) => Err(silent(begun.elapsed())),
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_does_not_answer_is_asked_once_and_believed_when_it_does() {
+        let os = Os::new();
+        let (hanging, other) = (LoopDevice(1 << 30), LoopDevice((1 << 30) + 1));
+        let (release, released) = mpsc::channel::<()>();
+        let moment = Duration::from_millis(10);
+        let hangs = move || released.recv().map_err(io::Error::other);
+        let silent = os.answered_within(moment, hanging, hangs).unwrap_err();
+        assert_eq!(silent.kind(), io::ErrorKind::TimedOut);
+        let asked = os.answered(hanging, || -> io::Result<()> { panic!("it owes an answer") }).unwrap_err();
+        assert!(asked.to_string().contains("has not answered"), "{asked}");
+        assert_eq!(os.answered(other, || Ok(7)).unwrap(), 7);
+        release.send(()).unwrap();
+        while os.answered(hanging, || Ok(())).is_err() {
+            thread::sleep(moment);
         }
     }
 }

@@ -93,6 +93,17 @@ impl Os {
         })
     }
 
+    /// Whether a device's path leads to something else than the device that is open: mount(2) and tools take paths. A
+    /// missing path is not misnamed: they say so themselves. Opens nothing.
+    ///
+    /// # Errors
+    /// Those of lstat(2), but not that the path is missing.
+    pub fn is_misnamed(&self, device: &BlockDevice) -> io::Result<bool> {
+        self.call(Call::Identity, &device.path.display(), || {
+            Ok(device.path.symlink_metadata().is_ok() && !devnode::is_node_of(&device.path, device.number)?)
+        })
+    }
+
     /// The kernel's number of what a device shows now (BLKGETDISKSEQ): an attachment of another image has another.
     /// `None` before Linux 5.15.
     ///

@@ -239,6 +239,8 @@ impl Os {
         let device = expected.device;
         self.call(Call::LoopClear, &device.path().display(), || {
             let same = |now: &LoopStatus| now.shows_what(expected);
+            // The same attachment needs no question: its filesystem may be what failed.
+            let sequence = expected.diskseq;
             {
                 let node = match open_loop(device, OFlag::O_RDWR | OFlag::O_EXCL) {
                     Ok(node) => node,
@@ -246,13 +248,20 @@ impl Os {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
                     Err(error) => return Err(error),
                 };
-                match ask(device, &node.file)? {
-                    Some(now) if same(&now) => ioctl::loop_clr_fd(node.file.as_fd())?,
-                    _ => return Ok(true),
+                let is_it = sequence.is_some() && ioctl::disk_sequence(node.file.as_fd())? == sequence;
+                if !is_it && !ask(device, &node.file)?.is_some_and(|now| same(&now)) {
+                    return Ok(true);
                 }
+                ioctl::loop_clr_fd(node.file.as_fd())?;
             }
             for _ in 0..CLEAR_LOOKS {
-                if !status_of(device)?.is_some_and(|now| same(&now)) {
+                let now = self.loop_view(device)?;
+                let still = match now.as_ref().map(|view| view.diskseq) {
+                    None => false,
+                    Some(now) if sequence.is_some() && now == sequence => true,
+                    Some(_) => status_of(device)?.is_some_and(|now| same(&now)),
+                };
+                if !still {
                     self.cleared(device);
                     return Ok(true);
                 }
@@ -299,6 +308,15 @@ impl Os {
         for (slot, byte) in info.lo_file_name.iter_mut().zip(name.bytes()) {
             *slot = byte;
         }
+        ioctl::loop_keep(device.as_fd(), &mut info)
+    }
+
+    /// Lets a loop device show its image from this byte on (LOOP_SET_STATUS64), as every process that may open it can.
+    #[cfg(test)]
+    pub(crate) fn shift_loop(&self, path: &Path, offset: u64) -> io::Result<()> {
+        let device = File::open(path)?;
+        let mut info = ioctl::loop_get_status(device.as_fd())?;
+        info.lo_offset = offset;
         ioctl::loop_keep(device.as_fd(), &mut info)
     }
 

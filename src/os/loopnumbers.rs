@@ -25,9 +25,12 @@ pub(super) struct LoopNumbers {
 }
 
 impl Os {
-    /// From now on a number is given to nobody but `owner`, until [`Os::release_loops`].
+    /// From now on a number is given to nobody but `owner`, until [`Os::release_loops`]. Reserved already, it stays
+    /// another owner's.
     pub fn reserve_loop(&self, device: LoopDevice, owner: &str) {
-        self.numbers(|numbers| numbers.reserved.insert(device, owner.to_owned()));
+        self.numbers(|numbers| {
+            numbers.reserved.entry(device).or_insert_with(|| owner.to_owned());
+        });
     }
 
     /// Gives back every number reserved for an owner.
@@ -63,6 +66,16 @@ pub(super) struct FreeNumbers<'a> {
 impl FreeNumbers<'_> {
     /// The next number to try: the kernel's choice if it may be used, else another free one, else a new device.
     pub(super) fn next(&mut self, control: &File) -> io::Result<LoopDevice> {
+        // Its own number first: a pod that still has the node then sees its own volume again.
+        let own = self.os.numbers(|numbers| {
+            let own = numbers.reserved.iter().filter(|(_, of)| of.as_str() == self.owner);
+            own.map(|(device, _)| *device).collect::<Vec<_>>()
+        });
+        for device in own {
+            if self.tried.insert(device) && device.number().is_some() && backing(device)?.is_none() {
+                return Ok(device);
+            }
+        }
         let first = LoopDevice(ioctl::loop_ctl_get_free(control.as_fd())?);
         // The kernel says the same number again when another process took it meanwhile: that is no reason against it.
         if self.usable(first)? {

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use super::{Call, LoopDevice, Os};
+use super::{Call, LoopDevice, LoopStatus, Os};
 
 const BLOCK: &str = "/sys/block";
 /// What the kernel adds to the path of a file that has no name any more.
@@ -34,6 +34,23 @@ pub struct LoopView {
 }
 
 impl LoopView {
+    /// What is known of the device without asking it: all but its image. Good for [`Os::loop_clear`] where there is a
+    /// sequence number.
+    #[must_use]
+    pub fn unasked(&self) -> LoopStatus {
+        LoopStatus {
+            device: self.device,
+            backing_device: u64::MAX,
+            backing_inode: u64::MAX,
+            diskseq: self.diskseq,
+            name: String::new(),
+            direct_io: false,
+            read_only: self.read_only,
+            autoclear: self.autoclear,
+            offset: self.offset,
+        }
+    }
+
     /// Whether the image's path ends with these components.
     #[must_use]
     pub fn ends_with(&self, tail: &Path) -> bool {

@@ -123,6 +123,12 @@ impl MountTable {
 }
 
 impl Os {
+    /// Whether there is a block device of this number.
+    #[must_use]
+    pub fn is_device(&self, device: DevNum) -> bool {
+        fs::symlink_metadata(format!("/sys/dev/block/{device}")).is_ok()
+    }
+
     /// The path a device has in a devtmpfs, such as `/dev/loop3`; `/dev/block/7:3` when there is no such device.
     #[must_use]
     pub fn device_path(&self, device: DevNum) -> PathBuf {

@@ -91,8 +91,10 @@ impl Card {
     /// The pools a node is known to have had: a controller heard it serve them, and no other node since.
     #[must_use]
     pub fn pools_of(&self, node: &NodeId) -> Vec<(PoolName, PoolId)> {
-        let of_node = self.entries.values().filter(|entry| entry.node == *node);
-        of_node.map(|entry| (entry.name.clone(), entry.pool)).collect()
+        // The latest first: a pool that was replaced by one of the same name is still known.
+        let mut of_node: Vec<_> = self.entries.values().filter(|entry| entry.node == *node).collect();
+        of_node.sort_by_key(|entry| std::cmp::Reverse(entry.heard));
+        of_node.into_iter().map(|entry| (entry.name.clone(), entry.pool)).collect()
     }
 
     /// Takes in what a controller said. It is written when it says something new of where a pool is, or half an hour

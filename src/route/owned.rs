@@ -214,6 +214,10 @@ impl Home for OwnedHome {
         self.inner.volume_of(device)
     }
 
+    fn was_given(&self, id: &VolumeId, device: crate::os::DevNum) -> Result<bool> {
+        self.inner.was_given(id, device)
+    }
+
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {
         self.inner.begin_format(id, node, fs)
     }

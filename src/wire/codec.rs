@@ -85,6 +85,8 @@ fn has_more_parts(mut bytes: &[u8], most: usize) -> bool {
             1 => Some(8),
             2 => varint(&mut bytes).and_then(|length| usize::try_from(length).ok()),
             5 => Some(4),
+            // Where a group begins and ends: what lies between is counted as it comes.
+            3 | 4 => Some(0),
             _ => None,
         };
         match skipped.and_then(|length| bytes.get(length..)) {
@@ -124,6 +126,9 @@ mod tests {
         // Two bytes each: an empty entry.
         let crumbs = [0x3a, 0].repeat(1 << 20);
         assert!(has_more_parts(&crumbs, crumbs.len() / LEAST + FREE));
+        // An unknown group, which a decoder skips, hides nothing.
+        let behind = [&[0x7b, 0x7c], crumbs.as_slice()].concat();
+        assert!(has_more_parts(&behind, behind.len() / LEAST + FREE));
     }
 
     proptest! {

@@ -29,7 +29,7 @@ fn a_pod_that_clears_its_device_sees_no_other_volume_after_a_kill() {
     let first = world.create("first", Use::Block);
     let path = world.attach(&first).unwrap();
     write_device(&path, 1, 0, 2);
-    assert!(!doctor(&world).contains("published"), "{}", doctor(&world));
+    assert!(!doctor(&world).contains("published at"), "{}", doctor(&world));
     clear(&path);
     world.crash();
     let said = doctor(&world);

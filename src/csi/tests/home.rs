@@ -166,6 +166,10 @@ impl Home for MemoryHome {
         not_here()
     }
 
+    fn was_given(&self, _: &VolumeId, _: crate::os::DevNum) -> Result<bool> {
+        not_here()
+    }
+
     fn begin_format(&self, _id: &VolumeId, _node: &NodeId, _fs: FsType) -> Result<Formatting> {
         not_here()
     }

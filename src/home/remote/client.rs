@@ -269,6 +269,10 @@ impl Home for RemoteHome {
         ))
     }
 
+    fn was_given(&self, id: &VolumeId, _: DevNum) -> Result<bool> {
+        self.device_of(id).map(|_| false)
+    }
+
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {
         const WHAT: &str = "BeginFormat";
         let fs = encode::fs_type(fs).into();

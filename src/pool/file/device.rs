@@ -13,6 +13,7 @@ use super::super::{ActiveDevice, Deactivated, Geometry, Object};
 use super::FilePool;
 use super::layout::DATA;
 use super::plain::Plain;
+use super::presence::is_dead;
 use crate::os::{DevNum, Discard, FileIdentity, LoopConfig, LoopDevice, LoopStatus, LoopView};
 use crate::types::{Error, Kind, ObjectUuid, OsContext, Provisioning, Result};
 
@@ -38,6 +39,7 @@ enum Differs {
     Size { is: u64, wanted: u64 },
     BlockSize { is: u32, wanted: u32 },
     BufferedIo,
+    Altered,
 }
 
 impl std::fmt::Display for Differs {
@@ -45,6 +47,7 @@ impl std::fmt::Display for Differs {
         match self {
             Self::Size { is, wanted } => write!(f, "its size is {is} bytes instead of {wanted}"),
             Self::BlockSize { is, wanted } => write!(f, "its block size is {is} instead of {wanted}"),
+            Self::Altered => f.write_str("a process that has it open changed which part of the image it shows"),
             Self::BufferedIo => write!(
                 f,
                 "the kernel gives no direct I/O to its image: the pool's disk has larger blocks than the volume, or its filesystem has no direct I/O; move the pool to XFS or ext4 on a disk with blocks of at most 4096 bytes"
@@ -166,6 +169,9 @@ impl FilePool {
         })?;
         if self.os.loop_keep(&node).at(|| format!("keep {shown}"))? {
             tracing::warn!(device = %shown, "a loop device was to go away with its last user (losetup -d, or a pod); it stays");
+        }
+        if now.offset != 0 || now.read_only {
+            return Ok(Some(Differs::Altered));
         }
         if !now.direct_io {
             return Ok(Some(Differs::BufferedIo));
@@ -381,6 +387,11 @@ impl FilePool {
             let status = match self.os.loop_status(view.device) {
                 Ok(Some(status)) => status,
                 Ok(None) => continue,
+                // The filesystem failed below our own images: path and sequence number say which attachment it is.
+                Err(_) if file.is_none() && self.is_here(&view) && view.diskseq.is_some() => {
+                    found.push(LoopStatus { name: volume.to_string(), ..view.unasked() });
+                    continue;
+                }
                 // Our own image answered just now, so what does not answer is another file, unless it has our path.
                 Err(error) if file.is_some() && !self.is_here(&view) => {
                     tracing::warn!(device = %shown.display(), image = %view.backing.display(), %error, "a loop device over an image of the same name elsewhere does not answer; it is passed over");
@@ -413,7 +424,11 @@ impl FilePool {
 
     /// A device over one of our images that we did not make.
     fn refuse_foreign(&self, volume: ObjectUuid, status: &LoopStatus) -> Result<()> {
-        let reason = if status.offset != 0 {
+        // Whoever may open the device can change its offset: it is the volume's still. `settle` refuses to use it so.
+        let known = self.known(volume).is_some_and(|known| known.is(status.device, status.diskseq));
+        let reason = if known {
+            return Ok(());
+        } else if status.offset != 0 {
             format!("from byte {} on", status.offset)
         } else if status.read_only {
             "read-only".to_owned()
@@ -442,7 +457,8 @@ impl FilePool {
     /// The same; `None` also when something else is in its place: a device of the volume is then known by its name.
     fn image_if_one(&self, volume: ObjectUuid) -> Result<Option<FileIdentity>> {
         match self.image_file(volume) {
-            Err(error) if error.kind() == Kind::Corrupt => Ok(None),
+            // What is mounted must be unmounted all the same: its device is then known by its place.
+            Err(error) if error.kind() == Kind::Corrupt || is_dead(&error) => Ok(None),
             file => file,
         }
     }

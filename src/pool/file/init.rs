@@ -128,13 +128,14 @@ impl FilePool {
 
     /// Writes down since when the pool is out of use, or that it is not.
     pub(super) fn write_quarantine(&self, since: Option<Timestamp>) -> Result<()> {
-        let mut now = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
+        // The disk may hang: nobody waits for it to read what is known.
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut file = PoolFile::present(&self.os, &self.layout)?;
         if file.quarantined != since {
             file.quarantined = since;
             file.write(&self.os, &self.layout)?;
         }
-        *now = since;
+        *self.quarantine.lock().unwrap_or_else(PoisonError::into_inner) = since;
         Ok(())
     }
 
@@ -175,6 +176,7 @@ impl FilePool {
             hints: Mutex::new(HashMap::new()),
             reserve: Reserve::default(),
             quarantine: Mutex::new(file.quarantined),
+            changing: Mutex::default(),
         }
     }
 }

@@ -66,6 +66,8 @@ pub struct FilePool {
     hints: Mutex<HashMap<ObjectUuid, device::Known>>,
     /// As pool.json says.
     quarantine: Mutex<Option<Timestamp>>,
+    /// Held while that is changed on the disk, which may hang.
+    changing: Mutex<()>,
     reserve: Reserve,
 }
 

@@ -144,7 +144,8 @@ pub(super) fn explained(name: &dyn Display, root: &Path, error: Error) -> Error 
     ))
 }
 
-fn is_dead(error: &Error) -> bool {
+/// Whether an error says that the filesystem does not work, rather than that something is not there.
+pub(super) fn is_dead(error: &Error) -> bool {
     let mut next = std::error::Error::source(error);
     while let Some(cause) = next {
         if let Some(errno) = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {

@@ -282,7 +282,7 @@ fn sweeping_removes_what_has_no_name_and_nothing_else() {
     let kept: Vec<_> = fs::read_dir(root.join("foreign")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(kept.len() == 1 && kept[0].join("deep/er").is_dir(), "{kept:?}");
     // What cannot be removed is an error and keeps the rest from nothing.
-    fs::create_dir_all(root.join("trash/c/deep")).unwrap();
+    fs::create_dir_all(root.join("trash/c/deep/er")).unwrap();
     fs::create_dir(root.join("trash/d")).unwrap();
     fs::remove_dir_all(root.join("foreign")).unwrap();
     fs::write(root.join("foreign"), b"x").unwrap();

@@ -268,9 +268,11 @@ impl Directory {
     /// Takes in what a node has itself.
     fn learn(&self, state: &mut State, heartbeat: &Heartbeat, now: Timestamp) -> Result<()> {
         let node = &heartbeat.node;
-        let is_new = |pool: PoolId| state.known.get(&pool).is_none_or(|known| known.node != *node);
+        // What another node remembers of this one does not count: it may be invented.
+        let own = |entry: &Entry| entry.node == *node && !state.hearsay.contains_key(&entry.pool);
+        let is_new = |pool: PoolId| state.known.get(&pool).is_none_or(|known| !own(known));
         let new = heartbeat.pools.iter().filter(|pool| is_new(pool.id)).count();
-        if new > 0 && new + state.known.values().filter(|entry| entry.node == *node).count() > MOST_OF_NODE {
+        if new > 0 && new + state.known.values().filter(|entry| own(entry)).count() > MOST_OF_NODE {
             let message = format!(
                 "node {node} has named more than {MOST_OF_NODE} pools since this controller started: it is not heard any more; look whether somebody has its key, then restart the controllers"
             );
@@ -404,7 +406,11 @@ impl Directory {
     #[must_use]
     pub fn seats(&self) -> Vec<Seat> {
         let state = self.read();
-        let there = |member: &&Member| member.pools.iter().any(|pool| !self.is_lost(*pool, &member.seat.node));
+        // The home that serves the calls says itself which pools it has by now.
+        let there = |member: &&Member| {
+            let serves = matches!(&self.kind, Roles::Fixed { serving: Some(node), .. } if *node == member.seat.node);
+            serves || member.pools.iter().any(|pool| !self.is_lost(*pool, &member.seat.node))
+        };
         let mut seats: BTreeMap<_, _> =
             state.members.values().filter(there).map(|member| (&member.seat.node, member.seat.clone())).collect();
         for (pool, entry) in &state.known {
@@ -519,6 +525,13 @@ impl Directory {
         if let Roles::Controller { lost, .. } = &self.kind
             && (lost.contains(&Lost::Pool(pool)) || node.is_some_and(|node| lost.contains(&Lost::Node(node.clone()))))
         {
+            // What only others remember is no word of its home: that has its time to say otherwise.
+            if !lost.contains(&Lost::Pool(pool))
+                && state.hearsay.contains_key(&pool)
+                && let Some(starting) = self.starting()
+            {
+                return Err(starting);
+            }
             return Ok(Answering::Nobody);
         }
         if let Some(error) = self.unserved(&state, pool, entry) {
