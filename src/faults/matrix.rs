@@ -120,7 +120,10 @@ pub(super) fn walk(operation: &Operation, part: usize, parts: usize) {
             let point = Point { operation: operation.name, n, call, blow, then };
             match disturb(&ready, operation, &point) {
                 Ok(Met::Yes) => *tally.entry(call.0).or_default() += 1,
-                Ok(Met::No) => late += 1,
+                Ok(Met::No) => {
+                    println!("not reached: {point}");
+                    late += 1;
+                }
                 Err(failure) => {
                     println!("{failure}");
                     failures.push(failure);

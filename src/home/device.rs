@@ -129,7 +129,12 @@ impl Shared {
 
     /// Whether pods of a raw block volume may have the node of this device.
     pub(super) fn was_given(&self, id: &VolumeId, device: DevNum) -> Result<bool> {
-        let Some(record) = self.volume_record(id)? else { return Ok(false) };
+        let record = match self.volume_record(id) {
+            Ok(Some(record)) => record,
+            Ok(None) => return Ok(false),
+            Err(error) if is_absent(&error) => return Ok(false),
+            Err(error) => return Err(error),
+        };
         let boot_id = self.boot()?;
         let uses = record.attachments.iter().chain(&record.still_staged);
         let mut block = uses.filter(|attachment| attachment.mode == VolumeMode::Block);

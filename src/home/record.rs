@@ -1,7 +1,7 @@
 //! The record of a volume or snapshot (docs/design.md section 6): what is true of it, kept with its data.
 //!
 //! Readers keep fields they do not know and write them back, also within a record's objects ([`Part`]). A record whose
-//! `min_reader` is above [`SCHEMA`] is served for attach and detach, and never changed otherwise. A [`Word`] that is not
+//! `min_reader` is above [`SCHEMA`] is served for attach and detach, and never changed otherwise. A `Word` that is not
 //! known makes the whole record one that cannot be read: nothing of it is served. So what an older release must not
 //! serve carries a new word; each write computes `min_reader` from the words the record has.
 

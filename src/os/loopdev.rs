@@ -16,7 +16,7 @@ use linux_raw_sys::loop_device::{LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LO_FLAG
 use nix::fcntl::OFlag;
 
 use super::files::FileIdentity;
-use super::loopview::read_number;
+use super::loopview::{backing, diskseq, read_number};
 use super::{BlockDevice, Call, DevNum, Os, blockdev, ioctl};
 
 /// include/uapi/linux/major.h.
@@ -255,11 +255,12 @@ impl Os {
                 ioctl::loop_clr_fd(node.file.as_fd())?;
             }
             for _ in 0..CLEAR_LOOKS {
-                let now = self.loop_view(device)?;
-                let still = match now.as_ref().map(|view| view.diskseq) {
-                    None => false,
-                    Some(now) if sequence.is_some() && now == sequence => true,
-                    Some(_) => status_of(device)?.is_some_and(|now| same(&now)),
+                let still = if backing(device)?.is_none() {
+                    false
+                } else if sequence.is_some() && diskseq(device)? == sequence {
+                    true
+                } else {
+                    status_of(device)?.is_some_and(|now| same(&now))
                 };
                 if !still {
                     self.cleared(device);

@@ -9,7 +9,7 @@ use super::Os;
 impl Os {
     /// A write beyond the limit of file sizes (RLIMIT_FSIZE: `ulimit -f`, `LimitFSIZE=`) is EFBIG, an error like any
     /// other, and not the signal that ends the process. To be called before anything is written; SIGPIPE is ignored by
-    /// Rust's runtime already. Children begin with what they would have without us ([`default_in_child`]).
+    /// Rust's runtime already. Children begin with what they would have without us (`default_in_child`).
     pub fn survive_file_limit(&self) {
         // SAFETY: the handler is SIG_IGN, so no code runs in a signal's context. It fails for no signal that exists.
         unsafe {
