@@ -58,7 +58,7 @@ fn its_pod_cannot_control_what_is_below_it() {
     check_device(&path, 1, 0, 2);
 
     // While pods have it, nothing goes.
-    assert!(world.unstage(&vol).is_err() && world.unpublish(&vol).is_err());
+    assert!(world.unstage(&vol).is_err() && world.delete(&vol).is_err());
     world.unbind(&vol, "other").unwrap();
     world.unbind(&vol, "third").unwrap();
     // A descriptor that outlives the bind, as of a container with a node of its own: the device stays until it is closed.
