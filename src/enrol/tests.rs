@@ -400,9 +400,10 @@ async fn a_node_goes_on_trying_until_there_is_a_controller() {
     assert!(why.contains("ca.crt") && why.contains("the log of the controllers"), "{why}");
     controller.keeper.look().await.unwrap();
     rig.mount_ca();
+    // A new certificate is used first, and kept after that.
     for _ in 0..200 {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        if rig.of_node.tls().why_missing().is_none() {
+        if rig.of_node.tls().why_missing().is_none() && rig.kept().read().unwrap().is_some() {
             break;
         }
     }
