@@ -9,14 +9,16 @@
 //! Keeps no state: the device is found by its dm uuid, which names pool and volume. A volume has the device from its
 //! first stage to its unstage, or never in between: see [`Linear::device`].
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::home::Changed;
 use crate::os::{DevNum, DmMode, DmRemoved, DmState, DmSupport, DmTarget, Os};
 use crate::types::{Bytes, Error, Kind, ObjectUuid, OsContext, PoolId, Result, VolumeId};
 
 /// What the dm uuids of these devices begin with; pool and volume follow.
-const PREFIX: &str = "HOLDFAST-RAW-";
+const WRITABLE: &str = "HOLDFAST-RAW-";
+/// The same of those that refuse writes ([`super::ReadOnlyViews`]).
+const READ_ONLY: &str = "HOLDFAST-RO-";
 /// Bytes of the second target, at the end of the volume: the largest logical block there is.
 const TAIL: u64 = 4096;
 /// Bytes of a sector.
@@ -26,7 +28,8 @@ const SECTOR: u64 = 512;
 #[derive(Debug)]
 pub struct Linear {
     os: Os,
-    support: OnceLock<DmSupport>,
+    support: Arc<OnceLock<DmSupport>>,
+    mode: DmMode,
 }
 
 /// The device of one volume.
@@ -36,15 +39,45 @@ pub struct LinearDevice {
     pub number: DevNum,
     /// Its size.
     pub size: Bytes,
-    /// Whether it may be written.
-    pub mode: DmMode,
 }
 
 impl Linear {
-    /// For the volumes of this node.
+    /// For the volumes of this node: devices that may be written.
     #[must_use]
     pub fn new(os: Os) -> Self {
-        Self { os, support: OnceLock::new() }
+        Self { os, support: Arc::default(), mode: DmMode::Writable }
+    }
+
+    /// The same, devices that refuse writes. A volume may have one of each.
+    #[must_use]
+    pub fn read_only(&self) -> Self {
+        Self { mode: DmMode::ReadOnly, os: self.os.clone(), support: Arc::clone(&self.support) }
+    }
+
+    /// The name of a volume's device, for `dmsetup` and messages.
+    #[must_use]
+    pub fn name(&self, volume: &VolumeId) -> String {
+        match self.mode {
+            DmMode::Writable => format!("holdfast-{}-{}", volume.pool, volume.uuid),
+            DmMode::ReadOnly => format!("holdfast-ro-{}-{}", volume.pool, volume.uuid),
+        }
+    }
+
+    fn prefix(&self) -> &'static str {
+        match self.mode {
+            DmMode::Writable => WRITABLE,
+            DmMode::ReadOnly => READ_ONLY,
+        }
+    }
+
+    fn uuid_of(&self, volume: &VolumeId) -> String {
+        format!("{}{}-{}", self.prefix(), volume.pool, volume.uuid)
+    }
+
+    /// The volume a dm uuid names.
+    fn volume_in(&self, uuid: &str) -> Option<VolumeId> {
+        let (pool, uuid) = uuid.strip_prefix(self.prefix())?.split_once('-')?;
+        Some(VolumeId { pool: pool.parse::<PoolId>().ok()?, uuid: uuid.parse::<ObjectUuid>().ok()? })
     }
 
     /// Whether this kernel has device-mapper, asked once.
@@ -70,12 +103,14 @@ impl Linear {
     /// `Corrupt` when a device has the volume's uuid and another table than ours; `Internal`.
     pub fn device(&self, volume: &VolumeId) -> Result<Option<LinearDevice>> {
         let Some(state) = self.state(volume)? else { return Ok(None) };
-        let Some((_, size)) = shape(&state.table).transpose().map_err(|()| foreign(volume))? else { return Ok(None) };
-        Ok(Some(LinearDevice { number: state.number, size, mode: state.mode }))
+        let Some((_, size)) = shape(&state.table).transpose().map_err(|()| foreign(volume, &self.name(volume)))? else {
+            return Ok(None);
+        };
+        Ok(Some(LinearDevice { number: state.number, size }))
     }
 
     /// Gives a volume its device over the loop device `below`, which has `size` bytes, or makes the one it has as it is
-    /// to be: grown, resumed, in this mode.
+    /// to be: grown, resumed.
     ///
     /// 1. Create it, without a table. A crash leaves a device of no size, which nothing can be read through; the next call
     ///    goes on, and `release` removes it.
@@ -84,37 +119,38 @@ impl Linear {
     /// 4. Look at it again.
     ///
     /// # Errors
-    /// `Busy` when another call is making it; `InUse` when the volume's device lies on another loop device, or is open in the other mode; `Corrupt` when it is
+    /// `Busy` when another call is making it; `InUse` when the volume's device lies on another loop device, or was given another mode by somebody else and is open; `Corrupt` when it is
     /// larger than the loop device, or its table is none of ours; `Precondition` without device-mapper; `OutOfRange` for a
     /// size that cannot be shown; `Internal`.
-    pub fn ensure(&self, volume: &VolumeId, below: DevNum, size: Bytes, mode: DmMode) -> Result<LinearDevice> {
+    pub fn ensure(&self, volume: &VolumeId, below: DevNum, size: Bytes) -> Result<LinearDevice> {
         if let DmSupport::No(why) = self.support()? {
             return Err(Error::new(Kind::Precondition, format!("volume {volume} gets no device of its own: {why}")));
         }
-        let uuid = uuid_of(volume);
+        let uuid = self.uuid_of(volume);
         let wanted = table(volume, below, size)?;
         match self.state(volume)? {
             None => {
-                let name = linear_name(volume);
+                let name = self.name(volume);
                 self.os.dm_create(&name, &uuid).map_err(|error| create_failed(volume, &name, error))?;
             }
-            Some(state) if state.table == wanted && state.mode == mode && !state.is_suspended => {
-                return Ok(LinearDevice { number: state.number, size, mode });
+            Some(state) if state.table == wanted && state.mode == self.mode && !state.is_suspended => {
+                return Ok(LinearDevice { number: state.number, size });
             }
-            Some(state) => may_change(volume, &state, below, size, mode)?,
+            Some(state) => may_change(volume, &self.name(volume), &state, below, size, self.mode)?,
         }
-        self.os.dm_load(&uuid, &wanted, mode).map_err(|error| load_failed(volume, below, error))?;
-        self.os.dm_resume(&uuid).at(|| format!("resume {} of volume {volume}", linear_name(volume)))?;
-        let state = self.state(volume)?.ok_or_else(|| unlike(volume, "is gone again"))?;
-        if state.table != wanted || state.mode != mode || state.is_suspended {
-            return Err(unlike(volume, "does not have the table it was given"));
+        self.os
+            .dm_load(&uuid, &wanted, self.mode)
+            .map_err(|error| load_failed(volume, &self.name(volume), below, error))?;
+        self.os.dm_resume(&uuid).at(|| format!("resume {} of volume {volume}", self.name(volume)))?;
+        let state = self.state(volume)?.ok_or_else(|| unlike(volume, &self.name(volume), "is gone again"))?;
+        if state.table != wanted || state.mode != self.mode || state.is_suspended {
+            return Err(unlike(volume, &self.name(volume), "does not have the table it was given"));
         }
-        let shown =
-            self.os.device_size_shown(state.number).at(|| format!("ask {} for its size", linear_name(volume)))?;
+        let shown = self.os.device_size_shown(state.number).at(|| format!("ask {} for its size", self.name(volume)))?;
         if shown != size.get() {
-            return Err(unlike(volume, "does not have the size of its table"));
+            return Err(unlike(volume, &self.name(volume), "does not have the size of its table"));
         }
-        Ok(LinearDevice { number: state.number, size, mode })
+        Ok(LinearDevice { number: state.number, size })
     }
 
     /// Lets a volume's device take the size its loop device has now. One step, as step 2 and 3 of [`Linear::ensure`]; the
@@ -124,7 +160,7 @@ impl Linear {
     /// Those of [`Linear::ensure`].
     pub fn resize(&self, volume: &VolumeId, below: DevNum, size: Bytes) -> Result<Changed> {
         match self.device(volume)? {
-            Some(device) if device.size != size => self.ensure(volume, below, size, device.mode).map(|_| Changed::Yes),
+            Some(device) if device.size != size => self.ensure(volume, below, size).map(|_| Changed::Yes),
             _ => Ok(Changed::No),
         }
     }
@@ -137,8 +173,8 @@ impl Linear {
         if !self.is_there()? {
             return Ok(Changed::No);
         }
-        let name = linear_name(volume);
-        match self.os.dm_remove(&uuid_of(volume)).at(|| format!("remove {name}"))? {
+        let name = self.name(volume);
+        match self.os.dm_remove(&self.uuid_of(volume)).at(|| format!("remove {name}"))? {
             DmRemoved::Now => Ok(Changed::Yes),
             DmRemoved::Absent => Ok(Changed::No),
             DmRemoved::InUse => {
@@ -170,7 +206,7 @@ impl Linear {
     /// `Internal` when sysfs cannot be read.
     pub fn volume_of(&self, number: DevNum) -> Result<Option<VolumeId>> {
         let device = self.os.dm_device(number).at(|| format!("ask what device {number} is"))?;
-        Ok(device.and_then(|device| volume_in(&device.uuid)))
+        Ok(device.and_then(|device| self.volume_in(&device.uuid)))
     }
 
     /// Every volume with such a device, from sysfs: also one that a crash left half made, but on kernels from 5.15 not before
@@ -179,32 +215,16 @@ impl Linear {
     /// # Errors
     /// `Internal` when sysfs cannot be read.
     pub fn all(&self) -> Result<Vec<(VolumeId, DevNum)>> {
-        let devices = self.os.dm_devices(PREFIX).at(|| "list the devices of device-mapper")?;
-        Ok(devices.into_iter().filter_map(|device| Some((volume_in(&device.uuid)?, device.number))).collect())
+        let devices = self.os.dm_devices(self.prefix()).at(|| "list the devices of device-mapper")?;
+        Ok(devices.into_iter().filter_map(|device| Some((self.volume_in(&device.uuid)?, device.number))).collect())
     }
 
     fn state(&self, volume: &VolumeId) -> Result<Option<DmState>> {
         if !self.is_there()? {
             return Ok(None);
         }
-        self.os.dm_state(&uuid_of(volume)).at(|| format!("ask for the device {}", linear_name(volume)))
+        self.os.dm_state(&self.uuid_of(volume)).at(|| format!("ask for the device {}", self.name(volume)))
     }
-}
-
-/// The name of a volume's device, for `dmsetup` and messages.
-#[must_use]
-pub fn linear_name(volume: &VolumeId) -> String {
-    format!("holdfast-{}-{}", volume.pool, volume.uuid)
-}
-
-fn uuid_of(volume: &VolumeId) -> String {
-    format!("{PREFIX}{}-{}", volume.pool, volume.uuid)
-}
-
-/// The volume a dm uuid names.
-fn volume_in(uuid: &str) -> Option<VolumeId> {
-    let (pool, uuid) = uuid.strip_prefix(PREFIX)?.split_once('-')?;
-    Some(VolumeId { pool: pool.parse::<PoolId>().ok()?, uuid: uuid.parse::<ObjectUuid>().ok()? })
 }
 
 /// The table of a volume: two linear targets one after the other, the second one block long.
@@ -246,9 +266,8 @@ fn straight(target: &DmTarget) -> Option<&str> {
 }
 
 /// Whether the device a volume has may get another table.
-fn may_change(volume: &VolumeId, now: &DmState, below: DevNum, size: Bytes, mode: DmMode) -> Result<()> {
-    let name = linear_name(volume);
-    let Some((device, has)) = shape(&now.table).transpose().map_err(|()| foreign(volume))? else { return Ok(()) };
+fn may_change(volume: &VolumeId, name: &str, now: &DmState, below: DevNum, size: Bytes, mode: DmMode) -> Result<()> {
+    let Some((device, has)) = shape(&now.table).transpose().map_err(|()| foreign(volume, name))? else { return Ok(()) };
     if device != below.to_string() {
         return Err(Error::new(
             Kind::InUse,
@@ -271,15 +290,14 @@ fn may_change(volume: &VolumeId, now: &DmState, below: DevNum, size: Bytes, mode
         return Err(Error::new(
             Kind::InUse,
             format!(
-                "volume {volume} is open on this node, and cannot turn from writable to read-only or back meanwhile; stop its pods first"
+                "another program changed whether the device {name} of volume {volume} may be written, and it is open; nothing was changed; stop every pod that uses the volume and unstage it"
             ),
         ));
     }
     Ok(())
 }
 
-fn foreign(volume: &VolumeId) -> Error {
-    let name = linear_name(volume);
+fn foreign(volume: &VolumeId, name: &str) -> Error {
     Error::new(
         Kind::Corrupt,
         format!(
@@ -288,8 +306,7 @@ fn foreign(volume: &VolumeId) -> Error {
     )
 }
 
-fn unlike(volume: &VolumeId, what: &str) -> Error {
-    let name = linear_name(volume);
+fn unlike(volume: &VolumeId, name: &str, what: &str) -> Error {
     let why =
         format!("the device {name} of volume {volume} was loaded and {what}: does something else change it? Retry");
     Error::new(Kind::Internal, why)
@@ -307,8 +324,8 @@ fn create_failed(volume: &VolumeId, name: &str, error: std::io::Error) -> Error 
     }
 }
 
-fn load_failed(volume: &VolumeId, below: DevNum, error: std::io::Error) -> Error {
-    let what = format!("load the table of {} over block device {below}", linear_name(volume));
+fn load_failed(volume: &VolumeId, name: &str, below: DevNum, error: std::io::Error) -> Error {
+    let what = format!("load the table of {name} over block device {below}");
     match error.raw_os_error() {
         Some(libc::EBUSY) => Error::new(
             Kind::InUse,
@@ -376,7 +393,7 @@ mod tests {
         };
         let of = |size| table(&volume(), loop_device(), Bytes::new(size)).unwrap();
         let may = |state: &DmState, below, size, mode| {
-            may_change(&volume(), state, below, Bytes::new(size), mode).map_err(|error| error.kind())
+            may_change(&volume(), "a", state, below, Bytes::new(size), mode).map_err(|error| error.kind())
         };
         let small = state(of(8192), 1);
         assert_eq!(may(&small, loop_device(), 16384, DmMode::Writable), Ok(()));
@@ -392,13 +409,20 @@ mod tests {
 
     #[test]
     fn a_dm_uuid_names_pool_and_volume_and_fits() {
-        let uuid = uuid_of(&volume());
-        assert_eq!(volume_in(&uuid), Some(volume()));
-        assert!(uuid.len() < 129 && linear_name(&volume()).len() < 128);
+        let writable = Linear::new(Os::new());
+        let read_only = writable.read_only();
+        let uuid = writable.uuid_of(&volume());
+        for linear in [&writable, &read_only] {
+            let uuid = linear.uuid_of(&volume());
+            assert_eq!(linear.volume_in(&uuid), Some(volume()));
+            assert!(uuid.len() < 129 && linear.name(&volume()).len() < 128);
+        }
+        assert_eq!(read_only.volume_in(&uuid), None, "one of each is told apart");
+        assert_eq!(writable.volume_in(&read_only.uuid_of(&volume())), None);
         for other in
             ["", "HOLDFAST-RAW-", "LVM-abc", "HOLDFAST-RAW-x-y", "CRYPT-LUKS2-x-y", &uuid[1..], &format!("{uuid}0")]
         {
-            assert_eq!(volume_in(other), None, "{other}");
+            assert_eq!(writable.volume_in(other), None, "{other}");
         }
     }
 
@@ -411,7 +435,7 @@ mod tests {
         assert_eq!(linear.device(&volume()).unwrap(), None);
         assert_eq!(linear.release(&volume()).unwrap(), Changed::No);
         assert_eq!(linear.resize(&volume(), loop_device(), Bytes::new(8192)).unwrap(), Changed::No);
-        let refused = linear.ensure(&volume(), loop_device(), Bytes::new(8192), DmMode::Writable).unwrap_err();
+        let refused = linear.ensure(&volume(), loop_device(), Bytes::new(8192)).unwrap_err();
         assert_eq!(refused.kind(), Kind::Precondition);
         assert_eq!(linear.all().unwrap(), Vec::new());
     }

@@ -4,9 +4,11 @@
 
 mod linear;
 mod local;
+mod read_only;
 
-pub use linear::{Linear, LinearDevice, linear_name};
+pub use linear::{Linear, LinearDevice};
 pub use local::Local;
+pub use read_only::ReadOnlyViews;
 
 use crate::home::{Coordinates, Opened};
 use crate::os::{BlockDevice, DevNum};

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use holdfast::attach::linear_name;
 use holdfast::config::PoolConfig;
 use holdfast::fs;
 use holdfast::home::record::{Phase, Record, VolumeRecord};
@@ -234,7 +233,7 @@ impl Ward<'_> {
         self.room(view);
         self.devices(view, kernel);
         for record in &view.survey.volumes {
-            self.published(view, record, kernel)?;
+            self.published(record, kernel)?;
             self.volume(view, record, kernel)?;
         }
         Ok(())
@@ -332,12 +331,12 @@ impl Ward<'_> {
             let mounts: Vec<_> =
                 kernel.mounts_of(device.number).iter().map(|entry| entry.mount_point.display().to_string()).collect();
             let volume = VolumeId { pool: view.pool.identity().id, uuid: *uuid };
-            let (above, remove) = if kernel.has_linear(&volume) {
-                let name = linear_name(&volume);
-                (format!(", under the device-mapper device {name}"), format!("dmsetup remove {name}; "))
-            } else {
-                (String::new(), String::new())
+            let names = kernel.linear_of(&volume);
+            let above = match names.as_slice() {
+                [] => String::new(),
+                names => format!(", under the device-mapper device {}", names.join(" and ")),
             };
+            let remove: String = names.iter().map(|name| format!("dmsetup remove {name}; ")).collect();
             let umounts: String = mounts.iter().map(|point| format!("umount {point}; ")).collect();
             let mounted = if mounts.is_empty() { String::new() } else { format!(", mounted at {}", mounts.join(", ")) };
             self.found(
@@ -350,26 +349,28 @@ impl Ward<'_> {
     }
 
     /// A raw block volume whose pods have a device that is not its own any more.
-    fn published(&mut self, view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
+    fn published(&mut self, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
         let boot: Option<uuid::Uuid> = self.os.boot_id()?.parse().ok();
         let uses = record.attachments.iter().chain(&record.still_staged);
         for attachment in uses.filter(|attachment| attachment.boot_id == boot) {
-            let Some(mark) = &attachment.device else { continue };
-            let Ok(number) = mark.number.parse::<DevNum>() else { continue };
-            let now = view.device_of(record.uuid);
-            if now.is_some_and(|now| now.number == number && now.diskseq == mark.diskseq) {
-                continue;
-            }
-            let mounts = kernel.mounts_of(number);
-            let Some(first) = mounts.first() else { continue };
-            let device = self.os.device_path(number);
-            let shows = match self.os.loop_of(number)?.map(|device| self.os.loop_view(device)).transpose()?.flatten() {
-                Some(view) => format!("shows {} by now", view.backing.display()),
-                None => "shows nothing any more".to_owned(),
-            };
-            let points: Vec<_> = mounts.iter().map(|entry| entry.mount_point.display().to_string()).collect();
-            let who = claim_of(record).unwrap_or_else(|| record.co_name.clone());
-            self.found(
+            for mark in attachment.marks() {
+                let Ok(number) = mark.number.parse::<DevNum>() else { continue };
+                let loop_device = self.os.loop_of(number)?;
+                let shown = loop_device.map(|device| self.os.loop_view(device)).transpose()?.flatten();
+                // The same attachment of an image or, for pods that only read, of the volume's own device.
+                if shown.as_ref().is_some_and(|shown| shown.diskseq == mark.diskseq) {
+                    continue;
+                }
+                let mounts = kernel.mounts_of(number);
+                let Some(first) = mounts.first() else { continue };
+                let device = self.os.device_path(number);
+                let shows = match shown {
+                    Some(view) => format!("shows {} by now", view.backing.display()),
+                    None => "shows nothing any more".to_owned(),
+                };
+                let points: Vec<_> = mounts.iter().map(|entry| entry.mount_point.display().to_string()).collect();
+                let who = claim_of(record).unwrap_or_else(|| record.co_name.clone());
+                self.found(
                 FindingKind::Device,
                 format!(
                     "volume {who} ({}) is published at {} as {}, which {shows}: its loop device was detached under its pod",
@@ -380,6 +381,7 @@ impl Ward<'_> {
                 first.mount_point.display().to_string(),
                 "delete the pod that uses it: its path is removed, and a new pod gets the volume's own device".to_owned(),
             );
+            }
         }
         Ok(())
     }

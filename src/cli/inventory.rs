@@ -59,7 +59,8 @@ impl LookArguments {
 /// The kernel's side: the mounts at one moment.
 pub(crate) struct Kernel {
     pub(crate) mounts: MountTable,
-    linear: Vec<(VolumeId, DevNum)>,
+    /// The names of the device-mapper devices over volumes' loop devices.
+    linear: Vec<(VolumeId, String)>,
 }
 
 impl Kernel {
@@ -68,7 +69,12 @@ impl Kernel {
     /// # Errors
     /// Those of reading /proc.
     pub(crate) fn look(os: &Os) -> Result<Self> {
-        Ok(Self { mounts: os.mounts().context("read the mounts")?, linear: Linear::new(os.clone()).all()? })
+        let mut linear = Vec::new();
+        let writable = Linear::new(os.clone());
+        for kind in [writable.read_only(), writable] {
+            linear.extend(kind.all()?.into_iter().map(|(volume, _)| (volume, kind.name(&volume))));
+        }
+        Ok(Self { mounts: os.mounts().context("read the mounts")?, linear })
     }
 
     /// Where a device is mounted or bound.
@@ -77,9 +83,9 @@ impl Kernel {
         self.mounts.entries().iter().filter(shows).collect()
     }
 
-    /// Whether a volume has a device-mapper device over its loop device.
-    pub(crate) fn has_linear(&self, volume: &VolumeId) -> bool {
-        self.linear.iter().any(|(of, _)| of == volume)
+    /// The device-mapper devices over a volume's loop device.
+    pub(crate) fn linear_of(&self, volume: &VolumeId) -> Vec<&str> {
+        self.linear.iter().filter(|(of, _)| of == volume).map(|(_, name)| name.as_str()).collect()
     }
 
     /// The kind of filesystem a directory lies on.

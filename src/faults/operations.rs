@@ -71,6 +71,15 @@ pub(super) fn file_is_whole(directory: &Path) {
     assert_eq!(fs::read(directory.join("precious")).unwrap(), vec![7; 1 << 20], "the file is not what it was");
 }
 
+fn refuses_writes(device: &Path) {
+    use std::os::unix::fs::FileExt;
+    let written = fs::OpenOptions::new().write(true).open(device).and_then(|device| {
+        device.write_all_at(&[1; 4096], 8 << 20)?;
+        device.sync_all()
+    });
+    assert!(written.is_err(), "a pod that may only read wrote to {}", device.display());
+}
+
 /// A volume never staged, with data in its image, and a snapshot of it.
 fn source(w: &World) {
     w.create("s", thick(16, BLOCK), None).unwrap();
@@ -268,6 +277,14 @@ matrix! {
         teardown: gone,
         ..PLAIN
     };
+    publish_block_to_read 2: Operation {
+        setup: |w| { staged(w, thick(16, BLOCK)).unwrap(); mark(&w.image("v")); },
+        run: |w| w.publish("v", BLOCK, ReadOnly::Yes),
+        inverse: |w| w.unpublish("v"),
+        proof: |w| { is_marked(&w.target("v")); refuses_writes(&w.target("v")); },
+        teardown: gone,
+        ..PLAIN
+    };
     unpublish 2: Operation {
         setup: |w| { used(w, SMALL); w.publish("v", EXT4, ReadOnly::No).unwrap(); },
         run: |w| w.unpublish("v"),
@@ -280,6 +297,13 @@ matrix! {
         setup: |w| { staged(w, thick(16, BLOCK)).unwrap(); w.publish("v", BLOCK, ReadOnly::No).unwrap(); },
         run: |w| w.unpublish("v"),
         inverse: |w| w.publish("v", BLOCK, ReadOnly::No),
+        teardown: gone,
+        ..PLAIN
+    };
+    unpublish_block_to_read 2: Operation {
+        setup: |w| { staged(w, thick(16, BLOCK)).unwrap(); w.publish("v", BLOCK, ReadOnly::Yes).unwrap(); },
+        run: |w| w.unpublish("v"),
+        inverse: |w| w.publish("v", BLOCK, ReadOnly::Yes),
         teardown: gone,
         ..PLAIN
     };

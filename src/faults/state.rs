@@ -116,6 +116,7 @@ impl World {
                 // Which device a block volume had last stays until it is detached.
                 fields.remove("boot_id");
                 fields.remove("device");
+                fields.remove("view");
                 for (key, field) in fields.iter_mut() {
                     match (key.as_str(), &*field) {
                         ("size" | "target_size", Value::Number(bytes)) => {
@@ -154,7 +155,12 @@ impl World {
         let describe = |status: LoopStatus| {
             let sysfs = Path::new("/sys/block").join(status.device.path().file_name().unwrap());
             let number = |name: &str| fs::read_to_string(sysfs.join(name)).unwrap().trim().parse::<u64>().unwrap();
-            let discards = if number("queue/discard_max_bytes") == 0 { "without" } else { "with" };
+            // What a number had last stays with it, and is no matter where nothing is written.
+            let discards = match (number("queue/discard_max_bytes"), status.read_only) {
+                (_, true) => "no matter which",
+                (0, false) => "without",
+                (_, false) => "with",
+            };
             format!(
                 "loop {} from {}, {} bytes in blocks of {}, direct {}, read-only {}, autoclear {}, {discards} discards",
                 status.name,

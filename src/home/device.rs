@@ -114,17 +114,41 @@ impl Shared {
         device: &ActiveDevice,
     ) -> Result<()> {
         let boot_id = self.boot()?;
-        let mark =
-            DeviceMark { number: device.number.to_string(), diskseq: device.diskseq, unknown: serde_json::Map::new() };
+        let mark = DeviceMark::of(device);
         let Some(attachment) = record.attachments.iter_mut().find(|attachment| attachment.node == *node) else {
             return Ok(());
         };
         if attachment.boot_id != Some(boot_id) || attachment.device.as_ref() != Some(&mark) {
+            if attachment.boot_id != Some(boot_id) {
+                attachment.view = None;
+            }
             attachment.boot_id = Some(boot_id);
             attachment.device = Some(mark);
             self.store_volume(record)?;
         }
         state.pool.claim_device(record.uuid, device)
+    }
+
+    /// The same of the device of pods that only read. One step: the record is written before a pod has the device. Its
+    /// number is kept from other volumes by the node, while it is bound.
+    pub(super) fn give_view(&self, id: &VolumeId, node: &NodeId, view: &ActiveDevice) -> Result<()> {
+        let _lock = self.lock_volume(id, "NodePublishVolume")?;
+        let mut record = self.ready_volume(id)?;
+        let boot_id = self.boot()?;
+        let mark = DeviceMark::of(view);
+        let uses = record.attachments.iter_mut().chain(record.still_staged.as_mut());
+        let Some(attachment) = uses.into_iter().find(|attachment| attachment.node == *node) else {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!("volume {id} is not attached to node {node}: it has to be before it is published"),
+            ));
+        };
+        // Marks of another boot say nothing: the volume's own device is marked when it is opened, which comes first.
+        if attachment.boot_id == Some(boot_id) && attachment.view.as_ref() != Some(&mark) {
+            attachment.view = Some(mark);
+            self.store_volume(&record)?;
+        }
+        Ok(())
     }
 
     /// Whether pods of a raw block volume may have the node of this device.
@@ -139,7 +163,7 @@ impl Shared {
         let uses = record.attachments.iter().chain(&record.still_staged);
         let mut block = uses.filter(|attachment| attachment.mode == VolumeMode::Block);
         Ok(block.any(|attachment| match &attachment.device {
-            Some(mark) => attachment.boot_id == Some(boot_id) && mark.number == device.to_string(),
+            Some(_) => attachment.boot_id == Some(boot_id) && attachment.marks().any(|mark| mark.is(device)),
             None => true,
         }))
     }
@@ -147,13 +171,17 @@ impl Shared {
     /// Where the node that pods were given is bound, although the device behind it went away: whoever has it would see what
     /// its number shows next.
     pub(super) fn still_bound(&self, ended: &Attachment) -> Result<Option<String>> {
-        let Some(mark) = &ended.device else { return Ok(None) };
-        let Ok(number) = mark.number.parse::<DevNum>() else { return Ok(None) };
-        if ended.boot_id != Some(self.boot()?) {
+        if ended.marks().next().is_none() || ended.boot_id != Some(self.boot()?) {
             return Ok(None);
         }
-        let uses = self.mounted_at(number)?;
-        Ok((!uses.is_empty()).then(|| format!("block device {number} is {}", in_words(&uses))))
+        for mark in ended.marks() {
+            let Ok(number) = mark.number.parse::<DevNum>() else { continue };
+            let uses = self.mounted_at(number)?;
+            if !uses.is_empty() {
+                return Ok(Some(format!("block device {number} is {}", in_words(&uses))));
+            }
+        }
+        Ok(None)
     }
 
     /// Takes in what the records say of devices that pods may have: called for each record when the home starts.

@@ -49,6 +49,7 @@ impl Shared {
         // A pod may have the device still: its number stays the volume's.
         let before = record.still_staged.clone();
         self.attach_again(self.pool(id.pool)?, &mut record, request)?;
+        let before_view = before.as_ref().and_then(|before| before.view.clone());
         record.epoch = epoch;
         record.ever_attached = true;
         record.attachments.push(Attachment {
@@ -64,6 +65,7 @@ impl Shared {
             device: before
                 .and_then(|before| before.device)
                 .or_else(|| (request.mode == VolumeMode::Block).then(DeviceMark::none)),
+            view: before_view,
             unknown: serde_json::Map::new(),
         });
         self.store_volume(&record)?;

@@ -403,6 +403,10 @@ impl Home for LocalHome {
         self.shared.was_given(id, device)
     }
 
+    fn give_view(&self, id: &VolumeId, node: &NodeId, view: &ActiveDevice) -> Result<()> {
+        self.shared.give_view(id, node, view)
+    }
+
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {
         self.shared.begin_format(id, node, fs)
     }

@@ -141,6 +141,13 @@ pub trait Home: Send + Sync {
     /// The common ones; `Unsupported` of a home on another machine.
     fn was_given(&self, id: &VolumeId, device: DevNum) -> Result<bool>;
 
+    /// A loop device over a raw volume's own may be in pods that only read, from now on: the record says which it is, as
+    /// [`Home::was_given`] answers.
+    ///
+    /// # Errors
+    /// The common ones; `Precondition` when the node has no attachment; `Unsupported` of a home on another machine.
+    fn give_view(&self, id: &VolumeId, node: &NodeId, view: &ActiveDevice) -> Result<()>;
+
     /// Proves the volume blank and records `formatting` (docs/design.md section 8.1); called again in that state, makes it
     /// blank again first (8.3). The caller must not hold the device open: taking it away is the proof that nobody writes.
     ///

@@ -15,8 +15,8 @@ use uuid::Uuid;
 use super::part::Part;
 use super::sizes::{self, SizeRequest};
 use super::{CreateVolume, FormatState, ReadOnly, Source};
-use crate::os::Timestamp;
-use crate::pool::{Geometry, Object};
+use crate::os::{DevNum, Timestamp};
+use crate::pool::{ActiveDevice, Geometry, Object};
 use crate::types::{
     AccessMode, Bytes, Capability, CapacityRange, Error, FsType, Kind, NodeId, ObjectUuid, OnDelete, PoolId,
     Provisioning, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
@@ -75,6 +75,9 @@ pub struct Attachment {
     /// The device that pods may have, of a local raw block volume. Good for the boot of `boot_id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceMark>,
+    /// The device that pods may have which only read such a volume, where it is a loop device. Good for the same boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<DeviceMark>,
     /// Fields of later releases.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
@@ -94,7 +97,26 @@ pub struct DeviceMark {
     pub unknown: Map<String, Value>,
 }
 
+impl Attachment {
+    /// The devices that pods may have: the volume's own, and the one of pods that only read.
+    pub fn marks(&self) -> impl Iterator<Item = &DeviceMark> {
+        self.device.iter().chain(&self.view)
+    }
+}
+
 impl DeviceMark {
+    /// Of a device that is attached now.
+    #[must_use]
+    pub fn of(device: &ActiveDevice) -> Self {
+        Self { number: device.number.to_string(), diskseq: device.diskseq, unknown: Map::new() }
+    }
+
+    /// Whether it is about the device of this number.
+    #[must_use]
+    pub fn is(&self, device: DevNum) -> bool {
+        self.number == device.to_string()
+    }
+
     /// That no device was given out yet.
     #[must_use]
     pub fn none() -> Self {

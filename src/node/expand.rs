@@ -51,7 +51,9 @@ impl Node {
         if let Some(Shown::Filesystem(_)) = shown {
             self.grow(volume, &path, &opened, &attached)?;
         } else {
-            self.linear.resize(volume, attached.device.number(), attached.size)?;
+            let (below, size) = (attached.device.number(), attached.size);
+            self.linear.resize(volume, below, size)?;
+            self.views.resize(volume, below, size)?;
         }
         Ok(opened.size)
     }

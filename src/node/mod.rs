@@ -18,6 +18,9 @@ mod patience;
 mod publish;
 mod raw;
 mod raw_linear;
+mod raw_read_only;
+#[cfg(test)]
+mod read_only_scenarios;
 mod removal;
 #[cfg(test)]
 mod removal_scenarios;
@@ -41,7 +44,7 @@ pub use visible::unseen;
 
 use std::sync::Arc;
 
-use crate::attach::{Attach, Linear, Local};
+use crate::attach::{Attach, Linear, Local, ReadOnlyViews};
 use crate::home::{Home, Locks};
 use crate::os::Os;
 use crate::types::{NodeId, VolumeId};
@@ -60,6 +63,9 @@ pub struct Node {
     slots: slots::Slots,
     raw: raw::RawDevices,
     linear: Linear,
+    views: ReadOnlyViews,
+    /// Making and removing a volume's view exclude each other; its pods publish at the same time.
+    viewing: Locks<VolumeId>,
     stagings: stagings::Stagings,
 }
 
@@ -76,9 +82,11 @@ impl Node {
         let node = Self {
             attach,
             volumes: Locks::new(activity.clone()),
+            viewing: Locks::new(activity.clone()),
             targets: Locks::new(activity),
             slots: slots::Slots::new(FORMATS),
             raw,
+            views: ReadOnlyViews::new(os.clone(), &linear),
             linear,
             stagings: stagings::Stagings::default(),
             os,
@@ -92,7 +100,13 @@ impl Node {
     /// Takes the devices of published block volumes in hand: at the start, and when a pool is served that was not. One that
     /// cannot be is logged.
     pub fn recover_devices(&self) {
-        if let Err(error) = self.raw.recover(&self.os, self.attach.as_ref(), &self.linear) {
+        if let Err(error) = self.views.recover(self.attach.as_ref()) {
+            tracing::warn!(
+                error = error.chain(),
+                "the devices of pods that only read raw block volumes could not be looked for"
+            );
+        }
+        if let Err(error) = self.raw.recover(&self.os, self.attach.as_ref(), &self.linear, &self.views) {
             tracing::warn!(error = error.chain(), "raw block volumes in use could not be looked for");
         }
     }
@@ -100,6 +114,7 @@ impl Node {
     /// Before the process ends: the devices of published block volumes stay when its descriptors are closed.
     pub fn keep_devices(&self) {
         self.raw.keep_all(&self.os);
+        self.views.keep_all();
     }
 
     /// The node's id.

@@ -13,8 +13,10 @@ use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 pub(super) enum Shown {
     /// The filesystem on this device is mounted.
     Filesystem(DevNum),
-    /// The node of this device is bound to a file.
+    /// The node of this device is bound to a file: of the volume's own device, whichever lies on top.
     Device(DevNum),
+    /// The node of the volume's read-only view is bound to a file.
+    View(DevNum),
 }
 
 /// The mounts at one moment, as one volume's workflow sees them.
@@ -24,6 +26,8 @@ pub(super) struct Mounts<'a> {
     device: Option<DevNum>,
     /// The device-mapper device over it, which pods have then.
     linear: Option<DevNum>,
+    /// The device of its pods that only read.
+    view: Option<DevNum>,
     table: MountTable,
 }
 
@@ -32,7 +36,8 @@ impl Node {
     pub(super) fn mounts<'a>(&self, volume: &'a VolumeId) -> Result<Mounts<'a>> {
         let table = self.os.mounts().at(|| "read the table of mounts")?;
         let linear = self.linear.device(volume)?.map(|device| device.number);
-        Ok(Mounts { volume, device: self.attach.device_of(volume)?, linear, table })
+        let view = self.views.device_of(volume);
+        Ok(Mounts { volume, device: self.attach.device_of(volume)?, linear, view, table })
     }
 }
 
@@ -59,7 +64,16 @@ impl Mounts<'_> {
             return Some(Shown::Filesystem(device));
         }
         let bound = self.table.bound_device(entry)?;
+        if Some(bound) == self.view {
+            return Some(Shown::View(bound));
+        }
         (bound == device || Some(bound) == self.linear).then_some(Shown::Device(device))
+    }
+
+    /// Whether pods have the volume's loop device itself.
+    pub(super) fn is_bound_as_loop(&self) -> bool {
+        let bound = |entry| self.device.is_some() && self.table.bound_device(entry) == self.device;
+        self.table.entries().iter().any(bound)
     }
 
     /// The device whose node a mount binds, if it does.

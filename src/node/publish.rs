@@ -4,20 +4,19 @@ use std::path::{Path, PathBuf};
 
 use super::mounts::{Shown, places};
 use super::removal::Stale;
-use super::stage::{granted_to_write, read_only_block};
 use super::{Node, PublishRequest, path};
-use crate::attach::Wanted;
+use crate::attach::{Attached, Wanted};
 use crate::fs::{self, Stopped};
-use crate::home::{Changed, FormatState, ReadOnly};
-use crate::os::{BlockDevice, Entry, MountEntry, MountFlags};
+use crate::home::{Changed, FormatState, Opened, ReadOnly};
+use crate::os::{Entry, MountEntry, MountFlags};
 use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
 
 /// What is bound to the target.
-struct Source {
+pub(super) struct Source {
     /// The staging mount, or the device node.
-    path: PathBuf,
-    flags: MountFlags,
-    shown: Shown,
+    pub(super) path: PathBuf,
+    pub(super) flags: MountFlags,
+    pub(super) shown: Shown,
 }
 
 /// What is at a path on which nothing is mounted.
@@ -45,7 +44,7 @@ impl Node {
     ///
     /// # Errors
     /// `Busy`; `AlreadyExists` when the target has the volume another way, or something else; `InvalidArgument` for a
-    /// bad path or a raw block volume that is to be read-only; `Precondition` when the volume is not staged, is
+    /// bad path; `Precondition` when the volume is not staged, is
     /// published elsewhere and must not be twice, or its filesystem stopped after errors; `Internal`.
     pub fn publish(&self, request: &PublishRequest) -> Result<Changed> {
         let volume = &request.volume;
@@ -61,17 +60,26 @@ impl Node {
         lock.works_on(&target.display());
         self.visible(&target)?;
 
-        let (source, device) = match request.mode {
-            VolumeMode::Mount(fs) => (self.staged_filesystem(request, fs)?, None),
-            VolumeMode::Block => {
-                let (source, device) = self.staged_device(request)?;
-                (source, Some(device))
-            }
+        match request.mode {
+            VolumeMode::Mount(fs) => self.publish_from(request, &self.staged_filesystem(request, fs)?, &target),
+            VolumeMode::Block => self.publish_device(request, &target),
+        }
+    }
+
+    /// A block volume: as its own device, or as its read-only view.
+    fn publish_device(&self, request: &PublishRequest, target: &Path) -> Result<Changed> {
+        let volume = &request.volume;
+        let (opened, attached) = self.staged_device(request)?;
+        let published = if only_reads(request, &opened) {
+            self.publish_view(volume, &attached, opened.block_size, |source| self.publish_from(request, source, target))
+        } else {
+            let shown = Shown::Device(attached.device.number());
+            let path = self.raw_node(volume, &attached)?;
+            self.publish_from(request, &Source { path, flags: MountFlags::default(), shown }, target)
         };
-        let published = self.publish_from(request, &source, &target);
         // Kept open only once it is bound: a publish that is refused keeps nobody from taking the device away.
-        if let (Ok(_), Some(device)) = (&published, device) {
-            self.raw.hold(*volume, device);
+        if published.is_ok() {
+            self.raw.hold(*volume, attached.device);
         }
         published
     }
@@ -153,12 +161,9 @@ impl Node {
         }
     }
 
-    /// The device of a block volume, verified and open.
-    fn staged_device(&self, request: &PublishRequest) -> Result<(Source, BlockDevice)> {
+    /// The device of a block volume, verified and open, and what its home says of it.
+    fn staged_device(&self, request: &PublishRequest) -> Result<(Opened, Attached)> {
         let volume = &request.volume;
-        if request.read_only == ReadOnly::Yes || request.access.read_only() {
-            return Err(read_only_block(volume));
-        }
         let opened = self.home.open(volume, &self.id)?;
         if opened.mode != VolumeMode::Block || opened.format != FormatState::Raw {
             return Err(Error::new(
@@ -168,11 +173,8 @@ impl Node {
                 ),
             ));
         }
-        granted_to_write(volume, &opened)?;
         let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
-        let shown = Shown::Device(attached.device.number());
-        let path = self.raw_node(volume, &attached)?;
-        Ok((Source { path, flags: MountFlags::default(), shown }, attached.device))
+        Ok((opened, attached))
     }
 
     /// The target without symbolic links above it; its parent is made if that alone is missing.
@@ -255,7 +257,9 @@ impl Node {
     /// now, if it is the one that the volume's pods were given.
     ///
     /// 1. Unmount whatever of the volume is stacked there. A crash: the next unpublish goes on.
-    /// 2. Remove the empty directory or file. A crash: the same.
+    /// 2. Remove the read-only view of a block volume if that was its last pod. A crash leaves it, bound to nothing: the
+    ///    start removes it.
+    /// 3. Remove the empty directory or file. A crash: the same.
     ///
     /// # Errors
     /// `Busy`; `InUse` naming who uses it; `InvalidArgument` for a bad path; `Precondition` when something else is
@@ -266,6 +270,7 @@ impl Node {
         let _target_lock = self.targets.try_lock(&target.display().to_string(), "NodeUnpublishVolume")?;
         lock.works_on(&target.display());
         let changed = self.unmount_all(volume, &target, Stale::Unmount)?;
+        self.drop_unused_view(volume)?;
         let shown = target.display();
         let removed = match self.look(&target)? {
             None => false,
@@ -317,6 +322,14 @@ fn same_flags(entry: &MountEntry, source: &Source) -> bool {
         (flags.no_dir_atime, "nodiratime"),
     ];
     flags.read_only == entry.read_only() && added.into_iter().all(|(wanted, name)| !wanted || has(name))
+}
+
+/// Whether a pod may only read a block volume: its claim, the access mode or the attachment say so.
+fn only_reads(request: &PublishRequest, opened: &Opened) -> bool {
+    request.read_only == ReadOnly::Yes
+        || request.access.read_only()
+        || opened.read_only == ReadOnly::Yes
+        || opened.access.read_only()
 }
 
 fn differs(request: &PublishRequest) -> Error {

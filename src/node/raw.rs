@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use crate::attach::{Attach, Linear};
+use crate::attach::{Attach, Linear, ReadOnlyViews};
 use crate::os::{BlockDevice, DevNum, Os};
 use crate::types::{OsContext, Result, VolumeId};
 
@@ -39,14 +39,14 @@ impl RawDevices {
     ///
     /// # Errors
     /// `Internal` when mounts cannot be read.
-    pub(super) fn recover(&self, os: &Os, attach: &dyn Attach, linear: &Linear) -> Result<()> {
+    pub(super) fn recover(&self, os: &Os, attach: &dyn Attach, linear: &Linear, views: &ReadOnlyViews) -> Result<()> {
         let table = os.mounts().at(|| "read the table of mounts")?;
         let mut devices: Vec<_> = table.entries().iter().filter_map(|entry| table.bound_device(entry)).collect();
         devices.sort_unstable();
         devices.dedup();
         for bound in devices {
             let path = os.device_path(bound);
-            let held = volume_of(bound, attach, linear).and_then(|found| {
+            let held = volume_of(bound, attach, linear, views).and_then(|found| {
                 let Some((volume, device)) = found else { return Ok(()) };
                 let path = os.device_path(device);
                 let opened = os.open_device(&path).at(|| format!("open {}", path.display()))?;
@@ -81,10 +81,19 @@ impl RawDevices {
 }
 
 /// The volume whose pods have a device, and the volume's own device: the same, or what lies below.
-fn volume_of(bound: DevNum, attach: &dyn Attach, linear: &Linear) -> Result<Option<(VolumeId, DevNum)>> {
+fn volume_of(
+    bound: DevNum,
+    attach: &dyn Attach,
+    linear: &Linear,
+    views: &ReadOnlyViews,
+) -> Result<Option<(VolumeId, DevNum)>> {
     if let Some(volume) = attach.volume_of(bound)? {
         return Ok(Some((volume, bound)));
     }
-    let Some(volume) = linear.volume_of(bound)? else { return Ok(None) };
+    let above = match views.volume_of(bound) {
+        Some(volume) => Some(volume),
+        None => linear.volume_of(bound)?,
+    };
+    let Some(volume) = above else { return Ok(None) };
     Ok(attach.device_of(&volume)?.map(|device| (volume, device)))
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use super::Node;
 use crate::attach::{Attached, Linear, LinearDevice};
-use crate::os::{DmMode, DmSupport};
+use crate::os::DmSupport;
 use crate::types::{OsContext, Result, VolumeId};
 
 impl Node {
@@ -22,19 +22,15 @@ impl Node {
         if let DmSupport::No(_) = self.linear.support()? {
             return Ok(None);
         }
-        let mode = match self.linear.device(volume)? {
-            Some(device) => device.mode,
-            None if self.mounts(volume)?.others(&[]).is_empty() => DmMode::Writable,
-            // Another publish may have made it in between.
-            None => match self.linear.device(volume)? {
-                Some(device) => device.mode,
-                None => {
-                    tracing::info!(%volume, "published as its loop device before, and so until it is unstaged");
-                    return Ok(None);
-                }
-            },
-        };
-        self.linear.ensure(volume, attached.device.number(), attached.size, mode).map(Some)
+        // Another publish may have made it while the mounts were read.
+        if self.linear.device(volume)?.is_none()
+            && self.mounts(volume)?.is_bound_as_loop()
+            && self.linear.device(volume)?.is_none()
+        {
+            tracing::info!(%volume, "published as its loop device before, and so until it is unstaged");
+            return Ok(None);
+        }
+        self.linear.ensure(volume, attached.device.number(), attached.size).map(Some)
     }
 
     /// The node that is bound into a raw volume's pods.
@@ -56,6 +52,7 @@ impl Node {
     /// # Errors
     /// `InUse` naming what holds it; those of `Attach::detach`.
     pub(super) fn detach(&self, volume: &VolumeId) -> Result<()> {
+        self.views.release(volume)?;
         self.linear.release(volume)?;
         self.attach.detach(volume)
     }

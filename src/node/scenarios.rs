@@ -298,9 +298,6 @@ fn a_block_volume_is_a_device_at_a_pod_s_path() {
         ..rig.publish_request(id, VolumeMode::Block, "pod-2")
     };
     assert_eq!(kind(rig.node.publish(&again)), Kind::Precondition);
-    let read_only =
-        super::PublishRequest { read_only: ReadOnly::Yes, ..rig.publish_request(id, VolumeMode::Block, "pod-2") };
-    assert_eq!(kind(rig.node.publish(&read_only)), Kind::InvalidArgument);
 
     // A detach in the middle, and a new life: the device stays this volume's while it is bound.
     rig.restart();
@@ -417,15 +414,4 @@ fn a_stage_in_another_mode_is_refused_and_leaves_what_is_staged() {
     rig.node.stage(&rig.stage_request(raw, VolumeMode::Block)).unwrap();
     assert_eq!(kind(rig.node.stage(&rig.stage_request(raw, EXT4))), Kind::Precondition);
     assert_eq!(rig.node.stage(&rig.stage_request(raw, VolumeMode::Block)).unwrap(), Changed::No);
-}
-
-#[test]
-fn a_raw_device_is_not_given_out_where_the_grant_is_to_read() {
-    let rig = Rig::new();
-    let id = rig.volume("a", 32, VolumeMode::Block);
-    rig.regrant(&id, VolumeMode::Block, AccessMode::SingleNodeReaderOnly);
-    let request = rig.stage_request(id, VolumeMode::Block);
-    assert_eq!(kind(rig.node.stage(&request)), Kind::InvalidArgument);
-    rig.regrant(&id, VolumeMode::Block, AccessMode::SingleNodeMultiWriter);
-    rig.node.stage(&request).unwrap();
 }

@@ -28,7 +28,7 @@ impl Node {
     ///
     /// # Errors
     /// `Busy`; `AlreadyExists` when the path has the volume with other options, or something else; `InvalidArgument`
-    /// for a bad path or a raw block volume that is to be read-only; `Precondition`, `Corrupt`, `OutOfRange` by the
+    /// for a bad path; `Precondition`, `Corrupt`, `OutOfRange` by the
     /// format table, with nothing written; `NotFound`, `Unavailable` from the home; `Timeout`, `Internal`.
     pub fn stage(&self, request: &StageRequest) -> Result<Changed> {
         let lock = self.volumes.try_lock(&request.volume, "NodeStageVolume")?;
@@ -41,13 +41,9 @@ impl Node {
     fn stage_block(&self, request: &StageRequest) -> Result<Changed> {
         let volume = &request.volume;
         path::resolve(&self.os, &request.staging)?;
-        if request.access.read_only() {
-            return Err(read_only_block(volume));
-        }
         let held = self.raw.holds(volume);
         let opened = self.home.open(volume, &self.id)?;
-        let granted = granted_so(request, &opened).and_then(|()| granted_to_write(volume, &opened));
-        granted.map_err(|error| self.only_opened(error, volume))?;
+        granted_so(request, &opened).map_err(|error| self.only_opened(error, volume))?;
         if held {
             let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
             self.linear_device(volume, &attached)?;
@@ -327,12 +323,6 @@ fn granted_so(request: &StageRequest, opened: &Opened) -> Result<()> {
     ))
 }
 
-/// A raw block device cannot be kept from being written, so it is not given out where the grant is to read only.
-pub(super) fn granted_to_write(volume: &VolumeId, opened: &Opened) -> Result<()> {
-    let only_reads = opened.read_only == ReadOnly::Yes || opened.access.read_only();
-    if only_reads { Err(read_only_block(volume)) } else { Ok(()) }
-}
-
 /// Whether nothing may be written: the grant, the access mode or the mount flags say so.
 fn reading(request: &StageRequest, opened: &Opened) -> ReadOnly {
     let any = request.access.read_only()
@@ -340,15 +330,6 @@ fn reading(request: &StageRequest, opened: &Opened) -> ReadOnly {
         || opened.read_only == ReadOnly::Yes
         || request.mount.flags().read_only;
     if any { ReadOnly::Yes } else { ReadOnly::No }
-}
-
-pub(super) fn read_only_block(volume: &VolumeId) -> Error {
-    Error::new(
-        Kind::InvalidArgument,
-        format!(
-            "volume {volume}: a raw block device cannot be given out read-only: a read-only bind does not stop writes to a device, and every pod shares the one device; drop readOnly, or use a filesystem"
-        ),
-    )
 }
 
 fn differs(volume: &VolumeId, staging: &Path) -> Error {

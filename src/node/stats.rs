@@ -17,7 +17,7 @@ impl Node {
     pub fn stats(&self, volume: &VolumeId, path: &Path) -> Result<Stats> {
         let (resolved, shown) = self.used_at(volume, path)?;
         match shown {
-            Shown::Device(device) => {
+            Shown::Device(device) | Shown::View(device) => {
                 let size = self.os.device_size_shown(device);
                 let size = size.at(|| format!("ask block device {device} of volume {volume} for its size"))?;
                 Ok(Stats::Block { total: Bytes::new(size) })

@@ -80,6 +80,14 @@ impl Os {
         self.call(Call::OpenDevice, &path.display(), || by_path(path, OFlag::empty()))
     }
 
+    /// Opens a block device to read only.
+    ///
+    /// # Errors
+    /// As [`Os::open_device`].
+    pub fn open_device_to_read(&self, path: &Path) -> io::Result<BlockDevice> {
+        self.call(Call::OpenDevice, &path.display(), || by_path_as(path, OFlag::O_RDONLY))
+    }
+
     /// Opens it with O_EXCL: `None` when a filesystem, another O_EXCL opener or device-mapper holds it (EBUSY).
     /// While the result lives, nobody can mount the device.
     ///
@@ -212,7 +220,10 @@ pub struct XfsGeometry {
 /// Opens a device to read and write. A loop device is opened by its number, so that a missing or wrong node in /dev is no
 /// matter.
 fn by_path(path: &Path, flags: OFlag) -> io::Result<BlockDevice> {
-    let flags = flags | OFlag::O_RDWR;
+    by_path_as(path, flags | OFlag::O_RDWR)
+}
+
+fn by_path_as(path: &Path, flags: OFlag) -> io::Result<BlockDevice> {
     let named = path.parent().filter(|parent| *parent == Path::new("/dev")).and(path.file_name());
     match named.and_then(|name| name.to_str()).and_then(LoopDevice::named).and_then(LoopDevice::number) {
         Some(number) => open_numbered(path, number, flags),

@@ -38,6 +38,17 @@ impl Os {
         })
     }
 
+    /// Whether the kernel refuses writes to a block device (sysfs `ro`).
+    ///
+    /// # Errors
+    /// Those of reading sysfs; `InvalidData` when it is no number.
+    pub fn device_refuses_writes(&self, number: DevNum) -> io::Result<bool> {
+        self.call(Call::DeviceStack, &number, || {
+            let text = fs::read_to_string(by_number(number).join("ro"))?;
+            text.trim().parse::<u32>().map(|value| value != 0).map_err(|_| io::ErrorKind::InvalidData.into())
+        })
+    }
+
     /// The node of a block device under the kernel's own name, made where neither devtmpfs nor udev has made it. The
     /// kernel gives such a name to one number only, so a node that is left over never shows another device.
     ///

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use linux_raw_sys::loop_device::{LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LO_FLAGS_READ_ONLY, loop_info64};
 use nix::fcntl::OFlag;
+use nix::sys::stat::makedev;
 
 use super::files::FileIdentity;
 use super::loopview::{backing, diskseq, read_number};
@@ -41,6 +42,17 @@ pub struct LoopConfig {
     pub owner: String,
     /// What [`Os::loop_set_discard`] will be asked for: a device that can no longer pass discards on is made anew.
     pub discard: Discard,
+    /// Whether the device may be written.
+    pub access: LoopAccess,
+}
+
+/// Whether a loop device may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoopAccess {
+    /// It may.
+    Writable,
+    /// The kernel refuses writes to it, whoever asks (LO_FLAGS_READ_ONLY, which LOOP_SET_STATUS64 cannot change).
+    ReadOnly,
 }
 
 /// The number of a loop device.
@@ -90,6 +102,8 @@ pub struct LoopStatus {
     pub backing_device: u64,
     /// Inode of the backing file.
     pub backing_inode: u64,
+    /// The number of the block device that backs it, as the kernel encodes it for this ioctl; 0 for a file.
+    pub backing_rdev: u64,
     /// The kernel's number of this attachment: every LOOP_CONFIGURE, LOOP_CLR_FD and LOOP_CHANGE_FD makes another
     /// (BLKGETDISKSEQ; block/genhd.c, `inc_diskseq`). `None` before Linux 5.15.
     pub diskseq: Option<u64>,
@@ -118,10 +132,18 @@ impl LoopStatus {
         self.backing_device == huge_encode(file.device)
     }
 
+    /// Whether this block device is behind it.
+    #[must_use]
+    pub fn shows_device(&self, number: DevNum) -> bool {
+        self.backing_rdev == huge_encode(makedev(number.major, number.minor))
+    }
+
     /// Whether two devices show one image.
     #[must_use]
     pub fn shows_what(&self, other: &Self) -> bool {
-        self.backing_inode == other.backing_inode && self.backing_device == other.backing_device
+        self.backing_inode == other.backing_inode
+            && self.backing_device == other.backing_device
+            && self.backing_rdev == other.backing_rdev
     }
 }
 
@@ -135,15 +157,18 @@ impl Os {
         self.call(Call::LoopStatus, &device.path().display(), || self.answered(device, move || status_of(device)))
     }
 
-    /// The loop devices whose image lies on the filesystem of this file. Asks every loop device of the machine, and passes
-    /// over those that do not answer: for cleaning up after a demonstration or a test, never for a decision about a volume.
+    /// The loop devices whose image lies on the filesystem of this file, and before them those that lie on such a device.
+    /// Asks every loop device of the machine, and passes over those that do not answer: for cleaning up after a demonstration or a test, never for a decision about a volume.
     ///
     /// # Errors
     /// Those of [`Os::loop_views`].
     pub fn loops_beside(&self, file: &FileIdentity) -> io::Result<Vec<LoopStatus>> {
         let views = self.loop_views(|_| true)?;
         let answers = views.iter().filter_map(|view| self.loop_status(view.device).ok().flatten());
-        Ok(answers.filter(|status| status.on_filesystem_of(file)).collect())
+        let (beside, others): (Vec<_>, Vec<_>) = answers.partition(|status| status.on_filesystem_of(file));
+        let numbers: Vec<_> = beside.iter().filter_map(|status| status.device.number()).collect();
+        let above = others.into_iter().filter(|other| numbers.iter().any(|number| other.shows_device(*number)));
+        Ok(above.chain(beside.iter().cloned()).collect())
     }
 
     /// The loop device of this number; `None` when it is no loop device. Opens nothing.
@@ -184,6 +209,18 @@ impl Os {
     /// # Errors
     /// Those of /dev/loop-control, open(2) and LOOP_CONFIGURE; EBUSY after 64 lost races for a free number.
     pub fn loop_attach(&self, image: &File, path: &Path, config: &LoopConfig) -> io::Result<LoopDevice> {
+        self.attach_loop(image, path, config)
+    }
+
+    /// The same over a block device instead of an image: what it shows is the device, and its size the device's of now.
+    ///
+    /// # Errors
+    /// As [`Os::loop_attach`].
+    pub fn loop_attach_over(&self, below: &BlockDevice, config: &LoopConfig) -> io::Result<LoopDevice> {
+        self.attach_loop(&below.file, below.path(), config)
+    }
+
+    fn attach_loop(&self, image: &File, path: &Path, config: &LoopConfig) -> io::Result<LoopDevice> {
         self.call(Call::LoopAttach, &path.display(), || {
             let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
             let mut numbers = self.free_numbers(&config.owner);
@@ -212,6 +249,9 @@ impl Os {
                 request.fd = u32::try_from(image.as_raw_fd()).map_err(io::Error::other)?;
                 request.block_size = config.block_size;
                 request.info.lo_flags = LO_FLAGS_DIRECT_IO as u32;
+                if config.access == LoopAccess::ReadOnly {
+                    request.info.lo_flags |= LO_FLAGS_READ_ONLY as u32;
+                }
                 let room = request.info.lo_file_name.len() - 1;
                 for (slot, byte) in request.info.lo_file_name.iter_mut().take(room).zip(config.name.bytes()) {
                     *slot = byte;
@@ -411,6 +451,7 @@ fn decode(device: LoopDevice, info: &loop_info64, diskseq: Option<u64>) -> LoopS
         device,
         backing_device: info.lo_device,
         backing_inode: info.lo_inode,
+        backing_rdev: info.lo_rdevice,
         diskseq,
         name: String::from_utf8_lossy(&name).into_owned(),
         direct_io: info.lo_flags & LO_FLAGS_DIRECT_IO as u32 != 0,

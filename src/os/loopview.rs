@@ -42,6 +42,7 @@ impl LoopView {
             device: self.device,
             backing_device: u64::MAX,
             backing_inode: u64::MAX,
+            backing_rdev: u64::MAX,
             diskseq: self.diskseq,
             name: String::new(),
             direct_io: false,

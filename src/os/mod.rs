@@ -55,7 +55,7 @@ pub use exec::{Exit, Output, Program};
 pub use files::{Entry, FileIdentity, FsSpace};
 pub use holders::Holder;
 pub use image::{CowHint, ExtentSummary};
-pub use loopdev::{Discard, LoopConfig, LoopDevice, LoopStatus};
+pub use loopdev::{Discard, LoopAccess, LoopConfig, LoopDevice, LoopStatus};
 pub use loopview::LoopView;
 pub use mount::MountFlags;
 pub use mountinfo::{MountEntry, MountTable};

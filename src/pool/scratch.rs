@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::{Pool, PoolSpec, open};
-use crate::os::{Discard, LoopConfig, LoopDevice, MountFlags, Os, Program};
+use crate::os::{Discard, LoopAccess, LoopConfig, LoopDevice, MountFlags, Os, Program};
 use crate::types::NodeId;
 
 /// The filesystems a pool may lie on, as made for tests.
@@ -83,7 +83,8 @@ impl Scratch {
         run(&os, program, arguments.iter().copied().chain([image.to_str().expect("path")]));
         let file = os.open_image(&image.canonicalize().expect("path")).expect("open disk").expect("disk");
         let name = format!("scratch-{}", std::process::id());
-        let config = LoopConfig { block_size, owner: name.clone(), name, discard: Discard::Off };
+        let config =
+            LoopConfig { block_size, owner: name.clone(), name, discard: Discard::Off, access: LoopAccess::Writable };
         let device = os.loop_attach(&file, &image, &config).expect("attach disk");
         let scratch = Self { os, directory, device, disk };
         fs::create_dir(scratch.mount_point()).expect("mkdir");

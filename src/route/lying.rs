@@ -117,6 +117,10 @@ impl Home for Teller {
         nobody_asks()
     }
 
+    fn give_view(&self, _: &VolumeId, _: &NodeId, _: &crate::pool::ActiveDevice) -> Result<()> {
+        nobody_asks()
+    }
+
     fn begin_format(&self, _: &VolumeId, _: &NodeId, _: FsType) -> Result<Formatting> {
         nobody_asks()
     }

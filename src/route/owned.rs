@@ -218,6 +218,10 @@ impl Home for OwnedHome {
         self.inner.was_given(id, device)
     }
 
+    fn give_view(&self, id: &VolumeId, node: &NodeId, view: &crate::pool::ActiveDevice) -> Result<()> {
+        self.inner.give_view(id, node, view)
+    }
+
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {
         self.inner.begin_format(id, node, fs)
     }

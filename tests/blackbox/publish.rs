@@ -9,8 +9,8 @@ use holdfast::csi::proto::volume_capability::{AccessType, MountVolume};
 use tonic::Code;
 
 use crate::harness::{
-    MIB, PoolFs, Use, World, capability, check_device, check_tree, create_request, mounts, refused, with_mode,
-    write_device, write_tree,
+    MIB, PoolFs, Use, World, capability, check_device, check_tree, create_request, loops_on, mounts, refused,
+    with_mode, write_device, write_tree,
 };
 
 fn bind_read_only(world: &World, vol: &crate::harness::Vol, pod: &str) -> std::path::PathBuf {
@@ -56,26 +56,34 @@ fn several_pods_share_a_volume_and_a_read_only_one_cannot_write() {
 
 #[test]
 fn a_read_only_raw_device_cannot_be_written() {
-    let world = World::new(PoolFs::Xfs);
+    let mut world = World::new(PoolFs::Xfs);
     let vol = world.create("vol", Use::Block);
     write_device(&world.attach(&vol).unwrap(), 1, 0, 2);
     let request = p::NodePublishVolumeRequest { readonly: true, ..world.bind_request(&vol, "reader") };
-    match world.node_publish_volume(request) {
-        Ok(_) => {
-            let reader = world.target(&vol, "reader");
-            check_device(&reader, 1, 0, 2);
-            let write = fs::File::options().write(true).open(&reader).and_then(|file| {
-                std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4096], 0)?;
-                file.sync_all()
-            });
-            assert!(write.is_err(), "a pod that only reads wrote to the device");
-        }
-        // A bind of a device node does not hold writes off: saying so is honest too.
-        Err(status) => {
-            refused(Err::<(), _>(status), &[Code::InvalidArgument, Code::FailedPrecondition]);
-        }
-    }
+    let reader = world.target(&vol, "reader");
+    let refuses_writes = || {
+        check_device(&reader, 1, 0, 2);
+        let write = fs::File::options().write(true).open(&reader).and_then(|file| {
+            std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4096], 0)?;
+            file.sync_all()
+        });
+        assert!(write.is_err(), "a pod that only reads wrote to the device");
+    };
+    world.node_publish_volume(request.clone()).unwrap();
+    refuses_writes();
+    // Killed and started again it stays so, and what its pod did to the device changes nothing.
+    world.crash();
+    refuses_writes();
+    world.node_publish_volume(request).unwrap();
+    refuses_writes();
+    refused(world.unstage(&vol), &[Code::FailedPrecondition]);
     check_device(&world.target(&vol, "pod"), 1, 0, 2);
+    write_device(&world.target(&vol, "pod"), 2, 8 << 20, 2);
+    world.unbind(&vol, "pod").unwrap();
+    refuses_writes();
+    world.unbind(&vol, "reader").unwrap();
+    world.detach(&vol);
+    assert_eq!(loops_on(world.scratch.device()), Vec::new());
     world.finish();
 }
 

@@ -40,3 +40,33 @@ fn a_snapshot_of_a_filesystem_is_restored_as_a_raw_device() {
     assert_eq!(space.exec("user", "cat /data/file").trim(), "before");
     space.end();
 }
+
+/// `persistentVolumeClaim.readOnly: true` of a raw block claim, beside a pod that writes.
+#[test]
+fn a_claim_that_is_read_only_gives_its_pod_a_device_that_refuses_writes() {
+    let space = Space::new("block-readonly");
+    space.claim(&Claim::new("disk").size("64Mi").block());
+    space.run(&Pod::new("writer").device("disk"));
+    let node = space.node_of("writer");
+    let write = "dd if=/tmp/x of=/dev/disk bs=1M oflag=direct conv=fsync status=none";
+    let sum = space.exec("writer", &format!("head -c 8M /dev/urandom > /tmp/x && {write} && sha256sum < /tmp/x"));
+    space.run(&Pod::new("reader").on(&node).device_to_read("disk"));
+    let read = "dd if=/dev/disk bs=1M count=8 iflag=direct status=none | sha256sum";
+    assert_eq!(space.exec("reader", read), sum);
+    let refused = space.exec(
+        "reader",
+        "head -c 1M /dev/zero > /tmp/x; dd if=/tmp/x of=/dev/disk bs=1M conv=fsync,notrunc 2>&1 || echo REFUSED",
+    );
+    assert!(refused.contains("REFUSED"), "{refused}");
+    assert_eq!(space.exec("writer", read), sum);
+    // What the writer changes is seen, and the reader outlives it.
+    let sum = space.exec("writer", &format!("head -c 8M /dev/urandom > /tmp/x && {write} && sha256sum < /tmp/x"));
+    assert_eq!(space.exec("reader", read), sum);
+    space.end_pod("writer");
+    assert_eq!(space.exec("reader", read), sum);
+    space.end_pod("reader");
+    // A pod that only reads is the first one to use it too.
+    space.run(&Pod::new("alone").device_to_read("disk"));
+    assert_eq!(space.exec("alone", read), sum);
+    space.end();
+}

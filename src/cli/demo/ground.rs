@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use holdfast::os::{Daemon, Discard, LoopConfig, LoopStatus, MountFlags, Os, Program, Stopwatch};
+use holdfast::os::{Daemon, Discard, LoopAccess, LoopConfig, LoopStatus, MountFlags, Os, Program, Stopwatch};
 use holdfast::types::{Bytes, FsType, NodeId};
 
 use super::client::Client;
@@ -79,7 +79,13 @@ impl Ground {
             bail!("{tool}: {}", done.summary());
         }
         let name = "holdfast-demo".to_owned();
-        let config = LoopConfig { block_size: 512, owner: name.clone(), name, discard: Discard::On };
+        let config = LoopConfig {
+            block_size: 512,
+            owner: name.clone(),
+            name,
+            discard: Discard::On,
+            access: LoopAccess::Writable,
+        };
         let device = self.os.loop_attach(&image, &path, &config).context("attach a loop device")?;
         self.image = self.os.loop_status(device)?;
         let point = self.directory.join("fs");

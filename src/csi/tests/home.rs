@@ -170,6 +170,10 @@ impl Home for MemoryHome {
         not_here()
     }
 
+    fn give_view(&self, _: &VolumeId, _: &NodeId, _: &crate::pool::ActiveDevice) -> Result<()> {
+        not_here()
+    }
+
     fn begin_format(&self, _id: &VolumeId, _node: &NodeId, _fs: FsType) -> Result<Formatting> {
         not_here()
     }

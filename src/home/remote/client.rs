@@ -273,6 +273,10 @@ impl Home for RemoteHome {
         self.device_of(id).map(|_| false)
     }
 
+    fn give_view(&self, id: &VolumeId, _: &NodeId, _: &ActiveDevice) -> Result<()> {
+        self.device_of(id).map(drop)
+    }
+
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {
         const WHAT: &str = "BeginFormat";
         let fs = encode::fs_type(fs).into();

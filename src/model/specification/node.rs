@@ -12,7 +12,6 @@ impl Specification {
     pub(super) fn stage(&mut self, volume: Volume, usage: Use) -> Verdict {
         let mut against = Against::default();
         against.when(usage.access == Access::ManyNodes, Code::InvalidArgument);
-        against.when(usage.mode == Mode::Block && usage.access == Access::Reader, Code::InvalidArgument);
         let (name, made) = match self.volume(volume) {
             Ok(found) => found,
             Err(code) => {
@@ -38,9 +37,6 @@ impl Specification {
         let (mut format, mut staged, mut held) = (made.format, made.staged, made.held);
         match mode {
             VolumeMode::Block => {
-                // A raw device cannot be given out to be only read.
-                against.when(granted_to_read, Code::InvalidArgument);
-                against.when(granted_to_read, Code::FailedPrecondition);
                 against.when(!matches!(format, Format::Never | Format::Raw), Code::FailedPrecondition);
                 (format, held) = (Format::Raw, true);
             }
@@ -90,7 +86,6 @@ impl Specification {
         let mut against = Against::default();
         let read_only = read_only || usage.access == Access::Reader;
         against.when(usage.access == Access::ManyNodes, Code::InvalidArgument);
-        against.when(usage.mode == Mode::Block && read_only, Code::InvalidArgument);
         let (name, made) = match self.volume(volume) {
             Ok(found) => found,
             Err(code) => {
@@ -115,9 +110,8 @@ impl Specification {
                 // Staging a raw device leaves nothing that could be seen: being granted and used so is enough.
                 let granted = made.grant.is_some_and(|grant| grant.mode == mode);
                 let to_read = made.grant.is_some_and(Grant::only_reads);
-                against.when(to_read, Code::InvalidArgument);
                 against.when(!granted || made.format != Format::Raw, Code::FailedPrecondition);
-                Bound { name, block: true, read_only: false }
+                Bound { name, block: true, read_only: read_only || to_read }
             }
             VolumeMode::Mount(fs) => {
                 against.when(made.staged.is_none_or(|(staged, _)| staged != fs), Code::FailedPrecondition);

@@ -14,7 +14,7 @@ use super::FilePool;
 use super::layout::DATA;
 use super::plain::Plain;
 use super::presence::is_dead;
-use crate::os::{DevNum, Discard, FileIdentity, LoopConfig, LoopDevice, LoopStatus, LoopView};
+use crate::os::{DevNum, Discard, FileIdentity, LoopAccess, LoopConfig, LoopDevice, LoopStatus, LoopView};
 use crate::types::{Error, Kind, ObjectUuid, OsContext, Provisioning, Result};
 
 /// What this process knows of a volume's device.
@@ -98,6 +98,7 @@ impl FilePool {
             name: volume.to_string(),
             owner: self.owner(volume),
             discard: discard_of(geometry.provisioning),
+            access: LoopAccess::Writable,
         };
         let shown = path.display();
         let attached = self.os.loop_attach(image, path, &config).at(|| {

@@ -11,7 +11,7 @@ use super::super::{
     Blankness, Class, Cloning, Continue, Deactivated, Fill, FirstUse, Geometry, Object, Pool, PoolSpec, Progress, open,
 };
 use super::FilePool;
-use crate::os::{Call, Discard, Interceptor, LoopConfig, MountFlags, Os};
+use crate::os::{Call, Discard, Interceptor, LoopAccess, LoopConfig, MountFlags, Os};
 use crate::types::{Bytes, Error, Failure, Kind, NodeId, ObjectUuid, Provisioning};
 
 fn uuid() -> ObjectUuid {
@@ -314,7 +314,13 @@ fn what_does_not_belong_and_an_object_without_image_are_strays() {
 
 fn foreign(scratch: &Scratch, name: &str) -> crate::os::LoopDevice {
     let image = scratch.os().open_image(&data(scratch)).unwrap().unwrap();
-    let config = LoopConfig { block_size: 4096, name: name.to_owned(), owner: name.to_owned(), discard: Discard::Off };
+    let config = LoopConfig {
+        block_size: 4096,
+        name: name.to_owned(),
+        owner: name.to_owned(),
+        discard: Discard::Off,
+        access: LoopAccess::Writable,
+    };
     scratch.os().loop_attach(&image, &data(scratch), &config).unwrap()
 }
 
@@ -356,8 +362,13 @@ fn a_thin_image_is_attached_however_many_thick_ones_had_the_free_numbers() {
         clear(&scratch, device);
     }
     let image = os.open_image(&data(&scratch)).unwrap().unwrap();
-    let config =
-        LoopConfig { block_size: 4096, name: "mine".to_owned(), owner: "mine".to_owned(), discard: Discard::On };
+    let config = LoopConfig {
+        block_size: 4096,
+        name: "mine".to_owned(),
+        owner: "mine".to_owned(),
+        discard: Discard::On,
+        access: LoopAccess::Writable,
+    };
     let device = os.loop_attach(&image, &data(&scratch), &config).unwrap();
     clear(&scratch, device);
 }
@@ -437,8 +448,13 @@ fn a_device_of_another_block_size_is_made_anew_when_idle() {
     let pool = scratch.pool();
     make(&*pool);
     let image = scratch.os().open_image(&data(&scratch)).unwrap().unwrap();
-    let config =
-        LoopConfig { block_size: 512, name: uuid().to_string(), owner: uuid().to_string(), discard: Discard::Off };
+    let config = LoopConfig {
+        block_size: 512,
+        name: uuid().to_string(),
+        owner: uuid().to_string(),
+        discard: Discard::Off,
+        access: LoopAccess::Writable,
+    };
     scratch.os().loop_attach(&image, &data(&scratch), &config).unwrap();
     drop(image);
     let device = pool.activate(uuid(), &THICK).unwrap();

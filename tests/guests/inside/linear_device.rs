@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use holdfast::attach::{Linear, linear_name};
+use holdfast::attach::Linear;
 use holdfast::home::Changed;
-use holdfast::os::{Call, DevNum, Discard, DmMode, DmTarget, Interceptor, LoopConfig, LoopStatus, Os};
+use holdfast::os::{Call, DevNum, Discard, DmMode, DmTarget, Interceptor, LoopAccess, LoopConfig, LoopStatus, Os};
 use holdfast::types::{Bytes, Kind, VolumeId};
 
 use super::{OURS, attack, none_left, number_of};
@@ -19,7 +19,13 @@ fn loop_device(scratch: &Scratch, name: &str) -> (LoopStatus, DevNum, PathBuf) {
     let path = scratch.root().join(name);
     let image = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
     image.set_len(16 << 20).unwrap();
-    let config = LoopConfig { block_size: 4096, name: name.to_owned(), owner: name.to_owned(), discard: Discard::On };
+    let config = LoopConfig {
+        block_size: 4096,
+        name: name.to_owned(),
+        owner: name.to_owned(),
+        discard: Discard::On,
+        access: LoopAccess::Writable,
+    };
     let device = Os::new().loop_attach(&image, &path, &config).unwrap();
     let status = Os::new().loop_status(device).unwrap().unwrap();
     (status, number_of(&device.path()), device.path())
@@ -40,7 +46,7 @@ fn what_a_crash_leaves_is_finished_or_removed() {
     let os = Os::new();
     let linear = Linear::new(os.clone());
     let id = volume("a");
-    let (name, uuid) = (linear_name(&id), format!("{OURS}{}-{}", id.pool, id.uuid));
+    let (name, uuid) = (linear.name(&id), format!("{OURS}{}-{}", id.pool, id.uuid));
     let target = |start: u64, length: u64| DmTarget {
         start,
         length,
@@ -64,8 +70,8 @@ fn what_a_crash_leaves_is_finished_or_removed() {
             assert_eq!(left.iter().map(|(volume, _)| *volume).collect::<Vec<_>>(), vec![id; is_shown]);
             assert_eq!(linear.device(&id).unwrap().is_some(), crash_after == 3, "only a live table counts");
             if finish {
-                let made = linear.ensure(&id, below, SIZE, DmMode::Writable).unwrap();
-                assert_eq!(linear.ensure(&id, below, SIZE, DmMode::Writable).unwrap(), made);
+                let made = linear.ensure(&id, below, SIZE).unwrap();
+                assert_eq!(linear.ensure(&id, below, SIZE).unwrap(), made);
                 assert_eq!(linear.volume_of(made.number).unwrap(), Some(id));
                 assert_eq!(linear.device(&id).unwrap(), Some(made));
             }
@@ -77,7 +83,7 @@ fn what_a_crash_leaves_is_finished_or_removed() {
         }
     }
     // A growth cut off before its table was live.
-    linear.ensure(&id, below, Bytes::new(8 << 20), DmMode::Writable).unwrap();
+    linear.ensure(&id, below, Bytes::new(8 << 20)).unwrap();
     os.dm_load(&uuid, &whole, DmMode::Writable).unwrap();
     assert_eq!(linear.device(&id).unwrap().unwrap().size, Bytes::new(8 << 20));
     assert_eq!(linear.resize(&id, below, SIZE).unwrap(), Changed::Yes);
@@ -133,10 +139,10 @@ fn any_call_may_fail_and_a_retry_ends_the_same() {
                     work().unwrap();
                 }
             };
-            twice(&|| linear.ensure(&id, below, half, DmMode::Writable).map(drop));
+            twice(&|| linear.ensure(&id, below, half).map(drop));
             twice(&|| linear.resize(&id, below, SIZE).map(drop));
             let device = linear.device(&id).or_else(|_| linear.device(&id)).unwrap().unwrap();
-            assert_eq!((device.size, device.mode), (SIZE, DmMode::Writable), "call {at}");
+            assert_eq!(device.size, SIZE, "call {at}");
             assert_eq!(Os::new().devices_below(device.number).unwrap(), [below]);
             twice(&|| linear.release(&id).map(drop));
             none_left();
@@ -158,7 +164,7 @@ fn a_device_that_is_open_or_not_ours_stays_as_it_is() {
     let os = Os::new();
     let linear = Linear::new(os.clone());
     let (a, b) = (volume("a"), volume("b"));
-    let made = linear.ensure(&a, below, SIZE, DmMode::Writable).unwrap();
+    let made = linear.ensure(&a, below, SIZE).unwrap();
     let path = os.device_node(made.number).unwrap();
     assert_eq!(number_of(&path), made.number);
 
@@ -166,10 +172,9 @@ fn a_device_that_is_open_or_not_ours_stays_as_it_is() {
     assert!(os.open_exclusive(&node).unwrap().is_none());
     assert!(!os.loop_clear(&status).unwrap());
     let refused = |result: holdfast::types::Result<_>| result.unwrap_err().kind();
-    assert_eq!(refused(linear.ensure(&a, other, SIZE, DmMode::Writable)), Kind::InUse);
-    assert_eq!(refused(linear.ensure(&a, below, Bytes::new(8 << 20), DmMode::Writable)), Kind::Corrupt);
+    assert_eq!(refused(linear.ensure(&a, other, SIZE)), Kind::InUse);
+    assert_eq!(refused(linear.ensure(&a, below, Bytes::new(8 << 20))), Kind::Corrupt);
     let open = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    assert_eq!(refused(linear.ensure(&a, below, SIZE, DmMode::ReadOnly)), Kind::InUse);
     assert_eq!(linear.release(&a).unwrap_err().kind(), Kind::InUse);
     assert_eq!(linear.device(&a).unwrap(), Some(made));
     drop(open);
@@ -179,9 +184,9 @@ fn a_device_that_is_open_or_not_ours_stays_as_it_is() {
     let point = scratch.path().join("point");
     fs::create_dir(&point).unwrap();
     run("/usr/bin/mount", &[&format!("/dev/loop{}", other.minor), point.to_str().unwrap()]);
-    assert_eq!(refused(linear.ensure(&b, other, SIZE, DmMode::Writable)), Kind::InUse);
+    assert_eq!(refused(linear.ensure(&b, other, SIZE)), Kind::InUse);
     run("/usr/bin/umount", &[point.to_str().unwrap()]);
-    linear.ensure(&b, other, SIZE, DmMode::Writable).unwrap();
+    linear.ensure(&b, other, SIZE).unwrap();
 
     // A node that was left in /dev, one that is missing, and something else in its place.
     fs::remove_file(&path).unwrap();
@@ -196,7 +201,7 @@ fn a_device_that_is_open_or_not_ours_stays_as_it_is() {
     let whole = DmTarget { start: 0, length: 32768, kind: "linear".into(), parameters: format!("{below} 0") };
     os.dm_load(&uuid, &[whole], DmMode::Writable).unwrap();
     os.dm_resume(&uuid).unwrap();
-    assert_eq!(refused(linear.ensure(&a, below, SIZE, DmMode::Writable)), Kind::Corrupt);
+    assert_eq!(refused(linear.ensure(&a, below, SIZE)), Kind::Corrupt);
     assert_eq!(linear.device(&a).unwrap_err().kind(), Kind::Corrupt);
     linear.release(&a).unwrap();
     linear.release(&b).unwrap();
@@ -212,10 +217,13 @@ fn a_device_that_only_reads_refuses_writes() {
     write_device(&node, 1, 0, 2);
     let os = Os::new();
     let linear = Linear::new(os.clone());
+    let reading = linear.read_only();
     let id = volume("a");
-    let writable = linear.ensure(&id, below, SIZE, DmMode::Writable).unwrap();
-    let made = linear.ensure(&id, below, SIZE, DmMode::ReadOnly).unwrap();
-    assert_eq!((made.number, made.mode), (writable.number, DmMode::ReadOnly));
+    let writable = linear.ensure(&id, below, SIZE).unwrap();
+    let made = reading.ensure(&id, below, SIZE).unwrap();
+    assert_ne!(made.number, writable.number, "one volume may have both");
+    assert_eq!((reading.volume_of(made.number).unwrap(), linear.volume_of(made.number).unwrap()), (Some(id), None));
+    assert!(os.device_refuses_writes(made.number).unwrap() && !os.device_refuses_writes(writable.number).unwrap());
     let path = os.device_node(made.number).unwrap();
     check_device(&path, 1, 0, 2);
     let written = OpenOptions::new().write(true).open(&path).and_then(|mut file| {
@@ -226,10 +234,9 @@ fn a_device_that_only_reads_refuses_writes() {
     let discarded = try_run("/usr/bin/busybox", &["blkdiscard", path.to_str().unwrap()]);
     assert_ne!(discarded.code, Some(0));
     check_device(&path, 1, 0, 2);
-    // And back.
-    linear.ensure(&id, below, SIZE, DmMode::Writable).unwrap();
-    write_device(&path, 2, 0, 2);
-    check_device(&path, 2, 0, 2);
+    assert_eq!(attack::succeeds_with(&path), Vec::<String>::new(), "the loop device's controls");
+    assert_eq!(reading.release(&id).unwrap(), Changed::Yes);
+    assert!(linear.device(&id).unwrap().is_some(), "the other one stays");
     linear.release(&id).unwrap();
     assert!(os.loop_clear(&status).unwrap());
 }

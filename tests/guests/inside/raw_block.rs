@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use holdfast::csi::proto as p;
 use holdfast::os::{DevNum, Os};
 use holdfast::types::VolumeId;
 
@@ -114,6 +115,52 @@ fn it_grows_under_its_pod() {
     check_device(&path, 1, 0, 2);
     check_device(&path, 2, 16 << 20, 2);
     assert_eq!(attack::succeeds_with(&path), Vec::<String>::new());
+    world.detach(&vol);
+    none_left();
+    world.finish();
+}
+
+#[test]
+#[ignore = "in a guest: make guests"]
+fn a_pod_that_may_only_read_gets_a_device_that_refuses_writes() {
+    let mut world = World::sized(PoolFs::Ext4, 1 << 30);
+    let vol = world.create("vol", Use::Block);
+    let writer = world.attach(&vol).unwrap();
+    write_device(&writer, 1, 0, 2);
+    let (number, below) = through_device_mapper(&writer, &vol);
+    let to_read = |world: &World, pod: &str| {
+        let request = p::NodePublishVolumeRequest { readonly: true, ..world.bind_request(&vol, pod) };
+        world.node_publish_volume(request).map(|_| world.target(&vol, pod))
+    };
+    let reader = to_read(&world, "reader").unwrap();
+    let view = number_of(&reader);
+    assert!(view != number && Os::new().dm_device(view).unwrap().is_some(), "a device of its own");
+    assert_eq!(Os::new().devices_below(view).unwrap(), [below]);
+    let refuses_writes = || {
+        let written = fs::OpenOptions::new().write(true).open(&reader).and_then(|mut device| {
+            std::io::Write::write_all(&mut device, &[7; 4096])?;
+            device.sync_all()
+        });
+        assert!(written.is_err());
+        assert_eq!(attack::succeeds_with(&reader), Vec::<String>::new());
+        check_device(&reader, 1, 0, 2);
+    };
+    refuses_writes();
+    world.crash();
+    refuses_writes();
+    assert_eq!(to_read(&world, "second").map(|path| number_of(&path)).unwrap(), view);
+    assert!(to_read(&world, "pod").is_err(), "the writer's path stays the writer's");
+    world.expand(&vol, 24 * MIB).unwrap();
+    world.node_expand(&vol, 24 * MIB).unwrap();
+    assert_eq!((device_size(&reader), device_size(&writer)), (24 * MIB, 24 * MIB));
+    // It shows what the writer synced.
+    write_device(&writer, 2, 16 << 20, 2);
+    check_device(&world.target(&vol, "second"), 2, 16 << 20, 2);
+    world.unbind(&vol, "pod").unwrap();
+    world.unbind(&vol, "second").unwrap();
+    assert!(world.unstage(&vol).is_err(), "a pod reads it");
+    world.unbind(&vol, "reader").unwrap();
+    assert!(Os::new().dm_device(view).unwrap().is_none(), "removed after its last pod");
     world.detach(&vol);
     none_left();
     world.finish();

@@ -152,8 +152,17 @@ impl Pod {
     }
 
     /// A device, `/dev/CLAIM`.
-    pub(crate) fn device(mut self, claim: &str) -> Self {
-        self.volumes.push(json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}}));
+    pub(crate) fn device(self, claim: &str) -> Self {
+        self.device_with(claim, false)
+    }
+
+    /// The same with `persistentVolumeClaim.readOnly: true`.
+    pub(crate) fn device_to_read(self, claim: &str) -> Self {
+        self.device_with(claim, true)
+    }
+
+    fn device_with(mut self, claim: &str, read_only: bool) -> Self {
+        self.volumes.push(json!({"name": claim, "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}}));
         self.devices.push(json!({"name": claim, "devicePath": format!("/dev/{claim}")}));
         self
     }

@@ -1,0 +1,77 @@
+//! Publishing a raw block volume to pods that may only read: they get the volume's read-only view, which is there as long as
+//! one of them has it ([`ReadOnlyViews`](crate::attach::ReadOnlyViews)).
+
+use super::Node;
+use super::mounts::Shown;
+use super::publish::Source;
+use crate::attach::Attached;
+use crate::home::Changed;
+use crate::os::MountFlags;
+use crate::types::{Error, Kind, OsContext, Result, VolumeId};
+
+impl Node {
+    /// Makes the volume's view, if it has none, and binds it. After an error a view that no pod has is removed again.
+    ///
+    /// # Errors
+    /// `Busy` while another call makes or removes the view; those of `ReadOnlyViews::ensure` and of `bind`.
+    pub(super) fn publish_view(
+        &self,
+        volume: &VolumeId,
+        attached: &Attached,
+        block_size: u32,
+        bind: impl FnOnce(&Source) -> Result<Changed>,
+    ) -> Result<Changed> {
+        let _lock = self.viewing.try_lock(volume, "NodePublishVolume")?;
+        let published = self.views.ensure(volume, attached, block_size).and_then(|number| {
+            let path = self
+                .os
+                .device_node(number)
+                .at(|| format!("find the node of block device {number} of volume {volume}"))?;
+            self.refuses_writes(volume, number)?;
+            if let Some(view) = self.views.loop_device(volume)? {
+                self.home.give_view(volume, &self.id, &view)?;
+            }
+            bind(&Source { path, flags: MountFlags::default(), shown: Shown::View(number) })
+        });
+        published.map_err(|error| match self.drop_view_if_unbound(volume) {
+            Ok(()) => error,
+            Err(undo) => error.and_undo_failed(&undo),
+        })
+    }
+
+    /// Removes the volume's view after its last pod. While another call makes or removes it, that call decides; unstage
+    /// removes what is left.
+    ///
+    /// # Errors
+    /// `InUse` when a process has it open; `Internal`.
+    pub(super) fn drop_unused_view(&self, volume: &VolumeId) -> Result<()> {
+        if !self.views.has(volume) {
+            return Ok(());
+        }
+        match self.viewing.try_lock(volume, "NodeUnpublishVolume") {
+            Ok(_lock) => self.drop_view_if_unbound(volume),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn drop_view_if_unbound(&self, volume: &VolumeId) -> Result<()> {
+        let mounts = self.mounts(volume)?;
+        if mounts.others(&[]).iter().any(|(_, shown)| matches!(shown, Shown::View(_))) {
+            return Ok(());
+        }
+        self.views.release(volume).map(drop)
+    }
+
+    /// The kernel itself says that the device refuses writes; nothing else is given to a pod that may only read.
+    fn refuses_writes(&self, volume: &VolumeId, number: crate::os::DevNum) -> Result<()> {
+        if self.os.device_refuses_writes(number).at(|| format!("ask whether block device {number} refuses writes"))? {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Internal,
+            format!(
+                "block device {number} was made to read volume {volume}, and the kernel lets it be written; it is not given to a pod; retry"
+            ),
+        ))
+    }
+}
