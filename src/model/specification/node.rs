@@ -2,7 +2,7 @@
 
 use tonic::Code;
 
-use super::{Access, Against, Answer, At, Bound, Format, Grant, Mode, Specification, Use, Verdict, Volume, VolumeMode};
+use super::{Access, Against, Answer, At, Bound, Format, Grant, Specification, Use, Verdict, Volume, VolumeMode};
 use crate::types::FsType;
 
 /// The node whose service is called.
