@@ -1,6 +1,7 @@
 //! Flags, file and environment -> one validated [`Config`]. Pure: reads no file, no variable, no clock.
 //!
-//! Flags win over the file, the file over the environment. Every refusal names the thing, the reason and the next step.
+//! Flags override the file, and the file overrides the environment. Every error names the value, the reason and the next
+//! step.
 
 mod auto;
 mod cluster;
@@ -25,12 +26,12 @@ use crate::pool::{PoolKind, PoolSpec};
 use crate::telemetry::LogFormat;
 use crate::types::{Error, Kind, NodeId, PoolName, Result};
 
-/// Where flags and file left something unsaid: the environment variables that are asked.
+/// The environment variable for the endpoint, when neither flags nor file set it.
 pub const ENDPOINT_VARIABLE: &str = "CSI_ENDPOINT";
-/// As above, for the node's name.
+/// The environment variable for the name of the node.
 pub const NODE_VARIABLE: &str = "NODE_NAME";
 
-/// What the command line says, as it was typed.
+/// The flags of the command line, unparsed.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     /// `--endpoint`.
@@ -86,9 +87,9 @@ pub struct Flags {
 /// One pool to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolConfig {
-    /// Its name, kind and place.
+    /// Its name, kind and location.
     pub spec: PoolSpec,
-    /// How full it may get.
+    /// Its space limits.
     pub limits: SpaceLimits,
 }
 
@@ -119,14 +120,14 @@ impl PoolConfig {
     }
 }
 
-/// What every daemon needs: its socket, its metrics, its log.
+/// What every daemon needs: socket, metrics and log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Serving {
     /// The Unix socket's path.
     pub socket: PathBuf,
-    /// Where metrics and health are served, if anywhere.
+    /// The address of metrics and health, if they are served.
     pub metrics: Option<SocketAddr>,
-    /// How a log line looks.
+    /// The format of log lines.
     pub log_format: LogFormat,
     /// Which lines are written.
     pub log_level: LogLevel,
@@ -141,14 +142,14 @@ pub struct Config {
     pub node: NodeId,
     /// The pools, at least one.
     pub pools: Vec<PoolConfig>,
-    /// How it offers itself to kubelet, if it does.
+    /// How the driver registers itself with kubelet, if it does.
     pub registration: Option<Registration>,
 }
 
 impl Serving {
     fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let endpoint = pick(&flags.endpoint, "--endpoint", &file.endpoint, "endpoint", ENDPOINT_VARIABLE, environment)
-            .ok_or_else(|| refuse("no endpoint: say --endpoint unix:///run/holdfast/csi.sock (or set CSI_ENDPOINT)"))?;
+            .ok_or_else(|| refuse("no endpoint: set --endpoint unix:///run/holdfast/csi.sock or CSI_ENDPOINT"))?;
         let metrics = pick(&flags.metrics, "--metrics", &file.metrics, "metrics", "", |_| None);
         let format = pick(&flags.log_format, "--log-format", &file.log.format, "log.format", "", |_| None);
         let level = pick(&flags.log_level, "--log-level", &file.log.level, "log.level", "", |_| None);
@@ -165,7 +166,7 @@ impl Config {
     /// Puts flags, file and environment together.
     ///
     /// # Errors
-    /// `InvalidArgument`, naming what is missing or wrong and where it was said.
+    /// `InvalidArgument`, with the missing or invalid value and its origin.
     pub fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let serving = Serving::resolve(flags, file, &environment)?;
         let registration = kubelet::registration(flags, file, &serving.socket)?;
@@ -173,14 +174,14 @@ impl Config {
     }
 }
 
-/// This node, as the orchestrator calls it.
+/// The name of this node in the orchestrator.
 fn node_name(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<NodeId> {
     let said = pick(&flags.node_name, "--node-name", &file.node_name, "nodeName", NODE_VARIABLE, environment)
-        .ok_or_else(|| refuse("no node name: say --node-name NAME (or set NODE_NAME)"))?;
+        .ok_or_else(|| refuse("no node name: set --node-name NAME or NODE_NAME"))?;
     NodeId::from_node_name(&said.text).map_err(|error| refuse(format!("{}: {error}", said.place)))
 }
 
-/// A value and where it was said.
+/// A value and its origin.
 struct Said {
     text: String,
     place: String,
@@ -218,17 +219,17 @@ fn socket(said: &Said) -> Result<PathBuf> {
         refuse(format!("{}: {text:?} is not an endpoint: {reason}; write unix:///run/holdfast/csi.sock", said.place))
     };
     if text.contains("://") && !text.starts_with("unix://") {
-        return Err(wrong("only Unix sockets are served"));
+        return Err(wrong("only Unix sockets are supported"));
     }
     if !path.starts_with('/') || path.ends_with('/') {
         return Err(wrong("it must be the absolute path of a socket"));
     }
     if path.chars().any(char::is_control) {
-        return Err(wrong("a socket's path has no control characters"));
+        return Err(wrong("the path of a socket must not have control characters"));
     }
     // sun_path of unix(7): 108 bytes with its terminator.
     if path.len() > 107 {
-        return Err(wrong("a socket's path has at most 107 bytes"));
+        return Err(wrong("the path of a socket has at most 107 bytes"));
     }
     Ok(PathBuf::from(path))
 }
@@ -250,10 +251,10 @@ fn log_level(said: &Said) -> Result<LogLevel> {
     })
 }
 
-/// The pools of flags and file: any `--pool` replaces the file's list, and keeps the limits the file has for that name.
+/// The pools of flags and file: any `--pool` replaces the list of the file, and keeps the limits in the file for its name.
 ///
 /// # Errors
-/// `InvalidArgument`: none at all, one that is not `NAME=file:DIR`, a name or directory twice, one inside another.
+/// `InvalidArgument`: no pool, one that is not `NAME=file:DIR`, a duplicate name or directory, one inside another.
 pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
     let from_file = file.pools.iter().map(PoolConfig::from_entry).collect::<Result<Vec<_>>>()?;
     let pools = if flags.pools.is_empty() {
@@ -269,20 +270,20 @@ pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
         flags.pools.iter().map(with_limits).collect::<Result<Vec<_>>>()?
     };
     if pools.is_empty() {
-        return Err(refuse("no pool: say --pool NAME=file:DIR, or list pools in the file given with --config"));
+        return Err(refuse("no pool: set --pool NAME=file:DIR, or list pools in the file of --config"));
     }
     let mut rest = pools.as_slice();
     while let Some((pool, others)) = rest.split_first() {
         for other in others {
             if pool.spec.name == other.spec.name {
                 return Err(refuse(format!(
-                    "pool {} is given twice; give each pool a name of its own",
+                    "pool {} is given twice; use a different name for each pool",
                     pool.spec.name
                 )));
             }
             if pool.root().starts_with(other.root()) || other.root().starts_with(pool.root()) {
                 return Err(refuse(format!(
-                    "pools {} and {} lie in one another; give each a directory of its own",
+                    "pools {} and {} overlap: one directory contains the other; use separate directories",
                     pool.spec, other.spec
                 )));
             }
@@ -380,7 +381,7 @@ mod tests {
             (with(|f| f.pools = vec!["a=file:/x/../y".into()]), "\"..\""),
             (with(|f| f.pools = vec!["A=file:/x".into()]), "not a pool name"),
             (with(|f| f.pools.push("a=file:/b".into())), "given twice"),
-            (with(|f| f.pools.push("b=file:/a/b/".into())), "in one another"),
+            (with(|f| f.pools.push("b=file:/a/b/".into())), "overlap"),
         ];
         for (sentence, part) in cases {
             assert!(sentence.contains(part) && !sentence.contains('\n'), "{sentence:?} lacks {part:?}");

@@ -1,4 +1,4 @@
-//! TLS mode `auto`: what a controller needs to certify, and a node to be certified.
+//! TLS mode `auto`: what a controller needs to issue certificates, and a node to request them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,32 +8,32 @@ use super::{File, Flags, Said, pick, refuse};
 use crate::kubernetes::ObjectName;
 use crate::types::{Error, Result};
 
-/// How long certificates live where nothing is said: 30 days.
+/// The default lifetime of a certificate: 30 days.
 const LIFE: Duration = Duration::from_secs(30 * 86_400);
-/// The shortest and the longest that may be said.
+/// The shortest and the longest lifetime.
 const LIVES: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(825 * 86_400));
 
-/// Of a controller.
+/// For a controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SigningConfig {
     /// The Secret with the CA, and the ConfigMap with its certificate.
     pub authority: ObjectName,
-    /// Where nodes ask for certificates.
+    /// The address where nodes request certificates.
     pub listen: SocketAddr,
     /// The service account of nodes.
     pub account: ObjectName,
-    /// How long certificates live, the controller's own too.
+    /// The lifetime of certificates, including the controller's own.
     pub life: Duration,
 }
 
-/// Of a node.
+/// For a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnrolConfig {
-    /// The file with the CAs by which controllers are believed.
+    /// The file with the CA certificates that verify controllers.
     pub ca: PathBuf,
     /// The file with the node's token.
     pub token: PathBuf,
-    /// Where controllers certify, `HOST:PORT` each.
+    /// The addresses where controllers issue certificates, `HOST:PORT` each.
     pub servers: Vec<String>,
 }
 
@@ -43,15 +43,15 @@ impl SigningConfig {
         let none = |_: &str| None;
         let said = pick(&flags.tls_authority, "--tls-authority", &entry.authority, "tls.auto.authority", "", none);
         let authority = said.ok_or_else(|| {
-            refuse("no place for the CA: say --tls-authority NAMESPACE/NAME, of a Secret and a ConfigMap the controllers make")
+            refuse("no location for the CA: set --tls-authority NAMESPACE/NAME; the controllers create this Secret and ConfigMap")
         })?;
         let said = pick(&flags.enrol_account, "--enrol-account", &entry.account, "tls.auto.account", "", none);
         let account = said.ok_or_else(|| {
-            refuse("nobody may be certified: say --enrol-account NAMESPACE/NAME, the service account of the nodes")
+            refuse("no account for certificate requests: set --enrol-account NAMESPACE/NAME, the service account of the nodes")
         })?;
         let said = pick(&flags.enrol_listen, "--enrol-listen", &entry.listen, "tls.auto.listen", "", none);
         let listen = said.ok_or_else(|| {
-            refuse("no address where nodes ask for certificates: say --enrol-listen ADDRESS:PORT, such as 0.0.0.0:9812")
+            refuse("no address where nodes request certificates: set --enrol-listen ADDRESS:PORT, such as 0.0.0.0:9812")
         })?;
         let life = (&flags.certificate_life, &entry.certificate_life);
         let life = pick(life.0, "--certificate-life", life.1, "tls.auto.certificateLife", "", none);
@@ -69,15 +69,15 @@ impl EnrolConfig {
         let entry = file.tls.auto.clone().unwrap_or_default();
         let none = |_: &str| None;
         let ca = pick(&flags.tls_ca, "--tls-ca", &entry.ca, "tls.auto.ca", "", none).ok_or_else(|| {
-            refuse("nothing to know the controllers by: say --tls-ca FILE, the CA's certificate (the controllers' ConfigMap, mounted)")
+            refuse("no CA certificate to verify the controllers: set --tls-ca FILE (mount the ConfigMap of the controllers)")
         })?;
         let token = pick(&flags.tls_token, "--tls-token", &entry.token, "tls.auto.token", "", none).ok_or_else(|| {
-            refuse("nothing to be known by: say --tls-token FILE, a projected service account token of audience holdfast")
+            refuse("no token to identify this node: set --tls-token FILE, a projected service account token with audience holdfast")
         })?;
         let servers = if flags.enrol.is_empty() { entry.servers } else { flags.enrol.clone() };
         if servers.is_empty() {
             return Err(refuse(
-                "nobody to ask for a certificate: say --enrol HOST:PORT, the controllers' --enrol-listen",
+                "no controller that issues certificates: set --enrol HOST:PORT to the controllers' --enrol-listen",
             ));
         }
         let endpoint = |text: String| super::cluster::endpoint(&Said { text, place: "--enrol".to_owned() });
@@ -94,7 +94,7 @@ fn object(said: &Said) -> Result<ObjectName> {
 fn time(said: &Said) -> Result<Duration> {
     let wrong = || {
         refuse(format!(
-            "{}: {:?} is not how long a certificate lives; write 720h, or from 15s to 19800h",
+            "{}: {:?} is not a lifetime of a certificate; use 15s to 19800h, such as 720h",
             said.place, said.text
         ))
     };

@@ -1,5 +1,5 @@
-//! What `holdfast controller` and `holdfast node` need besides what `standalone` does: where they find each other, and
-//! by which certificates they know each other.
+//! What `holdfast controller` and `holdfast node` need besides the configuration of `standalone`: each other's addresses
+//! and the certificates for their connections.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -11,14 +11,14 @@ use crate::kubelet::Registration;
 use crate::route::{Lost, NO_FABRIC, Rhythm};
 use crate::types::{Error, NodeId, Result};
 
-/// How the two sides of a connection know each other.
+/// How the two sides of a connection authenticate each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TlsMode<A> {
-    /// By `ca.crt`, `tls.crt` and `tls.key` in this directory.
+    /// With `ca.crt`, `tls.crt` and `tls.key` in this directory.
     Files(PathBuf),
-    /// By certificates that the controllers make: what this side of it needs.
+    /// With certificates that the controllers issue: what this side needs for that.
     Auto(A),
-    /// Not at all: for tests, said in so many words.
+    /// Not at all: for tests only, and only when set explicitly.
     InsecurePlainText,
 }
 
@@ -27,13 +27,13 @@ pub enum TlsMode<A> {
 pub struct ControllerConfig {
     /// The socket and the log.
     pub serving: Serving,
-    /// Where nodes and operators reach it.
+    /// The address for nodes and operators.
     pub listen: SocketAddr,
-    /// By which certificates.
+    /// Its certificates.
     pub tls: TlsMode<SigningConfig>,
-    /// How often nodes are heard.
+    /// The interval of the nodes' heartbeats.
     pub rhythm: Rhythm,
-    /// What a human declared lost.
+    /// The nodes and pools that an operator declared lost.
     pub lost: BTreeSet<Lost>,
 }
 
@@ -46,21 +46,21 @@ pub struct NodeConfig {
     pub node: NodeId,
     /// Its pools; a node may have none.
     pub pools: Vec<PoolConfig>,
-    /// Where its home is reached.
+    /// The address for controllers.
     pub listen: SocketAddr,
-    /// What controllers are told to dial, `HOST:PORT`.
+    /// The address that controllers connect to, `HOST:PORT`.
     pub advertise: String,
     /// The controllers, `HOST:PORT` each.
     pub controllers: Vec<String>,
-    /// The storage network it is on; [`NO_FABRIC`] without one.
+    /// Its storage network; [`NO_FABRIC`] without one.
     pub fabric: String,
-    /// Where it keeps the directory of pools.
+    /// The state directory.
     pub state: PathBuf,
-    /// By which certificates.
+    /// Its certificates.
     pub tls: TlsMode<EnrolConfig>,
-    /// How often it makes itself known.
+    /// The interval of its heartbeats.
     pub rhythm: Rhythm,
-    /// How it offers itself to kubelet, if it does.
+    /// How it registers itself with kubelet, if it does.
     pub registration: Option<Registration>,
 }
 
@@ -68,7 +68,7 @@ impl ControllerConfig {
     /// Puts flags, file and environment together.
     ///
     /// # Errors
-    /// `InvalidArgument`, naming what is missing or wrong and where it was said.
+    /// `InvalidArgument`, with the missing or invalid value and its origin.
     pub fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         Ok(Self {
             serving: Serving::resolve(flags, file, &environment)?,
@@ -94,14 +94,14 @@ impl NodeConfig {
             None if !listen.ip().is_unspecified() => listen.to_string(),
             None => {
                 return Err(refuse(format!(
-                    "no address to give to the controllers: {listen} is every address of this node; say --advertise HOST:PORT"
+                    "no address that controllers can connect to: --listen {listen} means all addresses of this node; set --advertise HOST:PORT"
                 )));
             }
         };
         let controllers = if flags.controllers.is_empty() { &file.controllers } else { &flags.controllers };
         if controllers.is_empty() {
             return Err(refuse(
-                "no controllers: say --controllers HOST:PORT, or list controllers in the file given with --config",
+                "no controllers: set --controllers HOST:PORT, or list controllers in the file of --config",
             ));
         }
         let of_controllers =
@@ -118,11 +118,11 @@ impl NodeConfig {
             advertise,
             controllers: controllers.iter().map(of_controllers).collect::<Result<_>>()?,
             fabric: match fabric {
-                // A topology's value has the shape of a node's name.
+                // A topology value has the format of a node's name.
                 Some(said) => NodeId::from_node_name(&said.text)
                     .map_err(|_| {
                         refuse(format!(
-                            "{}: {:?} is not a fabric's name; use at most 63 letters, digits, '-', '_' and '.'",
+                            "{}: {:?} is not the name of a fabric; use at most 63 letters, digits, '-', '_' and '.'",
                             said.place, said.text
                         ))
                     })?
@@ -139,7 +139,7 @@ impl NodeConfig {
 
 fn listen(flags: &Flags, file: &File) -> Result<SocketAddr> {
     let said = pick(&flags.listen, "--listen", &file.listen, "listen", "", |_| None)
-        .ok_or_else(|| refuse("no address to be reached at: say --listen ADDRESS:PORT, such as 0.0.0.0:9810"))?;
+        .ok_or_else(|| refuse("no address to listen on: set --listen ADDRESS:PORT, such as 0.0.0.0:9810"))?;
     super::listen(&said)
 }
 
@@ -162,11 +162,11 @@ fn tls<A>(flags: &Flags, file: &File, auto: impl FnOnce(&Flags, &File) -> Result
         (None, true, false) => Ok(TlsMode::Auto(auto(flags, file)?)),
         (None, false, true) => Ok(TlsMode::InsecurePlainText),
         (None, false, false) => Err(refuse(
-            "no certificates: say --tls DIR with ca.crt, tls.crt and tls.key (holdfast ca issue makes them), or --tls-auto",
+            "no certificates: set --tls DIR with ca.crt, tls.crt and tls.key (`holdfast ca issue` creates them), or --tls-auto",
         )),
-        _ => Err(refuse(
-            "a directory with certificates (--tls), automatic ones (--tls-auto) and plain text exclude each other; keep one",
-        )),
+        _ => {
+            Err(refuse("--tls (a directory with certificates), --tls-auto and plain text exclude each other; keep one"))
+        }
     }
 }
 
@@ -175,7 +175,7 @@ fn rhythm(flags: &Flags, file: &File) -> Result<Rhythm> {
     let Some(said) = said else { return Ok(Rhythm::default()) };
     let wrong = || {
         refuse(format!(
-            "{}: {:?} is not a time between heartbeats; write 5s, or from 100ms to 60s; all nodes and controllers need the same",
+            "{}: {:?} is not a heartbeat interval; use 100ms to 60s, such as 5s, and the same in all nodes and controllers",
             said.place, said.text
         ))
     };
@@ -192,15 +192,15 @@ fn rhythm(flags: &Flags, file: &File) -> Result<Rhythm> {
     Ok(Rhythm { interval })
 }
 
-/// A node's name, or a pool's id, which has 16 hex digits and no node is called so.
+/// The name of a node, or the id of a pool. 16 hex digits are always a pool id.
 fn lost(said: &str) -> Result<Lost> {
     if let Ok(pool) = said.parse() {
         return Ok(Lost::Pool(pool));
     }
-    // By its id too: that is what messages say of a node with a long name.
+    // The id is accepted too: messages name a node with a long name by its id.
     said.parse().or_else(|_| NodeId::from_node_name(said)).map(Lost::Node).map_err(|error: Error| {
         refuse(format!(
-            "lostHomes in the configuration file: {said:?} is neither a node's name nor a pool's id: {error}"
+            "lostHomes in the configuration file: {said:?} is neither the name of a node nor a pool id: {error}"
         ))
     })
 }

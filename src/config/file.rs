@@ -65,10 +65,10 @@ pub(super) struct LogEntry {
 }
 
 impl File {
-    /// Parses the text of a configuration file; `name` is what messages call it.
+    /// Parses the text of a configuration file; `name` is its name in messages.
     ///
     /// # Errors
-    /// `InvalidArgument` naming file, line and key; for an unknown key the nearest known one.
+    /// `InvalidArgument` with file, line and key; for an unknown key also the nearest known one.
     pub fn parse(name: &Path, text: &str) -> Result<Self> {
         if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
             return Ok(Self::default());
@@ -87,13 +87,13 @@ impl File {
     }
 }
 
-/// The parser ends its sentences with the place, which ours begin with.
+/// Removes the position at the end of a parser message; our messages begin with it.
 fn strip_location(sentence: &str) -> &str {
     let first = sentence.lines().next().unwrap_or_default();
     first.split(" at line ").next().unwrap_or(first)
 }
 
-/// serde's "unknown field `polls`, expected one of endpoint, nodeName", taken apart.
+/// The parts of serde's "unknown field `polls`, expected one of endpoint, nodeName".
 struct UnknownKey<'a> {
     key: &'a str,
     known: Vec<&'a str>,
@@ -109,12 +109,12 @@ impl<'a> UnknownKey<'a> {
 
     fn sentence(&self) -> String {
         match nearest(self.key, self.known.iter().copied()) {
-            Some(near) => format!("the key {:?} is not known; did you mean {near:?}?", self.key),
-            None => format!("the key {:?} is not known; the known ones here are {}", self.key, self.known.join(", ")),
+            Some(near) => format!("the key {:?} is unknown; did you mean {near:?}?", self.key),
+            None => format!("the key {:?} is unknown; the known ones here are {}", self.key, self.known.join(", ")),
         }
     }
 
-    /// The parser names the line where the surrounding mapping begins; the key is on it or below.
+    /// The parser reports the line where the enclosing mapping begins; the key is on that line or below.
     fn line(&self, text: &str, from: Option<u64>) -> Option<u64> {
         let from = from?;
         let is_key = |line: &str| {

@@ -1,4 +1,4 @@
-//! Where the driver offers itself to kubelet, if it does.
+//! Where the driver registers itself with kubelet, if it does.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,10 @@ use crate::types::Result;
 /// sun_path of unix(7): 108 bytes with its terminator.
 const MOST_PATH: usize = 107;
 
-/// From flags and file; `csi` is where CSI is served.
+/// From flags and file; `csi` is the socket on which CSI is served.
 ///
 /// # Errors
-/// `InvalidArgument`: a path that is none, or an endpoint without a registration.
+/// `InvalidArgument`: an invalid path, or an endpoint without a registration.
 pub(super) fn registration(flags: &Flags, file: &File, csi: &Path) -> Result<Option<Registration>> {
     let directory = pick(
         &flags.kubelet_registration,
@@ -28,7 +28,7 @@ pub(super) fn registration(flags: &Flags, file: &File, csi: &Path) -> Result<Opt
         return match endpoint {
             None => Ok(None),
             Some(said) => Err(refuse(format!(
-                "{}: nobody is told of it without --kubelet-registration DIR; say that too, or drop this",
+                "{}: it has no effect without --kubelet-registration DIR; set that too, or remove this",
                 said.place
             ))),
         };
@@ -40,15 +40,15 @@ pub(super) fn registration(flags: &Flags, file: &File, csi: &Path) -> Result<Opt
     let registration = Registration::within(
         &absolute(&directory, "/var/lib/kubelet/plugins_registry")?,
         csi,
-        // Both come from text.
+        // Lossless: both paths come from strings.
         &endpoint.to_string_lossy(),
     );
-    // Here, and as kubelet sees it on the host: it has to connect to it.
+    // The path here, and the path on the host: kubelet connects to the second.
     let of_kubelet = registration.socket_of_kubelet();
     for socket in [Some(&registration.socket), of_kubelet.as_ref()].into_iter().flatten() {
         if socket.as_os_str().len() > MOST_PATH {
             return Err(refuse(format!(
-                "{}: the socket {} would have a path of {} bytes, more than the {MOST_PATH} that a socket's path can have; choose a shorter directory for kubelet",
+                "{}: the path of the socket {} would have {} bytes, and a socket path has at most {MOST_PATH}; choose a shorter directory for kubelet",
                 directory.place,
                 socket.display(),
                 socket.as_os_str().len()
@@ -62,7 +62,7 @@ fn absolute(said: &Said, example: &str) -> Result<PathBuf> {
     let path = Path::new(&said.text);
     if !path.is_absolute() || said.text.len() > MOST_PATH || said.text.chars().any(char::is_control) {
         return Err(refuse(format!(
-            "{}: {:?} is not an absolute path of at most {MOST_PATH} bytes without control characters; write {example}",
+            "{}: {:?} is not an absolute path of at most {MOST_PATH} bytes without control characters; use a path such as {example}",
             said.place, said.text
         )));
     }

@@ -1,11 +1,11 @@
 //! Log levels.
 
-/// The least important lines that are written.
+/// The lowest level of log lines that are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogLevel {
     /// An operator must act.
     Error,
-    /// Served, but degraded.
+    /// The driver serves, but degraded.
     Warn,
     /// A state changed.
     #[default]
@@ -17,7 +17,7 @@ pub enum LogLevel {
 }
 
 impl LogLevel {
-    /// The word for it, as `tracing` knows it too.
+    /// Its name, which `tracing` knows too.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -1,5 +1,5 @@
-//! Which directories may lie in one another: nothing but pools' own files in a pool, and no pool where kubelet removes what
-//! it does not know.
+//! Which directories may contain each other. A pool's directory holds only the pool's files, and no pool is inside
+//! kubelet's directory, because kubelet removes files that it does not know.
 
 use std::path::{Path, PathBuf};
 
@@ -7,23 +7,23 @@ use super::{PoolConfig, refuse};
 use crate::kubelet::Registration;
 use crate::types::Result;
 
-/// A path the daemon writes or is given, and how messages call it.
+/// A path that the daemon writes or receives, and its name in messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     name: String,
     path: PathBuf,
-    /// Whether a pool inside it is refused too.
+    /// Whether a pool inside it is rejected too.
     shuts_out_pools: bool,
 }
 
 impl Place {
-    /// A file or directory that must not lie in a pool; a pool may lie beside or below.
+    /// A file or directory that must not be inside a pool; a pool may be beside or below it.
     #[must_use]
     pub fn outside_pools(name: &str, path: &Path) -> Self {
         Self { name: name.to_owned(), path: path.to_owned(), shuts_out_pools: false }
     }
 
-    /// Those of a driver known to kubelet: the directory it watches, and its root where that is known.
+    /// The directories of kubelet: the one it watches, and its root directory if that is known.
     #[must_use]
     pub fn of_kubelet(registration: &Registration) -> Vec<Self> {
         let of =
@@ -33,10 +33,10 @@ impl Place {
     }
 }
 
-/// Checks pools and places against each other. `resolve` follows symbolic links as far as a path exists.
+/// Checks that pools and places do not overlap. `resolve` follows symbolic links as far as a path exists.
 ///
 /// # Errors
-/// `InvalidArgument` naming the two that lie in one another.
+/// `InvalidArgument` with the two that overlap.
 pub fn apart(pools: &[PoolConfig], places: &[Place], resolve: impl Fn(&Path) -> PathBuf) -> Result<()> {
     let roots: Vec<(String, PathBuf)> =
         pools.iter().map(|pool| (format!("pool {}", pool.spec), resolve(pool.root()))).collect();
@@ -45,7 +45,7 @@ pub fn apart(pools: &[PoolConfig], places: &[Place], resolve: impl Fn(&Path) -> 
         for (other_name, other) in others {
             if root.starts_with(other) || other.starts_with(root) {
                 return Err(refuse(format!(
-                    "{name} and {other_name} lie in one another{}; give each a directory of its own",
+                    "{name} and {other_name} overlap: one directory contains the other{}; use separate directories",
                     followed(&[root, other], pools)
                 )));
             }
@@ -57,7 +57,7 @@ pub fn apart(pools: &[PoolConfig], places: &[Place], resolve: impl Fn(&Path) -> 
             let path = resolve(&place.path);
             if path.starts_with(root) || (place.shuts_out_pools && root.starts_with(&path)) {
                 return Err(refuse(format!(
-                    "{} ({}) and {name} lie in one another: only the pool's own files may be in a pool's directory; choose another place for one of them, such as /var/lib/holdfast/pool for the pool",
+                    "{} ({}) and {name} overlap: a pool's directory may hold only the pool's files; move one of them, for example the pool to /var/lib/holdfast/pool",
                     place.name,
                     place.path.display()
                 )));
@@ -67,16 +67,16 @@ pub fn apart(pools: &[PoolConfig], places: &[Place], resolve: impl Fn(&Path) -> 
     Ok(())
 }
 
-/// Where they really are, if that is not what was said.
+/// The resolved path, if it differs from the given one.
 fn followed(resolved: &[&PathBuf], pools: &[PoolConfig]) -> String {
     let said = |path: &&&PathBuf| pools.iter().any(|pool| pool.root() == path.as_path());
     match resolved.iter().find(|path| !said(path)) {
-        Some(path) => format!(" (by a symbolic link, in {})", path.display()),
+        Some(path) => format!(" (through a symbolic link, in {})", path.display()),
         None => String::new(),
     }
 }
 
-/// The path with every symbolic link followed as far as it exists; what does not exist yet stays as it is said.
+/// The path with every symbolic link followed as far as it exists; the rest is unchanged.
 #[must_use]
 pub fn resolved(path: &Path) -> PathBuf {
     path.ancestors()

@@ -1,4 +1,4 @@
-//! Sizes: always whole bytes, never negative, printed as a person would.
+//! Sizes: whole bytes, never negative, printed with a unit.
 
 use std::fmt;
 
@@ -18,19 +18,19 @@ impl Bytes {
     /// Zero bytes.
     pub const ZERO: Self = Self(0);
 
-    /// So many bytes.
+    /// This number of bytes.
     #[must_use]
     pub const fn new(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// So many MiB.
+    /// This number of MiB.
     #[must_use]
     pub const fn mib(mib: u64) -> Self {
         Self(mib * MIB)
     }
 
-    /// The number.
+    /// The number of bytes.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
@@ -91,10 +91,10 @@ impl CapacityRange {
         self.required.is_none_or(|required| size >= required) && self.limit.is_none_or(|limit| size <= limit)
     }
 
-    /// The size to give: `required` or `default`, not under `minimum`, rounded up to a MiB, within the limit.
+    /// The size of the volume: `required` or `default`, at least `minimum`, rounded up to a MiB, within the limit.
     ///
     /// # Errors
-    /// [`Kind::OutOfRange`] when the limit is below what rounding and the minimum demand.
+    /// [`Kind::OutOfRange`] when the limit is below the rounded size or the minimum.
     pub fn choose(&self, default: Bytes, minimum: Bytes) -> Result<Bytes> {
         let wanted = match (self.required, self.limit) {
             (Some(required), _) => required,
@@ -102,14 +102,14 @@ impl CapacityRange {
             (None, None) => default,
         };
         let too_big =
-            || Error::new(Kind::OutOfRange, format!("a volume of {} bytes cannot be made: too large", wanted.get()));
+            || Error::new(Kind::OutOfRange, format!("a volume of {} bytes is too large; request less", wanted.get()));
         let size = wanted.max(minimum).round_up_mib().ok_or_else(too_big)?;
         if i64::try_from(size.get()).is_err() {
             return Err(too_big());
         }
         match self.limit {
             Some(limit) if size > limit && self.required.is_none() => {
-                // Only a limit was given: the largest whole MiB under it will do, if it is not under the minimum.
+                // Only a limit was given: use the largest whole MiB below it, unless that is below the minimum.
                 let floor = Bytes::new(limit.get() / MIB * MIB);
                 if floor >= minimum && floor > Bytes::ZERO { Ok(floor) } else { Err(Self::over(size, limit)) }
             }
@@ -122,7 +122,7 @@ impl CapacityRange {
         Error::new(
             Kind::OutOfRange,
             format!(
-                "sizes are whole MiB and at least the filesystem's minimum, which makes {} bytes here, over limit_bytes {}; raise the limit",
+                "the volume would have {} bytes (whole MiB, at least the filesystem's minimum), more than limit_bytes {}; raise the limit",
                 size.get(),
                 limit.get()
             ),

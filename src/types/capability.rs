@@ -1,4 +1,4 @@
-//! How a volume may be used: CSI's VolumeCapability without what only a mount needs.
+//! How a volume may be used: CSI's VolumeCapability without the fields that only a mount needs.
 
 use std::fmt;
 
@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use super::FsType;
 
-/// The access modes one node's volume can serve (CSI `VolumeCapability.AccessMode.Mode`); the others are refused at the edge.
+/// The access modes of a volume on one node (CSI `VolumeCapability.AccessMode.Mode`). `csi` rejects the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AccessMode {
-    /// SINGLE_NODE_WRITER: one node; a second pod only where the CO says MULTI_WRITER.
+    /// SINGLE_NODE_WRITER: one node; a second pod only where the CO uses MULTI_WRITER.
     SingleNodeWriter,
-    /// SINGLE_NODE_READER_ONLY: one node, never written, so never formatted.
+    /// SINGLE_NODE_READER_ONLY: one node, never written, therefore never formatted.
     SingleNodeReaderOnly,
     /// SINGLE_NODE_SINGLE_WRITER: one node, one target path (ReadWriteOncePod).
     SingleNodeSingleWriter,
@@ -21,13 +21,13 @@ pub enum AccessMode {
 }
 
 impl AccessMode {
-    /// Whether a second target path on the same node is refused.
+    /// Whether a second target path on the same node is rejected.
     #[must_use]
     pub fn one_target(self) -> bool {
         matches!(self, Self::SingleNodeWriter | Self::SingleNodeSingleWriter)
     }
 
-    /// Whether nothing may write.
+    /// Whether writing is forbidden.
     #[must_use]
     pub fn read_only(self) -> bool {
         self == Self::SingleNodeReaderOnly
@@ -58,6 +58,6 @@ impl fmt::Display for VolumeMode {
 pub struct Capability {
     /// Block or which filesystem.
     pub mode: VolumeMode,
-    /// Who may write from where.
+    /// The access mode.
     pub access: AccessMode,
 }

@@ -1,4 +1,5 @@
-//! The one error of Holdfast. Kinds are the caller's meanings; only `csi::status` turns them into gRPC codes.
+//! The error type of Holdfast. A kind says what the error means to the caller; only `csi::status` turns kinds into gRPC
+//! codes.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,42 +7,42 @@ use std::io;
 
 use nix::errno::Errno;
 
-/// What an error means to the caller, whatever layer it began in.
+/// What an error means to the caller, independent of the layer where it occurred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// The named volume, snapshot, node or path does not exist.
     NotFound,
-    /// It exists, with other properties than those asked for.
+    /// It exists, with other properties than the requested ones.
     AlreadyExists,
-    /// The request itself is wrong; repeating it cannot help.
+    /// The request itself is wrong; a retry cannot succeed.
     InvalidArgument,
     /// A size (or offset) that can never be served.
     OutOfRange,
-    /// No room now, and nothing was created.
+    /// Not enough free space now; nothing was created.
     NoCapacity,
-    /// Another operation on the same thing is under way: ask again.
+    /// Another operation on the same object is in progress: retry.
     Busy,
-    /// It is attached, mounted, or open; nothing was changed.
+    /// It is attached, mounted or open; nothing was changed.
     InUse,
     /// This driver, pool kind or pool filesystem cannot do it.
     Unsupported,
-    /// The state of the thing forbids it until somebody acts.
+    /// The state of the object forbids it until an operator or another call changes that state.
     Precondition,
-    /// Who asks has shown by its certificate that it is somebody else than this may be done for.
+    /// The certificate of the caller does not permit this request.
     Denied,
-    /// Whoever could answer does not answer now.
+    /// The process that could answer does not answer now.
     Unavailable,
-    /// The time given ran out; work may go on.
+    /// The deadline has passed; the work may continue.
     Timeout,
-    /// Stored or read data contradicts itself: a human decides.
+    /// Stored or read data is inconsistent: an operator must decide.
     Corrupt,
-    /// An unexpected failure of the system below.
+    /// An unexpected failure of the operating system.
     Internal,
 }
 
-/// An error: its meaning, a sentence that names the thing, the reason and the next step, and what caused it.
+/// An error: its kind, a message that names the object, the reason and the next step, and its cause.
 ///
-/// `Display` prints the sentence only; [`Error::chain`] adds the causes.
+/// `Display` prints the message only; [`Error::chain`] adds the causes.
 #[derive(Debug)]
 pub struct Error {
     kind: Kind,
@@ -53,25 +54,25 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error without a deeper cause.
+    /// An error without a cause.
     pub fn new(kind: Kind, message: impl Into<Cow<'static, str>>) -> Self {
         Self { kind, message: message.into(), source: None }
     }
 
-    /// The same error with what caused it.
+    /// The same error with its cause.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// The same meaning under a sentence of the layer above; this error becomes the cause.
+    /// The same kind under a message of the calling layer; this error becomes the cause.
     #[must_use]
     pub fn context(self, message: impl Into<Cow<'static, str>>) -> Self {
         Self { kind: self.kind, message: message.into(), source: Some(Box::new(self)) }
     }
 
-    /// The same error with another meaning.
+    /// The same error with another kind.
     #[must_use]
     pub fn with_kind(mut self, kind: Kind) -> Self {
         self.kind = kind;
@@ -84,7 +85,7 @@ impl Error {
         self.kind
     }
 
-    /// The sentence and every cause, joined by `: `.
+    /// The message and every cause, joined by `: `.
     #[must_use]
     pub fn chain(&self) -> String {
         let mut text = self.message.to_string();
@@ -97,21 +98,21 @@ impl Error {
         text
     }
 
-    /// Keeps an error of an undo step next to the one that made it necessary. Something is left behind then, so a
-    /// meaning that tells the caller to forget becomes [`Kind::Internal`]: it has to ask again.
+    /// Adds the error of a failed undo step. Something is then left behind, so a final kind becomes [`Kind::Internal`]:
+    /// the caller must retry.
     #[must_use]
     pub fn and_undo_failed(self, undo: &Error) -> Self {
-        let message = format!("{} (and undoing it failed too: {})", self.message, undo.chain());
+        let message = format!("{} (undoing it also failed: {})", self.message, undo.chain());
         let kind = if self.kind.is_refusal() { Kind::Internal } else { self.kind };
         Self { kind, message: message.into(), source: self.source }
     }
 }
 
 impl Error {
-    /// A create that is refused for its words is final only where nothing has its name: a later release may have made
-    /// it before a downgrade, and a caller that forgets it would leave it behind.
+    /// A create request with an invalid value fails finally only if no object has its name. A later release may have
+    /// created the object before a downgrade, and a final error would make the caller forget it.
     ///
-    /// `find` says what has the name; `object` is what messages call it.
+    /// `find` returns the objects with the name; `object` is its name in messages.
     pub fn unless_made<I: fmt::Display>(self, object: &str, find: impl FnOnce() -> Result<Vec<I>>) -> Failure {
         let (kind, rest) = match find() {
             Ok(found) => match found.first() {
@@ -119,12 +120,12 @@ impl Error {
                 Some(id) => (
                     Kind::Busy,
                     format!(
-                        "{object} exists already as {id}, as a later release of Holdfast may have made it: upgrade this one, or correct the request"
+                        "{object} exists already as {id}; a later release of Holdfast may have created it: upgrade this process, or correct the request"
                     ),
                 ),
             },
             Err(error) => {
-                (Kind::Unavailable, format!("whether {object} exists already is not known: {}", error.chain()))
+                (Kind::Unavailable, format!("cannot determine whether {object} already exists: {}", error.chain()))
             }
         };
         Failure::Dirty(Self::new(kind, format!("{}; {rest}", self.chain())))
@@ -132,7 +133,7 @@ impl Error {
 }
 
 impl Kind {
-    /// Whether it says that nothing was done; the others leave open what was.
+    /// Whether it means that nothing was done; after any other kind, something may have been done.
     #[must_use]
     pub fn is_refusal(self) -> bool {
         match self {
@@ -163,20 +164,20 @@ impl std::error::Error for Error {
     }
 }
 
-/// How a create ended when it did not succeed: did it leave anything behind?
+/// How a create failed: did it leave anything behind?
 ///
-/// The external-provisioner forgets a volume at a final gRPC code, so an error that left something must
-/// never become one (docs/design.md section 10). Making this a type means the edge cannot mistake the two.
+/// The external-provisioner forgets a volume at a final gRPC code. An error that left something behind must therefore
+/// never become one (docs/design.md section 10). As a type, the two cannot be confused.
 #[derive(Debug)]
 pub enum Failure {
-    /// Nothing exists and nothing is under way: the error may be answered as it is.
+    /// Nothing exists and nothing is in progress: the error may be returned unchanged.
     Clean(Error),
-    /// Something may exist or be under way: the caller must be told to ask again.
+    /// Something may exist or be in progress: the caller must retry.
     Dirty(Error),
 }
 
 impl Failure {
-    /// The error alone, where nothing depends on what is left behind.
+    /// The error alone, where it does not matter whether something is left behind.
     #[must_use]
     pub fn into_error(self) -> Error {
         match self {
@@ -184,7 +185,7 @@ impl Failure {
         }
     }
 
-    /// The error, whichever way it ended.
+    /// The error in both cases.
     #[must_use]
     pub fn error(&self) -> &Error {
         match self {
@@ -193,24 +194,25 @@ impl Failure {
     }
 }
 
-/// An error met before anything was touched.
+/// An error from before anything was changed.
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Clean(error)
     }
 }
 
-/// What EFBIG means to an operator.
-pub const TOO_LARGE_A_FILE: &str = "no file may be so large here, by its filesystem or by the limit of this process (ulimit -f, LimitFSIZE= of systemd)";
+/// The explanation of EFBIG for an operator.
+pub const TOO_LARGE_A_FILE: &str =
+    "the file is larger than its filesystem or the limit of this process allows (ulimit -f, LimitFSIZE= of systemd)";
 
-/// Gives a bare `io::Error` of a system call its meaning and its sentence.
+/// Adds a kind and a message to the `io::Error` of a system call.
 pub trait OsContext<T> {
-    /// `what` says what was tried on what, as in `fallocate /pool/volumes/../data`.
+    /// `what` names the operation and its object, as in `fallocate /pool/volumes/../data`.
     ///
     /// # Errors
-    /// ENOSPC and EDQUOT become [`Kind::NoCapacity`], EFBIG [`Kind::OutOfRange`] with the limits it can come from, a timeout
-    /// [`Kind::Timeout`], a held directory that went away or is mounted over [`Kind::Unavailable`], everything else [`Kind::Internal`]:
-    /// in particular ENOENT does not become `NotFound`, which means a volume, not a file.
+    /// ENOSPC and EDQUOT become [`Kind::NoCapacity`]; EFBIG [`Kind::OutOfRange`] with its possible limits; a timeout
+    /// [`Kind::Timeout`]; an open directory that was removed or mounted over [`Kind::Unavailable`]; everything else
+    /// [`Kind::Internal`]. In particular ENOENT does not become `NotFound`, which means a volume, not a file.
     fn at<S: Into<Cow<'static, str>>>(self, what: impl FnOnce() -> S) -> Result<T>;
 }
 
@@ -222,7 +224,7 @@ impl<T> OsContext<T> for io::Result<T> {
                 Some(Errno::ETIMEDOUT) => Kind::Timeout,
                 Some(Errno::EFBIG) => Kind::OutOfRange,
                 _ if error.kind() == io::ErrorKind::TimedOut => Kind::Timeout,
-                // Of a directory that is held: it went away, or something is mounted over a part of it.
+                // From an open directory: it was removed, or something is mounted over a part of it.
                 None if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::CrossesDevices) => {
                     Kind::Unavailable
                 }

@@ -1,4 +1,4 @@
-//! The filesystems a volume can carry.
+//! The filesystems that a volume can have.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, Kind};
 
-/// A filesystem Holdfast makes, checks, mounts and grows.
+/// A filesystem that Holdfast makes, checks, mounts and grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FsType {

@@ -1,4 +1,4 @@
-//! Names and handles (docs/design.md section 6): parsed once, then safe to build a path from.
+//! Names and handles (docs/design.md section 6). Once parsed, they are safe to use in a path.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,26 +8,26 @@ use uuid::Uuid;
 
 use super::{Error, Kind, Result};
 
-/// Namespace of volume uuids: UUIDv5 over the CO's name, so a retried create meets its own first try.
+/// Namespace of volume uuids: UUIDv5 of the CO's name, so a retry of a create finds the volume of the first attempt.
 const VOLUME_NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_2c0a_51be_4f63_9a0e_c51d_2b7e_4d01);
 /// Namespace of snapshot uuids.
 const SNAPSHOT_NAMESPACE: Uuid = Uuid::from_u128(0x6f1d_2c0a_51be_4f63_9a0e_c51d_2b7e_4d02);
-/// The longest id CSI lets a plugin answer, in bytes (spec: volume_id).
+/// The longest id that CSI allows, in bytes (spec: volume_id).
 const MAX_HANDLE: usize = 128;
 
-/// The uuid of a volume or snapshot inside its pool; names its directory, so 32 lower-case hex digits and nothing else.
+/// The uuid of a volume or snapshot inside its pool. It names a directory: exactly 32 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct ObjectUuid(Uuid);
 
 impl ObjectUuid {
-    /// The uuid of the volume a CO calls `name`.
+    /// The uuid of the volume with the CO's name `name`.
     #[must_use]
     pub fn of_volume(name: &str) -> Self {
         Self(Uuid::new_v5(&VOLUME_NAMESPACE, name.as_bytes()))
     }
 
-    /// The uuid of the snapshot a CO calls `name`.
+    /// The uuid of the snapshot with the CO's name `name`.
     #[must_use]
     pub fn of_snapshot(name: &str) -> Self {
         Self(Uuid::new_v5(&SNAPSHOT_NAMESPACE, name.as_bytes()))
@@ -78,13 +78,13 @@ impl TryFrom<String> for ObjectUuid {
     }
 }
 
-/// A pool's own random id, 16 hex digits: stays with the pool's disks wherever they go.
+/// The random id of a pool, 16 hex digits. It stays the same when the disks move to another node or path.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct PoolId(u64);
 
 impl PoolId {
-    /// A new random id, for a pool made now.
+    /// A new random id, for a new pool.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4().as_u64_pair().0)
@@ -129,7 +129,7 @@ impl TryFrom<String> for PoolId {
     }
 }
 
-/// The name people give a pool: 1 to 63 of `a-z 0-9 . -`, beginning and ending with a letter or digit.
+/// The name of a pool: 1 to 63 of `a-z 0-9 . -`, with a letter or digit at both ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct PoolName(String);
@@ -183,23 +183,23 @@ impl TryFrom<String> for PoolName {
     }
 }
 
-/// A node as CSI names it: also a topology value, so at most 63 characters of `A-Z a-z 0-9 . - _`, alphanumeric at both ends.
+/// The CSI node id. It is also a topology value: at most 63 of `A-Z a-z 0-9 . - _`, alphanumeric at both ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct NodeId(String);
 
 impl NodeId {
-    /// The id of the node called `name`; a name over 63 characters becomes its first 40, `-`, and 16 hex digits of a hash.
+    /// The id of the node `name`. A name over 63 characters becomes its first 40, `-`, and 16 hex digits of a hash.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`] when the name is empty or cannot be a topology value, and when it has the form of the id of a longer
-    /// name: it could be that node's.
+    /// [`Kind::InvalidArgument`] when the name is empty, cannot be a topology value, or has the form of a shortened
+    /// name: it could be the id of another node.
     pub fn from_node_name(name: &str) -> Result<Self> {
         if is_cut(name) {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "{name:?} cannot be a node's name: 40 characters, '-' and 16 hex digits are how longer names are shortened; give the node another name, or say its whole name"
+                    "{name:?} cannot be a node's name: it has the form to which longer names are shortened (40 characters, '-', 16 hex digits); rename the node, or give its full name"
                 ),
             ));
         }
@@ -266,33 +266,33 @@ impl TryFrom<String> for NodeId {
     }
 }
 
-/// A volume handle: `hf1_<pool id>_<uuid>[_<birth home, cut>]`. Equality and order look at pool and uuid only.
+/// A volume handle: `hf1_<pool id>_<uuid>[_<first home node, cut>]`. Equality and order use pool and uuid only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct VolumeId {
-    /// The pool it lives in.
+    /// Its pool.
     pub pool: PoolId,
     /// Its uuid there.
     pub uuid: ObjectUuid,
 }
 
-/// A snapshot handle: `hfs1_<pool id>_<uuid>[_<birth home, cut>]`.
+/// A snapshot handle: `hfs1_<pool id>_<uuid>[_<first home node, cut>]`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct SnapshotId {
-    /// The pool it lives in.
+    /// Its pool.
     pub pool: PoolId,
     /// Its uuid there.
     pub uuid: ObjectUuid,
 }
 
-/// The forms of ids this release makes.
+/// The forms of ids that this release creates.
 const FORMS: [&str; 2] = [VOLUME_FORM, SNAPSHOT_FORM];
 const VOLUME_FORM: &str = "hf1_";
 const SNAPSHOT_FORM: &str = "hfs1_";
 
-/// Whether an id is of a form that only a later release makes: `hf`, letters, a number and `_`. What it names may exist,
-/// so no call may treat it as something that does not.
+/// Whether an id has a form that only a later release creates: `hf`, letters, a number and `_`. Its object may exist, so
+/// no call may treat it as nonexistent.
 fn of_a_later_release(text: &str) -> bool {
     let Some(rest) = text.strip_prefix("hf") else { return false };
     let rest = rest.trim_start_matches(|c: char| c.is_ascii_lowercase());
@@ -300,10 +300,10 @@ fn of_a_later_release(text: &str) -> bool {
     rest.len() > end.len() && end.starts_with('_') && !FORMS.iter().any(|form| text.starts_with(form))
 }
 
-/// An id that a call may name though nothing of this driver has it: `None` for one that is no handle of this driver.
+/// The id in a call where an unknown id is not an error: `None` if it is not a handle of this driver.
 ///
 /// # Errors
-/// [`Kind::Unavailable`] for an id of a later release: whether it names something cannot be told here.
+/// [`Kind::Unavailable`] for an id of a later release: this process cannot know whether its object exists.
 pub fn id_of_ours<T: FromStr<Err = Error>>(text: &str) -> Result<Option<T>> {
     match text.parse() {
         Ok(id) => Ok(Some(id)),
@@ -312,21 +312,21 @@ pub fn id_of_ours<T: FromStr<Err = Error>>(text: &str) -> Result<Option<T>> {
     }
 }
 
-/// Splits a handle into pool and uuid; a tail after a third `_` is for people and ignored.
+/// Splits a handle into pool and uuid. The part after a third `_` is for people and ignored.
 fn parse_handle(text: &str, prefix: &str, noun: &str) -> Result<(PoolId, ObjectUuid)> {
     let unknown =
         || Error::new(Kind::NotFound, format!("{noun} {text:?} does not exist: it is not a handle of this driver"));
     if text.len() > MAX_HANDLE {
         return Err(Error::new(
             Kind::NotFound,
-            format!("a {noun} id of {} bytes does not exist: ids have at most {MAX_HANDLE}", text.len()),
+            format!("the {noun} does not exist: its id has {} bytes, and ids have at most {MAX_HANDLE}", text.len()),
         ));
     }
     if of_a_later_release(text) {
         return Err(Error::new(
             Kind::Unavailable,
             format!(
-                "{noun} {text:?} has an id of a later release of Holdfast than this one ({}): nothing was looked for and nothing was changed; upgrade this one",
+                "{noun} {text:?} has an id of a later release of Holdfast than this process ({}): nothing was changed; upgrade this process",
                 env!("CARGO_PKG_VERSION")
             ),
         ));
@@ -342,7 +342,7 @@ fn parse_handle(text: &str, prefix: &str, noun: &str) -> Result<(PoolId, ObjectU
     }
 }
 
-/// Appends the birth home, cut so that the whole stays within CSI's limit.
+/// Appends the first home node, cut so that the handle stays within CSI's limit.
 fn handle_with_home(handle: &str, home: &NodeId) -> String {
     let room = MAX_HANDLE - handle.len() - 1;
     let cut: String = home.as_str().chars().take(room).collect();
@@ -352,14 +352,14 @@ fn handle_with_home(handle: &str, home: &NodeId) -> String {
 macro_rules! handle {
     ($name:ident, $prefix:ident, $noun:literal) => {
         impl $name {
-            /// The handle given to the CO, with the birth home for people to read.
+            /// The handle for the CO, with the first home node for people.
             #[must_use]
             pub fn handle(&self, birth_home: &NodeId) -> String {
                 handle_with_home(&self.to_string(), birth_home)
             }
         }
 
-        /// The handle without the part for people: what routes.
+        /// The handle without the part for people: sufficient for routing.
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write!(f, "{}{}_{}", $prefix, self.pool, self.uuid)
@@ -372,8 +372,8 @@ macro_rules! handle {
             }
         }
 
-        /// An id that does not parse is a thing that does not exist ([`Kind::NotFound`]), as csi-sanity and the specification
-        /// want; one of a later release is [`Kind::Unavailable`].
+        /// An invalid id is an object that does not exist ([`Kind::NotFound`]), as csi-sanity and the specification
+        /// require; an id of a later release is [`Kind::Unavailable`].
         impl FromStr for $name {
             type Err = Error;
 
@@ -455,7 +455,7 @@ mod tests {
     fn a_name_in_the_form_of_a_shortened_one_is_nobody_s() {
         let long = format!("{}.example.org", "node-".repeat(12));
         let id = NodeId::from_node_name(&long).unwrap();
-        // The id is read wherever it is said; a node of that name could be taken for the node with the long one.
+        // The id itself parses; a node with that name could be confused with the node with the long name.
         assert_eq!(id.as_str().parse::<NodeId>().unwrap(), id);
         let error = NodeId::from_node_name(id.as_str()).unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument);

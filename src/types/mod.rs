@@ -1,5 +1,5 @@
-//! The words of docs/design.md section 2 as types. Everything above parses into these at its edge,
-//! so no raw string, path or number from outside travels further. Knows no I/O.
+//! The types of docs/design.md section 2. Every other module parses its input into these at its boundary, so no
+//! unparsed string, path or number from outside goes further. Does no I/O.
 
 mod bytes;
 mod capability;

@@ -1,5 +1,5 @@
-//! StorageClass parameters (docs/design.md section 12). [`TABLE`] is the one list: the parser refuses what is not in
-//! it, docs/operations.md and the chart's schema are checked against it.
+//! StorageClass parameters (docs/design.md section 12). [`TABLE`] is the only list: the parser rejects every other key,
+//! and tests compare docs/operations.md and the chart's schema with it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, FsType, Kind, PoolName, Result};
 
-/// One parameter as people read it.
+/// One parameter, for the parser and the documentation.
 #[derive(Clone, Copy, Debug)]
 pub struct ParameterRow {
     /// The key in a StorageClass.
     pub key: &'static str,
-    /// The values, in words; alternatives separated by `|`.
+    /// The values; alternatives separated by `|`.
     pub values: &'static str,
-    /// What holds when the key is absent; empty for none.
+    /// The value when the key is absent; empty for none.
     pub default: &'static str,
     /// What it does.
     pub meaning: &'static str,
@@ -30,7 +30,7 @@ pub const TABLE: &[ParameterRow] = &[
         key: "pool",
         values: "a pool's name",
         default: "default",
-        meaning: "Which pool the volume is made in; where a driver has exactly one pool, that one is the default whatever its name.",
+        meaning: "The pool of the volume. If a node has exactly one pool, that pool is the default, whatever its name.",
         set: |p, v| {
             p.pool = Some(v.parse().map_err(|e: Error| e.to_string())?);
             Ok(())
@@ -41,7 +41,7 @@ pub const TABLE: &[ParameterRow] = &[
         key: "access",
         values: "local",
         default: "local",
-        meaning: "How nodes reach the volume: local, on its home node only.",
+        meaning: "How nodes reach the volume. local: on its home node only.",
         set: |_, v| match v {
             "local" => Ok(()),
             "network" => Err("network volumes are not in this release; use local".into()),
@@ -53,7 +53,7 @@ pub const TABLE: &[ParameterRow] = &[
         key: "provisioning",
         values: "thick|thin",
         default: "thick",
-        meaning: "thick reserves every byte at creation; thin takes space as it is written and may run out (btrfs pools: thin only).",
+        meaning: "thick allocates all bytes at creation. thin allocates bytes when they are written, and the pool may run out of space. btrfs pools: thin only.",
         set: |p, v| {
             p.provisioning = Some(match v {
                 "thick" => Provisioning::Thick,
@@ -73,7 +73,7 @@ pub const TABLE: &[ParameterRow] = &[
         key: "placement",
         values: "selected|any",
         default: "selected",
-        meaning: "selected makes a blank volume on the first preferred node or not at all; any walks the list of preferred nodes (Immediate classes).",
+        meaning: "selected creates a blank volume on the first preferred node or fails. any tries the preferred nodes in order (for classes with Immediate binding).",
         set: |p, v| {
             p.placement = match v {
                 "selected" => Placement::Selected,
@@ -88,7 +88,7 @@ pub const TABLE: &[ParameterRow] = &[
         key: "csi.storage.k8s.io/fstype",
         values: "ext4|xfs",
         default: "ext4",
-        meaning: "The filesystem of volumes used as mounts.",
+        meaning: "The filesystem of mounted volumes.",
         set: |p, v| {
             p.fs_type = Some(v.parse().map_err(|e: Error| e.to_string())?);
             Ok(())
@@ -99,7 +99,7 @@ pub const TABLE: &[ParameterRow] = &[
         key: "mkfsOptions",
         values: "options from the filesystem's allow-list",
         default: "",
-        meaning: "Extra options for mkfs, separated by spaces.",
+        meaning: "Additional options for mkfs, separated by spaces.",
         set: |p, v| {
             v.clone_into(&mut p.mkfs_options);
             Ok(())
@@ -110,7 +110,7 @@ pub const TABLE: &[ParameterRow] = &[
         key: "fsck",
         values: "auto|never",
         default: "auto",
-        meaning: "auto checks a filesystem before the mount when, and only when, its superblock says errors; never refuses to mount it instead.",
+        meaning: "auto checks a filesystem before the mount only if its superblock reports errors. never rejects the mount instead.",
         set: |p, v| {
             p.fsck = match v {
                 "auto" => FsckPolicy::Auto,
@@ -125,12 +125,12 @@ pub const TABLE: &[ParameterRow] = &[
         key: "onDelete",
         values: "unlink|zero",
         default: "unlink",
-        meaning: "unlink gives the space back at once; zero (thick only) overwrites the image with zeroes first.",
+        meaning: "unlink frees the space at once. zero (thick only) overwrites the image with zeroes first.",
         set: |p, v| {
             p.on_delete = match v {
                 "unlink" => OnDelete::Unlink,
                 "zero" => OnDelete::Zero,
-                "discard" => return Err("discard is for linear LVM volumes; a file pool has unlink and zero".into()),
+                "discard" => return Err("discard is for linear LVM volumes; for a file pool use unlink or zero".into()),
                 _ => return one_of("unlink, zero"),
             };
             Ok(())
@@ -141,7 +141,7 @@ pub const TABLE: &[ParameterRow] = &[
         key: "encryption",
         values: "none",
         default: "none",
-        meaning: "none: data lies on the pool as it is written.",
+        meaning: "none: the driver does not encrypt data.",
         set: |_, v| match v {
             "none" => Ok(()),
             "luks2" => Err("luks2 is not in this release; use none, or encrypt the disk below the pool".into()),
@@ -151,25 +151,25 @@ pub const TABLE: &[ParameterRow] = &[
     },
 ];
 
-/// Keys the external-provisioner adds with --extra-create-metadata: kept for people, never compared.
+/// Keys that the external-provisioner adds with --extra-create-metadata: stored for messages, never compared.
 const METADATA: &[&str] =
     &["csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.io/pv/name"];
 
 fn one_of<T>(values: &str) -> std::result::Result<T, String> {
-    Err(format!("it takes one of: {values}"))
+    Err(format!("use one of: {values}"))
 }
 
-/// When a volume takes its space from the pool.
+/// When a volume allocates its space in the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provisioning {
-    /// All of it at creation, for good.
+    /// All of it at creation, permanently.
     Thick,
-    /// As it is written.
+    /// When it is written.
     Thin,
 }
 
-/// Which nodes a blank volume may be made on.
+/// On which nodes a blank volume may be created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
@@ -180,14 +180,14 @@ pub enum Placement {
     Any,
 }
 
-/// Whether a filesystem that says errors is checked before it is mounted.
+/// Whether a filesystem with recorded errors is checked before it is mounted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FsckPolicy {
-    /// Checked and repaired where that is safe.
+    /// Checked, and repaired where that is safe.
     #[default]
     Auto,
-    /// Refused.
+    /// The mount is rejected.
     Never,
 }
 
@@ -205,28 +205,28 @@ pub enum OnDelete {
 /// A class's parameters, parsed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeParameters {
-    /// The pool asked for, if one was.
+    /// The requested pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolName>,
-    /// Thick or thin, if one was asked for; the pool knows the default.
+    /// Thick or thin, if requested; the pool has the default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provisioning: Option<Provisioning>,
-    /// Where a blank volume may go.
+    /// Where a blank volume may be created.
     #[serde(default)]
     pub placement: Placement,
-    /// The filesystem, if one was asked for here.
+    /// The filesystem, if the class names one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fs_type: Option<FsType>,
-    /// Extra mkfs options as the class says them; `fs` checks them against its allow-list.
+    /// Additional mkfs options from the class; `fs` checks them against its allow-list.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub mkfs_options: String,
-    /// Checking before the mount.
+    /// The check before the mount.
     #[serde(default)]
     pub fsck: FsckPolicy,
-    /// What deleting does.
+    /// What happens to the bytes at deletion.
     #[serde(default)]
     pub on_delete: OnDelete,
-    /// Who asked, for messages only: claim and volume names the provisioner passed.
+    /// For messages only: the names of claim and volume from the provisioner.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
 }
@@ -235,7 +235,7 @@ impl VolumeParameters {
     /// Parses a class's parameters.
     ///
     /// # Errors
-    /// [`Kind::InvalidArgument`]: an unknown key, with the nearest known one; a value that key does not take.
+    /// [`Kind::InvalidArgument`]: an unknown key, with the nearest known one; an invalid value.
     pub fn parse(raw: &HashMap<String, String>) -> Result<Self> {
         let mut parsed = Self::default();
         let sorted: BTreeMap<_, _> = raw.iter().collect();
@@ -246,33 +246,32 @@ impl VolumeParameters {
             }
             let Some(row) = TABLE.iter().find(|row| row.key == key) else { return Err(unknown(key)) };
             (row.set)(&mut parsed, value).map_err(|reason| {
-                Error::new(Kind::InvalidArgument, format!("parameter {key}: {value:?} is refused: {reason}"))
+                Error::new(Kind::InvalidArgument, format!("parameter {key}: {value:?} is invalid: {reason}"))
             })?;
         }
         if parsed.on_delete == OnDelete::Zero && parsed.provisioning == Some(Provisioning::Thin) {
             return Err(Error::new(
                 Kind::InvalidArgument,
-                "parameter onDelete: zero is for thick volumes only; drop it or provisioning: thin",
+                "parameter onDelete: zero is for thick volumes only; remove it or provisioning: thin",
             ));
         }
         Ok(parsed)
     }
 
-    /// What can be read of a class's parameters, the rest as by default: for questions that a wrong class must not fail.
+    /// The valid parameters of a class, with defaults for the rest: for queries that an invalid class must not fail.
     #[must_use]
     pub fn readable(raw: &HashMap<String, String>) -> Self {
         let mut parsed = Self::default();
         for row in TABLE {
             if let Some(value) = raw.get(row.key) {
-                // A value that is refused is named when a volume is made.
+                // CreateVolume reports an invalid value.
                 let _ = (row.set)(&mut parsed, value);
             }
         }
         parsed
     }
 
-    /// The parameters as a class says them: what [`VolumeParameters::parse`] reads back to the same. Defaults are left
-    /// out.
+    /// The parameters as a class has them, without defaults: [`VolumeParameters::parse`] returns the same value.
     #[must_use]
     pub fn to_map(&self) -> HashMap<String, String> {
         let mut raw: HashMap<String, String> = self.metadata.clone().into_iter().collect();
@@ -284,7 +283,7 @@ impl VolumeParameters {
         raw
     }
 
-    /// Whether a retry that says `other` asks for the same volume: everything but the metadata.
+    /// Whether a retry with `other` requests the same volume: compares everything but the metadata.
     #[must_use]
     pub fn same_request(&self, other: &Self) -> bool {
         let plain = |p: &Self| Self { metadata: BTreeMap::new(), ..p.clone() };
@@ -293,7 +292,7 @@ impl VolumeParameters {
 }
 
 fn unknown(key: &str) -> Error {
-    let mut message = format!("parameter {key:?} is not known");
+    let mut message = format!("parameter {key:?} is unknown");
     if let Some(nearest) = nearest(key, TABLE.iter().map(|row| row.key)) {
         let _ = write!(message, "; did you mean {nearest:?}?");
     } else {
@@ -303,13 +302,13 @@ fn unknown(key: &str) -> Error {
     Error::new(Kind::InvalidArgument, message)
 }
 
-/// The known word a mistyped one is nearest to, if it is near enough to have been meant.
+/// The known word that is nearest to a mistyped one, if it is near enough.
 pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, nearest) = known.map(|known| (distance(word, known), known)).min()?;
     (distance <= nearest.len().max(word.len()) / 2).then_some(nearest)
 }
 
-/// Edit distance (Levenshtein), case folded, over at most 64 characters of each.
+/// The edit distance (Levenshtein) of the first 64 characters of each, ignoring case.
 fn distance(a: &str, b: &str) -> usize {
     let fold = |s: &str| s.chars().take(64).flat_map(char::to_lowercase).collect::<Vec<_>>();
     let (a, b) = (fold(a), fold(b));

@@ -1,11 +1,11 @@
-//! Text of others for people: what could act on a terminal, end a line or change the order of what stands beside it is
-//! shown by its number instead.
+//! Makes foreign text safe to print: characters that control a terminal, end a line or change the order of text are
+//! shown by their number instead.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Whether a character may be shown as it is: no control character (ESC, BEL, newlines, those of C1), none that changes
-/// the direction of text or ends a line, and none that cannot be seen.
+/// Whether a character may be printed unchanged: not a control character (ESC, BEL, newlines, C1), not one that changes
+/// the direction of text or ends a line, and not an invisible one.
 #[must_use]
 pub fn is_printable(c: char) -> bool {
     let is_hidden = matches!(c,
@@ -14,7 +14,7 @@ pub fn is_printable(c: char) -> bool {
     !c.is_control() && !is_hidden
 }
 
-/// The text with everything that is not [printable](is_printable) as `\u{NUMBER}`, newlines and tabs as `\n` and `\t`.
+/// The text with each character that is not [printable](is_printable) as `\u{NUMBER}`; newlines and tabs as `\n`, `\t`.
 #[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_printable) {
@@ -35,7 +35,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// The same, of at most so many bytes.
+/// The same, cut to at most `most` bytes of the original text.
 #[must_use]
 pub fn cut_printable(text: &str, most: usize) -> String {
     let cut = text.get(..text.floor_char_boundary(most)).unwrap_or_default();

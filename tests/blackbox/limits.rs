@@ -83,7 +83,7 @@ fn a_node_whose_own_files_would_be_in_its_pool_does_not_start() {
     };
     for state in ["pool", "pool/state", "link/state", "link/not-yet"] {
         let said = node(&["--endpoint", &socket, "--state", &at(state)]);
-        assert!(said.contains("state directory") && said.contains("lie in one another"), "{said}");
+        assert!(said.contains("state directory") && said.contains("overlap"), "{said}");
     }
     let inside = format!("unix://{}", at("pool/csi.sock"));
     assert!(node(&["--endpoint", &inside, "--state", &at("beside")]).contains("socket"));
