@@ -1,4 +1,4 @@
-//! A controller that is asked about the whole cluster: `--controller`, or the variable.
+//! A controller that answers for the whole cluster: `--controller`, or the variable.
 
 use std::path::PathBuf;
 
@@ -16,45 +16,45 @@ use tonic::transport::Channel;
 
 use super::serving;
 
-/// Where the cluster is asked about.
+/// The flags that name a controller.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct ControllerArguments {
-    /// Asks this controller about the whole cluster, instead of reading the pools of this machine: over the network, or on
-    /// its own machine through its CSI socket, unix:///PATH, which needs no certificate. Default: HOLDFAST_CONTROLLER.
+    /// The controller to ask about the whole cluster, instead of reading the pools of this machine. On the machine of
+    /// the controller, unix:///PATH of its CSI socket needs no certificate. Default: HOLDFAST_CONTROLLER.
     #[arg(long, value_name = "HOST:PORT")]
     controller: Option<String>,
     /// A directory with ca.crt, tls.crt and tls.key of an operator or a controller.
     #[arg(long, value_name = "DIR")]
     tls: Option<PathBuf>,
-    /// Nobody is verified and nothing encrypted: for tests only.
+    /// No certificates and no encryption: for tests only.
     #[arg(long, conflicts_with = "tls")]
     insecure_plain_text: bool,
 }
 
-/// The variable that names the controller where `--controller` does not.
+/// The variable that names the controller if `--controller` is not set.
 const VARIABLE: &str = "HOLDFAST_CONTROLLER";
 
-/// A controller that can be asked, and what runs the asking.
+/// A connection to a controller, and its runtime.
 pub(crate) struct Asked {
     runtime: Runtime,
     cluster: Cluster,
 }
 
 impl ControllerArguments {
-    /// Whether `--controller` was said, not only the variable.
+    /// Whether `--controller` was set, not only the variable.
     pub(crate) fn is_explicit(&self) -> bool {
         self.controller.is_some()
     }
 
-    /// The controller, where one was named.
+    /// The controller, if one was named.
     ///
     /// # Errors
-    /// Certificates that are missing or wrong, an address that is none.
+    /// Certificates that are missing or wrong, or an invalid address.
     pub(crate) fn asked(&self) -> Result<Option<Asked>> {
         let variable = || std::env::var(VARIABLE).ok().filter(|address| !address.is_empty());
         let Some(address) = &self.controller.clone().or_else(variable) else {
             if self.tls.is_some() || self.insecure_plain_text {
-                bail!("--tls and --insecure-plain-text say how a controller is asked: name it with --controller");
+                bail!("--tls and --insecure-plain-text need a controller: set --controller");
             }
             return Ok(None);
         };
@@ -66,12 +66,12 @@ impl ControllerArguments {
         Ok(Some(Asked { cluster: Cluster::new(address, channel)?, runtime }))
     }
 
-    /// The way to a controller; connects when it is needed.
+    /// A channel to the controller; connects when needed.
     fn channel(&self, address: &str) -> Result<Channel> {
         if address.starts_with("unix:") {
             if self.tls.is_some() || self.insecure_plain_text {
                 bail!(
-                    "--controller {address} is a socket of this machine, without certificates; drop --tls and --insecure-plain-text"
+                    "--controller {address} is a Unix socket and uses no certificates; drop --tls and --insecure-plain-text"
                 );
             }
             return serving::socket_channel(address);
@@ -80,7 +80,7 @@ impl ControllerArguments {
             (Some(directory), _) => TlsMode::Files(directory.clone()),
             (None, true) => TlsMode::InsecurePlainText,
             (None, false) => bail!(
-                "the controller {address} needs --tls DIR with ca.crt, tls.crt and tls.key (holdfast ca issue --role operator)"
+                "the controller {address} needs certificates: set --tls DIR with ca.crt, tls.crt and tls.key (run holdfast ca issue --role operator)"
             ),
         };
         let metrics = Metrics::new(Activity::default());
@@ -98,15 +98,15 @@ impl Asked {
         Ok(self.runtime.block_on(self.cluster.nodes())?)
     }
 
-    /// All volumes and snapshots of nodes that answer.
+    /// All volumes and snapshots of the nodes that answer.
     ///
     /// # Errors
-    /// When the controller does not.
+    /// When the controller does not answer.
     pub(crate) fn everything(&mut self) -> Result<Everything> {
         Ok(self.runtime.block_on(self.cluster.everything())?)
     }
 
-    /// What each node finds in its own pools, and what could not be asked.
+    /// The findings of each node in its own pools, and the nodes that did not answer.
     pub(crate) fn findings(&mut self) -> (Vec<(String, Finding)>, Vec<String>) {
         let answer = self.runtime.block_on(self.cluster.findings());
         answer.unwrap_or_else(|error| (Vec::new(), vec![error.chain()]))
@@ -115,7 +115,7 @@ impl Asked {
     /// `pools readmit`.
     ///
     /// # Errors
-    /// A pool that is still declared lost, or whose node is not heard.
+    /// A pool that is still declared lost, or whose node is unreachable.
     pub(crate) fn readmit(&mut self, pool: PoolId) -> Result<()> {
         Ok(self.runtime.block_on(self.cluster.readmit(pool))?)
     }

@@ -1,4 +1,4 @@
-//! TLS mode `auto`: its flags, and what runs for it in a controller and in a node.
+//! TLS mode `auto`: its flags, and its tasks in a controller and in a node.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -22,30 +22,30 @@ use tracing::{error, info};
 use super::daemon::Stop;
 use super::serving;
 
-/// The longest that one request for a certificate takes.
+/// The time limit of one certificate request.
 const ANSWER: Duration = Duration::from_secs(20);
-/// Requests at once on one connection.
+/// Concurrent requests on one connection.
 const MOST_AT_ONCE: u32 = 2;
 
 /// Flags of a controller.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct SigningArguments {
-    /// TLS mode auto: the Secret where the CA is kept, and the ConfigMap where its certificate is published.
+    /// TLS mode auto: the name of the Secret with the CA and of the ConfigMap with its certificate.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     tls_authority: Option<String>,
-    /// TLS mode auto: where nodes ask for their certificates.
+    /// TLS mode auto: the address where nodes request certificates.
     #[arg(long, value_name = "ADDRESS:PORT")]
     enrol_listen: Option<String>,
-    /// TLS mode auto: the service account of the nodes; nobody else is certified.
+    /// TLS mode auto: the service account of the nodes; only its pods get certificates.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     enrol_account: Option<String>,
-    /// TLS mode auto: how long certificates live; they are renewed after two thirds of it. Default: 720h.
+    /// TLS mode auto: the lifetime of a certificate, which is renewed after two thirds of it. Default: 720h.
     #[arg(long, value_name = "TIME")]
     certificate_life: Option<String>,
 }
 
 impl SigningArguments {
-    /// Adds what they say.
+    /// Adds these flags.
     pub(crate) fn flags(&self, others: Flags) -> Flags {
         Flags {
             tls_authority: self.tls_authority.clone(),
@@ -60,25 +60,25 @@ impl SigningArguments {
 /// Flags of a node.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct EnrolArguments {
-    /// TLS mode auto: a file with the CA's certificate, by which controllers are known; looked at again and again.
+    /// TLS mode auto: a file with the CA's certificate, which verifies controllers; changes are detected.
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<String>,
-    /// TLS mode auto: a file with a service account token of audience holdfast, bound to this node's pod.
+    /// TLS mode auto: a file with a service account token with audience holdfast, bound to this node's pod.
     #[arg(long, value_name = "FILE")]
     tls_token: Option<String>,
-    /// TLS mode auto: where controllers certify. Repeatable, or separated by commas.
+    /// TLS mode auto: the controllers' --enrol-listen. Repeatable, or separated by commas.
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     enrol: Vec<String>,
 }
 
 impl EnrolArguments {
-    /// Adds what they say.
+    /// Adds these flags.
     pub(crate) fn flags(&self, others: Flags) -> Flags {
         Flags { tls_ca: self.tls_ca.clone(), tls_token: self.tls_token.clone(), enrol: self.enrol.clone(), ..others }
     }
 }
 
-/// A controller's side, not begun.
+/// The controller's side, not yet started.
 pub(crate) struct Certifying {
     keeper: Keeper,
     signing: Signing,
@@ -88,10 +88,10 @@ pub(crate) struct Certifying {
 }
 
 impl Certifying {
-    /// Binds the port, and finds the way to the API server.
+    /// Binds the port and configures the client of the API server.
     ///
     /// # Errors
-    /// An address that is taken, no way to the API server.
+    /// The address is in use, or the API server is not configured.
     pub(crate) async fn prepare(
         config: &SigningConfig,
         credentials: &Credentials,
@@ -106,40 +106,40 @@ impl Certifying {
         let service =
             EnrolService::new(tokens, config.account.clone(), signing.clone(), config.life, metrics.enrol().clone());
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
-            format!("--enrol-listen {} cannot be listened on; free the port or choose another", config.listen)
+            format!("cannot listen on --enrol-listen {}; free the port or choose another", config.listen)
         })?;
-        let address = listener.local_addr().context("ask for the port")?;
+        let address = listener.local_addr().context("read the address of --enrol-listen")?;
         let incoming = credentials.incoming_from_anybody(listener).within(shares);
         Ok(Self { keeper, signing, service, incoming, address })
     }
 
-    /// Keeps the CA and certifies nodes until the end begins.
+    /// Maintains the CA and issues certificates to nodes until the process stops.
     pub(crate) fn begin(self, stopped: &Stop) -> Signing {
         let Self { keeper, signing, service, incoming, address } = self;
         tokio::spawn(keeper.run(stopped.receiver()));
         let until = stopped.clone();
         let bounds = service.bounds();
         let service = EnrolmentServer::new(service).max_decoding_message_size(MOST_MESSAGE);
-        info!(listen = %address, "nodes are certified");
+        info!(listen = %address, "this controller issues certificates to nodes");
         tokio::spawn(async move {
             let server = wire::server().timeout(ANSWER).max_concurrent_streams(MOST_AT_ONCE);
             let mut server = server.concurrency_limit_per_connection(2).layer(bounds);
             let served = server.add_service(service).serve_with_incoming_shutdown(incoming, until.begun());
             if let Err(failed) = served.await {
-                error!(error = %failed, "nodes are not certified any more");
+                error!(error = %failed, "this controller no longer issues certificates to nodes; restart it");
             }
         });
         signing
     }
 }
 
-/// A node's certificate, as far as it has one.
+/// The certificate of a node, if it has one.
 pub(crate) struct Certified {
     kept: Kept,
     holder: Holder,
 }
 
-/// What a node was certified with last is what it shows. Blocks.
+/// Loads the certificate that the node was issued last. Blocks.
 pub(crate) fn certified(os: &Os, node: &NodeId, state: &Path, metrics: TlsMetrics) -> (Credentials, Certified) {
     let (credentials, holder) = Credentials::held(Role::Node(node.clone()), metrics);
     let kept = Kept::new(os, state);
@@ -147,7 +147,7 @@ pub(crate) fn certified(os: &Os, node: &NodeId, state: &Path, metrics: TlsMetric
     (credentials, Certified { kept, holder })
 }
 
-/// A node's side: asks for a certificate whenever one is wanted, until the end begins.
+/// The node's side: requests a certificate whenever it needs one, until the process stops.
 pub(crate) fn enrol(
     config: &EnrolConfig,
     os: &Os,

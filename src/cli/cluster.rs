@@ -1,4 +1,4 @@
-//! `pools`, `volumes` and `doctor` of a whole cluster: asked of a controller instead of read from the pools.
+//! `pools`, `volumes` and `doctor` for a whole cluster: requested from a controller instead of read from the pools.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -40,7 +40,7 @@ impl PoolRow {
             Health::Failing(_) | Health::Quarantined(_) => None,
         };
         let state = match (&pool.health, node.silence) {
-            (_, Silence::Silent) => "silent".to_owned(),
+            (_, Silence::Silent) => "unreachable".to_owned(),
             (Health::Served(_), _) => "served".to_owned(),
             (Health::Failing(why), _) => format!("failing: {why}"),
             (Health::Quarantined(_), _) => "quarantine".to_owned(),
@@ -101,11 +101,11 @@ pub(crate) fn pools(asked: &mut Asked, output: Format) -> Result<ExitCode> {
         "size",
         "used",
         "available",
-        "promised",
+        "reserved",
         "volumes",
         "snapshots",
         "state",
-        "heard",
+        "heartbeat",
     ]);
     let bytes = |figure: Option<Bytes>| figure.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
     let count = |figure: Option<u64>| figure.map_or_else(|| "-".to_owned(), |count| count.to_string());
@@ -171,7 +171,7 @@ impl VolumeRow {
     }
 }
 
-/// Prints every volume of the cluster: 1 when a node could not be asked, which is named on standard error.
+/// Prints every volume of the cluster. Exit code 1 if a node did not answer; standard error then names it.
 ///
 /// # Errors
 /// When the controller does not answer.
@@ -199,12 +199,12 @@ pub(crate) fn volumes(asked: &mut Asked, output: Format) -> Result<ExitCode> {
         document(output, &rows)?;
     }
     for why in &everything.unheard {
-        complain(&format!("the list is not whole: {why}"));
+        complain(&format!("the list is incomplete: {why}"));
     }
     Ok(if everything.unheard.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What is wrong in the cluster, as [`super::doctor`] shows it: pools with nothing to say, and what there is to say of the others.
+/// The pools of the cluster without problems, and the findings of the others, for [`super::doctor`].
 ///
 /// # Errors
 /// When the controller does not answer.
@@ -219,9 +219,9 @@ pub(crate) fn findings(asked: &mut Asked) -> Result<(Vec<String>, Vec<Finding>)>
     if nodes.is_empty() {
         found.push(finding(
             "-".to_owned(),
-            "no node has made itself known to this controller".to_owned(),
+            "this controller has received no heartbeat of any node".to_owned(),
             "the whole cluster".to_owned(),
-            "look whether holdfast node runs, and whether its --controllers name this controller".to_owned(),
+            "check that holdfast node runs, and that its --controllers name this controller".to_owned(),
         ));
     }
     for node in &nodes {
@@ -229,19 +229,16 @@ pub(crate) fn findings(asked: &mut Asked) -> Result<(Vec<String>, Vec<Finding>)>
             let place = format!("node {} at {}", node.node, node.endpoint);
             let wrong = match (&pool.health, node.silence) {
                 (_, Silence::Silent) => Some((
-                    format!("its node has not been heard for {} s", node.heard.age().as_secs()),
-                    "look whether holdfast runs there; if the node never returns, name it in lostHomes".to_owned(),
+                    format!("its node is unreachable: the last heartbeat was {} s ago", node.heard.age().as_secs()),
+                    "check that holdfast runs there; if the node never returns, add it to lostHomes".to_owned(),
                 )),
                 (Health::Failing(why), _) => Some((
                     format!("it cannot be read: {why}"),
-                    "look at the node's disk (dmesg) and its log".to_owned(),
+                    "check the node's disk (dmesg) and the driver's log".to_owned(),
                 )),
                 (Health::Quarantined(since), _) => Some((
                     format!("in quarantine for {} s: it was declared lost and came back", since.age().as_secs()),
-                    format!(
-                        "take it out of lostHomes, look at what is in it, then: holdfast pools readmit {}",
-                        pool.id
-                    ),
+                    format!("remove it from lostHomes, check its data, then run holdfast pools readmit {}", pool.id),
                 )),
                 (Health::Served(_), Silence::Heard) => None,
             };
@@ -256,9 +253,9 @@ pub(crate) fn findings(asked: &mut Asked) -> Result<(Vec<String>, Vec<Finding>)>
         if node.version != env!("CARGO_PKG_VERSION") {
             found.push(finding(
                 "-".to_owned(),
-                format!("it runs release {}, this command is {}", node.version, env!("CARGO_PKG_VERSION")),
+                format!("the node runs release {}, this command is {}", node.version, env!("CARGO_PKG_VERSION")),
                 format!("node {}", node.node),
-                "run the same release everywhere when the upgrade is over".to_owned(),
+                "finish the upgrade: run the same release on all nodes and controllers".to_owned(),
             ));
         }
     }
@@ -268,7 +265,7 @@ pub(crate) fn findings(asked: &mut Asked) -> Result<(Vec<String>, Vec<Finding>)>
             format!("{} ({})", entry.name, entry.pool),
             format!("no node serves it; node {} did {}", entry.node, entry.ago()),
             format!("node {} at {}", entry.node, entry.endpoint),
-            "start that node, or start holdfast where the disks are; if they are gone for good, name the pool in lostHomes"
+            "start that node, or start holdfast on the node with the disks; if the disks are lost, add the pool to lostHomes"
                 .to_owned(),
         ));
     }
@@ -282,9 +279,9 @@ pub(crate) fn findings(asked: &mut Asked) -> Result<(Vec<String>, Vec<Finding>)>
     for why in &unheard {
         found.push(finding(
             "-".to_owned(),
-            "not everything could be asked".to_owned(),
+            "the findings are incomplete: not every node answered".to_owned(),
             why.clone(),
-            "ask again later".to_owned(),
+            "retry later".to_owned(),
         ));
     }
     Ok((healthy, found))
@@ -294,7 +291,7 @@ fn finding(pool: String, what: String, place: String, remedy: String) -> Finding
     Finding { kind: FindingKind::Service, pool, what, place, remedy }
 }
 
-/// One name in several pools: made twice while a home was silent.
+/// One name in several pools: created twice while a node was unreachable.
 fn duplicates(everything: &Everything) -> Vec<Finding> {
     let mut by_name = BTreeMap::<&str, Vec<&Volume>>::new();
     for volume in &everything.volumes {
@@ -306,9 +303,12 @@ fn duplicates(everything: &Everything) -> Vec<Finding> {
         Finding {
             kind: FindingKind::Duplicate,
             pool: "-".to_owned(),
-            what: format!("volume {name} exists {} times: it was made again while a node was silent", places.len()),
+            what: format!(
+                "volume {name} exists {} times: it was created again while a node was unreachable",
+                places.len()
+            ),
             place: places.join("; "),
-            remedy: "keep the one its PersistentVolume names; delete the other with DeleteVolume for its handle"
+            remedy: "keep the one that its PersistentVolume names; delete the other with DeleteVolume for its handle"
                 .to_owned(),
         }
     };

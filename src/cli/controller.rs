@@ -1,5 +1,5 @@
-//! `holdfast controller`: CSI's Identity and Controller on a socket, and the port where nodes make themselves known. It
-//! keeps no state: several of them serve at the same time.
+//! `holdfast controller`: CSI Identity and Controller on a socket, and the port for the heartbeats of nodes. It is
+//! stateless; several can serve at the same time.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ impl Arguments {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What keeps it from starting. What ends it later is logged, and the exit code 1.
+/// An error that prevents the start. A later error is logged, and the exit code is 1.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = arguments.config()?;
     let serving = config.serving.clone();
@@ -92,13 +92,13 @@ async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped
         let served =
             serving::server(bounds).add_service(registry).serve_with_incoming_shutdown(incoming, until.begun());
         if let Err(failed) = served.await {
-            error!(error = %failed, "nodes are not heard any more");
+            error!(error = %failed, "this controller no longer receives heartbeats; restart it");
         }
     });
     let signing = certifying.map(|certifying| certifying.begin(&stopped));
     let (ready, settling) = (pools.clone(), config.rhythm.settling());
     tokio::spawn(async move {
-        // Nobody is heard before there is a certificate.
+        // No heartbeat can arrive before there is a certificate.
         if let Some(signing) = signing {
             signing.there().await;
         }
@@ -110,7 +110,7 @@ async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped
         endpoint = %config.serving.socket.display(),
         listen = %address,
         lost = config.lost.len(),
-        "holdfast controller serves; ready when the nodes had time to be heard"
+        "holdfast controller serves; it is ready after two heartbeats"
     );
     let serving = ServeConfig {
         socket: config.serving.socket,
@@ -125,7 +125,7 @@ async fn live(config: ControllerConfig, os: Os, stop: watch::Sender<()>, stopped
     daemon::ended(serve(serving, stopped.begun()).await)
 }
 
-/// How homes are dialled: the node that answers must prove to be the one that is meant.
+/// Connects to nodes: the certificate of the node that answers must be for the intended node.
 fn dial(credentials: Credentials, metrics: HomeMetrics) -> Dial {
     let runtime = Handle::current();
     Box::new(move |node: &NodeId, endpoint: &str| {

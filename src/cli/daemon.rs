@@ -1,4 +1,4 @@
-//! What every daemon has in common: its flags, its runtime, its end.
+//! Common to all daemons: flags, runtime and shutdown.
 
 use std::future::Future;
 use std::os::unix::net::UnixStream;
@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, warn};
 
-/// Calls are decoded and answered on two threads; the work of each runs on one of its own, at most so many at once.
+/// Two threads decode and answer calls; the work of each call runs on a thread of its own, up to this number at once.
 const WORKERS: usize = 2;
 const BLOCKING_THREADS: usize = 512;
 const STACK: usize = 1 << 20;
@@ -24,22 +24,22 @@ const STACK: usize = 1 << 20;
 /// Flags of every daemon.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct DaemonArguments {
-    /// The Unix socket CSI is served on. Default: CSI_ENDPOINT.
+    /// The Unix socket on which CSI is served. Default: CSI_ENDPOINT.
     #[arg(long, value_name = "unix:///PATH")]
     endpoint: Option<String>,
-    /// Serves metrics and health here. Default: nowhere.
+    /// The address and port for metrics and health. Default: not served.
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<String>,
-    /// How a log line looks: text or json. Default: text.
+    /// The format of log lines: text or json. Default: text.
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
-    /// The least important lines that are written: error, warn, info, debug or trace. Default: info.
+    /// The lowest level of log lines: error, warn, info, debug or trace. Default: info.
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
 }
 
 impl DaemonArguments {
-    /// Adds what they say.
+    /// Adds these flags.
     pub(crate) fn flags(&self, others: Flags) -> Flags {
         Flags {
             endpoint: self.endpoint.clone(),
@@ -51,28 +51,28 @@ impl DaemonArguments {
     }
 }
 
-/// Flags of daemons that speak to others.
+/// Flags of daemons that connect to other daemons.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct WireArguments {
-    /// Where other nodes and controllers reach this one.
+    /// The TCP address on which this process accepts connections.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
-    /// A directory with ca.crt, tls.crt and tls.key; renewed files are taken without a restart.
+    /// A directory with ca.crt, tls.crt and tls.key; changed files are loaded without a restart.
     #[arg(long, value_name = "DIR")]
     tls: Option<String>,
-    /// The controllers make the certificates, and know nodes by their tokens of Kubernetes.
+    /// The controllers issue the certificates, and verify nodes by their Kubernetes tokens.
     #[arg(long)]
     tls_auto: bool,
-    /// Nobody is verified and nothing encrypted: for tests only.
+    /// No certificates and no encryption: for tests only.
     #[arg(long)]
     insecure_plain_text: bool,
-    /// The time between two heartbeats, the same everywhere. Default: 5s.
+    /// The time between two heartbeats, the same in all processes. Default: 5s.
     #[arg(long, value_name = "TIME")]
     heartbeat: Option<String>,
 }
 
 impl WireArguments {
-    /// Adds what they say.
+    /// Adds these flags.
     pub(crate) fn flags(&self, others: Flags) -> Flags {
         Flags {
             listen: self.listen.clone(),
@@ -88,16 +88,16 @@ impl WireArguments {
 /// Flags of daemons that serve a node.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct KubeletArguments {
-    /// Registers the driver with kubelet, which watches this directory. Default: a registrar beside the driver does.
+    /// The directory that kubelet watches; the driver registers itself there. Default: use a registrar.
     #[arg(long, value_name = "DIR")]
     kubelet_registration: Option<String>,
-    /// The socket of --endpoint as kubelet sees it. Default: its path here.
+    /// The path of the --endpoint socket as kubelet sees it. Default: the path of --endpoint.
     #[arg(long, value_name = "PATH")]
     kubelet_endpoint: Option<String>,
 }
 
 impl KubeletArguments {
-    /// Adds what they say.
+    /// Adds these flags.
     pub(crate) fn flags(&self, others: Flags) -> Flags {
         Flags {
             kubelet_registration: self.kubelet_registration.clone(),
@@ -107,27 +107,27 @@ impl KubeletArguments {
     }
 }
 
-/// The end of the process, when it has been asked for. Cheap to clone.
+/// The signal that the process must stop. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Stop(watch::Receiver<()>);
 
 impl Stop {
-    /// Completes when the end begins.
+    /// Completes when the shutdown begins.
     pub(crate) async fn begun(mut self) {
-        // The sender is dropped only when nobody waits for signals any more: that is an end too.
+        // A dropped sender means that no task waits for signals any more: that is a shutdown too.
         let _ = self.0.changed().await;
     }
 
-    /// For those who wait for more than the end.
+    /// For tasks that wait for other events as well.
     pub(crate) fn receiver(&self) -> watch::Receiver<()> {
         self.0.clone()
     }
 }
 
-/// Serves until SIGTERM or SIGINT. `check` sees what can be seen to be wrong before anything is touched.
+/// Serves until SIGTERM or SIGINT. `check` runs all checks that are possible before anything is changed.
 ///
 /// # Errors
-/// What keeps it from starting. What ends it later is logged, and the exit code 1.
+/// An error that prevents the start. A later error is logged, and the exit code is 1.
 pub(crate) fn run<F>(
     serving: &Serving,
     check: impl FnOnce(&Os) -> Result<()>,
@@ -151,15 +151,15 @@ where
         .context("start the runtime")?;
     let (stop, stopped) = watch::channel(());
     let ended = runtime.block_on(live(os, stop, Stop(stopped)));
-    // A thread that hangs in the kernel must not keep the process: what it began is finished by the next start.
+    // A thread that hangs in the kernel must not delay the exit: the next start finishes its operation.
     runtime.shutdown_background();
     ended
 }
 
-/// The exit code of what CSI's server ended with.
+/// The exit code for the result of the CSI server.
 ///
 /// # Errors
-/// A refusal to start.
+/// An error that prevented the start.
 pub(crate) fn ended(served: Result<(), Error>) -> Result<ExitCode> {
     match served {
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -171,24 +171,24 @@ pub(crate) fn ended(served: Result<(), Error>) -> Result<ExitCode> {
     }
 }
 
-/// Whether a socket can be made; `flag` is where messages say it was chosen.
+/// Checks that a socket can be created; `flag` is the flag that messages name.
 fn check_socket(os: &Os, socket: &Path, flag: &str) -> Result<()> {
     let shown = socket.display();
     let directory = socket.parent().unwrap_or(Path::new("/"));
     if os.identity(directory)?.is_none() {
-        bail!("the directory of the socket {shown} does not exist; make it: mkdir -p {}", directory.display());
+        bail!("the directory of the socket {shown} does not exist; run mkdir -p {}", directory.display());
     }
     if let Some(Entry::File | Entry::Directory | Entry::Symlink) = os.entry(socket)? {
-        bail!("{shown} is not a socket; move it away, or choose another {flag}");
+        bail!("{shown} exists and is not a socket; move it away, or choose another {flag}");
     }
     if UnixStream::connect(socket).is_ok() {
-        bail!("another process answers on {shown}; stop it, or give this one another {flag}");
+        bail!("another process answers on {shown}; stop it, or choose another {flag}");
     }
     Ok(())
 }
 
-/// What a node with these pools, known to kubelet this way, needs of its machine; `places` are other paths of its own. The
-/// pools themselves are looked at when they are opened, each on its own: the disk of one may not answer.
+/// Checks the machine for a node with these pools and this registration; `places` are its other paths. The pools
+/// themselves are checked when they are opened, each separately: the disk of one may not answer.
 pub(crate) fn check_node(
     os: &Os,
     serving: &Serving,
@@ -215,18 +215,18 @@ fn check_registration(os: &Os, registration: &Registration) -> Result<()> {
     let directory = registration.directory();
     if !directory.is_dir() {
         bail!(
-            "--kubelet-registration: {} is not a directory; name the one kubelet watches, which it makes when it starts: \
-             plugins_registry in its root directory",
+            "--kubelet-registration: {} is not a directory; set the directory that kubelet watches: plugins_registry in \
+             its root directory, which kubelet creates when it starts",
             directory.display()
         );
     }
     for socket in [&registration.socket, &registration.registrar] {
-        check_socket(os, socket, "--kubelet-registration; a registrar beside the driver is not needed with it")?;
+        check_socket(os, socket, "--kubelet-registration; do not run a registrar beside the driver with this flag")?;
     }
     Ok(())
 }
 
-/// The first SIGTERM or SIGINT begins the end; a second one ends the process at once.
+/// The first SIGTERM or SIGINT starts the shutdown; a second one ends the process at once.
 pub(crate) fn wait_for_signals(stop: watch::Sender<()>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
@@ -234,7 +234,7 @@ pub(crate) fn wait_for_signals(stop: watch::Sender<()>) -> Result<()> {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         stop.send_replace(());
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        warn!("a second signal: ending at once");
+        warn!("received a second signal: exiting at once");
         std::process::exit(1);
     });
     Ok(())

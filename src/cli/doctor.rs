@@ -1,4 +1,4 @@
-//! `holdfast doctor`: what is wrong with the pools, and the command that settles it. Reads only.
+//! `holdfast doctor`: problems of the pools, each with the next step. Read-only.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,9 +19,9 @@ use super::cluster;
 use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
 use super::output::{Format, Paint, document, say, say_as_is, say_marked};
 
-/// What kubelet keeps its pods in.
+/// The root directory of kubelet.
 const KUBELET: &str = "/var/lib/kubelet";
-/// Names that begin so belong to work that is under way or was cut off.
+/// The prefix of temporary names: work in progress, or interrupted work.
 const TEMPORARY: &str = ".tmp-";
 
 /// Findings of one pool.
@@ -34,7 +34,7 @@ struct Ward<'a> {
 /// Prints every finding: 0 when there is none, 1 when there is.
 ///
 /// # Errors
-/// When the kernel cannot be asked. A pool that cannot be read is a finding.
+/// When the state of the kernel cannot be read. A pool that cannot be read is a finding.
 pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
     if let Some(mut asked) = arguments.controller()? {
         let (healthy, findings) = cluster::findings(&mut asked)?;
@@ -48,32 +48,31 @@ pub(crate) fn run(arguments: &LookArguments) -> Result<ExitCode> {
     conclude(arguments, &healthy, &findings)
 }
 
-/// What raw block volumes are published as on this machine, and what that means: no finding, since a kernel may have no
-/// choice.
+/// How raw block volumes are published on this machine, and the consequence. Not a finding, because some kernels have no
+/// device-mapper.
 fn raw_blocks(os: &Os) -> Result<String> {
     let paint = Paint::detect();
-    Ok(match os.dm_support().context("ask the kernel for device-mapper")? {
+    Ok(match os.dm_support().context("look for device-mapper in the kernel")? {
         DmSupport::Yes(_) => format!(
-            "{}  raw block volumes are published through device-mapper: their pods have no control of what is below",
+            "{}  raw block volumes are published through device-mapper: their pods cannot change the loop device below",
             paint.good("ok")
         ),
         DmSupport::No(why) => format!(
-            "{}  raw block volumes are published as loop devices, because {why}: a pod with one can detach or resize its own loop device; load the module dm_mod and restart the driver to prevent that",
+            "{}  raw block volumes are published as loop devices, because {why}: a pod can detach or resize its own loop device; to prevent that, run modprobe dm_mod and restart the driver",
             paint.strong("--")
         ),
     })
 }
 
-/// Looks at pools beside whoever serves them: those with nothing to say, and what there is to say of the others.
+/// Inspects pools while a driver may serve them. Returns the pools without problems, and the findings of the others.
 ///
 /// # Errors
-/// When the kernel cannot be asked. A pool that cannot be read is a finding.
+/// When the state of the kernel cannot be read. A pool that cannot be read is a finding.
 pub(crate) fn examine(os: &Os, pools: &[PoolConfig]) -> Result<(Vec<String>, Vec<Finding>)> {
     examine_served(os, pools, &BTreeMap::new())
 }
 
-/// The same, with the pools whose daemon says why they are not served: those are not looked at, for their disks may not
-/// answer.
+/// The same, with the pools that the daemon reports as not served. Those are not inspected: their disks may not answer.
 fn examine_served(
     os: &Os,
     pools: &[PoolConfig],
@@ -89,7 +88,7 @@ fn examine_served(
                 FindingKind::Unreadable,
                 outage.clone(),
                 config.root().display().to_string(),
-                "do what the message says; the driver serves the pool as soon as it can, without a restart".to_owned(),
+                "follow the message; the driver then serves the pool without a restart".to_owned(),
             );
             findings.append(&mut ward.findings);
             continue;
@@ -101,7 +100,7 @@ fn examine_served(
                 FindingKind::Unreadable,
                 format!("the pool cannot be read: {error:#}"),
                 place,
-                "settle what the message names".to_owned(),
+                "follow the message, then run holdfast doctor again".to_owned(),
             );
         }
         if ward.findings.is_empty() {
@@ -112,7 +111,7 @@ fn examine_served(
     Ok((healthy, findings))
 }
 
-/// Why kubelet and pods would not see what this process mounts for them; `None` where they do, or kubelet is not here.
+/// Why kubelet and pods would not see the mounts of this process; `None` if they do, or if there is no kubelet.
 ///
 /// # Errors
 /// `Internal` when the mounts cannot be read.
@@ -123,16 +122,16 @@ pub(crate) fn unseen_by_kubelet(os: &Os) -> holdfast::types::Result<Option<Strin
     }
 }
 
-/// What [`examine`] finds, for whoever asks the daemon; with what its home says of pools that are not served.
+/// The findings of [`examine`] for a request to the daemon; `home` reports the pools that are not served.
 ///
 /// # Errors
-/// `Internal` when the kernel cannot be asked.
+/// `Internal` when the state of the kernel cannot be read.
 pub(crate) fn findings(
     os: &Os,
     pools: &[PoolConfig],
     home: Option<&LocalHome>,
 ) -> holdfast::types::Result<Vec<Finding>> {
-    let failed = |error: anyhow::Error| Error::new(Kind::Internal, format!("the pools cannot be looked at: {error:#}"));
+    let failed = |error: anyhow::Error| Error::new(Kind::Internal, format!("the pools cannot be inspected: {error:#}"));
     let conditions = home.map(LocalHome::conditions).unwrap_or_default();
     let outages = conditions.into_iter().filter_map(|condition| match condition.health {
         Health::Failing(reason) => Some((condition.name, reason)),
@@ -141,7 +140,7 @@ pub(crate) fn findings(
     examine_served(os, pools, &outages.collect()).map(|(_, findings)| findings).map_err(failed)
 }
 
-/// How many findings of each kind each pool has, for metrics.
+/// The number of findings of each kind in each pool, for metrics.
 ///
 /// # Errors
 /// As [`findings`].
@@ -174,7 +173,7 @@ fn conclude(arguments: &LookArguments, healthy: &[String], findings: &[Finding])
 fn tell(healthy: &[String], findings: &[Finding]) {
     let paint = Paint::detect();
     for pool in healthy {
-        say_marked(&paint.good("ok"), &format!("{pool}: nothing to say"));
+        say_marked(&paint.good("ok"), &format!("{pool}: no problems found"));
     }
     for finding in findings {
         let pool = printable(&finding.pool);
@@ -195,12 +194,12 @@ impl Ward<'_> {
             self.found(
                 FindingKind::Unreadable,
                 format!(
-                    "the pool there is {} ({}), of node {}: another disk is mounted there",
+                    "this directory has pool {} ({}) of node {}: another disk is mounted there",
                     there.name, there.id, there.home
                 ),
                 place.clone(),
                 format!(
-                    "mount the right filesystem there (findmnt {place}), or call the pool {} in the configuration",
+                    "mount the right filesystem there (findmnt {place} shows the current one), or name the pool {} in the configuration",
                     there.name
                 ),
             );
@@ -216,7 +215,7 @@ impl Ward<'_> {
             };
             let place = view.config.root().join(parts).join(object.uuid().to_string()).display().to_string();
             let remedy = format!(
-                "restore {thing}.json there from a backup of the pool; if the data is not needed: rm -r {place}. Until then this {thing} is not served, and no {parts} are listed"
+                "restore {thing}.json there from a backup of the pool; if the data is not needed: rm -r {place}. Until then the {thing} is not served, and lists of {parts} fail"
             );
             self.found(FindingKind::Unreadable, error.chain(), place, remedy);
         }
@@ -239,7 +238,7 @@ impl Ward<'_> {
         Ok(())
     }
 
-    /// Temporary names and the trash: the driver removes them when it starts.
+    /// Temporary names and the trash; the driver removes both at start.
     fn temporaries(&mut self, root: &Path) -> Result<()> {
         for directory in [root.to_owned(), root.join("volumes"), root.join("snapshots"), root.join("trash")] {
             let is_trash = directory.ends_with("trash");
@@ -247,16 +246,16 @@ impl Ward<'_> {
             for name in names.into_iter().filter(|name| is_trash || name.starts_with(TEMPORARY)) {
                 self.found(
                     FindingKind::Unfinished,
-                    "a temporary name: work under way, or cut off".to_owned(),
+                    "a temporary name: work in progress, or interrupted work".to_owned(),
                     directory.join(name).display().to_string(),
-                    "run holdfast doctor again; if it stays, restart the driver, which removes it".to_owned(),
+                    "run holdfast doctor again; if it is still there, restart the driver, which removes it".to_owned(),
                 );
             }
         }
         Ok(())
     }
 
-    /// A pool should not share a filesystem with what must not run full.
+    /// A pool should not share a filesystem with the system or with kubelet.
     fn ground(&mut self, view: &PoolView) -> Result<()> {
         let root = view.config.root();
         let Some(ours) = self.os.identity(root)? else { return Ok(()) };
@@ -266,7 +265,7 @@ impl Ward<'_> {
                     FindingKind::Shared,
                     format!("the pool shares a filesystem with {why} ({path}): one can fill the other"),
                     root.display().to_string(),
-                    "give the pool a filesystem of its own: stop the driver, copy the directory there, mount it at this path"
+                    "use a separate filesystem for the pool: stop the driver, copy the directory to it, mount it at this path"
                         .to_owned(),
                 );
                 break;
@@ -275,7 +274,7 @@ impl Ward<'_> {
         Ok(())
     }
 
-    /// Bytes and inodes.
+    /// Free bytes and inodes.
     fn room(&mut self, view: &PoolView) {
         let report = &view.survey.report;
         let place = view.config.root().display().to_string();
@@ -285,7 +284,7 @@ impl Ward<'_> {
             self.found(
                 FindingKind::Space,
                 format!(
-                    "the pool is nearly full: new volumes may take {} of {usable} (free {}, promised {}, kept free {min_free})",
+                    "the pool is nearly full: {} of {usable} are available for new volumes (free {}, reserved {}, minFree {min_free})",
                     report.available, report.room.available, report.promised
                 ),
                 place.clone(),
@@ -296,11 +295,11 @@ impl Ward<'_> {
             self.found(
                 FindingKind::Space,
                 format!(
-                    "{} are promised to snapshots and volumes that share blocks or are thin, and only {} are free: somebody else fills the filesystem, and writes to these volumes may fail",
+                    "{} are reserved for snapshots and volumes that share blocks or are thin, and only {} are free: other files fill the filesystem, and writes to these volumes may fail",
                     report.promised, report.room.available
                 ),
                 place.clone(),
-                "remove files that are not the pool's, delete snapshots, or grow the filesystem".to_owned(),
+                "remove files that do not belong to the pool, delete snapshots, or grow the filesystem".to_owned(),
             );
         }
         if let (Some(all), Some(free)) = (report.room.inodes, report.room.inodes_free)
@@ -310,12 +309,13 @@ impl Ward<'_> {
                 FindingKind::Space,
                 format!("the pool's filesystem is nearly out of inodes: {free} of {all} are free"),
                 place,
-                "remove files that are not the pool's, or move the pool to a filesystem with more inodes".to_owned(),
+                "remove files that do not belong to the pool, or move the pool to a filesystem with more inodes"
+                    .to_owned(),
             );
         }
     }
 
-    /// Loop devices of volumes that nobody should be using, with their mounts.
+    /// Loop devices of volumes that are not in use, with their mounts.
     fn devices(&mut self, view: &PoolView, kernel: &Kernel) {
         for (uuid, device) in &view.devices {
             let record = view.survey.volumes.iter().find(|record| record.uuid == *uuid);
@@ -324,7 +324,7 @@ impl Ward<'_> {
                 Some(record) if record.attachments.is_empty() && record.still_staged.is_some() => {
                     "a volume that was detached while this node used it"
                 }
-                Some(record) if record.attachments.is_empty() => "a volume that is granted to no node",
+                Some(record) if record.attachments.is_empty() => "a volume that is attached to no node",
                 None if !unreadable => "a volume without a record",
                 _ => continue,
             };
@@ -348,7 +348,7 @@ impl Ward<'_> {
         }
     }
 
-    /// A raw block volume whose pods have a device that is not its own any more.
+    /// A raw block volume whose pods have a device that no longer belongs to it.
     fn published(&mut self, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
         let boot: Option<uuid::Uuid> = self.os.boot_id()?.parse().ok();
         let uses = record.attachments.iter().chain(&record.still_staged);
@@ -357,7 +357,7 @@ impl Ward<'_> {
                 let Ok(number) = mark.number.parse::<DevNum>() else { continue };
                 let loop_device = self.os.loop_of(number)?;
                 let shown = loop_device.map(|device| self.os.loop_view(device)).transpose()?.flatten();
-                // The same attachment of an image or, for pods that only read, of the volume's own device.
+                // The same loop device, of the image or, for pods that only read, of the volume's own device.
                 if shown.as_ref().is_some_and(|shown| shown.diskseq == mark.diskseq) {
                     continue;
                 }
@@ -365,8 +365,8 @@ impl Ward<'_> {
                 let Some(first) = mounts.first() else { continue };
                 let device = self.os.device_path(number);
                 let shows = match shown {
-                    Some(view) => format!("shows {} by now", view.backing.display()),
-                    None => "shows nothing any more".to_owned(),
+                    Some(view) => format!("now shows {}", view.backing.display()),
+                    None => "no longer has a file".to_owned(),
                 };
                 let points: Vec<_> = mounts.iter().map(|entry| entry.mount_point.display().to_string()).collect();
                 let who = claim_of(record).unwrap_or_else(|| record.co_name.clone());
@@ -379,7 +379,7 @@ impl Ward<'_> {
                     device.display()
                 ),
                 first.mount_point.display().to_string(),
-                "delete the pod that uses it: its path is removed, and a new pod gets the volume's own device".to_owned(),
+                "delete the pod that uses it; a new pod gets the device of the volume".to_owned(),
             );
             }
         }
@@ -392,18 +392,18 @@ impl Ward<'_> {
         if let FormatState::Formatting { fs, .. } = record.format.known {
             self.found(
                 FindingKind::Unfinished,
-                format!("volume {who} is in formatting: a mkfs.{fs} was begun and its end is not recorded"),
+                format!("volume {who} is being formatted: mkfs.{fs} has begun, and its end is not recorded"),
                 place.clone(),
-                "start its pod: staging the volume finishes or repeats the mkfs; no user data can be on it yet"
+                "start its pod: NodeStageVolume finishes or repeats the mkfs; the volume cannot have user data yet"
                     .to_owned(),
             );
         }
         if record.phase == Phase::Deleting {
             self.found(
                 FindingKind::Unfinished,
-                format!("volume {who} is being deleted and still there"),
+                format!("volume {who} is being deleted, and its data still exists"),
                 place.clone(),
-                "the orchestrator's next DeleteVolume finishes it; if its claim is gone, send DeleteVolume for this handle"
+                "the next DeleteVolume finishes the deletion; if no PersistentVolume is left, send DeleteVolume for this handle"
                     .to_owned(),
             );
         }
@@ -413,16 +413,17 @@ impl Ward<'_> {
             if facts.size < record.size {
                 self.found(
                     FindingKind::Image,
-                    format!("volume {who} has an image of {}, its record says {}", facts.size, record.size),
+                    format!("volume {who} has an image of {}, but its record has {}", facts.size, record.size),
                     place.clone(),
-                    "it is not attached like this: restore the image from a backup of the pool".to_owned(),
+                    "restore the image from a backup of the pool; the driver does not attach the volume until then"
+                        .to_owned(),
                 );
             } else if record.provisioning == Provisioning::Thick && facts.allocated < record.size {
                 self.found(
                     FindingKind::Image,
-                    format!("volume {who} is thick, and only {} of {} are reserved", facts.allocated, record.size),
+                    format!("volume {who} is thick, but only {} of {} are allocated", facts.allocated, record.size),
                     place.clone(),
-                    "stage it again (restart its pod): its holes are then filled".to_owned(),
+                    "restart its pod: the next NodeStageVolume fills the holes".to_owned(),
                 );
             }
         }
@@ -437,7 +438,7 @@ impl Ward<'_> {
                 FindingKind::Filesystem,
                 format!("the filesystem of volume {who} {stopped}"),
                 place,
-                "look at the kernel's log (dmesg), stop its pod and start it again: it is checked before it is mounted"
+                "check the kernel log (dmesg), then stop and start its pod: the driver checks the filesystem before the mount"
                     .to_owned(),
             );
         }

@@ -1,4 +1,4 @@
-//! What is in the pools and what the kernel shows of it, read beside a running driver. Shared by `pools`, `volumes`, `doctor`.
+//! Reads the pools and their devices and mounts while a driver may be running. Shared by `pools`, `volumes` and `doctor`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,45 +18,45 @@ use super::PoolArguments;
 use super::asked::{Asked, ControllerArguments};
 use super::output::Format;
 
-/// Arguments of every command that looks.
+/// Arguments of every command that inspects pools.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct LookArguments {
     #[command(flatten)]
     pools: PoolArguments,
     #[command(flatten)]
     controller: ControllerArguments,
-    /// How to print.
+    /// The output format.
     #[arg(long, short, value_enum, value_name = "FORMAT", default_value_t)]
     pub(crate) output: Format,
 }
 
 impl LookArguments {
-    /// The controller to ask instead, where one was named.
+    /// The controller to ask instead, if one was named.
     ///
     /// # Errors
-    /// What [`ControllerArguments::asked`] says.
+    /// Those of [`ControllerArguments::asked`].
     pub(crate) fn controller(&self) -> Result<Option<Asked>> {
         if self.pools.is_empty() {
             return self.controller.asked();
         }
         if self.controller.is_explicit() {
             bail!(
-                "--controller asks about the whole cluster, --pool and --config name pools here; drop one of the two"
+                "--controller shows the whole cluster, --pool and --config show pools of this machine; drop one of the two"
             );
         }
         Ok(None)
     }
 
-    /// The pools to look at.
+    /// The pools to inspect.
     ///
     /// # Errors
-    /// What [`config::pools`] says.
+    /// Those of [`config::pools`].
     pub(crate) fn pools(&self) -> Result<Vec<PoolConfig>> {
         Ok(config::pools(&self.pools.flags(), &self.pools.file()?)?)
     }
 }
 
-/// The kernel's side: the mounts at one moment.
+/// The state of the kernel: the mounts at one moment.
 pub(crate) struct Kernel {
     pub(crate) mounts: MountTable,
     /// The names of the device-mapper devices over volumes' loop devices.
@@ -64,7 +64,7 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Asks it.
+    /// Reads it.
     ///
     /// # Errors
     /// Those of reading /proc.
@@ -88,30 +88,30 @@ impl Kernel {
         self.linear.iter().filter(|(of, _)| of == volume).map(|(_, name)| name.as_str()).collect()
     }
 
-    /// The kind of filesystem a directory lies on.
+    /// The type of the filesystem of a directory.
     pub(crate) fn filesystem_of(&self, path: &Path) -> Option<&str> {
         let entries = self.mounts.entries().iter().rev().filter(|entry| path.starts_with(&entry.mount_point));
         entries.max_by_key(|entry| entry.mount_point.as_os_str().len()).map(|entry| entry.fs_type.as_str())
     }
 }
 
-/// One pool, looked at.
+/// One inspected pool.
 pub(crate) struct PoolView {
-    /// As it was configured.
+    /// Its configuration.
     pub(crate) config: PoolConfig,
-    /// The pool, to look at only.
+    /// The pool, opened read-only.
     pub(crate) pool: Arc<dyn Pool>,
-    /// Its records and figures.
+    /// Its records and space.
     pub(crate) survey: Survey,
-    /// The devices that show its volumes' images.
+    /// The loop devices of its volumes' images.
     pub(crate) devices: Vec<(ObjectUuid, ActiveDevice)>,
 }
 
 impl PoolView {
-    /// Opens a pool to look at.
+    /// Opens a pool read-only.
     ///
     /// # Errors
-    /// Where no pool is, or it cannot be read.
+    /// There is no pool, or it cannot be read.
     pub(crate) fn open(os: &Os, config: &PoolConfig) -> Result<Self> {
         let pool: Arc<dyn Pool> = FilePool::view(os, config.root())?;
         let survey = survey(Arc::clone(&pool), config.limits)?;
@@ -122,7 +122,7 @@ impl PoolView {
     /// Opens every pool.
     ///
     /// # Errors
-    /// The first that cannot be.
+    /// That of the first pool that cannot be opened.
     pub(crate) fn open_all(os: &Os, arguments: &LookArguments) -> Result<(Vec<Self>, Kernel)> {
         let kernel = Kernel::look(os)?;
         let pools = arguments.pools()?;
@@ -130,13 +130,13 @@ impl PoolView {
         Ok((views, kernel))
     }
 
-    /// The device that shows a volume now.
+    /// The current loop device of a volume.
     pub(crate) fn device_of(&self, volume: ObjectUuid) -> Option<&ActiveDevice> {
         self.devices.iter().find(|(uuid, _)| *uuid == volume).map(|(_, device)| device)
     }
 }
 
-/// The claim a volume was made for, `namespace/name`, if the provisioner said.
+/// The claim of a volume, `namespace/name`, if the provisioner passed it.
 pub(crate) fn claim_of(record: &VolumeRecord) -> Option<String> {
     let of = |key: &str| record.attributes.get(&format!("csi.storage.k8s.io/pvc/{key}"));
     Some(format!("{}/{}", of("namespace")?, of("name")?))

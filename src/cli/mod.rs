@@ -1,4 +1,4 @@
-//! The command line: one file a command. Errors that keep a command from beginning are one line and exit code 2.
+//! The command line: one file per command. An error before a command starts is one line, with exit code 2.
 
 mod asked;
 mod auto;
@@ -30,10 +30,10 @@ use holdfast::os::Os;
 
 use self::inventory::LookArguments;
 
-/// Bad usage or a refused start: nothing was changed.
+/// Exit code for invalid usage or a start that failed its checks: nothing was changed.
 const REFUSED: u8 = 2;
 
-/// Persistent volumes out of what a node already has, over CSI.
+/// A CSI driver that makes persistent volumes from the disks that nodes already have.
 #[derive(Debug, Parser)]
 #[command(name = "holdfast", version, about, max_term_width = 100)]
 struct Cli {
@@ -43,30 +43,30 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serves the whole driver of one node on one socket.
+    /// Runs the whole driver for one node in one process.
     Standalone(standalone::Arguments),
-    /// Serves CSI's controller, and hears the nodes.
+    /// Runs a controller: serves CSI Controller and receives the heartbeats of the nodes.
     Controller(controller::Arguments),
-    /// Serves CSI's node, and this node's pools to the controllers.
+    /// Runs the driver on a node: serves CSI Node, and the node's pools to the controllers.
     Node(node::Arguments),
-    /// The pools and how full they are.
+    /// Lists the pools and their space.
     Pools(pools::Arguments),
-    /// The volumes, who has them and where they are mounted.
+    /// Lists the volumes, where they are attached and where they are mounted.
     Volumes(volumes::Arguments),
-    /// What is wrong with the pools, and what settles it.
+    /// Reports problems of the pools, each with the next step.
     Doctor(LookArguments),
-    /// What a claim, pod or volume of Kubernetes waits for, and the next command.
+    /// Explains what a claim, pod or volume of Kubernetes waits for, with the next command.
     Why(why::Arguments),
-    /// Certificates for daemons and operators.
+    /// Issues certificates for daemons and operators.
     Ca(ca::Arguments),
-    /// A volume's whole life on a temporary pool, step by step.
+    /// Runs the lifecycle of a volume on a temporary pool, step by step.
     Demo(demo::Arguments),
 }
 
-/// Where pools are named.
+/// The flags that name pools.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct PoolArguments {
-    /// A pool: its name and directory. Repeatable; replaces the list of the configuration file.
+    /// The name and directory of a pool. Repeatable; replaces the list in the configuration file.
     #[arg(long = "pool", value_name = "NAME=file:DIR")]
     pools: Vec<String>,
     /// The configuration file, YAML.
@@ -80,7 +80,7 @@ impl PoolArguments {
         Self { pools: Vec::new(), config }
     }
 
-    /// Whether none is named.
+    /// Whether no pool is named.
     fn is_empty(&self) -> bool {
         self.pools.is_empty() && self.config.is_none()
     }
@@ -96,11 +96,11 @@ impl PoolArguments {
 
 fn read_file(path: &Path) -> Result<File> {
     let text = std::fs::read_to_string(path)
-        .with_context(|| format!("--config {} cannot be read; give the path of a YAML file", path.display()))?;
+        .with_context(|| format!("--config {} cannot be read; set the path of a YAML file", path.display()))?;
     Ok(File::parse(path, &text)?)
 }
 
-/// Parses the process's arguments, runs, and says how it ended.
+/// Parses the arguments of the process, runs the command and returns its exit code.
 pub(crate) fn main() -> ExitCode {
     Os::new().survive_file_limit();
     match run(std::env::args_os()) {
@@ -130,7 +130,7 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
     }
 }
 
-/// Help and version are answers; every other complaint of the parser becomes one line.
+/// Help and version are printed unchanged; every error of the parser becomes one line.
 fn usage(error: &clap::Error) -> Result<ExitCode> {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {

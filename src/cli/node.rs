@@ -1,4 +1,4 @@
-//! `holdfast node`: CSI's Identity and Node on a socket, and the home of this node's pools for the controllers.
+//! `holdfast node`: CSI Identity and Node on a socket, and this node's pools for the controllers.
 
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -31,21 +31,21 @@ const MOST_REQUEST: usize = 4 << 20;
 /// Flags of `holdfast node`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Arguments {
-    /// This node, as the orchestrator calls it. Default: NODE_NAME.
+    /// The name of this node in the orchestrator. Default: NODE_NAME.
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
     #[command(flatten)]
     pools: PoolArguments,
-    /// The controllers; a name with several addresses stands for all of them. Repeatable, or separated by commas.
+    /// The controllers; a name with several addresses means all of them. Repeatable, or separated by commas.
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     controllers: Vec<String>,
-    /// What controllers dial to reach this node. Default: --listen.
+    /// The address that controllers connect to. Default: --listen.
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
-    /// The name of the storage network this node is on. Default: none.
+    /// The name of the storage network of this node. Default: none.
     #[arg(long, value_name = "NAME")]
     fabric: Option<String>,
-    /// Where the node keeps what it was told of the others. Default: /var/lib/holdfast.
+    /// The state directory: the known pools of all nodes, and the node's certificate. Default: /var/lib/holdfast.
     #[arg(long, value_name = "DIR")]
     state: Option<String>,
     #[command(flatten)]
@@ -76,7 +76,7 @@ impl Arguments {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What keeps it from starting. What ends it later is logged, and the exit code 1.
+/// An error that prevents the start. A later error is logged, and the exit code is 1.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = arguments.config()?;
     let serving = config.serving.clone();
@@ -118,7 +118,7 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
         let service = HomeServer::new(service).max_decoding_message_size(MOST_REQUEST);
         let served = serving::server(bounds).add_service(service).serve_with_incoming_shutdown(incoming, until.begun());
         if let Err(failed) = served.await {
-            error!(error = %failed, "controllers are not answered any more");
+            error!(error = %failed, "this node no longer answers controllers; restart the driver");
         }
     });
     if let (TlsMode::Auto(enrol), Some(certified)) = (&config.tls, certified) {
@@ -151,15 +151,15 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     let served = serve(serving, stopped.begun()).await;
     registering.end().await;
     let ended = daemon::ended(served);
-    // What controllers asked for is given the same time to end as what kubelet did, and mostly it had it already.
+    // Requests of controllers get the same time to end as those of kubelet; most have ended by now.
     works.ended(std::time::Duration::from_secs(1)).await;
     serving::keep_devices(node).await;
     serving_home.abort();
     ended
 }
 
-/// Keeps which pools this node serves, so that no other is made in the place of one whose disk is missing at a later start.
-/// What a controller says of a pool is newer than this.
+/// Stores which pools this node serves, so that a later start does not create a new pool where a disk is missing. A
+/// report of a controller about a pool counts as newer than this.
 fn remember(card: &mut Card, config: &NodeConfig, home: &LocalHome) {
     let entry = |pool: PoolHealth| Entry {
         pool: pool.id,
@@ -169,11 +169,14 @@ fn remember(card: &mut Card, config: &NodeConfig, home: &LocalHome) {
         heard: Timestamp::from_nanos(1),
     };
     if let Err(error) = card.learn(home.health().into_iter().map(entry).collect()) {
-        warn!(error = error.chain(), "which pools this node has is not kept until a controller says so");
+        warn!(
+            error = error.chain(),
+            "the list of this node's pools is not stored; the node stores it when a controller reports it"
+        );
     }
 }
 
-/// What this node shows and believes. Local volumes never wait for it: what cannot be used is said and looked at again.
+/// The credentials of this node. Local volumes never wait for them: unusable certificates are logged and checked again.
 async fn credentials(config: &NodeConfig, os: &Os, metrics: &Metrics) -> Result<(Credentials, Option<Certified>)> {
     let (os, node, tls) = (os.clone(), config.node.clone(), metrics.tls().clone());
     let (mode, state) = (config.tls.clone(), config.state.clone());
@@ -185,7 +188,7 @@ async fn credentials(config: &NodeConfig, os: &Os, metrics: &Metrics) -> Result<
         }
         TlsMode::InsecurePlainText => (Credentials::plain(tls), None),
     };
-    tokio::task::spawn_blocking(look).await.context("look at the certificates")
+    tokio::task::spawn_blocking(look).await.context("load the certificates")
 }
 
 fn reporter(
@@ -211,7 +214,7 @@ fn reporter(
     let said = Box::new(move |lost: &[PoolId]| {
         for pool in lost {
             if let Err(error) = told.quarantine(*pool) {
-                error!(%pool, error = error.chain(), "a pool that was declared lost cannot be put in quarantine");
+                error!(%pool, error = error.chain(), "cannot put a pool that was declared lost in quarantine");
             }
         }
     });

@@ -1,7 +1,7 @@
-//! How commands speak: tables for people, JSON and YAML for programs, colours on a terminal only.
+//! The output of commands: tables for people, JSON and YAML for programs, colours on a terminal only.
 //!
-//! What is shown are often the words of others: nodes, controllers, the API server. In tables and sentences whatever could act on the
-//! terminal or begin a line of its own is shown by its number; documents have the escapes of their format.
+//! Much of the output is text from nodes, controllers and the API server. In tables and sentences, characters that
+//! control a terminal or end a line are shown by their number; documents use the escapes of their format.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -25,11 +25,11 @@ pub(crate) enum Format {
     Yaml,
 }
 
-/// Why standard output could not be written, the first time: it is the process's, and so is this.
+/// The first error of writing standard output. Global, as standard output is.
 static UNSAID: OnceLock<io::Error> = OnceLock::new();
 
-/// Prints a text as it is: it is ours, or every foreign part of it was made printable. A reader that went away is no
-/// error; another one is what the command ends with ([`end`]).
+/// Prints a text unchanged: it is our own, or every foreign part was made printable. A closed pipe is not an error; the
+/// command fails with any other error ([`end`]).
 pub(crate) fn say_as_is(text: &str) {
     note(writeln!(io::stdout(), "{text}"));
 }
@@ -41,35 +41,35 @@ fn note(written: io::Result<()>) {
     }
 }
 
-/// The exit code of a command that came to its end: not its own when something of what it printed is missing.
+/// The exit code of a command: the given one, or an error if a part of its output could not be written.
 pub(crate) fn end(code: ExitCode) -> ExitCode {
     note(io::stdout().flush());
     let Some(error) = UNSAID.get() else { return code };
-    complain(&format!("standard output cannot be written, so what was printed is not complete: {error}"));
+    complain(&format!("standard output cannot be written, so the output is incomplete: {error}"));
     ExitCode::from(super::REFUSED)
 }
 
-/// Prints a line that may hold words of others.
+/// Prints a line that may contain foreign text.
 pub(crate) fn say(line: &str) {
     say_as_is(&printable(line));
 }
 
-/// Prints a line that begins with a mark of ours, in colours or not.
+/// Prints a line that begins with one of our marks, with or without colour.
 pub(crate) fn say_marked(mark: &str, line: &str) {
     say_as_is(&format!("{mark}  {}", printable(line)));
 }
 
-/// Prints a complaint in one line.
+/// Prints an error in one line.
 pub(crate) fn complain(line: &str) {
     let _ = writeln!(io::stderr(), "holdfast: {}", printable(line));
 }
 
-/// Prints a longer complaint as it is.
+/// Prints a longer error unchanged.
 pub(crate) fn complain_as_is(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Rows under headings, two spaces between columns, numbers to the right where `right` names the column.
+/// Rows under headings, with two spaces between columns and numbers aligned right.
 pub(crate) struct Columns {
     table: Table,
 }
@@ -83,7 +83,7 @@ impl Columns {
         Self { table }
     }
 
-    /// Adds a row; figures begin with a digit and stand to the right.
+    /// Adds a row. A cell that begins with a digit is aligned right.
     pub(crate) fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
         let cell = |text: String| {
             let figure = text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains(['/', ':']);
@@ -106,7 +106,7 @@ impl Columns {
 /// Prints a document for programs.
 ///
 /// # Errors
-/// When it cannot be written in the format, which no value of ours causes.
+/// When the value cannot be written in the format; none of our values causes this.
 pub(crate) fn document<T: Serialize>(format: Format, value: &T) -> Result<()> {
     let text = match format {
         Format::Yaml => serde_saphyr::to_string(value).context("write YAML")?,
@@ -116,7 +116,7 @@ pub(crate) fn document<T: Serialize>(format: Format, value: &T) -> Result<()> {
     Ok(())
 }
 
-/// Colours, or none.
+/// Whether output has colours.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Paint {
     on: bool,
@@ -134,12 +134,12 @@ impl Paint {
         if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into_owned() }
     }
 
-    /// Something went well.
+    /// Success.
     pub(crate) fn good(self, text: &str) -> String {
         self.wrap("32", text)
     }
 
-    /// Something went wrong.
+    /// Failure.
     pub(crate) fn bad(self, text: &str) -> String {
         self.wrap("1;31", text)
     }
@@ -149,13 +149,13 @@ impl Paint {
         self.wrap("1", text)
     }
 
-    /// Less important.
+    /// Less important text.
     pub(crate) fn faint(self, text: &str) -> String {
         self.wrap("2", text)
     }
 }
 
-/// Seconds as a person says them, in the largest unit that fits.
+/// A number of seconds, in the largest unit that fits.
 pub(crate) fn age(seconds: i64) -> String {
     match seconds.max(0) {
         s @ 0..120 => format!("{s}s"),

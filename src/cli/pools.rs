@@ -1,4 +1,4 @@
-//! `holdfast pools`: each pool and how full it is.
+//! `holdfast pools`: each pool and its space.
 
 use std::process::ExitCode;
 
@@ -27,47 +27,47 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Action {
-    /// Makes this node the home of a pool whose disks were moved here. The driver that serves it must be stopped.
+    /// Makes this node the home node of a pool whose disks were moved here. Stop the driver first.
     Claim(Claim),
-    /// Makes a pool in an empty directory, where the driver does not make one by itself: it served another from there.
+    /// Creates a pool in an empty directory where the driver served another pool before, and so does not create one.
     Init(Init),
-    /// Takes a pool out of the quarantine it was put in when it was declared lost.
+    /// Ends the quarantine of a pool that was declared lost and came back.
     Readmit(Readmit),
 }
 
 #[derive(Args, Clone, Debug)]
 struct Claim {
-    /// The node that is its home from now on.
+    /// The new home node of the pool.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: String,
-    /// The pool: its name and directory.
+    /// The name and directory of the pool.
     #[arg(long, value_name = "NAME=file:DIR")]
     pool: PoolSpec,
 }
 
 #[derive(Args, Clone, Debug)]
 struct Init {
-    /// The node that is its home.
+    /// The home node of the pool.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: String,
-    /// The pool: its name and directory.
+    /// The name and directory of the pool.
     #[arg(long, value_name = "NAME=file:DIR")]
     pool: PoolSpec,
 }
 
 #[derive(Args, Clone, Debug)]
 struct Readmit {
-    /// The pool's id, 16 hex digits.
+    /// The id of the pool, 16 hex digits.
     #[arg(value_name = "ID")]
     pool: PoolId,
     #[command(flatten)]
     controller: ControllerArguments,
 }
 
-/// Prints every pool, or does what is asked with one.
+/// Prints every pool, or performs an action on one.
 ///
 /// # Errors
-/// When it cannot be done; nothing was changed then.
+/// When it fails; nothing was changed then.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.action {
         None => match arguments.look.controller()? {
@@ -78,7 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(Action::Init(init)) => init.run(),
         Some(Action::Readmit(readmit)) => {
             let mut asked =
-                readmit.controller.asked()?.context("say --controller HOST:PORT or --controller unix:///PATH")?;
+                readmit.controller.asked()?.context("no controller: set --controller HOST:PORT or unix:///PATH")?;
             asked.readmit(readmit.pool)?;
             say(&format!("pool {} is served again", readmit.pool));
             Ok(ExitCode::SUCCESS)
@@ -92,9 +92,9 @@ impl Claim {
         let PoolKind::File { root, .. } = &self.pool.kind;
         match FilePool::claim(&Os::new(), &self.pool.name, root, &node)? {
             Claimed::From(before) => {
-                say(&format!("pool {} was of node {before} and is of node {node} now", self.pool.name))
+                say(&format!("node {node} is now the home node of pool {}; before it was {before}", self.pool.name))
             }
-            Claimed::Already => say(&format!("pool {} is of node {node} already", self.pool.name)),
+            Claimed::Already => say(&format!("node {node} is already the home node of pool {}", self.pool.name)),
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -105,7 +105,7 @@ impl Init {
         let node = NodeId::from_node_name(&self.node_name)?;
         let pool = pool::open(&Os::new(), &self.pool, &node)?;
         let identity = pool.identity();
-        say(&format!("pool {} ({}) is at {}, of node {node}", identity.name, identity.id, identity.place));
+        say(&format!("pool {} ({}) is in {}, with home node {node}", identity.name, identity.id, identity.place));
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -178,7 +178,7 @@ fn list(arguments: &LookArguments) -> Result<ExitCode> {
         "size",
         "used",
         "available",
-        "promised",
+        "reserved",
         "volumes",
         "snapshots",
     ]);

@@ -1,4 +1,4 @@
-//! Pools, health and the wire of a daemon, put together.
+//! Assembles the pools, health and network connections of a daemon.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -26,30 +26,30 @@ use tracing::{error, warn};
 use super::daemon::Stop;
 use super::doctor;
 
-/// How often a daemon that was dialled is asked whether it is still there, and how long it may take to say so: a machine
-/// that lost its power says nothing.
+/// The interval of keepalive pings to another daemon, and the time limit of their answer: a machine that lost power
+/// does not answer.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
-/// The time to see that devices stay.
+/// The time limit of [`keep_devices`].
 const KEEPING: Duration = Duration::from_secs(5);
-/// The time to connect; the address is in the same network.
+/// The time limit to connect; the address is in the same network.
 const DIAL: Duration = Duration::from_secs(5);
 
-/// The time until the next look for pools, where the last one ended in a panic.
+/// The time until the next search for pools after one that panicked.
 const FIND_AGAIN: Duration = Duration::from_secs(10);
 
 /// Pools, and the node on top of them.
 pub(crate) struct Opened {
     pub(crate) home: LocalHome,
     pub(crate) node: Node,
-    /// The pools in words.
+    /// A description of the pools.
     pub(crate) said: String,
 }
 
-/// Opens every pool that can be and puts the node on top of them. `before` are the pools this node is known to have had.
+/// Opens every pool that can be opened, and builds the node on them. `before` are the pools that this node had before.
 ///
 /// # Errors
-/// The first pool, where none can be opened and waiting would not help.
+/// That of the first pool, if no pool can be opened and waiting would not help.
 pub(crate) async fn open(
     os: &Os,
     configs: Vec<PoolConfig>,
@@ -83,7 +83,7 @@ pub(crate) async fn open(
     .context("open the pools")?
 }
 
-/// Looks for pools that are not served, until the end begins; the devices of one that is found are taken in hand.
+/// Searches for pools that are not served, until the process stops, and recovers the devices of each one found.
 pub(crate) fn find_pools(home: &LocalHome, node: &Arc<Node>, stopped: &Stop) {
     let (home, node, mut stop) = (home.clone(), Arc::clone(node), stopped.receiver());
     tokio::spawn(async move {
@@ -105,16 +105,19 @@ pub(crate) fn find_pools(home: &LocalHome, node: &Arc<Node>, stopped: &Stop) {
     });
 }
 
-/// The last thing before the process ends: no device of a published block volume goes away with its descriptors. A disk that
-/// does not answer must not keep the process.
+/// The last step before the process exits: published raw block volumes keep their devices when the descriptors close. A
+/// disk that does not answer must not delay the exit.
 pub(crate) async fn keep_devices(node: Arc<Node>) {
     let kept = tokio::task::spawn_blocking(move || node.keep_devices());
     if tokio::time::timeout(KEEPING, kept).await.is_err() {
-        error!("whether raw block volumes keep their devices could not be seen in time");
+        error!(
+            "could not verify within {} s that raw block volumes keep their devices; run holdfast doctor",
+            KEEPING.as_secs()
+        );
     }
 }
 
-/// What this node's own pools say of themselves: nothing until they are open.
+/// The figures, extents and findings of this node's own pools; empty until they are open.
 pub(crate) fn watch(served: &Arc<OnceLock<LocalHome>>, os: &Os, pools: &[PoolConfig]) -> PoolWatch {
     let (figures, extents, found) = (Arc::clone(served), Arc::clone(served), Arc::clone(served));
     let (os, pools) = (os.clone(), pools.to_vec());
@@ -141,20 +144,20 @@ fn figures_of_pools(home: &LocalHome) -> Vec<PoolFigures> {
         match condition.health {
             Health::Served(report) => Some(figures_of(home.node(), *report)),
             Health::Failing(reason) => Some(unserved(reason)),
-            // Out of use until a human readmits it: that is no outage.
+            // Not used until an operator readmits it: that is not an outage.
             Health::Quarantined(_) => None,
         }
     };
     home.conditions().into_iter().filter_map(figures).collect()
 }
 
-/// Metrics and health, bound, or nothing where none are wanted.
+/// The bound listener of metrics and health, or nothing if none is configured.
 pub(crate) struct HealthServer(Option<Http>);
 
 /// Binds the address of metrics and health.
 ///
 /// # Errors
-/// An address that is taken.
+/// The address is in use.
 pub(crate) async fn health(
     address: Option<SocketAddr>,
     metrics: &Arc<Metrics>,
@@ -168,7 +171,7 @@ pub(crate) async fn health(
 }
 
 impl HealthServer {
-    /// Answers until the end begins.
+    /// Answers until the process stops.
     pub(crate) fn serve(self, stopped: &Stop) {
         let Some(http) = self.0 else { return };
         let until = stopped.clone();
@@ -180,17 +183,17 @@ impl HealthServer {
     }
 }
 
-/// The registration with kubelet, or nothing where none is wanted.
+/// The registration with kubelet, or nothing if none is configured.
 pub(crate) struct Registering(Option<JoinHandle<()>>);
 
 impl Registering {
-    /// Offers the driver as soon as CSI answers, until the end begins.
+    /// Registers the driver as soon as CSI answers, until the process stops.
     pub(crate) fn start(registration: Option<Registration>, metrics: &Metrics, stopped: &Stop) -> Self {
         let registrar = registration.map(|registration| Registrar::new(registration, metrics.kubelet().clone()));
         Self(registrar.map(|registrar| tokio::spawn(registrar.run(stopped.clone().begun()))))
     }
 
-    /// Its socket is gone when this completes, whatever ended CSI.
+    /// Its socket is removed when this completes, whatever ended CSI.
     pub(crate) async fn end(self) {
         if let Some(task) = self.0 {
             task.abort();
@@ -199,7 +202,7 @@ impl Registering {
     }
 }
 
-/// The certificates of a person: an operator's, or a controller's where the command runs beside one.
+/// The certificates for a command: those of an operator, or of a controller if the command runs beside one.
 ///
 /// # Errors
 /// Files that are missing or wrong.
@@ -215,10 +218,10 @@ pub(crate) fn operator_credentials(os: &Os, mode: &TlsMode<Infallible>, metrics:
     }
 }
 
-/// A port others reach this daemon at.
+/// The listener for connections of other daemons.
 ///
 /// # Errors
-/// An address that is taken.
+/// The address is in use.
 pub(crate) async fn listen(
     credentials: &Credentials,
     address: SocketAddr,
@@ -226,8 +229,8 @@ pub(crate) async fn listen(
 ) -> Result<(Incoming, SocketAddr)> {
     let listener = TcpListener::bind(address)
         .await
-        .with_context(|| format!("--listen {address} cannot be listened on; free the port or choose another"))?;
-    let address = listener.local_addr().context("ask for the port")?;
+        .with_context(|| format!("cannot listen on --listen {address}; free the port or choose another"))?;
+    let address = listener.local_addr().context("read the address of --listen")?;
     Ok((credentials.incoming(listener).within(shares), address))
 }
 
@@ -236,36 +239,39 @@ pub(crate) fn server(bounds: Bounds) -> Server<Stack<Bounds, Identity>> {
     wire::server().max_connection_age(CONNECTION_AGE).layer(bounds)
 }
 
-/// What each port may take of the limit of open files, which is raised as far as it goes. Said when that is not enough.
+/// The share of each port in the limit of open files, which was raised as far as possible. Warns if it is too low.
 pub(crate) fn shares(os: &Os) -> Result<Shares> {
-    let limit = os.open_files().context("ask for the limit of open files")?;
+    let limit = os.open_files().context("read the limit of open files")?;
     let shares = Shares::of(limit);
     if let Some(wanted) = shares.wanted() {
         warn!(
             limit,
-            "the limit of open files is low, so that fewer connections are taken: raise it to {wanted} or more (LimitNOFILE of a service, ulimit -n)"
+            "the limit of open files is low, so the process accepts fewer connections; raise it to {wanted} or more (LimitNOFILE= of systemd, ulimit -n)"
         );
     }
     Ok(shares)
 }
 
-/// A way to a daemon of this machine through its Unix socket, `unix:///PATH`.
+/// A channel to a daemon of this machine through its Unix socket, `unix:///PATH`.
 ///
 /// # Errors
-/// A path that is none.
+/// The path is invalid.
 pub(crate) fn socket_channel(address: &str) -> Result<Channel> {
     let path = config::socket_path(address)?;
     let endpoint = Endpoint::from_shared(format!("unix://{}", path.display()));
-    Ok(endpoint.with_context(|| format!("{address:?} cannot be dialled"))?.connect_timeout(DIAL).connect_lazy())
+    Ok(endpoint
+        .with_context(|| format!("{address:?} is not a valid socket address; use unix:///PATH"))?
+        .connect_timeout(DIAL)
+        .connect_lazy())
 }
 
-/// A way to another daemon, which must be of this role. Connects when it is needed, and again when it broke.
+/// A channel to another daemon, which must have this role. Connects when needed, and reconnects after a failure.
 ///
 /// # Errors
-/// An address that is none.
+/// The address is invalid.
 pub(crate) fn channel(credentials: &Credentials, role: &Role, address: &str) -> holdfast::types::Result<Channel> {
     let connector = credentials.connector(role);
-    let wrong = || Error::new(Kind::InvalidArgument, format!("{address:?} cannot be dialled; it has to be HOST:PORT"));
+    let wrong = || Error::new(Kind::InvalidArgument, format!("{address:?} is not a valid address; use HOST:PORT"));
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| wrong().because(error))?
         .connect_timeout(DIAL)

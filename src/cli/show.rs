@@ -1,4 +1,4 @@
-//! `holdfast volumes show HANDLE`: one volume, or the PersistentVolume that names it.
+//! `holdfast volumes show HANDLE`: one volume, or the PersistentVolume for it.
 
 use std::process::ExitCode;
 
@@ -20,20 +20,20 @@ use super::output::{Format, document};
 /// Flags of `holdfast volumes show`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Arguments {
-    /// The volume's handle: column HANDLE of `holdfast volumes`, volumeHandle of a PersistentVolume.
+    /// The handle of the volume: column HANDLE of `holdfast volumes`, volumeHandle of a PersistentVolume.
     #[arg(value_name = "HANDLE")]
     handle: VolumeId,
-    /// Prints the PersistentVolume of an existing volume, to be applied by hand. Its reclaim policy is Retain.
+    /// Prints a PersistentVolume for the volume, to apply by hand. Its reclaim policy is Retain.
     #[arg(long)]
     pv: bool,
-    /// With --pv: the StorageClass claims name it by; none by default.
+    /// With --pv: the StorageClass of the PersistentVolume. Default: none.
     #[arg(long, value_name = "NAME", requires = "pv", default_value = "")]
     class: String,
     #[command(flatten)]
     look: LookArguments,
 }
 
-/// A volume as it is shown, and as a PersistentVolume says it; size in bytes.
+/// A volume as it is printed, and in a PersistentVolume; size in bytes.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Shown {
@@ -44,7 +44,7 @@ struct Shown {
     used_as: VolumeMode,
 }
 
-/// What it was made to be used as: what is on it says most.
+/// How the volume is used: its content decides, otherwise its first requested capability.
 fn mode(format: FormatState, made_for: impl IntoIterator<Item = VolumeMode>) -> VolumeMode {
     match format {
         FormatState::Raw => VolumeMode::Block,
@@ -75,7 +75,7 @@ impl Shown {
         }
     }
 
-    /// The object, as the provisioner would have made it, but kept when its claim goes.
+    /// The object that the provisioner would have created, but with reclaim policy Retain.
     fn persistent_volume(&self, class: &str) -> Value {
         let (volume_mode, fs_type) = match self.used_as {
             VolumeMode::Block => ("Block", None),
@@ -86,7 +86,7 @@ impl Shown {
             "kind": "PersistentVolume",
             "metadata": {
                 "name": self.name,
-                // With it the provisioner deletes the volume, once the reclaim policy says so.
+                // With it the provisioner deletes the volume once the reclaim policy is Delete.
                 "annotations": {"pv.kubernetes.io/provisioned-by": DRIVER_NAME},
             },
             "spec": {
@@ -107,13 +107,13 @@ impl Shown {
 /// Prints the volume.
 ///
 /// # Errors
-/// When no pool that was looked at has it.
+/// When none of the inspected pools has it.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let shown = match arguments.look.controller()? {
         Some(mut asked) => in_cluster(&mut asked, arguments.handle)?,
         None => here(arguments)?,
     };
-    // A table of one object would be of no use.
+    // One object does not need a table.
     let format = if arguments.look.output == Format::Table { Format::Yaml } else { arguments.look.output };
     if arguments.pv {
         document(format, &shown.persistent_volume(&arguments.class))?;
@@ -127,8 +127,8 @@ fn in_cluster(asked: &mut Asked, handle: VolumeId) -> Result<Shown> {
     let everything = asked.everything()?;
     let found = everything.volumes.iter().find(|volume| volume.id == handle);
     found.map(Shown::of_cluster).with_context(|| match everything.unheard.as_slice() {
-        [] => format!("no pool of the cluster has {handle}; see holdfast volumes"),
-        unheard => format!("no pool that answers has {handle}; {}", unheard.join("; ")),
+        [] => format!("no pool of the cluster has volume {handle}; run holdfast volumes for a list"),
+        unheard => format!("no pool that answered has volume {handle}; {}; retry later", unheard.join("; ")),
     })
 }
 
@@ -136,10 +136,11 @@ fn here(arguments: &Arguments) -> Result<Shown> {
     let handle = arguments.handle;
     let (views, _) = PoolView::open_all(&Os::new(), &arguments.look)?;
     let of_pool = views.iter().find(|view| view.pool.identity().id == handle.pool);
-    let view = of_pool.with_context(|| format!("{handle} is in none of the pools that were named"))?;
+    let view = of_pool
+        .with_context(|| format!("volume {handle} is in none of the given pools; set --pool to pool {}", handle.pool))?;
     let record = view.survey.volumes.iter().find(|record| record.uuid == handle.uuid);
     let record =
-        record.with_context(|| format!("pool {} has no {handle}; see holdfast volumes", view.config.spec.name))?;
+        record.with_context(|| format!("pool {} has no volume {handle}; run holdfast volumes", view.config.spec.name))?;
     Ok(Shown::of_record(record, view))
 }
 

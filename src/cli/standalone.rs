@@ -21,7 +21,7 @@ use super::serving::{Opened, Registering, find_pools, health, keep_devices, open
 /// Flags of `holdfast standalone`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Arguments {
-    /// This node, as the orchestrator calls it. Default: NODE_NAME.
+    /// The name of this node in the orchestrator. Default: NODE_NAME.
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
     #[command(flatten)]
@@ -43,7 +43,7 @@ impl Arguments {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What keeps it from starting. What ends it later is logged, and the exit code 1.
+/// An error that prevents the start. A later error is logged, and the exit code is 1.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = arguments.config()?;
     let serving = config.serving.clone();
@@ -57,7 +57,7 @@ async fn live(config: Config, os: Os, stop: Sender<()>, stopped: Stop) -> Result
     let metrics = Metrics::new(os.activity().clone());
     let served = Arc::new(OnceLock::<LocalHome>::new());
     let pools = watch(&served, &os, &config.pools);
-    // Everything that can refuse comes before the first line of the log.
+    // All checks that can fail come before the first line of the log.
     let shares = shares(&os)?;
     let health = health(config.serving.metrics, &metrics, &pools, shares).await?;
     let id = config.node;

@@ -1,4 +1,4 @@
-//! `holdfast volumes`: each volume, who has it and where it is mounted.
+//! `holdfast volumes`: each volume, its attachments and its mounts.
 
 use std::process::ExitCode;
 
@@ -92,14 +92,14 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Action {
-    /// One volume, or the PersistentVolume that names it.
+    /// Prints one volume, or the PersistentVolume for it.
     Show(show::Arguments),
 }
 
 /// Prints every volume, or one.
 ///
 /// # Errors
-/// When a pool cannot be read, or none has the one.
+/// When a pool cannot be read, or no pool has the volume.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.action {
         None => list(&arguments.look),
@@ -107,7 +107,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
-/// A volume whose record cannot be read is left out, and named on standard error.
+/// Omits a volume whose record cannot be read, and names it on standard error.
 fn list(arguments: &LookArguments) -> Result<ExitCode> {
     if let Some(mut asked) = arguments.controller()? {
         return cluster::volumes(&mut asked, arguments.output);
@@ -117,7 +117,7 @@ fn list(arguments: &LookArguments) -> Result<ExitCode> {
     for view in &views {
         rows.extend(view.survey.volumes.iter().map(|record| Row::of(view, record, &kernel)));
         for (object, error) in &view.survey.unreadable {
-            complain(&format!("{object} is left out: {}", error.chain()));
+            complain(&format!("{object} is omitted: {}", error.chain()));
         }
     }
     if arguments.output != Format::Table {

@@ -1,4 +1,4 @@
-//! A small orchestrator: what the sidecars and kubelet would call, over the driver's own socket.
+//! A small orchestrator: the calls of the sidecars and kubelet, over the driver's socket.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -27,7 +27,7 @@ pub(super) struct Client {
     fs: FsType,
 }
 
-/// A volume in use: its handle and where the pod sees it.
+/// A volume in use: its handle and its paths.
 pub(super) struct InUse<'a> {
     pub(super) volume_id: &'a str,
     pub(super) staging: &'a Path,
@@ -72,7 +72,7 @@ impl Client {
         };
         loop {
             match self.controller.create_volume(request.clone()).await {
-                // A copy is under way, where the pool's filesystem has no reflinks: asked again, as the provisioner does.
+                // A copy is in progress, if the pool's filesystem has no reflinks: retried, as the provisioner does.
                 Err(status) if status.code() == Code::Aborted => pause().await,
                 other => return answer("CreateVolume", other)?.volume.context("CreateVolume answered no volume"),
             }
@@ -89,7 +89,7 @@ impl Client {
         Ok(answer("ControllerPublishVolume", self.controller.controller_publish_volume(request).await)?.publish_context)
     }
 
-    /// NodeStageVolume: formats a volume that never was, and mounts it once for the node.
+    /// NodeStageVolume: formats a volume that was never formatted, and mounts it once on the node.
     pub(super) async fn stage(&mut self, used: &InUse<'_>, context: &HashMap<String, String>) -> Result<()> {
         let request = NodeStageVolumeRequest {
             volume_id: used.volume_id.to_owned(),
@@ -101,7 +101,7 @@ impl Client {
         answer("NodeStageVolume", self.node.node_stage_volume(request).await).map(drop)
     }
 
-    /// NodePublishVolume: binds the mount into the pod's directory.
+    /// NodePublishVolume: bind-mounts it into the pod's directory.
     pub(super) async fn publish(&mut self, used: &InUse<'_>, context: &HashMap<String, String>) -> Result<()> {
         let request = NodePublishVolumeRequest {
             volume_id: used.volume_id.to_owned(),
@@ -114,14 +114,14 @@ impl Client {
         answer("NodePublishVolume", self.node.node_publish_volume(request).await).map(drop)
     }
 
-    /// All the way to the pod: ControllerPublish, NodeStage, NodePublish.
+    /// ControllerPublish, NodeStage and NodePublish.
     pub(super) async fn bring(&mut self, used: &InUse<'_>) -> Result<()> {
         let context = self.attach(used.volume_id).await?;
         self.stage(used, &context).await?;
         self.publish(used, &context).await
     }
 
-    /// The way back: NodeUnpublish, NodeUnstage, ControllerUnpublish.
+    /// NodeUnpublish, NodeUnstage and ControllerUnpublish.
     pub(super) async fn release(&mut self, used: &InUse<'_>) -> Result<()> {
         let volume_id = used.volume_id.to_owned();
         let unpublish = NodeUnpublishVolumeRequest { volume_id: volume_id.clone(), target_path: path(used.target) };
@@ -137,7 +137,7 @@ impl Client {
         answer("ControllerUnpublishVolume", self.controller.controller_unpublish_volume(detach).await).map(drop)
     }
 
-    /// CreateSnapshot, asked again until its data is complete.
+    /// CreateSnapshot, retried until its data is complete.
     pub(super) async fn snapshot(&mut self, name: &str, volume_id: &str) -> Result<Snapshot> {
         let request = CreateSnapshotRequest {
             name: name.to_owned(),
@@ -191,7 +191,7 @@ impl Client {
         self.try_delete(volume_id).await.map_err(|status| said("DeleteVolume", &status))
     }
 
-    /// DeleteVolume with the driver's own answer.
+    /// DeleteVolume with the unchanged answer of the driver.
     pub(super) async fn try_delete(&mut self, volume_id: &str) -> Result<(), Status> {
         let request = DeleteVolumeRequest { volume_id: volume_id.to_owned(), ..DeleteVolumeRequest::default() };
         self.controller.delete_volume(request).await.map(drop)
@@ -202,7 +202,7 @@ impl Client {
         answer("DeleteSnapshot", self.controller.delete_snapshot(request).await).map(drop)
     }
 
-    /// What a claim of ReadWriteOnce asks for.
+    /// The capability of a claim with ReadWriteOnce.
     fn capability(&self) -> VolumeCapability {
         let mount = volume_capability::MountVolume {
             fs_type: self.fs.to_string(),

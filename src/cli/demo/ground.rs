@@ -1,5 +1,5 @@
-//! The ground the demonstration stands on: a temporary directory with a pool filesystem of its own, the driver as a
-//! child process, and the means to tell what is left of it all.
+//! The environment of the demonstration: a temporary directory with its own pool filesystem, the driver as a child
+//! process, and a list of everything that the driver left.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,9 +13,9 @@ use holdfast::types::{Bytes, FsType, NodeId};
 
 use super::client::Client;
 
-/// The pool filesystem's size; sparse, so it takes what is written.
+/// The size of the pool's filesystem; sparse, so it only takes the space that is written.
 const POOL_SIZE: Bytes = Bytes::mib(4096);
-/// How long a tool may take, and how long the driver to start or to end.
+/// The time limit for a tool, and for the start and the end of the driver.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What exists because of the driver.
@@ -25,13 +25,13 @@ pub(super) struct Footprint {
 }
 
 impl Footprint {
-    /// What is in `self` and was not in `before`.
+    /// Everything in `self` that was not in `before`.
     pub(super) fn since(&self, before: &Self) -> Vec<String> {
         self.things.difference(&before.things).cloned().collect()
     }
 }
 
-/// The ground.
+/// The environment.
 pub(super) struct Ground {
     os: Os,
     directory: PathBuf,
@@ -44,15 +44,15 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// Makes the directory; nothing else yet.
+    /// Creates the directory only.
     pub(super) fn new(os: &Os) -> Result<Self> {
         let name = format!("holdfast-demo-{}", std::process::id());
         let directory = std::env::temp_dir().canonicalize()?.join(name);
-        os.create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
+        os.create_dir(&directory).with_context(|| format!("create {}", directory.display()))?;
         Ok(Self { os: os.clone(), directory, image: None, driver: None, fs: FsType::Xfs, fallback: None })
     }
 
-    /// A filesystem for the pool on a loop device: XFS with reflink, or ext4 where that cannot be had.
+    /// Creates a filesystem for the pool on a loop device: XFS with reflink, or ext4 if XFS is not available.
     pub(super) fn make_pool(&mut self) -> Result<()> {
         let xfs = ["-q", "-m", "reflink=1"];
         let ext4 = ["-q", "-E", "lazy_itable_init=1,nodiscard"];
@@ -102,19 +102,19 @@ impl Ground {
         self.directory.join("fs/pool")
     }
 
-    /// Where the pool's filesystem lies: its loop device.
+    /// The loop device of the pool's filesystem.
     pub(super) fn device(&self) -> String {
         self.image.as_ref().map(|image| image.device.path().display().to_string()).unwrap_or_default()
     }
 
-    /// A directory such as kubelet gives a volume for staging.
+    /// A staging directory, as kubelet creates it for a volume.
     pub(super) fn staging(&self, name: &str) -> Result<PathBuf> {
         let path = self.directory.join("staging").join(name);
         self.os.ensure_dir(&path)?;
         Ok(path)
     }
 
-    /// Where a pod is to see a volume; the driver makes it.
+    /// The target path of a pod; the driver creates it.
     pub(super) fn target(&self, pod: &str) -> PathBuf {
         self.directory.join("pods").join(pod)
     }
@@ -136,7 +136,7 @@ impl Ground {
         self.driver = Some(self.os.start(&program, &arguments, &log).context("start the driver")?);
         let watch = Stopwatch::start();
         loop {
-            // The volumes' filesystem is the pool's: where there is no XFS for one, there is none for the other.
+            // The volumes use the filesystem type of the pool: without XFS for one, there is none for the other.
             match Client::connect(&socket, node.clone(), self.fs).await {
                 Ok(client) => return Ok(client),
                 Err(error) if watch.elapsed() > PATIENCE => return Err(error),
@@ -149,7 +149,7 @@ impl Ground {
         }
     }
 
-    /// kill -9; returns the process that is no more.
+    /// kill -9; returns the pid of the killed process.
     pub(super) fn kill_driver(&mut self) -> Result<u32> {
         let mut driver = self.driver.take().context("the driver does not run")?;
         let pid = driver.pid();
@@ -157,7 +157,7 @@ impl Ground {
         if status.signal().is_some() { Ok(pid) } else { Err(anyhow!("the driver had ended by itself: {status}")) }
     }
 
-    /// SIGTERM; the driver must end by itself, cleanly, and take its socket away.
+    /// SIGTERM; the driver must exit by itself with code 0, and remove its socket.
     pub(super) async fn stop_driver(&mut self) -> Result<()> {
         let mut driver = self.driver.take().context("the driver does not run")?;
         driver.terminate()?;
@@ -175,12 +175,12 @@ impl Ground {
             bail!("the driver ended with {status} on SIGTERM: {}", self.last_words());
         }
         if self.socket().exists() {
-            bail!("the driver left its socket {}", self.socket().display());
+            bail!("the driver did not remove its socket {}", self.socket().display());
         }
         Ok(())
     }
 
-    /// The end of the driver's log, for a person to read when a step failed.
+    /// The last lines of the driver's log, printed after a step failed.
     pub(super) fn last_words(&self) -> String {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         let mut lines: Vec<_> = log.lines().rev().take(8).collect();
@@ -205,7 +205,7 @@ impl Ground {
         Ok(Footprint { things })
     }
 
-    /// Takes everything away again, whatever state it is in, and says what would not go.
+    /// Removes everything, whatever state it is in; the error names the part that remains.
     pub(super) fn clear(mut self) -> Result<()> {
         self.driver = None;
         self.take_pool_away()?;
@@ -214,7 +214,7 @@ impl Ground {
 
     fn take_pool_away(&mut self) -> Result<()> {
         let pool = self.directory.join("fs");
-        // The last mount made is the first to go; the pool's own goes after the loops that show its files.
+        // Unmounts in reverse order; the pool's own mount follows the loop devices of its files.
         let table = self.os.mounts()?;
         let ours = table.entries().iter().rev().filter(|entry| entry.mount_point.starts_with(&self.directory));
         for entry in ours.filter(|entry| entry.mount_point != pool) {
@@ -234,10 +234,10 @@ impl Ground {
 
     fn clear_loop(&self, status: &LoopStatus) -> Result<()> {
         let path = status.device.path();
-        if self.os.loop_clear(status)? { Ok(()) } else { Err(anyhow!("{} is still held", path.display())) }
+        if self.os.loop_clear(status)? { Ok(()) } else { Err(anyhow!("{} is still in use", path.display())) }
     }
 
-    /// Loop devices that show a file of the pool's filesystem; none when it is not mounted.
+    /// The loop devices of files in the pool's filesystem; empty when it is not mounted.
     fn loops(&self) -> Result<Vec<LoopStatus>> {
         let pool = self.directory.join("fs");
         let Some(file) = self.os.identity(&pool)? else { return Ok(Vec::new()) };

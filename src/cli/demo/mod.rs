@@ -1,5 +1,5 @@
-//! `holdfast demo`: a volume's whole life on a temporary pool, with real loop devices, over the driver's own socket.
-//! Mounts are made in a namespace of its own; everything is taken away at the end, also after a failure or ^C.
+//! `holdfast demo`: the lifecycle of a volume on a temporary pool, with real loop devices, over the driver's CSI socket.
+//! It uses its own mount namespace, and removes everything at the end, also after a failure or ^C.
 
 mod client;
 mod ground;
@@ -24,30 +24,30 @@ use super::output::{Paint, complain, say_as_is};
 
 const SIZE: Bytes = Bytes::mib(320);
 const GROWN: Bytes = Bytes::mib(448);
-/// How much is written and compared.
+/// The amount of data that is written and compared.
 const CONTENT: Bytes = Bytes::mib(32);
 
 /// `holdfast demo` takes no arguments.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Arguments {}
 
-/// Runs the demonstration: 0 when every step went well, 1 when one did not.
+/// Runs the demonstration: exit code 0 when every step succeeded, 1 when one failed.
 pub(crate) fn run(_: Arguments) -> Result<ExitCode> {
     let os = Os::new();
     os.own_mounts().context("the demo mounts filesystems and attaches loop devices: run it as root")?;
     let mut ground = Ground::new(&os)?;
-    // One thread: the driver's life hangs on the thread that started it.
+    // One thread: the driver ends when the thread that started it ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut story = Story { paint: Paint::detect(), total: Stopwatch::start(), steps: 0 };
     story.title();
     let told = runtime.block_on(async {
-        // Watched from here on: a signal that comes while a step blocks is seen after it.
+        // Installed before the first step: a signal during a step that blocks is handled after the step.
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
             told = tell(&mut story, &mut ground) => told,
             _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
-            _ = terminate.recv() => Err(anyhow::anyhow!("told to end")),
+            _ = terminate.recv() => Err(anyhow::anyhow!("received SIGTERM")),
         }
     });
     let code = match &told {
@@ -58,7 +58,7 @@ pub(crate) fn run(_: Arguments) -> Result<ExitCode> {
         }
     };
     if let Err(error) = ground.clear() {
-        complain(&format!("the demo could not take everything away: {error:#}"));
+        complain(&format!("the demo could not remove everything: {error:#}"));
         return Ok(ExitCode::FAILURE);
     }
     if told.is_ok() {
@@ -67,7 +67,7 @@ pub(crate) fn run(_: Arguments) -> Result<ExitCode> {
     Ok(code)
 }
 
-/// A volume of the story.
+/// A volume of the demonstration.
 struct Actor {
     volume_id: String,
     staging: PathBuf,
@@ -116,7 +116,7 @@ async fn tell(story: &mut Story, ground: &mut Ground) -> Result<()> {
         .step("refuse", async {
             match driver.try_delete(&first.volume_id).await {
                 Err(status) if status.code() == Code::FailedPrecondition => {
-                    Ok(("deleting a volume in use is refused, and nothing is changed".to_owned(), ()))
+                    Ok(("the driver rejects DeleteVolume of a volume in use and changes nothing".to_owned(), ()))
                 }
                 Err(status) => bail!("DeleteVolume of a volume in use answered {:?}", status.code()),
                 Ok(()) => bail!("DeleteVolume deleted a volume in use"),
@@ -128,15 +128,15 @@ async fn tell(story: &mut Story, ground: &mut Ground) -> Result<()> {
             let pid = ground.kill_driver()?;
             let kept = fs::read(first.file())?;
             if !kept.starts_with(b"the pod wrote") {
-                bail!("the pod cannot read its file any more");
+                bail!("the pod can no longer read its file");
             }
-            Ok((format!("the driver (pid {pid}) is gone; the pod reads on"), pid))
+            Ok((format!("the driver (pid {pid}) is gone; the pod continues to read"), pid))
         })
         .await?;
     story
         .step("restart", async {
             driver = ground.start_driver(&node).await?;
-            Ok((format!("a new driver in place of {pid} finds everything in the pool"), ()))
+            Ok((format!("a new driver replaces {pid} and finds everything in the pool"), ()))
         })
         .await?;
     let second = restore(story, &mut driver, ground, &snapshot_id).await?;
@@ -146,7 +146,7 @@ async fn tell(story: &mut Story, ground: &mut Ground) -> Result<()> {
             if restored != content {
                 bail!("the restored file differs from what was written before the snapshot");
             }
-            Ok((format!("{CONTENT} of the restored volume, byte for byte what was snapshotted"), ()))
+            Ok((format!("{CONTENT} of the restored volume are identical to the snapshot"), ()))
         })
         .await?;
     grow(story, &mut driver, ground, &second, &content).await?;
@@ -157,7 +157,7 @@ fn prepare(ground: &mut Ground) -> Result<(String, ())> {
     ground.make_pool()?;
     let kind = match &ground.fallback {
         None => "XFS with reflink".to_owned(),
-        Some(reason) => format!("ext4, as XFS cannot be had here ({reason})"),
+        Some(reason) => format!("ext4, because XFS is not available here ({reason})"),
     };
     Ok((format!("a temporary pool on {}: {kind}", ground.device()), ()))
 }
@@ -167,7 +167,7 @@ async fn begin(story: &mut Story, driver: &mut Client, ground: &Ground) -> Resul
     let volume = story
         .step("create", async {
             let volume = driver.create("demo-volume", SIZE, None).await?;
-            Ok((format!("a volume of {SIZE}, every byte reserved"), volume))
+            Ok((format!("a volume of {SIZE}, all bytes allocated"), volume))
         })
         .await?;
     let actor =
@@ -176,20 +176,20 @@ async fn begin(story: &mut Story, driver: &mut Client, ground: &Ground) -> Resul
     story
         .step("format", async {
             driver.stage(&actor.in_use(), &context).await?;
-            Ok((format!("proved blank, formatted once as {}, mounted for the node", ground.fs), ()))
+            Ok((format!("verified as blank, formatted once as {}, mounted on the node", ground.fs), ()))
         })
         .await?;
     mount(story, driver, &actor, &context).await?;
     Ok(actor)
 }
 
-/// With reflinks in one step under the pod's eyes; without, by copying, while the volume is detached.
+/// With reflinks: while the pod runs. Without: a copy, while the volume is detached.
 async fn snapshot(story: &mut Story, driver: &mut Client, ground: &Ground, actor: &Actor) -> Result<String> {
     story
         .step("snapshot", async {
             if ground.fallback.is_none() {
                 let snapshot = driver.snapshot("demo-snapshot", &actor.volume_id).await?;
-                return Ok(("a point in time, while the pod goes on".to_owned(), snapshot.snapshot_id));
+                return Ok(("of one point in time, while the pod runs".to_owned(), snapshot.snapshot_id));
             }
             driver.release(&actor.in_use()).await?;
             let snapshot = driver.snapshot("demo-snapshot", &actor.volume_id).await?;
@@ -199,7 +199,7 @@ async fn snapshot(story: &mut Story, driver: &mut Client, ground: &Ground, actor
         .await
 }
 
-/// XFS grows under the pod; ext4, which needs CAP_SYS_RESOURCE for that, when it is mounted the next time.
+/// XFS grows while mounted; ext4 needs CAP_SYS_RESOURCE for that, so it grows at the next mount.
 async fn grow(story: &mut Story, driver: &mut Client, ground: &Ground, actor: &Actor, content: &[u8]) -> Result<()> {
     story
         .step("grow", async {
@@ -223,7 +223,7 @@ async fn grow(story: &mut Story, driver: &mut Client, ground: &Ground, actor: &A
         .await
 }
 
-/// The snapshot becomes a volume of its own, mounted beside its source.
+/// Creates a volume from the snapshot and mounts it beside its source.
 async fn restore(story: &mut Story, driver: &mut Client, ground: &Ground, snapshot_id: &str) -> Result<Actor> {
     story
         .step("restore", async {
@@ -243,7 +243,7 @@ async fn attach(story: &mut Story, driver: &mut Client, actor: &Actor) -> Result
     story
         .step("attach", async {
             let context = driver.attach(&actor.volume_id).await?;
-            Ok(("granted to this node, and to no other".to_owned(), context))
+            Ok(("to this node, and to no other".to_owned(), context))
         })
         .await
 }
@@ -252,12 +252,12 @@ async fn mount(story: &mut Story, driver: &mut Client, actor: &Actor, context: &
     story
         .step("mount", async {
             driver.publish(&actor.in_use(), context).await?;
-            Ok(("bound into the pod's directory".to_owned(), ()))
+            Ok(("bind-mounted into the pod's directory".to_owned(), ()))
         })
         .await
 }
 
-/// The way back, and the proof.
+/// Removes the volumes, and verifies that nothing is left.
 async fn end(
     story: &mut Story,
     driver: &mut Client,
@@ -271,7 +271,7 @@ async fn end(
             for actor in actors {
                 driver.release(&actor.in_use()).await?;
             }
-            Ok(("unmounted, and taken back from the node".to_owned(), ()))
+            Ok(("unmounted and detached from the node".to_owned(), ()))
         })
         .await?;
     story
@@ -286,28 +286,28 @@ async fn end(
     story
         .step("stop", async {
             ground.stop_driver().await?;
-            Ok(("SIGTERM: the driver ends with 0, its socket is gone".to_owned(), ()))
+            Ok(("SIGTERM: the driver exits with code 0 and removes its socket".to_owned(), ()))
         })
         .await?;
     story
-        .step("look", async {
+        .step("verify", async {
             let left = ground.footprint()?.since(before);
             if !left.is_empty() {
                 bail!("left behind: {}", left.join(", "));
             }
-            Ok(("nothing is left behind: loop devices, mounts and files are as before".to_owned(), ()))
+            Ok(("nothing is left: loop devices, mounts and files are as before".to_owned(), ()))
         })
         .await
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<()> {
-    let mut file = File::create(path).with_context(|| format!("make {}", path.display()))?;
+    let mut file = File::create(path).with_context(|| format!("create {}", path.display()))?;
     file.write_all(content)?;
     file.sync_all()?;
     Ok(())
 }
 
-/// Bytes without a pattern (xorshift64), so a hole, a shift or an old block cannot pass for them.
+/// Bytes without a pattern (xorshift64), so that a hole, a shift or an old block is detected.
 fn noise(length: Bytes) -> Result<Vec<u8>> {
     let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
     let words = usize::try_from(length.get() / 8)?;
@@ -325,7 +325,7 @@ fn room(path: &Path) -> Result<Bytes> {
     Ok(Bytes::new(Os::new().fs_space(path)?.total))
 }
 
-/// Tells each step in a line: what, what came of it, how long it took.
+/// Prints one line for each step: name, result and duration.
 struct Story {
     paint: Paint,
     total: Stopwatch,
@@ -335,7 +335,7 @@ struct Story {
 impl Story {
     fn title(&self) {
         say_as_is("");
-        say_as_is(&self.paint.strong("Holdfast: a volume's whole life, over the driver's own CSI socket"));
+        say_as_is(&self.paint.strong("Holdfast: the lifecycle of a volume, over the driver's CSI socket"));
         say_as_is("");
     }
 
@@ -367,7 +367,7 @@ impl Story {
         say_as_is("");
         say_as_is(&format!("  {}", self.paint.bad(&format!("{error:#}"))));
         if !last_words.is_empty() {
-            say_as_is(&self.paint.faint("  the driver's last lines:"));
+            say_as_is(&self.paint.faint("  the last log lines of the driver:"));
             say_as_is(&format!("    {last_words}"));
         }
     }
@@ -375,7 +375,7 @@ impl Story {
     fn end(&self) {
         let seconds = self.total.elapsed().as_secs_f64();
         say_as_is("");
-        say_as_is(&self.paint.good(&format!("  {} steps in {seconds:.1} s, each as it should be.", self.steps)));
+        say_as_is(&self.paint.good(&format!("  {} steps in {seconds:.1} s, all successful.", self.steps)));
         say_as_is("");
     }
 }
