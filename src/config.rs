@@ -149,7 +149,7 @@ pub struct Config {
 impl Serving {
     fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let endpoint = pick(&flags.endpoint, "--endpoint", &file.endpoint, "endpoint", ENDPOINT_VARIABLE, environment)
-            .ok_or_else(|| refuse("no endpoint: set --endpoint unix:///run/holdfast/csi.sock or CSI_ENDPOINT"))?;
+            .ok_or_else(|| refuse("no endpoint: set --endpoint unix:///run/holdfast/csi.sock (or CSI_ENDPOINT)"))?;
         let metrics = pick(&flags.metrics, "--metrics", &file.metrics, "metrics", "", |_| None);
         let format = pick(&flags.log_format, "--log-format", &file.log.format, "log.format", "", |_| None);
         let level = pick(&flags.log_level, "--log-level", &file.log.level, "log.level", "", |_| None);
@@ -177,7 +177,7 @@ impl Config {
 /// The name of this node in the orchestrator.
 fn node_name(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<NodeId> {
     let said = pick(&flags.node_name, "--node-name", &file.node_name, "nodeName", NODE_VARIABLE, environment)
-        .ok_or_else(|| refuse("no node name: set --node-name NAME or NODE_NAME"))?;
+        .ok_or_else(|| refuse("no node name: set --node-name NAME (or NODE_NAME)"))?;
     NodeId::from_node_name(&said.text).map_err(|error| refuse(format!("{}: {error}", said.place)))
 }
 
@@ -199,7 +199,7 @@ fn pick(
     flag.as_ref().map(|text| said(text, flag_name.to_owned())).or_else(|| {
         file.as_ref().map(|text| said(text, format!("{key} in the configuration file"))).or_else(|| {
             let text = environment(variable).filter(|text| !text.is_empty())?;
-            Some(Said { text, place: format!("the variable {variable}") })
+            Some(Said { text, place: format!("the environment variable {variable}") })
         })
     })
 }
@@ -225,7 +225,7 @@ fn socket(said: &Said) -> Result<PathBuf> {
         return Err(wrong("it must be the absolute path of a socket"));
     }
     if path.chars().any(char::is_control) {
-        return Err(wrong("the path of a socket must not have control characters"));
+        return Err(wrong("the path of a socket must not contain control characters"));
     }
     // sun_path of unix(7): 108 bytes with its terminator.
     if path.len() > 107 {
@@ -270,20 +270,17 @@ pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
         flags.pools.iter().map(with_limits).collect::<Result<Vec<_>>>()?
     };
     if pools.is_empty() {
-        return Err(refuse("no pool: set --pool NAME=file:DIR, or list pools in the file of --config"));
+        return Err(refuse("no pool: set --pool NAME=file:DIR, or list pools in the file given with --config"));
     }
     let mut rest = pools.as_slice();
     while let Some((pool, others)) = rest.split_first() {
         for other in others {
             if pool.spec.name == other.spec.name {
-                return Err(refuse(format!(
-                    "pool {} is given twice; use a different name for each pool",
-                    pool.spec.name
-                )));
+                return Err(refuse(format!("pool {} is given twice; give each pool its own name", pool.spec.name)));
             }
             if pool.root().starts_with(other.root()) || other.root().starts_with(pool.root()) {
                 return Err(refuse(format!(
-                    "pools {} and {} overlap: one directory contains the other; use separate directories",
+                    "the directories of pools {} and {} overlap; give each pool its own directory",
                     pool.spec, other.spec
                 )));
             }

@@ -136,11 +136,12 @@ fn here(arguments: &Arguments) -> Result<Shown> {
     let handle = arguments.handle;
     let (views, _) = PoolView::open_all(&Os::new(), &arguments.look)?;
     let of_pool = views.iter().find(|view| view.pool.identity().id == handle.pool);
-    let view = of_pool
-        .with_context(|| format!("volume {handle} is in none of the given pools; set --pool to pool {}", handle.pool))?;
+    let view = of_pool.with_context(|| {
+        format!("volume {handle} is in none of the given pools; set --pool to pool {}", handle.pool)
+    })?;
     let record = view.survey.volumes.iter().find(|record| record.uuid == handle.uuid);
-    let record =
-        record.with_context(|| format!("pool {} has no volume {handle}; run holdfast volumes", view.config.spec.name))?;
+    let record = record
+        .with_context(|| format!("pool {} has no volume {handle}; run holdfast volumes", view.config.spec.name))?;
     Ok(Shown::of_record(record, view))
 }
 

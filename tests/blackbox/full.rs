@@ -190,12 +190,12 @@ fn room_for_shared_blocks_is_not_held_against_others_and_that_is_said() {
     write_device(&path, 1, 0, 16);
     let snapshot = world.snapshot("snap", &vol);
     let doctor = || try_run(driver_binary(), &["doctor", "--pool", &format!("test=file:{}", world.pool.display())]);
-    assert!(!doctor().stdout.contains("promised to"), "{:?}", doctor());
+    assert!(!doctor().stdout.contains("are reserved for snapshots"), "{:?}", doctor());
     let hog = Hog::fill(&world.scratch.root());
     for _ in 0..3 {
         write_durably(&path).unwrap_err();
     }
-    assert!(doctor().stdout.contains("promised to snapshots and volumes that share blocks"), "{:?}", doctor());
+    assert!(doctor().stdout.contains("reserved for snapshots and volumes that share blocks"), "{:?}", doctor());
     drop(hog);
     write_device(&path, 50, 0, 16);
     let restored = world.restore("restored", Use::Block, &snapshot.snapshot_id, vol.size);

@@ -1,23 +1,23 @@
-//! Everything that was gathered about one claim, at one moment: what the rules decide on.
+//! The facts about one claim at one moment: the input of the rules.
 
 use holdfast::registry::Nodes;
 
 use super::objects::{Attachment, Capacity, Claim, Class, CsiDriver, CsiNode, Event, Node, Pod, Snapshot, Volume};
 
-/// One object that was asked for.
+/// One requested object.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Found<T> {
-    /// It is there.
+    /// It exists.
     Yes(T),
-    /// It is not.
+    /// It does not exist.
     No,
-    /// It could not be asked for, or nothing asked for it.
+    /// It could not be read, or was not requested.
     #[default]
     Unknown,
 }
 
 impl<T> Found<T> {
-    /// The object, if it is there.
+    /// The object, if it exists.
     pub(super) fn get(&self) -> Option<&T> {
         match self {
             Self::Yes(object) => Some(object),
@@ -25,13 +25,13 @@ impl<T> Found<T> {
         }
     }
 
-    /// Whether it is known not to be there.
+    /// Whether it certainly does not exist.
     pub(super) fn is_missing(&self) -> bool {
         matches!(self, Self::No)
     }
 }
 
-/// Lists are `None` where they could not be asked for.
+/// A list is `None` if it could not be read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
     pub(super) namespace: String,
@@ -39,26 +39,26 @@ pub(super) struct Facts {
     pub(super) claim: Found<Claim>,
     pub(super) classes: Option<Vec<Class>>,
     pub(super) volume: Found<Volume>,
-    /// The volume that was asked about, where it was not the claim.
+    /// The volume in the request, if it named a volume and not a claim.
     pub(super) asked: Option<Volume>,
-    /// Volumes that are kept from earlier claims of this name.
+    /// Volumes that are retained from earlier claims with this name.
     pub(super) released: Option<Vec<Volume>>,
     /// Pods that use the claim.
     pub(super) pods: Option<Vec<Pod>>,
-    /// About the claim and those pods.
+    /// The events of the claim and those pods.
     pub(super) events: Option<Vec<Event>>,
-    /// Of the volume.
+    /// The attachments of the volume.
     pub(super) attachments: Option<Vec<Attachment>>,
     pub(super) driver: Found<CsiDriver>,
     pub(super) csi_nodes: Option<Vec<CsiNode>>,
     pub(super) capacities: Option<Vec<Capacity>>,
     pub(super) nodes: Option<Vec<Node>>,
-    /// What the claim is restored from.
+    /// The source snapshot of the claim.
     pub(super) snapshot: Found<Snapshot>,
-    /// What the claim is cloned from.
+    /// The source claim of a clone.
     pub(super) cloned: Found<Claim>,
-    /// What the controller knows.
+    /// The nodes and pools, from the controller.
     pub(super) homes: Option<Nodes>,
-    /// What could not be asked, a sentence each.
+    /// The requests that failed, a sentence each.
     pub(super) unasked: Vec<String>,
 }

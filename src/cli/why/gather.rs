@@ -1,5 +1,5 @@
-//! Asks the API server for what the rules look at: `get` and `list`, nothing else. What may not be asked is named and left
-//! out.
+//! Reads the objects for the rules from the API server, with `get` and `list` only. A request that is not permitted is
+//! reported and its object omitted.
 
 use holdfast::csi::DRIVER_NAME;
 use holdfast::kubernetes::{ObjectName, ask};
@@ -10,17 +10,17 @@ use serde::de::DeserializeOwned;
 use super::facts::{Facts, Found};
 use super::objects::{Claim, Event, List, Pod, Volume};
 
-/// Objects in one answer, and answers of one list: more is more than a screen explains.
+/// The objects in one answer, and the answers of one list. More would not fit on a screen.
 const PAGE: usize = 500;
 const MOST_PAGES: usize = 40;
 
-/// Asks, and keeps what could not be asked.
+/// Reads objects, and collects the requests that failed.
 pub(super) struct Gatherer {
     client: Client,
     unasked: Vec<String>,
 }
 
-/// What is safe in a query; names of objects hold nothing else.
+/// Percent-encodes a text for a query.
 fn encoded(text: &str) -> String {
     let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
     text.bytes().map(|byte| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
@@ -35,7 +35,7 @@ impl Gatherer {
     async fn read<T: DeserializeOwned>(&mut self, what: &str, path: &str) -> Result<T, Error> {
         let request = http::Request::get(path)
             .body(Vec::new())
-            .map_err(|error| Error::new(Kind::InvalidArgument, format!("{what} cannot be asked for")).because(error))?;
+            .map_err(|error| Error::new(Kind::InvalidArgument, format!("{what}: invalid request")).because(error))?;
         ask(what, self.client.request(request)).await
     }
 
@@ -50,7 +50,7 @@ impl Gatherer {
         }
     }
 
-    /// A whole list; `selector` is of fields.
+    /// A complete list; `selector` is a field selector.
     async fn list<T: DeserializeOwned>(&mut self, what: &str, path: &str, selector: Option<String>) -> Option<Vec<T>> {
         let what = format!("list {what}");
         let selector = selector.map_or(String::new(), |selector| format!("&fieldSelector={}", encoded(&selector)));
@@ -71,11 +71,11 @@ impl Gatherer {
                 }
             }
         }
-        self.unasked.push(format!("{what}: there are more than {}", all.len()));
+        self.unasked.push(format!("{what}: there are more than {}; the rest was not read", all.len()));
         Some(all)
     }
 
-    /// The claims that a name stands for: a claim's, or all of a pod's.
+    /// The claims for a name: the claim itself, or all claims of a pod.
     pub(super) async fn claims_of(&mut self, name: &ObjectName) -> Vec<ObjectName> {
         let (namespace, short) = (name.namespace(), name.name());
         let claim: Found<Claim> = self
@@ -97,7 +97,7 @@ impl Gatherer {
         vec![name.clone()]
     }
 
-    /// The volume of this name or handle.
+    /// The volume with this name or handle.
     pub(super) async fn volume_of(&mut self, name: &str) -> Found<Volume> {
         let Ok(id) = name.parse::<VolumeId>() else {
             let good = format!("x/{name}").parse::<ObjectName>().is_ok();
@@ -181,7 +181,7 @@ impl Gatherer {
         }
     }
 
-    /// What could not be asked since the last facts.
+    /// The requests that failed since the last facts.
     pub(super) fn unasked(&mut self) -> Vec<String> {
         std::mem::take(&mut self.unasked)
     }

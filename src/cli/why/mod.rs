@@ -1,7 +1,6 @@
-//! `holdfast why`: what a claim, pod or volume of Kubernetes waits for, and the next command. Reads the cluster, changes
-//! nothing.
+//! `holdfast why`: what a claim, pod or volume of Kubernetes waits for, and the next command. It only reads the cluster.
 //!
-//! `gather` asks the API server and a controller, `rules` decides on what was gathered and on nothing else.
+//! `gather` asks the API server and a controller; `rules` decides from these facts alone.
 
 mod facts;
 mod gather;
@@ -35,7 +34,7 @@ pub(crate) struct Arguments {
     what: String,
     #[command(flatten)]
     controller: ControllerArguments,
-    /// How to print.
+    /// The output format.
     #[arg(long, short, value_enum, value_name = "FORMAT", default_value_t)]
     output: Format,
 }
@@ -48,10 +47,10 @@ struct Answer {
     explanation: Explanation,
 }
 
-/// Prints what waits: 0 when nothing does, 1 when something does.
+/// Prints what waits: exit code 0 if nothing waits, 1 if something does.
 ///
 /// # Errors
-/// Where the API server, or the claim itself, cannot be asked.
+/// When the API server does not answer, or the claim cannot be read.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (homes, unasked) = controllers_view(&arguments.controller)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
@@ -65,10 +64,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if waits { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What a controller knows of nodes and pools, or why not.
+/// The nodes and pools that a controller knows, or why they are not known.
 fn controllers_view(arguments: &ControllerArguments) -> Result<(Option<Nodes>, Vec<String>)> {
     let Some(mut asked) = arguments.asked()? else {
-        let said = "pools and their nodes: no controller was named; say --controller, or set HOLDFAST_CONTROLLER";
+        let said = "pools and their nodes: no controller was named; set --controller or HOLDFAST_CONTROLLER";
         return Ok((None, vec![said.to_owned()]));
     };
     Ok(match asked.nodes() {
@@ -99,19 +98,19 @@ async fn answers(what: &str, homes: Option<Nodes>, unasked: Vec<String>) -> Resu
     Ok(all)
 }
 
-/// The claim that a volume is for, and the volume.
+/// The claim of a volume, and the volume.
 async fn claim_of_volume(gatherer: &mut Gatherer, what: &str) -> Result<(ObjectName, Volume)> {
     let volume = match gatherer.volume_of(what).await {
         Found::Yes(volume) => volume,
         Found::No => {
-            bail!("there is no PersistentVolume {what}; name a claim as NAMESPACE/CLAIM, or see kubectl get pv")
+            bail!("there is no PersistentVolume {what}; name a claim as NAMESPACE/CLAIM, or run kubectl get pv")
         }
         Found::Unknown => bail!("{}", gatherer.unasked().join("; ")),
     };
     let name = &volume.metadata.name;
     let Some(claim) = &volume.spec.claim_ref else {
         bail!(
-            "PersistentVolume {name} is {} and for no claim: name it in a claim (spec.volumeName)",
+            "PersistentVolume {name} is {} and has no claim; to use it, create a claim with spec.volumeName: {name}",
             volume.status.phase
         );
     };
@@ -127,7 +126,7 @@ fn tell(answer: &Answer) {
     columns.print();
     say("");
     if answer.explanation.findings.is_empty() {
-        say_marked(&paint.good("ok"), &format!("claim {}: nothing waits, as far as can be seen", answer.claim));
+        say_marked(&paint.good("ok"), &format!("claim {}: no problems found; nothing waits", answer.claim));
     }
     let now = Timestamp::now().seconds();
     for finding in &answer.explanation.findings {
@@ -143,11 +142,11 @@ fn tell(answer: &Answer) {
         say(&format!("    do  {}", hint.next));
     }
     for unasked in &answer.explanation.unasked {
-        complain(&format!("not looked at: {unasked}"));
+        complain(&format!("not checked: {unasked}"));
     }
 }
 
-/// A time that has passed, for people.
+/// An elapsed time, for people.
 fn ago(seconds: u64) -> String {
     match seconds {
         0..=119 => format!("{seconds} s"),

@@ -1,5 +1,5 @@
-//! The objects of Kubernetes that a claim goes through, as far as the rules look at them. Read from what the API server
-//! answers; everything that may be missing is empty then.
+//! The Kubernetes objects around a claim, with the fields that the rules use. Parsed from answers of the API server; a
+//! missing field is empty.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ macro_rules! objects {
 pub(super) type Texts = BTreeMap<String, String>;
 
 objects! {
-    /// Of every object.
+    /// The metadata of every object.
     Meta {
         name: String,
         namespace: String,
@@ -38,7 +38,7 @@ objects! {
         creation_timestamp: String,
         deletion_timestamp: String,
     }
-    /// Another object.
+    /// A reference to another object.
     Reference { kind: String, namespace: String, name: String, uid: String }
     /// One line of `status.conditions`.
     Condition { r#type: String, status: String, message: String, last_transition_time: String }
@@ -96,7 +96,7 @@ objects! {
     CsiNode { metadata: Meta, spec: CsiNodeSpec }
     CsiNodeSpec { drivers: Vec<NodeDriver> }
     NodeDriver { name: String }
-    /// That it is there is all that counts.
+    /// Only its existence matters.
     CsiDriver {}
 
     Capacity {
@@ -116,26 +116,26 @@ objects! {
 }
 
 impl Claim {
-    /// Whether a reference names this claim: this one, and not an earlier one of its name.
+    /// Whether a reference means this claim, and not an earlier one with its name.
     pub(super) fn is_meant(&self, by: &Reference) -> bool {
         self.has_name(by) && (by.uid.is_empty() || by.uid == self.metadata.uid)
     }
 
-    /// Whether a reference names a claim of this name, this one or another.
+    /// Whether a reference has the name of this claim, whatever its uid.
     pub(super) fn has_name(&self, by: &Reference) -> bool {
         by.namespace == self.metadata.namespace && by.name == self.metadata.name
     }
 }
 
 impl Volume {
-    /// The nodes that the scheduler may choose for its pods, by this topology key; none where it is tied to none.
+    /// The nodes to which its node affinity ties its pods, by this topology key; empty if there is none.
     pub(super) fn nodes(&self, key: &str) -> Vec<&str> {
         let terms = self.spec.node_affinity.required.node_selector_terms.iter();
         let tied = terms.flat_map(|term| &term.match_expressions).filter(|one| one.key == key && one.operator == "In");
         tied.flat_map(|one| one.values.iter().map(String::as_str)).collect()
     }
 
-    /// Whether it is kept from an earlier claim of this one's name.
+    /// Whether it is retained from an earlier claim with the name of this one.
     pub(super) fn is_kept_from_before(&self, claim: &Claim) -> bool {
         let of = self.spec.claim_ref.as_ref();
         self.status.phase == "Released"
@@ -145,7 +145,7 @@ impl Volume {
 }
 
 impl Pod {
-    /// Whether one of its volumes is this claim; a generic ephemeral one is called after pod and volume.
+    /// Whether one of its volumes is this claim; a generic ephemeral volume is named after pod and volume.
     pub(super) fn uses(&self, claim: &str) -> bool {
         self.spec.volumes.iter().any(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
             (Some(used), _) => used.claim_name == claim,
@@ -164,7 +164,7 @@ impl Pod {
         self.spec.volumes.iter().filter_map(named).collect()
     }
 
-    /// It has ended, and uses nothing any more.
+    /// Whether it has ended and no longer uses its volumes.
     pub(super) fn is_over(&self) -> bool {
         matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
     }
@@ -184,7 +184,7 @@ impl Event {
     }
 }
 
-/// A list's items.
+/// The items of a list.
 #[derive(Debug, Deserialize)]
 #[serde(bound(deserialize = "T: Deserialize<'de>"))]
 pub(super) struct List<T> {
@@ -194,16 +194,16 @@ pub(super) struct List<T> {
     pub(super) metadata: ListMeta,
 }
 
-/// How a list goes on.
+/// The continuation of a list.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ListMeta {
     #[serde(default)]
     pub(super) r#continue: Option<String>,
 }
 
-/// Bytes of a Kubernetes quantity of storage; `None` for one that is none.
+/// The bytes of a Kubernetes storage quantity; `None` if it is invalid.
 pub(super) fn bytes(quantity: &str) -> Option<u64> {
-    /// Digits behind the point that are looked at: more make no byte, of an exabyte too.
+    /// The number of decimal places that count: more do not change a byte, even of an exabyte.
     const DIGITS: usize = 18;
     let digits = quantity.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
     let (number, suffix) = quantity.split_at(digits);
@@ -245,7 +245,7 @@ pub(super) fn bytes(quantity: &str) -> Option<u64> {
     Some(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
 
-/// A quantity for people: bare bytes with their size, others as they were written.
+/// A quantity for people: plain bytes with their size in units, others unchanged.
 pub(super) fn shown(quantity: &str) -> String {
     match bytes(quantity) {
         Some(size) if quantity.bytes().all(|byte| byte.is_ascii_digit()) && size >= 1 << 10 => {

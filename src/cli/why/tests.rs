@@ -212,7 +212,7 @@ fn all_well_is_said_with_the_whole_chain() {
     assert!(explanation.findings.is_empty(), "{explanation:#?}");
     let kinds: Vec<_> = explanation.chain.iter().map(|link| link.kind).collect();
     assert_eq!(kinds, ["claim", "class", "volume", "pool", "pod"]);
-    assert!(explanation.chain[3].name.contains("node-a") && explanation.chain[3].state.contains("heard"));
+    assert!(explanation.chain[3].name.contains("node-a") && explanation.chain[3].state.contains("heartbeat"));
 }
 
 #[test]
@@ -310,9 +310,9 @@ fn words_are_told_as_theirs_who_said_them() {
     let driver = "rpc error: code = Aborted desc = the copy waits: rpc error: code = Unavailable desc = node-b";
     first(&provisioner(driver), "provisioning-failed", &["; the driver says: Aborted: the copy waits: rpc error"]);
     let unreached = "rpc error: code = Unavailable desc = connection error: desc = \"transport: error while dialing: no such file\"";
-    first(&provisioner(unreached), "provisioning-failed", &["; the provisioner does not reach the driver: connection"]);
+    first(&provisioner(unreached), "provisioning-failed", &["; the provisioner cannot reach the driver: connection"]);
     let late = "rpc error: code = DeadlineExceeded desc = context deadline exceeded";
-    first(&provisioner(late), "provisioning-failed", &["; the provisioner has no answer of the driver in time"]);
+    first(&provisioner(late), "provisioning-failed", &["; the provisioner received no answer from the driver in time"]);
 
     let mount = |message: &str| Facts {
         pods: Some(vec![of(pod("web-0", "node-a", json!({})))]),
@@ -552,7 +552,7 @@ fn a_home_that_is_silent() {
     let long_ago = Timestamp::from_nanos(u64::try_from(NOW - 600).unwrap() * 1_000_000_000);
     let node = &mut facts.homes.as_mut().unwrap().nodes[0];
     (node.silence, node.heard) = (Silence::Silent, long_ago);
-    first(&facts, "home-silent", &["node node-a", "not been heard"]);
+    first(&facts, "home-silent", &["node node-a", "is unreachable", "last heartbeat"]);
     assert_eq!(told(&facts).findings[0].since, Some(NOW - 600));
     facts.homes = Some(Nodes::default());
     first(&facts, "pool-not-served", &[POOL]);

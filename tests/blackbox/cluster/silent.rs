@@ -140,7 +140,7 @@ fn disks_that_moved_bring_their_volumes_under_the_same_handles() {
     // The old home is silent for good, and has nothing that a list would miss.
     await_that("the old home is known to be silent", Duration::from_secs(10), || {
         let nodes = cluster.command(0, &["pools", "--output", "json"]);
-        nodes.stdout.contains("\"silent\"")
+        nodes.stdout.contains("\"unreachable\"")
     });
     assert_eq!(cluster.list(0).unwrap(), std::slice::from_ref(&vol.id));
     let moved = super::harness::Vol { node: "node-c".into(), ..vol.clone() };

@@ -59,7 +59,7 @@ fn a_pod_lands_where_there_is_room_and_is_told_when_there_is_none() {
     space.claim(&Claim::new("c").size(&size));
     space.pod(&Pod::new("c").mounts("c"));
     space.event("c", &["did not have enough free storage"]);
-    explained(&space.name, "c", &["node1", "node2", "room"]);
+    explained(&space.name, "c", &["node1", "node2", "free space"]);
 
     // As soon as one is deleted, the third runs.
     space.end_pod("a");

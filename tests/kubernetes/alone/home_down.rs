@@ -14,14 +14,14 @@ fn while_a_home_is_down_its_volumes_say_so_and_the_others_work() {
     let crashed = Crashed::new("node2");
     let said = until("the controllers miss it", || {
         let said = driver_exec(&["pools"]).unwrap_or_else(|said| said);
-        if said.contains("silent") { Ok(said) } else { Err(said) }
+        if said.contains("unreachable") { Ok(said) } else { Err(said) }
     });
     assert!(said.contains("node2"), "{said}");
     let said = driver_exec(&["doctor"]).unwrap_err();
-    for word in ["node2", "has not been heard for", "    do  look whether holdfast runs there"] {
+    for word in ["node2", "node2 is unreachable", "    do  check that holdfast runs there"] {
         assert!(said.contains(word), "{word}: {said}");
     }
-    explained(&space.name, "there", &["node node2, its home", "not been heard", "kubectl get node node2"]);
+    explained(&space.name, "there", &["node node2, its home node", "is unreachable", "kubectl get node node2"]);
 
     space.claim(&Claim::new("fresh").size("64Mi"));
     space.run(&Pod::new("fresh").on("node1").mounts("fresh"));
@@ -32,7 +32,7 @@ fn while_a_home_is_down_its_volumes_say_so_and_the_others_work() {
     until("the driver is registered", || if node_ready("node2") { Ok(()) } else { Err("not yet".to_owned()) });
     until("it is heard", || {
         let said = driver_exec(&["pools"]).unwrap_or_else(|said| said);
-        if said.contains("silent") { Err(said) } else { Ok(()) }
+        if said.contains("unreachable") { Err(said) } else { Ok(()) }
     });
     // Its pod was taken away or lives on; either way the data is there.
     space.gone("pod", "there");

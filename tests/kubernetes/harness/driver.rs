@@ -97,6 +97,6 @@ pub(crate) fn explained(namespace: &str, claim: &str, words: &[&str]) {
     for word in words.iter().chain(&["!!", " waits for ", " (for ", "    do  "]) {
         assert!(said.contains(word), "{word}: {said}");
     }
-    assert!(!said.contains("not looked at"), "the controller's account may ask for everything: {said}");
+    assert!(!said.contains("not checked"), "the controller's account may ask for everything: {said}");
     assert!(said.lines().count() <= 24, "{said}");
 }

@@ -1,4 +1,4 @@
-//! A volume and the node it is to be attached to.
+//! A volume and the node of its attachment.
 
 use super::super::objects::{Attachment, Pod, Volume};
 use super::{Case, code_in, said_by};
@@ -27,11 +27,11 @@ impl Case<'_> {
                     None => String::new(),
                 };
                 let waits_for = format!(
-                    "volume {name} to be detached from node {}, which holds it{detaching}",
+                    "volume {name} to be detached from node {}, to which it is attached{detaching}",
                     other.spec.node_name
                 );
                 let next = format!(
-                    "kubectl get pods -A -o wide --field-selector spec.nodeName={}, and end what uses it there",
+                    "run kubectl get pods -A -o wide --field-selector spec.nodeName={}, and delete the pods that use it there",
                     other.spec.node_name
                 );
                 self.found("held-elsewhere", object, waits_for, &other.metadata.deletion_timestamp, next);
@@ -39,7 +39,7 @@ impl Case<'_> {
             (Some(here), None) => {
                 let (why, since) = match &here.status.attach_error {
                     Some(error) => (said_by("the attacher", &error.message), &error.time),
-                    None => ("nobody has answered yet".to_owned(), &here.metadata.creation_timestamp),
+                    None => ("the attacher has not answered yet".to_owned(), &here.metadata.creation_timestamp),
                 };
                 let waits_for = format!("volume {name} to be attached to node {node}; {why}");
                 self.found(
@@ -52,7 +52,7 @@ impl Case<'_> {
             }
             (None, None) => {
                 let waits_for = format!("a VolumeAttachment of volume {name} to node {node}; there is none yet");
-                let next = "kubectl get pods -n kube-system (kube-controller-manager makes it)";
+                let next = "kubectl get pods -n kube-system (kube-controller-manager creates it)";
                 if self.is_overdue(&pod.metadata.creation_timestamp) {
                     self.found("no-attachment", object, waits_for, &pod.metadata.creation_timestamp, next);
                 }
@@ -60,7 +60,7 @@ impl Case<'_> {
         }
     }
 
-    /// An attachment to the pod's own node that ends first: kubelet waits for the next one.
+    /// An attachment to the pod's own node that is being removed: kubelet waits for the next one.
     fn detaching(&mut self, object: &str, volume: &str, here: &Attachment) {
         let (name, node) = (&here.metadata.name, &here.spec.node_name);
         let Some(error) = &here.status.detach_error else {
@@ -71,14 +71,15 @@ impl Case<'_> {
             }
             return;
         };
-        // An earlier release waits for kubelet, which waits for it; this one lets go what only its own node uses.
+        // An earlier release waits for kubelet, which waits for the driver; this one detaches a volume that only its own node
+        // uses.
         let is_staged = code_in(&error.message) == "FailedPrecondition";
         let next = if is_staged {
             format!(
-                "upgrade Holdfast on node {node}, which then detaches a volume that only its own node still uses; or end the pods that use it there and, on that node, umount every path that is named"
+                "upgrade Holdfast on node {node}: it then detaches a volume that only its own node uses; or delete the pods that use it there and, on that node, umount every path in the message"
             )
         } else {
-            format!("kubectl describe volumeattachment {name}; it is tried again by itself")
+            format!("kubectl describe volumeattachment {name}; the attacher retries by itself")
         };
         let said = said_by("the attacher", &error.message);
         let waits_for = format!("volume {volume} to be detached from node {node} and attached there again; {said}");

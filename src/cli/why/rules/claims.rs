@@ -1,4 +1,4 @@
-//! A claim without a volume, its class, and what it is filled from.
+//! A claim without a volume, its class and its data source.
 
 use holdfast::csi::DRIVER_NAME;
 use holdfast::home::Health;
@@ -9,12 +9,13 @@ use super::super::facts::Found;
 use super::super::objects::{Capacity, Claim, Class, Reference, bytes, shown};
 use super::{Case, Hint, said_by};
 
-/// Marks the class of claims that name none.
+/// Marks the default class.
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
-/// The node the scheduler chose for a claim's volume.
+/// The node that the scheduler selected for the volume of a claim.
 const SELECTED: &str = "volume.kubernetes.io/selected-node";
 
-/// How a released volume is given to one claim; one that is free for all may be taken by any claim of its class, with what is on it.
+/// The command that reserves a released volume for one claim. Without a claimRef, any claim of its class could take it,
+/// with its data.
 pub(super) fn handed_on(volume: &str, namespace: &str, claim: &str) -> String {
     format!(
         "kubectl patch pv {volume} --type merge -p '{{\"spec\":{{\"claimRef\":{{\"namespace\":\"{namespace}\",\"name\":\"{claim}\",\"uid\":null,\"resourceVersion\":null}}}}}}'"
@@ -22,13 +23,13 @@ pub(super) fn handed_on(volume: &str, namespace: &str, claim: &str) -> String {
 }
 
 impl<'a> Case<'a> {
-    /// The class, and what is wrong with it for a claim that is not bound.
+    /// The class, and its problems for a claim that is not bound.
     pub(super) fn class(&mut self, claim: &Claim) -> Option<&'a Class> {
         let facts = self.facts;
         let classes = facts.classes.as_ref()?;
         let named = match claim.spec.storage_class_name.as_deref() {
             Some("") => {
-                self.link("class", "\"\"", "none: only volumes made beforehand");
+                self.link("class", "\"\"", "none: only volumes that already exist");
                 return None;
             }
             Some(name) => classes.iter().find(|class| class.metadata.name == name),
@@ -50,7 +51,7 @@ impl<'a> Case<'a> {
             (None, Some(name)) if is_open => {
                 let known: Vec<_> = classes.iter().map(|class| class.metadata.name.as_str()).collect();
                 let waits_for = format!("StorageClass {name}, which does not exist; there are [{}]", known.join(", "));
-                let next = "make that class, or delete the claim and name another: kubectl get storageclass";
+                let next = "create that class, or delete the claim and name another: kubectl get storageclass";
                 self.found("class-not-found", self.claim_name(), waits_for, &claim.metadata.creation_timestamp, next);
             }
             (None, None) if is_open => {
@@ -75,29 +76,28 @@ impl<'a> Case<'a> {
         let kept = self.facts.released.iter().flatten().find(|volume| volume.is_kept_from_before(claim));
         if let Some(kept) = kept {
             let name = &kept.metadata.name;
-            self.link("volume", name, "Released: kept from an earlier claim of this name");
+            self.link("volume", name, "Released: retained from an earlier claim with this name");
             self.hints.push(Hint {
                 what: format!(
-                    "PersistentVolume {name} is kept (Retain) from an earlier claim of this name, which was deleted"
+                    "PersistentVolume {name} is kept (reclaim policy Retain) from an earlier claim with this name, which was deleted"
                 ),
                 next: format!(
-                    "to use it again, make the claim anew with spec.volumeName: {name}, and {}",
+                    "to use it again, create the claim again with spec.volumeName: {name}, and run {}",
                     handed_on(name, &self.facts.namespace, &self.facts.name)
                 ),
             });
         }
     }
 
-    /// A claim that names the volume it wants.
+    /// A claim with spec.volumeName.
     fn named_volume(&mut self, claim: &Claim) {
         let since = claim.metadata.creation_timestamp.as_str();
         let name = &claim.spec.volume_name;
         match &self.facts.volume {
             Found::Unknown => {}
             Found::No => {
-                let waits_for =
-                    format!("PersistentVolume {name}, which it names (spec.volumeName) and which does not exist");
-                let next = "kubectl get pv; make that one, or delete the claim and name another";
+                let waits_for = format!("PersistentVolume {name} (its spec.volumeName), which does not exist");
+                let next = "kubectl get pv; create that PersistentVolume, or delete the claim and name another";
                 self.found("volume-not-found", self.claim_name(), waits_for, since, next);
             }
             Found::Yes(volume) => {
@@ -106,7 +106,7 @@ impl<'a> Case<'a> {
                 let taken = volume.spec.claim_ref.as_ref().filter(|by| !claim.is_meant(by));
                 if let Some(by) = taken {
                     let who = if claim.has_name(by) {
-                        "an earlier claim of this name".to_owned()
+                        "an earlier claim with this name".to_owned()
                     } else {
                         format!("claim {}/{}", by.namespace, by.name)
                     };
@@ -115,13 +115,13 @@ impl<'a> Case<'a> {
                         "Released" if is_kept => handed_on(name, &self.facts.namespace, &self.facts.name),
                         _ => "name another volume".to_owned(),
                     };
-                    let waits_for = format!("PersistentVolume {name}, which is {phase} and of {who}");
+                    let waits_for = format!("PersistentVolume {name}, which is {phase} and belongs to {who}");
                     return self.found("volume-taken", self.claim_name(), waits_for, since, next);
                 }
                 if self.is_overdue(since) {
                     let said =
                         self.event("PersistentVolumeClaim", &claim.metadata, &["VolumeMismatch", "FailedBinding"]);
-                    let why = said.map_or("nobody says why not".to_owned(), |event| event.message.clone());
+                    let why = said.map_or("no event gives a reason".to_owned(), |event| event.message.clone());
                     let waits_for = format!("PersistentVolume {name} to be bound to it; {why}");
                     self.found(
                         "not-bound",
@@ -135,12 +135,12 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// A claim for which a volume is to be made.
+    /// A claim that needs a new volume.
     fn provisioning(&mut self, claim: &Claim, class: Option<&Class>) {
         let since = claim.metadata.creation_timestamp.as_str();
         let Some(class) = class else { return };
         if class.provisioner != DRIVER_NAME {
-            let waits_for = format!("the driver {}, which is not this one", class.provisioner);
+            let waits_for = format!("the driver {}, which is not Holdfast", class.provisioner);
             let next = self.describe("pvc", &self.facts.name);
             return self.found("other-driver", self.claim_name(), waits_for, since, next);
         }
@@ -155,7 +155,7 @@ impl<'a> Case<'a> {
         if let (Some(full), true) =
             (&full, is_late && selected.is_none() && !self.pods().is_empty() || failed.is_some())
         {
-            let next = "holdfast pools (what is full), then delete volumes or snapshots, grow the pool's filesystem, or add a node";
+            let next = "run holdfast pools to see which pools are full; then delete volumes or snapshots, grow the pool's filesystem, or add a node";
             self.found("no-room", self.claim_name(), full.clone(), since, next);
         }
         if let Some(failed) = failed {
@@ -167,8 +167,8 @@ impl<'a> Case<'a> {
             let pods = self.pods();
             let Some(pod) = pods.first() else {
                 if self.facts.pods.is_some() {
-                    let waits_for = "a pod that uses it: its class binds at the first consumer";
-                    let next = "start the pod; nothing is wrong with the claim";
+                    let waits_for = "a pod that uses it: its class binds at the first consumer (WaitForFirstConsumer)";
+                    let next = "start the pod; the claim has no problem";
                     self.found("no-consumer", self.claim_name(), waits_for, since, next);
                 }
                 return;
@@ -182,13 +182,13 @@ impl<'a> Case<'a> {
         if self.is_overdue(since) && self.findings.is_empty() {
             let node = selected.map_or(String::new(), |node| format!(" on node {node}"));
             let waits_for =
-                format!("the provisioner to make a volume of {}{node}; it has said nothing yet", shown(&size));
+                format!("the provisioner to create a volume of {}{node}; it has not answered yet", shown(&size));
             let next = "kubectl get pods -A -l app.kubernetes.io/name=holdfast, then kubectl logs of the controller's container provisioner";
             self.found("provisioner-silent", self.claim_name(), waits_for, since, next);
         }
     }
 
-    /// What the claim is filled from; whether that is what it waits for.
+    /// The data source of the claim; returns whether the claim waits for it.
     fn source(&mut self, claim: &Claim) -> bool {
         let Some(source) = &claim.spec.data_source else { return false };
         match source.kind.as_str() {
@@ -198,16 +198,16 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// The claim it is to be a clone of.
+    /// The source claim of a clone.
     fn cloned(&mut self, claim: &Claim, source: &Reference) -> bool {
         let (namespace, since) = (&self.facts.namespace, claim.metadata.creation_timestamp.as_str());
         let name = format!("claim {namespace}/{}", source.name);
         match &self.facts.cloned {
             Found::Unknown => false,
             Found::No => {
-                let waits_for = format!("{name}, which it is to be a clone of and which does not exist");
+                let waits_for = format!("{name}, the source of this clone, which does not exist");
                 let next =
-                    format!("make that claim, or delete this one and name another: kubectl -n {namespace} get pvc");
+                    format!("create that claim, or delete this one and name another: kubectl -n {namespace} get pvc");
                 self.found("source-not-found", self.claim_name(), waits_for, since, next);
                 true
             }
@@ -218,7 +218,7 @@ impl<'a> Case<'a> {
             Found::Yes(original) => {
                 let phase = if original.status.phase.is_empty() { "Pending" } else { &original.status.phase };
                 self.link("source", &name, phase);
-                let waits_for = format!("{name}, which it is to be a clone of and which is {phase} itself");
+                let waits_for = format!("{name}, the source of this clone, which is {phase}");
                 let next = format!("holdfast why {namespace}/{}", source.name);
                 self.found("source-not-bound", self.claim_name(), waits_for, since, next);
                 true
@@ -226,7 +226,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// The snapshot it is restored from.
+    /// The source snapshot.
     fn snapshot(&mut self, claim: &Claim, source: &Reference) -> bool {
         let name = format!("snapshot {}/{}", self.facts.namespace, source.name);
         match &self.facts.snapshot {
@@ -267,7 +267,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Each place with what it has room for, where none has room for this size.
+    /// Each node and its free space, if no node has enough for this size.
     fn full(&self, class: &Class, size: &str) -> Option<String> {
         let wanted = bytes(size)?;
         let from_objects = self.facts.capacities.as_ref().map(|all| {
@@ -302,6 +302,6 @@ impl<'a> Case<'a> {
             return None;
         }
         let said: Vec<_> = places.iter().map(|(node, room)| format!("{node} has {}", Bytes::new(*room))).collect();
-        Some(format!("room for {} on any node: {}", shown(size), said.join(", ")))
+        Some(format!("free space of {}, which no node has: {}", shown(size), said.join(", ")))
     }
 }

@@ -1,19 +1,19 @@
-//! What is deleted and still there: claims that something holds, volumes whose claim is gone.
+//! Objects that are being deleted and still exist: claims with a finalizer, volumes whose claim is gone.
 
 use super::super::facts::Found;
 use super::super::objects::{Claim, Pod};
 use super::Case;
 use super::claims::handed_on;
 
-/// Kubernetes keeps a claim that pods on nodes use.
+/// Kubernetes sets it on a claim that pods on nodes use.
 const IN_USE: &str = "kubernetes.io/pvc-protection";
-/// The snapshot controller keeps a claim while snapshots of it are cut.
+/// The snapshot controller sets it on a claim while snapshots of it are taken.
 const IS_SOURCE: &str = "snapshot.storage.kubernetes.io/pvc-as-source-protection";
-/// The provisioner keeps a claim while it is cloned.
+/// The provisioner sets it on a claim while it is cloned.
 const IS_CLONED: &str = "provisioner.storage.kubernetes.io/cloning-protection";
 
 impl Case<'_> {
-    /// A claim that is deleted: what holds it. Whether it is deleted at all.
+    /// A claim that is being deleted: what blocks its deletion. Returns whether it is being deleted.
     pub(super) fn deleting(&mut self, claim: &Claim) -> bool {
         let since = &claim.metadata.deletion_timestamp;
         if since.is_empty() {
@@ -25,13 +25,13 @@ impl Case<'_> {
                 IN_USE => self.in_use(since),
                 IS_SOURCE => {
                     let waits_for =
-                        format!("a snapshot of it to be cut: it is being deleted and has the finalizer {IS_SOURCE}");
+                        format!("a snapshot of it to be taken: it is being deleted and has the finalizer {IS_SOURCE}");
                     let next = format!("kubectl -n {namespace} get volumesnapshot; describe the one that is not ready");
                     self.found("claim-is-source", self.claim_name(), waits_for, since, next);
                 }
                 IS_CLONED => {
                     let waits_for = format!(
-                        "a claim that clones it to have its volume: it is being deleted and has the finalizer {IS_CLONED}"
+                        "a claim that clones it, and whose volume is not created yet: it is being deleted and has the finalizer {IS_CLONED}"
                     );
                     let next = format!(
                         "kubectl -n {namespace} get pvc; describe the one that is Pending and has it as dataSource"
@@ -39,7 +39,8 @@ impl Case<'_> {
                     self.found("claim-is-cloned", self.claim_name(), waits_for, since, next);
                 }
                 other => {
-                    let waits_for = format!("whoever put the finalizer {other} on it: it is being deleted");
+                    let waits_for =
+                        format!("the owner of its finalizer {other}, who must remove it: it is being deleted");
                     let next = format!("kubectl -n {namespace} get pvc {} -o yaml", self.facts.name);
                     self.found("claim-has-finalizer", self.claim_name(), waits_for, since, next);
                 }
@@ -48,7 +49,7 @@ impl Case<'_> {
         true
     }
 
-    /// Pods that have a node keep it, those that have ended too.
+    /// Pods with a node block its deletion, also those that have ended.
     fn in_use(&mut self, since: &str) {
         let namespace = &self.facts.namespace;
         let Some(pods) = &self.facts.pods else {
@@ -71,14 +72,14 @@ impl Case<'_> {
             self.found("claim-in-use", self.claim_name(), waits_for, since, next);
         } else if self.is_overdue(since) {
             let waits_for = format!(
-                "kube-controller-manager to take the finalizer {IN_USE} away: it is being deleted, and no pod uses it"
+                "kube-controller-manager to remove the finalizer {IN_USE}: it is being deleted, and no pod uses it"
             );
-            let next = "kubectl get pods -n kube-system (is kube-controller-manager well?)";
+            let next = "kubectl get pods -n kube-system (check that kube-controller-manager runs)";
             self.found("claim-not-released", self.claim_name(), waits_for, since, next);
         }
     }
 
-    /// A volume that was asked about, and whose claim is gone: a claim of that name is another one's. Whether it is that.
+    /// A requested volume whose claim is gone; a claim with that name is then another claim. Returns whether it is.
     pub(super) fn left_behind(&mut self) -> bool {
         let facts = self.facts;
         let Some((volume, of)) =
@@ -96,18 +97,18 @@ impl Case<'_> {
         }
         let (name, phase) = (&volume.metadata.name, &volume.status.phase);
         self.link("volume", name, phase);
-        let another = if facts.claim.is_missing() { "" } else { ", and the claim of that name is another" };
-        let gone = format!("claim {}/{}, which it was for, is gone{another}", of.namespace, of.name);
+        let another = if facts.claim.is_missing() { "" } else { ", and the claim with that name is another" };
+        let gone = format!("its claim {}/{} is gone{another}", of.namespace, of.name);
         let (waits_for, next) = if volume.spec.persistent_volume_reclaim_policy == "Retain" {
             let next = format!(
-                "to use it again: make claim {}/{} with spec.volumeName: {name}, and {}",
+                "to use it again: create claim {}/{} with spec.volumeName: {name}, and run {}",
                 of.namespace,
                 of.name,
                 handed_on(name, &of.namespace, &of.name)
             );
-            (format!("somebody to decide on it (Retain): {gone}"), next)
+            (format!("an administrator's decision (reclaim policy Retain): {gone}"), next)
         } else {
-            // Where its home does not answer, nobody can delete it.
+            // It cannot be deleted while its home node does not answer.
             self.home(volume);
             (format!("the provisioner to delete it: {gone}"), format!("kubectl describe pv {name}"))
         };

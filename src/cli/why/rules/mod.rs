@@ -1,10 +1,10 @@
-//! What keeps a claim from being used: a pure function of what was gathered.
+//! Why a claim cannot be used: a pure function of the facts.
 //!
-//! The rules follow the claim's way: claim, class, provisioning, volume, home, pod, node, attachment, mount, growth. What
-//! could not be asked is concluded from nowhere: a rule that needs it says nothing.
+//! The rules follow the objects of a claim: claim, class, provisioning, volume, home node, pod, node, attachment, mount,
+//! growth. A rule whose facts could not be read finds nothing.
 //!
-//! `claims` has what a claim waits for before it has a volume, `deletion` what holds one that is deleted, `volumes` what
-//! the volume waits for, `pods` what a pod does, and `attachments` what is between a volume and a node.
+//! `claims`: a claim without a volume. `deletion`: an object that is being deleted. `volumes`: the volume of a claim.
+//! `pods`: a pod. `attachments`: a volume and its node.
 
 mod attachments;
 mod claims;
@@ -19,17 +19,17 @@ use serde::Serialize;
 use super::facts::{Facts, Found};
 use super::objects::{Event, Meta, Pod, shown};
 
-/// So long a part of Kubernetes may take without being suspected.
+/// The number of seconds that a component of Kubernetes may take before a rule reports it.
 const PATIENCE: i64 = 30;
 
-/// One object on the claim's way.
+/// One object in the chain of a claim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Link {
-    /// What it is.
+    /// Its kind.
     pub(super) kind: &'static str,
-    /// What it is called.
+    /// Its name.
     pub(super) name: String,
-    /// How it is.
+    /// Its state.
     pub(super) state: String,
 }
 
@@ -37,41 +37,41 @@ pub(super) struct Link {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Finding {
-    /// Which rule found it.
+    /// The rule that found it.
     pub(super) rule: &'static str,
     /// The object that waits.
     pub(super) object: String,
-    /// What for.
+    /// What it waits for.
     pub(super) waits_for: String,
-    /// Seconds since 1970.
+    /// Since when, in seconds since 1970.
     pub(super) since: Option<i64>,
-    /// The next command, or what to do.
+    /// The next command or step.
     pub(super) next: String,
 }
 
-/// What is no cause and good to know.
+/// Useful information that is not a cause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Hint {
-    /// What there is.
+    /// The information.
     pub(super) what: String,
-    /// What can be done with it.
+    /// What the user can do with it.
     pub(super) next: String,
 }
 
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Explanation {
-    /// The claim's way.
+    /// The chain of objects.
     pub(super) chain: Vec<Link>,
-    /// The nearest to the cause first; empty when all is well.
+    /// The findings, nearest to the cause first; empty if nothing waits.
     pub(super) findings: Vec<Finding>,
-    /// What nothing waits for.
+    /// The hints.
     pub(super) hints: Vec<Hint>,
-    /// What could not be asked.
+    /// The requests that failed.
     pub(super) unasked: Vec<String>,
 }
 
-/// Explains.
+/// Applies the rules.
 pub(super) fn explain(facts: &Facts, now: i64) -> Explanation {
     let mut case = Case { facts, now, chain: Vec::new(), findings: Vec::new(), hints: Vec::new() };
     case.look();
@@ -83,8 +83,8 @@ fn seconds(time: &str) -> Option<i64> {
     time.parse::<Timestamp>().ok().map(Timestamp::as_second)
 }
 
-/// What a sidecar or kubelet said, as whose words it is: the driver's are what it was answered, behind a gRPC code. Where the driver was not
-/// reached or did not answer in time, gRPC itself makes up such an answer.
+/// The message of a sidecar or kubelet, attributed to its author. Text behind a gRPC code is from the driver, except the
+/// codes that gRPC itself creates when the driver cannot be reached or does not answer in time.
 fn said_by(who: &str, message: &str) -> String {
     const ANSWER: &str = "rpc error: code = ";
     let answer = message.split_once(ANSWER).and_then(|(_, answer)| answer.split_once(" desc = "));
@@ -92,16 +92,16 @@ fn said_by(who: &str, message: &str) -> String {
     let (code, said) = (code.trim(), said.trim());
     match (code, said) {
         ("Unavailable", said) if said.starts_with("connection error") => {
-            format!("{who} does not reach the driver: {said}")
+            format!("{who} cannot reach the driver: {said}")
         }
         ("DeadlineExceeded", "context deadline exceeded") | ("Canceled", "context canceled") => {
-            format!("{who} has no answer of the driver in time; it asks again")
+            format!("{who} received no answer from the driver in time, and retries")
         }
         _ => format!("the driver says: {code}: {said}"),
     }
 }
 
-/// The driver's gRPC code in such a message.
+/// The gRPC code of the driver in such a message.
 fn code_in(message: &str) -> &str {
     let behind = message.split_once("rpc error: code = ").map_or("", |(_, answer)| answer);
     behind.split_once(" desc = ").map_or("", |(code, _)| code.trim())
@@ -141,7 +141,7 @@ impl<'a> Case<'a> {
         format!("kubectl -n {} describe {what} {name}", self.facts.namespace)
     }
 
-    /// Whether so much time is over that whoever has to act is missed.
+    /// Whether more time has passed than the responsible component may take.
     fn is_overdue(&self, since: &str) -> bool {
         seconds(since).is_none_or(|since| self.now - since > PATIENCE)
     }
@@ -177,7 +177,7 @@ impl<'a> Case<'a> {
             Found::Yes(claim) => claim,
             Found::No => {
                 let list = format!("kubectl -n {} get pvc", self.facts.namespace);
-                return self.found("no-claim", self.claim_name(), "to be made: it does not exist", "", list);
+                return self.found("no-claim", self.claim_name(), "its creation: it does not exist", "", list);
             }
             Found::Unknown => return,
         };
@@ -187,12 +187,12 @@ impl<'a> Case<'a> {
         self.link(
             "claim",
             format!("{}/{}", self.facts.namespace, self.facts.name),
-            format!("{phase}, wants {wants}, {modes}"),
+            format!("{phase}, requests {wants}, {modes}"),
         );
         let class = self.class(claim);
         if self.facts.driver.is_missing() {
-            let next = "helm list -A; install the chart, which makes the CSIDriver object";
-            self.found("no-driver", format!("CSIDriver {DRIVER_NAME}"), "the driver to be installed", "", next);
+            let next = "run helm list -A; install the chart, which creates the CSIDriver object";
+            self.found("no-driver", format!("CSIDriver {DRIVER_NAME}"), "the installation of the driver", "", next);
         }
         let is_leaving = self.deleting(claim);
         match phase {
@@ -200,11 +200,11 @@ impl<'a> Case<'a> {
             "Lost" => {
                 let volume = &claim.spec.volume_name;
                 let next = format!(
-                    "kubectl get pv {volume}; holdfast volumes (a PersistentVolume for an existing volume can be made again)"
+                    "kubectl get pv {volume}; holdfast volumes (holdfast volumes show --pv prints a PersistentVolume for an existing volume)"
                 );
                 self.found("lost", self.claim_name(), format!("PersistentVolume {volume}, which is gone"), "", next);
             }
-            // It gets no volume any more.
+            // A claim that is being deleted gets no volume.
             _ if is_leaving => {}
             _ => self.pending(claim, class),
         }

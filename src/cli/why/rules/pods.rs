@@ -17,7 +17,7 @@ impl Case<'_> {
                 self.found(
                     "no-scheduler",
                     object,
-                    "the scheduler, which has not looked at it",
+                    "the scheduler, which has not processed it",
                     &pod.metadata.creation_timestamp,
                     next,
                 );
@@ -29,7 +29,7 @@ impl Case<'_> {
         self.found("unschedulable", object, waits_for, &scheduled.last_transition_time, next);
     }
 
-    /// A pod that has its volume's claim bound and is not ready.
+    /// A pod with a bound claim that is not ready.
     pub(super) fn waiting(&mut self, claim: &Claim, volume: &Volume, pod: &Pod, home: Option<&str>) {
         let facts = self.facts;
         let object = format!("pod {}/{}", facts.namespace, pod.metadata.name);
@@ -52,19 +52,19 @@ impl Case<'_> {
             }
             return self.unschedulable(pod, home);
         }
-        // Nothing mends that while the pod is there: the scheduler would not have chosen this node.
+        // This pod can never start: the scheduler would not have selected this node.
         let tied = volume.nodes(NODE_KEY);
         if let Some(home) = tied.first().filter(|_| !tied.contains(&node)) {
             let waits_for = format!(
-                "nothing that can come: it was put on node {node} (spec.nodeName), past the scheduler, and its volume is on node {home}"
+                "its deletion: spec.nodeName puts it on node {node} without the scheduler, and its volume is on node {home}"
             );
             let next = format!(
-                "kubectl -n {} delete pod {}, and make it without nodeName (in its controller's template too): the scheduler puts it on {home}",
+                "kubectl -n {} delete pod {}, and create it without nodeName (also in its controller's template): the scheduler then selects {home}",
                 facts.namespace, pod.metadata.name
             );
             return self.found("wrong-node", object, waits_for, &pod.metadata.creation_timestamp, next);
         }
-        // Cordoned or not: it is there already.
+        // A cordoned node does not matter: the pod is already there.
         self.node_not_ready(&object, node);
         if let Some(csi_nodes) = &facts.csi_nodes {
             let here = csi_nodes.iter().find(|one| one.metadata.name == node);
@@ -78,20 +78,22 @@ impl Case<'_> {
             }
         }
         self.attaching(&object, volume, pod);
-        // Kubelet's sum of all volumes, said now and then, has nobody's words; other volumes are not the driver's.
+        // Kubelet's periodic summary of all volumes has no cause in it; other volumes are not the driver's.
         let of_volume = |message: &str| {
             message.contains(&volume.metadata.name) && !message.starts_with("Unable to attach or mount volumes")
         };
         let failed = self.event_that("Pod", &pod.metadata, &["FailedMount", "FailedMapVolume"], of_volume);
         if let Some(event) = failed.cloned() {
-            let waits_for = format!("its volume to be mounted on node {node}; {}", said_by("kubelet", &event.message));
-            let next =
-                format!("{}; kubectl logs of the driver on node {node}", self.describe("pod", &pod.metadata.name));
+            let waits_for = format!("the mount of its volume on node {node}; {}", said_by("kubelet", &event.message));
+            let next = format!(
+                "{}; kubectl logs of the driver's pod on node {node}",
+                self.describe("pod", &pod.metadata.name)
+            );
             self.found("mount-failed", object.clone(), waits_for, event.began(), next);
         }
         if self.findings.is_empty() && self.is_overdue(&pod.metadata.creation_timestamp) {
             let waits_for = format!(
-                "something that is not its volume, as far as can be seen; it is {} on node {node}",
+                "something that is not its volume, according to these checks; it is {} on node {node}",
                 pod.status.phase
             );
             self.found(
@@ -104,7 +106,7 @@ impl Case<'_> {
         }
     }
 
-    /// A node that takes no pods.
+    /// A node that accepts no pods.
     fn node_trouble(&mut self, object: &str, name: &str) {
         let mut nodes = self.facts.nodes.iter().flatten();
         let cordoned = nodes.any(|node| node.metadata.name == name && node.spec.unschedulable);
@@ -114,7 +116,7 @@ impl Case<'_> {
         }
     }
 
-    /// A node that runs no pods; whether that was found.
+    /// A node that is not ready; returns whether it is.
     fn node_not_ready(&mut self, object: &str, name: &str) -> bool {
         let Some(node) = self.facts.nodes.iter().flatten().find(|node| node.metadata.name == name) else {
             return false;

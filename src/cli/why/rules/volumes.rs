@@ -1,4 +1,4 @@
-//! A claim with its volume: the pool and node of it, and its growth.
+//! A claim with its volume: the pool, the home node, and growth.
 
 use holdfast::csi::DRIVER_NAME;
 use holdfast::home::Health;
@@ -33,7 +33,7 @@ impl Case<'_> {
         let handle = volume.spec.csi.as_ref().map_or("", |csi| csi.volume_handle.as_str());
         self.link("volume", name, format!("{}, handle {handle}", volume.status.phase));
         if volume.spec.csi.as_ref().is_none_or(|csi| csi.driver != DRIVER_NAME) {
-            let waits_for = "nothing of Holdfast's: its volume is of another driver";
+            let waits_for = "another driver: its volume does not belong to Holdfast";
             let next = format!("kubectl describe pv {name}");
             return self.found("other-driver", self.claim_name(), waits_for, "", next);
         }
@@ -47,7 +47,7 @@ impl Case<'_> {
         }
     }
 
-    /// The volume's pool and node, as the controller knows them.
+    /// The pool and home node of the volume, from the controller.
     pub(super) fn home(&mut self, volume: &Volume) -> Option<String> {
         let homes: &Nodes = self.facts.homes.as_ref()?;
         let handle = volume.spec.csi.as_ref()?.volume_handle.as_str();
@@ -63,7 +63,7 @@ impl Case<'_> {
                 (entry.name.to_string(), format!("; node {} did {} ago", entry.node, ago(entry.heard.age().as_secs())))
             });
             self.link("pool", name, "served by no node");
-            let next = "holdfast doctor; start the node that has the pool's disks";
+            let next = "run holdfast doctor; start the node that has the pool's disks";
             self.findings.push(Finding {
                 rule: "pool-not-served",
                 object,
@@ -77,10 +77,14 @@ impl Case<'_> {
         let known = node.pools.iter().find(|one| one.id == pool)?;
         let (state, wrong) = match (&known.health, node.silence) {
             (_, Silence::Silent) => (
-                format!("not heard for {}", ago(heard)),
+                "unreachable".to_owned(),
                 Some((
                     "home-silent",
-                    format!("node {}, its home, which has not been heard for {}", node.node, ago(heard)),
+                    format!(
+                        "node {}, its home node, which is unreachable: the last heartbeat was {} ago",
+                        node.node,
+                        ago(heard)
+                    ),
                     format!(
                         "kubectl get node {0}; kubectl get pods -A -l app.kubernetes.io/name=holdfast --field-selector spec.nodeName={0}",
                         node.node
@@ -93,7 +97,7 @@ impl Case<'_> {
                 Some((
                     "pool-failing",
                     format!("pool {} on node {}, which cannot be read: {why}", known.name, node.node),
-                    "holdfast doctor; dmesg on that node".to_owned(),
+                    "run holdfast doctor, and dmesg on that node".to_owned(),
                     None,
                 )),
             ),
@@ -106,20 +110,18 @@ impl Case<'_> {
                         known.name, node.node
                     ),
                     format!(
-                        "take node {} and pool {pool} out of lostHomes (in the chart's values), then holdfast pools readmit {pool}",
+                        "remove node {} and pool {pool} from lostHomes (in the chart's values), then run holdfast pools readmit {pool}",
                         node.node
                     ),
                     Some(since.seconds()),
                 )),
             ),
-            (Health::Served(report), Silence::Heard) => {
-                (format!("served, {} free for volumes", report.available), None)
-            }
+            (Health::Served(report), Silence::Heard) => (format!("served, {} available", report.available), None),
         };
         self.link(
             "pool",
             format!("{} on node {}", known.name, node.node),
-            format!("{state}, heard {} ago", ago(heard)),
+            format!("{state}, last heartbeat {} ago", ago(heard)),
         );
         if let Some((rule, waits_for, next, since)) = wrong {
             self.findings.push(Finding { rule, object, waits_for, since, next });
@@ -142,7 +144,7 @@ impl Case<'_> {
             let (waits_for, next) = if on_node {
                 let failed = condition("NodeResizeError");
                 let said = failed.map_or(String::new(), |failed| format!("; {}", said_by("kubelet", &failed.message)));
-                (format!("kubelet {what}: the filesystem follows at the node{said}"), describe)
+                (format!("kubelet {what}: the filesystem grows on the node{said}"), describe)
             } else {
                 (
                     format!("a pod {what}: the filesystem grows when it is mounted"),
@@ -151,7 +153,7 @@ impl Case<'_> {
             };
             return self.found("growth-at-node", self.claim_name(), waits_for, &pending.last_transition_time, next);
         }
-        // The condition stays when the event is forgotten, which is an hour later.
+        // The condition stays after Kubernetes deletes the event, which is after an hour.
         let event = self.event("PersistentVolumeClaim", &claim.metadata, &["VolumeResizeFailed"]);
         let failed = event.map(|event| (event.message.as_str(), event.began())).or_else(|| {
             condition("ControllerResizeError").map(|one| (one.message.as_str(), one.last_transition_time.as_str()))
@@ -159,7 +161,7 @@ impl Case<'_> {
         if let Some((message, since)) = failed {
             let next = if code_in(message) == "OutOfRange" {
                 format!(
-                    "holdfast pools (what is free), then make room, or ask for less, which may be as little as {has}: kubectl -n {} edit pvc {}",
+                    "run holdfast pools to see the free space; free more, or request less, which may be as little as {has}: kubectl -n {} edit pvc {}",
                     self.facts.namespace, self.facts.name
                 )
             } else {
