@@ -1,4 +1,4 @@
-//! What is counted of nodes that ask for a certificate.
+//! Metrics of certificate requests from nodes.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -19,11 +19,11 @@ pub struct EnrolMetrics {
 impl EnrolMetrics {
     pub(super) fn registered(registry: &mut Registry) -> Self {
         let new = Self::default();
-        registry.register("enrolments", "Certificates that nodes asked for, by what came of it", new.ended.clone());
+        registry.register("enrolments", "Certificate requests from nodes, by outcome", new.ended.clone());
         new
     }
 
-    /// One ended: `issued`, or why not.
+    /// A request ended: `issued`, or the reason why not.
     pub fn ended(&self, outcome: &'static str) {
         self.ended.get_or_create(&OutcomeLabel { outcome }).inc();
     }

@@ -1,4 +1,4 @@
-//! What is measured between controllers and homes.
+//! Metrics of home nodes, and of the calls to them.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -14,27 +14,27 @@ use prometheus_client::registry::Registry;
 use super::metrics::gauges;
 use crate::wire::Complaints;
 
-/// A home as a controller knows it.
+/// A home node, as a controller knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HomeFigures {
-    /// Its node.
+    /// Its name.
     pub node: String,
-    /// Whether it serves, or the worst of what keeps it from that.
+    /// Its state: the worst that applies.
     pub state: HomeState,
-    /// How long ago it was heard, here or by another controller.
+    /// The time since its last heartbeat, to this or another controller.
     pub heard: Duration,
 }
 
-/// The states of a home, the worst last.
+/// The states of a home node, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HomeState {
-    /// It is heard.
+    /// It is reachable.
     Heard,
-    /// It is not, or it is and does not serve a pool that nobody else serves.
+    /// It is unreachable, or it is reachable and does not serve a pool that no other node serves.
     Silent,
     /// A pool of it is in quarantine.
     Quarantined,
-    /// Another node says that it serves one of its pools too.
+    /// Another node reports that it serves one of its pools too.
     Doubled,
     /// It, or a pool of it, was declared lost.
     Lost,
@@ -69,7 +69,7 @@ struct RefusedLabels {
     role: &'static str,
 }
 
-/// Homes, and calls to them. Cheap to clone: all clones count together. One that is in no registry counts for nobody.
+/// Home nodes, and calls to them. Cheap to clone: all clones share their counters. The default one is in no registry.
 #[derive(Clone, Debug, Default)]
 pub struct HomeMetrics {
     refused: Family<RefusedLabels, Counter>,
@@ -93,31 +93,32 @@ impl fmt::Debug for Watched {
 impl HomeMetrics {
     pub(super) fn registered(registry: &mut Registry) -> Self {
         let new = Self::default();
-        registry.register("wire_calls_refused", "Calls that who asked may not make", new.refused.clone());
-        registry.register("home_calls_in_flight", "Calls to a home not answered yet", new.in_flight.clone());
-        let help = "Calls not made because too many to that home were under way";
+        let help = "Calls between daemons rejected because the caller's role does not permit them";
+        registry.register("wire_calls_refused", help, new.refused.clone());
+        registry.register("home_calls_in_flight", "Calls to a home node in progress", new.in_flight.clone());
+        let help = "Calls to a home node rejected because too many were in progress";
         registry.register("home_calls_crowded", help, new.crowded.clone());
         registry.register_collector(Box::new(new.watched.clone()));
         new
     }
 
-    /// From now on each scrape asks for the homes; `source` does not block. The first one stays.
+    /// From now on each scrape reads the home nodes; `source` must not block. A second call has no effect.
     pub fn watch(&self, source: impl Fn() -> Vec<HomeFigures> + Send + Sync + 'static) {
         let _ = self.watched.0.set(Box::new(source));
     }
 
-    /// A call was refused to somebody of this role: `controller`, `node`, `operator` or `unknown`.
+    /// A call was rejected for a caller with this role: `controller`, `node`, `operator` or `unknown`.
     pub fn refused(&self, rpc: &'static str, role: &'static str) {
         self.refused.get_or_create(&RefusedLabels { rpc, role }).inc();
     }
 
-    /// Whether a refusal to `who` is to be said now, and how many were not said since the last time.
+    /// Whether to log a rejection of `who` now, and how many were not logged since the last one.
     #[must_use]
     pub fn may_say(&self, who: &str, rpc: &'static str) -> Option<u64> {
         self.complaints.may_say(who, rpc)
     }
 
-    /// A call to a home began.
+    /// A call to a home node began.
     pub fn call_began(&self, node: &str) {
         self.in_flight.get_or_create(&NodeLabel { node: node.to_owned() }).inc();
     }
@@ -127,7 +128,7 @@ impl HomeMetrics {
         self.in_flight.get_or_create(&NodeLabel { node: node.to_owned() }).dec();
     }
 
-    /// A call was not made: too many are under way to this home.
+    /// A call was rejected: too many calls to this home node are in progress.
     pub fn crowded(&self, node: &str) {
         self.crowded.get_or_create(&NodeLabel { node: node.to_owned() }).inc();
     }
@@ -137,12 +138,15 @@ impl Collector for Watched {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(source) = self.0.get() else { return Ok(()) };
         let homes = source();
-        gauges(&mut encoder, ("home", "1 for each home, with its state"), &homes, |home| {
+        gauges(&mut encoder, ("home", "1 for each home node, with its state"), &homes, |home| {
             Some((StateLabels { node: home.node.clone(), state: home.state.word() }, 1))
         })?;
-        gauges(&mut encoder, ("home_heard_seconds", "How long ago each home was heard"), &homes, |home| {
-            Some((NodeLabel { node: home.node.clone() }, home.heard.as_secs()))
-        })
+        gauges(
+            &mut encoder,
+            ("home_heard_seconds", "Seconds since the last heartbeat of each home node"),
+            &homes,
+            |home| Some((NodeLabel { node: home.node.clone() }, home.heard.as_secs())),
+        )
     }
 }
 

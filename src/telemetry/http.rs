@@ -1,6 +1,7 @@
-//! `/metrics`, `/healthz` (the process runs) and `/readyz` (every pool of it is served; which is not, and why) over plain HTTP.
+//! `/metrics`, `/healthz` (the process runs) and `/readyz` (every pool is served, or which is not and why) over plain HTTP.
 //!
-//! Anybody may connect, so every connection has one request, a limit of time and a place among few: see [`crate::wire`].
+//! Any client may connect, so a connection has one request and a time limit, and their number is limited: see
+//! [`crate::wire`].
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -27,15 +28,15 @@ use super::{Metrics, PoolWatch, Readiness, Sampled};
 use crate::types::{Error, Kind, Result};
 use crate::wire::{Connection, Incoming, Most, Shares};
 
-/// How long a request's head may take to arrive.
+/// The time limit for the head of a request.
 const ARRIVAL: Duration = Duration::from_secs(10);
-/// How long a connection may last: a request arrives, figures are read, and the answer is taken.
+/// The time limit of a connection: request, measurement and answer.
 const LASTING: Duration = Duration::from_secs(40);
-/// How long connections have to end when the process stops.
+/// The time that connections get to end when the process stops.
 const GRACE: Duration = Duration::from_secs(1);
-/// The most of a request that is kept, in bytes; what is longer is hung up on.
+/// The largest request, in bytes; the connection of a larger one is closed.
 const MOST_HEAD: usize = 16 << 10;
-/// Connections of one network: a quarter of them all.
+/// The connections of one network: a quarter of all.
 const PARTS: usize = 4;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -55,15 +56,15 @@ struct About {
 }
 
 impl Http {
-    /// Binds the address, so that a taken port is known before anything else starts.
+    /// Binds the address, so that a port in use is detected before anything else starts.
     ///
     /// # Errors
-    /// `Precondition` naming the address.
+    /// `Precondition` with the address.
     pub async fn bind(address: SocketAddr, metrics: Arc<Metrics>, pools: PoolWatch) -> Result<Self> {
         let listener = TcpListener::bind(address).await.map_err(|error| {
             Error::new(
                 Kind::Precondition,
-                format!("metrics and health cannot listen on {address}; free the address or choose another"),
+                format!("metrics and health cannot listen on --metrics {address}; free the address or choose another"),
             )
             .because(error)
         })?;
@@ -71,16 +72,16 @@ impl Http {
         Ok(Self { listener, about: About { metrics, pools }, most })
     }
 
-    /// With no more connections than this port's share.
+    /// Limits the connections to the share of this port.
     #[must_use]
     pub fn within(self, shares: Shares) -> Self {
         Self { most: shares.health(), ..self }
     }
 
-    /// The address it listens on: the real port where 0 was asked for.
+    /// The address it listens on, with the real port if 0 was requested.
     ///
     /// # Errors
-    /// `Internal` when the system does not say.
+    /// `Internal` when the system does not report it.
     pub fn address(&self) -> Result<SocketAddr> {
         self.listener
             .local_addr()
@@ -118,7 +119,7 @@ impl Http {
 /// One connection: one request and its answer.
 async fn answer(connection: Connection<tokio::net::TcpStream>, router: axum::Router) {
     let peer = Arc::clone(connection.peer());
-    // From its head on until the connection ends: the answer may still wait to be taken.
+    // Counts from the head until the connection ends: the client may not have read the answer yet.
     let call = Mutex::new(None);
     let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
         if let Ok(mut call) = call.lock() {
@@ -134,8 +135,8 @@ async fn answer(connection: Connection<tokio::net::TcpStream>, router: axum::Rou
         .serve_connection(TokioIo::new(connection), service);
     match timeout(LASTING, serving).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(client = &**peer.name(), "a connection to metrics and health broke: {error}"),
-        Err(_) => debug!(client = &**peer.name(), "the client does not read its answer: its connection is closed"),
+        Ok(Err(error)) => debug!(client = &**peer.name(), "a connection to metrics and health failed: {error}"),
+        Err(_) => debug!(client = &**peer.name(), "closed a connection whose client does not read the answer"),
     }
 }
 
@@ -154,14 +155,15 @@ async fn ready(State(about): State<About>) -> impl IntoResponse {
     match about.pools.readiness().await {
         Readiness::Ready(_) => match about.metrics.tls().why_missing() {
             None => (StatusCode::OK, "ok\n".to_owned()),
-            Some(why) => {
-                (StatusCode::OK, format!("ok here; other daemons are not reached for want of a certificate: {why}\n"))
-            }
+            Some(why) => (
+                StatusCode::OK,
+                format!("ok; but other daemons cannot be reached without a usable certificate: {why}\n"),
+            ),
         },
         Readiness::Starting => {
             let text = match about.metrics.tls().why_missing() {
-                None => "not ready yet: pools are being opened, or nodes have time to be heard\n".to_owned(),
-                Some(why) => format!("not ready for want of a certificate: {why}\n"),
+                None => "not ready yet: a node opens its pools, or a controller waits for heartbeats\n".to_owned(),
+                Some(why) => format!("not ready without a usable certificate: {why}\n"),
             };
             (StatusCode::SERVICE_UNAVAILABLE, text)
         }

@@ -1,4 +1,4 @@
-//! What is counted of the registration with kubelet.
+//! Metrics of the registration with kubelet.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,7 @@ struct OutcomeLabel {
     outcome: &'static str,
 }
 
-/// Absent where the driver does not register itself. Cheap to clone: all clones count together.
+/// Absent if the driver does not register itself. Cheap to clone: all clones share their counters.
 #[derive(Clone, Debug, Default)]
 pub struct KubeletMetrics {
     registered: Registered,
@@ -27,7 +27,7 @@ impl KubeletMetrics {
     pub(super) fn in_registry(registry: &mut Registry) -> Self {
         let new = Self::default();
         registry.register_collector(Box::new(new.registered.clone()));
-        registry.register("kubelet_registrations", "What kubelet said of the driver", new.registrations.clone());
+        registry.register("kubelet_registrations", "Answers of kubelet to registrations", new.registrations.clone());
         new
     }
 
@@ -37,19 +37,19 @@ impl KubeletMetrics {
         self.registrations.get_or_create(&OutcomeLabel { outcome: "registered" }).inc();
     }
 
-    /// Kubelet has not.
+    /// Kubelet has rejected the driver.
     pub fn refused(&self) {
         self.registered.set(false);
         self.registrations.get_or_create(&OutcomeLabel { outcome: "refused" }).inc();
     }
 
-    /// Kubelet is yet to ask, or has lost us.
+    /// Kubelet has not asked yet, or has lost the registration.
     pub fn unknown(&self) {
         self.registered.set(false);
     }
 }
 
-/// Kubelet's last word, once there was reason to wait for one.
+/// The last answer of kubelet; `None` if the driver does not register itself.
 #[derive(Clone, Debug, Default)]
 struct Registered(Arc<Mutex<Option<bool>>>);
 
@@ -62,7 +62,7 @@ impl Registered {
 impl Collector for Registered {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(registered) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) else { return Ok(()) };
-        let help = "1 when kubelet's last word was that the driver is registered";
+        let help = "1 when the last answer of kubelet was that the driver is registered";
         gauge(&mut encoder, ("kubelet_registered", help), i64::from(registered))
     }
 }

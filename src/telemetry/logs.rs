@@ -1,7 +1,7 @@
-//! One line a state change, on standard error, as text for people or JSON for machines; times are RFC 3339 in UTC.
+//! One line per state change, on standard error, as text for people or JSON for machines; times are RFC 3339 in UTC.
 //!
-//! Messages and fields may be the words of others (nodes, kubelet, the API server, whoever connects): in text whatever could act on
-//! a terminal, or begin a line of its own, is shown by its number. JSON has its own escapes.
+//! Messages and fields may contain foreign text (from nodes, kubelet, the API server, any client). In text format,
+//! characters that control a terminal or end a line are shown by their number. JSON has its own escapes.
 
 use std::fmt::{self, Debug};
 use std::io::IsTerminal;
@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::format::{DefaultFields, Format, FormatFields, Write
 
 use crate::types::{Error, Kind, Result, printable};
 
-/// Message and fields as text: `message name=value name="text"`, in which every character is printable.
+/// Message and fields as text: `message name=value name="text"`; every character is printable.
 #[derive(Clone, Copy, Debug, Default)]
 struct Printable;
 
@@ -60,13 +60,13 @@ impl Visit for Line<'_> {
     }
 }
 
-/// How a log line looks.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people; coloured on a terminal only.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -77,13 +77,13 @@ impl FromStr for LogFormat {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(Error::new(Kind::InvalidArgument, format!("log format {text:?} is not known; use text or json"))),
+            _ => Err(Error::new(Kind::InvalidArgument, format!("log format {text:?} is unknown; use text or json"))),
         }
     }
 }
 
 /// Starts logging for the whole process. `level` is `error`, `warn`, `info`, `debug` or `trace`, or a list of
-/// tracing-subscriber's directives such as `info,holdfast::home=debug`.
+/// directives of tracing-subscriber such as `info,holdfast::home=debug`.
 ///
 /// # Errors
 /// `InvalidArgument` for a level that does not parse, `Precondition` when logging was started before.
@@ -109,15 +109,15 @@ fn builder(filter: EnvFilter) -> SubscriberBuilder<DefaultFields, Format, EnvFil
     tracing_subscriber::fmt().with_env_filter(filter).with_target(true)
 }
 
-/// The directives of `level`; the libraries below us say warnings only, unless they are named. kube says nothing: its
-/// warnings quote whole answers of the API server, which may be a Secret or hold a token.
+/// The directives of `level`. Libraries log warnings only, unless they are named. kube logs nothing: its warnings quote
+/// complete answers of the API server, which may contain a Secret or a token.
 fn filter(level: &str) -> Result<EnvFilter> {
     let quiet = ["h2", "hyper", "hyper_util", "tonic", "tower"].map(|library| format!("{library}=warn")).join(",");
     let directives = if level.trim().is_empty() { "info" } else { level };
     EnvFilter::try_new(format!("{quiet},kube_client=off,{directives}")).map_err(|error| {
         Error::new(
             Kind::InvalidArgument,
-            format!("log level {level:?} is not understood; use error, warn, info, debug or trace"),
+            format!("log level {level:?} is invalid; use error, warn, info, debug or trace"),
         )
         .because(error)
     })

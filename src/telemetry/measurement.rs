@@ -1,5 +1,5 @@
-//! A figure that takes a blocking read: measured by at most one thread at a time, and never waited for longer than a
-//! scrape or probe can. A disk that hangs is told as such and holds up nothing else.
+//! A measurement that needs a blocking read. At most one thread reads at a time, and a scrape or probe waits for it only
+//! briefly. A disk that hangs is reported and blocks nothing else.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,20 +10,20 @@ use tokio::sync::watch;
 use crate::os::Stopwatch;
 use crate::types::{Error, Kind, Result};
 
-/// What a measurement came to, or why it did not.
+/// The result of a measurement, or its error.
 type Outcome<T> = std::result::Result<Arc<T>, (Kind, String)>;
 type Source<T> = dyn Fn() -> Result<T> + Send + Sync;
 
-/// What is so many times as old as a fresh figure is not told any more.
+/// A result older than this multiple of `fresh` is not returned.
 const STALE: u32 = 3;
 
-/// Something to be measured.
+/// One measurement.
 pub(super) struct Measurement<T> {
     inner: Arc<Inner<T>>,
     /// What is measured, for messages: a plural noun.
     what: &'static str,
     patience: Duration,
-    /// How long an answer is good enough to be given again.
+    /// How long a result is returned again without a new measurement.
     fresh: Duration,
 }
 
@@ -46,7 +46,7 @@ impl<T> Inner<T> {
 }
 
 impl<T: Send + Sync + 'static> Measurement<T> {
-    /// Not measured yet; `source` blocks.
+    /// A new measurement, without a result; `source` may block.
     pub(super) fn new(
         what: &'static str,
         patience: Duration,
@@ -62,10 +62,10 @@ impl<T: Send + Sync + 'static> Measurement<T> {
         }
     }
 
-    /// The figure now, or one that is still fresh.
+    /// The current result, or one that is still fresh.
     ///
     /// # Errors
-    /// Those of the source; `Timeout` when it does not answer in time, saying for how long it has not.
+    /// Those of the source; `Timeout` with the elapsed time when it does not answer in time.
     pub(super) async fn now(&self) -> Result<Arc<T>> {
         let Some(mut news) = self.begin() else { return self.last() };
         match tokio::time::timeout(self.patience, news.changed()).await {
@@ -75,7 +75,7 @@ impl<T: Send + Sync + 'static> Measurement<T> {
                 Err(Error::new(
                     Kind::Timeout,
                     format!(
-                        "{} have not been told for {age} s: a disk below the pools may hang; see dmesg and `holdfast doctor`",
+                        "{} have not been available for {age} s: a disk of a pool may hang; see dmesg and run holdfast doctor",
                         self.what
                     ),
                 ))
@@ -87,15 +87,15 @@ impl<T: Send + Sync + 'static> Measurement<T> {
         match &self.inner.state().last {
             Some((_, Ok(figure))) => Ok(Arc::clone(figure)),
             Some((_, Err((kind, said)))) => Err(Error::new(*kind, said.clone())),
-            None => Err(Error::new(Kind::Unavailable, format!("{} have not been told yet", self.what))),
+            None => Err(Error::new(Kind::Unavailable, format!("{} are not available yet; retry", self.what))),
         }
     }
 
-    /// The figure now or, where that takes long, the last one, unless that is [`STALE`] times as old as a fresh one: for what
-    /// is watched over a long time. The measurement goes on, and the next one asked has it.
+    /// The current result or, if that takes long, the last one, unless it is [`STALE`] times as old as a fresh one. The
+    /// measurement continues, and a later call returns it.
     ///
     /// # Errors
-    /// As [`Measurement::now`], where no measurement has succeeded, or the last one failed.
+    /// As [`Measurement::now`], if no measurement has succeeded, or the last one failed.
     pub(super) async fn lately(&self) -> Result<Arc<T>> {
         match self.now().await {
             Err(error) if error.kind() == Kind::Timeout => self.not_stale().ok_or(error),
@@ -110,7 +110,7 @@ impl<T: Send + Sync + 'static> Measurement<T> {
         }
     }
 
-    /// Starts a measurement unless one runs; the receiver hears of its end. `None` when the last one is fresh.
+    /// Starts a measurement unless one runs; the receiver is notified of its end. `None` when the last one is fresh.
     fn begin(&self) -> Option<watch::Receiver<()>> {
         let mut state = self.inner.state();
         if state.last.as_ref().is_some_and(|(since, outcome)| outcome.is_ok() && since.elapsed() < self.fresh) {

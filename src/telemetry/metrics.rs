@@ -1,4 +1,4 @@
-//! What the daemon counts, in the OpenMetrics text format.
+//! The metrics of the daemon, in the OpenMetrics text format.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,7 @@ use super::{EnrolMetrics, HomeMetrics, KubeletMetrics, PoolFigures, PoolFindings
 use crate::os::Activity;
 use crate::types::{Error, Kind, Result};
 
-/// A child or kernel call older than this counts as stuck.
+/// A child process or kernel call older than this counts as stuck.
 const STUCK: Duration = Duration::from_secs(60);
 /// Upper bounds, in seconds, of the latency histogram: kubelet gives up after two minutes.
 const SECONDS: [f64; 12] = [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 120.0];
@@ -67,7 +67,7 @@ struct OperationLabels {
     pid: String,
 }
 
-/// The registry and what calls write into it.
+/// The registry and the metrics in it.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -81,19 +81,19 @@ pub struct Metrics {
     sampled: Arc<Mutex<Sampled>>,
 }
 
-/// What is read at each scrape.
+/// Values that are read at each scrape.
 #[derive(Clone, Debug, Default)]
 pub struct Sampled {
-    /// The pools' figures; `None` when they could not be had.
+    /// The figures of the pools; `None` when they could not be read.
     pub pools: Option<Vec<PoolFigures>>,
-    /// The images in the most pieces.
+    /// The most fragmented images.
     pub extents: Vec<VolumeExtents>,
-    /// What doctor finds, in numbers.
+    /// The number of findings of doctor.
     pub findings: Vec<PoolFindings>,
 }
 
 impl Metrics {
-    /// An empty registry; `activity` knows the children and kernel calls that may be stuck.
+    /// An empty registry; `activity` lists the child processes and kernel calls that may be stuck.
     #[must_use]
     pub fn new(activity: Activity) -> Arc<Self> {
         let mut registry = Registry::with_prefix("holdfast");
@@ -103,9 +103,9 @@ impl Metrics {
         registry.register("csi_calls", "CSI calls answered", calls.clone());
         let constructor: fn() -> Histogram = || Histogram::new(SECONDS);
         let seconds = Family::new_with_constructor(constructor);
-        registry.register("csi_call_seconds", "Time a CSI call took to answer", seconds.clone());
+        registry.register("csi_call_seconds", "Latency of CSI calls", seconds.clone());
         let in_flight = Family::<RpcLabel, Gauge>::default();
-        registry.register("csi_calls_in_flight", "CSI calls not answered yet", in_flight.clone());
+        registry.register("csi_calls_in_flight", "CSI calls in progress", in_flight.clone());
         let tls = TlsMetrics::registered(&mut registry);
         let enrol = EnrolMetrics::registered(&mut registry);
         let kubelet = KubeletMetrics::in_registry(&mut registry);
@@ -121,38 +121,38 @@ impl Metrics {
         self.in_flight.get_or_create(&RpcLabel { rpc }).inc();
     }
 
-    /// It was answered, or its caller went away.
+    /// It was answered, or its caller disconnected.
     pub fn call_ended(&self, rpc: &'static str, code: &'static str, took: Duration) {
         self.in_flight.get_or_create(&RpcLabel { rpc }).dec();
         self.calls.get_or_create(&CallLabels { rpc, code }).inc();
         self.seconds.get_or_create(&RpcLabel { rpc }).observe(took.as_secs_f64());
     }
 
-    /// What is counted of connections between daemons.
+    /// Metrics of connections between daemons.
     #[must_use]
     pub fn tls(&self) -> &TlsMetrics {
         &self.tls
     }
 
-    /// What is counted of nodes that ask for a certificate.
+    /// Metrics of certificate requests from nodes.
     #[must_use]
     pub fn enrol(&self) -> &EnrolMetrics {
         &self.enrol
     }
 
-    /// What is counted of the registration with kubelet.
+    /// Metrics of the registration with kubelet.
     #[must_use]
     pub fn kubelet(&self) -> &KubeletMetrics {
         &self.kubelet
     }
 
-    /// What is measured between controllers and homes.
+    /// Metrics of home nodes, and of the calls to them.
     #[must_use]
     pub fn homes(&self) -> &HomeMetrics {
         &self.homes
     }
 
-    /// Everything as text, with what was read for this scrape.
+    /// All metrics as text, with the values that were read for this scrape.
     ///
     /// # Errors
     /// `Internal` when it cannot be written.
@@ -193,24 +193,24 @@ impl Collector for Pools {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         type Column = (&'static str, &'static str, fn(&PoolFigures) -> Option<u64>);
         const COLUMNS: [Column; 8] = [
-            ("pool_total_bytes", "Bytes of the filesystem below the pool", |p| Some(p.total)),
-            ("pool_available_bytes", "Bytes that new volumes may still take", |p| Some(p.available)),
-            ("pool_promised_bytes", "Bytes promised and not yet taken", |p| Some(p.promised)),
+            ("pool_total_bytes", "Size of the pool's filesystem in bytes", |p| Some(p.total)),
+            ("pool_available_bytes", "Bytes available for new volumes", |p| Some(p.available)),
+            ("pool_promised_bytes", "Bytes reserved and not yet allocated", |p| Some(p.promised)),
             ("pool_provisioned_bytes", "Sum of the sizes of all volumes", |p| Some(p.provisioned)),
-            ("pool_inodes", "Inodes of the filesystem below the pool", |p| p.inodes),
-            ("pool_inodes_free", "Free inodes of the filesystem below the pool", |p| p.inodes_free),
+            ("pool_inodes", "Inodes of the pool's filesystem", |p| p.inodes),
+            ("pool_inodes_free", "Free inodes of the pool's filesystem", |p| p.inodes_free),
             ("pool_volumes", "Volumes in the pool", |p| Some(p.volumes)),
             ("pool_snapshots", "Snapshots in the pool", |p| Some(p.snapshots)),
         ];
         let sampled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let served = |pools: &Vec<PoolFigures>| pools.iter().all(|pool| pool.outage.is_none());
         let readable = i64::from(sampled.pools.as_ref().is_some_and(served));
-        gauge(&mut encoder, ("pools_readable", "1 when every pool said how full it is"), readable)?;
-        let help = "Extents of the images that are in the most pieces: what a clone of them costs";
+        gauge(&mut encoder, ("pools_readable", "1 when every pool is served and reports its space"), readable)?;
+        let help = "Extents of the most fragmented images; more extents make a clone slower";
         gauges(&mut encoder, ("volume_extents", help), &sampled.extents, |one| {
             Some((VolumeLabels { volume: one.volume.clone(), pool: one.pool.clone() }, one.extents))
         })?;
-        let help = "What holdfast doctor finds in the pool, by kind; counted again after ten minutes";
+        let help = "Findings of holdfast doctor in the pool, by kind; counted again after ten minutes";
         gauges(&mut encoder, ("findings", help), &sampled.findings, |one| {
             Some((FindingLabels { pool: one.pool.clone(), kind: one.kind }, one.findings))
         })?;
@@ -233,7 +233,7 @@ impl Collector for Pools {
     }
 }
 
-/// Children and kernel calls under way: what may never come back is named, with its age.
+/// Child processes and kernel calls in progress, each with its age: one may never return.
 #[derive(Debug)]
 struct Operations(Activity);
 
@@ -241,9 +241,9 @@ impl Collector for Operations {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let ongoing = self.0.list();
         let stuck = ongoing.iter().filter(|one| one.age >= STUCK).count();
-        let help = "Children and kernel calls under way for more than a minute";
+        let help = "Child processes and kernel calls in progress for more than a minute";
         gauge(&mut encoder, ("stuck_operations", help), i64::try_from(stuck).unwrap_or(i64::MAX))?;
-        let help = "How long each child and kernel call has been under way";
+        let help = "Age of each child process and kernel call in progress";
         gauges(&mut encoder, ("operation_age_seconds", help), &ongoing, |one| {
             let labels = OperationLabels {
                 what: one.what.clone(),

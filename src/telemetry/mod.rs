@@ -1,5 +1,5 @@
-//! Logs, metrics and health: what the daemon says about itself. Used by all layers; knows none of them. What it
-//! measures is handed to it through constructors.
+//! Logs, metrics and health. All layers use this module, and it uses none of them: constructors receive the sources of
+//! its measurements.
 
 mod enrol;
 mod homes;

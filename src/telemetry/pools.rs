@@ -1,4 +1,4 @@
-//! What the pools say of themselves, for scrapes and probes.
+//! The figures of the pools, for scrapes and probes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use std::time::Duration;
 use super::measurement::Measurement;
 use crate::types::{Error, Result};
 
-/// How long a pool may take to say how full it is.
+/// The time limit for the figures of the pools.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Counting extents reads every image's map, examining a pool reads every record: not more often than this.
+/// Counting extents reads every image's extent map, and examining a pool reads every record: not more often than this.
 const DEAR_FRESH: Duration = Duration::from_secs(600);
 
 /// One pool's figures, in bytes and numbers.
@@ -22,25 +22,25 @@ pub struct PoolFigures {
     pub id: String,
     /// `file`, `lvm`, ...
     pub kind: String,
-    /// The node it is on.
+    /// Its node.
     pub node: String,
-    /// Bytes of the filesystem below.
+    /// The size of the pool's filesystem in bytes.
     pub total: u64,
-    /// Bytes that new volumes may still take.
+    /// Bytes available for new volumes.
     pub available: u64,
-    /// Bytes promised and not yet taken.
+    /// Bytes reserved and not yet allocated.
     pub promised: u64,
     /// Sum of all volumes' sizes.
     pub provisioned: u64,
-    /// Inodes of the filesystem below, where they are limited.
+    /// Inodes of the pool's filesystem, if they are limited.
     pub inodes: Option<u64>,
-    /// Free ones.
+    /// Free inodes.
     pub inodes_free: Option<u64>,
     /// Number of volumes.
     pub volumes: u64,
     /// Number of snapshots.
     pub snapshots: u64,
-    /// Why the pool is not served, if it is not: the figures are then none.
+    /// Why the pool is not served, if it is not; it then has no figures.
     pub outage: Option<String>,
 }
 
@@ -49,18 +49,18 @@ pub struct PoolFigures {
 pub enum Readiness {
     /// Its pools are being opened.
     Starting,
-    /// All pools answer.
+    /// All pools are served.
     Ready(Vec<PoolFigures>),
     /// Some pools are served and some are not.
     Partly {
         /// The names of those that are.
         served: Vec<String>,
-        /// Why the others are not, a sentence each.
+        /// Why the others are not served, a sentence each.
         outages: Vec<String>,
     },
-    /// No pool is served: why, a sentence each.
+    /// No pool is served; the reasons, a sentence each.
     Nothing(Vec<String>),
-    /// The pools cannot be asked.
+    /// The pools cannot be read.
     Failing(Error),
 }
 
@@ -75,7 +75,7 @@ impl Readiness {
     }
 }
 
-/// How many pieces a volume's image is in: what a clone of it costs.
+/// The fragmentation of an image: more extents make a clone slower.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VolumeExtents {
     /// The volume's id.
@@ -86,18 +86,18 @@ pub struct VolumeExtents {
     pub extents: u64,
 }
 
-/// How many findings of a kind doctor has in a pool.
+/// The number of findings of one kind that doctor has in a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolFindings {
     /// The pool's name.
     pub pool: String,
     /// The kind, as doctor's JSON names it.
     pub kind: &'static str,
-    /// The number; zero is told too, so that the first one is a change.
+    /// The number; zero is exported too, so that the first finding is a change.
     pub findings: u64,
 }
 
-/// Asks the pools. Cheap to clone.
+/// Measures the pools. Cheap to clone.
 #[derive(Clone)]
 pub struct PoolWatch(Arc<Inner>);
 
@@ -115,8 +115,8 @@ impl fmt::Debug for PoolWatch {
 }
 
 impl PoolWatch {
-    /// Pools that are being opened. The sources block: `figures` is asked at each probe and scrape, `extents` and
-    /// `findings` at a scrape when their last answer is ten minutes old.
+    /// For pools that are being opened. The sources block: `figures` is read at each probe and scrape, `extents` and
+    /// `findings` at a scrape when their last result is ten minutes old.
     pub fn new(
         figures: impl Fn() -> Result<Vec<PoolFigures>> + Send + Sync + 'static,
         extents: impl Fn() -> Result<Vec<VolumeExtents>> + Send + Sync + 'static,
@@ -124,9 +124,9 @@ impl PoolWatch {
     ) -> Self {
         Self(Arc::new(Inner {
             open: AtomicBool::new(false),
-            figures: Measurement::new("the pools' figures", PATIENCE, Duration::ZERO, figures),
-            extents: Measurement::new("the images' extents", PATIENCE, DEAR_FRESH, extents),
-            findings: Measurement::new("doctor's findings", PATIENCE, DEAR_FRESH, findings),
+            figures: Measurement::new("the figures of the pools", PATIENCE, Duration::ZERO, figures),
+            extents: Measurement::new("the extents of the images", PATIENCE, DEAR_FRESH, extents),
+            findings: Measurement::new("the findings of doctor", PATIENCE, DEAR_FRESH, findings),
         }))
     }
 
@@ -146,15 +146,15 @@ impl PoolWatch {
         }
     }
 
-    /// The figures now.
+    /// The current figures.
     ///
     /// # Errors
-    /// Those of the source; `Timeout` when it does not answer in time, saying for how long it has not.
+    /// Those of the source; `Timeout` with the elapsed time when it does not answer in time.
     pub async fn figures(&self) -> Result<Vec<PoolFigures>> {
         self.0.figures.now().await.map(|figures| figures.to_vec())
     }
 
-    /// The images in the most pieces, at most ten minutes old; half an hour where counting takes long.
+    /// The most fragmented images, at most ten minutes old, or half an hour if counting takes long.
     ///
     /// # Errors
     /// As [`PoolWatch::figures`].
@@ -162,7 +162,8 @@ impl PoolWatch {
         self.0.extents.lately().await.map(|extents| extents.to_vec())
     }
 
-    /// What doctor found, at most ten minutes old; half an hour where looking takes long. Nothing while the pools are being opened.
+    /// The findings of doctor, at most ten minutes old, or half an hour if the examination takes long. Empty while the
+    /// pools are being opened.
     ///
     /// # Errors
     /// As [`PoolWatch::figures`].

@@ -1,4 +1,4 @@
-//! What is counted of connections between daemons.
+//! Metrics of connections between daemons.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -29,7 +29,7 @@ struct SideLabel {
     side: &'static str,
 }
 
-/// Certificates, handshakes and connections. Cheap to clone: all clones count together.
+/// Certificates, handshakes and connections. Cheap to clone: all clones share their counters.
 #[derive(Clone, Debug, Default)]
 pub struct TlsMetrics {
     expires: Family<NameLabel, Gauge>,
@@ -37,49 +37,48 @@ pub struct TlsMetrics {
     refused: Family<RefusalLabels, Counter>,
     connections: Family<SideLabel, Gauge>,
     usable: Family<NameLabel, Gauge>,
-    /// Why there is no certificate that is good now.
+    /// Why there is no usable certificate.
     missing: Arc<Mutex<Option<String>>>,
 }
 
 impl TlsMetrics {
     pub(super) fn registered(registry: &mut Registry) -> Self {
         let new = Self::default();
-        let help = "When the certificate in use expires, in seconds since 1970";
+        let help = "Expiry of the certificate in use, in seconds since 1970";
         registry.register("tls_certificate_expiry_seconds", help, new.expires.clone());
-        registry.register("tls_reloads", "Changed certificate files read again", new.reloads.clone());
-        registry.register("tls_handshakes_refused", "Connections that were not made", new.refused.clone());
-        registry.register("tls_connections", "Connections between daemons now", new.connections.clone());
-        let help =
-            "1 when there is a certificate that is good now, 0 when other daemons cannot be reached for want of one";
+        registry.register("tls_reloads", "Reloads of changed certificate files", new.reloads.clone());
+        registry.register("tls_handshakes_refused", "TLS handshakes that failed", new.refused.clone());
+        registry.register("tls_connections", "Open connections between daemons", new.connections.clone());
+        let help = "1 when there is a usable certificate; 0 when there is none, so other daemons cannot be reached";
         registry.register("tls_certificate_usable", help, new.usable.clone());
         new
     }
 
-    /// The certificate in use is of this name and expires then.
+    /// The certificate in use has this name and expires at this time.
     pub fn expires(&self, name: &str, seconds_since_1970: i64) {
         self.expires.get_or_create(&NameLabel { name: name.to_owned() }).set(seconds_since_1970);
         self.usable.get_or_create(&NameLabel { name: name.to_owned() }).set(1);
         *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// There is no certificate of this name that is good now.
+    /// There is no usable certificate with this name.
     pub fn missing(&self, name: &str, why: &str) {
         self.usable.get_or_create(&NameLabel { name: name.to_owned() }).set(0);
         *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
     }
 
-    /// Why there is no certificate that is good now, if so.
+    /// Why there is no usable certificate, if there is none.
     #[must_use]
     pub fn why_missing(&self) -> Option<String> {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changed files were read: `renewed` or `failed`.
+    /// Changed files were loaded: `renewed` or `failed`.
     pub fn reloaded(&self, outcome: &'static str) {
         self.reloads.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
-    /// A connection was refused; `side` is ours, `server` or `client`.
+    /// A connection was rejected; `side` is our side, `server` or `client`.
     pub fn refused(&self, side: &'static str, reason: &'static str) {
         self.refused.get_or_create(&RefusalLabels { side, reason }).inc();
     }
