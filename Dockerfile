@@ -1,5 +1,5 @@
-# The image holds the binary and the tools it runs: mkfs and fsck of ext4 and XFS. Mounting, loop devices and growing are
-# system calls of the binary itself.
+# The image contains the binary and the tools that it runs: mkfs and fsck of ext4 and XFS. The binary uses system calls
+# for mounts, loop devices and growth.
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
@@ -7,7 +7,7 @@ COPY Cargo.toml Cargo.lock build.rs ./
 COPY benches benches
 COPY proto proto
 COPY src src
-# `quick` is built in a fraction of the time, for tests.
+# The profile `quick` builds much faster, for tests.
 ARG PROFILE=release
 RUN cargo build --locked --profile "$PROFILE" --bin holdfast && install "target/$PROFILE/holdfast" /usr/local/bin/holdfast
 
@@ -15,7 +15,7 @@ FROM debian:bookworm-slim
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Holdfast" \
-      org.opencontainers.image.description="A Kubernetes CSI driver that makes persistent volumes out of what a cluster already has" \
+      org.opencontainers.image.description="A Kubernetes CSI driver that makes persistent volumes from the disks that nodes already have" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

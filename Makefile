@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 CARGO ?= cargo
-# Tools that are not on the system are put here, beside the build.
+# The directory for tools that the system does not have.
 TOOLS := $(CURDIR)/.tools/bin
 export PATH := $(TOOLS):$(PATH)
 
@@ -12,12 +12,12 @@ export PATH := $(TOOLS):$(PATH)
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: prepare build ## A volume's whole life on a temporary pool, step by step (root)
+demo: prepare build ## The lifecycle of a volume on a temporary pool, step by step (root)
 	@target/debug/holdfast demo
 
-test: prepare-test fmt clippy doc chart sanity fuzz unit ## Everything that needs one machine, from formatting to csi-sanity (root)
+test: prepare-test fmt clippy doc chart sanity fuzz unit ## All tests that need one machine, from formatting to csi-sanity (root)
 
-bench: prepare-bench ## The numbers of docs/benchmarks.md; ONLY="stage fio" measures a part (root)
+bench: prepare-bench ## The measurements of docs/benchmarks.md; ONLY="stage fio" runs a part (root)
 	$(CARGO) bench --locked --bench holdfast -- $(ONLY)
 
 build: ## The debug binary
@@ -26,32 +26,32 @@ build: ## The debug binary
 release: ## The release binary, target/release/holdfast
 	$(CARGO) build --locked --release
 
-prepare: ## Names the missing system packages, and installs them where apt and root are at hand
+prepare: ## Installs missing system packages with apt as root; otherwise lists them
 	@scripts/prepare run
 
-prepare-test: ## The same, with what the tests need besides
+prepare-test: ## The same, with the packages for the tests
 	@scripts/prepare test
 
-prepare-e2e: ## The same, with what a cluster needs besides
+prepare-e2e: ## The same, with the packages for the test cluster
 	@scripts/prepare e2e
 
-prepare-guests: ## The same, with what guests need besides
+prepare-guests: ## The same, with the packages for the QEMU guests
 	@scripts/prepare guests
 
-prepare-bench: ## The same, with what the benchmark needs besides
+prepare-bench: ## The same, with the packages for the benchmark
 	@scripts/prepare bench
 
-fmt: ## Formatting
+fmt: ## Checks the formatting
 	$(CARGO) fmt --all --check
 
-clippy: ## Lints, warnings are errors
+clippy: ## Runs the lints; warnings are errors
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --manifest-path fuzz/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target} -- -D warnings
 
-doc: ## API documentation, warnings are errors
+doc: ## Builds the API documentation; warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 
-chart: ## The Helm chart: lint, what it renders, what it refuses; UPDATE=1 writes what it renders, its README and deploy/
+chart: ## Checks the Helm chart: lint, renderings, rejected values, alerts; UPDATE=1 writes the renderings, its README and deploy/
 	$(if $(UPDATE),HOLDFAST_UPDATE=1 $(CARGO) nextest run --locked --test docs -E 'test(the_chart_s_schema)')
 	@scripts/chart $(if $(UPDATE),update)
 
@@ -59,28 +59,28 @@ sanity: build ## csi-sanity against the real socket: mount and block, with and w
 	tests/sanity.sh target/debug/holdfast
 
 N ?= 200
-power: ## Power cuts: N more of them, evenly over all flushes, besides those right after each answer (root)
+power: ## Power cuts: after each answer, and N more spread over all flushes (root)
 	HOLDFAST_POWER_POINTS=$(N) $(CARGO) nextest run --locked --test blackbox --no-capture 'power::'
 
-torture: ## kill -9 at N random moments under 8 callers, content checked (root)
+torture: ## kill -9 at N random moments with 8 callers; checks the content of the volumes (root)
 	HOLDFAST_TORTURE_LIVES=$(N) $(CARGO) nextest run --locked --test blackbox --no-capture 'torture::'
 
 STEPS ?= 1000000
-model: ## Random calls against the model of the specification: STEPS of them, a million by default (root)
+model: ## STEPS random calls against the model of the specification, a million by default (root)
 	HOLDFAST_MODEL_SEED=$${HOLDFAST_MODEL_SEED:-random} HOLDFAST_MODEL_STEPS=$(STEPS) $(CARGO) nextest run --locked --lib --success-output final 'model::'
 
-e2e: prepare-e2e ## A real Kubernetes of two nodes with the chart and the sidecars, and its tests; KEEP=1 leaves it up (root)
+e2e: prepare-e2e ## Tests on a real Kubernetes of two nodes with the chart and the sidecars; KEEP=1 keeps it running (root)
 	tests/kubernetes/run $(TESTS)
 
-guests: prepare-guests ## The driver on a kernel with device-mapper, in small QEMU guests; TESTS="raw_block" runs a part (root)
+guests: prepare-guests ## Tests on a kernel with device-mapper, in small QEMU guests; TESTS="raw_block" runs a part (root)
 	tests/guests/build $${CARGO_TARGET_DIR:-target}/guests
 	$(CARGO) nextest run --locked --profile guests --test guests $(TESTS)
 
-# Seconds each target is fuzzed.
+# The time for each fuzz target, in seconds.
 T ?= 20
-fuzz: ## Every fuzz target for T seconds each, 20 by default: make fuzz T=60 (root)
+fuzz: ## Runs every fuzz target for T seconds, 20 by default: make fuzz T=60 (root)
 	scripts/fuzz $(T)
 
-# Last, so that its summary is what one sees at the end.
+# Last, so that its summary is at the end of the output.
 unit: ## Unit and black-box tests (root)
 	$(CARGO) nextest run --locked

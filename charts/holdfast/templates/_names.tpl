@@ -4,7 +4,7 @@
 {{- default .Chart.Name .Values.nameOverride }}
 {{- end }}
 
-{{/* Never cut: two that are cut alike would be one. _validate.tpl refuses one that is too long. */}}
+{{/* Never cut: two names could become the same. _validate.tpl rejects a name that is too long. */}}
 {{- define "holdfast.fullname" -}}
 {{- $name := include "holdfast.name" . }}
 {{- if .Values.fullnameOverride }}
@@ -28,8 +28,9 @@
 {{- end }}
 
 {{/*
-A name that a label takes: one longer than a limit is cut, and told from others cut alike by a hash. Takes a list of name, limit and what
-is hashed: the name, or the part of it that is all that differs. Another name would be another object, so these stay as they are.
+A name that fits in a label: a name over the limit is cut, and a hash keeps it unique. Takes a list of name, limit and
+the text for the hash: the name, or the only part of it that differs. Do not change the result: another name would be
+another object.
 */}}
 {{- define "holdfast.short" -}}
 {{- $name := index . 0 }}
@@ -45,7 +46,7 @@ app.kubernetes.io/name: {{ include "holdfast.name" . | toYaml }}
 app.kubernetes.io/instance: {{ .Release.Name | toYaml }}
 {{- end }}
 
-{{/* All objects' labels. Where others are added, as in holdfast.labelsAnd, theirs win: no selector is of an object's labels. */}}
+{{/* The labels of all objects. Labels added with holdfast.labelsAnd override these: no selector uses an object's labels. */}}
 {{- define "holdfast.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ include "holdfast.selector" . }}
@@ -57,7 +58,7 @@ app.kubernetes.io/part-of: holdfast
 {{- end }}
 {{- end }}
 
-{{/* The same with others. Takes a list of root, component or "", and the others. */}}
+{{/* The same with additional labels. Takes a list of root, component or "", and the additional labels. */}}
 {{- define "holdfast.labelsAnd" -}}
 {{- $labels := include "holdfast.labels" (index . 0) }}
 {{- with index . 1 }}{{ $labels = printf "%s\napp.kubernetes.io/component: %s" $labels . }}{{ end }}
@@ -69,8 +70,8 @@ app.kubernetes.io/part-of: holdfast
 {{- end }}
 
 {{/*
-A pod's labels: nothing that changes with every release of the chart, which would restart all of them. Takes a list of root,
-component and others, which win over `commonLabels`.
+The labels of a pod: none that changes with every release of the chart, because that would restart all pods. Takes a
+list of root, component and additional labels, which override `commonLabels`.
 */}}
 {{- define "holdfast.podLabels" -}}
 {{ include "holdfast.selector" (index . 0) }}
@@ -82,8 +83,8 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
 {{/*
-What keeps replicas apart, or the affinity that is given instead. Takes a list of root, component, and the values with `affinity` and
-`antiAffinity`.
+The anti-affinity of replicas, or the affinity from the values instead. Takes a list of root, component, and the values
+with `affinity` and `antiAffinity`.
 */}}
 {{- define "holdfast.affinity" -}}
 {{- $values := index . 2 }}
@@ -104,26 +105,26 @@ podAntiAffinity:
 {{- end }}
 {{- end }}
 
-{{/* A number, whole ones without an exponent: a value of 1000000 is written 1e+06 otherwise. `--set` makes a text of 1.5. */}}
+{{/* A number, integers without an exponent: a value of 1000000 would be 1e+06. `--set` makes 1.5 a string. */}}
 {{- define "holdfast.number" -}}{{ . | toString | float64 | toJson }}{{- end }}
 
-{{/* An absolute path, quoted where it needs it: a blank may begin a comment. */}}
+{{/* An absolute path, quoted if necessary: a space can begin a comment. */}}
 {{- define "holdfast.path" -}}
 {{- if regexMatch "^/[A-Za-z0-9/._-]*$" . }}{{ . }}{{ else }}{{ toJson . }}{{ end }}
 {{- end }}
 
-{{/* An image's reference. Takes a list of its values and the tag it has without one. */}}
+{{/* The reference of an image. Takes a list of its values and the default tag. */}}
 {{- define "holdfast.image" -}}
 {{- $image := first . }}
 {{- if $image.digest }}{{ $image.repository }}@{{ $image.digest }}{{ else }}{{ $image.repository }}:{{ $image.tag | default (last .) }}{{ end }}
 {{- end }}
 
-{{/* An address of the downward API with a port: IPv6 needs brackets. Takes a list of root, variable and port. */}}
+{{/* An address from the downward API with a port; IPv6 needs brackets. Takes a list of root, variable and port. */}}
 {{- define "holdfast.address" -}}
 {{- if eq (index . 0).Values.network.ipFamily "IPv6" }}[$({{ index . 1 }})]{{ else }}$({{ index . 1 }}){{ end }}:{{ index . 2 }}
 {{- end }}
 
-{{/* All addresses of a pod of its own network. */}}
+{{/* All addresses of a pod with its own network. */}}
 {{- define "holdfast.anyAddress" -}}
 {{- if eq .Values.network.ipFamily "IPv6" }}[::]{{ else }}0.0.0.0{{ end }}
 {{- end }}

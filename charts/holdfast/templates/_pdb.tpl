@@ -1,4 +1,4 @@
-{{/* The budget of a component whose replicas leave one by one. Takes a dict of `root`, `name`, `component` and `values`. */}}
+{{/* A budget that lets replicas stop one at a time. Takes a dict of `root`, `name`, `component` and `values`. */}}
 {{- define "holdfast.pdb" -}}
 {{- if and (.values.podDisruptionBudget | default dict).enabled (gt (int .values.replicas) 1) -}}
 apiVersion: policy/v1
@@ -11,7 +11,7 @@ metadata:
     app.kubernetes.io/component: {{ .component }}
 spec:
   maxUnavailable: 1
-  # A replica that does not start must not hold up a drain.
+  # A replica that does not start must not block a drain.
   unhealthyPodEvictionPolicy: AlwaysAllow
   selector:
     matchLabels:

@@ -25,7 +25,7 @@ subjects:
     namespace: {{ toYaml .root.Release.Namespace }}
 {{- end }}
 
-{{/* The same within the release's namespace. */}}
+{{/* The same in the namespace of the release. */}}
 {{- define "holdfast.role" -}}
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role

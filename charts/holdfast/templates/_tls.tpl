@@ -1,4 +1,4 @@
-{{/* The nodes that have a Secret, each `node` and `secretName`; none where a node's certificate comes another way. */}}
+{{/* The nodes with a Secret, each `node` and `secretName`; empty if a node's certificate comes from another source. */}}
 {{- define "holdfast.tls.nodeSecrets" -}}
 nodes:
 {{- if eq .Values.tls.mode "files" }}
@@ -17,7 +17,7 @@ nodes:
 {{- if eq .Values.tls.mode "files" }}{{ .Values.tls.files.controllerSecret }}{{ else }}{{ include "holdfast.controller" . }}-tls{{ end }}
 {{- end }}
 
-{{/* The part of the configuration files that both sides have in common; with `auto` each says its own. */}}
+{{/* The TLS part of both configuration files; with `auto` each file adds its own. */}}
 {{- define "holdfast.tls.config" -}}
 tls:
 {{- if eq .Values.tls.mode "insecurePlainText" }}

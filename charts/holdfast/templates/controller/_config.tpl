@@ -1,4 +1,4 @@
-{{/* The controllers' configuration file. */}}
+{{/* The configuration file of the controllers. */}}
 {{- define "holdfast.controller.config" -}}
 {{- $any := include "holdfast.anyAddress" . -}}
 endpoint: unix:///csi/csi.sock

@@ -1,6 +1,6 @@
 {{/*
-A sidecar's container. Takes a dict of `root`, `name`, `port` and `args`. It has the user of the driver's container, whose socket
-is its alone, and an image whose entry point is the sidecar.
+The container of a sidecar. Takes a dict of `root`, `name`, `port` and `args`. It runs as the user of the driver's
+container, because only that user can open the driver's socket. The entry point of its image is the sidecar.
 */}}
 {{- define "holdfast.sidecar" -}}
 {{- $values := index .root.Values.sidecars .name -}}
@@ -38,7 +38,7 @@ is its alone, and an image whose entry point is the sidecar.
   ports:
     - name: {{ .name }}
       containerPort: {{ .port }}
-  # A leader that cannot renew its lease is ended, so that another one leads.
+  # A leader that cannot renew its lease is restarted, so that another one becomes the leader.
   livenessProbe:
     httpGet:
       path: /healthz/leader-election

@@ -1,4 +1,4 @@
-{{/* The alerts of files/alerts.yaml, with an `expr` each. */}}
+{{/* The alerts of files/alerts.yaml, each with an `expr`. */}}
 {{- define "holdfast.alerts" -}}
 {{- $warning := include "holdfast.certificateWarning" . | int }}
 {{- $for := div $warning 4 | max 60 | min 3600 }}
@@ -14,8 +14,9 @@
 {{- end }}
 
 {{/*
-How many seconds before its end a certificate should have been renewed: when a quarter of the time for that is over, a week
-before its end at the latest. Nobody but their maker knows how long those of `files` live.
+The seconds before the expiry of a certificate at which the alert fires: three quarters of the time between its renewal
+and its expiry, at most a week. So it fires when a quarter of that time has passed, a week before the expiry at the
+earliest. With `files` the chart does not know the renewal: a week.
 */}}
 {{- define "holdfast.certificateWarning" -}}
 {{- $week := 604800 }}
@@ -30,7 +31,7 @@ before its end at the latest. Nobody but their maker knows how long those of `fi
 {{- end }}
 {{- end }}
 
-{{/* How many seconds before its end a certificate is renewed; empty where that is not the chart's to say. */}}
+{{/* The seconds before the expiry at which a certificate is renewed; empty if the chart does not know. */}}
 {{- define "holdfast.certificateRenewal" -}}
 {{- if eq .Values.tls.mode "auto" }}
 {{- div (include "holdfast.seconds" .Values.tls.auto.certificateLife) 3 }}

@@ -1,7 +1,8 @@
 {{/*
-The DaemonSets there are, each `name`, `config` (its ConfigMap), `group`, `pools`, `nodeSelector`, `tolerations`, and where nodes have a
-Secret each, `node` and `secretName`. One for all nodes; one for each group; and where a node reads its key from a Secret, one
-for each node, because a DaemonSet cannot name another Secret on every node and a node must not see the others' keys.
+The DaemonSets, each with `name`, `config` (its ConfigMap), `group`, `pools`, `nodeSelector`, `tolerations`, and with a
+Secret per node also `node` and `secretName`. There is one for all nodes, or one per group. If a node reads its key from
+a Secret, there is one per node: a DaemonSet cannot name a different Secret on each node, and a node must not see the
+keys of others.
 */}}
 {{- define "holdfast.node.units" -}}
 {{- $groups := .Values.nodeGroups | default (list (dict "name" "" "pools" .Values.pools)) }}
@@ -16,7 +17,7 @@ for each node, because a DaemonSet cannot name another Secret on every node and 
 {{- if $secrets }}
 {{- range $secrets }}
 {{- $whole := printf "%s-%s" $name .node }}
-{{- /* Where a group's name may be cut off, the node alone does not tell it from another group's. */}}
+{{- /* If the name of the group may be cut off, the node alone does not make the name unique. */}}
 {{- $hashed := ternary $whole .node (and (not (empty $group.name)) (gt (len $name) 47)) }}
 {{- $units = append $units (merge (dict "name" (include "holdfast.short" (list $whole 57 $hashed)) "node" .node "secretName" .secretName) $unit) }}
 {{- end }}
@@ -28,8 +29,9 @@ for each node, because a DaemonSet cannot name another Secret on every node and 
 {{- end }}
 
 {{/*
-The affinity of a unit's pods: `node.affinity`, and where the unit is of one node, that node besides. Its terms are alternatives, so each
-of them gets the node; one without any condition matches no node and stays so. Takes a list of root and unit.
+The affinity of the pods of a unit: `node.affinity`, and for a unit of one node also that node. Its terms are
+alternatives, so each of them gets the node. A term without a condition matches no node and stays unchanged. Takes a
+list of root and unit.
 */}}
 {{- define "holdfast.node.affinity" -}}
 {{- $affinity := (index . 0).Values.node.affinity | default dict | deepCopy }}
@@ -48,7 +50,7 @@ of them gets the node; one without any condition matches no node and stays so. T
 {{- toYaml $affinity }}
 {{- end }}
 
-{{/* The configuration file of a unit's nodes. Takes a list of root and unit. */}}
+{{/* The configuration file of the nodes of a unit. Takes a list of root and unit. */}}
 {{- define "holdfast.node.config" -}}
 {{- $root := index . 0 }}
 {{- $unit := index . 1 }}
