@@ -6,8 +6,10 @@ CARGO ?= cargo
 # Tools that are not on the system are put here, beside the build.
 TOOLS := $(CURDIR)/.tools/bin
 export PATH := $(TOOLS):$(PATH)
+# Notes how long a part took, for .ci/run.
+TIMED := scripts/timed
 
-.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model fuzz e2e prepare-e2e guests prepare-guests
+.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model soak fuzz e2e prepare-e2e guests prepare-guests
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +23,7 @@ bench: prepare-bench ## The numbers of docs/benchmarks.md; ONLY="stage fio" meas
 	$(CARGO) bench --locked --bench holdfast -- $(ONLY)
 
 build: ## The debug binary
-	$(CARGO) build --locked
+	@$(TIMED) build $(CARGO) build --locked
 
 release: ## The release binary, target/release/holdfast
 	$(CARGO) build --locked --release
@@ -30,33 +32,33 @@ prepare: ## Names the missing system packages, and installs them where apt and r
 	@scripts/prepare run
 
 prepare-test: ## The same, with what the tests need besides
-	@scripts/prepare test
+	@$(TIMED) prepare scripts/prepare test
 
 prepare-e2e: ## The same, with what a cluster needs besides
-	@scripts/prepare e2e
+	@$(TIMED) prepare scripts/prepare e2e
 
 prepare-guests: ## The same, with what guests need besides
-	@scripts/prepare guests
+	@$(TIMED) prepare scripts/prepare guests
 
 prepare-bench: ## The same, with what the benchmark needs besides
 	@scripts/prepare bench
 
 fmt: ## Formatting
-	$(CARGO) fmt --all --check
+	@$(TIMED) fmt $(CARGO) fmt --all --check
 
 clippy: ## Lints, warnings are errors
-	$(CARGO) clippy --locked --all-targets -- -D warnings
-	$(CARGO) clippy --manifest-path fuzz/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target} -- -D warnings
+	@$(TIMED) clippy $(CARGO) clippy --locked --all-targets -- -D warnings
+	@$(TIMED) clippy $(CARGO) clippy --manifest-path fuzz/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target} -- -D warnings
 
 doc: ## API documentation, warnings are errors
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	@RUSTDOCFLAGS="-D warnings" $(TIMED) doc $(CARGO) doc --locked --no-deps --document-private-items
 
 chart: ## The Helm chart: lint, what it renders, what it refuses; UPDATE=1 writes what it renders, its README and deploy/
 	$(if $(UPDATE),HOLDFAST_UPDATE=1 $(CARGO) nextest run --locked --test docs -E 'test(the_chart_s_schema)')
-	@scripts/chart $(if $(UPDATE),update)
+	@$(TIMED) chart scripts/chart $(if $(UPDATE),update)
 
 sanity: build ## csi-sanity against the real socket: mount and block, with and without reflink (root)
-	tests/sanity.sh target/debug/holdfast
+	@$(TIMED) sanity tests/sanity.sh target/debug/holdfast
 
 N ?= 200
 power: ## Power cuts: N more of them, evenly over all flushes, besides those right after each answer (root)
@@ -70,17 +72,23 @@ model: ## Random calls against the model of the specification: STEPS of them, a 
 	HOLDFAST_MODEL_SEED=$${HOLDFAST_MODEL_SEED:-random} HOLDFAST_MODEL_STEPS=$(STEPS) $(CARGO) nextest run --locked --lib --success-output final 'model::'
 
 e2e: prepare-e2e ## A real Kubernetes of two nodes with the chart and the sidecars, and its tests; KEEP=1 leaves it up (root)
-	tests/kubernetes/run $(TESTS)
+	@$(TIMED) e2e tests/kubernetes/run $(TESTS)
 
 guests: prepare-guests ## The driver on a kernel with device-mapper, in small QEMU guests; TESTS="raw_block" runs a part (root)
-	tests/guests/build $${CARGO_TARGET_DIR:-target}/guests
-	$(CARGO) nextest run --locked --profile guests --test guests $(TESTS)
+	@$(TIMED) guests tests/guests/build $${CARGO_TARGET_DIR:-target}/guests
+	@$(TIMED) guests $(CARGO) nextest run --locked --profile guests --test guests $(TESTS)
 
 # Seconds each target is fuzzed.
 T ?= 20
 fuzz: ## Every fuzz target for T seconds each, 20 by default: make fuzz T=60 (root)
-	scripts/fuzz $(T)
+	@$(TIMED) fuzz scripts/fuzz $(T)
 
 # Last, so that its summary is what one sees at the end.
 unit: ## Unit and black-box tests (root)
-	$(CARGO) nextest run --locked
+	@$(TIMED) unit $(CARGO) nextest run --locked
+
+soak: ## What finds more the longer it runs, for hours: power cuts, kills, random calls, fuzzing (root)
+	$(MAKE) power N=2000
+	$(MAKE) torture N=1000
+	$(MAKE) model STEPS=1000000
+	$(MAKE) fuzz T=1200
