@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::loopview::{backing, loop_numbers};
+use super::loopview::attached_loops;
 use super::{Call, DevNum, MountEntry, MountTable, Os};
 
 /// So many processes are named at most.
@@ -211,8 +211,7 @@ fn on_top_of(device: DevNum, uses: &[DeviceUse]) -> io::Result<Vec<String>> {
     let name = fs::read_link(&sysfs).ok();
     let node = name.as_deref().and_then(Path::file_name).map(|name| Path::new("/dev").join(name));
     let bound = |path: &Path| uses.iter().any(|used| matches!(used, DeviceUse::Bound(at, _) if at == path));
-    for other in loop_numbers()? {
-        let Some(backing) = backing(other)? else { continue };
+    for (other, backing) in attached_loops()? {
         if node.as_ref() == Some(&backing) || bound(&backing) {
             found.push(format!("{} (a loop device over {})", other.path().display(), backing.display()));
         }
