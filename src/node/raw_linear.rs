@@ -24,7 +24,7 @@ impl Node {
         }
         let mode = match self.linear.device(volume)? {
             Some(device) => device.mode,
-            None if self.mounts(volume)?.others(&[]).is_empty() => DmMode::Writable,
+            None if self.mounts(volume)?.others(&[])?.is_empty() => DmMode::Writable,
             // Another publish may have made it in between.
             None => match self.linear.device(volume)? {
                 Some(device) => device.mode,
