@@ -1,6 +1,10 @@
 //! What mountinfo says of a volume: which mounts show its device. The volume's device is what `attach` proves it to be; a
 //! mount shows it by device number, never by a name.
+//!
+//! The device is looked for when a mount is met that may show it, after the table was read: where nothing is mounted at a
+//! path, that is known without it.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use super::Node;
@@ -19,25 +23,32 @@ pub(super) enum Shown {
     View(DevNum),
 }
 
+/// Filesystems without a block device have numbers of this major (include/uapi/linux/major.h, `UNNAMED_MAJOR`).
+const UNNAMED_MAJOR: u64 = 0;
+
 /// The mounts at one moment, as one volume's workflow sees them.
 pub(super) struct Mounts<'a> {
+    node: &'a Node,
     volume: &'a VolumeId,
-    /// The volume's device now.
-    device: Option<DevNum>,
-    /// The device-mapper device over it, which pods have then.
-    linear: Option<DevNum>,
-    /// The device of its pods that only read.
-    view: Option<DevNum>,
+    /// Looked for once.
+    devices: OnceCell<Devices>,
     table: MountTable,
 }
 
+/// What shows a volume.
+#[derive(Clone, Copy, Debug)]
+struct Devices {
+    /// The volume's device.
+    device: Option<DevNum>,
+    /// The device-mapper device over it, which pods have then.
+    linear: Option<DevNum>,
+}
+
 impl Node {
-    /// The mounts, and which device is the volume's.
-    pub(super) fn mounts<'a>(&self, volume: &'a VolumeId) -> Result<Mounts<'a>> {
+    /// The mounts, for questions about a volume.
+    pub(super) fn mounts<'a>(&'a self, volume: &'a VolumeId) -> Result<Mounts<'a>> {
         let table = self.os.mounts().at(|| "read the table of mounts")?;
-        let linear = self.linear.device(volume)?.map(|device| device.number);
-        let view = self.views.device_of(volume);
-        Ok(Mounts { volume, device: self.attach.device_of(volume)?, linear, view, table })
+        Ok(Mounts { node: self, volume, devices: OnceCell::new(), table })
     }
 }
 
@@ -57,23 +68,43 @@ impl Mounts<'_> {
         self.table.depth(path)
     }
 
+    fn devices(&self) -> Result<Devices> {
+        if let Some(known) = self.devices.get() {
+            return Ok(*known);
+        }
+        let linear = self.node.linear.device(self.volume)?.map(|device| device.number);
+        let found = Devices { device: self.node.attach.device_of(self.volume)?, linear };
+        Ok(*self.devices.get_or_init(|| found))
+    }
+
     /// How a mount shows this volume; `None` when it is something else's.
-    pub(super) fn shows(&self, entry: &MountEntry) -> Option<Shown> {
-        let device = self.device?;
+    ///
+    /// # Errors
+    /// Those of looking for the volume's device.
+    pub(super) fn shows(&self, entry: &MountEntry) -> Result<Option<Shown>> {
+        let bound = self.table.bound_device(entry);
+        if entry.device.major == UNNAMED_MAJOR && bound.is_none() {
+            return Ok(None);
+        }
+        if let Some(view) = bound.filter(|bound| self.node.views.device_of(self.volume) == Some(*bound)) {
+            return Ok(Some(Shown::View(view)));
+        }
+        let Devices { device: Some(device), linear } = self.devices()? else { return Ok(None) };
         if entry.device == device {
-            return Some(Shown::Filesystem(device));
+            return Ok(Some(Shown::Filesystem(device)));
         }
-        let bound = self.table.bound_device(entry)?;
-        if Some(bound) == self.view {
-            return Some(Shown::View(bound));
-        }
-        (bound == device || Some(bound) == self.linear).then_some(Shown::Device(device))
+        let is_bound = bound.is_some_and(|bound| bound == device || Some(bound) == linear);
+        Ok(is_bound.then_some(Shown::Device(device)))
     }
 
     /// Whether pods have the volume's loop device itself.
-    pub(super) fn is_bound_as_loop(&self) -> bool {
-        let bound = |entry| self.device.is_some() && self.table.bound_device(entry) == self.device;
-        self.table.entries().iter().any(bound)
+    ///
+    /// # Errors
+    /// Those of [`Mounts::shows`].
+    pub(super) fn is_bound_as_loop(&self) -> Result<bool> {
+        let device = self.devices()?.device;
+        let bound = |entry| device.is_some() && self.table.bound_device(entry) == device;
+        Ok(self.table.entries().iter().any(bound))
     }
 
     /// The device whose node a mount binds, if it does.
@@ -84,16 +115,17 @@ impl Mounts<'_> {
     /// The volume's mount at a path, which must not be anything else's.
     ///
     /// # Errors
-    /// `kind` when another thing is mounted there, or the volume's mount is covered by one on a directory above.
+    /// `kind` when another thing is mounted there, or the volume's mount is covered by one on a directory above; those of
+    /// [`Mounts::shows`].
     pub(super) fn ours(&self, path: &Path, kind: Kind) -> Result<Option<(&MountEntry, Shown)>> {
         let entry = match self.table.seen(path) {
             Seen::Mount(entry) => entry,
-            Seen::Covered { hidden, by } if self.shows(hidden).is_some() => {
+            Seen::Covered { hidden, by } if self.shows(hidden)?.is_some() => {
                 return Err(covered(self.volume, path, by, kind));
             }
             Seen::Covered { .. } | Seen::Nothing => return Ok(None),
         };
-        match self.shows(entry) {
+        match self.shows(entry)? {
             Some(shown) => Ok(Some((entry, shown))),
             None => Err(Error::new(
                 kind,
@@ -108,12 +140,21 @@ impl Mounts<'_> {
     }
 
     /// Every mount that shows the volume, but those that cover the same place as the one at `but`.
-    pub(super) fn others(&self, but: &[&Path]) -> Vec<(&MountEntry, Shown)> {
+    ///
+    /// # Errors
+    /// Those of [`Mounts::shows`].
+    pub(super) fn others(&self, but: &[&Path]) -> Result<Vec<(&MountEntry, Shown)>> {
         let left_out: Vec<_> =
             but.iter().filter_map(|path| self.at(path)).map(|entry| self.table.covers(entry)).collect();
-        let shown = |entry| Some((entry, self.shows(entry)?));
-        let all = self.table.entries().iter().filter_map(shown);
-        all.filter(|(entry, _)| !left_out.contains(&self.table.covers(entry))).collect()
+        let mut others = Vec::new();
+        for entry in self.table.entries() {
+            if let Some(shown) = self.shows(entry)?
+                && !left_out.contains(&self.table.covers(entry))
+            {
+                others.push((entry, shown));
+            }
+        }
+        Ok(others)
     }
 }
 

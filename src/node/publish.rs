@@ -100,7 +100,7 @@ impl Node {
                 VolumeMode::Mount(_) => Some(source.path.as_path()),
                 VolumeMode::Block => None,
             };
-            let others = self.published(&mounts, volume, staging);
+            let others = self.published(&mounts, volume, staging)?;
             if !others.is_empty() {
                 return Err(Error::new(
                     Kind::Precondition,
@@ -247,7 +247,7 @@ impl Node {
     fn is_bound(&self, volume: &VolumeId, source: &Source, target: &Path) -> Result<bool> {
         let mounts = self.mounts(volume)?;
         let Some(entry) = mounts.at(target) else { return Ok(false) };
-        Ok(mounts.shows(entry) == Some(source.shown) && same_flags(entry, source))
+        Ok(mounts.shows(entry)? == Some(source.shown) && same_flags(entry, source))
     }
 
     /// Takes a volume away from a pod's path and removes the path (NodeUnpublishVolume). Gone already is success.

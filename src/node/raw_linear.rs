@@ -24,7 +24,7 @@ impl Node {
         }
         // Another publish may have made it while the mounts were read.
         if self.linear.device(volume)?.is_none()
-            && self.mounts(volume)?.is_bound_as_loop()
+            && self.mounts(volume)?.is_bound_as_loop()?
             && self.linear.device(volume)?.is_none()
         {
             tracing::info!(%volume, "published as its loop device before, and so until it is unstaged");

@@ -56,7 +56,7 @@ impl Node {
 
     fn drop_view_if_unbound(&self, volume: &VolumeId) -> Result<()> {
         let mounts = self.mounts(volume)?;
-        if mounts.others(&[]).iter().any(|(_, shown)| matches!(shown, Shown::View(_))) {
+        if mounts.others(&[])?.iter().any(|(_, shown)| matches!(shown, Shown::View(_))) {
             return Ok(());
         }
         self.views.release(volume).map(drop)

@@ -57,7 +57,10 @@ impl Node {
     /// Whether something is to be unmounted at a path: the volume, or a device that was the volume's.
     fn is_mounted(&self, volume: &VolumeId, path: &Path, stale: Stale) -> Result<bool> {
         let mounts = self.mounts(volume)?;
-        let other = mounts.at(path).filter(|entry| mounts.shows(entry).is_none());
+        let other = match mounts.at(path) {
+            Some(entry) if mounts.shows(entry)?.is_none() => Some(entry),
+            Some(_) | None => None,
+        };
         let bound = other.and_then(|entry| mounts.bound_device(entry)).filter(|_| stale == Stale::Unmount);
         let was_ours = match bound {
             // Another volume's path is not touched, and neither is what no record explains, unless the device is gone.

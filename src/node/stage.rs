@@ -243,7 +243,7 @@ impl Node {
     /// Takes away the device that a failed stage brought, unless it was in use before: staged another way, or at
     /// another path.
     fn let_go(&self, volume: &VolumeId) -> Result<()> {
-        if self.raw.holds(volume) || !self.mounts(volume)?.others(&[]).is_empty() {
+        if self.raw.holds(volume) || !self.mounts(volume)?.others(&[])?.is_empty() {
             return Ok(());
         }
         self.detach(volume)
@@ -287,18 +287,18 @@ impl Node {
     /// Whether unstaging at a path concerns the volume: not when its filesystem is mounted, and not there. A raw device
     /// has no staging mount, so any path is its own.
     fn staged_at(&self, volume: &VolumeId, staging: &Path) -> Result<bool> {
-        if self.mounts(volume)?.ours(staging, Kind::Precondition)?.is_some() {
+        let mounts = self.mounts(volume)?;
+        if mounts.ours(staging, Kind::Precondition)?.is_some() || self.raw.holds(volume) {
             return Ok(true);
         }
-        let mounts = self.mounts(volume)?;
-        let elsewhere = mounts.others(&[]).iter().any(|(_, shown)| matches!(shown, Shown::Filesystem(_)));
-        Ok(self.raw.holds(volume) || !elsewhere)
+        let elsewhere = mounts.others(&[])?.iter().any(|(_, shown)| matches!(shown, Shown::Filesystem(_)));
+        Ok(!elsewhere)
     }
 
     /// No mount shows the volume. A block volume has no staging mount.
     pub(super) fn unused(&self, volume: &VolumeId) -> Result<()> {
         let mounts = self.mounts(volume)?;
-        let others = mounts.others(&[]);
+        let others = mounts.others(&[])?;
         if others.is_empty() {
             return Ok(());
         }

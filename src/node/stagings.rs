@@ -85,7 +85,7 @@ impl Node {
             self.unused(volume)?;
             return Ok(Left::Nothing);
         };
-        let others = mounts.others(&[staging]);
+        let others = mounts.others(&[staging])?;
         if others.is_empty() {
             return Ok(Left::Nothing);
         }
@@ -93,7 +93,7 @@ impl Node {
             // Only the CO knows what a mount is that is older than this process and belongs to no peer group.
             self.stagings.claim(volume, staging);
         }
-        let stagings = self.staging_mounts(&mounts, volume);
+        let stagings = self.staging_mounts(&mounts, volume)?;
         let is_staging = |entry: &MountEntry| stagings.contains(&mounts.covers(entry));
         let published: Vec<_> = if is_staging(entry) {
             others.into_iter().filter(|(other, _)| !is_staging(other)).collect()
@@ -110,25 +110,28 @@ impl Node {
     }
 
     /// What of a volume's mounts is published: all but the staging mounts.
+    ///
+    /// # Errors
+    /// Those of [`Mounts::shows`].
     pub(super) fn published<'t>(
         &self,
         mounts: &'t Mounts<'_>,
         volume: &VolumeId,
         staging: Option<&Path>,
-    ) -> Vec<(&'t MountEntry, Shown)> {
+    ) -> Result<Vec<(&'t MountEntry, Shown)>> {
         let but: Vec<&Path> = staging.into_iter().collect();
-        let stagings = self.staging_mounts(mounts, volume);
-        let others = mounts.others(&but);
-        others.into_iter().filter(|(other, _)| !stagings.contains(&mounts.covers(other))).collect()
+        let stagings = self.staging_mounts(mounts, volume)?;
+        let others = mounts.others(&but)?;
+        Ok(others.into_iter().filter(|(other, _)| !stagings.contains(&mounts.covers(other))).collect())
     }
 
     /// The places that staging mounts of a volume cover.
-    fn staging_mounts(&self, mounts: &Mounts<'_>, volume: &VolumeId) -> Vec<Covered> {
+    fn staging_mounts(&self, mounts: &Mounts<'_>, volume: &VolumeId) -> Result<Vec<Covered>> {
         let known = self.stagings.of(volume);
         let named = |path: &Path| known.staged.contains(path) || known.unstaged.contains(path);
         let mut groups = BTreeSet::new();
         let mut found = Vec::new();
-        for (entry, shown) in mounts.others(&[]) {
+        for (entry, shown) in mounts.others(&[])? {
             if !matches!(shown, Shown::Filesystem(_)) {
                 continue;
             }
@@ -137,7 +140,7 @@ impl Node {
                 found.push(mounts.covers(entry));
             }
         }
-        found
+        Ok(found)
     }
 }
 

@@ -4,12 +4,17 @@
 //! - while it is reserved for another volume: its record says that a pod may have the node ([`Os::reserve_loop`]);
 //! - while its node is bound anywhere in a mount namespace that can be read, unless this process freed the number
 //!   itself, proved it idle, and nothing was attached since (the kernel's sequence number tells).
+//!
+//! To look where nodes are bound takes the mounts of every container. Where many volumes are attached at once, as after a
+//! node's start, those who wait for one look share the next: it begins after each of them asked, so it shows them
+//! what a look of their own would.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::loopview::{backing, diskseq, loop_numbers};
 use super::users::bound_block_devices;
@@ -22,6 +27,31 @@ pub(super) struct LoopNumbers {
     reserved: HashMap<LoopDevice, String>,
     /// Freed by us, with the sequence number right after.
     cleared: HashMap<LoopDevice, u64>,
+}
+
+/// The devices whose nodes are bound somewhere.
+type Bound = Arc<HashSet<DevNum>>;
+
+/// Looks at what is bound, one at a time.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    /// How many asked so far.
+    asked: AtomicU64,
+    /// The last look, and how many had asked when it began.
+    last: Mutex<(u64, Bound)>,
+}
+
+impl Looks {
+    /// What `look` finds when it is begun from now on, by us or by somebody else who waits too.
+    fn share(&self, look: impl FnOnce() -> io::Result<HashSet<DevNum>>) -> io::Result<Bound> {
+        let turn = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.0 < turn {
+            let asked = self.asked.load(Ordering::SeqCst);
+            *last = (asked, Arc::new(look()?));
+        }
+        Ok(Arc::clone(&last.1))
+    }
 }
 
 impl Os {
@@ -59,7 +89,7 @@ pub(super) struct FreeNumbers<'a> {
     os: &'a Os,
     owner: &'a str,
     /// Read once, when it is needed.
-    bound: Option<HashSet<DevNum>>,
+    bound: Option<Bound>,
     tried: HashSet<LoopDevice>,
 }
 
@@ -107,11 +137,50 @@ impl FreeNumbers<'_> {
             None if cleared => Ok(true),
             None => {
                 if self.bound.is_none() {
-                    self.bound = Some(bound_block_devices()?);
+                    self.bound = Some(self.os.inner.bound_nodes.share(bound_block_devices)?);
                 }
                 let bound = self.bound.as_ref();
                 Ok(device.number().is_none_or(|number| bound.is_none_or(|bound| !bound.contains(&number))))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::thread;
+
+    #[test]
+    fn a_look_is_shared_by_those_who_asked_before_it_began() {
+        let looks = Looks::default();
+        let found = |minor: u64| Ok(HashSet::from([DevNum { major: 7, minor }]));
+        let (begun, begins) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                looks.share(move || {
+                    begun.send(()).unwrap();
+                    released.recv().unwrap();
+                    found(1)
+                })
+            });
+            begins.recv().unwrap();
+            // These ask while the first look is under way, which may have missed what they must see.
+            let ask = |minor| looks.share(|| found(minor));
+            let later = [2, 3, 4].map(|minor| scope.spawn(move || ask(minor)));
+            while looks.asked.load(Ordering::SeqCst) < 4 {
+                thread::yield_now();
+            }
+            release.send(()).unwrap();
+            assert_eq!(*first.join().unwrap().unwrap(), found(1).unwrap());
+            let later = later.map(|asker| asker.join().unwrap().unwrap());
+            assert!(later.iter().all(|bound| Arc::ptr_eq(bound, &later[0])), "{later:?}");
+            assert_ne!(*later[0], found(1).unwrap());
+        });
+        assert_eq!(*looks.share(|| found(9)).unwrap(), found(9).unwrap(), "nobody else waited");
+        assert!(looks.share(|| Err(io::Error::other("on purpose"))).is_err());
+        assert_eq!(*looks.share(|| found(10)).unwrap(), found(10).unwrap());
     }
 }

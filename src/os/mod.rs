@@ -168,6 +168,7 @@ struct Inner {
     interceptor: Option<Box<dyn Interceptor>>,
     activity: Activity,
     loop_numbers: Mutex<loopnumbers::LoopNumbers>,
+    bound_nodes: loopnumbers::Looks,
     unanswered: answered::Unanswered,
     /// The limit of open files that children get, where it is not ours.
     open_files: OnceLock<limits::OpenFiles>,
@@ -193,6 +194,7 @@ impl Os {
             interceptor,
             activity: Activity::default(),
             loop_numbers: Mutex::default(),
+            bound_nodes: loopnumbers::Looks::default(),
             unanswered: answered::Unanswered::default(),
             open_files: OnceLock::new(),
             asked: Mutex::default(),

@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::loopview::{backing, loop_numbers};
+use super::loopview::attached_loops;
 use super::{Call, DevNum, MountEntry, MountTable, Os};
 
 /// So many processes are named at most.
@@ -146,9 +146,11 @@ impl Os {
     pub fn device_users(&self, device: DevNum) -> io::Result<Vec<DeviceUse>> {
         self.call(Call::DeviceUsers, &device, || {
             let mut found = Vec::new();
-            for namespace in namespaces()? {
-                found.extend(namespace.table.uses_below(&namespace.root, device, namespace.process.as_ref()));
-            }
+            each_namespace(|namespace| {
+                let process = namespace.process();
+                found.extend(namespace.table()?.uses_below(&namespace.root, device, process.as_ref()));
+                Ok(())
+            })?;
             found.extend(on_top_of(device, &found)?.into_iter().map(DeviceUse::Below));
             found.extend(with_it_open(device).into_iter().map(DeviceUse::Open));
             Ok(found)
@@ -159,38 +161,67 @@ impl Os {
 /// The block devices whose nodes are bound in any mount namespace that can be read.
 pub(super) fn bound_block_devices() -> io::Result<HashSet<DevNum>> {
     let mut found = HashSet::new();
-    for namespace in namespaces()? {
-        let table = &namespace.table;
-        found.extend(table.entries().iter().filter_map(|entry| table.bound_below(&namespace.root, entry)));
-    }
+    each_namespace(|namespace| {
+        // Most containers have no such mount, and a table is dear to take apart.
+        if may_bind_nodes(&namespace.mountinfo) {
+            let table = namespace.table()?;
+            found.extend(table.entries().iter().filter_map(|entry| table.bound_below(&namespace.root, entry)));
+        }
+        Ok(())
+    })?;
     Ok(found)
 }
 
-/// The mounts of one namespace.
-struct Namespace {
-    table: MountTable,
-    /// Where its root is for us.
-    root: PathBuf,
-    /// One of its processes; `None` for our own.
-    process: Option<Process>,
+/// Whether a line of mountinfo is of a part of a filesystem that device nodes lie on.
+fn may_bind_nodes(mountinfo: &[u8]) -> bool {
+    mountinfo.split(|byte| *byte == b'\n').any(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        // Spaces in a path are escaped, so the field "-" is the one before the type.
+        fields.nth(3).is_some_and(|root| root != b"/")
+            && fields
+                .skip_while(|field| *field != b"-")
+                .nth(1)
+                .is_some_and(|kind| NODE_FILESYSTEMS.iter().any(|name| name.as_bytes() == kind))
+    })
 }
 
-/// Our own mount namespace first, then each other one that some process we can see is in.
-fn namespaces() -> io::Result<Vec<Namespace>> {
+/// A mount namespace.
+struct Namespace {
+    /// Its mounts, as the kernel prints them.
+    mountinfo: Vec<u8>,
+    /// Where its root is for us.
+    root: PathBuf,
+    /// One of its processes, and that one's directory; `None` for our own.
+    of: Option<(u32, PathBuf)>,
+}
+
+impl Namespace {
+    fn table(&self) -> io::Result<MountTable> {
+        MountTable::parse(&self.mountinfo)
+    }
+
+    fn process(&self) -> Option<Process> {
+        self.of.as_ref().map(|(pid, directory)| process(*pid, directory))
+    }
+}
+
+/// Looks at our own mount namespace first, then at each other one that some process we can see is in: there an error is
+/// none, since what comes, goes or hides meanwhile is not seen.
+fn each_namespace(mut look: impl FnMut(&Namespace) -> io::Result<()>) -> io::Result<()> {
     let ours = fs::read_link("/proc/thread-self/ns/mnt")?;
-    let table = MountTable::parse(&fs::read("/proc/thread-self/mountinfo")?)?;
-    let mut all = vec![Namespace { table, root: PathBuf::from("/"), process: None }];
+    let mountinfo = fs::read("/proc/thread-self/mountinfo")?;
+    look(&Namespace { mountinfo, root: PathBuf::from("/"), of: None })?;
     let mut seen = HashSet::from([ours]);
     for (pid, directory) in processes() {
         let Ok(namespace) = fs::read_link(directory.join("ns/mnt")) else { continue };
         if !seen.insert(namespace) {
             continue;
         }
-        let Ok(text) = fs::read(directory.join("mountinfo")) else { continue };
-        let Ok(table) = MountTable::parse(&text) else { continue };
-        all.push(Namespace { table, root: directory.join("root"), process: Some(process(pid, &directory)) });
+        let Ok(mountinfo) = fs::read(directory.join("mountinfo")) else { continue };
+        let root = directory.join("root");
+        let _ = look(&Namespace { mountinfo, root, of: Some((pid, directory)) });
     }
-    Ok(all)
+    Ok(())
 }
 
 fn processes() -> impl Iterator<Item = (u32, PathBuf)> {
@@ -211,8 +242,7 @@ fn on_top_of(device: DevNum, uses: &[DeviceUse]) -> io::Result<Vec<String>> {
     let name = fs::read_link(&sysfs).ok();
     let node = name.as_deref().and_then(Path::file_name).map(|name| Path::new("/dev").join(name));
     let bound = |path: &Path| uses.iter().any(|used| matches!(used, DeviceUse::Bound(at, _) if at == path));
-    for other in loop_numbers()? {
-        let Some(backing) = backing(other)? else { continue };
+    for (other, backing) in attached_loops()? {
         if node.as_ref() == Some(&backing) || bound(&backing) {
             found.push(format!("{} (a loop device over {})", other.path().display(), backing.display()));
         }
@@ -269,4 +299,28 @@ fn stat(path: &Path, follow: Follow) -> io::Result<Found> {
         filesystem: number(found.stx_dev_major, found.stx_dev_minor),
         block: is_block.then(|| number(found.stx_rdev_major, found.stx_rdev_minor)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_part_of_a_filesystem_for_nodes_may_be_a_node() {
+        let line = |root: &str, kind: &str| {
+            format!(
+                "20 1 0:5 / /dev rw shared:2 - devtmpfs udev rw\n21 1 0:6 {root} /a\\040-\\040tmpfs rw shared:7 - {kind} x rw\n"
+            )
+        };
+        for (root, kind, may) in [
+            ("/loop3", "devtmpfs", true),
+            ("/null", "tmpfs", true),
+            ("/", "tmpfs", false),
+            ("/tmpfs", "ext4", false),
+            ("/x", "overlay", false),
+        ] {
+            assert_eq!(may_bind_nodes(line(root, kind).as_bytes()), may, "{root} {kind}");
+        }
+        assert!(!may_bind_nodes(b"") && !may_bind_nodes(b"\n20 1 0:5\n"));
+    }
 }
