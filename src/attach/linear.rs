@@ -88,7 +88,7 @@ impl Linear {
         if let Some(support) = self.support.get() {
             return Ok(support);
         }
-        let support = self.os.dm_support().at(|| "ask the kernel for device-mapper")?;
+        let support = self.os.dm_support().at(|| "check whether the kernel has device-mapper")?;
         Ok(self.support.get_or_init(|| support))
     }
 
@@ -124,7 +124,10 @@ impl Linear {
     /// size that cannot be shown; `Internal`.
     pub fn ensure(&self, volume: &VolumeId, below: DevNum, size: Bytes) -> Result<LinearDevice> {
         if let DmSupport::No(why) = self.support()? {
-            return Err(Error::new(Kind::Precondition, format!("volume {volume} gets no device of its own: {why}")));
+            return Err(Error::new(
+                Kind::Precondition,
+                format!("cannot create a device-mapper device for volume {volume}: {why}"),
+            ));
         }
         let uuid = self.uuid_of(volume);
         let wanted = table(volume, below, size)?;
@@ -142,13 +145,13 @@ impl Linear {
             .dm_load(&uuid, &wanted, self.mode)
             .map_err(|error| load_failed(volume, &self.name(volume), below, error))?;
         self.os.dm_resume(&uuid).at(|| format!("resume {} of volume {volume}", self.name(volume)))?;
-        let state = self.state(volume)?.ok_or_else(|| unlike(volume, &self.name(volume), "is gone again"))?;
+        let state = self.state(volume)?.ok_or_else(|| unlike(volume, &self.name(volume), "has disappeared"))?;
         if state.table != wanted || state.mode != self.mode || state.is_suspended {
-            return Err(unlike(volume, &self.name(volume), "does not have the table it was given"));
+            return Err(unlike(volume, &self.name(volume), "has another table"));
         }
-        let shown = self.os.device_size_shown(state.number).at(|| format!("ask {} for its size", self.name(volume)))?;
+        let shown = self.os.device_size_shown(state.number).at(|| format!("read the size of {}", self.name(volume)))?;
         if shown != size.get() {
-            return Err(unlike(volume, &self.name(volume), "does not have the size of its table"));
+            return Err(unlike(volume, &self.name(volume), "has a size that differs from its table"));
         }
         Ok(LinearDevice { number: state.number, size })
     }
@@ -192,7 +195,8 @@ impl Linear {
     /// Who keeps a device, as far as can be seen.
     fn users(&self, volume: &VolumeId) -> Result<String> {
         let Some(state) = self.state(volume)? else { return Ok("busy".to_owned()) };
-        let above = self.os.devices_above(state.number).at(|| format!("ask what lies on {}", state.number))?;
+        let above =
+            self.os.devices_above(state.number).at(|| format!("list the devices on top of {}", state.number))?;
         let above: Vec<_> = above.iter().map(ToString::to_string).collect();
         Ok(match above.is_empty() {
             true => format!("open {} times", state.open_count),
@@ -205,7 +209,7 @@ impl Linear {
     /// # Errors
     /// `Internal` when sysfs cannot be read.
     pub fn volume_of(&self, number: DevNum) -> Result<Option<VolumeId>> {
-        let device = self.os.dm_device(number).at(|| format!("ask what device {number} is"))?;
+        let device = self.os.dm_device(number).at(|| format!("look up block device {number}"))?;
         Ok(device.and_then(|device| self.volume_in(&device.uuid)))
     }
 
@@ -215,7 +219,7 @@ impl Linear {
     /// # Errors
     /// `Internal` when sysfs cannot be read.
     pub fn all(&self) -> Result<Vec<(VolumeId, DevNum)>> {
-        let devices = self.os.dm_devices(self.prefix()).at(|| "list the devices of device-mapper")?;
+        let devices = self.os.dm_devices(self.prefix()).at(|| "list the device-mapper devices")?;
         Ok(devices.into_iter().filter_map(|device| Some((self.volume_in(&device.uuid)?, device.number))).collect())
     }
 
@@ -223,7 +227,7 @@ impl Linear {
         if !self.is_there()? {
             return Ok(None);
         }
-        self.os.dm_state(&self.uuid_of(volume)).at(|| format!("ask for the device {}", self.name(volume)))
+        self.os.dm_state(&self.uuid_of(volume)).at(|| format!("read the state of the device {}", self.name(volume)))
     }
 }
 
@@ -233,7 +237,7 @@ fn table(volume: &VolumeId, below: DevNum, size: Bytes) -> Result<Vec<DmTarget>>
     let head = split.ok_or_else(|| {
         Error::new(
             Kind::OutOfRange,
-            format!("volume {volume} of {} bytes cannot be shown as a raw block device: its size has to be a multiple of {TAIL} bytes, and more than that", size.get()),
+            format!("volume {volume} of {} bytes cannot be used as a raw block device: its size must be a multiple of {TAIL} bytes, and larger than that", size.get()),
         )
     })?;
     let linear = |start: u64, length: u64| DmTarget {
@@ -272,7 +276,7 @@ fn may_change(volume: &VolumeId, name: &str, now: &DmState, below: DevNum, size:
         return Err(Error::new(
             Kind::InUse,
             format!(
-                "the device {name} of volume {volume} lies on block device {device}, and the volume's loop device is {below}; stop every pod that uses the volume and unstage it"
+                "the device {name} of volume {volume} is on top of block device {device}, but the volume's loop device is {below}; stop every pod that uses the volume and unstage it"
             ),
         ));
     }
@@ -280,7 +284,7 @@ fn may_change(volume: &VolumeId, name: &str, now: &DmState, below: DevNum, size:
         return Err(Error::new(
             Kind::Corrupt,
             format!(
-                "the device {name} of volume {volume} has {} bytes and the loop device below it {}: the loop device was cut short; nothing was changed; stop every pod that uses the volume and unstage it",
+                "the device {name} of volume {volume} has {} bytes, but the loop device below it has {}: the loop device was truncated; nothing was changed; stop every pod that uses the volume and unstage it",
                 has.get(),
                 size.get()
             ),
@@ -290,7 +294,7 @@ fn may_change(volume: &VolumeId, name: &str, now: &DmState, below: DevNum, size:
         return Err(Error::new(
             Kind::InUse,
             format!(
-                "another program changed whether the device {name} of volume {volume} may be written, and it is open; nothing was changed; stop every pod that uses the volume and unstage it"
+                "another program changed the read-only flag of the device {name} of volume {volume}, and the device is open; nothing was changed; stop every pod that uses the volume and unstage it"
             ),
         ));
     }
@@ -301,14 +305,15 @@ fn foreign(volume: &VolumeId, name: &str) -> Error {
     Error::new(
         Kind::Corrupt,
         format!(
-            "the device {name} of volume {volume} has a table that this driver did not load; nothing was changed; look at `dmsetup table {name}`, stop every pod that uses the volume, and run `dmsetup remove {name}`"
+            "the device {name} of volume {volume} has a table that this driver did not load; nothing was changed; inspect it with `dmsetup table {name}`, stop every pod that uses the volume, and run `dmsetup remove {name}`"
         ),
     )
 }
 
 fn unlike(volume: &VolumeId, name: &str, what: &str) -> Error {
-    let why =
-        format!("the device {name} of volume {volume} was loaded and {what}: does something else change it? Retry");
+    let why = format!(
+        "the device {name} of volume {volume} was loaded, but {what}; check whether another program changes it, then retry"
+    );
     Error::new(Kind::Internal, why)
 }
 
@@ -317,7 +322,9 @@ fn create_failed(volume: &VolumeId, name: &str, error: std::io::Error) -> Error 
     match error.raw_os_error() {
         Some(libc::EBUSY) => Error::new(
             Kind::Busy,
-            format!("{what}: another call is making it, or something else has its name (`dmsetup info {name}`); retry"),
+            format!(
+                "{what}: another call is creating it, or another device has its name (`dmsetup info {name}`); retry"
+            ),
         )
         .because(error),
         _ => Error::new(Kind::Internal, what).because(error),
@@ -329,7 +336,7 @@ fn load_failed(volume: &VolumeId, name: &str, below: DevNum, error: std::io::Err
     match error.raw_os_error() {
         Some(libc::EBUSY) => Error::new(
             Kind::InUse,
-            format!("{what}: something else has the loop device of volume {volume} for itself, a mount or another block device; end that and retry"),
+            format!("{what}: a mount or another block device uses the loop device of volume {volume} exclusively; remove that, then retry"),
         )
         .because(error),
         _ => Error::new(Kind::Internal, what).because(error),

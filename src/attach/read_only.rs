@@ -82,7 +82,7 @@ impl ReadOnlyViews {
     pub fn loop_device(&self, volume: &VolumeId) -> Result<Option<ActiveDevice>> {
         let Some(View::Loop(view)) = self.known(|known| known.get(volume).cloned()) else { return Ok(None) };
         let path = view.path().to_owned();
-        let diskseq = self.os.disk_sequence(&view).at(|| format!("ask {} for its sequence number", path.display()))?;
+        let diskseq = self.os.disk_sequence(&view).at(|| format!("read the sequence number of {}", path.display()))?;
         Ok(Some(ActiveDevice { path, number: view.number(), diskseq }))
     }
 
@@ -140,7 +140,10 @@ impl ReadOnlyViews {
                 None => Ok(view.number()),
                 Some(what) => Err(Error::new(
                     Kind::Internal,
-                    format!("{} was made to read volume {volume}, and {what}; retry", view.path().display()),
+                    format!(
+                        "{} was created as the read-only device of volume {volume}, but {what}; retry",
+                        view.path().display()
+                    ),
                 )),
             }
         });
@@ -169,7 +172,8 @@ impl ReadOnlyViews {
     pub fn release(&self, volume: &VolumeId) -> Result<Changed> {
         match self.known(|known| known.remove(volume)) {
             Some(View::Loop(view)) => {
-                let status = self.os.held_loop_status(&view).at(|| format!("ask {}", view.path().display()));
+                let status =
+                    self.os.held_loop_status(&view).at(|| format!("read the state of {}", view.path().display()));
                 match status {
                     Ok(Some(status)) => {
                         let number = view.number();
@@ -206,12 +210,12 @@ impl ReadOnlyViews {
             self.know(volume, View::Linear(number));
             self.drop_if_unbound(&volume, number)?;
         }
-        let views = self.os.loop_views(|backing| below_of(backing).is_some()).at(|| "look at the loop devices")?;
+        let views = self.os.loop_views(|backing| below_of(backing).is_some()).at(|| "list the loop devices")?;
         for view in views.into_iter().filter(|view| view.read_only) {
             let Some(below) = below_of(&view.backing).and_then(LoopDevice::number) else { continue };
             let taken = self.recover_one(attach, view.device, below);
             if let Err(error) = taken {
-                tracing::warn!(device = %view.device.path().display(), error = error.chain(), "the device of pods that only read a raw block volume could not be opened again");
+                tracing::warn!(device = %view.device.path().display(), error = error.chain(), "cannot open the read-only device of a raw block volume in use");
             }
         }
         Ok(())
@@ -223,7 +227,7 @@ impl ReadOnlyViews {
             return Ok(());
         }
         let shown = device.path();
-        let status = self.os.loop_status(device).at(|| format!("ask {}", shown.display()))?;
+        let status = self.os.loop_status(device).at(|| format!("read the state of {}", shown.display()))?;
         let Some(status) = status.filter(|status| status.shows_device(below)) else { return Ok(()) };
         let Some(number) = device.number() else { return Ok(()) };
         // An administrator's own read-only loop device is left alone.
@@ -244,7 +248,7 @@ impl ReadOnlyViews {
             if let View::Loop(device) = view
                 && let Err(error) = self.os.loop_keep(&device)
             {
-                tracing::error!(%volume, device = %device.path().display(), %error, "the device may go away when this process ends, under the pods that read it");
+                tracing::error!(%volume, device = %device.path().display(), %error, "cannot clear the autoclear flag: the device may disappear when this process exits, while pods read it");
             }
         }
     }
@@ -254,7 +258,7 @@ impl ReadOnlyViews {
         let path = device.path();
         let shown = path.display();
         let view = Arc::new(self.os.open_device_to_read(&path).at(|| format!("open {shown}"))?);
-        self.os.loop_keep(&view).at(|| format!("keep {shown}"))?;
+        self.os.loop_keep(&view).at(|| format!("clear the autoclear flag of {shown}"))?;
         self.os.reserve_loop(device, &owner(volume));
         self.know(*volume, View::Loop(Arc::clone(&view)));
         Ok(view)
@@ -263,19 +267,19 @@ impl ReadOnlyViews {
     /// How a view is not what it must be, in words. One that is smaller because the volume grew is resized.
     fn differs(&self, view: &BlockDevice, attached: &Attached) -> Result<Option<String>> {
         let shown = view.path().display();
-        let status = self.os.held_loop_status(view).at(|| format!("ask {shown}"))?;
+        let status = self.os.held_loop_status(view).at(|| format!("read the state of {shown}"))?;
         let below = attached.device.number();
         let Some(status) = status.filter(|status| status.shows_device(below)) else {
-            return Ok(Some(format!("it does not show block device {below}")));
+            return Ok(Some(format!("it is not on top of block device {below}")));
         };
         if status.offset != 0 || !status.read_only {
-            return Ok(Some("a process that has it open changed what it shows".to_owned()));
+            return Ok(Some("a process that has it open changed its offset or its read-only flag".to_owned()));
         }
-        if self.os.loop_keep(view).at(|| format!("keep {shown}"))? {
-            tracing::warn!(device = %shown, "a loop device was to go away with its last user (losetup -d, or a pod); it stays");
+        if self.os.loop_keep(view).at(|| format!("clear the autoclear flag of {shown}"))? {
+            tracing::warn!(device = %shown, "a process marked the loop device to be detached with its last user (losetup -d, or a pod); the node removed the mark");
         }
         self.fit(view, attached.size)?;
-        let size = self.os.device_size(view).at(|| format!("ask {shown} for its size"))?;
+        let size = self.os.device_size(view).at(|| format!("read the size of {shown}"))?;
         if size != attached.size.get() {
             return Ok(Some(format!("it has {size} bytes instead of {}", attached.size.get())));
         }
@@ -284,7 +288,7 @@ impl ReadOnlyViews {
 
     fn fit(&self, view: &BlockDevice, size: Bytes) -> Result<Changed> {
         let shown = view.path().display();
-        if self.os.device_size(view).at(|| format!("ask {shown} for its size"))? == size.get() {
+        if self.os.device_size(view).at(|| format!("read the size of {shown}"))? == size.get() {
             return Ok(Changed::No);
         }
         self.os.loop_set_capacity(view).at(|| format!("resize {shown}"))?;
@@ -297,7 +301,7 @@ impl ReadOnlyViews {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "{} is the device of the pods that only read volume {volume}, and {what}; stop those pods, then retry: it is made anew",
+                    "{} is the read-only device of volume {volume} and pods use it, but {what}; stop those pods, then retry: the node creates the device again",
                     view.path().display()
                 ),
             ));
@@ -334,9 +338,9 @@ impl ReadOnlyViews {
     fn find(&self, volume: &VolumeId, below: DevNum) -> Result<Option<LoopStatus>> {
         let over = |backing: &Path| below_of(backing).and_then(LoopDevice::number) == Some(below);
         let name = format!("{NAME}{}", volume.uuid);
-        for view in self.os.loop_views(over).at(|| "look at the loop devices")? {
+        for view in self.os.loop_views(over).at(|| "list the loop devices")? {
             let shown = view.device.path();
-            let status = self.os.loop_status(view.device).at(|| format!("ask {}", shown.display()))?;
+            let status = self.os.loop_status(view.device).at(|| format!("read the state of {}", shown.display()))?;
             if let Some(status) = status.filter(|status| status.shows_device(below) && status.name == name) {
                 return Ok(Some(status));
             }
@@ -362,14 +366,14 @@ impl ReadOnlyViews {
         let users = device.number().and_then(|number| self.os.device_users(number).ok()).unwrap_or_default();
         let users: Vec<_> = users.iter().map(ToString::to_string).collect();
         let users = match users.is_empty() {
-            true => "held open by a process that cannot be seen from here".to_owned(),
+            true => "held open by a process that is not visible from here".to_owned(),
             false => users.join(", "),
         };
         let shown = device.path();
         Error::new(
             Kind::InUse,
             format!(
-                "{}, the device of the pods that only read volume {volume}, is {users}; stop that and retry",
+                "{}, the read-only device of volume {volume}, is {users}; stop the process that uses it, then retry",
                 shown.display()
             ),
         )
@@ -382,7 +386,7 @@ impl ReadOnlyViews {
     }
 
     fn is_bound(&self, number: DevNum) -> Result<bool> {
-        Ok(!self.os.mounts().at(|| "read the table of mounts")?.uses(number).is_empty())
+        Ok(!self.os.mounts().at(|| "read the mount table")?.uses(number).is_empty())
     }
 
     fn know(&self, volume: VolumeId, view: View) {

@@ -254,7 +254,7 @@ fn the_node_of_a_device_in_dev_may_be_missing_or_wrong() {
     let other = rig.volume("b", 32, EXT4);
     rig.shell("rm -f /dev/loop[0-9]*; for n in $(seq 0 200); do mknod /dev/loop$n b 7 99999; done");
     let refused = rig.node.stage(&rig.stage_request(other, EXT4)).unwrap_err();
-    assert!(refused.chain().contains("is not the node of block device"), "{}", refused.chain());
+    assert!(refused.chain().contains("is not the device node of block device"), "{}", refused.chain());
     rig.shell("umount -l /dev");
     rig.node.stage(&rig.stage_request(other, EXT4)).unwrap();
     rig.node.unstage(&other, &rig.staging(&other)).unwrap();

@@ -41,7 +41,7 @@ impl Node {
             return Err(Error::new(
                 Kind::OutOfRange,
                 format!(
-                    "volume {volume} is to have {} bytes and its device {} has {}: expand the volume at its home first (ControllerExpandVolume)",
+                    "volume {volume} cannot grow to {} bytes: its device {} has {}; call ControllerExpandVolume first, then retry",
                     required.get(),
                     attached.device.path().display(),
                     attached.size.get()
@@ -62,10 +62,13 @@ impl Node {
         let VolumeMode::Mount(fs) = opened.mode else {
             return Err(Error::new(
                 Kind::Precondition,
-                format!("{} is a filesystem, and its volume is granted as a raw block device", path.display()),
+                format!(
+                    "the filesystem at {} cannot grow: its volume is attached to this node as a raw block device; detach the volume and attach it as a filesystem",
+                    path.display()
+                ),
             ));
         };
-        let mounts = self.os.mounts().at(|| "read the table of mounts")?;
+        let mounts = self.os.mounts().at(|| "read the mount table")?;
         if let Some(entry) = mounts.at(path)
             && let Some(why) = fs::stopped(&self.os, &[entry])
         {
@@ -75,7 +78,7 @@ impl Node {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "the filesystem at {} is read-only, so it cannot grow; it is grown when it is staged writable",
+                    "the filesystem at {} cannot grow: it is read-only; stage the volume writable, and the node grows the filesystem",
                     path.display()
                 ),
             ));
@@ -85,7 +88,7 @@ impl Node {
             Grown::NotPermitted => Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "the kernel does not let this process grow the mounted {fs} at {}: the node plugin needs CAP_SYS_RESOURCE; without it the filesystem grows when every pod that uses it has stopped and the volume is staged again",
+                    "the kernel does not allow this process to grow the mounted {fs} at {}; give the node plugin CAP_SYS_RESOURCE, or stop every pod that uses the volume: the node grows the filesystem at the next stage",
                     path.display()
                 ),
             )),

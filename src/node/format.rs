@@ -48,16 +48,16 @@ impl Formatter<'_> {
         let writable = self.read_only == ReadOnly::No;
         match self.opened.format {
             FormatState::Never if writable => self.make(),
-            FormatState::Never => Err(self.refuse("has never been formatted, and a read-only stage formats nothing; stage it writable first")),
+            FormatState::Never => Err(self.refuse("was never formatted, and a read-only stage does not format; stage it writable first")),
             FormatState::Raw => {
-                Err(self.refuse("has been used as a raw block device: what is on it is the user's; use volumeMode: Block"))
+                Err(self.refuse("was used as a raw block device and may hold user data, so it is never formatted; use volumeMode: Block"))
             }
             FormatState::Formatting { fs, .. } | FormatState::Formatted { fs, .. } if fs != self.fs => {
-                Err(self.refuse(&format!("carries {fs}; stage it as {fs}")))
+                Err(self.refuse(&format!("has the filesystem {fs}; stage it as {fs}")))
             }
             FormatState::Formatting { planned_uuid, .. } if writable => self.resume(planned_uuid),
             FormatState::Formatting { .. } => {
-                Err(self.refuse("was left in the middle of its first format, and a read-only stage formats nothing; stage it writable first"))
+                Err(self.refuse("was not completely formatted, and a read-only stage does not format; stage it writable first"))
             }
             FormatState::Formatted { uuid, .. } => self.verify(uuid),
         }
@@ -77,7 +77,7 @@ impl Formatter<'_> {
             return Err(Error::new(
                 Kind::OutOfRange,
                 format!(
-                    "volume {} has {size} bytes; {} needs {} at least; make it larger",
+                    "volume {} is too small: it has {size} bytes, and {} needs at least {}; make it larger",
                     self.volume,
                     self.fs,
                     minimum.get()
@@ -92,7 +92,7 @@ impl Formatter<'_> {
         let path = attached.device.path().to_owned();
         let contents = probe::probe(self.os, &attached.device)?;
         if (&contents.ext4, &contents.xfs) != (&Found::Absent, &Found::Absent) {
-            return Err(self.corrupt(&attached.device, &contents, "was proved blank"));
+            return Err(self.corrupt(&attached.device, &contents, "was verified to be blank"));
         }
 
         self.alone(&path)?;
@@ -101,11 +101,9 @@ impl Formatter<'_> {
             // A tool that finds the device busy has written nothing.
             patiently(|| fs::of(self.fs).make(self.os, &path, formatting.planned_uuid, &options))?;
         }
-        self.os
-            .flush_device(&attached.device)
-            .at(|| format!("make the new {} on {} durable", self.fs, path.display()))?;
+        self.os.flush_device(&attached.device).at(|| format!("flush the new {} on {}", self.fs, path.display()))?;
         // It may have grown since it was attached (ControllerExpandVolume).
-        let size = self.os.device_size(&attached.device).at(|| format!("ask {} for its size", path.display()))?;
+        let size = self.os.device_size(&attached.device).at(|| format!("read the size of {}", path.display()))?;
         let contents = probe::probe(self.os, &attached.device)?;
         match contents.of(self.fs) {
             Found::Valid(made)
@@ -139,7 +137,7 @@ impl Formatter<'_> {
     /// The filesystem is complete; only the record does not say so yet.
     fn finish(&self, attached: Attached, planned: Uuid) -> Result<Attached> {
         let path = attached.device.path().display();
-        self.os.flush_device(&attached.device).at(|| format!("make the {} on {path} durable", self.fs))?;
+        self.os.flush_device(&attached.device).at(|| format!("flush the {} on {path}", self.fs))?;
         self.home.end_format(self.volume, self.node, planned)?;
         Ok(attached)
     }
@@ -164,7 +162,7 @@ impl Formatter<'_> {
             return Err(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "volume {}: its {} covers {} bytes and {} has only {}: it was cut short; nothing was written; bring the image back to its size or restore it",
+                    "volume {}: its {} covers {} bytes, but {} has only {}: the image was truncated; nothing was written; bring the image back to its full size, or restore the volume from a snapshot",
                     self.volume,
                     self.fs,
                     superblock.bytes(),
@@ -186,7 +184,7 @@ impl Formatter<'_> {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "volume {}: its {superblock} on {} says it has errors, and its class says fsck: never; check it by hand, or stage it read-only to save what is in it",
+                    "volume {}: its {superblock} on {} is marked with errors, and its StorageClass sets fsck: never; check it manually, or stage it read-only to save the data",
                     self.volume,
                     path.display()
                 ),
@@ -200,7 +198,7 @@ impl Formatter<'_> {
             return Ok(());
         }
         patiently(|| fs::of(self.fs).repair(self.os, path))?;
-        self.os.flush_device(&attached.device).at(|| format!("make the repaired {} durable", path.display()))?;
+        self.os.flush_device(&attached.device).at(|| format!("flush the repaired {}", path.display()))?;
         let contents = probe::probe(self.os, &attached.device)?;
         match contents.of(self.fs) {
             Found::Valid(now) if now.uuid == superblock.uuid && now.health != Health::Errors => Ok(()),
@@ -216,7 +214,7 @@ impl Formatter<'_> {
 
     /// Nobody has the device mounted or in the hands of a tool: one of a daemon that was killed may still be alive.
     fn alone(&self, path: &Path) -> Result<()> {
-        patiently(|| match self.os.open_exclusive(path).at(|| format!("open {} alone", path.display()))? {
+        patiently(|| match self.os.open_exclusive(path).at(|| format!("open {} exclusively", path.display()))? {
             Some(_) => Ok(()),
             None => Err(self.held(path)),
         })
@@ -224,10 +222,11 @@ impl Formatter<'_> {
 
     fn held(&self, path: &Path) -> Error {
         let holders = self.os.holders(path).unwrap_or_default();
-        let who = Holder::list(&holders).unwrap_or_else(|| "a mount or a process that cannot be seen here".to_owned());
+        let who =
+            Holder::list(&holders).unwrap_or_else(|| "a mount or a process that is not visible from here".to_owned());
         Error::new(
             Kind::Busy,
-            format!("{} of volume {} is held by {who}; ask again when it has let go", path.display(), self.volume),
+            format!("{} of volume {} is in use by {who}; retry when it is released", path.display(), self.volume),
         )
     }
 
@@ -240,7 +239,7 @@ impl Formatter<'_> {
         Error::new(
             Kind::Corrupt,
             format!(
-                "volume {} {recorded}, but {} shows {shown}; nothing more is written to it; find out what wrote to the image, or restore it from a snapshot",
+                "volume {} {recorded}, but {} has {shown}; nothing more is written to it; find out what wrote to the image, or restore the volume from a snapshot",
                 self.volume,
                 device.path().display()
             ),

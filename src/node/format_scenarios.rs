@@ -133,7 +133,7 @@ fn formatted_and_larger_than_its_device_is_refused() {
     let id = used(&rig, "a");
     rig.faults.clear();
     rig.edit_ext4(&id, |superblock| superblock[4..8].copy_from_slice(&(8192_u32 + 1).to_le_bytes()));
-    assert!(refused(&rig, &id, EXT4, Kind::Corrupt).contains("cut short"));
+    assert!(refused(&rig, &id, EXT4, Kind::Corrupt).contains("truncated"));
 }
 
 #[test]

@@ -101,13 +101,10 @@ impl Node {
     /// cannot be is logged.
     pub fn recover_devices(&self) {
         if let Err(error) = self.views.recover(self.attach.as_ref()) {
-            tracing::warn!(
-                error = error.chain(),
-                "the devices of pods that only read raw block volumes could not be looked for"
-            );
+            tracing::warn!(error = error.chain(), "cannot find the read-only devices of raw block volumes in use");
         }
         if let Err(error) = self.raw.recover(&self.os, self.attach.as_ref(), &self.linear, &self.views) {
-            tracing::warn!(error = error.chain(), "raw block volumes in use could not be looked for");
+            tracing::warn!(error = error.chain(), "cannot find the raw block volumes in use");
         }
     }
 

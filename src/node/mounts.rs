@@ -34,7 +34,7 @@ pub(super) struct Mounts<'a> {
 impl Node {
     /// The mounts, and which device is the volume's.
     pub(super) fn mounts<'a>(&self, volume: &'a VolumeId) -> Result<Mounts<'a>> {
-        let table = self.os.mounts().at(|| "read the table of mounts")?;
+        let table = self.os.mounts().at(|| "read the mount table")?;
         let linear = self.linear.device(volume)?.map(|device| device.number);
         let view = self.views.device_of(volume);
         Ok(Mounts { volume, device: self.attach.device_of(volume)?, linear, view, table })
@@ -98,7 +98,7 @@ impl Mounts<'_> {
             None => Err(Error::new(
                 kind,
                 format!(
-                    "{} is mounted at {}, and that is not volume {}; nothing was changed; unmount it if it does not belong there",
+                    "{} is mounted at {} instead of volume {}; nothing was changed; unmount it if it does not belong there",
                     entry.source,
                     path.display(),
                     self.volume

@@ -11,15 +11,15 @@ use crate::types::{Error, Kind, OsContext, Result};
 /// # Errors
 /// `InvalidArgument` for a path that is relative, has `..` or is the root; `Internal` when the parent cannot be resolved.
 pub(super) fn resolve(os: &Os, path: &Path) -> Result<Option<PathBuf>> {
-    let bad = |why: &str| Error::new(Kind::InvalidArgument, format!("path {} is refused: {why}", path.display()));
+    let bad = |why: &str| Error::new(Kind::InvalidArgument, format!("path {} is not allowed: {why}", path.display()));
     if !path.is_absolute() {
         return Err(bad("it is not absolute"));
     }
     if path.components().any(|part| part == Component::ParentDir) {
-        return Err(bad("it has .. in it"));
+        return Err(bad("it contains .."));
     }
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(bad("it is the root"));
+        return Err(bad("it is the root directory"));
     };
     let parent = os.canonical(parent).at(|| format!("resolve {}", parent.display()))?;
     Ok(parent.map(|parent| parent.join(name)))

@@ -105,7 +105,7 @@ impl Node {
                 return Err(Error::new(
                     Kind::Precondition,
                     format!(
-                        "volume {volume} is published at {} and its access mode allows one place; unpublish it there first",
+                        "volume {volume} is already published at {}, and its access mode allows only one path; unpublish it there first",
                         places(&others)
                     ),
                 ));
@@ -134,7 +134,7 @@ impl Node {
             let place = request.staging.as_deref().map_or_else(|| "any path".into(), |path| path.display().to_string());
             Error::new(
                 Kind::Precondition,
-                format!("volume {volume} is not staged at {place}: it has to be staged before it is published"),
+                format!("volume {volume} is not staged at {place}; stage it before you publish it"),
             )
         };
         let staging = request.staging.as_deref().ok_or_else(not_staged)?;
@@ -168,9 +168,7 @@ impl Node {
         if opened.mode != VolumeMode::Block || opened.format != FormatState::Raw {
             return Err(Error::new(
                 Kind::Precondition,
-                format!(
-                    "volume {volume} is not staged as a raw block device: it has to be staged so before it is published"
-                ),
+                format!("volume {volume} is not staged as a raw block device; stage it as one before you publish it"),
             ));
         }
         let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
@@ -183,18 +181,19 @@ impl Node {
             return Ok(resolved);
         }
         let parent = target.parent().unwrap_or(target);
-        self.os.ensure_dir(parent).at(|| format!("make {}, where the target goes", parent.display()))?;
-        path::resolve(&self.os, target)?
-            .ok_or_else(|| Error::new(Kind::Internal, format!("{} was made and is not there", parent.display())))
+        self.os.ensure_dir(parent).at(|| format!("create {}, the parent of the target path", parent.display()))?;
+        path::resolve(&self.os, target)?.ok_or_else(|| {
+            Error::new(Kind::Internal, format!("{} was created, but does not exist; retry", parent.display()))
+        })
     }
 
     fn look(&self, target: &Path) -> Result<Option<There>> {
         let shown = target.display();
-        let there = match self.os.entry(target).at(|| format!("look at {shown}"))? {
+        let there = match self.os.entry(target).at(|| format!("stat {shown}"))? {
             None => return Ok(None),
             Some(Entry::Directory) => There::Directory,
             Some(Entry::File) => {
-                let file = self.os.identity(target).at(|| format!("look at {shown}"))?;
+                let file = self.os.identity(target).at(|| format!("stat {shown}"))?;
                 if file.is_some_and(|file| file.size == 0) { There::EmptyFile } else { There::Other }
             }
             Some(Entry::Symlink | Entry::Other) => There::Other,
@@ -208,31 +207,34 @@ impl Node {
         match (mode, there) {
             (VolumeMode::Mount(_), Some(There::Directory)) | (VolumeMode::Block, Some(There::EmptyFile)) => Ok(None),
             (VolumeMode::Mount(_), None) => {
-                self.os.ensure_dir(target).at(|| format!("make directory {shown}"))?;
+                self.os.ensure_dir(target).at(|| format!("create directory {shown}"))?;
                 Ok(Some(Target::Directory))
             }
             (VolumeMode::Block, None) => {
-                self.os.ensure_file(target).at(|| format!("make file {shown}"))?;
+                self.os.ensure_file(target).at(|| format!("create file {shown}"))?;
                 Ok(Some(Target::File))
             }
             (VolumeMode::Mount(_), Some(_)) => {
-                Err(Error::new(Kind::AlreadyExists, format!("target {shown} is there and is no directory; remove it")))
+                Err(Error::new(Kind::AlreadyExists, format!("target {shown} exists and is not a directory; remove it")))
             }
-            (VolumeMode::Block, Some(_)) => {
-                Err(Error::new(Kind::AlreadyExists, format!("target {shown} is there and is no empty file; remove it")))
-            }
+            (VolumeMode::Block, Some(_)) => Err(Error::new(
+                Kind::AlreadyExists,
+                format!("target {shown} exists and is not an empty file; remove it"),
+            )),
         }
     }
 
     fn bind(&self, volume: &VolumeId, source: &Source, target: &Path) -> Result<()> {
         let (from, to) = (source.path.display(), target.display());
-        self.os.bind(&source.path, target, source.flags).at(|| format!("bind {from} of volume {volume} to {to}"))?;
+        self.os
+            .bind(&source.path, target, source.flags)
+            .at(|| format!("bind-mount {from} of volume {volume} at {to}"))?;
         let error = match self.is_bound(volume, source, target) {
             Ok(true) => return Ok(()),
             Ok(false) => Error::new(
                 Kind::Internal,
                 format!(
-                    "{from} of volume {volume} was bound to {to}, and mountinfo does not show it there that way; it is taken away again"
+                    "{from} of volume {volume} was bind-mounted at {to}, but mountinfo does not show it there as requested; the node removes the bind mount; retry"
                 ),
             ),
             Err(error) => error,
@@ -275,7 +277,7 @@ impl Node {
         let removed = match self.look(&target)? {
             None => false,
             Some(There::Directory) => self.os.remove_dir(&target).map_err(|error| match error.raw_os_error() {
-                Some(libc::ENOTEMPTY | libc::EEXIST) => left_over(&target, "is a directory with something in it"),
+                Some(libc::ENOTEMPTY | libc::EEXIST) => left_over(&target, "is a directory that is not empty"),
                 _ => Error::new(Kind::Internal, format!("remove directory {shown}")).because(error),
             })?,
             Some(There::EmptyFile) => self.os.remove_file(&target).at(|| format!("remove file {shown}"))?,
@@ -290,7 +292,7 @@ pub(super) fn has_stopped(volume: &VolumeId, entry: &MountEntry, why: Stopped) -
     let error = Error::new(
         Kind::Precondition,
         format!(
-            "volume {volume}: its filesystem at {} {why}; stop every pod that uses it: it is checked when it is staged again; the kernel's log says what happened",
+            "volume {volume}: its filesystem at {} {why}; stop every pod that uses the volume: the node checks the filesystem at the next stage; see the kernel log for the cause",
             entry.mount_point.display()
         ),
     );
@@ -303,10 +305,7 @@ pub(super) fn has_stopped(volume: &VolumeId, entry: &MountEntry, why: Stopped) -
 fn left_over(target: &Path, what: &str) -> Error {
     Error::new(
         Kind::Precondition,
-        format!(
-            "{} {what} although nothing is mounted there; it is not ours to delete: move it away",
-            target.display()
-        ),
+        format!("{} {what}, and nothing is mounted there; Holdfast does not delete it; move it away", target.display()),
     )
 }
 
@@ -336,7 +335,7 @@ fn differs(request: &PublishRequest) -> Error {
     Error::new(
         Kind::AlreadyExists,
         format!(
-            "volume {} is published at {} in another way (block, filesystem, read-only or mount flags); unpublish it first",
+            "volume {} is already published at {} with other settings (block, filesystem, read-only or mount flags); unpublish it first",
             request.volume,
             request.target.display()
         ),

@@ -40,7 +40,7 @@ impl RawDevices {
     /// # Errors
     /// `Internal` when mounts cannot be read.
     pub(super) fn recover(&self, os: &Os, attach: &dyn Attach, linear: &Linear, views: &ReadOnlyViews) -> Result<()> {
-        let table = os.mounts().at(|| "read the table of mounts")?;
+        let table = os.mounts().at(|| "read the mount table")?;
         let mut devices: Vec<_> = table.entries().iter().filter_map(|entry| table.bound_device(entry)).collect();
         devices.sort_unstable();
         devices.dedup();
@@ -52,13 +52,13 @@ impl RawDevices {
                 let opened = os.open_device(&path).at(|| format!("open {}", path.display()))?;
                 // Open now: what it shows from here on it shows until it is closed.
                 if attach.volume_of(device)? == Some(volume) {
-                    os.loop_keep(&opened).at(|| format!("keep {}", path.display()))?;
+                    os.loop_keep(&opened).at(|| format!("clear the autoclear flag of {}", path.display()))?;
                     self.hold(volume, opened);
                 }
                 Ok(())
             });
             if let Err(error) = held {
-                tracing::warn!(device = %path.display(), error = error.chain(), "the device of a raw block volume in use could not be opened again");
+                tracing::warn!(device = %path.display(), error = error.chain(), "cannot open the device of a raw block volume in use");
             }
         }
         Ok(())
@@ -70,10 +70,10 @@ impl RawDevices {
             match os.loop_keep(device) {
                 Ok(false) => {}
                 Ok(true) => {
-                    tracing::warn!(%volume, device = %device.path().display(), "the device was to go away with its last user (losetup -d, or a pod); it stays");
+                    tracing::warn!(%volume, device = %device.path().display(), "a process marked the device to be detached with its last user (losetup -d, or a pod); the node removed the mark");
                 }
                 Err(error) => {
-                    tracing::error!(%volume, device = %device.path().display(), %error, "the device may go away when this process ends, under the pods that use it");
+                    tracing::error!(%volume, device = %device.path().display(), %error, "cannot clear the autoclear flag: the device may disappear when this process exits, while pods use it");
                 }
             }
         }

@@ -27,7 +27,7 @@ impl Node {
             && self.mounts(volume)?.is_bound_as_loop()
             && self.linear.device(volume)?.is_none()
         {
-            tracing::info!(%volume, "published as its loop device before, and so until it is unstaged");
+            tracing::info!(%volume, "the volume is already published as its loop device, and stays so until it is unstaged");
             return Ok(None);
         }
         self.linear.ensure(volume, attached.device.number(), attached.size).map(Some)
@@ -42,7 +42,9 @@ impl Node {
             None => Ok(attached.device.path().to_owned()),
             Some(device) => {
                 let number = device.number;
-                self.os.device_node(number).at(|| format!("find the node of block device {number} of volume {volume}"))
+                self.os
+                    .device_node(number)
+                    .at(|| format!("find the device node of block device {number} of volume {volume}"))
             }
         }
     }
@@ -66,17 +68,20 @@ pub(super) fn announce(linear: &Linear) {
         }
         Ok(DmSupport::No(why)) => {
             // There can be no devices to tell of.
-            tracing::warn!(%why, "raw block volumes are published as loop devices: a pod with one can detach or resize it; load dm_mod to prevent that");
+            tracing::warn!(%why, "raw block volumes are published as loop devices, which a pod can detach or resize; load the kernel module dm_mod and restart the driver to prevent that");
             return;
         }
-        Err(error) => tracing::warn!(error = error.chain(), "whether the kernel has device-mapper is not known yet"),
+        Err(error) => tracing::warn!(
+            error = error.chain(),
+            "cannot determine whether the kernel has device-mapper; the next stage or publish checks it again"
+        ),
     }
     match linear.all() {
         Ok(devices) => {
             for (volume, number) in devices {
-                tracing::info!(%volume, device = %number, "a raw block volume is in use, or its unstage was cut off");
+                tracing::info!(%volume, device = %number, "a raw block volume is in use, or its unstage was interrupted");
             }
         }
-        Err(error) => tracing::warn!(error = error.chain(), "the devices of raw block volumes cannot be listed"),
+        Err(error) => tracing::warn!(error = error.chain(), "cannot list the devices of raw block volumes"),
     }
 }

@@ -26,7 +26,7 @@ impl Node {
             let path = self
                 .os
                 .device_node(number)
-                .at(|| format!("find the node of block device {number} of volume {volume}"))?;
+                .at(|| format!("find the device node of block device {number} of volume {volume}"))?;
             self.refuses_writes(volume, number)?;
             if let Some(view) = self.views.loop_device(volume)? {
                 self.home.give_view(volume, &self.id, &view)?;
@@ -64,13 +64,13 @@ impl Node {
 
     /// The kernel itself says that the device refuses writes; nothing else is given to a pod that may only read.
     fn refuses_writes(&self, volume: &VolumeId, number: crate::os::DevNum) -> Result<()> {
-        if self.os.device_refuses_writes(number).at(|| format!("ask whether block device {number} refuses writes"))? {
+        if self.os.device_refuses_writes(number).at(|| format!("read whether block device {number} is read-only"))? {
             return Ok(());
         }
         Err(Error::new(
             Kind::Internal,
             format!(
-                "block device {number} was made to read volume {volume}, and the kernel lets it be written; it is not given to a pod; retry"
+                "block device {number}, the read-only device of volume {volume}, is writable; no pod gets it; retry"
             ),
         ))
     }

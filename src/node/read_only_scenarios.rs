@@ -218,7 +218,7 @@ fn a_view_that_its_pod_turned_to_something_else_is_not_given_to_another_pod() {
     let second = super::PublishRequest { read_only: ReadOnly::Yes, ..rig.publish_request(id, BLOCK, "second") };
     let refused = rig.node.publish(&second).unwrap_err();
     assert_eq!(refused.kind(), Kind::Precondition);
-    assert!(refused.to_string().contains("changed what it shows"), "{refused}");
+    assert!(refused.to_string().contains("changed its offset"), "{refused}");
     rig.node.unpublish(&id, &reading).unwrap();
     rig.node.publish(&second).unwrap();
     assert_eq!(rig.os.device_size_shown(device_at(&second.target)).unwrap(), 32 << 20);

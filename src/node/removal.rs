@@ -66,7 +66,7 @@ impl Node {
         };
         match mounts.ours(path, Kind::Precondition) {
             Err(_) if was_ours => {
-                tracing::warn!(%volume, path = %path.display(), "the device published here is not the volume's any more; the bind is removed");
+                tracing::warn!(%volume, path = %path.display(), "the device published at this path no longer belongs to the volume; the node removes the bind mount");
                 Ok(true)
             }
             found => found.map(|found| found.is_some()),
@@ -78,7 +78,7 @@ impl Node {
         let Some(found) = self.os.loop_of(device).at(|| format!("look up block device {device}"))? else {
             return Ok(!self.os.is_device(device));
         };
-        Ok(self.os.loop_view(found).at(|| format!("look at {}", found.path().display()))?.is_none())
+        Ok(self.os.loop_view(found).at(|| format!("read the state of {}", found.path().display()))?.is_none())
     }
 
     /// Takes the topmost mount at a path away; a busy one says who keeps it.
@@ -104,8 +104,8 @@ impl Node {
             return Err(Busy::No(Error::new(Kind::Internal, format!("unmount {}", point.display())).because(error)));
         }
         let holders = self.os.holders(point).unwrap_or_default();
-        let who = Holder::list(&holders).unwrap_or_else(|| "something that cannot be seen here".to_owned());
-        let what = format!("{} is in use by {who}; stop it and ask again", point.display());
+        let who = Holder::list(&holders).unwrap_or_else(|| "a process that is not visible from here".to_owned());
+        let what = format!("{} is in use by {who}; stop it and retry", point.display());
         let error = Error::new(Kind::InUse, what).because(error);
         Err(if holders.iter().any(|holder| !holder.ours) { Busy::Foreign(error) } else { Busy::Unseen(error) })
     }
@@ -135,7 +135,7 @@ pub(super) fn covered(volume: &VolumeId, path: &Path, by: &MountEntry, kind: Kin
     Error::new(
         kind,
         format!(
-            "volume {volume} is mounted at {path}, and covered by a mount at {place} ({} of {}), so nothing can reach it; nothing was changed; unmount {place}, or stop what mounts it, then retry",
+            "volume {volume} is mounted at {path}, but a mount at {place} ({} of {}) covers it; nothing was changed; unmount {place}, or stop the process that mounts it, then retry",
             by.fs_type, by.source
         ),
     )

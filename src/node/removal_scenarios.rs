@@ -117,7 +117,7 @@ fn a_mount_over_a_parent_is_named_and_nothing_hangs() {
         let refused = |error: Error| {
             let said = error.to_string();
             assert_eq!(error.kind(), Kind::Precondition, "{said}");
-            assert!(said.contains("covered") && said.contains(&format!("at {} (", cover.display())), "{said}");
+            assert!(said.contains("covers it") && said.contains(&format!("at {} (", cover.display())), "{said}");
         };
         refused(rig.node.unpublish(&id, &publish.target).unwrap_err());
         refused(rig.node.unstage(&id, &staging).unwrap_err());

@@ -65,7 +65,7 @@ impl Slots {
                 let ongoing: Vec<_> = os.activity().list().iter().map(ToString::to_string).collect();
                 return Err(Error::new(
                     Kind::Busy,
-                    format!("too many filesystems are being made at once: {}; ask again", ongoing.join(", ")),
+                    format!("too many mkfs processes run at the same time: {}; retry", ongoing.join(", ")),
                 ));
             }
             free = self.freed.wait_timeout(free, left.min(moves)).unwrap_or_else(PoisonError::into_inner).0;

@@ -88,7 +88,7 @@ impl Node {
             Error::new(
                 Kind::Precondition,
                 format!(
-                    "staging path {} of volume {volume} does not exist; the orchestrator makes it",
+                    "staging path {} of volume {volume} does not exist; create it and retry (kubelet normally creates it)",
                     request.staging.display()
                 ),
             )
@@ -101,10 +101,13 @@ impl Node {
             self.stagings.name(volume, &staging);
             return self.stage_again(request, fs, &staging, entry, shown);
         }
-        match self.os.entry(&staging).at(|| format!("look at {}", staging.display()))? {
+        match self.os.entry(&staging).at(|| format!("stat {}", staging.display()))? {
             Some(Entry::Directory) => {}
             Some(_) => {
-                let why = format!("staging path {} of volume {volume} is not a directory", staging.display());
+                let why = format!(
+                    "staging path {} of volume {volume} is not a directory; remove it and retry",
+                    staging.display()
+                );
                 return Err(Error::new(Kind::Precondition, why));
             }
             None => return Err(missing()),
@@ -199,7 +202,7 @@ impl Node {
             Grown::Yes => Ok(Changed::Yes),
             Grown::AlreadyThere => Ok(Changed::No),
             Grown::NotPermitted => {
-                tracing::warn!(%volume, path = %staging.display(), "the kernel does not let this process grow a mounted ext4 (CAP_SYS_RESOURCE); it is grown when the volume is unstaged and staged again");
+                tracing::warn!(%volume, path = %staging.display(), "the kernel does not allow this process to grow a mounted ext4 (CAP_SYS_RESOURCE); the node grows it when the volume is unstaged and staged again");
                 Ok(Changed::No)
             }
         }
@@ -219,13 +222,13 @@ impl Node {
             let mounted = self.os.mount(device, staging, fs.as_str(), options.flags(), &options.data(fs));
             mounted.map_err(|error| mount_failed(volume, device, staging, fs, error))
         })?;
-        let mounts = self.os.mounts().at(|| "read the table of mounts")?;
+        let mounts = self.os.mounts().at(|| "read the mount table")?;
         match mounts.at(staging) {
             Some(entry) if entry.device == attached.device.number() && entry.fs_type == fs.as_str() => Ok(()),
             _ => Err(Error::new(
                 Kind::Internal,
                 format!(
-                    "{} was mounted at {}, and mountinfo does not show it there: is something else mounting at that path?",
+                    "{} was mounted at {}, but mountinfo does not show it there; check whether another process mounts at that path, then retry",
                     device.display(),
                     staging.display()
                 ),
@@ -317,7 +320,7 @@ fn granted_so(request: &StageRequest, opened: &Opened) -> Result<()> {
     Err(Error::new(
         Kind::Precondition,
         format!(
-            "volume {} is granted to this node as {} and is to be staged as {}; publish it to the node the way it is to be used",
+            "volume {} is attached to this node as {}, but the request stages it as {}; detach it and attach it as it is to be used",
             request.volume, opened.mode, request.mode
         ),
     ))
@@ -345,17 +348,17 @@ fn differs(volume: &VolumeId, staging: &Path) -> Error {
 /// What a failed mount(2) means; the options are not named, they may be sensitive.
 fn mount_failed(volume: &VolumeId, device: &Path, staging: &Path, fs: FsType, error: std::io::Error) -> Error {
     let (kind, next) = match error.raw_os_error() {
-        Some(libc::EBUSY) => (Kind::Busy, "something else holds the device; ask again"),
-        Some(libc::EUCLEAN) => (Kind::Corrupt, "the filesystem is damaged: check it by hand"),
-        Some(libc::ENODEV) => (Kind::Unsupported, "this kernel does not have the filesystem; load its module"),
-        Some(libc::EPERM | libc::EACCES) => (Kind::Precondition, "the node plugin needs CAP_SYS_ADMIN"),
-        Some(libc::ENOTDIR | libc::ENOENT) => (Kind::Precondition, "the staging path has to be a directory"),
+        Some(libc::EBUSY) => (Kind::Busy, "another mount or process holds the device; retry"),
+        Some(libc::EUCLEAN) => (Kind::Corrupt, "the filesystem is damaged; check it manually"),
+        Some(libc::ENODEV) => (Kind::Unsupported, "this kernel does not support the filesystem; load its module"),
+        Some(libc::EPERM | libc::EACCES) => (Kind::Precondition, "give the node plugin CAP_SYS_ADMIN"),
+        Some(libc::ENOTDIR | libc::ENOENT) => (Kind::Precondition, "the staging path must be a directory"),
         Some(libc::EINVAL) => {
-            (Kind::Precondition, "the kernel refuses the superblock or a mount option; its log says which")
+            (Kind::Precondition, "the kernel rejects the superblock or a mount option; see the kernel log")
         }
-        _ => (Kind::Internal, "it is retried; the kernel's log may say more"),
+        _ => (Kind::Internal, "retry; the kernel log may show the cause"),
     };
     let what =
-        format!("mounting {fs} of volume {volume} from {} at {} failed; {next}", device.display(), staging.display());
+        format!("cannot mount {fs} of volume {volume} from {} at {}; {next}", device.display(), staging.display());
     Error::new(kind, what).because(error)
 }

@@ -19,7 +19,7 @@ impl Node {
         match shown {
             Shown::Device(device) | Shown::View(device) => {
                 let size = self.os.device_size_shown(device);
-                let size = size.at(|| format!("ask block device {device} of volume {volume} for its size"))?;
+                let size = size.at(|| format!("read the size of block device {device} of volume {volume}"))?;
                 Ok(Stats::Block { total: Bytes::new(size) })
             }
             Shown::Filesystem(_) => {
@@ -30,7 +30,8 @@ impl Node {
                     let what = format!("the filesystem of volume {volume} at {} does not answer", resolved.display());
                     return Err(Error::new(Kind::Timeout, what).because(reason));
                 }
-                let space = self.os.fs_space(&resolved).at(|| format!("ask {} how full it is", resolved.display()))?;
+                let space =
+                    self.os.fs_space(&resolved).at(|| format!("read the free space of {}", resolved.display()))?;
                 let bytes = Usage {
                     total: space.total,
                     available: space.available,

@@ -15,7 +15,7 @@ impl Node {
         match unseen(&self.os, path)? {
             None => Ok(()),
             Some(why) => {
-                Err(Error::new(Kind::Precondition, format!("nothing is mounted at {}: {why}", path.display())))
+                Err(Error::new(Kind::Precondition, format!("Holdfast does not mount at {}: {why}", path.display())))
             }
         }
     }
@@ -26,13 +26,13 @@ impl Node {
 /// # Errors
 /// `Internal` when the mounts cannot be read.
 pub fn unseen(os: &Os, path: &Path) -> Result<Option<String>> {
-    let seen = os.visibility(path).at(|| format!("find out who sees mounts at {}", path.display()))?;
+    let seen = os.visibility(path).at(|| format!("check the visibility of mounts at {}", path.display()))?;
     let Visibility::Ourselves { mount_point } = seen else { return Ok(None) };
     Ok(Some(format!(
-        "the driver has a mount namespace of its own, and the mount at {} is not shared with the host, so kubelet and pods \
+        "the driver runs in its own mount namespace, and the mount at {} is not shared with the host, so kubelet and pods \
          would see an empty directory of the node's own disk there. In a container, mount kubelet's directory with \
-         mountPropagation: Bidirectional (docker: bind-propagation=rshared); as a service of systemd, drop PrivateTmp=, \
-         PrivateMounts=, ProtectSystem= and other settings that give it a file system of its own; then restart the driver",
+         mountPropagation: Bidirectional (docker: bind-propagation=rshared). In a systemd service, remove PrivateTmp=, \
+         PrivateMounts=, ProtectSystem= and other settings that create a mount namespace. Then restart the driver",
         mount_point.display()
     )))
 }
