@@ -47,7 +47,7 @@ impl fmt::Display for Stopped {
         f.write_str(match self {
             Self::ShutDown => "was shut down after errors",
             Self::ReadOnly => "turned read-only after errors",
-            Self::Failing(_) => "cannot be read any more",
+            Self::Failing(_) => "can no longer be read",
             Self::Hanging(_) => "does not answer",
         })
     }

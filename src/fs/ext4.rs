@@ -60,7 +60,7 @@ impl Filesystem for Ext4 {
     }
 
     fn rehearse(&self, os: &Os, size: Bytes, options: &MkfsOptions) -> Result<()> {
-        let nowhere = Path::new("nothing");
+        let nowhere = Path::new("a blank file");
         let program = making(nowhere, Uuid::nil(), options)?.arg("-n").blank_file(size.get());
         tool::rehearsed(FsType::Ext4, size, options, &tool::run(os, "mkfs.ext4 -n", nowhere, &program)?)
     }
@@ -105,10 +105,7 @@ impl Filesystem for Ext4 {
             Err(error) => {
                 return Err(Error::new(
                     Kind::Internal,
-                    format!(
-                        "growing the ext4 on {} to {target} while mounted failed; it is retried",
-                        device.path().display()
-                    ),
+                    format!("cannot grow the mounted ext4 on {} to {target}; kubelet retries", device.path().display()),
                 )
                 .because(error));
             }
@@ -181,7 +178,7 @@ fn verify(device: &BlockDevice, now: &probe::Superblock, blocks: u64) -> Result<
     Err(Error::new(
         Kind::Internal,
         format!(
-            "the ext4 on {} has {} blocks after growing it to {blocks}; it is retried",
+            "the ext4 on {} has {} blocks after it was grown to {blocks}; kubelet retries",
             device.path().display(),
             now.blocks
         ),
@@ -200,10 +197,7 @@ fn settled(os: &Os, device: &BlockDevice) -> Result<probe::Superblock> {
     }
     Err(Error::new(
         Kind::Corrupt,
-        format!(
-            "{} does not show a whole ext4 superblock ({last:?}); look at it with dumpe2fs",
-            device.path().display()
-        ),
+        format!("{} has no valid ext4 superblock ({last:?}); inspect it with dumpe2fs", device.path().display()),
     ))
 }
 
@@ -211,7 +205,7 @@ fn errors(device: &BlockDevice) -> Error {
     Error::new(
         Kind::Precondition,
         format!(
-            "the ext4 on {} says it has errors, so it cannot grow; stop the pods that use the volume: it is checked when it is staged again",
+            "the ext4 on {} is marked with errors, so it cannot grow; stop the pods that use the volume: the node checks it at the next stage",
             device.path().display()
         ),
     )
@@ -259,7 +253,7 @@ fn repair_failed(device: &Path, output: &Output) -> Error {
         Exit::Code(4) => Error::new(
             Kind::Corrupt,
             format!(
-                "e2fsck -p will not repair the {} on {} alone ({}); snapshot or copy the volume, then run e2fsck -f on it by hand",
+                "e2fsck -p cannot repair the {} on {} automatically ({}); snapshot or copy the volume, then run e2fsck -f on it manually",
                 FsType::Ext4,
                 device.display(),
                 tool::said(output)
@@ -299,7 +293,7 @@ mod tests {
         let manual = "/dev/loop0: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.\n\t(i.e., without -a or -p options)\n";
         let error = repair_failed(device, &output(4, manual));
         assert_eq!(error.kind(), Kind::Corrupt);
-        assert!(error.to_string().contains("by hand"));
+        assert!(error.to_string().contains("manually"));
         assert_eq!(
             repair_failed(device, &output(8, "/dev/loop0 is in use.\ne2fsck: Cannot continue")).kind(),
             Kind::Busy

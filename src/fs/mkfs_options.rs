@@ -86,7 +86,10 @@ fn refused(fs: FsType, option: &str, value: Option<&str>) -> Error {
         FsType::Xfs => XFS_ALLOWED,
     };
     let said = value.map_or_else(|| format!("{option:?} without a value"), |value| format!("\"{option} {value}\""));
-    Error::new(Kind::InvalidArgument, format!("mkfsOptions: {said} is not allowed for {fs}; allowed are {allowed}"))
+    Error::new(
+        Kind::InvalidArgument,
+        format!("mkfsOptions: {said} is not allowed for {fs}; allowed are {allowed}; correct the StorageClass"),
+    )
 }
 
 #[cfg(test)]

@@ -143,7 +143,7 @@ mod tests {
         ] {
             let (kind, said) = tried(fs, mib, options).unwrap_err();
             assert_eq!(kind, Kind::InvalidArgument, "{said}");
-            assert!(said.contains(reason) && said.contains(options) && said.contains("class"), "{said}");
+            assert!(said.contains(reason) && said.contains(options) && said.contains("StorageClass"), "{said}");
         }
     }
 }

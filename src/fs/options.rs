@@ -291,7 +291,7 @@ fn refused(fs: FsType) -> Error {
     Error::new(
         Kind::InvalidArgument,
         format!(
-            "a mount option of this volume is not one Holdfast passes to {fs}, or has a value it does not take; allowed are {FLAGS}, {}; correct mountOptions in the StorageClass or the PersistentVolume",
+            "a mount option of this volume, or its value, is not allowed for {fs}; allowed are {FLAGS}, {}; correct mountOptions in the StorageClass or the PersistentVolume",
             own.join(", ")
         ),
     )

@@ -119,9 +119,8 @@ impl fmt::Display for Contents {
 /// `Internal` when they cannot all be read: then nothing is known, least of all that nothing is there.
 pub fn probe(os: &Os, device: &BlockDevice) -> Result<Contents> {
     let mut head = vec![0; HEAD];
-    os.read_device(device, 0, &mut head).at(|| {
-        format!("the first {HEAD} bytes of {} cannot be read: what is on it is not known", device.path().display())
-    })?;
+    os.read_device(device, 0, &mut head)
+        .at(|| format!("cannot read the first {HEAD} bytes of {}: its content is unknown", device.path().display()))?;
     Ok(Contents { ext4: ext4(&head), xfs: xfs(&head) })
 }
 
@@ -132,7 +131,7 @@ pub fn probe(os: &Os, device: &BlockDevice) -> Result<Contents> {
 pub fn probe_disk(os: &Os, device: &BlockDevice) -> Result<Contents> {
     let head = os
         .read_device_direct(device, 0, HEAD)
-        .at(|| format!("the first {HEAD} bytes of {} cannot be read from the disk", device.path().display()))?;
+        .at(|| format!("cannot read the first {HEAD} bytes of {} from the disk", device.path().display()))?;
     Ok(Contents { ext4: ext4(&head), xfs: xfs(&head) })
 }
 
@@ -178,7 +177,7 @@ impl Fields<'_> {
 #[must_use]
 pub fn ext4(head: &[u8]) -> Found {
     match head.get(1024..2048) {
-        Some(bytes) => ext4_fields(bytes).unwrap_or_else(|| damaged("it is cut short")),
+        Some(bytes) => ext4_fields(bytes).unwrap_or_else(|| damaged("it is truncated")),
         None => damaged("fewer than 2048 bytes were given"),
     }
 }
@@ -231,7 +230,7 @@ fn ext4_fields(bytes: &[u8]) -> Option<Found> {
 /// `struct xfs_dsb` of fs/xfs/libxfs/xfs_format.h, one sector at offset 0.
 #[must_use]
 pub fn xfs(head: &[u8]) -> Found {
-    xfs_fields(head).unwrap_or_else(|| damaged("it is cut short"))
+    xfs_fields(head).unwrap_or_else(|| damaged("it is truncated"))
 }
 
 fn xfs_fields(head: &[u8]) -> Option<Found> {

@@ -95,8 +95,8 @@ impl fmt::Display for Seen {
         match self {
             Self::Label(name) => write!(f, "it looks like {name}"),
             Self::Zeroes => f.write_str("its beginning and its end are zeroes"),
-            Self::Unknown => f.write_str("it bears no label known here"),
-            Self::Unreadable => f.write_str("it cannot be read in full"),
+            Self::Unknown => f.write_str("it has no known signature"),
+            Self::Unreadable => f.write_str("it cannot be read completely"),
         }
     }
 }

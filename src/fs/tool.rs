@@ -39,10 +39,7 @@ fn prelude(line: &str) -> bool {
 
 /// The reason a tool gives: its first sentence, over as many lines as it takes. Usage texts and advice come after it.
 pub(super) fn said(output: &Output) -> String {
-    [&output.stderr, &output.stdout]
-        .into_iter()
-        .find_map(|text| reason(text))
-        .unwrap_or_else(|| "it said nothing".into())
+    [&output.stderr, &output.stdout].into_iter().find_map(|text| reason(text)).unwrap_or_else(|| "no output".into())
 }
 
 fn reason(text: &str) -> Option<String> {
@@ -81,13 +78,13 @@ pub(super) fn rehearsed(fs: FsType, size: Bytes, options: &MkfsOptions, output: 
         Exit::Code(1) if !output.stderr.contains("emory") => Err(Error::new(
             Kind::InvalidArgument,
             format!(
-                "mkfsOptions: \"{}\" cannot work on a volume of {size} ({} bytes): {}; correct the class, or ask for another size",
+                "mkfsOptions: \"{}\" cannot be used on a volume of {size} ({} bytes): {}; correct the StorageClass, or request another size",
                 options.arguments().join(" "),
                 size.get(),
                 said(output)
             ),
         )),
-        _ => Err(failed(Kind::Internal, &format!("a trial of mkfs.{fs}"), Path::new("nothing"), output)),
+        _ => Err(failed(Kind::Internal, &format!("a trial run of mkfs.{fs}"), Path::new("nothing"), output)),
     }
 }
 
@@ -98,12 +95,12 @@ pub(super) fn failed(kind: Kind, name: &str, device: &Path, output: &Output) -> 
         Exit::Signal(signal) => format!("killed by signal {signal}"),
     };
     let next = match kind {
-        Kind::Busy => "something has the device open; ask again",
-        Kind::NoCapacity => "the pool is full; make room in it",
-        Kind::OutOfRange => "make the volume larger, or correct its class's mkfsOptions and make it anew",
-        Kind::Unsupported => "the image needs newer tools",
-        Kind::Precondition | Kind::Corrupt => "look at the device before anything else is done with it",
-        _ => "it is retried; the kernel's log may say more",
+        Kind::Busy => "another process has the device open; retry",
+        Kind::NoCapacity => "the pool is full; free space in it",
+        Kind::OutOfRange => "make the volume larger, or correct mkfsOptions in its StorageClass and create it again",
+        Kind::Unsupported => "install newer tools in the image of the driver",
+        Kind::Precondition | Kind::Corrupt => "inspect the device before you use it again",
+        _ => "retry; the kernel log may show the cause",
     };
     Error::new(kind, format!("{name} on {} failed ({exit}): {}; {next}", device.display(), said(output)))
 }
@@ -139,6 +136,6 @@ mod tests {
         assert_eq!(of(log, ""), "internal log size 51200 too large, must be less than 19186");
         let unsound = "Pass 1: Checking inodes, blocks, and sizes\nInode 7 has illegal block(s).  Clear? no\n\nIllegal block #6 (71) in inode 7.  IGNORED.\n";
         assert_eq!(of("e2fsck 1.47.0 (5-Feb-2023)\n", unsound), "Inode 7 has illegal block(s).  Clear? no");
-        assert_eq!(of("mke2fs 1.47.0 (5-Feb-2023)\n", ""), "it said nothing");
+        assert_eq!(of("mke2fs 1.47.0 (5-Feb-2023)\n", ""), "no output");
     }
 }

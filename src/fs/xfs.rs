@@ -33,7 +33,7 @@ impl Filesystem for Xfs {
     }
 
     fn rehearse(&self, os: &Os, size: Bytes, options: &MkfsOptions) -> Result<()> {
-        let nowhere = Path::new("nothing");
+        let nowhere = Path::new("a blank file");
         let program = making(os, nowhere, Uuid::nil(), options)?.arg("-N").blank_file(size.get());
         tool::rehearsed(FsType::Xfs, size, options, &tool::run(os, "mkfs.xfs -N", nowhere, &program)?)
     }
@@ -54,7 +54,7 @@ impl Filesystem for Xfs {
         Err(Error::new(
             Kind::Corrupt,
             format!(
-                "the XFS on {} asks for a repair, which is a human's decision; snapshot or copy the volume, then run xfs_repair on it by hand (-L throws the log away: last)",
+                "the XFS on {} needs a repair, which Holdfast does not run; snapshot or copy the volume, then run xfs_repair on it manually (use -L last: it discards the log)",
                 device.display()
             ),
         ))
@@ -62,7 +62,7 @@ impl Filesystem for Xfs {
 
     fn grow_mounted(&self, os: &Os, device: &BlockDevice, mount_point: &Path, target: Bytes) -> Result<Grown> {
         let look =
-            || os.xfs_geometry(mount_point).at(|| format!("ask the XFS at {} for its size", mount_point.display()));
+            || os.xfs_geometry(mount_point).at(|| format!("read the size of the XFS at {}", mount_point.display()));
         let now = look()?;
         let blocks = target.get() / u64::from(now.block_size.max(1));
         if now.blocks >= blocks {
@@ -70,7 +70,7 @@ impl Filesystem for Xfs {
         }
         last_growth_is_on_disk(os, device, now.blocks)?;
         os.grow_xfs(mount_point, blocks, now.inode_percent)
-            .at(|| format!("growing the XFS on {} to {target} failed; it is retried", device.path().display()))?;
+            .at(|| format!("cannot grow the XFS on {} to {target}; kubelet retries", device.path().display()))?;
         let now = look()?;
         // A last allocation group under 16 MiB is left out (fs/xfs/xfs_fsops.c: XFS_MIN_AG_BLOCKS is 64 blocks).
         if now.blocks.saturating_add(64) > blocks {
@@ -79,7 +79,7 @@ impl Filesystem for Xfs {
         Err(Error::new(
             Kind::Internal,
             format!(
-                "the XFS on {} has {} blocks after growing it to {blocks}; it is retried",
+                "the XFS on {} has {} blocks after it was grown to {blocks}; kubelet retries",
                 device.path().display(),
                 now.blocks
             ),
@@ -104,7 +104,7 @@ fn last_growth_is_on_disk(os: &Os, device: &BlockDevice, blocks: u64) -> Result<
         _ => Err(Error::new(
             Kind::Busy,
             format!(
-                "the XFS on {} grew a moment ago and has not written that to its superblock yet, which takes up to 30 s; growing it further before would make it unreadable after a crash; ask again",
+                "the XFS on {} has grown and has not written that to its superblock yet, which takes up to 30 s; growing it again earlier would make it unreadable after a crash; retry",
                 device.path().display()
             ),
         )),
@@ -131,10 +131,7 @@ fn version(os: &Os, device: &Path) -> Result<(u32, u32)> {
         let said = output.stdout.trim();
         Error::new(
             Kind::Unsupported,
-            format!(
-                "mkfs.xfs says {said:?}; xfsprogs {}.{} or later is needed to make volumes: install it",
-                OLDEST.0, OLDEST.1
-            ),
+            format!("mkfs.xfs reports {said:?}; install xfsprogs {}.{} or later to create volumes", OLDEST.0, OLDEST.1),
         )
     })
 }
