@@ -64,7 +64,7 @@ impl Os {
         })?;
         match answered.recv_timeout(limit) {
             Ok(said) => said,
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("the question ended without an answer")),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("the request ended without an answer")),
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 unanswered.with(|devices| devices.insert(device, begun));
                 // It may have come in between.

@@ -74,7 +74,7 @@ impl Question {
         match *answer {
             Some(Ok(())) => Ok(()),
             Some(Err(Some(errno))) => Err(io::Error::from_raw_os_error(errno)),
-            Some(Err(None)) => Err(io::Error::other("it cannot be looked at")),
+            Some(Err(None)) => Err(io::Error::other("its status cannot be read")),
             None => {
                 let said = format!("no answer for {} s", self.since.elapsed().as_secs());
                 Err(io::Error::new(io::ErrorKind::TimedOut, said))

@@ -37,7 +37,7 @@ impl std::str::FromStr for DevNum {
 
     /// `7:3`, as sysfs and mountinfo write it.
     fn from_str(text: &str) -> io::Result<Self> {
-        let wrong = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is no device number"));
+        let wrong = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is not a device number"));
         let (major, minor) = text.split_once(':').ok_or_else(wrong)?;
         Ok(Self { major: major.parse().map_err(|_| wrong())?, minor: minor.parse().map_err(|_| wrong())? })
     }

@@ -69,7 +69,7 @@ impl Os {
             if meta.file_type().is_block_device() && meta.rdev() == device {
                 return Ok(path);
             }
-            let message = format!("{} is there and is not block device {number}", path.display());
+            let message = format!("{} exists and is not block device {number}", path.display());
             Err(io::Error::new(io::ErrorKind::AlreadyExists, message))
         })
     }
@@ -106,7 +106,7 @@ fn linked(directory: &Path) -> io::Result<Vec<DevNum>> {
 /// `major:minor`.
 pub(super) fn number_of(text: &str) -> io::Result<DevNum> {
     let parts = text.split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-    let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is no device number"));
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is not a device number"));
     parts.map(|(major, minor)| DevNum { major, minor }).ok_or_else(bad)
 }
 

@@ -118,7 +118,7 @@ impl Os {
                 Ok(Some(control)) => control,
                 Ok(None) => return Ok(DmSupport::No("this kernel has no device-mapper (module dm_mod)".to_owned())),
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS)) => {
-                    return Ok(DmSupport::No(format!("{CONTROL} may not be opened: {error}")));
+                    return Ok(DmSupport::No(format!("cannot open {CONTROL}: {error}")));
                 }
                 Err(error) => return Err(error),
             };

@@ -193,7 +193,10 @@ impl Reply {
 
     pub(super) fn targets(&self) -> io::Result<Vec<DmTarget>> {
         if self.has(BUFFER_FULL) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a table too long to be one of ours"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the table is too long to be one that Holdfast loaded",
+            ));
         }
         decode(self.0.header.target_count, &self.0.data)
     }
@@ -203,7 +206,7 @@ impl Reply {
 fn text(field: &mut [u8], text: &str) -> io::Result<()> {
     let fits = text.len() < field.len() && !text.is_empty() && !text.bytes().any(|byte| byte == 0);
     let room = field.get_mut(..text.len()).filter(|_| fits);
-    let bad = || io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} is no text for device-mapper"));
+    let bad = || io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} is not a valid text for device-mapper"));
     room.ok_or_else(bad)?.copy_from_slice(text.as_bytes());
     Ok(())
 }
@@ -231,7 +234,7 @@ fn encode(targets: &[DmTarget], data: &mut [u8]) -> io::Result<()> {
 
 /// The same as the kernel writes it; there `next` counts from the first.
 fn decode(count: u32, data: &[u8]) -> io::Result<Vec<DmTarget>> {
-    let broken = || io::Error::new(io::ErrorKind::InvalidData, "device-mapper answers a table that cannot be read");
+    let broken = || io::Error::new(io::ErrorKind::InvalidData, "device-mapper returned a table that cannot be parsed");
     let mut targets = Vec::new();
     let mut rest = data;
     for _ in 0..count {

@@ -2,7 +2,7 @@
 //! limit, and death with us. The one place that may start one.
 
 #![expect(unsafe_code, reason = "prctl(2) between fork and exec needs pre_exec")]
-#![expect(clippy::disallowed_methods, reason = "this is the one room that starts child processes")]
+#![expect(clippy::disallowed_methods, reason = "this is the only module that starts child processes")]
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -81,7 +81,7 @@ impl Output {
     #[must_use]
     pub fn summary(&self) -> String {
         let said = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
-        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim();
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no output").trim();
         match self.exit {
             Exit::Code(code) => format!("exit code {code}: {last}"),
             Exit::Signal(signal) => format!("killed by signal {signal}: {last}"),

@@ -386,7 +386,7 @@ impl Os {
                 fs::write(&attribute, "0")?;
                 let now = read_number(&attribute)?;
                 if now != 0 {
-                    let message = format!("{} says {now} after writing 0", attribute.display());
+                    let message = format!("{} is {now} after 0 was written to it", attribute.display());
                     return Err(io::Error::other(message));
                 }
             }
@@ -441,7 +441,7 @@ fn ask(device: LoopDevice, file: &File) -> io::Result<Option<LoopStatus>> {
     }
     Err(io::Error::new(
         io::ErrorKind::ResourceBusy,
-        format!("{} gets one image after another", device.path().display()),
+        format!("other processes attach one image after another to {}", device.path().display()),
     ))
 }
 
@@ -470,7 +470,7 @@ fn loop_number(path: &Path) -> io::Result<LoopDevice> {
     let name = path.to_str().and_then(|path| path.strip_prefix("/dev/loop"));
     name.and_then(|number| number.parse().ok())
         .map(LoopDevice)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no loop device", path.display())))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a loop device", path.display())))
 }
 
 /// `huge_encode_dev` of include/linux/kdev_t.h, as LOOP_GET_STATUS64 reports `lo_device` (drivers/block/loop.c,

@@ -158,7 +158,10 @@ pub(super) fn read_number(path: &Path) -> io::Result<u64> {
 
 fn parse(path: &Path, text: &[u8]) -> io::Result<u64> {
     let text = std::ffi::OsStr::from_bytes(text).to_string_lossy();
-    text.trim()
-        .parse()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{} says {:?}", path.display(), text.trim())))
+    text.trim().parse().map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{} is {:?}, which is not a number", path.display(), text.trim()),
+        )
+    })
 }

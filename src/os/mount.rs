@@ -1,6 +1,6 @@
 //! mount(2) and umount(2). Each is listed as ongoing while the kernel works on it: a hung one is named by path and age.
 
-#![expect(clippy::disallowed_methods, reason = "this is the one room that mounts")]
+#![expect(clippy::disallowed_methods, reason = "this is the only module that mounts")]
 
 use std::io;
 use std::path::Path;

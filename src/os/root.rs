@@ -97,7 +97,7 @@ impl Os {
     /// Those of stat(2); `InvalidInput` without a root.
     pub fn look_at_root(&self, file: &str) -> io::Result<(Shown, Option<FileVersion>)> {
         let root = self.root.as_deref();
-        let root = root.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no directory is held"))?;
+        let root = root.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no directory is held open"))?;
         self.call(Call::RootIdentity, &root.path.display(), || {
             let held = root.held().ok_or_else(released)?;
             let shown = match fs::metadata(&root.path).map(|meta| FileIdentity::of(&meta)) {
@@ -160,7 +160,7 @@ impl<'p> Place<'p> {
     pub(super) fn parent(&self) -> io::Result<Name<'p>> {
         let Start::Root(held) = &self.start else { return Ok(Name { directory: None, name: self.path }) };
         let held = held.as_ref().ok_or_else(released)?;
-        let none = || io::Error::new(io::ErrorKind::InvalidInput, "a root has no name in itself");
+        let none = || io::Error::new(io::ErrorKind::InvalidInput, "the root directory has no name in itself");
         let name = Path::new(self.path.file_name().ok_or_else(none)?);
         let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -217,7 +217,7 @@ impl Name<'_> {
 }
 
 fn released() -> io::Error {
-    io::Error::new(io::ErrorKind::NotConnected, "its directory went away, and is not held any more")
+    io::Error::new(io::ErrorKind::NotConnected, "its directory disappeared and is no longer held open")
 }
 
 /// How a path below a root is looked up.
