@@ -148,7 +148,7 @@ pub struct Config {
 impl Serving {
     fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let endpoint = pick(&flags.endpoint, "--endpoint", &file.endpoint, "endpoint", ENDPOINT_VARIABLE, environment)
-            .ok_or_else(|| refuse("no endpoint: say --endpoint unix:///run/holdfast/csi.sock (or set CSI_ENDPOINT)"))?;
+            .ok_or_else(|| refuse("no endpoint: set --endpoint unix:///run/holdfast/csi.sock (or CSI_ENDPOINT)"))?;
         let metrics = pick(&flags.metrics, "--metrics", &file.metrics, "metrics", "", |_| None);
         let format = pick(&flags.log_format, "--log-format", &file.log.format, "log.format", "", |_| None);
         let level = pick(&flags.log_level, "--log-level", &file.log.level, "log.level", "", |_| None);
@@ -176,7 +176,7 @@ impl Config {
 /// This node, as the orchestrator calls it.
 fn node_name(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<NodeId> {
     let said = pick(&flags.node_name, "--node-name", &file.node_name, "nodeName", NODE_VARIABLE, environment)
-        .ok_or_else(|| refuse("no node name: say --node-name NAME (or set NODE_NAME)"))?;
+        .ok_or_else(|| refuse("no node name: set --node-name NAME (or NODE_NAME)"))?;
     NodeId::from_node_name(&said.text).map_err(|error| refuse(format!("{}: {error}", said.place)))
 }
 
@@ -198,7 +198,7 @@ fn pick(
     flag.as_ref().map(|text| said(text, flag_name.to_owned())).or_else(|| {
         file.as_ref().map(|text| said(text, format!("{key} in the configuration file"))).or_else(|| {
             let text = environment(variable).filter(|text| !text.is_empty())?;
-            Some(Said { text, place: format!("the variable {variable}") })
+            Some(Said { text, place: format!("the environment variable {variable}") })
         })
     })
 }
@@ -224,11 +224,11 @@ fn socket(said: &Said) -> Result<PathBuf> {
         return Err(wrong("it must be the absolute path of a socket"));
     }
     if path.chars().any(char::is_control) {
-        return Err(wrong("a socket's path has no control characters"));
+        return Err(wrong("the path of a socket must not contain control characters"));
     }
     // sun_path of unix(7): 108 bytes with its terminator.
     if path.len() > 107 {
-        return Err(wrong("a socket's path has at most 107 bytes"));
+        return Err(wrong("the path of a socket has at most 107 bytes"));
     }
     Ok(PathBuf::from(path))
 }
@@ -269,20 +269,17 @@ pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
         flags.pools.iter().map(with_limits).collect::<Result<Vec<_>>>()?
     };
     if pools.is_empty() {
-        return Err(refuse("no pool: say --pool NAME=file:DIR, or list pools in the file given with --config"));
+        return Err(refuse("no pool: set --pool NAME=file:DIR, or list pools in the file given with --config"));
     }
     let mut rest = pools.as_slice();
     while let Some((pool, others)) = rest.split_first() {
         for other in others {
             if pool.spec.name == other.spec.name {
-                return Err(refuse(format!(
-                    "pool {} is given twice; give each pool a name of its own",
-                    pool.spec.name
-                )));
+                return Err(refuse(format!("pool {} is given twice; give each pool its own name", pool.spec.name)));
             }
             if pool.root().starts_with(other.root()) || other.root().starts_with(pool.root()) {
                 return Err(refuse(format!(
-                    "pools {} and {} lie in one another; give each a directory of its own",
+                    "the directories of pools {} and {} overlap; give each pool its own directory",
                     pool.spec, other.spec
                 )));
             }
@@ -380,7 +377,7 @@ mod tests {
             (with(|f| f.pools = vec!["a=file:/x/../y".into()]), "\"..\""),
             (with(|f| f.pools = vec!["A=file:/x".into()]), "not a pool name"),
             (with(|f| f.pools.push("a=file:/b".into())), "given twice"),
-            (with(|f| f.pools.push("b=file:/a/b/".into())), "in one another"),
+            (with(|f| f.pools.push("b=file:/a/b/".into())), "overlap"),
         ];
         for (sentence, part) in cases {
             assert!(sentence.contains(part) && !sentence.contains('\n'), "{sentence:?} lacks {part:?}");

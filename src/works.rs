@@ -69,13 +69,16 @@ pub enum Crowd {
 impl std::fmt::Display for Crowd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Works(most) => write!(f, "{most} calls are under way already"),
+            Self::Works(most) => write!(f, "{most} calls are already running"),
             Self::Pool { pool, running } if pool == "*" => {
-                write!(f, "{running} calls that concern all pools are under way already, and others are left room for")
+                write!(
+                    f,
+                    "{running} calls for all pools are already running, and the remaining threads are kept for other calls"
+                )
             }
             Self::Pool { pool, running } => write!(
                 f,
-                "{running} calls of pool {pool:?} are under way already, and the other pools are left room for; if none of them ends, its disk does not answer"
+                "{running} calls for pool {pool:?} are already running, and the remaining threads are kept for the other pools; if none of the calls ends, the disk of the pool does not respond"
             ),
         }
     }
@@ -205,12 +208,12 @@ impl Works {
                 Ok(done) => Ended::Done(done),
                 Err(panic) => {
                     let reason = reason_of(&*panic);
-                    error!(reason, "{what} panicked; what it began is finished by the next try");
+                    error!(reason, "{what} panicked; the next retry completes what it began");
                     Ended::Panicked
                 }
             };
             if tell.send(ended).is_err() {
-                info!("{what} ended after its caller had gone away");
+                info!("{what} ended after its caller had disconnected");
             }
         });
         told.await.unwrap_or(Ended::Panicked)
