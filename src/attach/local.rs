@@ -7,7 +7,7 @@ use crate::home::{Coordinates, Home};
 use crate::os::{DevNum, Os};
 use crate::types::{Bytes, Error, Kind, NodeId, OsContext, Result, VolumeId};
 
-/// Reaches volumes of the home in this process.
+/// Attaches volumes of the home node in this process.
 pub struct Local {
     os: Os,
     node: NodeId,
@@ -15,7 +15,7 @@ pub struct Local {
 }
 
 impl Local {
-    /// For volumes of `home`, used by `node`, which is the same machine.
+    /// For volumes of `home`, used by `node`, on the same machine.
     #[must_use]
     pub fn new(os: Os, node: NodeId, home: Arc<dyn Home>) -> Self {
         Self { os, node, home }
@@ -42,8 +42,8 @@ impl Attach for Local {
                 ),
             ));
         }
-        // The descriptor is open: from here on the number is not given to another image, and what the home says it shows
-        // stays true as long as the sequence number does.
+        // The descriptor is open: from here on the kernel does not give the number to another image. The home's answer
+        // stays valid as long as the sequence number is the same.
         let diskseq = self.os.disk_sequence(&device).at(|| format!("read the sequence number of {shown}"))?;
         match self.home.device_of(volume)? {
             Some(now) if now.number == device.number() && now.diskseq == diskseq => {}

@@ -9,16 +9,16 @@ use crate::home::Opened;
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId, VolumeMode};
 
 impl Node {
-    /// Lets a volume's filesystem, or the device-mapper device of a raw block volume, take the size the volume's loop
-    /// device has (NodeExpandVolume).
-    /// Whether it is a filesystem is seen from the path: the CO need not say. Answers the size of the device.
+    /// Grows a volume's filesystem, or the device-mapper device of a raw block volume, to the size of the volume's loop
+    /// device (NodeExpandVolume). The path shows whether it is a filesystem: the CO need not say so. Returns the size
+    /// of the device.
     ///
     /// One step, journalled by the filesystem: a crash leaves the old size or the new.
     ///
     /// # Errors
-    /// `Busy`; `NotFound` when the volume is not at that path; `OutOfRange` when the device is smaller than asked for,
-    /// because ControllerExpandVolume has to come first; `Precondition` when the filesystem has errors or the kernel
-    /// does not let this process grow it; `Internal`.
+    /// `Busy`; `NotFound` when the volume is not at that path; `OutOfRange` when the device is smaller than requested,
+    /// because ControllerExpandVolume must come first; `Precondition` when the filesystem has errors or the kernel does
+    /// not allow this process to grow it; `Internal`.
     pub fn expand(&self, request: &ExpandRequest) -> Result<Bytes> {
         let volume = &request.volume;
         let lock = self.volumes.try_lock(volume, "NodeExpandVolume")?;

@@ -1,16 +1,16 @@
-//! Format once (docs/design.md section 8): what a stage does about each format state, as a table of named rows.
+//! Format once (docs/design.md section 8): the action of a stage for each format state.
 //!
-//! | state | found on the device | done |
+//! | state | found on the device | action |
 //! |---|---|---|
-//! | `never` | | the home proves it blank, then [`Formatter::make`] |
-//! | `formatting` | the planned superblock, and a read-only check is content | [`Formatter::finish`] |
-//! | `formatting` | nothing valid, or the planned one and the check is not content | [`Formatter::make`] again |
-//! | `formatting` | any other valid superblock | refused: a human decides |
+//! | `never` | | the home node verifies that it is blank, then [`Formatter::make`] |
+//! | `formatting` | the planned superblock, and a read-only check succeeds | [`Formatter::finish`] |
+//! | `formatting` | nothing valid, or the planned superblock and the check fails | [`Formatter::make`] again |
+//! | `formatting` | any other valid superblock | error: an operator decides |
 //! | `formatted` | the recorded superblock, not larger than the device | used |
-//! | `formatted` | the same, and it says errors | repaired by its own tool, or refused |
-//! | `formatted` | anything else, nothing, unreadable, cut short | refused, nothing written |
-//! | `raw` | | refused |
-//! | any but `formatted` | read-only stage | refused |
+//! | `formatted` | the same, marked with errors | repaired by its own tool, or an error |
+//! | `formatted` | anything else, nothing, unreadable, truncated | error, nothing written |
+//! | `raw` | | error |
+//! | any but `formatted` | read-only stage | error |
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ use crate::home::{FormatState, Home, LockGuard, Opened, ReadOnly};
 use crate::os::{BlockDevice, Holder, Os};
 use crate::types::{Error, FsType, FsckPolicy, Kind, NodeId, OsContext, Result, VolumeId};
 
-/// What a stage knows when it asks for a filesystem.
+/// The input of a stage that needs a filesystem.
 pub(super) struct Formatter<'a> {
     pub(super) os: &'a Os,
     pub(super) node: &'a NodeId,
@@ -40,10 +40,10 @@ pub(super) struct Formatter<'a> {
 }
 
 impl Formatter<'_> {
-    /// The volume's device with the filesystem asked for on it, recorded as `formatted` and ready to be mounted.
+    /// The volume's device with the requested filesystem, recorded as `formatted` and ready to be mounted.
     ///
     /// # Errors
-    /// Those of the table; in every refused row not a byte was written.
+    /// Those of the table. Every such row writes nothing.
     pub(super) fn ready(&self) -> Result<Attached> {
         let writable = self.read_only == ReadOnly::No;
         match self.opened.format {
@@ -63,13 +63,14 @@ impl Formatter<'_> {
         }
     }
 
-    /// Makes the filesystem.
+    /// Creates the filesystem.
     ///
-    /// 1. The home proves the volume blank, or makes it so, and records `formatting` with a new UUID. A crash: the
-    ///    device is blank; the next stage comes here again by way of [`Formatter::resume`].
-    /// 2. mkfs. A crash: a torn filesystem without data; the next stage finds it unsound and comes here again.
-    /// 3. Flush, and read the superblock back from the image. A crash: the next stage finishes.
-    /// 4. The home records `formatted`. Only after this is it ever mounted, so no data can be lost before.
+    /// 1. The home node verifies that the volume is blank, or makes it blank, and records `formatting` with a new UUID.
+    ///    A crash leaves a blank device; the next stage comes here through [`Formatter::resume`].
+    /// 2. Run mkfs. A crash leaves an incomplete filesystem without data; the check of the next stage fails and it
+    ///    comes here again.
+    /// 3. Flush, and read the superblock back from the image. After a crash the next stage finishes.
+    /// 4. The home node records `formatted`. The filesystem is mounted only after this, so no data can be lost before.
     fn make(&self) -> Result<Attached> {
         let minimum = fs::minimum_size(self.fs);
         if self.opened.size < minimum {
@@ -102,7 +103,7 @@ impl Formatter<'_> {
             patiently(|| fs::of(self.fs).make(self.os, &path, formatting.planned_uuid, &options))?;
         }
         self.os.flush_device(&attached.device).at(|| format!("flush the new {} on {}", self.fs, path.display()))?;
-        // It may have grown since it was attached (ControllerExpandVolume).
+        // The device may have grown since it was attached (ControllerExpandVolume).
         let size = self.os.device_size(&attached.device).at(|| format!("read the size of {}", path.display()))?;
         let contents = probe::probe(self.os, &attached.device)?;
         match contents.of(self.fs) {
@@ -114,7 +115,7 @@ impl Formatter<'_> {
         Ok(attached)
     }
 
-    /// Meets `formatting`: an earlier stage was killed, or its answer was lost.
+    /// State `formatting`: an earlier stage was killed, or its answer was lost.
     fn resume(&self, planned: Uuid) -> Result<Attached> {
         let attached = self.attach(&Wanted::from(self.opened))?;
         let path = attached.device.path().to_owned();
@@ -129,12 +130,12 @@ impl Formatter<'_> {
         {
             return self.finish(attached, planned);
         }
-        // The home makes the whole device blank again, which needs it closed.
+        // The home node makes the whole device blank again, which requires it to be closed.
         drop(attached);
         self.make()
     }
 
-    /// The filesystem is complete; only the record does not say so yet.
+    /// The filesystem is complete, but the record does not say so yet.
     fn finish(&self, attached: Attached, planned: Uuid) -> Result<Attached> {
         let path = attached.device.path().display();
         self.os.flush_device(&attached.device).at(|| format!("flush the {} on {path}", self.fs))?;
@@ -142,13 +143,13 @@ impl Formatter<'_> {
         Ok(attached)
     }
 
-    /// Meets `formatted`: the recorded filesystem must be there, whole. Nothing else may ever be written here.
+    /// State `formatted`: the recorded filesystem must be there and complete. Nothing else may ever be written here.
     fn verify(&self, uuid: Uuid) -> Result<Attached> {
         let attached = self.attach(&Wanted::from(self.opened))?;
         let path = attached.device.path().to_owned();
         let mut contents = probe::probe(self.os, &attached.device)?;
         if !matches!(contents.of(self.fs), Found::Valid(_)) {
-            // A repair or resize that outlives its daemon may be in the middle of it.
+            // A repair or resize that outlives its daemon may still be running.
             self.alone(&path)?;
             contents = probe::probe(self.os, &attached.device)?;
         }
@@ -177,7 +178,7 @@ impl Formatter<'_> {
         Ok(attached)
     }
 
-    /// The superblock says errors: the only reason for which a filesystem with data is checked before a mount.
+    /// The superblock is marked with errors: the only reason to check a filesystem with data before a mount.
     fn repair(&self, attached: &Attached, superblock: &Superblock) -> Result<()> {
         let path = attached.device.path();
         if self.opened.fsck == FsckPolicy::Never {
@@ -191,7 +192,7 @@ impl Formatter<'_> {
             ));
         }
         self.alone(path)?;
-        // A repair or resize that outlived its daemon says errors until it is done, which it is now.
+        // A repair or resize that outlived its daemon leaves the error mark until it is done, which it is now.
         let contents = probe::probe(self.os, &attached.device)?;
         if matches!(contents.of(self.fs), Found::Valid(now) if now.uuid == superblock.uuid && now.health != Health::Errors)
         {
@@ -212,7 +213,7 @@ impl Formatter<'_> {
         Ok(attached)
     }
 
-    /// Nobody has the device mounted or in the hands of a tool: one of a daemon that was killed may still be alive.
+    /// Checks that no mount and no tool uses the device: a tool of a killed daemon may still be running.
     fn alone(&self, path: &Path) -> Result<()> {
         patiently(|| match self.os.open_exclusive(path).at(|| format!("open {} exclusively", path.display()))? {
             Some(_) => Ok(()),

@@ -1,5 +1,5 @@
-//! What mountinfo says of a volume: which mounts show its device. The volume's device is what `attach` proves it to be; a
-//! mount shows it by device number, never by a name.
+//! The mounts of a volume from mountinfo. `attach` verifies which device is the volume's; a mount belongs to the volume
+//! by device number, never by name.
 
 use std::path::{Path, PathBuf};
 
@@ -8,31 +8,31 @@ use super::removal::covered;
 use crate::os::{DevNum, MountEntry, MountTable, Seen};
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 
-/// How a mount shows a volume.
+/// How a mount belongs to a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shown {
     /// The filesystem on this device is mounted.
     Filesystem(DevNum),
-    /// The node of this device is bound to a file: of the volume's own device, whichever lies on top.
+    /// A device node is bind-mounted on a file: that of the volume's own device, or of the device on top of it.
     Device(DevNum),
-    /// The node of the volume's read-only view is bound to a file.
+    /// The device node of the volume's read-only view is bind-mounted on a file.
     View(DevNum),
 }
 
-/// The mounts at one moment, as one volume's workflow sees them.
+/// The mount table at one moment, for the workflow of one volume.
 pub(super) struct Mounts<'a> {
     volume: &'a VolumeId,
-    /// The volume's device now.
+    /// The volume's device.
     device: Option<DevNum>,
-    /// The device-mapper device over it, which pods have then.
+    /// The device-mapper device over it, which pods then use.
     linear: Option<DevNum>,
-    /// The device of its pods that only read.
+    /// The device of its read-only pods.
     view: Option<DevNum>,
     table: MountTable,
 }
 
 impl Node {
-    /// The mounts, and which device is the volume's.
+    /// The mounts, and the volume's device.
     pub(super) fn mounts<'a>(&self, volume: &'a VolumeId) -> Result<Mounts<'a>> {
         let table = self.os.mounts().at(|| "read the mount table")?;
         let linear = self.linear.device(volume)?.map(|device| device.number);
@@ -47,7 +47,7 @@ impl Mounts<'_> {
         self.table.at(path)
     }
 
-    /// What a mount covers, see [`MountTable::covers`].
+    /// The place that a mount covers, see [`MountTable::covers`].
     pub(super) fn covers(&self, entry: &MountEntry) -> (DevNum, PathBuf) {
         self.table.covers(entry)
     }
@@ -57,7 +57,7 @@ impl Mounts<'_> {
         self.table.depth(path)
     }
 
-    /// How a mount shows this volume; `None` when it is something else's.
+    /// How a mount belongs to this volume; `None` for any other mount.
     pub(super) fn shows(&self, entry: &MountEntry) -> Option<Shown> {
         let device = self.device?;
         if entry.device == device {
@@ -70,21 +70,21 @@ impl Mounts<'_> {
         (bound == device || Some(bound) == self.linear).then_some(Shown::Device(device))
     }
 
-    /// Whether pods have the volume's loop device itself.
+    /// Whether pods use the volume's loop device directly.
     pub(super) fn is_bound_as_loop(&self) -> bool {
         let bound = |entry| self.device.is_some() && self.table.bound_device(entry) == self.device;
         self.table.entries().iter().any(bound)
     }
 
-    /// The device whose node a mount binds, if it does.
+    /// The device whose node a mount binds, if it binds one.
     pub(super) fn bound_device(&self, entry: &MountEntry) -> Option<DevNum> {
         self.table.bound_device(entry)
     }
 
-    /// The volume's mount at a path, which must not be anything else's.
+    /// The volume's mount at a path. No other mount may be there.
     ///
     /// # Errors
-    /// `kind` when another thing is mounted there, or the volume's mount is covered by one on a directory above.
+    /// `kind` when something else is mounted there, or a mount on a parent directory covers the volume's mount.
     pub(super) fn ours(&self, path: &Path, kind: Kind) -> Result<Option<(&MountEntry, Shown)>> {
         let entry = match self.table.seen(path) {
             Seen::Mount(entry) => entry,
@@ -107,7 +107,7 @@ impl Mounts<'_> {
         }
     }
 
-    /// Every mount that shows the volume, but those that cover the same place as the one at `but`.
+    /// Every mount of the volume, except those that cover the same place as the mounts at `but`.
     pub(super) fn others(&self, but: &[&Path]) -> Vec<(&MountEntry, Shown)> {
         let left_out: Vec<_> =
             but.iter().filter_map(|path| self.at(path)).map(|entry| self.table.covers(entry)).collect();

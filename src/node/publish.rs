@@ -11,7 +11,7 @@ use crate::home::{Changed, FormatState, Opened, ReadOnly};
 use crate::os::{Entry, MountEntry, MountFlags};
 use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
 
-/// What is bound to the target.
+/// The source of the bind mount.
 pub(super) struct Source {
     /// The staging mount, or the device node.
     pub(super) path: PathBuf,
@@ -19,36 +19,38 @@ pub(super) struct Source {
     pub(super) shown: Shown,
 }
 
-/// What is at a path on which nothing is mounted.
+/// The object at a path without a mount.
 enum There {
     Directory,
     EmptyFile,
     Other,
 }
 
-/// What was made at the target before the bind.
+/// The object created at the target before the bind mount.
 enum Target {
     Directory,
     File,
 }
 
 impl Node {
-    /// Makes a staged volume appear at a pod's path (NodePublishVolume). There already, the same way: nothing to do.
+    /// Makes a staged volume visible at a pod's path (NodePublishVolume). Does nothing if it is there already, the same
+    /// way.
     ///
-    /// 1. Find the live staging mount or device. Nothing is bound from an empty directory.
-    /// 2. Make the target, and its parent if that is missing. A crash leaves an empty one, which the next publish uses
-    ///    and an unpublish removes.
-    /// 3. Bind, flags included, in one step; look at mountinfo. A crash leaves the finished bind.
+    /// 1. Find the live staging mount or device. An empty directory is never bind-mounted.
+    /// 2. Create the target, and its parent if only that is missing. A crash leaves an empty target. The next publish
+    ///    uses it, and an unpublish removes it.
+    /// 3. Bind-mount it with all flags in one step, then check mountinfo. A crash leaves the finished bind mount.
     ///
-    /// After an error the target is removed again if this call made it.
+    /// After an error the target is removed again if this call created it.
     ///
     /// # Errors
-    /// `Busy`; `AlreadyExists` when the target has the volume another way, or something else; `InvalidArgument` for a
-    /// bad path; `Precondition` when the volume is not staged, is
-    /// published elsewhere and must not be twice, or its filesystem stopped after errors; `Internal`.
+    /// `Busy`; `AlreadyExists` when the target has the volume with other settings, or something else; `InvalidArgument`
+    /// for a bad path; `Precondition` when the volume is not staged, is published elsewhere and its access mode allows
+    /// one path, or its filesystem stopped after errors; `Internal`.
     pub fn publish(&self, request: &PublishRequest) -> Result<Changed> {
         let volume = &request.volume;
-        // Several pods publish at the same time where several may; one target means one at a time.
+        // Several pods publish concurrently where the access mode allows several. Calls for one target exclude each
+        // other.
         let one = request.access.one_target();
         let lock = if one {
             self.volumes.try_lock(volume, "NodePublishVolume")
@@ -66,7 +68,7 @@ impl Node {
         }
     }
 
-    /// A block volume: as its own device, or as its read-only view.
+    /// A block volume: its own device, or its read-only view.
     fn publish_device(&self, request: &PublishRequest, target: &Path) -> Result<Changed> {
         let volume = &request.volume;
         let (opened, attached) = self.staged_device(request)?;
@@ -77,7 +79,7 @@ impl Node {
             let path = self.raw_node(volume, &attached)?;
             self.publish_from(request, &Source { path, flags: MountFlags::default(), shown }, target)
         };
-        // Kept open only once it is bound: a publish that is refused keeps nobody from taking the device away.
+        // Kept open only after the bind mount: a failed publish must not prevent a detach.
         if published.is_ok() {
             self.raw.hold(*volume, attached.device);
         }
@@ -153,7 +155,7 @@ impl Node {
         Ok(Source { path: staging, flags: MountFlags { read_only, ..request.mount.flags() }, shown })
     }
 
-    /// A filesystem that stopped after errors is not given to a pod that wants to write.
+    /// A filesystem that stopped after errors is not given to a pod that needs to write.
     fn alive(&self, volume: &VolumeId, entry: &MountEntry, read_only: ReadOnly) -> Result<()> {
         match fs::stopped(&self.os, &[entry]) {
             Some(why) if read_only == ReadOnly::No || !why.is_readable() => Err(has_stopped(volume, entry, why)),
@@ -161,7 +163,7 @@ impl Node {
         }
     }
 
-    /// The device of a block volume, verified and open, and what its home says of it.
+    /// The device of a block volume, verified and open, and its state from the home node.
     fn staged_device(&self, request: &PublishRequest) -> Result<(Opened, Attached)> {
         let volume = &request.volume;
         let opened = self.home.open(volume, &self.id)?;
@@ -175,7 +177,7 @@ impl Node {
         Ok((opened, attached))
     }
 
-    /// The target without symbolic links above it; its parent is made if that alone is missing.
+    /// The target without symbolic links in its parents. Its parent directory is created if only that one is missing.
     fn target(&self, target: &Path) -> Result<PathBuf> {
         if let Some(resolved) = path::resolve(&self.os, target)? {
             return Ok(resolved);
@@ -245,27 +247,27 @@ impl Node {
         })
     }
 
-    /// Whether mountinfo shows the volume at the target as it should be.
+    /// Whether mountinfo shows the volume at the target as requested.
     fn is_bound(&self, volume: &VolumeId, source: &Source, target: &Path) -> Result<bool> {
         let mounts = self.mounts(volume)?;
         let Some(entry) = mounts.at(target) else { return Ok(false) };
         Ok(mounts.shows(entry) == Some(source.shown) && same_flags(entry, source))
     }
 
-    /// Takes a volume away from a pod's path and removes the path (NodeUnpublishVolume). Gone already is success.
+    /// Removes a volume from a pod's path, and the path (NodeUnpublishVolume). Succeeds if both are gone already.
     ///
-    /// Decides from mountinfo; looks at the path itself only once nothing is mounted there. Never removes anything
-    /// that has content. A device node bound there is removed also when it shows something else by
-    /// now, if it is the one that the volume's pods were given.
+    /// Decides from mountinfo, and accesses the path only when nothing is mounted there. Never removes anything that
+    /// has content. A bind-mounted device node that now shows something else is removed too, if the volume's pods were
+    /// given that device.
     ///
-    /// 1. Unmount whatever of the volume is stacked there. A crash: the next unpublish goes on.
-    /// 2. Remove the read-only view of a block volume if that was its last pod. A crash leaves it, bound to nothing: the
-    ///    start removes it.
-    /// 3. Remove the empty directory or file. A crash: the same.
+    /// 1. Unmount every mount of the volume at the path. After a crash the next unpublish continues.
+    /// 2. Remove the read-only view of a block volume if that was its last pod. A crash leaves the view without a bind
+    ///    mount: the next start removes it.
+    /// 3. Remove the empty directory or file. After a crash the next unpublish continues.
     ///
     /// # Errors
-    /// `Busy`; `InUse` naming who uses it; `InvalidArgument` for a bad path; `Precondition` when something else is
-    /// mounted there, or what is left is not empty; `Internal`.
+    /// `Busy`; `InUse` naming the user; `InvalidArgument` for a bad path; `Precondition` when something else is mounted
+    /// there, or the path is not empty after the unmount; `Internal`.
     pub fn unpublish(&self, volume: &VolumeId, target: &Path) -> Result<Changed> {
         let lock = self.volumes.try_share(volume, "NodeUnpublishVolume")?;
         let target = path::known(&self.os, target)?;
@@ -287,7 +289,7 @@ impl Node {
     }
 }
 
-/// A mounted filesystem that does not work any more.
+/// The error for a mounted filesystem that no longer works.
 pub(super) fn has_stopped(volume: &VolumeId, entry: &MountEntry, why: Stopped) -> Error {
     let error = Error::new(
         Kind::Precondition,
@@ -309,7 +311,7 @@ fn left_over(target: &Path, what: &str) -> Error {
     )
 }
 
-/// Whether a bind has the flags it should have: those asked for, and read-only exactly as asked.
+/// Whether a bind mount has the required flags: all requested ones, and read-only exactly as requested.
 fn same_flags(entry: &MountEntry, source: &Source) -> bool {
     let has = |name: &str| entry.options.iter().any(|option| option == name);
     let flags = source.flags;
@@ -323,7 +325,7 @@ fn same_flags(entry: &MountEntry, source: &Source) -> bool {
     flags.read_only == entry.read_only() && added.into_iter().all(|(wanted, name)| !wanted || has(name))
 }
 
-/// Whether a pod may only read a block volume: its claim, the access mode or the attachment say so.
+/// Whether a pod has read-only access to a block volume: by its claim, its access mode or its attachment.
 fn only_reads(request: &PublishRequest, opened: &Opened) -> bool {
     request.read_only == ReadOnly::Yes
         || request.access.read_only()

@@ -1,7 +1,7 @@
-//! Raw devices of staged block volumes, held open: a bound device node keeps no loop device by itself, and one that
-//! was cleared under a pod would show the next image that gets its number.
+//! Keeps the devices of staged block volumes open. A bind-mounted device node does not keep its loop device attached.
+//! If the loop device were detached while a pod uses the node, the pod would see the next image with the same number.
 //!
-//! A hold is not state: it is taken again from mountinfo when the process starts.
+//! The open descriptors are not state: the process opens the devices again from mountinfo when it starts.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ use crate::attach::{Attach, Linear, ReadOnlyViews};
 use crate::os::{BlockDevice, DevNum, Os};
 use crate::types::{OsContext, Result, VolumeId};
 
-/// The held devices.
+/// The devices that are held open.
 #[derive(Debug, Default)]
 pub(super) struct RawDevices {
     held: Mutex<HashMap<VolumeId, BlockDevice>>,
@@ -23,22 +23,21 @@ impl RawDevices {
         drop(before);
     }
 
-    /// A volume's device, to be closed by the caller. The last close(2) writes back what is dirty, which takes its
-    /// time, or for ever on a dead disk: not under a lock that other volumes need.
+    /// Returns a volume's device for the caller to close. The last close(2) writes back dirty data, which takes time,
+    /// or never returns on a dead disk. Never close it under a lock that other volumes need.
     pub(super) fn take(&self, volume: &VolumeId) -> Option<BlockDevice> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(volume)
     }
 
-    /// Whether a volume's device is held.
+    /// Whether a volume's device is held open.
     pub(super) fn holds(&self, volume: &VolumeId) -> bool {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).contains_key(volume)
     }
 
-    /// Holds again every device that is bound somewhere and shows a volume. One that cannot be held is logged: the others
-    /// are.
+    /// Opens every bind-mounted device of a volume again. A failure is logged and does not affect the others.
     ///
     /// # Errors
-    /// `Internal` when mounts cannot be read.
+    /// `Internal` when the mounts cannot be read.
     pub(super) fn recover(&self, os: &Os, attach: &dyn Attach, linear: &Linear, views: &ReadOnlyViews) -> Result<()> {
         let table = os.mounts().at(|| "read the mount table")?;
         let mut devices: Vec<_> = table.entries().iter().filter_map(|entry| table.bound_device(entry)).collect();
@@ -50,7 +49,7 @@ impl RawDevices {
                 let Some((volume, device)) = found else { return Ok(()) };
                 let path = os.device_path(device);
                 let opened = os.open_device(&path).at(|| format!("open {}", path.display()))?;
-                // Open now: what it shows from here on it shows until it is closed.
+                // Open: the device keeps its image until it is closed.
                 if attach.volume_of(device)? == Some(volume) {
                     os.loop_keep(&opened).at(|| format!("clear the autoclear flag of {}", path.display()))?;
                     self.hold(volume, opened);
@@ -64,7 +63,7 @@ impl RawDevices {
         Ok(())
     }
 
-    /// Before this process ends: no device goes away with our descriptor (LO_FLAGS_AUTOCLEAR).
+    /// Before this process exits: no device disappears when our descriptor is closed (LO_FLAGS_AUTOCLEAR).
     pub(super) fn keep_all(&self, os: &Os) {
         for (volume, device) in &*self.held.lock().unwrap_or_else(PoisonError::into_inner) {
             match os.loop_keep(device) {
@@ -80,7 +79,7 @@ impl RawDevices {
     }
 }
 
-/// The volume whose pods have a device, and the volume's own device: the same, or what lies below.
+/// The volume whose pods use a device, and the volume's own device: the same, or the one below.
 fn volume_of(
     bound: DevNum,
     attach: &dyn Attach,

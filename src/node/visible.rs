@@ -1,4 +1,4 @@
-//! Nothing is staged or published where only the driver itself would see it: the pod would write to the node's own disk.
+//! Prevents a stage or publish that only the driver itself would see: the pod would write to the disk of the node.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::os::{Os, Visibility};
 use crate::types::{Error, Kind, OsContext, Result};
 
 impl Node {
-    /// Kubelet and pods see what is mounted at a resolved path.
+    /// Checks that kubelet and pods see what is mounted at a resolved path.
     ///
     /// # Errors
     /// `Precondition` when they do not; `Internal` when the mounts cannot be read.
@@ -21,7 +21,7 @@ impl Node {
     }
 }
 
-/// Why kubelet and pods would not see what this process mounts at a path, and what to change; `None` when they do.
+/// Why kubelet and pods would not see mounts of this process at a path, and how to fix that; `None` when they see them.
 ///
 /// # Errors
 /// `Internal` when the mounts cannot be read.
