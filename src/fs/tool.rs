@@ -1,4 +1,4 @@
-//! What e2fsprogs and xfsprogs have in common: limits, finding, running, and saying what went wrong.
+//! The common part of e2fsprogs and xfsprogs: limits, finding and running a tool, and its errors.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,29 +7,29 @@ use super::MkfsOptions;
 use crate::os::{Exit, Os, Output, Program};
 use crate::types::{Bytes, Error, FsType, Kind, OsContext, Result};
 
-/// For mkfs: seconds by measure, as it writes no tables.
+/// For mkfs: it takes seconds, because it writes no tables.
 pub(super) const MAKE_LIMIT: Duration = Duration::from_secs(300);
-/// For a check of a filesystem that mkfs may not have finished: nothing is in it.
+/// For a check of a filesystem that mkfs may not have finished: it is empty.
 pub(super) const CHECK_LIMIT: Duration = Duration::from_secs(300);
 /// For a repair or a resize of a filesystem with data.
 pub(super) const REPAIR_LIMIT: Duration = Duration::from_secs(1800);
 
-/// A sentence that goes on for longer than this many bytes is cut at the end of its line.
+/// A sentence longer than this many bytes is cut at the end of its line.
 const LONGEST_REASON: usize = 160;
 
-/// A program of this name, working on this device.
+/// A program of this name for this device.
 pub(super) fn find(name: &str, device: &Path, limit: Duration) -> Result<Program> {
     Program::find(name, device, limit).map_err(|error| {
         Error::new(Kind::Precondition, format!("{name} is needed for {}", device.display())).because(error)
     })
 }
 
-/// Runs it to its end; a non-zero exit is the caller's to judge.
+/// Runs it to its end; the caller evaluates a non-zero exit.
 pub(super) fn run(os: &Os, name: &str, device: &Path, program: &Program) -> Result<Output> {
     os.run(program).at(|| format!("run {name} on {}", device.display()))
 }
 
-/// What a tool says before it comes to the matter: its name and version, its steps, and what its configuration lacks.
+/// Output of a tool before its reason: name and version, its steps, and warnings about its configuration.
 fn prelude(line: &str) -> bool {
     const VERSIONS: [&str; 4] = ["e2fsck 1.", "mke2fs 1.", "mkfs.ext4 1.", "resize2fs 1."];
     const STEPS: [&str; 5] = ["Pass ", "Phase ", "Resizing the filesystem", "Filesystem at ", "Creating filesystem"];
@@ -37,7 +37,7 @@ fn prelude(line: &str) -> bool {
     begins(&VERSIONS) || begins(&STEPS) || line.starts_with("Warning:") || line.starts_with("old_desc_blocks")
 }
 
-/// The reason a tool gives: its first sentence, over as many lines as it takes. Usage texts and advice come after it.
+/// The reason that a tool gives: its first sentence, over any number of lines. Usage texts and advice come after it.
 pub(super) fn said(output: &Output) -> String {
     [&output.stderr, &output.stdout].into_iter().find_map(|text| reason(text)).unwrap_or_else(|| "no output".into())
 }
@@ -62,16 +62,16 @@ fn reason(text: &str) -> Option<String> {
     (!reason.is_empty()).then_some(reason)
 }
 
-/// Whether mkfs says that an option asks for more than the device has.
+/// Whether mkfs reports that an option asks for more than the device has.
 pub(super) fn too_much(output: &Output) -> bool {
     let words = ["too big for", "too large", "requested number of inodes", "too many inodes", "requested journal size"];
     words.iter().any(|words| output.stderr.contains(words))
 }
 
-/// What a mkfs that writes nothing says of options at a size.
+/// The result of a trial run of mkfs with options at a size.
 ///
 /// # Errors
-/// `InvalidArgument` when they cannot work; `Internal` when the tool could not say.
+/// `InvalidArgument` when they cannot be used; `Internal` when the tool gives no result.
 pub(super) fn rehearsed(fs: FsType, size: Bytes, options: &MkfsOptions, output: &Output) -> Result<()> {
     match output.exit {
         Exit::Code(0) => Ok(()),

@@ -1,4 +1,4 @@
-//! XFS by xfsprogs: made for kernel 5.15, checked, grown; never repaired here, because xfs_repair has no careful mode.
+//! XFS through xfsprogs: created for kernel 5.15, checked, grown. Never repaired here: xfs_repair has no careful mode.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::types::{Bytes, Error, FsType, Kind, OsContext, Result};
 /// XFS.
 pub(super) struct Xfs;
 
-/// Features that came after the baseline: the first mkfs.xfs that knows the switch, the option letter, and off.
+/// Features newer than the baseline: the first mkfs.xfs that has the switch, the option letter, and the value for off.
 /// An older one has neither the feature nor the switch.
 const LATER: &[((u32, u32), &str, &str)] = &[
     ((5, 19), "-i", "nrext64=0"),
@@ -22,7 +22,7 @@ const LATER: &[((u32, u32), &str, &str)] = &[
     ((6, 13), "-m", "metadir=0"),
 ];
 
-/// The oldest mkfs.xfs that knows every switch that is always passed.
+/// The oldest mkfs.xfs that has every switch that is always passed.
 const OLDEST: (u32, u32) = (5, 11);
 
 impl Filesystem for Xfs {
@@ -91,13 +91,13 @@ impl Filesystem for Xfs {
     }
 }
 
-/// Refuses to grow a mounted XFS whose superblock on disk does not show its last growth yet.
+/// Fails if the superblock on disk of a mounted XFS does not contain its last growth yet.
 ///
 /// A growth that lengthens the last allocation group logs that group's headers before the superblock. If the superblock
-/// on disk is still older than the group itself, a recovery from there refuses those headers as beyond the end of the
-/// filesystem (fs/xfs/xfs_buf.c: xfs_buf_map_verify; seen on 6.18): EUCLEAN for good, after a power loss as in a
-/// snapshot. The kernel writes the superblock back within fs.xfs.xfssyncd_centisecs, 30 s unless changed; nothing but
-/// an unmount or a freeze makes it do so earlier, and a freeze would outlive our death.
+/// on disk is still older than the group itself, a recovery rejects those headers as beyond the end of the filesystem
+/// (fs/xfs/xfs_buf.c: xfs_buf_map_verify; seen on 6.18). The filesystem then fails with EUCLEAN permanently, after a
+/// power loss and in a snapshot. The kernel writes the superblock back within fs.xfs.xfssyncd_centisecs, 30 s by
+/// default. Only an unmount or a freeze makes it do so earlier, and a freeze would outlive our process.
 fn last_growth_is_on_disk(os: &Os, device: &BlockDevice, blocks: u64) -> Result<()> {
     match probe_disk(os, device)?.xfs {
         Found::Valid(superblock) if superblock.blocks == blocks => Ok(()),
@@ -111,7 +111,7 @@ fn last_growth_is_on_disk(os: &Os, device: &BlockDevice, blocks: u64) -> Result<
     }
 }
 
-/// The mkfs.xfs of this driver, but for what it works on.
+/// The mkfs.xfs command of this driver, without its target.
 fn making(os: &Os, target: &Path, uuid: Uuid, options: &MkfsOptions) -> Result<Program> {
     let version = version(os, target)?;
     let features = format!("uuid={uuid},crc=1,finobt=1,rmapbt=0,reflink=1,bigtime=1,inobtcount=1");
@@ -122,7 +122,7 @@ fn making(os: &Os, target: &Path, uuid: Uuid, options: &MkfsOptions) -> Result<P
         .args(options.arguments()))
 }
 
-/// The installed mkfs.xfs's version.
+/// The version of the installed mkfs.xfs.
 fn version(os: &Os, device: &Path) -> Result<(u32, u32)> {
     let program = tool::find("mkfs.xfs", device, MAKE_LIMIT)?.arg("-V");
     let output = tool::run(os, "mkfs.xfs -V", device, &program)?;
@@ -141,7 +141,7 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// What a failed mkfs.xfs means. Its first line says it; the rest is usage.
+/// The error of a failed mkfs.xfs. Its first line has the reason; the rest is usage.
 fn make_failed(device: &Path, output: &Output) -> Error {
     let said = |text: &str| output.stderr.contains(text);
     let kind = if said("contains a mounted filesystem") || said("Device or resource busy") || said("is mounted") {
@@ -160,7 +160,7 @@ fn make_failed(device: &Path, output: &Output) -> Error {
     tool::failed(kind, "mkfs.xfs", device, output)
 }
 
-/// What it means that xfs_repair could not do its work.
+/// The error kind when xfs_repair could not do its work.
 fn check_kind(output: &Output) -> Kind {
     if output.stderr.contains("mounted") || output.stderr.contains("Device or resource busy") {
         Kind::Busy
