@@ -1,9 +1,10 @@
-//! Which loop numbers may be used. A number names a device node, and a node that a container still has shows whatever is
-//! attached to that number next. So a number is passed over
+//! The loop numbers that may be used. A number identifies a device node, and a container that still has a device node
+//! sees the next image with that number. A number is therefore skipped
 //!
-//! - while it is reserved for another volume: its record says that a pod may have the node ([`Os::reserve_loop`]);
-//! - while its node is bound anywhere in a mount namespace that can be read, unless this process freed the number
-//!   itself, proved it idle, and nothing was attached since (the kernel's sequence number tells).
+//! - while it is reserved for another volume: its record says that a pod may have the device node
+//!   ([`Os::reserve_loop`]);
+//! - while its device node is bind-mounted in any readable mount namespace, unless this process detached the device,
+//!   verified that it was idle, and no image was attached since (according to the kernel's sequence number).
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -15,30 +16,30 @@ use super::loopview::{backing, diskseq, loop_numbers};
 use super::users::bound_block_devices;
 use super::{DevNum, LoopDevice, Os, ioctl};
 
-/// What this process knows of the numbers.
+/// The numbers that this process knows.
 #[derive(Debug, Default)]
 pub(super) struct LoopNumbers {
-    /// Whose each reserved number is.
+    /// The owner of each reserved number.
     reserved: HashMap<LoopDevice, String>,
-    /// Freed by us, with the sequence number right after.
+    /// Detached by us, with the sequence number after that.
     cleared: HashMap<LoopDevice, u64>,
 }
 
 impl Os {
-    /// From now on a number is given to nobody but `owner`, until [`Os::release_loops`]. Reserved already, it stays
-    /// another owner's.
+    /// Reserves a number for `owner`, until [`Os::release_loops`]. A number reserved for another owner stays with that
+    /// owner.
     pub fn reserve_loop(&self, device: LoopDevice, owner: &str) {
         self.numbers(|numbers| {
             numbers.reserved.entry(device).or_insert_with(|| owner.to_owned());
         });
     }
 
-    /// Gives back every number reserved for an owner.
+    /// Releases every number reserved for an owner.
     pub fn release_loops(&self, owner: &str) {
         self.numbers(|numbers| numbers.reserved.retain(|_, of| of != owner));
     }
 
-    /// This process proved the device idle and cleared it.
+    /// Records that this process verified the device to be idle and detached it.
     pub(super) fn cleared(&self, device: LoopDevice) {
         if let Ok(Some(sequence)) = diskseq(device) {
             self.numbers(|numbers| numbers.cleared.insert(device, sequence));
@@ -58,15 +59,16 @@ impl Os {
 pub(super) struct FreeNumbers<'a> {
     os: &'a Os,
     owner: &'a str,
-    /// Read once, when it is needed.
+    /// Read once, on first use.
     bound: Option<HashSet<DevNum>>,
     tried: HashSet<LoopDevice>,
 }
 
 impl FreeNumbers<'_> {
-    /// The next number to try: the kernel's choice if it may be used, else another free one, else a new device.
+    /// The next number to try: the kernel's choice if it may be used, otherwise another free one, otherwise a new
+    /// device.
     pub(super) fn next(&mut self, control: &File) -> io::Result<LoopDevice> {
-        // Its own number first: a pod that still has the node then sees its own volume again.
+        // The owner's own number first: a pod that still has the device node then sees its own volume again.
         let own = self.os.numbers(|numbers| {
             let own = numbers.reserved.iter().filter(|(_, of)| of.as_str() == self.owner);
             own.map(|(device, _)| *device).collect::<Vec<_>>()
@@ -77,7 +79,7 @@ impl FreeNumbers<'_> {
             }
         }
         let first = LoopDevice(ioctl::loop_ctl_get_free(control.as_fd())?);
-        // The kernel says the same number again when another process took it meanwhile: that is no reason against it.
+        // If another process took the number meanwhile, the kernel returns the same number again; it is not excluded.
         if self.usable(first)? {
             return Ok(first);
         }
@@ -102,7 +104,7 @@ impl FreeNumbers<'_> {
             (reserved, sequence.is_some() && numbers.cleared.get(&device).copied() == sequence)
         });
         match reserved {
-            // Its own: a pod that still has the node sees its own volume.
+            // The owner's own: a pod that still has the device node sees its own volume.
             Some(own) => Ok(own),
             None if cleared => Ok(true),
             None => {

@@ -1,5 +1,5 @@
-//! What sysfs says of loop devices (Documentation/ABI/testing/sysfs-block-loop; drivers/block/loop.c, `loop_attrs`). Nothing
-//! here opens a device or asks the filesystem of an image, so one that fails or hangs stops nobody.
+//! Loop devices in sysfs (Documentation/ABI/testing/sysfs-block-loop; drivers/block/loop.c, `loop_attrs`). Nothing here
+//! opens a device or queries the filesystem of an image, so a failing or hanging one blocks nothing.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,32 +10,32 @@ use std::path::{Path, PathBuf};
 use super::{Call, LoopDevice, LoopStatus, Os};
 
 const BLOCK: &str = "/sys/block";
-/// What the kernel adds to the path of a file that has no name any more.
+/// The kernel's suffix for the path of a deleted file.
 const DELETED: &[u8] = b" (deleted)";
 
 /// An attached loop device, as sysfs shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoopView {
-    /// Which.
+    /// The device.
     pub device: LoopDevice,
-    /// The path of the image as the kernel prints it for this process: from another mount namespace it may be only what
-    /// lies below the filesystem's mount. It makes a candidate, never an identity.
+    /// The path of the image as the kernel prints it for this process. From another mount namespace it may be only the
+    /// part below the filesystem's mount. It selects candidates and never identifies an image.
     pub backing: PathBuf,
-    /// The kernel's number of this attachment; `None` before Linux 5.15. See [`super::LoopStatus::diskseq`].
+    /// The kernel's sequence number of this attachment; `None` before Linux 5.15. See [`super::LoopStatus::diskseq`].
     pub diskseq: Option<u64>,
-    /// Marked to go with its last user.
+    /// The autoclear flag: detached with its last user.
     pub autoclear: bool,
-    /// First byte of the image it shows.
+    /// Offset of the device in the image.
     pub offset: u64,
-    /// How many bytes of the image it shows, 0 for all.
+    /// The size limit in bytes, 0 for none.
     pub size_limit: u64,
     /// Read-only.
     pub read_only: bool,
 }
 
 impl LoopView {
-    /// What is known of the device without asking it: all but its image. Good for [`Os::loop_clear`] where there is a
-    /// sequence number.
+    /// The status as far as it is known without a query: everything except the image. Sufficient for [`Os::loop_clear`]
+    /// if there is a sequence number.
     #[must_use]
     pub fn unasked(&self) -> LoopStatus {
         LoopStatus {
@@ -60,10 +60,10 @@ impl LoopView {
 }
 
 impl Os {
-    /// The attached loop devices whose image's path is chosen, in the order of their numbers.
+    /// The attached loop devices with a selected image path, in the order of their numbers.
     ///
     /// # Errors
-    /// Those of reading /sys/block, but not that a device went away meanwhile.
+    /// Those of reading /sys/block, except for a device that disappears meanwhile.
     pub fn loop_views(&self, chosen: impl Fn(&Path) -> bool) -> io::Result<Vec<LoopView>> {
         self.call(Call::LoopScan, &BLOCK, || {
             let mut found = Vec::new();
@@ -78,7 +78,7 @@ impl Os {
         })
     }
 
-    /// One loop device; `None` when nothing is attached to it, or it does not exist.
+    /// One loop device; `None` when it has no image, or does not exist.
     ///
     /// # Errors
     /// Those of reading sysfs.
@@ -90,7 +90,7 @@ impl Os {
     }
 }
 
-/// The numbers of all loop devices there are, attached or not.
+/// The numbers of all loop devices, attached or not.
 pub(super) fn loop_numbers() -> io::Result<Vec<LoopDevice>> {
     let mut devices = Vec::new();
     for entry in fs::read_dir(BLOCK)? {
@@ -100,7 +100,7 @@ pub(super) fn loop_numbers() -> io::Result<Vec<LoopDevice>> {
     Ok(devices)
 }
 
-/// The path of a loop device's image; `None` when nothing is attached.
+/// The path of a loop device's image; `None` when there is none.
 pub(super) fn backing(device: LoopDevice) -> io::Result<Option<PathBuf>> {
     let Some(mut text) = attribute(&device.sysfs().join("loop/backing_file"))? else { return Ok(None) };
     if text.ends_with(b"\n") {
@@ -112,7 +112,7 @@ pub(super) fn backing(device: LoopDevice) -> io::Result<Option<PathBuf>> {
     Ok(Some(PathBuf::from(OsString::from_vec(text))))
 }
 
-/// The kernel's number of what a loop device shows now, attached or not.
+/// The kernel's sequence number of a loop device, attached or not.
 pub(super) fn diskseq(device: LoopDevice) -> io::Result<Option<u64>> {
     number(&device.sysfs().join("diskseq"))
 }
@@ -137,7 +137,7 @@ fn view(device: LoopDevice, backing: PathBuf) -> io::Result<Option<LoopView>> {
     }))
 }
 
-/// An attribute's text; `None` when it is not there, or went away while it was read.
+/// The text of an attribute; `None` when it is missing, or disappears while it is read.
 fn attribute(path: &Path) -> io::Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(text) => Ok(Some(text)),
@@ -151,7 +151,7 @@ fn number(path: &Path) -> io::Result<Option<u64>> {
     parse(path, &text).map(Some)
 }
 
-/// An attribute of sysfs that is one number.
+/// A sysfs attribute with one number.
 pub(super) fn read_number(path: &Path) -> io::Result<u64> {
     parse(path, &fs::read(path)?)
 }
