@@ -1,6 +1,7 @@
 //! Flags, file and environment -> one validated [`Config`]. Pure: reads no file, no variable, no clock.
 //!
-//! Flags win over the file, the file over the environment. Every refusal names the thing, the reason and the next step.
+//! Flags override the file, and the file overrides the environment. Every error names the setting, the reason and the
+//! next step.
 
 mod auto;
 mod cluster;
@@ -25,12 +26,12 @@ use crate::pool::{PoolKind, PoolSpec};
 use crate::telemetry::LogFormat;
 use crate::types::{Error, Kind, NodeId, PoolName, Result};
 
-/// Where flags and file left something unsaid: the environment variables that are asked.
+/// The environment variable for an endpoint that neither a flag nor the file sets.
 pub const ENDPOINT_VARIABLE: &str = "CSI_ENDPOINT";
-/// As above, for the node's name.
+/// The same for the name of the node.
 pub const NODE_VARIABLE: &str = "NODE_NAME";
 
-/// What the command line says, as it was typed.
+/// The command line, unparsed.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     /// `--endpoint`.
@@ -86,9 +87,9 @@ pub struct Flags {
 /// One pool to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolConfig {
-    /// Its name, kind and place.
+    /// Its name, kind and location.
     pub spec: PoolSpec,
-    /// How full it may get.
+    /// Its space limits.
     pub limits: SpaceLimits,
 }
 
@@ -119,20 +120,20 @@ impl PoolConfig {
     }
 }
 
-/// What every daemon needs: its socket, its metrics, its log.
+/// The settings of every daemon: socket, metrics and log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Serving {
     /// The Unix socket's path.
     pub socket: PathBuf,
-    /// Where metrics and health are served, if anywhere.
+    /// The address of metrics and health, if they are served.
     pub metrics: Option<SocketAddr>,
-    /// How a log line looks.
+    /// The format of the log.
     pub log_format: LogFormat,
-    /// Which lines are written.
+    /// The level of the log.
     pub log_level: LogLevel,
 }
 
-/// Everything `holdfast standalone` needs, checked.
+/// The validated configuration of `holdfast standalone`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The socket and the log.
@@ -141,7 +142,7 @@ pub struct Config {
     pub node: NodeId,
     /// The pools, at least one.
     pub pools: Vec<PoolConfig>,
-    /// How it offers itself to kubelet, if it does.
+    /// How it registers with kubelet, if it does.
     pub registration: Option<Registration>,
 }
 
@@ -162,10 +163,10 @@ impl Serving {
 }
 
 impl Config {
-    /// Puts flags, file and environment together.
+    /// Combines flags, file and environment.
     ///
     /// # Errors
-    /// `InvalidArgument`, naming what is missing or wrong and where it was said.
+    /// `InvalidArgument` with the missing or wrong setting and its source.
     pub fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let serving = Serving::resolve(flags, file, &environment)?;
         let registration = kubelet::registration(flags, file, &serving.socket)?;
@@ -173,14 +174,14 @@ impl Config {
     }
 }
 
-/// This node, as the orchestrator calls it.
+/// The name of this node in the orchestrator.
 fn node_name(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<NodeId> {
     let said = pick(&flags.node_name, "--node-name", &file.node_name, "nodeName", NODE_VARIABLE, environment)
         .ok_or_else(|| refuse("no node name: set --node-name NAME (or NODE_NAME)"))?;
     NodeId::from_node_name(&said.text).map_err(|error| refuse(format!("{}: {error}", said.place)))
 }
 
-/// A value and where it was said.
+/// A value and its source.
 struct Said {
     text: String,
     place: String,
@@ -250,10 +251,11 @@ fn log_level(said: &Said) -> Result<LogLevel> {
     })
 }
 
-/// The pools of flags and file: any `--pool` replaces the file's list, and keeps the limits the file has for that name.
+/// The pools of flags and file: any `--pool` replaces the file's list, and keeps the limits that the file has for that
+/// name.
 ///
 /// # Errors
-/// `InvalidArgument`: none at all, one that is not `NAME=file:DIR`, a name or directory twice, one inside another.
+/// `InvalidArgument`: no pool, one that is not `NAME=file:DIR`, a repeated name or directory, one inside another.
 pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
     let from_file = file.pools.iter().map(PoolConfig::from_entry).collect::<Result<Vec<_>>>()?;
     let pools = if flags.pools.is_empty() {
