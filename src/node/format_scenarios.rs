@@ -1,5 +1,5 @@
-//! Every row of the format table, on a real kernel: what is used, what is made again, and what is refused with every
-//! byte as it was.
+//! Every row of the format table, on a real kernel: the volumes that are used, formatted again, or rejected without a
+//! change to any byte.
 
 use super::rig::{EXT4, Rig, When, XFS};
 use crate::home::{Changed, FormatState, Home};
@@ -27,7 +27,7 @@ fn used_with(rig: &Rig, name: &str, class: &[(&str, &str)]) -> VolumeId {
     id
 }
 
-/// Staging is refused this way, and not a byte of the image changes.
+/// Staging fails this way, and no byte of the image changes.
 #[track_caller]
 fn refused(rig: &Rig, id: &VolumeId, mode: VolumeMode, kind: Kind) -> String {
     let before = (rig.bytes(id), rig.format(id));

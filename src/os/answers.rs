@@ -94,7 +94,7 @@ mod tests {
     const A: DevNum = DevNum { major: 7, minor: 1 };
     const B: DevNum = DevNum { major: 7, minor: 2 };
 
-    /// Does not let a look at `/hangs` through until it is released, and says when one came.
+    /// Blocks a call on `/hangs` until it is released, and signals each arrival.
     struct Hangs {
         came: Mutex<Sender<()>>,
         released: Mutex<Receiver<()>>,
@@ -127,7 +127,7 @@ mod tests {
         }
         assert_eq!(arrivals.try_iter().count(), 1, "one question at a time");
         drop(release);
-        // Answered at last: the next question is a new one.
+        // Answered: the next request is a new one.
         while os.inner.asked.lock().unwrap().contains_key(&A) {
             thread::sleep(Duration::from_millis(1));
         }

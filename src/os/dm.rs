@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_kernel_is_asked_whether_it_has_device_mapper() {
-        // Whichever it is: the answer agrees with what the kernel lists, and nothing of the question stays in /dev.
+        // In both cases the answer agrees with the kernel's list, and nothing stays in /dev.
         let support = Os::new().dm_support().unwrap();
         let listed = misc_minor(&fs::read_to_string("/proc/misc").unwrap(), "device-mapper").is_some();
         assert_eq!(matches!(support, DmSupport::Yes(_)), listed, "{support:?}");

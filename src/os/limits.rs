@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn we_have_what_is_allowed_and_children_what_we_were_started_with() {
         let before = OpenFiles::now().unwrap();
-        // As a service manager starts a process that said nothing.
+        // As a service manager starts a process by default.
         OpenFiles { soft: before.hard.min(777), hard: before.hard }.set().unwrap();
         let os = Os::new();
         let now = os.raise_open_files().unwrap();
