@@ -308,7 +308,7 @@ mod tests {
         assert!(!judged(&output(12, "Error reading block 1 (Input/output error).  Ignore error? no\n")));
     }
 
-    /// A sparse file under a loop device, for as long as it is held.
+    /// A sparse file under a loop device, while this value exists.
     struct Disk {
         os: Os,
         file: tempfile::NamedTempFile,
@@ -349,7 +349,7 @@ mod tests {
             let disk = Disk::new(Bytes::mib(16));
             let options = MkfsOptions::parse(FsType::Ext4, options).unwrap();
             Ext4.make(&disk.os, &disk.device, Uuid::new_v4(), &options).unwrap();
-            // More than 1024 times at once, which resize2fs in one run does not survive.
+            // A factor of more than 1024, which resize2fs does not survive in one run.
             let target = Bytes::mib(17 * 1024 + 3);
             disk.grow(target);
             let device = disk.os.open_device(&disk.device).unwrap();
