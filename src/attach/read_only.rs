@@ -5,8 +5,8 @@
 //! otherwise a read-only loop device over the volume's loop device. A volume has one view, shared by all its read-only
 //! pods. The first pod creates it, the last one removes it.
 //!
-//! A view has its own page cache. Data that another pod writes becomes visible after that pod syncs it, to reads that
-//! bypass the reader's page cache (O_DIRECT) or are the first of their block.
+//! A view has its own page cache. Data that another pod writes becomes visible after that pod syncs it. It is then
+//! visible to reads that bypass the reader's page cache (O_DIRECT) or are the first of their block.
 //!
 //! At start the views are found in the kernel ([`ReadOnlyViews::recover`]); later ones are created by this process. A
 //! view belongs to a volume because the volume's device is below it.

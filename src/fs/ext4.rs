@@ -42,9 +42,9 @@ const MKE2FS_CONF: &str = "\
 	}
 ";
 
-/// The largest factor by which one run of resize2fs grows a filesystem. Beyond the descriptors that mke2fs reserves,
-/// which is a factor of 1024, resize2fs 1.47 moves the tables of a filesystem of one group in a way that loses their
-/// blocks (seen with inodes of 1024 and 2048 bytes). With smaller steps the filesystem has more groups by then.
+/// The largest factor by which one run of resize2fs grows a filesystem. mke2fs reserves descriptors for a factor of
+/// 1024. Beyond that, resize2fs 1.47 moves the tables of a filesystem of one group in a way that loses their blocks.
+/// This was seen with inodes of 1024 and 2048 bytes. With smaller steps the filesystem has more groups by then.
 const MOST_AT_ONCE: u64 = 256;
 /// Address space for e2fsck: it needs about 600 MiB for 10 TiB.
 const CHECK_MEMORY: u64 = 2 << 30;
