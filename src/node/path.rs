@@ -10,7 +10,8 @@ use crate::types::{Error, Kind, OsContext, Result};
 /// and access would fail or hang. `None` when the parent does not exist, so nothing can be there.
 ///
 /// # Errors
-/// `InvalidArgument` for a path that is relative, has `..` or is the root; `Internal` when the parent cannot be resolved.
+/// `InvalidArgument` for a path that is relative, has `..` or is the root; `Internal` when the parent cannot be
+/// resolved.
 pub(super) fn resolve(os: &Os, path: &Path) -> Result<Option<PathBuf>> {
     let bad = |why: &str| Error::new(Kind::InvalidArgument, format!("path {} is not allowed: {why}", path.display()));
     if !path.is_absolute() {
