@@ -1,6 +1,7 @@
 //! Flags, file and environment -> one validated [`Config`]. Pure: reads no file, no variable, no clock.
 //!
-//! Flags win over the file, the file over the environment. Every refusal names the thing, the reason and the next step.
+//! Flags override the file, and the file overrides the environment. Every error names the setting, the reason and the
+//! next step.
 
 mod auto;
 mod cluster;
@@ -25,12 +26,12 @@ use crate::pool::{PoolKind, PoolSpec};
 use crate::telemetry::LogFormat;
 use crate::types::{Error, Kind, NodeId, PoolName, Result};
 
-/// Where flags and file left something unsaid: the environment variables that are asked.
+/// The environment variable for an endpoint that neither a flag nor the file sets.
 pub const ENDPOINT_VARIABLE: &str = "CSI_ENDPOINT";
-/// As above, for the node's name.
+/// The same for the name of the node.
 pub const NODE_VARIABLE: &str = "NODE_NAME";
 
-/// What the command line says, as it was typed.
+/// The command line, unparsed.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     /// `--endpoint`.
@@ -86,9 +87,9 @@ pub struct Flags {
 /// One pool to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolConfig {
-    /// Its name, kind and place.
+    /// Its name, kind and location.
     pub spec: PoolSpec,
-    /// How full it may get.
+    /// Its space limits.
     pub limits: SpaceLimits,
 }
 
@@ -119,20 +120,20 @@ impl PoolConfig {
     }
 }
 
-/// What every daemon needs: its socket, its metrics, its log.
+/// The settings of every daemon: socket, metrics and log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Serving {
     /// The Unix socket's path.
     pub socket: PathBuf,
-    /// Where metrics and health are served, if anywhere.
+    /// The address of metrics and health, if they are served.
     pub metrics: Option<SocketAddr>,
-    /// How a log line looks.
+    /// The format of the log.
     pub log_format: LogFormat,
-    /// Which lines are written.
+    /// The level of the log.
     pub log_level: LogLevel,
 }
 
-/// Everything `holdfast standalone` needs, checked.
+/// The validated configuration of `holdfast standalone`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The socket and the log.
@@ -141,14 +142,14 @@ pub struct Config {
     pub node: NodeId,
     /// The pools, at least one.
     pub pools: Vec<PoolConfig>,
-    /// How it offers itself to kubelet, if it does.
+    /// How it registers with kubelet, if it does.
     pub registration: Option<Registration>,
 }
 
 impl Serving {
     fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let endpoint = pick(&flags.endpoint, "--endpoint", &file.endpoint, "endpoint", ENDPOINT_VARIABLE, environment)
-            .ok_or_else(|| refuse("no endpoint: say --endpoint unix:///run/holdfast/csi.sock (or set CSI_ENDPOINT)"))?;
+            .ok_or_else(|| refuse("no endpoint: set --endpoint unix:///run/holdfast/csi.sock (or CSI_ENDPOINT)"))?;
         let metrics = pick(&flags.metrics, "--metrics", &file.metrics, "metrics", "", |_| None);
         let format = pick(&flags.log_format, "--log-format", &file.log.format, "log.format", "", |_| None);
         let level = pick(&flags.log_level, "--log-level", &file.log.level, "log.level", "", |_| None);
@@ -162,10 +163,10 @@ impl Serving {
 }
 
 impl Config {
-    /// Puts flags, file and environment together.
+    /// Combines flags, file and environment.
     ///
     /// # Errors
-    /// `InvalidArgument`, naming what is missing or wrong and where it was said.
+    /// `InvalidArgument` with the missing or wrong setting and its source.
     pub fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let serving = Serving::resolve(flags, file, &environment)?;
         let registration = kubelet::registration(flags, file, &serving.socket)?;
@@ -173,14 +174,14 @@ impl Config {
     }
 }
 
-/// This node, as the orchestrator calls it.
+/// The name of this node in the orchestrator.
 fn node_name(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<NodeId> {
     let said = pick(&flags.node_name, "--node-name", &file.node_name, "nodeName", NODE_VARIABLE, environment)
-        .ok_or_else(|| refuse("no node name: say --node-name NAME (or set NODE_NAME)"))?;
+        .ok_or_else(|| refuse("no node name: set --node-name NAME (or NODE_NAME)"))?;
     NodeId::from_node_name(&said.text).map_err(|error| refuse(format!("{}: {error}", said.place)))
 }
 
-/// A value and where it was said.
+/// A value and its source.
 struct Said {
     text: String,
     place: String,
@@ -198,7 +199,7 @@ fn pick(
     flag.as_ref().map(|text| said(text, flag_name.to_owned())).or_else(|| {
         file.as_ref().map(|text| said(text, format!("{key} in the configuration file"))).or_else(|| {
             let text = environment(variable).filter(|text| !text.is_empty())?;
-            Some(Said { text, place: format!("the variable {variable}") })
+            Some(Said { text, place: format!("the environment variable {variable}") })
         })
     })
 }
@@ -224,11 +225,11 @@ fn socket(said: &Said) -> Result<PathBuf> {
         return Err(wrong("it must be the absolute path of a socket"));
     }
     if path.chars().any(char::is_control) {
-        return Err(wrong("a socket's path has no control characters"));
+        return Err(wrong("the path of a socket must not contain control characters"));
     }
     // sun_path of unix(7): 108 bytes with its terminator.
     if path.len() > 107 {
-        return Err(wrong("a socket's path has at most 107 bytes"));
+        return Err(wrong("the path of a socket has at most 107 bytes"));
     }
     Ok(PathBuf::from(path))
 }
@@ -250,10 +251,11 @@ fn log_level(said: &Said) -> Result<LogLevel> {
     })
 }
 
-/// The pools of flags and file: any `--pool` replaces the file's list, and keeps the limits the file has for that name.
+/// The pools of flags and file: any `--pool` replaces the file's list, and keeps the limits that the file has for that
+/// name.
 ///
 /// # Errors
-/// `InvalidArgument`: none at all, one that is not `NAME=file:DIR`, a name or directory twice, one inside another.
+/// `InvalidArgument`: no pool, one that is not `NAME=file:DIR`, a repeated name or directory, one inside another.
 pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
     let from_file = file.pools.iter().map(PoolConfig::from_entry).collect::<Result<Vec<_>>>()?;
     let pools = if flags.pools.is_empty() {
@@ -269,20 +271,17 @@ pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
         flags.pools.iter().map(with_limits).collect::<Result<Vec<_>>>()?
     };
     if pools.is_empty() {
-        return Err(refuse("no pool: say --pool NAME=file:DIR, or list pools in the file given with --config"));
+        return Err(refuse("no pool: set --pool NAME=file:DIR, or list pools in the file given with --config"));
     }
     let mut rest = pools.as_slice();
     while let Some((pool, others)) = rest.split_first() {
         for other in others {
             if pool.spec.name == other.spec.name {
-                return Err(refuse(format!(
-                    "pool {} is given twice; give each pool a name of its own",
-                    pool.spec.name
-                )));
+                return Err(refuse(format!("pool {} is given twice; give each pool its own name", pool.spec.name)));
             }
             if pool.root().starts_with(other.root()) || other.root().starts_with(pool.root()) {
                 return Err(refuse(format!(
-                    "pools {} and {} lie in one another; give each a directory of its own",
+                    "the directories of pools {} and {} overlap; give each pool its own directory",
                     pool.spec, other.spec
                 )));
             }
@@ -380,7 +379,7 @@ mod tests {
             (with(|f| f.pools = vec!["a=file:/x/../y".into()]), "\"..\""),
             (with(|f| f.pools = vec!["A=file:/x".into()]), "not a pool name"),
             (with(|f| f.pools.push("a=file:/b".into())), "given twice"),
-            (with(|f| f.pools.push("b=file:/a/b/".into())), "in one another"),
+            (with(|f| f.pools.push("b=file:/a/b/".into())), "overlap"),
         ];
         for (sentence, part) in cases {
             assert!(sentence.contains(part) && !sentence.contains('\n'), "{sentence:?} lacks {part:?}");

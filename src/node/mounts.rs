@@ -1,8 +1,8 @@
-//! What mountinfo says of a volume: which mounts show its device. The volume's device is what `attach` proves it to be; a
-//! mount shows it by device number, never by a name.
+//! The mounts of a volume from mountinfo. `attach` verifies which device is the volume's; a mount belongs to the volume
+//! by device number, never by name.
 //!
-//! The device is looked for when a mount is met that may show it, after the table was read: where nothing is mounted at a
-//! path, that is known without it.
+//! The device is looked up after the table was read, and only for a mount that may belong to it. If nothing is mounted at
+//! a path, no lookup is needed.
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
@@ -12,42 +12,42 @@ use super::removal::covered;
 use crate::os::{DevNum, MountEntry, MountTable, Seen};
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 
-/// How a mount shows a volume.
+/// How a mount belongs to a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shown {
     /// The filesystem on this device is mounted.
     Filesystem(DevNum),
-    /// The node of this device is bound to a file: of the volume's own device, whichever lies on top.
+    /// A device node is bind-mounted on a file: that of the volume's own device, or of the device on top of it.
     Device(DevNum),
-    /// The node of the volume's read-only view is bound to a file.
+    /// The device node of the volume's read-only view is bind-mounted on a file.
     View(DevNum),
 }
 
 /// Filesystems without a block device have numbers of this major (include/uapi/linux/major.h, `UNNAMED_MAJOR`).
 const UNNAMED_MAJOR: u64 = 0;
 
-/// The mounts at one moment, as one volume's workflow sees them.
+/// The mount table at one moment, for the workflow of one volume.
 pub(super) struct Mounts<'a> {
     node: &'a Node,
     volume: &'a VolumeId,
-    /// Looked for once.
+    /// Looked up once.
     devices: OnceCell<Devices>,
     table: MountTable,
 }
 
-/// What shows a volume.
+/// The devices of a volume.
 #[derive(Clone, Copy, Debug)]
 struct Devices {
     /// The volume's device.
     device: Option<DevNum>,
-    /// The device-mapper device over it, which pods have then.
+    /// The device-mapper device over it, which pods then use.
     linear: Option<DevNum>,
 }
 
 impl Node {
-    /// The mounts, for questions about a volume.
+    /// The mount table, for the workflow of a volume.
     pub(super) fn mounts<'a>(&'a self, volume: &'a VolumeId) -> Result<Mounts<'a>> {
-        let table = self.os.mounts().at(|| "read the table of mounts")?;
+        let table = self.os.mounts().at(|| "read the mount table")?;
         Ok(Mounts { node: self, volume, devices: OnceCell::new(), table })
     }
 }
@@ -58,7 +58,7 @@ impl Mounts<'_> {
         self.table.at(path)
     }
 
-    /// What a mount covers, see [`MountTable::covers`].
+    /// The place that a mount covers, see [`MountTable::covers`].
     pub(super) fn covers(&self, entry: &MountEntry) -> (DevNum, PathBuf) {
         self.table.covers(entry)
     }
@@ -77,10 +77,10 @@ impl Mounts<'_> {
         Ok(*self.devices.get_or_init(|| found))
     }
 
-    /// How a mount shows this volume; `None` when it is something else's.
+    /// How a mount belongs to this volume; `None` for any other mount.
     ///
     /// # Errors
-    /// Those of looking for the volume's device.
+    /// Those of looking up the volume's device.
     pub(super) fn shows(&self, entry: &MountEntry) -> Result<Option<Shown>> {
         let bound = self.table.bound_device(entry);
         if entry.device.major == UNNAMED_MAJOR && bound.is_none() {
@@ -97,7 +97,7 @@ impl Mounts<'_> {
         Ok(is_bound.then_some(Shown::Device(device)))
     }
 
-    /// Whether pods have the volume's loop device itself.
+    /// Whether pods use the volume's loop device directly.
     ///
     /// # Errors
     /// Those of [`Mounts::shows`].
@@ -107,15 +107,15 @@ impl Mounts<'_> {
         Ok(self.table.entries().iter().any(bound))
     }
 
-    /// The device whose node a mount binds, if it does.
+    /// The device whose node a mount binds, if it binds one.
     pub(super) fn bound_device(&self, entry: &MountEntry) -> Option<DevNum> {
         self.table.bound_device(entry)
     }
 
-    /// The volume's mount at a path, which must not be anything else's.
+    /// The volume's mount at a path. No other mount may be there.
     ///
     /// # Errors
-    /// `kind` when another thing is mounted there, or the volume's mount is covered by one on a directory above; those of
+    /// `kind` when something else is mounted there, or a mount on a parent directory covers the volume's mount; those of
     /// [`Mounts::shows`].
     pub(super) fn ours(&self, path: &Path, kind: Kind) -> Result<Option<(&MountEntry, Shown)>> {
         let entry = match self.table.seen(path) {
@@ -130,7 +130,7 @@ impl Mounts<'_> {
             None => Err(Error::new(
                 kind,
                 format!(
-                    "{} is mounted at {}, and that is not volume {}; nothing was changed; unmount it if it does not belong there",
+                    "{} is mounted at {} instead of volume {}; nothing was changed; unmount it if it does not belong there",
                     entry.source,
                     path.display(),
                     self.volume
@@ -139,7 +139,7 @@ impl Mounts<'_> {
         }
     }
 
-    /// Every mount that shows the volume, but those that cover the same place as the one at `but`.
+    /// Every mount of the volume, except those that cover the same place as the mounts at `but`.
     ///
     /// # Errors
     /// Those of [`Mounts::shows`].

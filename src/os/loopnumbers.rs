@@ -1,13 +1,14 @@
-//! Which loop numbers may be used. A number names a device node, and a node that a container still has shows whatever is
-//! attached to that number next. So a number is passed over
+//! The loop numbers that may be used. A number identifies a device node, and a container that still has a device node
+//! sees the next image with that number. A number is therefore skipped
 //!
-//! - while it is reserved for another volume: its record says that a pod may have the node ([`Os::reserve_loop`]);
-//! - while its node is bound anywhere in a mount namespace that can be read, unless this process freed the number
-//!   itself, proved it idle, and nothing was attached since (the kernel's sequence number tells).
+//! - while it is reserved for another volume: its record says that a pod may have the device node
+//!   ([`Os::reserve_loop`]);
+//! - while its device node is bind-mounted in any readable mount namespace, unless this process detached the device,
+//!   verified that it was idle, and no image was attached since (according to the kernel's sequence number).
 //!
-//! To look where nodes are bound takes the mounts of every container. Where many volumes are attached at once, as after a
-//! node's start, those who wait for one look share the next: it begins after each of them asked, so it shows them
-//! what a look of their own would.
+//! A scan for bind-mounted nodes reads the mounts of every container. If many volumes are attached at once, as after a
+//! start of the node, the calls that wait for a scan share the next one. It begins after each of these calls, so it finds
+//! the same as a scan of their own.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -20,29 +21,29 @@ use super::loopview::{backing, diskseq, loop_numbers};
 use super::users::bound_block_devices;
 use super::{DevNum, LoopDevice, Os, ioctl};
 
-/// What this process knows of the numbers.
+/// The numbers that this process knows.
 #[derive(Debug, Default)]
 pub(super) struct LoopNumbers {
-    /// Whose each reserved number is.
+    /// The owner of each reserved number.
     reserved: HashMap<LoopDevice, String>,
-    /// Freed by us, with the sequence number right after.
+    /// Detached by us, with the sequence number after that.
     cleared: HashMap<LoopDevice, u64>,
 }
 
-/// The devices whose nodes are bound somewhere.
+/// The devices whose nodes are bind-mounted somewhere.
 type Bound = Arc<HashSet<DevNum>>;
 
-/// Looks at what is bound, one at a time.
+/// Scans for bind-mounted nodes, one at a time.
 #[derive(Debug, Default)]
 pub(super) struct Looks {
-    /// How many asked so far.
+    /// The number of calls so far.
     asked: AtomicU64,
-    /// The last look, and how many had asked when it began.
+    /// The last scan, and the number of calls when it began.
     last: Mutex<(u64, Bound)>,
 }
 
 impl Looks {
-    /// What `look` finds when it is begun from now on, by us or by somebody else who waits too.
+    /// The result of a scan that begins from now on, by this call or by another one that waits too.
     fn share(&self, look: impl FnOnce() -> io::Result<HashSet<DevNum>>) -> io::Result<Bound> {
         let turn = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,20 +56,20 @@ impl Looks {
 }
 
 impl Os {
-    /// From now on a number is given to nobody but `owner`, until [`Os::release_loops`]. Reserved already, it stays
-    /// another owner's.
+    /// Reserves a number for `owner`, until [`Os::release_loops`]. A number reserved for another owner stays with that
+    /// owner.
     pub fn reserve_loop(&self, device: LoopDevice, owner: &str) {
         self.numbers(|numbers| {
             numbers.reserved.entry(device).or_insert_with(|| owner.to_owned());
         });
     }
 
-    /// Gives back every number reserved for an owner.
+    /// Releases every number reserved for an owner.
     pub fn release_loops(&self, owner: &str) {
         self.numbers(|numbers| numbers.reserved.retain(|_, of| of != owner));
     }
 
-    /// This process proved the device idle and cleared it.
+    /// Records that this process verified the device to be idle and detached it.
     pub(super) fn cleared(&self, device: LoopDevice) {
         if let Ok(Some(sequence)) = diskseq(device) {
             self.numbers(|numbers| numbers.cleared.insert(device, sequence));
@@ -88,15 +89,16 @@ impl Os {
 pub(super) struct FreeNumbers<'a> {
     os: &'a Os,
     owner: &'a str,
-    /// Read once, when it is needed.
+    /// Read once, on first use.
     bound: Option<Bound>,
     tried: HashSet<LoopDevice>,
 }
 
 impl FreeNumbers<'_> {
-    /// The next number to try: the kernel's choice if it may be used, else another free one, else a new device.
+    /// The next number to try: the kernel's choice if it may be used, otherwise another free one, otherwise a new
+    /// device.
     pub(super) fn next(&mut self, control: &File) -> io::Result<LoopDevice> {
-        // Its own number first: a pod that still has the node then sees its own volume again.
+        // The owner's own number first: a pod that still has the device node then sees its own volume again.
         let own = self.os.numbers(|numbers| {
             let own = numbers.reserved.iter().filter(|(_, of)| of.as_str() == self.owner);
             own.map(|(device, _)| *device).collect::<Vec<_>>()
@@ -107,7 +109,7 @@ impl FreeNumbers<'_> {
             }
         }
         let first = LoopDevice(ioctl::loop_ctl_get_free(control.as_fd())?);
-        // The kernel says the same number again when another process took it meanwhile: that is no reason against it.
+        // If another process took the number meanwhile, the kernel returns the same number again; it is not excluded.
         if self.usable(first)? {
             return Ok(first);
         }
@@ -132,7 +134,7 @@ impl FreeNumbers<'_> {
             (reserved, sequence.is_some() && numbers.cleared.get(&device).copied() == sequence)
         });
         match reserved {
-            // Its own: a pod that still has the node sees its own volume.
+            // The owner's own: a pod that still has the device node sees its own volume.
             Some(own) => Ok(own),
             None if cleared => Ok(true),
             None => {

@@ -1,8 +1,8 @@
-//! Who uses a block device: the one answer to that question for home, node and doctor.
+//! The users of a block device: the only answer to this question for home, node and doctor.
 //!
-//! A use is known by the device number of what is really mounted, bound or open, never by a name: a tmpfs directory can be
-//! called `loop3`, and a device node can be called anything. What is looked at never asks a device or a filesystem for
-//! anything (statx(2) with AT_STATX_DONT_SYNC), and no path is walked that leads through a network or FUSE mount.
+//! A use is identified by the device number of what is really mounted, bind-mounted or open, never by a name: a tmpfs
+//! directory can have the name `loop3`, and a device node any name. No lookup queries a device or a filesystem
+//! (statx(2) with AT_STATX_DONT_SYNC), and no path leads through a network or FUSE mount.
 
 #![expect(unsafe_code, reason = "the C library's statx has no safe wrapper")]
 
@@ -17,19 +17,19 @@ use std::path::{Path, PathBuf};
 use super::loopview::attached_loops;
 use super::{Call, DevNum, MountEntry, MountTable, Os};
 
-/// So many processes are named at most.
+/// The most processes that are named.
 const NAMED: usize = 5;
-/// Filesystems that device nodes lie on. A node elsewhere is seen only as an open descriptor.
+/// Filesystems with device nodes. A device node elsewhere is found only as an open descriptor.
 const NODE_FILESYSTEMS: [&str; 2] = ["devtmpfs", "tmpfs"];
-/// Filesystems that may hang when a path leads through them.
+/// Filesystems on which a path lookup may hang.
 const REMOTE: [&str; 8] = ["nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "virtiofs"];
 
 /// A process, for a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// Its number in our PID namespace.
+    /// Its pid in our PID namespace.
     pub pid: u32,
-    /// Its command's name, at most 15 bytes.
+    /// The name of its command, at most 15 bytes.
     pub command: String,
 }
 
@@ -38,9 +38,9 @@ pub struct Process {
 pub enum DeviceUse {
     /// Its filesystem is mounted here, or in the mount namespace of a process.
     Mounted(PathBuf, Option<Process>),
-    /// Its node is bound to this path, or is in the mount namespace of a process.
+    /// Its device node is bind-mounted at this path, or is in the mount namespace of a process.
     Bound(PathBuf, Option<Process>),
-    /// Another block device lies on it: device-mapper, md, or a loop device.
+    /// Another block device is on top of it: device-mapper, md, or a loop device.
     Below(String),
     /// A process has it open.
     Open(Process),
@@ -67,14 +67,14 @@ impl fmt::Display for DeviceUse {
 }
 
 impl MountTable {
-    /// The block device whose node a mount binds; `None` for every other mount, and for one that cannot be seen because
-    /// another mount covers it.
+    /// The block device whose device node a mount binds; `None` for every other mount, and for one that another mount
+    /// covers.
     #[must_use]
     pub fn bound_device(&self, entry: &MountEntry) -> Option<DevNum> {
         self.bound_below(Path::new("/"), entry)
     }
 
-    /// Where a device is mounted or its node bound, in these mounts.
+    /// The mounts of a device or of its device node in this table.
     #[must_use]
     pub fn uses(&self, device: DevNum) -> Vec<DeviceUse> {
         self.uses_below(Path::new("/"), device, None)
@@ -101,14 +101,14 @@ impl MountTable {
         }
         let at = root.join(entry.mount_point.strip_prefix("/").unwrap_or(&entry.mount_point));
         let found = stat(&at, Follow::No).ok()?;
-        // Another device number: something is mounted over it.
+        // Another device number: there is a mount over it.
         found.block.filter(|_| found.filesystem == entry.device)
     }
 
-    /// Whether the path of a mount crosses a filesystem that may not answer.
+    /// Whether the path of a mount crosses a filesystem that may not respond.
     fn leads_through_remote(&self, entry: &MountEntry) -> bool {
         let mut at = entry;
-        // A table that was read while mounts came and went may lead in a circle.
+        // A table that was read while mounts changed may contain a cycle.
         for _ in self.entries() {
             let Some(below) = self.entries().iter().find(|other| other.id == at.parent && other.id != at.id) else {
                 return false;
@@ -123,13 +123,13 @@ impl MountTable {
 }
 
 impl Os {
-    /// Whether there is a block device of this number.
+    /// Whether there is a block device with this number.
     #[must_use]
     pub fn is_device(&self, device: DevNum) -> bool {
         fs::symlink_metadata(format!("/sys/dev/block/{device}")).is_ok()
     }
 
-    /// The path a device has in a devtmpfs, such as `/dev/loop3`; `/dev/block/7:3` when there is no such device.
+    /// The path of a device in a devtmpfs, such as `/dev/loop3`; `/dev/block/7:3` when there is no such device.
     #[must_use]
     pub fn device_path(&self, device: DevNum) -> PathBuf {
         let link = fs::read_link(format!("/sys/dev/block/{device}")).ok();
@@ -137,12 +137,12 @@ impl Os {
         name.map_or_else(|| PathBuf::from(format!("/dev/block/{device}")), |name| Path::new("/dev").join(name))
     }
 
-    /// Every use of a device: mounts and bound nodes in all mount namespaces that can be read, devices on top of it, and
-    /// processes that have it open, five at most. For decisions about one device and for messages: it reads all of
-    /// /proc.
+    /// Every use of a device: mounts and bind-mounted device nodes in all readable mount namespaces, devices on top of
+    /// it, and at most five processes that have it open. For decisions about one device and for messages: it reads all
+    /// of /proc.
     ///
     /// # Errors
-    /// Those of reading our own mounts. What comes, goes or hides meanwhile is not seen.
+    /// Those of reading our own mounts. Uses that start, end or hide meanwhile are missed.
     pub fn device_users(&self, device: DevNum) -> io::Result<Vec<DeviceUse>> {
         self.call(Call::DeviceUsers, &device, || {
             let mut found = Vec::new();
@@ -158,7 +158,7 @@ impl Os {
     }
 }
 
-/// The block devices whose nodes are bound in any mount namespace that can be read.
+/// The block devices whose device nodes are bind-mounted in any readable mount namespace.
 pub(super) fn bound_block_devices() -> io::Result<HashSet<DevNum>> {
     let mut found = HashSet::new();
     each_namespace(|namespace| {
@@ -234,7 +234,8 @@ fn process(pid: u32, directory: &Path) -> Process {
     Process { pid, command: command.trim().to_owned() }
 }
 
-/// Devices that lie on this one: those sysfs says, and loop devices over its node or over a path it is bound to.
+/// Devices on top of this one: those in sysfs, and loop devices over its device node or over a path of a bind mount of
+/// it.
 fn on_top_of(device: DevNum, uses: &[DeviceUse]) -> io::Result<Vec<String>> {
     let sysfs = PathBuf::from(format!("/sys/dev/block/{device}"));
     let holders = fs::read_dir(sysfs.join("holders")).into_iter().flatten().flatten();
@@ -250,7 +251,7 @@ fn on_top_of(device: DevNum, uses: &[DeviceUse]) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Processes but ourselves that have the device open.
+/// Other processes that have the device open.
 fn with_it_open(device: DevNum) -> Vec<Process> {
     let me = std::process::id();
     let mut found = Vec::new();
@@ -274,7 +275,7 @@ enum Follow {
     No,
 }
 
-/// What a file is, without asking its filesystem.
+/// The identity of a file, without a query to its filesystem.
 struct Found {
     filesystem: DevNum,
     /// Its number, for a block device.
