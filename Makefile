@@ -6,8 +6,10 @@ CARGO ?= cargo
 # The directory for tools that the system does not have.
 TOOLS := $(CURDIR)/.tools/bin
 export PATH := $(TOOLS):$(PATH)
+# Records the duration of each part, for .ci/run.
+TIMED := scripts/timed
 
-.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model fuzz e2e prepare-e2e guests prepare-guests
+.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model soak fuzz e2e prepare-e2e guests prepare-guests
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +23,7 @@ bench: prepare-bench ## The measurements of docs/benchmarks.md; ONLY="stage fio"
 	$(CARGO) bench --locked --bench holdfast -- $(ONLY)
 
 build: ## The debug binary
-	$(CARGO) build --locked
+	@$(TIMED) build $(CARGO) build --locked
 
 release: ## The release binary, target/release/holdfast
 	$(CARGO) build --locked --release
@@ -30,33 +32,33 @@ prepare: ## Installs missing system packages with apt as root; otherwise lists t
 	@scripts/prepare run
 
 prepare-test: ## The same, with the packages for the tests
-	@scripts/prepare test
+	@$(TIMED) prepare scripts/prepare test
 
 prepare-e2e: ## The same, with the packages for the test cluster
-	@scripts/prepare e2e
+	@$(TIMED) prepare scripts/prepare e2e
 
 prepare-guests: ## The same, with the packages for the QEMU guests
-	@scripts/prepare guests
+	@$(TIMED) prepare scripts/prepare guests
 
 prepare-bench: ## The same, with the packages for the benchmark
 	@scripts/prepare bench
 
 fmt: ## Checks the formatting
-	$(CARGO) fmt --all --check
+	@$(TIMED) fmt $(CARGO) fmt --all --check
 
 clippy: ## Runs the lints; warnings are errors
-	$(CARGO) clippy --locked --all-targets -- -D warnings
-	$(CARGO) clippy --manifest-path fuzz/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target} -- -D warnings
+	@$(TIMED) clippy $(CARGO) clippy --locked --all-targets -- -D warnings
+	@$(TIMED) clippy $(CARGO) clippy --manifest-path fuzz/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target} -- -D warnings
 
 doc: ## Builds the API documentation; warnings are errors
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	@RUSTDOCFLAGS="-D warnings" $(TIMED) doc $(CARGO) doc --locked --no-deps --document-private-items
 
 chart: ## Checks the Helm chart: lint, renderings, rejected values, alerts; UPDATE=1 writes the renderings, its README and deploy/
 	$(if $(UPDATE),HOLDFAST_UPDATE=1 $(CARGO) nextest run --locked --test docs -E 'test(the_chart_s_schema)')
-	@scripts/chart $(if $(UPDATE),update)
+	@$(TIMED) chart scripts/chart $(if $(UPDATE),update)
 
 sanity: build ## csi-sanity against the real socket: mount and block, with and without reflink (root)
-	tests/sanity.sh target/debug/holdfast
+	@$(TIMED) sanity tests/sanity.sh target/debug/holdfast
 
 N ?= 200
 power: ## Power cuts: after each answer, and N more spread over all flushes (root)
@@ -70,17 +72,23 @@ model: ## STEPS random calls against the model of the specification, a million b
 	HOLDFAST_MODEL_SEED=$${HOLDFAST_MODEL_SEED:-random} HOLDFAST_MODEL_STEPS=$(STEPS) $(CARGO) nextest run --locked --lib --success-output final 'model::'
 
 e2e: prepare-e2e ## Tests on a real Kubernetes of two nodes with the chart and the sidecars; KEEP=1 keeps it running (root)
-	tests/kubernetes/run $(TESTS)
+	@$(TIMED) e2e tests/kubernetes/run $(TESTS)
 
 guests: prepare-guests ## Tests on a kernel with device-mapper, in small QEMU guests; TESTS="raw_block" runs a part (root)
-	tests/guests/build $${CARGO_TARGET_DIR:-target}/guests
-	$(CARGO) nextest run --locked --profile guests --test guests $(TESTS)
+	@$(TIMED) guests tests/guests/build $${CARGO_TARGET_DIR:-target}/guests
+	@$(TIMED) guests $(CARGO) nextest run --locked --profile guests --test guests $(TESTS)
 
 # The time for each fuzz target, in seconds.
 T ?= 20
 fuzz: ## Runs every fuzz target for T seconds, 20 by default: make fuzz T=60 (root)
-	scripts/fuzz $(T)
+	@$(TIMED) fuzz scripts/fuzz $(T)
 
 # Last, so that its summary is at the end of the output.
 unit: ## Unit and black-box tests (root)
-	$(CARGO) nextest run --locked
+	@$(TIMED) unit $(CARGO) nextest run --locked
+
+soak: ## Long tests, for hours: power cuts, kills, random calls, fuzzing (root)
+	$(MAKE) power N=2000
+	$(MAKE) torture N=1000
+	$(MAKE) model STEPS=1000000
+	$(MAKE) fuzz T=1200

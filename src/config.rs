@@ -1,7 +1,7 @@
 //! Flags, file and environment -> one validated [`Config`]. Pure: reads no file, no variable, no clock.
 //!
-//! Flags override the file, and the file overrides the environment. Every error names the value, the reason and the next
-//! step.
+//! Flags override the file, and the file overrides the environment. Every error names the setting, the reason and the
+//! next step.
 
 mod auto;
 mod cluster;
@@ -26,12 +26,12 @@ use crate::pool::{PoolKind, PoolSpec};
 use crate::telemetry::LogFormat;
 use crate::types::{Error, Kind, NodeId, PoolName, Result};
 
-/// The environment variable for the endpoint, when neither flags nor file set it.
+/// The environment variable for an endpoint that neither a flag nor the file sets.
 pub const ENDPOINT_VARIABLE: &str = "CSI_ENDPOINT";
-/// The environment variable for the name of the node.
+/// The same for the name of the node.
 pub const NODE_VARIABLE: &str = "NODE_NAME";
 
-/// The flags of the command line, unparsed.
+/// The command line, unparsed.
 #[derive(Clone, Debug, Default)]
 pub struct Flags {
     /// `--endpoint`.
@@ -120,20 +120,20 @@ impl PoolConfig {
     }
 }
 
-/// What every daemon needs: socket, metrics and log.
+/// The settings of every daemon: socket, metrics and log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Serving {
     /// The Unix socket's path.
     pub socket: PathBuf,
     /// The address of metrics and health, if they are served.
     pub metrics: Option<SocketAddr>,
-    /// The format of log lines.
+    /// The format of the log.
     pub log_format: LogFormat,
-    /// Which lines are written.
+    /// The level of the log.
     pub log_level: LogLevel,
 }
 
-/// Everything `holdfast standalone` needs, checked.
+/// The validated configuration of `holdfast standalone`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The socket and the log.
@@ -142,7 +142,7 @@ pub struct Config {
     pub node: NodeId,
     /// The pools, at least one.
     pub pools: Vec<PoolConfig>,
-    /// How the driver registers itself with kubelet, if it does.
+    /// How it registers with kubelet, if it does.
     pub registration: Option<Registration>,
 }
 
@@ -163,10 +163,10 @@ impl Serving {
 }
 
 impl Config {
-    /// Puts flags, file and environment together.
+    /// Combines flags, file and environment.
     ///
     /// # Errors
-    /// `InvalidArgument`, with the missing or invalid value and its origin.
+    /// `InvalidArgument` with the missing or wrong setting and its source.
     pub fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let serving = Serving::resolve(flags, file, &environment)?;
         let registration = kubelet::registration(flags, file, &serving.socket)?;
@@ -181,7 +181,7 @@ fn node_name(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<St
     NodeId::from_node_name(&said.text).map_err(|error| refuse(format!("{}: {error}", said.place)))
 }
 
-/// A value and its origin.
+/// A value and its source.
 struct Said {
     text: String,
     place: String,
@@ -251,10 +251,11 @@ fn log_level(said: &Said) -> Result<LogLevel> {
     })
 }
 
-/// The pools of flags and file: any `--pool` replaces the list of the file, and keeps the limits in the file for its name.
+/// The pools of flags and file: any `--pool` replaces the file's list, and keeps the limits that the file has for that
+/// name.
 ///
 /// # Errors
-/// `InvalidArgument`: no pool, one that is not `NAME=file:DIR`, a duplicate name or directory, one inside another.
+/// `InvalidArgument`: no pool, one that is not `NAME=file:DIR`, a repeated name or directory, one inside another.
 pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
     let from_file = file.pools.iter().map(PoolConfig::from_entry).collect::<Result<Vec<_>>>()?;
     let pools = if flags.pools.is_empty() {

@@ -1,9 +1,8 @@
-//! Works: blocking workflows on threads of their own (docs/adr/0001), bounded in number, counted until they end. What
-//! asked for one may go away; the work does not notice.
+//! A pool of worker threads: blocking workflows in their own threads (docs/adr/0001), limited in number, counted until
+//! they end. A workflow continues if its caller disconnects.
 //!
-//! Works of one pool hang together when its disk does. A pool may therefore have as many works under way as there are
-//! free ones left beside them: one that hangs takes half of all, two take two thirds, and there is always one for
-//! another.
+//! If the disk of a pool hangs, all its workflows hang. A pool may therefore use at most as many threads as remain
+//! free. One pool that hangs uses half of all threads, two use two thirds, and there is always one left for another.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,7 +14,7 @@ use tracing::{Span, error, info};
 
 use crate::os::Deadline;
 
-/// The works under way. Cheap to clone; clones count together.
+/// The running workflows. Cheap to clone; clones share their counts.
 #[derive(Clone, Debug)]
 pub struct Works {
     running: Arc<watch::Sender<usize>>,
@@ -23,45 +22,45 @@ pub struct Works {
     most: usize,
 }
 
-/// What a call is about, as far as it can hang with others: a pool, by its id or its name, or all pools.
+/// The pool of a call, by its id or its name, or all pools: calls of one pool may hang together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Share(String);
 
 impl Share {
-    /// The pool in a handle or an id of a volume or a snapshot, as it was sent.
+    /// The pool in the handle of a volume or snapshot, unparsed.
     #[must_use]
     pub fn of_handle(handle: &str) -> Self {
         Self::cut(handle.split('_').nth(1).unwrap_or_default())
     }
 
-    /// The pool of this name; empty where the class names none.
+    /// The pool with this name; empty if the StorageClass names none.
     #[must_use]
     pub fn of_pool_named(name: &str) -> Self {
         Self::cut(name)
     }
 
-    /// Every pool at once.
+    /// All pools at once.
     #[must_use]
     pub fn of_all() -> Self {
         Self("*".to_owned())
     }
 
-    /// No longer than any name or id of a pool.
+    /// Not longer than any name or id of a pool.
     fn cut(text: &str) -> Self {
         Self(text.chars().take(64).collect())
     }
 }
 
-/// Why a call is not begun.
+/// Why a call is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Crowd {
-    /// As many works as may be are under way.
+    /// The limit for all workflows is reached.
     Works(usize),
-    /// This pool has as many as are left for others.
+    /// The limit for this pool is reached.
     Pool {
         /// The pool, by id or name.
         pool: String,
-        /// The works of it that are under way.
+        /// Its running workflows.
         running: usize,
     },
 }
@@ -69,13 +68,16 @@ pub enum Crowd {
 impl std::fmt::Display for Crowd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Works(most) => write!(f, "{most} calls are under way already"),
+            Self::Works(most) => write!(f, "{most} calls are already running"),
             Self::Pool { pool, running } if pool == "*" => {
-                write!(f, "{running} calls that concern all pools are under way already, and others are left room for")
+                write!(
+                    f,
+                    "{running} calls for all pools are already running, and the remaining threads are kept for other calls"
+                )
             }
             Self::Pool { pool, running } => write!(
                 f,
-                "{running} calls of pool {pool:?} are under way already, and the other pools are left room for; if none of them ends, its disk does not answer"
+                "{running} calls for pool {pool:?} are already running, and the remaining threads are kept for the other pools; if none of the calls ends, the disk of the pool does not respond"
             ),
         }
     }
@@ -87,7 +89,8 @@ struct Slots {
     of: HashMap<Share, usize>,
 }
 
-/// The right to one work, free when the last clone is dropped: the work has one, and its answer may have another.
+/// The right to run one workflow, released when the last clone is dropped: the workflow has one, and its response may
+/// have another.
 #[derive(Clone, Debug)]
 pub struct Slot(#[expect(dead_code, reason = "its drop is what it is for")] Arc<Taken>);
 
@@ -114,7 +117,7 @@ fn lock(slots: &Mutex<Slots>) -> MutexGuard<'_, Slots> {
     slots.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One work that counts until it ends.
+/// One workflow, counted until it ends.
 struct Counted(Arc<watch::Sender<usize>>);
 
 impl Drop for Counted {
@@ -123,14 +126,14 @@ impl Drop for Counted {
     }
 }
 
-/// How a work ended for who asked for it.
+/// The result of a workflow for its caller.
 #[derive(Debug)]
 pub enum Ended<T> {
-    /// With this.
+    /// It returned this value.
     Done(T),
-    /// In a panic, which is logged: nothing is known of what it did.
+    /// It panicked, which is logged: its effect is unknown.
     Panicked,
-    /// It was not begun: as many as may be are under way.
+    /// It was not started: the limit is reached.
     Crowded(Crowd),
 }
 
@@ -141,10 +144,10 @@ impl Works {
         Self { running: Arc::new(watch::Sender::new(0)), slots: Arc::default(), most }
     }
 
-    /// The right to one more of a share.
+    /// Takes a slot for a share.
     ///
     /// # Errors
-    /// As many as may be are under way, of all or of this share.
+    /// The limit of all workflows or of this share is reached.
     pub fn slot(&self, share: Share) -> Result<Slot, Crowd> {
         let mut slots = lock(&self.slots);
         let free = self.most.saturating_sub(slots.taken);
@@ -165,7 +168,7 @@ impl Works {
         Counted(Arc::clone(&self.running))
     }
 
-    /// Waits until none is left, at most `grace`; how many are.
+    /// Waits until all have ended, at most `grace`; returns the number that remain.
     pub async fn ended(&self, grace: Duration) -> usize {
         let mut running = self.running.subscribe();
         match tokio::time::timeout(grace, running.wait_for(|running| *running == 0)).await {
@@ -174,7 +177,7 @@ impl Works {
         }
     }
 
-    /// Does one work of a share, called `what` in the log, for a caller who waits until `deadline`.
+    /// Runs one workflow of a share, called `what` in the log, with the caller's `deadline`.
     pub async fn run<T: Send + 'static>(
         &self,
         what: &'static str,
@@ -205,19 +208,19 @@ impl Works {
                 Ok(done) => Ended::Done(done),
                 Err(panic) => {
                     let reason = reason_of(&*panic);
-                    error!(reason, "{what} panicked; what it began is finished by the next try");
+                    error!(reason, "{what} panicked; the next retry completes what it began");
                     Ended::Panicked
                 }
             };
             if tell.send(ended).is_err() {
-                info!("{what} ended after its caller had gone away");
+                info!("{what} ended after its caller had disconnected");
             }
         });
         told.await.unwrap_or(Ended::Panicked)
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 #[must_use]
 pub fn reason_of(panic: &(dyn std::any::Any + Send)) -> &str {
     panic

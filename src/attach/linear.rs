@@ -1,13 +1,13 @@
 //! A device-mapper device over a raw block volume's loop device, so that the pod that gets the volume does not get the
 //! loop device's controls (docs/adr/0005).
 //!
-//! Whoever may open a loop device may detach it, change what it shows and resize it, without any capability. A
-//! device-mapper device is controlled through its control node, which wants CAP_SYS_ADMIN. It passes ioctls on to the
-//! device below it only if its table has exactly one target: one linear target as long as the loop device would hand
-//! LOOP_CLR_FD through. The table therefore always has two, which together show the whole volume.
+//! A process that can open a loop device can detach it, change its image and resize it, without any capability. A
+//! device-mapper device is controlled through its control node, which requires CAP_SYS_ADMIN. It passes ioctls to the
+//! device below only if its table has exactly one target. A single linear target as long as the loop device would pass
+//! LOOP_CLR_FD. The table therefore always has two targets, which together cover the whole volume.
 //!
-//! Keeps no state: the device is found by its dm uuid, which names pool and volume. A volume has the device from its
-//! first stage to its unstage, or never in between: see [`Linear::device`].
+//! This module keeps no state: it finds the device by its dm uuid, which contains pool and volume. A volume has the
+//! device from its first stage to its unstage, or not at all: see [`Linear::device`].
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,16 +15,16 @@ use crate::home::Changed;
 use crate::os::{DevNum, DmMode, DmRemoved, DmState, DmSupport, DmTarget, Os};
 use crate::types::{Bytes, Error, Kind, ObjectUuid, OsContext, PoolId, Result, VolumeId};
 
-/// What the dm uuids of these devices begin with; pool and volume follow.
+/// The prefix of the dm uuids of these devices; pool and volume follow.
 const WRITABLE: &str = "HOLDFAST-RAW-";
-/// The same of those that refuse writes ([`super::ReadOnlyViews`]).
+/// The prefix for read-only devices ([`super::ReadOnlyViews`]).
 const READ_ONLY: &str = "HOLDFAST-RO-";
-/// Bytes of the second target, at the end of the volume: the largest logical block there is.
+/// Bytes of the second target, at the end of the volume: the largest possible logical block size.
 const TAIL: u64 = 4096;
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
 
-/// Makes, grows and removes these devices. All calls block and are idempotent.
+/// Creates, grows and removes these devices. All calls block and are idempotent.
 #[derive(Debug)]
 pub struct Linear {
     os: Os,
@@ -42,13 +42,13 @@ pub struct LinearDevice {
 }
 
 impl Linear {
-    /// For the volumes of this node: devices that may be written.
+    /// For the volumes of this node: writable devices.
     #[must_use]
     pub fn new(os: Os) -> Self {
         Self { os, support: Arc::default(), mode: DmMode::Writable }
     }
 
-    /// The same, devices that refuse writes. A volume may have one of each.
+    /// The same with read-only devices. A volume may have one of each.
     #[must_use]
     pub fn read_only(&self) -> Self {
         Self { mode: DmMode::ReadOnly, os: self.os.clone(), support: Arc::clone(&self.support) }
@@ -74,21 +74,21 @@ impl Linear {
         format!("{}{}-{}", self.prefix(), volume.pool, volume.uuid)
     }
 
-    /// The volume a dm uuid names.
+    /// The volume in a dm uuid.
     fn volume_in(&self, uuid: &str) -> Option<VolumeId> {
         let (pool, uuid) = uuid.strip_prefix(self.prefix())?.split_once('-')?;
         Some(VolumeId { pool: pool.parse::<PoolId>().ok()?, uuid: uuid.parse::<ObjectUuid>().ok()? })
     }
 
-    /// Whether this kernel has device-mapper, asked once.
+    /// Whether this kernel has device-mapper. The result is cached.
     ///
     /// # Errors
-    /// `Internal` when the kernel cannot be asked; the next call asks again.
+    /// `Internal` when the kernel cannot be queried; the next call tries again.
     pub fn support(&self) -> Result<&DmSupport> {
         if let Some(support) = self.support.get() {
             return Ok(support);
         }
-        let support = self.os.dm_support().at(|| "ask the kernel for device-mapper")?;
+        let support = self.os.dm_support().at(|| "check whether the kernel has device-mapper")?;
         Ok(self.support.get_or_init(|| support))
     }
 
@@ -96,11 +96,11 @@ impl Linear {
         self.support().map(|support| matches!(support, DmSupport::Yes(_)))
     }
 
-    /// The device of a volume; `None` when it has none: then it is used through its loop device until it is unstaged.
-    /// One without a live table, which a crash left, counts as none.
+    /// The device of a volume. `None`: the volume is used through its loop device until it is unstaged. A device
+    /// without a live table, which a crash left, counts as none.
     ///
     /// # Errors
-    /// `Corrupt` when a device has the volume's uuid and another table than ours; `Internal`.
+    /// `Corrupt` when a device has the volume's uuid and a foreign table; `Internal`.
     pub fn device(&self, volume: &VolumeId) -> Result<Option<LinearDevice>> {
         let Some(state) = self.state(volume)? else { return Ok(None) };
         let Some((_, size)) = shape(&state.table).transpose().map_err(|()| foreign(volume, &self.name(volume)))? else {
@@ -109,22 +109,25 @@ impl Linear {
         Ok(Some(LinearDevice { number: state.number, size }))
     }
 
-    /// Gives a volume its device over the loop device `below`, which has `size` bytes, or makes the one it has as it is
-    /// to be: grown, resumed.
+    /// Creates the volume's device on the loop device `below`, which has `size` bytes, or grows and resumes an existing
+    /// one.
     ///
-    /// 1. Create it, without a table. A crash leaves a device of no size, which nothing can be read through; the next call
-    ///    goes on, and `release` removes it.
-    /// 2. Load the table beside the live one. A crash leaves the live one, or none, as it was; the same.
-    /// 3. Make it live. A crash leaves the finished device.
-    /// 4. Look at it again.
+    /// 1. Create the device, without a table. A crash leaves a device of size 0. The next call continues, and `release`
+    ///    removes it.
+    /// 2. Load the table beside the live one. A crash leaves the live table unchanged.
+    /// 3. Make the table live. A crash leaves the finished device.
+    /// 4. Read the device back and compare.
     ///
     /// # Errors
-    /// `Busy` when another call is making it; `InUse` when the volume's device lies on another loop device, or was given another mode by somebody else and is open; `Corrupt` when it is
-    /// larger than the loop device, or its table is none of ours; `Precondition` without device-mapper; `OutOfRange` for a
-    /// size that cannot be shown; `Internal`.
+    /// `Busy` when another call is creating it; `InUse` when it is on top of another loop device, or another program
+    /// changed its read-only flag and it is open; `Corrupt` when it is larger than the loop device, or its table is
+    /// foreign; `Precondition` without device-mapper; `OutOfRange` for a size that cannot be mapped; `Internal`.
     pub fn ensure(&self, volume: &VolumeId, below: DevNum, size: Bytes) -> Result<LinearDevice> {
         if let DmSupport::No(why) = self.support()? {
-            return Err(Error::new(Kind::Precondition, format!("volume {volume} gets no device of its own: {why}")));
+            return Err(Error::new(
+                Kind::Precondition,
+                format!("cannot create a device-mapper device for volume {volume}: {why}"),
+            ));
         }
         let uuid = self.uuid_of(volume);
         let wanted = table(volume, below, size)?;
@@ -142,19 +145,19 @@ impl Linear {
             .dm_load(&uuid, &wanted, self.mode)
             .map_err(|error| load_failed(volume, &self.name(volume), below, error))?;
         self.os.dm_resume(&uuid).at(|| format!("resume {} of volume {volume}", self.name(volume)))?;
-        let state = self.state(volume)?.ok_or_else(|| unlike(volume, &self.name(volume), "is gone again"))?;
+        let state = self.state(volume)?.ok_or_else(|| unlike(volume, &self.name(volume), "has disappeared"))?;
         if state.table != wanted || state.mode != self.mode || state.is_suspended {
-            return Err(unlike(volume, &self.name(volume), "does not have the table it was given"));
+            return Err(unlike(volume, &self.name(volume), "has another table"));
         }
-        let shown = self.os.device_size_shown(state.number).at(|| format!("ask {} for its size", self.name(volume)))?;
+        let shown = self.os.device_size_shown(state.number).at(|| format!("read the size of {}", self.name(volume)))?;
         if shown != size.get() {
-            return Err(unlike(volume, &self.name(volume), "does not have the size of its table"));
+            return Err(unlike(volume, &self.name(volume), "has a size that differs from its table"));
         }
         Ok(LinearDevice { number: state.number, size })
     }
 
-    /// Lets a volume's device take the size its loop device has now. One step, as step 2 and 3 of [`Linear::ensure`]; the
-    /// pod's requests wait a moment. Nothing to do for a volume without one.
+    /// Resizes a volume's device to the size of its loop device, with steps 2 and 3 of [`Linear::ensure`]. Requests of
+    /// the pod wait meanwhile. Does nothing for a volume without a device.
     ///
     /// # Errors
     /// Those of [`Linear::ensure`].
@@ -165,7 +168,7 @@ impl Linear {
         }
     }
 
-    /// Removes a volume's device, whatever state a crash left it in. The loop device is free then, as far as this goes.
+    /// Removes a volume's device, in whatever state a crash left it. This module then no longer holds the loop device.
     ///
     /// # Errors
     /// `InUse` when it is open; `Internal`.
@@ -189,10 +192,11 @@ impl Linear {
         }
     }
 
-    /// Who keeps a device, as far as can be seen.
+    /// What uses a device, as far as it is visible.
     fn users(&self, volume: &VolumeId) -> Result<String> {
         let Some(state) = self.state(volume)? else { return Ok("busy".to_owned()) };
-        let above = self.os.devices_above(state.number).at(|| format!("ask what lies on {}", state.number))?;
+        let above =
+            self.os.devices_above(state.number).at(|| format!("list the devices on top of {}", state.number))?;
         let above: Vec<_> = above.iter().map(ToString::to_string).collect();
         Ok(match above.is_empty() {
             true => format!("open {} times", state.open_count),
@@ -200,22 +204,22 @@ impl Linear {
         })
     }
 
-    /// Whose device this number is; `None` when it is none of these. Opens nothing.
+    /// The volume of this device number; `None` for any other device. Opens nothing.
     ///
     /// # Errors
     /// `Internal` when sysfs cannot be read.
     pub fn volume_of(&self, number: DevNum) -> Result<Option<VolumeId>> {
-        let device = self.os.dm_device(number).at(|| format!("ask what device {number} is"))?;
+        let device = self.os.dm_device(number).at(|| format!("look up block device {number}"))?;
         Ok(device.and_then(|device| self.volume_in(&device.uuid)))
     }
 
-    /// Every volume with such a device, from sysfs: also one that a crash left half made, but on kernels from 5.15 not before
-    /// it had a table. Opens nothing.
+    /// Every volume with such a device, from sysfs. This includes one that a crash left incomplete, but from kernel
+    /// 5.15 on only if it has a table. Opens nothing.
     ///
     /// # Errors
     /// `Internal` when sysfs cannot be read.
     pub fn all(&self) -> Result<Vec<(VolumeId, DevNum)>> {
-        let devices = self.os.dm_devices(self.prefix()).at(|| "list the devices of device-mapper")?;
+        let devices = self.os.dm_devices(self.prefix()).at(|| "list the device-mapper devices")?;
         Ok(devices.into_iter().filter_map(|device| Some((self.volume_in(&device.uuid)?, device.number))).collect())
     }
 
@@ -223,7 +227,7 @@ impl Linear {
         if !self.is_there()? {
             return Ok(None);
         }
-        self.os.dm_state(&self.uuid_of(volume)).at(|| format!("ask for the device {}", self.name(volume)))
+        self.os.dm_state(&self.uuid_of(volume)).at(|| format!("read the state of the device {}", self.name(volume)))
     }
 }
 
@@ -233,7 +237,7 @@ fn table(volume: &VolumeId, below: DevNum, size: Bytes) -> Result<Vec<DmTarget>>
     let head = split.ok_or_else(|| {
         Error::new(
             Kind::OutOfRange,
-            format!("volume {volume} of {} bytes cannot be shown as a raw block device: its size has to be a multiple of {TAIL} bytes, and more than that", size.get()),
+            format!("volume {volume} of {} bytes cannot be used as a raw block device: its size must be a multiple of {TAIL} bytes, and larger than that", size.get()),
         )
     })?;
     let linear = |start: u64, length: u64| DmTarget {
@@ -245,7 +249,7 @@ fn table(volume: &VolumeId, below: DevNum, size: Bytes) -> Result<Vec<DmTarget>>
     Ok(vec![linear(0, head), linear(head, TAIL)])
 }
 
-/// What a table of ours lies on (`major:minor`) and shows; `None` for an empty one, `Err` for one that is not ours.
+/// The device (`major:minor`) and size of a table of ours; `None` for an empty table, `Err` for a foreign one.
 fn shape(table: &[DmTarget]) -> Option<std::result::Result<(&str, Bytes), ()>> {
     match table {
         [] => None,
@@ -259,20 +263,20 @@ fn shape(table: &[DmTarget]) -> Option<std::result::Result<(&str, Bytes), ()>> {
     }
 }
 
-/// What a linear target lies on, if it shows that from the same place on.
+/// The device below a linear target, if the offsets on both sides are equal.
 fn straight(target: &DmTarget) -> Option<&str> {
     let (device, start) = target.parameters.split_once(' ')?;
     (target.kind == "linear" && start.parse() == Ok(target.start)).then_some(device)
 }
 
-/// Whether the device a volume has may get another table.
+/// Whether the existing device may get another table.
 fn may_change(volume: &VolumeId, name: &str, now: &DmState, below: DevNum, size: Bytes, mode: DmMode) -> Result<()> {
     let Some((device, has)) = shape(&now.table).transpose().map_err(|()| foreign(volume, name))? else { return Ok(()) };
     if device != below.to_string() {
         return Err(Error::new(
             Kind::InUse,
             format!(
-                "the device {name} of volume {volume} lies on block device {device}, and the volume's loop device is {below}; stop every pod that uses the volume and unstage it"
+                "the device {name} of volume {volume} is on top of block device {device}, but the volume's loop device is {below}; stop every pod that uses the volume and unstage it"
             ),
         ));
     }
@@ -280,7 +284,7 @@ fn may_change(volume: &VolumeId, name: &str, now: &DmState, below: DevNum, size:
         return Err(Error::new(
             Kind::Corrupt,
             format!(
-                "the device {name} of volume {volume} has {} bytes and the loop device below it {}: the loop device was cut short; nothing was changed; stop every pod that uses the volume and unstage it",
+                "the device {name} of volume {volume} has {} bytes, but the loop device below it has {}: the loop device was truncated; nothing was changed; stop every pod that uses the volume and unstage it",
                 has.get(),
                 size.get()
             ),
@@ -290,7 +294,7 @@ fn may_change(volume: &VolumeId, name: &str, now: &DmState, below: DevNum, size:
         return Err(Error::new(
             Kind::InUse,
             format!(
-                "another program changed whether the device {name} of volume {volume} may be written, and it is open; nothing was changed; stop every pod that uses the volume and unstage it"
+                "another program changed the read-only flag of the device {name} of volume {volume}, and the device is open; nothing was changed; stop every pod that uses the volume and unstage it"
             ),
         ));
     }
@@ -301,14 +305,15 @@ fn foreign(volume: &VolumeId, name: &str) -> Error {
     Error::new(
         Kind::Corrupt,
         format!(
-            "the device {name} of volume {volume} has a table that this driver did not load; nothing was changed; look at `dmsetup table {name}`, stop every pod that uses the volume, and run `dmsetup remove {name}`"
+            "the device {name} of volume {volume} has a table that this driver did not load; nothing was changed; inspect it with `dmsetup table {name}`, stop every pod that uses the volume, and run `dmsetup remove {name}`"
         ),
     )
 }
 
 fn unlike(volume: &VolumeId, name: &str, what: &str) -> Error {
-    let why =
-        format!("the device {name} of volume {volume} was loaded and {what}: does something else change it? Retry");
+    let why = format!(
+        "the device {name} of volume {volume} was loaded, but {what}; check whether another program changes it, then retry"
+    );
     Error::new(Kind::Internal, why)
 }
 
@@ -317,7 +322,9 @@ fn create_failed(volume: &VolumeId, name: &str, error: std::io::Error) -> Error 
     match error.raw_os_error() {
         Some(libc::EBUSY) => Error::new(
             Kind::Busy,
-            format!("{what}: another call is making it, or something else has its name (`dmsetup info {name}`); retry"),
+            format!(
+                "{what}: another call is creating it, or another device has its name (`dmsetup info {name}`); retry"
+            ),
         )
         .because(error),
         _ => Error::new(Kind::Internal, what).because(error),
@@ -329,7 +336,7 @@ fn load_failed(volume: &VolumeId, name: &str, below: DevNum, error: std::io::Err
     match error.raw_os_error() {
         Some(libc::EBUSY) => Error::new(
             Kind::InUse,
-            format!("{what}: something else has the loop device of volume {volume} for itself, a mount or another block device; end that and retry"),
+            format!("{what}: a mount or another block device uses the loop device of volume {volume} exclusively; remove that, then retry"),
         )
         .because(error),
         _ => Error::new(Kind::Internal, what).because(error),

@@ -7,7 +7,7 @@ use crate::home::{Coordinates, Home};
 use crate::os::{DevNum, Os};
 use crate::types::{Bytes, Error, Kind, NodeId, OsContext, Result, VolumeId};
 
-/// Reaches volumes of the home in this process.
+/// Attaches volumes of the home node in this process.
 pub struct Local {
     os: Os,
     node: NodeId,
@@ -15,7 +15,7 @@ pub struct Local {
 }
 
 impl Local {
-    /// For volumes of `home`, used by `node`, which is the same machine.
+    /// For volumes of `home`, used by `node`, on the same machine.
     #[must_use]
     pub fn new(os: Os, node: NodeId, home: Arc<dyn Home>) -> Self {
         Self { os, node, home }
@@ -27,52 +27,49 @@ impl Attach for Local {
         let Coordinates::Local { device: path } = &wanted.at;
         let shown = path.display();
         let moved = |why: &str| {
-            Error::new(
-                Kind::Busy,
-                format!("{shown} was the device of volume {volume} a moment ago, and now {why}; ask again"),
-            )
+            Error::new(Kind::Busy, format!("{shown} is no longer the device of volume {volume}: it {why}; retry"))
         };
         let device = self.os.open_device(path).map_err(|error| match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => moved("is gone").because(error),
-            _ => Error::new(Kind::Internal, format!("{shown} of volume {volume} cannot be opened")).because(error),
+            _ => Error::new(Kind::Internal, format!("cannot open {shown} of volume {volume}")).because(error),
         })?;
-        if self.os.is_misnamed(&device).at(|| format!("look at {shown}"))? {
+        if self.os.is_misnamed(&device).at(|| format!("check the device node {shown}"))? {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "{shown} is not the node of block device {}: volume {volume} is not used through it, and nothing was written; remove {shown}, or give the driver the host's /dev",
+                    "{shown} is not the device node of block device {} of volume {volume}; nothing was written; remove {shown}, or give the driver the /dev of the host",
                     device.number()
                 ),
             ));
         }
-        // The descriptor is open: from here on the number is not given to another image, and what the home says it shows
-        // stays true as long as the sequence number does.
-        let diskseq = self.os.disk_sequence(&device).at(|| format!("ask {shown} for its sequence number"))?;
+        // The descriptor is open: from here on the kernel does not give the number to another image. The home's answer
+        // stays valid as long as the sequence number is the same.
+        let diskseq = self.os.disk_sequence(&device).at(|| format!("read the sequence number of {shown}"))?;
         match self.home.device_of(volume)? {
             Some(now) if now.number == device.number() && now.diskseq == diskseq => {}
-            Some(_) => return Err(moved("shows something else")),
-            None => return Err(moved("shows nothing")),
+            Some(_) => return Err(moved("has another image")),
+            None => return Err(moved("has no image")),
         }
-        if self.os.loop_keep(&device).at(|| format!("keep {shown}"))? {
-            tracing::warn!(%volume, device = %shown, "the device was to go away with its last user (losetup -d, or a pod); it stays");
+        if self.os.loop_keep(&device).at(|| format!("clear the autoclear flag of {shown}"))? {
+            tracing::warn!(%volume, device = %shown, "a process marked the device to be detached with its last user (losetup -d, or a pod); the node removed the mark");
         }
-        let size = Bytes::new(self.os.device_size(&device).at(|| format!("ask {shown} for its size"))?);
+        let size = Bytes::new(self.os.device_size(&device).at(|| format!("read the size of {shown}"))?);
         if size < wanted.size {
             return Err(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "{shown} of volume {volume} has {} bytes and its record says {}: it was cut short; nothing was written; bring the image back to its size or restore it",
+                    "{shown} of volume {volume} has {} bytes, but its record says {}: the image was truncated; nothing was written; bring the image back to its full size, or restore the volume from a snapshot",
                     size.get(),
                     wanted.size.get()
                 ),
             ));
         }
-        let block_size = self.os.device_block_size(&device).at(|| format!("ask {shown} for its block size"))?;
+        let block_size = self.os.device_block_size(&device).at(|| format!("read the block size of {shown}"))?;
         if block_size != wanted.block_size {
             return Err(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "{shown} of volume {volume} has blocks of {block_size} bytes and its record says {}; nothing was written; detach the volume and attach it again",
+                    "{shown} of volume {volume} has a block size of {block_size} bytes, but its record says {}; nothing was written; detach the volume and attach it again",
                     wanted.block_size
                 ),
             ));

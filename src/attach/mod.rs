@@ -1,6 +1,6 @@
-//! How a node comes to hold a volume's block device, and lets go of it.
+//! How a node attaches and detaches a volume's block device.
 //!
-//! A new way to reach volumes is one file here and one arm in the caller that chooses by [`Coordinates`].
+//! A new way to attach volumes is one file here, and one arm in the caller that selects by [`Coordinates`].
 
 mod linear;
 mod local;
@@ -14,14 +14,14 @@ use crate::home::{Coordinates, Opened};
 use crate::os::{BlockDevice, DevNum};
 use crate::types::{Bytes, Result, VolumeId};
 
-/// What the device of a volume must be.
+/// The expected device of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// Where it is.
+    /// The device's address.
     pub at: Coordinates,
-    /// Its size at least, bytes: more while an expansion is being recorded, never less.
+    /// Minimum size, bytes: larger while an expansion is being recorded, never smaller.
     pub size: Bytes,
-    /// Its logical block size, bytes.
+    /// Logical block size, bytes.
     pub block_size: u32,
 }
 
@@ -31,41 +31,41 @@ impl From<&Opened> for Wanted {
     }
 }
 
-/// A volume's device, open and verified: while it lives, its number cannot be given to another image.
+/// A volume's device, open and verified. While this value exists, the kernel cannot give the number to another image.
 #[derive(Debug)]
 pub struct Attached {
     /// The open device.
     pub device: BlockDevice,
     /// Its size when it was attached.
     pub size: Bytes,
-    /// The kernel's number of this attachment (BLKGETDISKSEQ); `None` before Linux 5.15.
+    /// The kernel's sequence number of this attachment (BLKGETDISKSEQ); `None` before Linux 5.15.
     pub diskseq: Option<u64>,
 }
 
-/// A way to reach volumes. All calls block and are idempotent.
+/// A way to attach volumes. All calls block and are idempotent.
 pub trait Attach: Send + Sync {
-    /// Opens a volume's device and proves through the open descriptor that it is this volume's, whole.
+    /// Opens a volume's device and verifies through the open descriptor that it is the complete device of this volume.
     ///
     /// # Errors
-    /// `Busy` when the device is gone or shows something else by now: asking the home again finds the right one.
+    /// `Busy` when the device is gone or has another image; asking the home again finds the right one.
     /// `Corrupt` when it is smaller than the record says or has another block size; `Internal`.
     fn attach(&self, volume: &VolumeId, wanted: &Wanted) -> Result<Attached>;
 
-    /// Takes the device away, and proves it; also when the home does not know the volume any more.
+    /// Detaches the device and verifies that it is gone, also when the home no longer knows the volume.
     ///
     /// # Errors
-    /// `InUse` naming what holds it; `Busy`, `Internal`.
+    /// `InUse` naming the user; `Busy`, `Internal`.
     fn detach(&self, volume: &VolumeId) -> Result<()>;
 
-    /// The device that shows a volume here now: the top of what lies over its data.
+    /// The device of a volume on this node: the topmost one over its data.
     ///
     /// # Errors
-    /// `Corrupt` when two devices do, `Precondition` when one does that is not ours, `Internal`.
+    /// `Corrupt` when there are two such devices, `Precondition` when one is foreign, `Internal`.
     fn device_of(&self, volume: &VolumeId) -> Result<Option<DevNum>>;
 
-    /// The volume that a device of this machine shows. Opens no device of others.
+    /// The volume of a device on this machine. Opens no foreign device.
     ///
     /// # Errors
-    /// `Internal`, also when the device does not answer.
+    /// `Internal`, also when the device does not respond.
     fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>>;
 }

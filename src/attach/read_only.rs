@@ -1,15 +1,15 @@
-//! The device of a raw block volume for pods that may only read.
+//! The device of a raw block volume for pods with read-only access.
 //!
-//! A read-only bind of a device node stops no write. So such a pod gets a device of its own that refuses writes, whoever
-//! asks: a view of the volume's loop device. Where the kernel has device-mapper it is a read-only linear device; elsewhere
-//! it is a read-only loop device over the volume's loop device. A volume has one view, which all its reading pods share:
-//! made for the first one, removed after the last one.
+//! A read-only bind mount of a device node does not prevent writes. Such a pod therefore gets its own device that
+//! rejects all writes: a view of the volume's loop device. With device-mapper the view is a read-only linear device,
+//! otherwise a read-only loop device over the volume's loop device. A volume has one view, shared by all its read-only
+//! pods. The first pod creates it, the last one removes it.
 //!
-//! A view has a page cache of its own. What another pod writes meanwhile is seen once that pod has synced it, by reads
-//! that pass the reader's page cache (O_DIRECT) or are the first of their block.
+//! A view has its own page cache. Data that another pod writes becomes visible after that pod syncs it. It is then
+//! visible to reads that bypass the reader's page cache (O_DIRECT) or are the first of their block.
 //!
-//! What views there are is known from the kernel at the start ([`ReadOnlyViews::recover`]) and from what this process made
-//! since. A view is a volume's because the volume's device lies below it.
+//! At start the views are found in the kernel ([`ReadOnlyViews::recover`]); later ones are created by this process. A
+//! view belongs to a volume because the volume's device is below it.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,11 +21,11 @@ use crate::os::{BlockDevice, DevNum, Discard, DmSupport, LoopAccess, LoopConfig,
 use crate::pool::ActiveDevice;
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId};
 
-/// What the names of these loop devices begin with (`lo_file_name`), for people.
+/// The prefix of the names of these loop devices (`lo_file_name`), for people.
 const NAME: &str = "ro:";
 
-/// Makes, finds and removes views. All calls block and are idempotent. Two calls for one volume at the same time are the
-/// caller's to prevent.
+/// Creates, finds and removes views. All calls block and are idempotent. The caller prevents concurrent calls for one
+/// volume.
 #[derive(Debug)]
 pub struct ReadOnlyViews {
     os: Os,
@@ -37,11 +37,11 @@ pub struct ReadOnlyViews {
 #[derive(Clone, Debug)]
 enum View {
     Linear(DevNum),
-    /// Held open, so that its number is given to nothing else.
+    /// Held open, so that the kernel does not reuse its number.
     Loop(Arc<BlockDevice>),
-    /// A loop device that could not be opened, or not again after it could not be cleared.
+    /// A loop device that could not be opened, or could not be reopened after a failed detach.
     Unheld(DevNum, LoopStatus),
-    /// One may lie over this loop device: making it failed, and so did looking for it.
+    /// A view may exist over this loop device: creating it failed, and so did the search for it.
     Unfound(DevNum),
 }
 
@@ -56,7 +56,7 @@ impl View {
 }
 
 impl ReadOnlyViews {
-    /// For the volumes of this node, whose writable device-mapper devices are those of `linear`. None is known before
+    /// For the volumes of this node; `linear` has their writable device-mapper devices. Knows no view before
     /// [`ReadOnlyViews::recover`].
     #[must_use]
     pub fn new(os: Os, linear: &Linear) -> Self {
@@ -75,32 +75,32 @@ impl ReadOnlyViews {
         self.known(|known| known.contains_key(volume))
     }
 
-    /// The view of a volume as a loop device, which a process that has it open can detach; `None` where it is none.
+    /// The view of a volume if it is a loop device, which a process that has it open can detach; otherwise `None`.
     ///
     /// # Errors
     /// `Internal` when its sequence number cannot be read.
     pub fn loop_device(&self, volume: &VolumeId) -> Result<Option<ActiveDevice>> {
         let Some(View::Loop(view)) = self.known(|known| known.get(volume).cloned()) else { return Ok(None) };
         let path = view.path().to_owned();
-        let diskseq = self.os.disk_sequence(&view).at(|| format!("ask {} for its sequence number", path.display()))?;
+        let diskseq = self.os.disk_sequence(&view).at(|| format!("read the sequence number of {}", path.display()))?;
         Ok(Some(ActiveDevice { path, number: view.number(), diskseq }))
     }
 
-    /// The volume that a view shows.
+    /// The volume of a view.
     #[must_use]
     pub fn volume_of(&self, device: DevNum) -> Option<VolumeId> {
         self.known(|known| known.iter().find(|(_, view)| view.number() == Some(device)).map(|(volume, _)| *volume))
     }
 
-    /// Gives a volume its view over its attached device, or looks whether the one it has is as it must be.
+    /// Creates a volume's view over its attached device, or verifies the existing one.
     ///
-    /// With device-mapper the steps are those of [`Linear::ensure`]. Else:
-    /// 1. Attach a read-only loop device over the volume's. A crash leaves it, bound to nothing: `recover` removes it.
-    /// 2. Open it, reserve its number, read everything back. What differs is removed again.
+    /// With device-mapper the steps are those of [`Linear::ensure`]. Otherwise:
+    /// 1. Attach a read-only loop device over the volume's. A crash leaves it without a bind mount: `recover` removes
+    ///    it.
+    /// 2. Open it, reserve its number, read everything back. A view that differs is removed again.
     ///
     /// # Errors
-    /// Those of [`Linear::ensure`]; `Precondition` when a process changed what the view shows while pods use it;
-    /// `Internal`.
+    /// Those of [`Linear::ensure`]; `Precondition` when a process changed the view while pods use it; `Internal`.
     pub fn ensure(&self, volume: &VolumeId, attached: &Attached, block_size: u32) -> Result<DevNum> {
         let held = match self.known(|known| known.get(volume).cloned()) {
             Some(View::Loop(view)) => Some(view),
@@ -122,7 +122,7 @@ impl ReadOnlyViews {
             block_size,
             name: format!("{NAME}{}", volume.uuid),
             owner: owner(volume),
-            // It passes nothing on that would change the volume.
+            // A view must not pass on requests that change the volume.
             discard: Discard::Off,
             access: LoopAccess::ReadOnly,
         };
@@ -140,7 +140,10 @@ impl ReadOnlyViews {
                 None => Ok(view.number()),
                 Some(what) => Err(Error::new(
                     Kind::Internal,
-                    format!("{} was made to read volume {volume}, and {what}; retry", view.path().display()),
+                    format!(
+                        "{} was created as the read-only device of volume {volume}, but {what}; retry",
+                        view.path().display()
+                    ),
                 )),
             }
         });
@@ -150,7 +153,7 @@ impl ReadOnlyViews {
         })
     }
 
-    /// Lets a volume's view take the size its device has now. Nothing to do for a volume without one.
+    /// Resizes a volume's view to the size of its device. Does nothing for a volume without a view.
     ///
     /// # Errors
     /// Those of [`Linear::ensure`]; `Internal`.
@@ -162,18 +165,20 @@ impl ReadOnlyViews {
         }
     }
 
-    /// Removes a volume's view, whatever state a crash left it in.
+    /// Removes a volume's view, in whatever state a crash left it.
     ///
     /// # Errors
     /// `InUse` when a process has it open; `Internal`.
     pub fn release(&self, volume: &VolumeId) -> Result<Changed> {
         match self.known(|known| known.remove(volume)) {
             Some(View::Loop(view)) => {
-                let status = self.os.held_loop_status(&view).at(|| format!("ask {}", view.path().display()));
+                let status =
+                    self.os.held_loop_status(&view).at(|| format!("read the state of {}", view.path().display()));
                 match status {
                     Ok(Some(status)) => {
                         let number = view.number();
-                        // Our own descriptor would keep it; the sequence number tells that it is the same until it is cleared.
+                        // Our own descriptor would keep it open. The sequence number identifies the device until it is
+                        // detached.
                         drop(view);
                         self.clear(volume, number, status)
                     }
@@ -196,8 +201,8 @@ impl ReadOnlyViews {
         }
     }
 
-    /// Finds the views that an earlier process made. One that is bound nowhere is what a crash left, and is removed. One that
-    /// cannot be taken in hand is logged.
+    /// Finds the views that an earlier process created. A view without a bind mount is left over from a crash, and is
+    /// removed. A view that cannot be opened is logged.
     ///
     /// # Errors
     /// `Internal` when devices or mounts cannot be listed.
@@ -206,12 +211,12 @@ impl ReadOnlyViews {
             self.know(volume, View::Linear(number));
             self.drop_if_unbound(&volume, number)?;
         }
-        let views = self.os.loop_views(|backing| below_of(backing).is_some()).at(|| "look at the loop devices")?;
+        let views = self.os.loop_views(|backing| below_of(backing).is_some()).at(|| "list the loop devices")?;
         for view in views.into_iter().filter(|view| view.read_only) {
             let Some(below) = below_of(&view.backing).and_then(LoopDevice::number) else { continue };
             let taken = self.recover_one(attach, view.device, below);
             if let Err(error) = taken {
-                tracing::warn!(device = %view.device.path().display(), error = error.chain(), "the device of pods that only read a raw block volume could not be opened again");
+                tracing::warn!(device = %view.device.path().display(), error = error.chain(), "cannot open the read-only device of a raw block volume in use");
             }
         }
         Ok(())
@@ -223,10 +228,10 @@ impl ReadOnlyViews {
             return Ok(());
         }
         let shown = device.path();
-        let status = self.os.loop_status(device).at(|| format!("ask {}", shown.display()))?;
+        let status = self.os.loop_status(device).at(|| format!("read the state of {}", shown.display()))?;
         let Some(status) = status.filter(|status| status.shows_device(below)) else { return Ok(()) };
         let Some(number) = device.number() else { return Ok(()) };
-        // An administrator's own read-only loop device is left alone.
+        // A read-only loop device of an administrator is not touched.
         if !self.is_bound(number)? && !status.name.starts_with(NAME) {
             return Ok(());
         }
@@ -237,45 +242,45 @@ impl ReadOnlyViews {
         self.drop_if_unbound(&volume, number)
     }
 
-    /// Before this process ends: no view goes away with our descriptor (LO_FLAGS_AUTOCLEAR).
+    /// Before this process exits: no view disappears when our descriptor is closed (LO_FLAGS_AUTOCLEAR).
     pub fn keep_all(&self) {
         let held: Vec<_> = self.known(|known| known.iter().map(|(volume, view)| (*volume, view.clone())).collect());
         for (volume, view) in held {
             if let View::Loop(device) = view
                 && let Err(error) = self.os.loop_keep(&device)
             {
-                tracing::error!(%volume, device = %device.path().display(), %error, "the device may go away when this process ends, under the pods that read it");
+                tracing::error!(%volume, device = %device.path().display(), %error, "cannot clear the autoclear flag: the device may disappear when this process exits, while pods read it");
             }
         }
     }
 
-    /// Opens a view and knows it from here on.
+    /// Opens a view and registers it.
     fn hold(&self, volume: &VolumeId, device: LoopDevice) -> Result<Arc<BlockDevice>> {
         let path = device.path();
         let shown = path.display();
         let view = Arc::new(self.os.open_device_to_read(&path).at(|| format!("open {shown}"))?);
-        self.os.loop_keep(&view).at(|| format!("keep {shown}"))?;
+        self.os.loop_keep(&view).at(|| format!("clear the autoclear flag of {shown}"))?;
         self.os.reserve_loop(device, &owner(volume));
         self.know(*volume, View::Loop(Arc::clone(&view)));
         Ok(view)
     }
 
-    /// How a view is not what it must be, in words. One that is smaller because the volume grew is resized.
+    /// The reason why a view is not valid, for a message. A view that is too small because the volume grew is resized.
     fn differs(&self, view: &BlockDevice, attached: &Attached) -> Result<Option<String>> {
         let shown = view.path().display();
-        let status = self.os.held_loop_status(view).at(|| format!("ask {shown}"))?;
+        let status = self.os.held_loop_status(view).at(|| format!("read the state of {shown}"))?;
         let below = attached.device.number();
         let Some(status) = status.filter(|status| status.shows_device(below)) else {
-            return Ok(Some(format!("it does not show block device {below}")));
+            return Ok(Some(format!("it is not on top of block device {below}")));
         };
         if status.offset != 0 || !status.read_only {
-            return Ok(Some("a process that has it open changed what it shows".to_owned()));
+            return Ok(Some("a process that has it open changed its offset or its read-only flag".to_owned()));
         }
-        if self.os.loop_keep(view).at(|| format!("keep {shown}"))? {
-            tracing::warn!(device = %shown, "a loop device was to go away with its last user (losetup -d, or a pod); it stays");
+        if self.os.loop_keep(view).at(|| format!("clear the autoclear flag of {shown}"))? {
+            tracing::warn!(device = %shown, "a process marked the loop device to be detached with its last user (losetup -d, or a pod); the node removed the mark");
         }
         self.fit(view, attached.size)?;
-        let size = self.os.device_size(view).at(|| format!("ask {shown} for its size"))?;
+        let size = self.os.device_size(view).at(|| format!("read the size of {shown}"))?;
         if size != attached.size.get() {
             return Ok(Some(format!("it has {size} bytes instead of {}", attached.size.get())));
         }
@@ -284,20 +289,20 @@ impl ReadOnlyViews {
 
     fn fit(&self, view: &BlockDevice, size: Bytes) -> Result<Changed> {
         let shown = view.path().display();
-        if self.os.device_size(view).at(|| format!("ask {shown} for its size"))? == size.get() {
+        if self.os.device_size(view).at(|| format!("read the size of {shown}"))? == size.get() {
             return Ok(Changed::No);
         }
         self.os.loop_set_capacity(view).at(|| format!("resize {shown}"))?;
         Ok(Changed::Yes)
     }
 
-    /// A view that shows something else is made anew, if no pod has it.
+    /// A view of another device is created again, if no pod uses it.
     fn give_up(&self, volume: &VolumeId, view: Arc<BlockDevice>, what: &str) -> Result<()> {
         if self.is_bound(view.number())? {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "{} is the device of the pods that only read volume {volume}, and {what}; stop those pods, then retry: it is made anew",
+                    "{} is the read-only device of volume {volume} and pods use it, but {what}; stop those pods, then retry: the node creates the device again",
                     view.path().display()
                 ),
             ));
@@ -316,8 +321,8 @@ impl ReadOnlyViews {
         }
     }
 
-    /// Removes what a failed `ensure` left over a device: found by what is behind it, because an error may come after the
-    /// effect.
+    /// Removes a device that a failed `ensure` left. It is found by its backing device, because an error may come after
+    /// the effect.
     fn drop_unbound(&self, volume: &VolumeId, below: DevNum) -> Result<Changed> {
         self.know(*volume, View::Unfound(below));
         if let Some(left) = self.find(volume, below)? {
@@ -330,13 +335,13 @@ impl ReadOnlyViews {
         self.forget(volume)
     }
 
-    /// The read-only loop device that this driver made over a volume's device.
+    /// The read-only loop device that this driver created over a volume's device.
     fn find(&self, volume: &VolumeId, below: DevNum) -> Result<Option<LoopStatus>> {
         let over = |backing: &Path| below_of(backing).and_then(LoopDevice::number) == Some(below);
         let name = format!("{NAME}{}", volume.uuid);
-        for view in self.os.loop_views(over).at(|| "look at the loop devices")? {
+        for view in self.os.loop_views(over).at(|| "list the loop devices")? {
             let shown = view.device.path();
-            let status = self.os.loop_status(view.device).at(|| format!("ask {}", shown.display()))?;
+            let status = self.os.loop_status(view.device).at(|| format!("read the state of {}", shown.display()))?;
             if let Some(status) = status.filter(|status| status.shows_device(below) && status.name == name) {
                 return Ok(Some(status));
             }
@@ -344,7 +349,8 @@ impl ReadOnlyViews {
         Ok(None)
     }
 
-    /// Clears a view that this process does not hold. One that stays is taken in hand again: a retry finds it.
+    /// Detaches a view that this process does not hold. If that fails, the view is opened again, so that a retry finds
+    /// it.
     fn clear(&self, volume: &VolumeId, number: DevNum, status: LoopStatus) -> Result<Changed> {
         let device = status.device;
         let cleared = self.os.loop_clear(&status);
@@ -362,27 +368,27 @@ impl ReadOnlyViews {
         let users = device.number().and_then(|number| self.os.device_users(number).ok()).unwrap_or_default();
         let users: Vec<_> = users.iter().map(ToString::to_string).collect();
         let users = match users.is_empty() {
-            true => "held open by a process that cannot be seen from here".to_owned(),
+            true => "held open by a process that is not visible from here".to_owned(),
             false => users.join(", "),
         };
         let shown = device.path();
         Error::new(
             Kind::InUse,
             format!(
-                "{}, the device of the pods that only read volume {volume}, is {users}; stop that and retry",
+                "{}, the read-only device of volume {volume}, is {users}; stop the process that uses it, then retry",
                 shown.display()
             ),
         )
     }
 
-    /// Nothing of the view is there any more.
+    /// Nothing is left of the view.
     fn forget(&self, volume: &VolumeId) -> Result<Changed> {
         self.os.release_loops(&owner(volume));
         Ok(Changed::Yes)
     }
 
     fn is_bound(&self, number: DevNum) -> Result<bool> {
-        Ok(!self.os.mounts().at(|| "read the table of mounts")?.uses(number).is_empty())
+        Ok(!self.os.mounts().at(|| "read the mount table")?.uses(number).is_empty())
     }
 
     fn know(&self, volume: VolumeId, view: View) {
@@ -394,12 +400,12 @@ impl ReadOnlyViews {
     }
 }
 
-/// Whose the number of a view is: never the volume's own, which a pod that only reads must not see.
+/// The owner of a view's number: never the volume's own, because a read-only pod must not see the writable device.
 fn owner(volume: &VolumeId) -> String {
     format!("{NAME}{}_{}", volume.pool, volume.uuid)
 }
 
-/// The loop device a loop device lies on, by the path of its image.
+/// The loop device below a loop device, from the path of its image.
 fn below_of(backing: &Path) -> Option<LoopDevice> {
     LoopDevice::named(backing.file_name()?.to_str()?)
 }

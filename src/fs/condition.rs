@@ -1,7 +1,7 @@
-//! Whether a mounted filesystem still works: the one check for stage, publish, growth and `doctor`.
+//! Whether a mounted filesystem still works: the only check for stage, publish, growth and `doctor`.
 //!
-//! ext4 says in mountinfo that it was shut down (`shutdown`) or stopped writing after errors (`emergency_ro` from Linux
-//! 6.12, `ro` before). XFS says nothing there: every access to one that was shut down is EIO.
+//! ext4 shows in mountinfo that it was shut down (`shutdown`) or stopped writing after errors (`emergency_ro` from
+//! Linux 6.12, `ro` before). XFS shows nothing there, but every access to an XFS that was shut down fails with EIO.
 
 use std::fmt;
 use std::io;
@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use crate::os::{MountEntry, Os};
 
-/// A filesystem that has not answered for so long is taken for one that hangs.
+/// A filesystem that has not answered for this long is treated as hanging.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Why a mounted filesystem does not work any more.
+/// Why a mounted filesystem no longer works.
 #[derive(Debug)]
 pub enum Stopped {
     /// Nothing can be read or written.
     ShutDown,
-    /// Nothing can be written, and that was not asked for.
+    /// Nothing can be written, and read-only was not requested.
     ReadOnly,
     /// Its root directory cannot be read.
     Failing(io::Error),
@@ -32,7 +32,7 @@ impl Stopped {
         matches!(self, Self::ReadOnly)
     }
 
-    /// What the kernel said, where it said anything.
+    /// The error of the kernel, if there is one.
     #[must_use]
     pub fn into_reason(self) -> Option<io::Error> {
         match self {
@@ -47,14 +47,14 @@ impl fmt::Display for Stopped {
         f.write_str(match self {
             Self::ShutDown => "was shut down after errors",
             Self::ReadOnly => "turned read-only after errors",
-            Self::Failing(_) => "cannot be read any more",
+            Self::Failing(_) => "can no longer be read",
             Self::Hanging(_) => "does not answer",
         })
     }
 }
 
-/// Why the filesystem that these mounts show does not work any more; `None` when it does. They are mounts of one
-/// filesystem. Waits two seconds at most for one that hangs.
+/// Why the filesystem of these mounts no longer works; `None` when it works. All mounts must be of the same filesystem.
+/// Waits at most two seconds for a filesystem that hangs.
 #[must_use]
 pub fn stopped(os: &Os, mounts: &[&MountEntry]) -> Option<Stopped> {
     let says = |entry: &MountEntry, word: &str| entry.super_options.iter().any(|option| option == word);
@@ -64,7 +64,7 @@ pub fn stopped(os: &Os, mounts: &[&MountEntry]) -> Option<Stopped> {
     let first = mounts.first()?;
     match os.filesystem_answers(first.device, &first.mount_point, LIMIT) {
         Err(error) if error.kind() == io::ErrorKind::TimedOut => return Some(Stopped::Hanging(error)),
-        // A mount that went away meanwhile is not a filesystem that stopped.
+        // A mount that was removed meanwhile is not a stopped filesystem.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => return Some(Stopped::Failing(error)),
         Ok(()) => {}

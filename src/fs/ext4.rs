@@ -1,4 +1,4 @@
-//! ext4 by e2fsprogs: made for kernel 5.15, checked, repaired where e2fsck may decide alone, grown.
+//! ext4 through e2fsprogs: created for kernel 5.15, checked, repaired where e2fsck can do so without a decision, grown.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use crate::types::{Bytes, Error, FsType, Kind, Result};
 /// ext4.
 pub(super) struct Ext4;
 
-/// Features that a kernel 5.15 mounts and e2fsprogs 1.46 checks, whatever /etc/mke2fs.conf of the image says:
-/// above all no `metadata_csum_seed` and no `orphan_file` (docs/design.md section 8.7). One block, inode and ratio for
-/// every size, so that a volume that grew is like one made big. mke2fs takes an empty section for one that is not there,
-/// and complains of it.
+/// Features that kernel 5.15 mounts and e2fsprogs 1.46 checks, independent of the image's /etc/mke2fs.conf: above all
+/// no `metadata_csum_seed` and no `orphan_file` (docs/design.md section 8.7). One block size, inode size and ratio for
+/// every size, so that a grown volume is like one created at that size. mke2fs treats an empty section as missing, and
+/// warns about it.
 const MKE2FS_CONF: &str = "\
 [defaults]
 	base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
@@ -42,13 +42,13 @@ const MKE2FS_CONF: &str = "\
 	}
 ";
 
-/// How many times larger one run of resize2fs makes a filesystem. Beyond the descriptors that mke2fs sets aside, which is
-/// 1024 times, resize2fs 1.47 moves the tables of a filesystem of one group in a way that loses their blocks (seen with
-/// inodes of 1024 and 2048 bytes). In steps it has more groups when it comes to that.
+/// The largest factor by which one run of resize2fs grows a filesystem. mke2fs reserves descriptors for a factor of
+/// 1024. Beyond that, resize2fs 1.47 moves the tables of a filesystem of one group in a way that loses their blocks.
+/// This was seen with inodes of 1024 and 2048 bytes. With smaller steps the filesystem has more groups by then.
 const MOST_AT_ONCE: u64 = 256;
 /// Address space for e2fsck: it needs about 600 MiB for 10 TiB.
 const CHECK_MEMORY: u64 = 2 << 30;
-/// How long a superblock of a mounted filesystem may look torn between two reads.
+/// The superblock of a mounted filesystem may be inconsistent while the kernel writes it: the pause between two reads.
 const TORN_PAUSE: Duration = Duration::from_millis(50);
 const TORN_READS: u32 = 5;
 
@@ -60,7 +60,7 @@ impl Filesystem for Ext4 {
     }
 
     fn rehearse(&self, os: &Os, size: Bytes, options: &MkfsOptions) -> Result<()> {
-        let nowhere = Path::new("nothing");
+        let nowhere = Path::new("a blank file");
         let program = making(nowhere, Uuid::nil(), options)?.arg("-n").blank_file(size.get());
         tool::rehearsed(FsType::Ext4, size, options, &tool::run(os, "mkfs.ext4 -n", nowhere, &program)?)
     }
@@ -73,7 +73,7 @@ impl Filesystem for Ext4 {
         let output = tool::run(os, "e2fsck -n", device, &program)?;
         match output.exit {
             Exit::Code(0) => Ok(Checked::Sound),
-            // 4: errors left uncorrected, which is all that -n can find; 8: so torn that it could not go on.
+            // 4: errors left uncorrected, which is all that -n can find; 8: too damaged to continue.
             Exit::Code(4 | 8 | 12) if judged(&output) => Ok(Checked::Unsound { said: tool::said(&output) }),
             _ => Err(tool::failed(check_kind(&output), "e2fsck -n", device, &output)),
         }
@@ -105,15 +105,12 @@ impl Filesystem for Ext4 {
             Err(error) => {
                 return Err(Error::new(
                     Kind::Internal,
-                    format!(
-                        "growing the ext4 on {} to {target} while mounted failed; it is retried",
-                        device.path().display()
-                    ),
+                    format!("cannot grow the mounted ext4 on {} to {target}; kubelet retries", device.path().display()),
                 )
                 .because(error));
             }
         }
-        // What the kernel has done reaches the block device's cache with the journal's commit; the count is in memory.
+        // The kernel's change reaches the block device's cache with the commit of the journal; the count is in memory.
         verify(device, &settled(os, device)?, blocks)
     }
 
@@ -125,7 +122,7 @@ impl Filesystem for Ext4 {
         }
         let path = device.path();
         let mut now = superblock;
-        // A crash between two steps leaves a whole filesystem of the size it has come to; the next growth goes on.
+        // A crash between two steps leaves a consistent filesystem of the size reached; the next growth continues.
         while !big_enough(&now, blocks) {
             let step = blocks.min(now.blocks.saturating_mul(MOST_AT_ONCE));
             let output = self.fsck(os, path, &["-f", "-p"])?;
@@ -147,7 +144,7 @@ impl Filesystem for Ext4 {
     }
 }
 
-/// The mkfs.ext4 of this driver, but for what it works on.
+/// The mkfs.ext4 command of this driver, without its target.
 fn making(target: &Path, uuid: Uuid, options: &MkfsOptions) -> Result<Program> {
     let program = tool::find("mkfs.ext4", target, MAKE_LIMIT)?
         .env_file("MKE2FS_CONFIG", MKE2FS_CONF)
@@ -157,8 +154,9 @@ fn making(target: &Path, uuid: Uuid, options: &MkfsOptions) -> Result<Program> {
 }
 
 impl Ext4 {
-    /// Like resize2fs it writes the superblock in pieces (libext2fs: write_primary_superblock): cut off in between, its
-    /// checksum is wrong. So both are left to finish when we die; they hold the device alone.
+    /// Like resize2fs, e2fsck writes the superblock in several parts (libext2fs: write_primary_superblock). If it is
+    /// interrupted in between, the checksum is wrong. Therefore both tools continue when our process dies; they hold
+    /// the device exclusively.
     fn fsck(&self, os: &Os, device: &Path, flags: &[&str]) -> Result<Output> {
         let program = tool::find("e2fsck", device, REPAIR_LIMIT)?
             .outlives_us()
@@ -169,7 +167,7 @@ impl Ext4 {
     }
 }
 
-/// Whether what is missing is no more than a last block group would need for itself.
+/// Whether the missing blocks are fewer than a last block group needs for itself.
 fn big_enough(superblock: &probe::Superblock, blocks: u64) -> bool {
     superblock.blocks.saturating_add(superblock.slack) >= blocks
 }
@@ -181,14 +179,14 @@ fn verify(device: &BlockDevice, now: &probe::Superblock, blocks: u64) -> Result<
     Err(Error::new(
         Kind::Internal,
         format!(
-            "the ext4 on {} has {} blocks after growing it to {blocks}; it is retried",
+            "the ext4 on {} has {} blocks after it was grown to {blocks}; kubelet retries",
             device.path().display(),
             now.blocks
         ),
     ))
 }
 
-/// The superblock, read again while a mounted filesystem is just changing it.
+/// The superblock; read again while the kernel is changing it.
 fn settled(os: &Os, device: &BlockDevice) -> Result<probe::Superblock> {
     let mut last = Found::Absent;
     for _ in 0..TORN_READS {
@@ -200,10 +198,7 @@ fn settled(os: &Os, device: &BlockDevice) -> Result<probe::Superblock> {
     }
     Err(Error::new(
         Kind::Corrupt,
-        format!(
-            "{} does not show a whole ext4 superblock ({last:?}); look at it with dumpe2fs",
-            device.path().display()
-        ),
+        format!("{} has no valid ext4 superblock ({last:?}); inspect it with dumpe2fs", device.path().display()),
     ))
 }
 
@@ -211,13 +206,13 @@ fn errors(device: &BlockDevice) -> Error {
     Error::new(
         Kind::Precondition,
         format!(
-            "the ext4 on {} says it has errors, so it cannot grow; stop the pods that use the volume: it is checked when it is staged again",
+            "the ext4 on {} is marked with errors, so it cannot grow; stop the pods that use the volume: the node checks it at the next stage",
             device.path().display()
         ),
     )
 }
 
-/// What a failed mkfs.ext4 means.
+/// The error of a failed mkfs.ext4.
 fn make_failed(device: &Path, output: &Output) -> Error {
     let said = |text: &str| output.stderr.contains(text) || output.stdout.contains(text);
     let kind = if said("apparently in use by the system") || said("is mounted") || said("Device or resource busy") {
@@ -234,7 +229,7 @@ fn make_failed(device: &Path, output: &Output) -> Error {
     tool::failed(kind, "mkfs.ext4", device, output)
 }
 
-/// What it means that e2fsck could not do its work.
+/// The error kind when e2fsck could not do its work.
 fn check_kind(output: &Output) -> Kind {
     let said = |text: &str| output.stderr.contains(text) || output.stdout.contains(text);
     if said("is in use") || said("is mounted") || said("Device or resource busy") {
@@ -246,7 +241,7 @@ fn check_kind(output: &Output) -> Kind {
     }
 }
 
-/// Whether e2fsck has judged the filesystem, and not failed at reading it.
+/// Whether e2fsck has judged the filesystem, and did not merely fail to read it.
 fn judged(output: &Output) -> bool {
     let text = format!("{}{}", output.stderr, output.stdout);
     let unable =
@@ -259,7 +254,7 @@ fn repair_failed(device: &Path, output: &Output) -> Error {
         Exit::Code(4) => Error::new(
             Kind::Corrupt,
             format!(
-                "e2fsck -p will not repair the {} on {} alone ({}); snapshot or copy the volume, then run e2fsck -f on it by hand",
+                "e2fsck -p cannot repair the {} on {} automatically ({}); snapshot or copy the volume, then run e2fsck -f on it manually",
                 FsType::Ext4,
                 device.display(),
                 tool::said(output)
@@ -299,7 +294,7 @@ mod tests {
         let manual = "/dev/loop0: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.\n\t(i.e., without -a or -p options)\n";
         let error = repair_failed(device, &output(4, manual));
         assert_eq!(error.kind(), Kind::Corrupt);
-        assert!(error.to_string().contains("by hand"));
+        assert!(error.to_string().contains("manually"));
         assert_eq!(
             repair_failed(device, &output(8, "/dev/loop0 is in use.\ne2fsck: Cannot continue")).kind(),
             Kind::Busy
@@ -313,7 +308,7 @@ mod tests {
         assert!(!judged(&output(12, "Error reading block 1 (Input/output error).  Ignore error? no\n")));
     }
 
-    /// A sparse file under a loop device, for as long as it is held.
+    /// A sparse file under a loop device, while this value exists.
     struct Disk {
         os: Os,
         file: tempfile::NamedTempFile,
@@ -354,7 +349,7 @@ mod tests {
             let disk = Disk::new(Bytes::mib(16));
             let options = MkfsOptions::parse(FsType::Ext4, options).unwrap();
             Ext4.make(&disk.os, &disk.device, Uuid::new_v4(), &options).unwrap();
-            // More than 1024 times at once, which resize2fs in one run does not survive.
+            // A factor of more than 1024, which resize2fs does not survive in one run.
             let target = Bytes::mib(17 * 1024 + 3);
             disk.grow(target);
             let device = disk.os.open_device(&disk.device).unwrap();

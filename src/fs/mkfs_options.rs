@@ -1,15 +1,16 @@
-//! What a StorageClass may add to mkfs: a list of what is allowed, per filesystem.
+//! The options that a StorageClass may add to mkfs: an allow list for each filesystem.
 
 use crate::types::{Error, FsType, Kind, Result};
 
-/// Extra arguments for mkfs, checked. Never `-F`/`-f` (force), a UUID, a block size, a label or anything that decides
+/// Extra arguments for mkfs, checked. Never `-F`/`-f` (force), a UUID, a block size, a label or any option that decides
 /// whether or where mkfs writes.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct MkfsOptions {
     arguments: Vec<String>,
 }
 
-/// Features of ext4 a class may switch: a kernel 5.15 mounts all of them, and neither the journal nor a checksum goes.
+/// Features of ext4 that a class may change. Kernel 5.15 mounts all of them, and none disables the journal or a
+/// checksum.
 const EXT4_FEATURES: [&str; 7] = ["quota", "project", "verity", "encrypt", "large_dir", "ea_inode", "^huge_file"];
 
 const EXT4_ALLOWED: &str = "-i <bytes per inode, 1024 to 67108864>, -N <inodes>, -I 256|512|1024|2048, -m <reserved percent, 0 to 50>, \
@@ -18,10 +19,10 @@ const XFS_ALLOWED: &str =
     "-i size=512|1024|2048, -i maxpct=<0 to 100>, -l size=<log MiB, 64 to 2038>m, -n size=4096|8192|16384|32768|65536";
 
 impl MkfsOptions {
-    /// Checks a class's `mkfsOptions`: words separated by spaces.
+    /// Checks the `mkfsOptions` of a class: words separated by spaces.
     ///
     /// # Errors
-    /// `InvalidArgument` naming the first option that is not in the list, and the list.
+    /// `InvalidArgument` with the first option that is not in the list, and the list.
     pub fn parse(fs: FsType, text: &str) -> Result<Self> {
         let mut words = text.split_ascii_whitespace();
         let mut arguments = Vec::new();
@@ -46,7 +47,7 @@ impl MkfsOptions {
         self.arguments.is_empty()
     }
 
-    /// The arguments, to be put before the device.
+    /// The arguments, to be placed before the device.
     #[must_use]
     pub fn arguments(&self) -> &[String] {
         &self.arguments
@@ -86,7 +87,10 @@ fn refused(fs: FsType, option: &str, value: Option<&str>) -> Error {
         FsType::Xfs => XFS_ALLOWED,
     };
     let said = value.map_or_else(|| format!("{option:?} without a value"), |value| format!("\"{option} {value}\""));
-    Error::new(Kind::InvalidArgument, format!("mkfsOptions: {said} is not allowed for {fs}; allowed are {allowed}"))
+    Error::new(
+        Kind::InvalidArgument,
+        format!("mkfsOptions: {said} is not allowed for {fs}; allowed are {allowed}; correct the StorageClass"),
+    )
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Filesystems: what is on a device, and how one is made, checked and grown. Knows no volume, record or CSI.
+//! Filesystems: detects, creates, checks and grows them. Does not know volumes, records or CSI.
 //!
-//! No force flag is ever passed to a tool; whether a device may be written is decided above, from the volume's
-//! record (docs/design.md section 8).
+//! No tool ever gets a force flag. The callers decide from the volume's record whether a device may be written
+//! (docs/design.md section 8).
 
 mod condition;
 mod ext4;
@@ -23,73 +23,76 @@ use uuid::Uuid;
 use crate::os::{BlockDevice, Os};
 use crate::types::{Bytes, FsType, Result};
 
-/// What Holdfast does with a filesystem. Everything blocks; children are killed at their limits and listed while they run.
+/// The operations on a filesystem. All calls block; children are killed at their time limits and listed while they run.
 pub trait Filesystem: Send + Sync {
-    /// Makes one with this UUID on a device that is proved to read as zeroes all over, for kernels from 5.15 on.
+    /// Creates a filesystem with this UUID, for kernel 5.15 or later, on a device that was verified to read as zeroes.
     ///
-    /// Killed in between, it leaves no valid superblock, or one whose filesystem fails [`Filesystem::check`].
+    /// If it is killed, it leaves no valid superblock, or one whose filesystem fails [`Filesystem::check`].
     ///
     /// # Errors
-    /// `Busy` when something holds the device; `NoCapacity`, `OutOfRange`; `Precondition` when the tool is missing or
-    /// finds something on the device; `Unsupported` when it is too old; `Timeout`; `Internal`.
+    /// `Busy` when the device is in use; `NoCapacity`, `OutOfRange`; `Precondition` when the tool is missing or finds
+    /// something on the device; `Unsupported` when it is too old; `Timeout`; `Internal`.
     fn make(&self, os: &Os, device: &Path, uuid: Uuid, options: &MkfsOptions) -> Result<()>;
 
-    /// Whether one can be made with these options on a device of this size, as the tool itself says without writing.
+    /// Checks that a filesystem can be created with these options on a device of this size: a trial run of the tool
+    /// itself.
     ///
     /// # Errors
     /// `InvalidArgument` with the tool's reason when it cannot; `Precondition`, `Unsupported` as [`Filesystem::make`];
-    /// `Timeout`, `Internal` when there is no answer.
+    /// `Timeout`, `Internal` when the tool gives no result.
     fn rehearse(&self, os: &Os, size: Bytes, options: &MkfsOptions) -> Result<()>;
 
-    /// Checks one that is not mounted, and writes nothing.
+    /// Checks an unmounted filesystem, and writes nothing.
     ///
     /// # Errors
-    /// `Busy`, `Timeout`, `Internal` when there is no answer: the device could not be read, the tool was killed.
+    /// `Busy`, `Timeout`, `Internal` when there is no result: the device could not be read, the tool was killed.
     fn check(&self, os: &Os, device: &Path) -> Result<Checked>;
 
-    /// Repairs one that is not mounted as far as its tool does so without asking; only for a superblock that says errors.
+    /// Repairs an unmounted filesystem as far as its tool does so without questions; only for a superblock marked with
+    /// errors.
     ///
     /// # Errors
-    /// `Corrupt` when a human has to decide (XFS: always); `Busy`, `Timeout`, `Internal`.
+    /// `Corrupt` when an operator must decide (XFS: always); `Busy`, `Timeout`, `Internal`.
     fn repair(&self, os: &Os, device: &Path) -> Result<()>;
 
-    /// Grows a mounted one to `target`, which its device must have, and looks whether it did. Never shrinks.
+    /// Grows a mounted filesystem to `target`, which its device must have, and verifies the result. Never shrinks.
     ///
     /// # Errors
-    /// `Precondition` when it says errors; `Busy` while the last growth is not on disk yet (XFS); `Internal`.
+    /// `Precondition` when it is marked with errors; `Busy` while the last growth is not on disk yet (XFS); `Internal`.
     fn grow_mounted(&self, os: &Os, device: &BlockDevice, mount_point: &Path, target: Bytes) -> Result<Grown>;
 
-    /// Grows one that is not mounted, where that can be done; a check comes first, as resize2fs wants it.
+    /// Grows an unmounted filesystem, where that is possible, after the check that resize2fs requires.
     ///
     /// # Errors
-    /// `Corrupt` when the check does not end well; `Busy`, `Timeout`, `Internal`.
+    /// `Corrupt` when the check fails; `Busy`, `Timeout`, `Internal`.
     fn grow_unmounted(&self, os: &Os, device: &BlockDevice, target: Bytes) -> Result<Grown>;
 }
 
-/// What a read-only check found.
+/// The result of a read-only check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Checked {
-    /// Nothing wrong.
+    /// No errors.
     Sound,
-    /// Something wrong.
+    /// Errors.
     Unsound {
-        /// The first thing the tool said of it.
+        /// The first message of the tool about them.
         said: String,
     },
 }
 
-/// How growing ended.
+/// The result of a growth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grown {
-    /// It is bigger.
+    /// It has grown.
     Yes,
-    /// It had the size.
+    /// It had the size already.
     AlreadyThere,
-    /// Not this way: the kernel refuses it to this process (ext4 mounted, without CAP_SYS_RESOURCE), or XFS unmounted.
+    /// Not possible this way: the kernel denies it to this process (ext4 mounted, without CAP_SYS_RESOURCE), or XFS
+    /// unmounted.
     NotPermitted,
 }
 
-/// What is done with filesystems of this kind.
+/// The operations of this type of filesystem.
 #[must_use]
 pub fn of(fs: FsType) -> &'static dyn Filesystem {
     match fs {
@@ -98,9 +101,9 @@ pub fn of(fs: FsType) -> &'static dyn Filesystem {
     }
 }
 
-/// The smallest device a filesystem is made on.
+/// The smallest device for a filesystem.
 ///
-/// ext4: 16 MiB, twice what mke2fs wants for a journal. XFS: 300 MiB, the least mkfs.xfs makes since 5.19.
+/// ext4: 16 MiB, twice what mke2fs needs for a journal. XFS: 300 MiB, the minimum of mkfs.xfs since 5.19.
 #[must_use]
 pub const fn minimum_size(fs: FsType) -> Bytes {
     match fs {
@@ -143,7 +146,7 @@ mod tests {
         ] {
             let (kind, said) = tried(fs, mib, options).unwrap_err();
             assert_eq!(kind, Kind::InvalidArgument, "{said}");
-            assert!(said.contains(reason) && said.contains(options) && said.contains("class"), "{said}");
+            assert!(said.contains(reason) && said.contains(options) && said.contains("StorageClass"), "{said}");
         }
     }
 }

@@ -1,7 +1,8 @@
-//! What users may say to mount(2) and to mkfs: lists of what is allowed, per filesystem. Everything else is refused at
-//! the edge, so nothing raw reaches a command line or the kernel (docs/design.md section 5, promise 9).
+//! Options that users may pass to mount(2) and to mkfs: an allow list for each filesystem. Everything else is rejected
+//! at the boundary, so no unparsed text reaches a command line or the kernel (docs/design.md section 5, promise 9).
 //!
-//! Mount flags may be sensitive (CSI specification, VolumeCapability.mount_flags): no message and no `Debug` shows one.
+//! Mount flags may be sensitive (CSI specification, VolumeCapability.mount_flags): no message and no `Debug` contains
+//! one.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -9,15 +10,15 @@ use std::ops::RangeInclusive;
 use crate::os::{MountEntry, MountFlags};
 use crate::types::{Error, FsType, Kind, Result};
 
-/// An option of a filesystem's own, as the kernel prints it.
+/// An option specific to one filesystem, as the kernel prints it.
 struct Row {
-    /// What the user writes: a word, or `key=` with a value after it.
+    /// The user's spelling: a word, or `key=` followed by a value.
     name: &'static str,
-    /// What values a `key=` takes.
+    /// The values of a `key=`.
     value: Value,
-    /// How the kernel calls it in mountinfo; `name` but for aliases.
+    /// The kernel's name in mountinfo; differs from `name` for aliases only.
     shown: &'static str,
-    /// The values (or `""` for a word) that the kernel assumes anyway, and prints or not as it likes.
+    /// The value (or `""` for a word) that is the kernel's default, which it may print or not.
     assumed: Assumed,
 }
 
@@ -31,11 +32,11 @@ enum Value {
 
 #[derive(Clone, Copy)]
 enum Assumed {
-    /// The option says what holds without it.
+    /// The option is the default.
     Always,
-    /// The option says what holds without it when it has this value.
+    /// The option with this value is the default.
     Value(&'static str),
-    /// It never does.
+    /// It is never the default.
     Never,
 }
 
@@ -51,8 +52,8 @@ const fn key(name: &'static str, value: Value, assumed: Assumed) -> Row {
     Row { name, value, shown: name, assumed }
 }
 
-/// fs/ext4/super.c, `ext4_param_specs` and `_ext4_show_options`. Left out: whatever weakens an acknowledged write
-/// (`nobarrier`, `data=writeback`), skips recovery (`noload`) or goes on after errors (`errors=continue`).
+/// fs/ext4/super.c, `ext4_param_specs` and `_ext4_show_options`. Excluded: options that weaken an acknowledged write
+/// (`nobarrier`, `data=writeback`), skip recovery (`noload`) or continue after errors (`errors=continue`).
 const EXT4: &[Row] = &[
     key("commit=", Value::Number(1, 900), Assumed::Value("5")),
     key("data=", Value::Word(&["ordered", "journal"]), Assumed::Value("ordered")),
@@ -67,7 +68,7 @@ const EXT4: &[Row] = &[
     key("min_batch_time=", Value::Number(0, 1_000_000), Assumed::Value("0")),
 ];
 
-/// fs/xfs/xfs_super.c, `xfs_fs_parameters` and `xfs_fs_show_options`. Left out: `norecovery` and what is deprecated.
+/// fs/xfs/xfs_super.c, `xfs_fs_parameters` and `xfs_fs_show_options`. Excluded: `norecovery` and deprecated options.
 const XFS: &[Row] = &[
     word("nouuid", Assumed::Always),
     word("discard", Assumed::Never),
@@ -90,11 +91,12 @@ const XFS: &[Row] = &[
     alias("prjquota", "prjquota"),
 ];
 
-/// What mountinfo does not tell: ext4 and XFS drop `discard` where the device cannot, ext4 adds `nodelalloc` to
-/// `data=journal`.
+/// Options that mountinfo does not show reliably: ext4 and XFS drop `discard` if the device does not support it, ext4
+/// adds `nodelalloc` to `data=journal`.
 const NOT_TOLD: [&str; 2] = ["discard", "nodelalloc"];
 
-/// SELinux labels (security/selinux/hooks.c): valid for every filesystem, on the first mount only; binds inherit them.
+/// SELinux labels (security/selinux/hooks.c): valid for every filesystem, on the first mount only; bind mounts inherit
+/// them.
 const LABELS: [&str; 4] = ["context=", "fscontext=", "defcontext=", "rootcontext="];
 
 const FLAGS: &str = "defaults, ro, rw, nosuid, suid, nodev, dev, noexec, exec, noatime, atime, nodiratime, diratime, \
@@ -107,21 +109,21 @@ fn rows(fs: FsType) -> &'static [Row] {
     }
 }
 
-/// Mount flags of a volume, checked: generic flags, and options of the filesystem in the kernel's own spelling.
+/// The checked mount flags of a volume: generic flags, and options of the filesystem in the kernel's spelling.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct MountOptions {
     flags: MountFlags,
-    /// Sorted, without what the kernel assumes anyway.
+    /// Sorted, without the kernel's defaults.
     own: Vec<String>,
     /// Sorted, `context="..."`.
     labels: Vec<String>,
 }
 
 impl MountOptions {
-    /// Checks flags as CSI's `mount_flags` bring them: one option each, or several separated by commas.
+    /// Checks flags as CSI's `mount_flags` contain them: one option each, or several separated by commas.
     ///
     /// # Errors
-    /// `InvalidArgument` for an option that is not in the list, naming the list and never the option.
+    /// `InvalidArgument` for an option that is not in the list, with the list but never the option.
     pub fn parse(fs: FsType, flags: &[String]) -> Result<Self> {
         let mut parsed = Self::default();
         for flag in flags {
@@ -149,7 +151,7 @@ impl MountOptions {
         self.flags
     }
 
-    /// Whether freed blocks are to be given back to the device.
+    /// Whether freed blocks are to be discarded.
     #[must_use]
     pub fn discards(&self) -> bool {
         self.own.iter().any(|option| option == "discard")
@@ -162,7 +164,7 @@ impl MountOptions {
         self
     }
 
-    /// The options for mount(2)'s data, comma-separated; `nouuid` for XFS always (docs/design.md section 8.8).
+    /// The options for mount(2)'s data, separated by commas; XFS always gets `nouuid` (docs/design.md section 8.8).
     #[must_use]
     pub fn data(&self, fs: FsType) -> String {
         let always = match fs {
@@ -173,7 +175,7 @@ impl MountOptions {
         always.into_iter().chain(own).collect::<Vec<_>>().join(",")
     }
 
-    /// Whether a mount was made with these very options, as far as mountinfo tells.
+    /// Whether a mount was made with exactly these options, as far as mountinfo shows them.
     #[must_use]
     pub fn made(&self, fs: FsType, entry: &MountEntry) -> bool {
         let shown = |option: &str| rows(fs).iter().find_map(|row| row.accept(option)).flatten();
@@ -191,7 +193,7 @@ impl MountOptions {
         told(&own) == told(&self.own) && labels_agree && self.flags_shown(entry) && self.super_flags_shown(entry)
     }
 
-    /// Whether the flags every mount has of its own are those asked for; flags beyond them do not matter on a bind.
+    /// Whether a mount has the requested per-mount flags; additional flags do not matter on a bind mount.
     #[must_use]
     pub fn flags_shown(&self, entry: &MountEntry) -> bool {
         let has = |name: &str| entry.options.iter().any(|option| option == name);
@@ -215,7 +217,7 @@ impl MountOptions {
     }
 }
 
-/// Says how many there are, never which.
+/// Prints the number of options, never the options.
 impl fmt::Debug for MountOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.own.len() + self.labels.len();
@@ -224,7 +226,7 @@ impl fmt::Debug for MountOptions {
 }
 
 impl Row {
-    /// The option in the kernel's spelling, `Some(None)` when it only says what holds anyway; `None` when it is not this row.
+    /// The option in the kernel's spelling, `Some(None)` for a default; `None` when it does not match this row.
     fn accept(&self, option: &str) -> Option<Option<String>> {
         let rest = option.strip_prefix(self.name)?;
         let good = match self.value {
@@ -291,7 +293,7 @@ fn refused(fs: FsType) -> Error {
     Error::new(
         Kind::InvalidArgument,
         format!(
-            "a mount option of this volume is not one Holdfast passes to {fs}, or has a value it does not take; allowed are {FLAGS}, {}; correct mountOptions in the StorageClass or the PersistentVolume",
+            "a mount option of this volume, or its value, is not allowed for {fs}; allowed are {FLAGS}, {}; correct mountOptions in the StorageClass or the PersistentVolume",
             own.join(", ")
         ),
     )

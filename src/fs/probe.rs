@@ -1,7 +1,7 @@
-//! What the first bytes of a device say: pure parsers of the ext4 and XFS superblocks, checksums included.
+//! Reads the ext4 and XFS superblocks in the first bytes of a device: pure parsers, with checksums.
 //!
-//! `Absent` means that these bytes are no superblock, and nothing more: whether a device is blank is never decided here,
-//! and a device that cannot be read has no answer at all (docs/design.md section 8).
+//! `Absent` means only that these bytes are not a superblock. This module never decides whether a device is blank. A
+//! device that cannot be read has no result at all (docs/design.md section 8).
 
 use std::fmt;
 
@@ -10,19 +10,19 @@ use uuid::Uuid;
 use crate::os::{BlockDevice, Os};
 use crate::types::{FsType, OsContext, Result};
 
-/// How much of a device is looked at, bytes: the largest sector an XFS superblock can fill.
+/// The number of bytes that are read: the largest sector that an XFS superblock can fill.
 pub const HEAD: usize = 32 * 1024;
 
-/// What was found where a filesystem keeps its superblock.
+/// The result at the position of a filesystem's superblock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// No superblock of this filesystem.
     Absent,
-    /// A superblock that holds together.
+    /// A valid superblock.
     Valid(Superblock),
-    /// One that contradicts itself.
+    /// An inconsistent superblock.
     Damaged {
-        /// In which way.
+        /// The inconsistency.
         what: String,
     },
 }
@@ -30,33 +30,33 @@ pub enum Found {
 /// A superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Superblock {
-    /// Of which filesystem.
+    /// The filesystem.
     pub fs: FsType,
     /// Its UUID.
     pub uuid: Uuid,
-    /// What it says of its own health.
+    /// Its health according to the superblock.
     pub health: Health,
     /// Number of blocks.
     pub blocks: u64,
     /// Bytes per block.
     pub block_size: u32,
-    /// Blocks that may stay unused at the end because they do not make a block group (ext4); 0 for XFS.
+    /// Blocks that may be unused at the end because they do not fill a block group (ext4); 0 for XFS.
     pub slack: u64,
 }
 
-/// What a superblock says of its filesystem's health.
+/// The health of a filesystem according to its superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// Cleanly unmounted (ext4), or nothing said against it (XFS: the log knows more).
+    /// Cleanly unmounted (ext4), or no error mark (XFS: the log may contain more).
     Clean,
     /// Not unmounted: its journal is replayed at the next mount.
     Unclean,
-    /// The kernel has met errors in it: EXT4_ERROR_FS, XFS_SB_FEAT_INCOMPAT_NEEDSREPAIR.
+    /// The kernel has found errors in it: EXT4_ERROR_FS, XFS_SB_FEAT_INCOMPAT_NEEDSREPAIR.
     Errors,
 }
 
 impl Superblock {
-    /// The bytes it covers.
+    /// The size of the filesystem in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.blocks.saturating_mul(u64::from(self.block_size))
@@ -69,17 +69,17 @@ impl fmt::Display for Superblock {
     }
 }
 
-/// What both filesystems find on a device.
+/// The results of both filesystems for a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents {
-    /// What ext4 finds.
+    /// The result for ext4.
     pub ext4: Found,
-    /// What XFS finds.
+    /// The result for XFS.
     pub xfs: Found,
 }
 
 impl Contents {
-    /// What one filesystem finds.
+    /// The result for one filesystem.
     #[must_use]
     pub fn of(&self, fs: FsType) -> &Found {
         match fs {
@@ -113,26 +113,25 @@ impl fmt::Display for Contents {
     }
 }
 
-/// Reads a device's first bytes and says what is in them.
+/// Reads and parses the first bytes of a device.
 ///
 /// # Errors
-/// `Internal` when they cannot all be read: then nothing is known, least of all that nothing is there.
+/// `Internal` when they cannot all be read: then nothing is known about the content, least of all that there is none.
 pub fn probe(os: &Os, device: &BlockDevice) -> Result<Contents> {
     let mut head = vec![0; HEAD];
-    os.read_device(device, 0, &mut head).at(|| {
-        format!("the first {HEAD} bytes of {} cannot be read: what is on it is not known", device.path().display())
-    })?;
+    os.read_device(device, 0, &mut head)
+        .at(|| format!("cannot read the first {HEAD} bytes of {}: its content is unknown", device.path().display()))?;
     Ok(Contents { ext4: ext4(&head), xfs: xfs(&head) })
 }
 
-/// The same of what the disk has, past the page cache: for a filesystem that is mounted.
+/// The same from the disk, bypassing the page cache: for a mounted filesystem.
 ///
 /// # Errors
 /// As [`probe`].
 pub fn probe_disk(os: &Os, device: &BlockDevice) -> Result<Contents> {
     let head = os
         .read_device_direct(device, 0, HEAD)
-        .at(|| format!("the first {HEAD} bytes of {} cannot be read from the disk", device.path().display()))?;
+        .at(|| format!("cannot read the first {HEAD} bytes of {} from the disk", device.path().display()))?;
     Ok(Contents { ext4: ext4(&head), xfs: xfs(&head) })
 }
 
@@ -174,11 +173,11 @@ impl Fields<'_> {
     }
 }
 
-/// `struct ext4_super_block` of fs/ext4/ext4.h, 1024 bytes at offset 1024. ext2 and ext3 are the same to this eye.
+/// `struct ext4_super_block` of fs/ext4/ext4.h, 1024 bytes at offset 1024. ext2 and ext3 look the same here.
 #[must_use]
 pub fn ext4(head: &[u8]) -> Found {
     match head.get(1024..2048) {
-        Some(bytes) => ext4_fields(bytes).unwrap_or_else(|| damaged("it is cut short")),
+        Some(bytes) => ext4_fields(bytes).unwrap_or_else(|| damaged("it is truncated")),
         None => damaged("fewer than 2048 bytes were given"),
     }
 }
@@ -219,7 +218,7 @@ fn ext4_fields(bytes: &[u8]) -> Option<Found> {
     } else {
         Health::Clean
     };
-    // resize2fs and the kernel leave a last group out that has room for its own tables and little more.
+    // resize2fs and the kernel leave out a last group that has space for little more than its own tables.
     let inode_table = u64::from(inodes_per_group) * u64::from(fields.le16(0x58)?) / u64::from(block_size);
     let tables =
         inode_table.saturating_add(2 + 64 + u64::from(fields.le16(0xce)?) + blocks / u64::from(per_group) / 32);
@@ -231,7 +230,7 @@ fn ext4_fields(bytes: &[u8]) -> Option<Found> {
 /// `struct xfs_dsb` of fs/xfs/libxfs/xfs_format.h, one sector at offset 0.
 #[must_use]
 pub fn xfs(head: &[u8]) -> Found {
-    xfs_fields(head).unwrap_or_else(|| damaged("it is cut short"))
+    xfs_fields(head).unwrap_or_else(|| damaged("it is truncated"))
 }
 
 fn xfs_fields(head: &[u8]) -> Option<Found> {

@@ -1,29 +1,29 @@
-//! What a device looks like, in words for an error message: a small table of well-known labels.
+//! Describes the content of a device for an error message, from a small table of well-known signatures.
 //!
-//! For messages only. Nothing is ever decided by it: an answer is a guess that helps a human to find out who wrote to a
-//! device, and no answer says nothing about whether it is blank (docs/design.md section 8).
+//! For messages only; no decision depends on it. A result is a guess that helps an operator find out what wrote to a
+//! device. No result does not mean that the device is blank (docs/design.md section 8).
 
 use std::fmt;
 
 use super::probe::{Contents, Found};
 use crate::os::{BlockDevice, Os};
 
-/// How much is looked at from the start and from the end, bytes: the ring of a ZFS label ends there.
+/// The number of bytes that are read from the start and from the end: the ring of a ZFS label ends there.
 const WINDOW: u64 = 256 * 1024;
 
-/// Where a label lies.
+/// The position of a signature.
 #[derive(Clone, Copy)]
 enum At {
     /// Bytes from the start.
     Start(usize),
-    /// Bytes before the end, the place then rounded down to a multiple of the second.
+    /// Bytes before the end; the position is then rounded down to a multiple of the second value.
     End(usize, usize),
     /// Anywhere at a multiple of 1 KiB in the second half of the window: a ZFS uberblock.
     Ring,
 }
 
-/// Those that say most come first: a LUKS or RAID header may lie before remains of what was there, and a FAT has the mark
-/// of a partition table.
+/// The most specific signatures come first: a LUKS or RAID header may be followed by remains of older content, and FAT
+/// has the mark of a partition table.
 const TABLE: &[(&str, At, &[u8])] = &[
     ("a LUKS header (encrypted data)", At::Start(0), b"LUKS\xba\xbe"),
     ("a BitLocker volume (encrypted data)", At::Start(3), b"-FVE-FS-"),
@@ -72,19 +72,19 @@ const TABLE: &[(&str, At, &[u8])] = &[
     ("a gzip archive", At::Start(0), b"\x1f\x8b\x08"),
     ("a QCOW image", At::Start(0), b"QFI\xfb"),
     ("a tar archive", At::Start(257), b"ustar"),
-    // Last of all: these two are known better by their own probes, which check them.
+    // Last, because the parsers of these two recognize them more reliably.
     ("an ext2, ext3 or ext4 superblock", At::Start(1024 + 0x38), b"\x53\xef"),
     ("an XFS superblock", At::Start(0), b"XFSB"),
 ];
 
-/// What was seen.
+/// The result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// A label of the table.
+    /// A signature of the table.
     Label(&'static str),
-    /// Nothing but zeroes where labels are; what lies between is not known.
+    /// Only zeroes where signatures are; the bytes in between are unknown.
     Zeroes,
-    /// Bytes the table does not know.
+    /// No signature of the table.
     Unknown,
     /// It could not be read.
     Unreadable,
@@ -95,13 +95,13 @@ impl fmt::Display for Seen {
         match self {
             Self::Label(name) => write!(f, "it looks like {name}"),
             Self::Zeroes => f.write_str("its beginning and its end are zeroes"),
-            Self::Unknown => f.write_str("it bears no label known here"),
-            Self::Unreadable => f.write_str("it cannot be read in full"),
+            Self::Unknown => f.write_str("it has no known signature"),
+            Self::Unreadable => f.write_str("it cannot be read completely"),
         }
     }
 }
 
-/// What a device shows, in words: its superblocks where there are any, else what it looks like.
+/// The content of a device as text: its superblocks if there are any, otherwise its signature.
 #[must_use]
 pub fn describe(os: &Os, device: &BlockDevice, contents: &Contents) -> String {
     if [&contents.ext4, &contents.xfs].into_iter().any(|found| *found != Found::Absent) {
@@ -110,7 +110,7 @@ pub fn describe(os: &Os, device: &BlockDevice, contents: &Contents) -> String {
     format!("{contents} ({})", look(os, device))
 }
 
-/// Looks at the beginning and the end of a device. An error is an answer here, since nothing hangs on it.
+/// Reads the beginning and the end of a device. An error is a result here, because no decision depends on it.
 #[must_use]
 pub fn look(os: &Os, device: &BlockDevice) -> Seen {
     let read = || {
@@ -124,7 +124,7 @@ pub fn look(os: &Os, device: &BlockDevice) -> Seen {
     read().unwrap_or(Seen::Unreadable)
 }
 
-/// The first label of the table in the first and last bytes of a device of `size` bytes.
+/// The first matching signature in the first and last bytes of a device of `size` bytes.
 #[must_use]
 pub fn name(head: &[u8], tail: &[u8], size: u64) -> Seen {
     let found = TABLE.iter().find(|(_, at, magic)| match *at {
@@ -146,7 +146,7 @@ fn matches(bytes: &[u8], offset: usize, magic: &[u8]) -> bool {
     offset.checked_add(magic.len()).and_then(|end| bytes.get(offset..end)) == Some(magic)
 }
 
-/// Where in the tail the place is that lies `back` before the end, rounded down to `align`.
+/// The position in the tail that is `back` bytes before the end, rounded down to `align`.
 fn before_end(tail: &[u8], size: u64, back: usize, align: usize) -> Option<usize> {
     let place = size.checked_sub(u64::try_from(back).ok()?)?;
     let place = place - place.checked_rem(u64::try_from(align).ok()?)?;

@@ -1,4 +1,4 @@
-//! What e2fsprogs and xfsprogs have in common: limits, finding, running, and saying what went wrong.
+//! The common part of e2fsprogs and xfsprogs: limits, finding and running a tool, and its errors.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,29 +7,29 @@ use super::MkfsOptions;
 use crate::os::{Exit, Os, Output, Program};
 use crate::types::{Bytes, Error, FsType, Kind, OsContext, Result};
 
-/// For mkfs: seconds by measure, as it writes no tables.
+/// For mkfs: it takes seconds, because it writes no tables.
 pub(super) const MAKE_LIMIT: Duration = Duration::from_secs(300);
-/// For a check of a filesystem that mkfs may not have finished: nothing is in it.
+/// For a check of a filesystem that mkfs may not have finished: it is empty.
 pub(super) const CHECK_LIMIT: Duration = Duration::from_secs(300);
 /// For a repair or a resize of a filesystem with data.
 pub(super) const REPAIR_LIMIT: Duration = Duration::from_secs(1800);
 
-/// A sentence that goes on for longer than this many bytes is cut at the end of its line.
+/// A sentence longer than this many bytes is cut at the end of its line.
 const LONGEST_REASON: usize = 160;
 
-/// A program of this name, working on this device.
+/// A program of this name for this device.
 pub(super) fn find(name: &str, device: &Path, limit: Duration) -> Result<Program> {
     Program::find(name, device, limit).map_err(|error| {
         Error::new(Kind::Precondition, format!("{name} is needed for {}", device.display())).because(error)
     })
 }
 
-/// Runs it to its end; a non-zero exit is the caller's to judge.
+/// Runs it to its end; the caller evaluates a non-zero exit.
 pub(super) fn run(os: &Os, name: &str, device: &Path, program: &Program) -> Result<Output> {
     os.run(program).at(|| format!("run {name} on {}", device.display()))
 }
 
-/// What a tool says before it comes to the matter: its name and version, its steps, and what its configuration lacks.
+/// Output of a tool before its reason: name and version, its steps, and warnings about its configuration.
 fn prelude(line: &str) -> bool {
     const VERSIONS: [&str; 4] = ["e2fsck 1.", "mke2fs 1.", "mkfs.ext4 1.", "resize2fs 1."];
     const STEPS: [&str; 5] = ["Pass ", "Phase ", "Resizing the filesystem", "Filesystem at ", "Creating filesystem"];
@@ -37,12 +37,9 @@ fn prelude(line: &str) -> bool {
     begins(&VERSIONS) || begins(&STEPS) || line.starts_with("Warning:") || line.starts_with("old_desc_blocks")
 }
 
-/// The reason a tool gives: its first sentence, over as many lines as it takes. Usage texts and advice come after it.
+/// The reason that a tool gives: its first sentence, over any number of lines. Usage texts and advice come after it.
 pub(super) fn said(output: &Output) -> String {
-    [&output.stderr, &output.stdout]
-        .into_iter()
-        .find_map(|text| reason(text))
-        .unwrap_or_else(|| "it said nothing".into())
+    [&output.stderr, &output.stdout].into_iter().find_map(|text| reason(text)).unwrap_or_else(|| "no output".into())
 }
 
 fn reason(text: &str) -> Option<String> {
@@ -65,29 +62,29 @@ fn reason(text: &str) -> Option<String> {
     (!reason.is_empty()).then_some(reason)
 }
 
-/// Whether mkfs says that an option asks for more than the device has.
+/// Whether mkfs reports that an option asks for more than the device has.
 pub(super) fn too_much(output: &Output) -> bool {
     let words = ["too big for", "too large", "requested number of inodes", "too many inodes", "requested journal size"];
     words.iter().any(|words| output.stderr.contains(words))
 }
 
-/// What a mkfs that writes nothing says of options at a size.
+/// The result of a trial run of mkfs with options at a size.
 ///
 /// # Errors
-/// `InvalidArgument` when they cannot work; `Internal` when the tool could not say.
+/// `InvalidArgument` when they cannot be used; `Internal` when the tool gives no result.
 pub(super) fn rehearsed(fs: FsType, size: Bytes, options: &MkfsOptions, output: &Output) -> Result<()> {
     match output.exit {
         Exit::Code(0) => Ok(()),
         Exit::Code(1) if !output.stderr.contains("emory") => Err(Error::new(
             Kind::InvalidArgument,
             format!(
-                "mkfsOptions: \"{}\" cannot work on a volume of {size} ({} bytes): {}; correct the class, or ask for another size",
+                "mkfsOptions: \"{}\" cannot be used on a volume of {size} ({} bytes): {}; correct the StorageClass, or request another size",
                 options.arguments().join(" "),
                 size.get(),
                 said(output)
             ),
         )),
-        _ => Err(failed(Kind::Internal, &format!("a trial of mkfs.{fs}"), Path::new("nothing"), output)),
+        _ => Err(failed(Kind::Internal, &format!("a trial run of mkfs.{fs}"), Path::new("nothing"), output)),
     }
 }
 
@@ -98,12 +95,12 @@ pub(super) fn failed(kind: Kind, name: &str, device: &Path, output: &Output) -> 
         Exit::Signal(signal) => format!("killed by signal {signal}"),
     };
     let next = match kind {
-        Kind::Busy => "something has the device open; ask again",
-        Kind::NoCapacity => "the pool is full; make room in it",
-        Kind::OutOfRange => "make the volume larger, or correct its class's mkfsOptions and make it anew",
-        Kind::Unsupported => "the image needs newer tools",
-        Kind::Precondition | Kind::Corrupt => "look at the device before anything else is done with it",
-        _ => "it is retried; the kernel's log may say more",
+        Kind::Busy => "another process has the device open; retry",
+        Kind::NoCapacity => "the pool is full; free space in it",
+        Kind::OutOfRange => "make the volume larger, or correct mkfsOptions in its StorageClass and create it again",
+        Kind::Unsupported => "install newer tools in the image of the driver",
+        Kind::Precondition | Kind::Corrupt => "inspect the device before you use it again",
+        _ => "retry; the kernel log may show the cause",
     };
     Error::new(kind, format!("{name} on {} failed ({exit}): {}; {next}", device.display(), said(output)))
 }
@@ -139,6 +136,6 @@ mod tests {
         assert_eq!(of(log, ""), "internal log size 51200 too large, must be less than 19186");
         let unsound = "Pass 1: Checking inodes, blocks, and sizes\nInode 7 has illegal block(s).  Clear? no\n\nIllegal block #6 (71) in inode 7.  IGNORED.\n";
         assert_eq!(of("e2fsck 1.47.0 (5-Feb-2023)\n", unsound), "Inode 7 has illegal block(s).  Clear? no");
-        assert_eq!(of("mke2fs 1.47.0 (5-Feb-2023)\n", ""), "it said nothing");
+        assert_eq!(of("mke2fs 1.47.0 (5-Feb-2023)\n", ""), "no output");
     }
 }

@@ -1,4 +1,4 @@
-//! XFS by xfsprogs: made for kernel 5.15, checked, grown; never repaired here, because xfs_repair has no careful mode.
+//! XFS through xfsprogs: created for kernel 5.15, checked, grown. Never repaired here: xfs_repair has no careful mode.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::types::{Bytes, Error, FsType, Kind, OsContext, Result};
 /// XFS.
 pub(super) struct Xfs;
 
-/// Features that came after the baseline: the first mkfs.xfs that knows the switch, the option letter, and off.
+/// Features newer than the baseline: the first mkfs.xfs that has the switch, the option letter, and the value for off.
 /// An older one has neither the feature nor the switch.
 const LATER: &[((u32, u32), &str, &str)] = &[
     ((5, 19), "-i", "nrext64=0"),
@@ -22,7 +22,7 @@ const LATER: &[((u32, u32), &str, &str)] = &[
     ((6, 13), "-m", "metadir=0"),
 ];
 
-/// The oldest mkfs.xfs that knows every switch that is always passed.
+/// The oldest mkfs.xfs that has every switch that is always passed.
 const OLDEST: (u32, u32) = (5, 11);
 
 impl Filesystem for Xfs {
@@ -33,7 +33,7 @@ impl Filesystem for Xfs {
     }
 
     fn rehearse(&self, os: &Os, size: Bytes, options: &MkfsOptions) -> Result<()> {
-        let nowhere = Path::new("nothing");
+        let nowhere = Path::new("a blank file");
         let program = making(os, nowhere, Uuid::nil(), options)?.arg("-N").blank_file(size.get());
         tool::rehearsed(FsType::Xfs, size, options, &tool::run(os, "mkfs.xfs -N", nowhere, &program)?)
     }
@@ -54,7 +54,7 @@ impl Filesystem for Xfs {
         Err(Error::new(
             Kind::Corrupt,
             format!(
-                "the XFS on {} asks for a repair, which is a human's decision; snapshot or copy the volume, then run xfs_repair on it by hand (-L throws the log away: last)",
+                "the XFS on {} needs a repair, which Holdfast does not run; snapshot or copy the volume, then run xfs_repair on it manually (use -L last: it discards the log)",
                 device.display()
             ),
         ))
@@ -62,7 +62,7 @@ impl Filesystem for Xfs {
 
     fn grow_mounted(&self, os: &Os, device: &BlockDevice, mount_point: &Path, target: Bytes) -> Result<Grown> {
         let look =
-            || os.xfs_geometry(mount_point).at(|| format!("ask the XFS at {} for its size", mount_point.display()));
+            || os.xfs_geometry(mount_point).at(|| format!("read the size of the XFS at {}", mount_point.display()));
         let now = look()?;
         let blocks = target.get() / u64::from(now.block_size.max(1));
         if now.blocks >= blocks {
@@ -70,7 +70,7 @@ impl Filesystem for Xfs {
         }
         last_growth_is_on_disk(os, device, now.blocks)?;
         os.grow_xfs(mount_point, blocks, now.inode_percent)
-            .at(|| format!("growing the XFS on {} to {target} failed; it is retried", device.path().display()))?;
+            .at(|| format!("cannot grow the XFS on {} to {target}; kubelet retries", device.path().display()))?;
         let now = look()?;
         // A last allocation group under 16 MiB is left out (fs/xfs/xfs_fsops.c: XFS_MIN_AG_BLOCKS is 64 blocks).
         if now.blocks.saturating_add(64) > blocks {
@@ -79,7 +79,7 @@ impl Filesystem for Xfs {
         Err(Error::new(
             Kind::Internal,
             format!(
-                "the XFS on {} has {} blocks after growing it to {blocks}; it is retried",
+                "the XFS on {} has {} blocks after it was grown to {blocks}; kubelet retries",
                 device.path().display(),
                 now.blocks
             ),
@@ -91,27 +91,27 @@ impl Filesystem for Xfs {
     }
 }
 
-/// Refuses to grow a mounted XFS whose superblock on disk does not show its last growth yet.
+/// Fails if the superblock on disk of a mounted XFS does not contain its last growth yet.
 ///
 /// A growth that lengthens the last allocation group logs that group's headers before the superblock. If the superblock
-/// on disk is still older than the group itself, a recovery from there refuses those headers as beyond the end of the
-/// filesystem (fs/xfs/xfs_buf.c: xfs_buf_map_verify; seen on 6.18): EUCLEAN for good, after a power loss as in a
-/// snapshot. The kernel writes the superblock back within fs.xfs.xfssyncd_centisecs, 30 s unless changed; nothing but
-/// an unmount or a freeze makes it do so earlier, and a freeze would outlive our death.
+/// on disk is still older than the group itself, a recovery rejects those headers as beyond the end of the filesystem
+/// (fs/xfs/xfs_buf.c: xfs_buf_map_verify; seen on 6.18). The filesystem then fails with EUCLEAN permanently, after a
+/// power loss and in a snapshot. The kernel writes the superblock back within fs.xfs.xfssyncd_centisecs, 30 s by
+/// default. Only an unmount or a freeze makes it do so earlier, and a freeze would outlive our process.
 fn last_growth_is_on_disk(os: &Os, device: &BlockDevice, blocks: u64) -> Result<()> {
     match probe_disk(os, device)?.xfs {
         Found::Valid(superblock) if superblock.blocks == blocks => Ok(()),
         _ => Err(Error::new(
             Kind::Busy,
             format!(
-                "the XFS on {} grew a moment ago and has not written that to its superblock yet, which takes up to 30 s; growing it further before would make it unreadable after a crash; ask again",
+                "the XFS on {} has grown and has not written that to its superblock yet, which takes up to 30 s; growing it again earlier would make it unreadable after a crash; retry",
                 device.path().display()
             ),
         )),
     }
 }
 
-/// The mkfs.xfs of this driver, but for what it works on.
+/// The mkfs.xfs command of this driver, without its target.
 fn making(os: &Os, target: &Path, uuid: Uuid, options: &MkfsOptions) -> Result<Program> {
     let version = version(os, target)?;
     let features = format!("uuid={uuid},crc=1,finobt=1,rmapbt=0,reflink=1,bigtime=1,inobtcount=1");
@@ -122,7 +122,7 @@ fn making(os: &Os, target: &Path, uuid: Uuid, options: &MkfsOptions) -> Result<P
         .args(options.arguments()))
 }
 
-/// The installed mkfs.xfs's version.
+/// The version of the installed mkfs.xfs.
 fn version(os: &Os, device: &Path) -> Result<(u32, u32)> {
     let program = tool::find("mkfs.xfs", device, MAKE_LIMIT)?.arg("-V");
     let output = tool::run(os, "mkfs.xfs -V", device, &program)?;
@@ -131,10 +131,7 @@ fn version(os: &Os, device: &Path) -> Result<(u32, u32)> {
         let said = output.stdout.trim();
         Error::new(
             Kind::Unsupported,
-            format!(
-                "mkfs.xfs says {said:?}; xfsprogs {}.{} or later is needed to make volumes: install it",
-                OLDEST.0, OLDEST.1
-            ),
+            format!("mkfs.xfs reports {said:?}; install xfsprogs {}.{} or later to create volumes", OLDEST.0, OLDEST.1),
         )
     })
 }
@@ -144,7 +141,7 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// What a failed mkfs.xfs means. Its first line says it; the rest is usage.
+/// The error of a failed mkfs.xfs. Its first line has the reason; the rest is usage.
 fn make_failed(device: &Path, output: &Output) -> Error {
     let said = |text: &str| output.stderr.contains(text);
     let kind = if said("contains a mounted filesystem") || said("Device or resource busy") || said("is mounted") {
@@ -163,7 +160,7 @@ fn make_failed(device: &Path, output: &Output) -> Error {
     tool::failed(kind, "mkfs.xfs", device, output)
 }
 
-/// What it means that xfs_repair could not do its work.
+/// The error kind when xfs_repair could not do its work.
 fn check_kind(output: &Output) -> Kind {
     if output.stderr.contains("mounted") || output.stderr.contains("Device or resource busy") {
         Kind::Busy

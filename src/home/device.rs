@@ -74,7 +74,13 @@ impl Shared {
     /// A device node bound into a pod holds nothing in the kernel's eyes, and would show the next image that gets the
     /// loop's number: a device that is mounted or bound here is not even tried.
     pub(super) fn release_device(&self, state: &PoolState, uuid: ObjectUuid) -> Result<Option<String>> {
-        let before = state.pool.active(uuid).ok().flatten();
+        let before = match state.pool.active(uuid) {
+            Ok(Some(device)) => Some(device),
+            // Every device there is was looked at: to take it away would be the same look again.
+            Ok(None) => return Ok(None),
+            // Two devices, or one that does not answer: to take them away says what there is, or why not.
+            Err(_) => None,
+        };
         if let Some(device) = &before {
             let used_at = self.mounted_at(device.number)?;
             if !used_at.is_empty() {

@@ -26,7 +26,7 @@ use world::{Machine, Setting};
 
 /// How many steps all tests here make together; `make model STEPS=` for more.
 const STEPS: &str = "HOLDFAST_MODEL_STEPS";
-const DEFAULT_STEPS: usize = 120_000;
+const DEFAULT_STEPS: usize = 40_000;
 /// The seed, 64 hex digits, or `random`; without it the same sequences are tried each time.
 const SEED: &str = "HOLDFAST_MODEL_SEED";
 /// Steps of one case.

@@ -1,5 +1,5 @@
-//! Loop devices belong to the whole machine: what a pod, an administrator or another driver does to one must change nothing
-//! for any other volume, and a pod must never see another volume's bytes.
+//! Loop devices belong to the whole machine. Whatever a pod, an administrator or another driver does to one must not
+//! affect any other volume, and a pod must never see another volume's bytes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -48,7 +48,7 @@ fn a_pod_that_clears_its_loop_device_never_sees_the_next_volume() {
     let (a, target) = published(&rig, "a");
     let number = device_at(&target);
     clear_as_its_pod(&rig, &target);
-    // Killed: the hold goes, and with it the loop device.
+    // Killed: the open descriptor is closed, and the loop device disappears.
     rig.reopen();
     assert_eq!(rig.os.loop_of(number).unwrap().and_then(|device| rig.os.loop_view(device).unwrap()), None);
     let b = rig.volume("b", 32, EXT4);
@@ -57,11 +57,11 @@ fn a_pod_that_clears_its_loop_device_never_sees_the_next_volume() {
     for id in [b, c] {
         assert_ne!(rig.home.device_of(&id).unwrap().unwrap().number, number, "the pod of a would see it");
     }
-    // Also in the next life of the driver, from the record alone.
+    // Also after a restart of the driver, from the record alone.
     rig.reopen();
     let (d, more) = published(&rig, "d");
     assert_ne!(device_at(&more), number);
-    // The stale bind goes, and its volume works again.
+    // The stale bind mount is removed, and its volume works again.
     assert_eq!(rig.node.unpublish(&a, &target).unwrap(), Changed::Yes);
     rig.node.stage(&rig.stage_request(a, BLOCK)).unwrap();
     let request = rig.publish_request(a, BLOCK, "pod-a-again");
@@ -152,13 +152,13 @@ fn a_volume_of_a_pool_whose_disk_died_can_be_taken_from_its_pods() {
     assert_eq!((rig.loops(&a), rig.loops(&b)), (0, 0), "its disk can be unmounted and repaired");
 }
 
-/// Every system call under a name, and on what.
+/// Every system call with its name and target.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<BTreeSet<String>>>);
 
 impl Interceptor for Log {
     fn before(&self, call: Call, target: &str) -> std::io::Result<()> {
-        // A look at sysfs opens nothing.
+        // Reading sysfs opens nothing.
         if !matches!(call, Call::LoopScan | Call::LoopView) {
             self.0.lock().unwrap().insert(target.to_owned());
         }
@@ -170,7 +170,8 @@ impl Interceptor for Log {
     }
 }
 
-/// A loop device over a file of an XFS that was shut down: LOOP_GET_STATUS64 of it is EIO. Over a name like an image's too.
+/// A loop device over a file on an XFS that was shut down: LOOP_GET_STATUS64 fails with EIO. Also over a name like that
+/// of an image.
 struct Dead<'a> {
     rig: &'a Rig,
     mount: PathBuf,
@@ -228,7 +229,7 @@ fn a_loop_device_that_fails_is_nobody_else_s_trouble() {
 #[test]
 fn the_node_of_a_device_in_dev_may_be_missing_or_wrong() {
     let rig = Rig::new();
-    // A /dev of our own, as in a container: without the nodes of loop devices made later, and one that lies.
+    // Our own /dev, as in a container: without the device nodes of later loop devices, and with a wrong one.
     let dev = rig.directory("dev");
     rig.shell(&format!(
         "mount -t tmpfs -o dev none {dev} && cp -a /dev/loop-control /dev/null /dev/urandom {dev} && mount --bind {dev} /dev",
@@ -237,7 +238,7 @@ fn the_node_of_a_device_in_dev_may_be_missing_or_wrong() {
     let id = rig.volume("a", 32, EXT4);
     let request = rig.stage_request(id, EXT4);
     let refused = rig.node.stage(&request).unwrap_err();
-    // mount(2) and mkfs need a path: what is missing is said, and nothing is left.
+    // mount(2) and mkfs need a path: the error names the missing one, and nothing is left.
     assert!(refused.chain().contains("/dev"), "{}", refused.chain());
     assert_eq!(rig.loops(&id), 0);
     rig.shell("umount -l /dev");
@@ -250,11 +251,11 @@ fn the_node_of_a_device_in_dev_may_be_missing_or_wrong() {
     ));
     rig.node.unstage(&id, &request.staging).unwrap();
     assert_eq!(rig.loops(&id), 0);
-    // Nothing is formatted or mounted through a node of another device.
+    // Nothing is formatted or mounted through the device node of another device.
     let other = rig.volume("b", 32, EXT4);
     rig.shell("rm -f /dev/loop[0-9]*; for n in $(seq 0 200); do mknod /dev/loop$n b 7 99999; done");
     let refused = rig.node.stage(&rig.stage_request(other, EXT4)).unwrap_err();
-    assert!(refused.chain().contains("is not the node of block device"), "{}", refused.chain());
+    assert!(refused.chain().contains("is not the device node of block device"), "{}", refused.chain());
     rig.shell("umount -l /dev");
     rig.node.stage(&rig.stage_request(other, EXT4)).unwrap();
     rig.node.unstage(&other, &rig.staging(&other)).unwrap();
@@ -290,7 +291,7 @@ fn who_holds_a_device_is_named() {
     let log = fs::File::create(rig.path("log")).unwrap();
     let child = rig.os.start(Path::new("/bin/sh"), &["-c".to_owned(), script], &log).unwrap();
     let said = loop {
-        // Until the process has it open.
+        // The same after the process has opened it.
         match rig.home.close(&a, &node_id()) {
             Err(error) => break error,
             Ok(()) => rig.home.open(&a, &node_id()).unwrap(),
@@ -301,7 +302,7 @@ fn who_holds_a_device_is_named() {
     drop(child);
 }
 
-/// Two drivers given the same names, or disks that were moved: one uuid in two pools of one filesystem.
+/// Two drivers with the same names, or disks that were moved: one uuid in two pools of one filesystem.
 #[test]
 fn the_same_uuid_in_two_pools_is_two_volumes() {
     let scratch = Scratch::new(Ground::Xfs);
@@ -355,7 +356,7 @@ fn the_same_uuid_in_two_pools_is_two_volumes() {
     assert_ne!(device(&ids[0]), second);
     node.unstage(&ids[0], &stage(ids[0]).staging).unwrap();
     assert_eq!((device(&ids[0]), device(&ids[1])), (None, second));
-    // A pool that is not here any more: what is left of its volume goes, the other's stays.
+    // A pool that is no longer here: its volume is removed, the other pool's volume stays.
     node.stage(&stage(ids[0])).unwrap();
     drop((node, home));
     let home = home_of(&["two"]);

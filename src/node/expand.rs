@@ -9,16 +9,16 @@ use crate::home::Opened;
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId, VolumeMode};
 
 impl Node {
-    /// Lets a volume's filesystem, or the device-mapper device of a raw block volume, take the size the volume's loop
-    /// device has (NodeExpandVolume).
-    /// Whether it is a filesystem is seen from the path: the CO need not say. Answers the size of the device.
+    /// Grows a volume's filesystem, or the device-mapper device of a raw block volume, to the size of the volume's loop
+    /// device (NodeExpandVolume). The path shows whether it is a filesystem: the CO need not say so. Returns the size
+    /// of the device.
     ///
     /// One step, journalled by the filesystem: a crash leaves the old size or the new.
     ///
     /// # Errors
-    /// `Busy`; `NotFound` when the volume is not at that path; `OutOfRange` when the device is smaller than asked for,
-    /// because ControllerExpandVolume has to come first; `Precondition` when the filesystem has errors or the kernel
-    /// does not let this process grow it; `Internal`.
+    /// `Busy`; `NotFound` when the volume is not at that path; `OutOfRange` when the device is smaller than requested,
+    /// because ControllerExpandVolume must come first; `Precondition` when the filesystem has errors or the kernel does
+    /// not allow this process to grow it; `Internal`.
     pub fn expand(&self, request: &ExpandRequest) -> Result<Bytes> {
         let volume = &request.volume;
         let lock = self.volumes.try_lock(volume, "NodeExpandVolume")?;
@@ -41,7 +41,7 @@ impl Node {
             return Err(Error::new(
                 Kind::OutOfRange,
                 format!(
-                    "volume {volume} is to have {} bytes and its device {} has {}: expand the volume at its home first (ControllerExpandVolume)",
+                    "volume {volume} cannot grow to {} bytes: its device {} has {}; call ControllerExpandVolume first, then retry",
                     required.get(),
                     attached.device.path().display(),
                     attached.size.get()
@@ -62,10 +62,13 @@ impl Node {
         let VolumeMode::Mount(fs) = opened.mode else {
             return Err(Error::new(
                 Kind::Precondition,
-                format!("{} is a filesystem, and its volume is granted as a raw block device", path.display()),
+                format!(
+                    "the filesystem at {} cannot grow: its volume is attached to this node as a raw block device; detach the volume and attach it as a filesystem",
+                    path.display()
+                ),
             ));
         };
-        let mounts = self.os.mounts().at(|| "read the table of mounts")?;
+        let mounts = self.os.mounts().at(|| "read the mount table")?;
         if let Some(entry) = mounts.at(path)
             && let Some(why) = fs::stopped(&self.os, &[entry])
         {
@@ -75,7 +78,7 @@ impl Node {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "the filesystem at {} is read-only, so it cannot grow; it is grown when it is staged writable",
+                    "the filesystem at {} cannot grow: it is read-only; stage the volume writable, and the node grows the filesystem",
                     path.display()
                 ),
             ));
@@ -85,7 +88,7 @@ impl Node {
             Grown::NotPermitted => Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "the kernel does not let this process grow the mounted {fs} at {}: the node plugin needs CAP_SYS_RESOURCE; without it the filesystem grows when every pod that uses it has stopped and the volume is staged again",
+                    "the kernel does not allow this process to grow the mounted {fs} at {}; give the node plugin CAP_SYS_RESOURCE, or stop every pod that uses the volume: the node grows the filesystem at the next stage",
                     path.display()
                 ),
             )),

@@ -1,4 +1,4 @@
-//! Calls that fail in the middle, and calls that meet one another.
+//! Calls that fail halfway, and concurrent calls.
 
 use super::rig::{EXT4, Rig, When, XFS, staged};
 use crate::fs;

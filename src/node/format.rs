@@ -1,16 +1,16 @@
-//! Format once (docs/design.md section 8): what a stage does about each format state, as a table of named rows.
+//! Format once (docs/design.md section 8): the action of a stage for each format state.
 //!
-//! | state | found on the device | done |
+//! | state | found on the device | action |
 //! |---|---|---|
-//! | `never` | | the home proves it blank, then [`Formatter::make`] |
-//! | `formatting` | the planned superblock, and a read-only check is content | [`Formatter::finish`] |
-//! | `formatting` | nothing valid, or the planned one and the check is not content | [`Formatter::make`] again |
-//! | `formatting` | any other valid superblock | refused: a human decides |
+//! | `never` | | the home node verifies that it is blank, then [`Formatter::make`] |
+//! | `formatting` | the planned superblock, and a read-only check succeeds | [`Formatter::finish`] |
+//! | `formatting` | nothing valid, or the planned superblock and the check fails | [`Formatter::make`] again |
+//! | `formatting` | any other valid superblock | error: an operator decides |
 //! | `formatted` | the recorded superblock, not larger than the device | used |
-//! | `formatted` | the same, and it says errors | repaired by its own tool, or refused |
-//! | `formatted` | anything else, nothing, unreadable, cut short | refused, nothing written |
-//! | `raw` | | refused |
-//! | any but `formatted` | read-only stage | refused |
+//! | `formatted` | the same, marked with errors | repaired by its own tool, or an error |
+//! | `formatted` | anything else, nothing, unreadable, truncated | error, nothing written |
+//! | `raw` | | error |
+//! | any but `formatted` | read-only stage | error |
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ use crate::home::{FormatState, Home, LockGuard, Opened, ReadOnly};
 use crate::os::{BlockDevice, Holder, Os};
 use crate::types::{Error, FsType, FsckPolicy, Kind, NodeId, OsContext, Result, VolumeId};
 
-/// What a stage knows when it asks for a filesystem.
+/// The input of a stage that needs a filesystem.
 pub(super) struct Formatter<'a> {
     pub(super) os: &'a Os,
     pub(super) node: &'a NodeId,
@@ -40,36 +40,37 @@ pub(super) struct Formatter<'a> {
 }
 
 impl Formatter<'_> {
-    /// The volume's device with the filesystem asked for on it, recorded as `formatted` and ready to be mounted.
+    /// The volume's device with the requested filesystem, recorded as `formatted` and ready to be mounted.
     ///
     /// # Errors
-    /// Those of the table; in every refused row not a byte was written.
+    /// Those of the table. Every such row writes nothing.
     pub(super) fn ready(&self) -> Result<Attached> {
         let writable = self.read_only == ReadOnly::No;
         match self.opened.format {
             FormatState::Never if writable => self.make(),
-            FormatState::Never => Err(self.refuse("has never been formatted, and a read-only stage formats nothing; stage it writable first")),
+            FormatState::Never => Err(self.refuse("was never formatted, and a read-only stage does not format; stage it writable first")),
             FormatState::Raw => {
-                Err(self.refuse("has been used as a raw block device: what is on it is the user's; use volumeMode: Block"))
+                Err(self.refuse("was used as a raw block device and may hold user data, so it is never formatted; use volumeMode: Block"))
             }
             FormatState::Formatting { fs, .. } | FormatState::Formatted { fs, .. } if fs != self.fs => {
-                Err(self.refuse(&format!("carries {fs}; stage it as {fs}")))
+                Err(self.refuse(&format!("has the filesystem {fs}; stage it as {fs}")))
             }
             FormatState::Formatting { planned_uuid, .. } if writable => self.resume(planned_uuid),
             FormatState::Formatting { .. } => {
-                Err(self.refuse("was left in the middle of its first format, and a read-only stage formats nothing; stage it writable first"))
+                Err(self.refuse("was not completely formatted, and a read-only stage does not format; stage it writable first"))
             }
             FormatState::Formatted { uuid, .. } => self.verify(uuid),
         }
     }
 
-    /// Makes the filesystem.
+    /// Creates the filesystem.
     ///
-    /// 1. The home proves the volume blank, or makes it so, and records `formatting` with a new UUID. A crash: the
-    ///    device is blank; the next stage comes here again by way of [`Formatter::resume`].
-    /// 2. mkfs. A crash: a torn filesystem without data; the next stage finds it unsound and comes here again.
-    /// 3. Flush, and read the superblock back from the image. A crash: the next stage finishes.
-    /// 4. The home records `formatted`. Only after this is it ever mounted, so no data can be lost before.
+    /// 1. The home node verifies that the volume is blank, or makes it blank, and records `formatting` with a new UUID.
+    ///    A crash leaves a blank device; the next stage comes here through [`Formatter::resume`].
+    /// 2. Run mkfs. A crash leaves an incomplete filesystem without data; the check of the next stage fails and it
+    ///    comes here again.
+    /// 3. Flush, and read the superblock back from the image. After a crash the next stage finishes.
+    /// 4. The home node records `formatted`. The filesystem is mounted only after this, so no data can be lost before.
     fn make(&self) -> Result<Attached> {
         let minimum = fs::minimum_size(self.fs);
         if self.opened.size < minimum {
@@ -77,7 +78,7 @@ impl Formatter<'_> {
             return Err(Error::new(
                 Kind::OutOfRange,
                 format!(
-                    "volume {} has {size} bytes; {} needs {} at least; make it larger",
+                    "volume {} is too small: it has {size} bytes, and {} needs at least {}; make it larger",
                     self.volume,
                     self.fs,
                     minimum.get()
@@ -92,7 +93,7 @@ impl Formatter<'_> {
         let path = attached.device.path().to_owned();
         let contents = probe::probe(self.os, &attached.device)?;
         if (&contents.ext4, &contents.xfs) != (&Found::Absent, &Found::Absent) {
-            return Err(self.corrupt(&attached.device, &contents, "was proved blank"));
+            return Err(self.corrupt(&attached.device, &contents, "was verified to be blank"));
         }
 
         self.alone(&path)?;
@@ -101,11 +102,9 @@ impl Formatter<'_> {
             // A tool that finds the device busy has written nothing.
             patiently(|| fs::of(self.fs).make(self.os, &path, formatting.planned_uuid, &options))?;
         }
-        self.os
-            .flush_device(&attached.device)
-            .at(|| format!("make the new {} on {} durable", self.fs, path.display()))?;
-        // It may have grown since it was attached (ControllerExpandVolume).
-        let size = self.os.device_size(&attached.device).at(|| format!("ask {} for its size", path.display()))?;
+        self.os.flush_device(&attached.device).at(|| format!("flush the new {} on {}", self.fs, path.display()))?;
+        // The device may have grown since it was attached (ControllerExpandVolume).
+        let size = self.os.device_size(&attached.device).at(|| format!("read the size of {}", path.display()))?;
         let contents = probe::probe(self.os, &attached.device)?;
         match contents.of(self.fs) {
             Found::Valid(made)
@@ -116,7 +115,7 @@ impl Formatter<'_> {
         Ok(attached)
     }
 
-    /// Meets `formatting`: an earlier stage was killed, or its answer was lost.
+    /// State `formatting`: an earlier stage was killed, or its answer was lost.
     fn resume(&self, planned: Uuid) -> Result<Attached> {
         let attached = self.attach(&Wanted::from(self.opened))?;
         let path = attached.device.path().to_owned();
@@ -131,26 +130,26 @@ impl Formatter<'_> {
         {
             return self.finish(attached, planned);
         }
-        // The home makes the whole device blank again, which needs it closed.
+        // The home node makes the whole device blank again, which requires it to be closed.
         drop(attached);
         self.make()
     }
 
-    /// The filesystem is complete; only the record does not say so yet.
+    /// The filesystem is complete, but the record does not say so yet.
     fn finish(&self, attached: Attached, planned: Uuid) -> Result<Attached> {
         let path = attached.device.path().display();
-        self.os.flush_device(&attached.device).at(|| format!("make the {} on {path} durable", self.fs))?;
+        self.os.flush_device(&attached.device).at(|| format!("flush the {} on {path}", self.fs))?;
         self.home.end_format(self.volume, self.node, planned)?;
         Ok(attached)
     }
 
-    /// Meets `formatted`: the recorded filesystem must be there, whole. Nothing else may ever be written here.
+    /// State `formatted`: the recorded filesystem must be there and complete. Nothing else may ever be written here.
     fn verify(&self, uuid: Uuid) -> Result<Attached> {
         let attached = self.attach(&Wanted::from(self.opened))?;
         let path = attached.device.path().to_owned();
         let mut contents = probe::probe(self.os, &attached.device)?;
         if !matches!(contents.of(self.fs), Found::Valid(_)) {
-            // A repair or resize that outlives its daemon may be in the middle of it.
+            // A repair or resize that outlives its daemon may still be running.
             self.alone(&path)?;
             contents = probe::probe(self.os, &attached.device)?;
         }
@@ -164,7 +163,7 @@ impl Formatter<'_> {
             return Err(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "volume {}: its {} covers {} bytes and {} has only {}: it was cut short; nothing was written; bring the image back to its size or restore it",
+                    "volume {}: its {} covers {} bytes, but {} has only {}: the image was truncated; nothing was written; bring the image back to its full size, or restore the volume from a snapshot",
                     self.volume,
                     self.fs,
                     superblock.bytes(),
@@ -179,28 +178,28 @@ impl Formatter<'_> {
         Ok(attached)
     }
 
-    /// The superblock says errors: the only reason for which a filesystem with data is checked before a mount.
+    /// The superblock is marked with errors: the only reason to check a filesystem with data before a mount.
     fn repair(&self, attached: &Attached, superblock: &Superblock) -> Result<()> {
         let path = attached.device.path();
         if self.opened.fsck == FsckPolicy::Never {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "volume {}: its {superblock} on {} says it has errors, and its class says fsck: never; check it by hand, or stage it read-only to save what is in it",
+                    "volume {}: its {superblock} on {} is marked with errors, and its StorageClass sets fsck: never; check it manually, or stage it read-only to save the data",
                     self.volume,
                     path.display()
                 ),
             ));
         }
         self.alone(path)?;
-        // A repair or resize that outlived its daemon says errors until it is done, which it is now.
+        // A repair or resize that outlived its daemon leaves the error mark until it is done, which it is now.
         let contents = probe::probe(self.os, &attached.device)?;
         if matches!(contents.of(self.fs), Found::Valid(now) if now.uuid == superblock.uuid && now.health != Health::Errors)
         {
             return Ok(());
         }
         patiently(|| fs::of(self.fs).repair(self.os, path))?;
-        self.os.flush_device(&attached.device).at(|| format!("make the repaired {} durable", path.display()))?;
+        self.os.flush_device(&attached.device).at(|| format!("flush the repaired {}", path.display()))?;
         let contents = probe::probe(self.os, &attached.device)?;
         match contents.of(self.fs) {
             Found::Valid(now) if now.uuid == superblock.uuid && now.health != Health::Errors => Ok(()),
@@ -214,9 +213,9 @@ impl Formatter<'_> {
         Ok(attached)
     }
 
-    /// Nobody has the device mounted or in the hands of a tool: one of a daemon that was killed may still be alive.
+    /// Checks that no mount and no tool uses the device: a tool of a killed daemon may still be running.
     fn alone(&self, path: &Path) -> Result<()> {
-        patiently(|| match self.os.open_exclusive(path).at(|| format!("open {} alone", path.display()))? {
+        patiently(|| match self.os.open_exclusive(path).at(|| format!("open {} exclusively", path.display()))? {
             Some(_) => Ok(()),
             None => Err(self.held(path)),
         })
@@ -224,10 +223,11 @@ impl Formatter<'_> {
 
     fn held(&self, path: &Path) -> Error {
         let holders = self.os.holders(path).unwrap_or_default();
-        let who = Holder::list(&holders).unwrap_or_else(|| "a mount or a process that cannot be seen here".to_owned());
+        let who =
+            Holder::list(&holders).unwrap_or_else(|| "a mount or a process that is not visible from here".to_owned());
         Error::new(
             Kind::Busy,
-            format!("{} of volume {} is held by {who}; ask again when it has let go", path.display(), self.volume),
+            format!("{} of volume {} is in use by {who}; retry when it is released", path.display(), self.volume),
         )
     }
 
@@ -240,7 +240,7 @@ impl Formatter<'_> {
         Error::new(
             Kind::Corrupt,
             format!(
-                "volume {} {recorded}, but {} shows {shown}; nothing more is written to it; find out what wrote to the image, or restore it from a snapshot",
+                "volume {} {recorded}, but {} has {shown}; nothing more is written to it; find out what wrote to the image, or restore the volume from a snapshot",
                 self.volume,
                 device.path().display()
             ),

@@ -1,5 +1,5 @@
-//! Every row of the format table, on a real kernel: what is used, what is made again, and what is refused with every
-//! byte as it was.
+//! Every row of the format table, on a real kernel: the volumes that are used, formatted again, or rejected without a
+//! change to any byte.
 
 use super::rig::{EXT4, Rig, When, XFS};
 use crate::home::{Changed, FormatState, Home};
@@ -27,7 +27,7 @@ fn used_with(rig: &Rig, name: &str, class: &[(&str, &str)]) -> VolumeId {
     id
 }
 
-/// Staging is refused this way, and not a byte of the image changes.
+/// Staging fails this way, and no byte of the image changes.
 #[track_caller]
 fn refused(rig: &Rig, id: &VolumeId, mode: VolumeMode, kind: Kind) -> String {
     let before = (rig.bytes(id), rig.format(id));
@@ -133,7 +133,7 @@ fn formatted_and_larger_than_its_device_is_refused() {
     let id = used(&rig, "a");
     rig.faults.clear();
     rig.edit_ext4(&id, |superblock| superblock[4..8].copy_from_slice(&(8192_u32 + 1).to_le_bytes()));
-    assert!(refused(&rig, &id, EXT4, Kind::Corrupt).contains("cut short"));
+    assert!(refused(&rig, &id, EXT4, Kind::Corrupt).contains("truncated"));
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! The node's side: a volume's device becomes a mounted filesystem or a device file at a pod's path, and goes away again.
+//! The node: mounts a volume's filesystem or exposes its device at a pod's path, and removes it again.
 //!
-//! Keeps no state: what is staged and published is read from mountinfo and from what is behind each device, every
-//! time. Formatting is decided by the record at the volume's home, never by how a device looks (`format.rs`).
-//! One volume's operations exclude each other; several pods may publish one volume at the same time.
+//! Keeps no state: it reads staged and published volumes from mountinfo and from the devices, every time. The record of
+//! the volume's home node decides about formatting, never the content of the device (`format.rs`). Operations on one
+//! volume exclude each other, but several pods may publish a volume at the same time.
 
 #[cfg(test)]
 mod device_scenarios;
@@ -49,10 +49,10 @@ use crate::home::{Home, Locks};
 use crate::os::Os;
 use crate::types::{NodeId, VolumeId};
 
-/// So many mkfs at once on one node.
+/// The number of concurrent mkfs on one node.
 const FORMATS: u32 = 2;
 
-/// This node's workflows. Everything blocks; each call finishes what it began whether or not its caller waits.
+/// This node's workflows. All calls block, and each completes even if its caller disconnects.
 pub struct Node {
     os: Os,
     id: NodeId,
@@ -64,14 +64,14 @@ pub struct Node {
     raw: raw::RawDevices,
     linear: Linear,
     views: ReadOnlyViews,
-    /// Making and removing a volume's view exclude each other; its pods publish at the same time.
+    /// Excludes creating and removing a volume's view at the same time; its pods publish concurrently.
     viewing: Locks<VolumeId>,
     stagings: stagings::Stagings,
 }
 
 impl Node {
-    /// The workflows of node `id`, whose volumes `home` knows. Takes the devices of published block volumes in hand
-    /// again; one that cannot be is logged.
+    /// The workflows of node `id` for the volumes of `home`. Opens the devices of published block volumes again; a
+    /// failure is logged.
     #[must_use]
     pub fn new(os: Os, id: NodeId, home: Arc<dyn Home>) -> Self {
         let activity = os.activity().clone();
@@ -97,21 +97,17 @@ impl Node {
         node
     }
 
-    /// Takes the devices of published block volumes in hand: at the start, and when a pool is served that was not. One that
-    /// cannot be is logged.
+    /// Opens the devices of published block volumes: at start, and when a pool becomes available. A failure is logged.
     pub fn recover_devices(&self) {
         if let Err(error) = self.views.recover(self.attach.as_ref()) {
-            tracing::warn!(
-                error = error.chain(),
-                "the devices of pods that only read raw block volumes could not be looked for"
-            );
+            tracing::warn!(error = error.chain(), "cannot find the read-only devices of raw block volumes in use");
         }
         if let Err(error) = self.raw.recover(&self.os, self.attach.as_ref(), &self.linear, &self.views) {
-            tracing::warn!(error = error.chain(), "raw block volumes in use could not be looked for");
+            tracing::warn!(error = error.chain(), "cannot find the raw block volumes in use");
         }
     }
 
-    /// Before the process ends: the devices of published block volumes stay when its descriptors are closed.
+    /// Before the process exits: keeps the devices of published block volumes when its descriptors are closed.
     pub fn keep_devices(&self) {
         self.raw.keep_all(&self.os);
         self.views.keep_all();

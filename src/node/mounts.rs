@@ -1,6 +1,10 @@
-//! What mountinfo says of a volume: which mounts show its device. The volume's device is what `attach` proves it to be; a
-//! mount shows it by device number, never by a name.
+//! The mounts of a volume from mountinfo. `attach` verifies which device is the volume's; a mount belongs to the volume
+//! by device number, never by name.
+//!
+//! The device is looked up after the table was read, and only for a mount that may belong to it. If nothing is mounted at
+//! a path, no lookup is needed.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use super::Node;
@@ -8,36 +12,43 @@ use super::removal::covered;
 use crate::os::{DevNum, MountEntry, MountTable, Seen};
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 
-/// How a mount shows a volume.
+/// How a mount belongs to a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shown {
     /// The filesystem on this device is mounted.
     Filesystem(DevNum),
-    /// The node of this device is bound to a file: of the volume's own device, whichever lies on top.
+    /// A device node is bind-mounted on a file: that of the volume's own device, or of the device on top of it.
     Device(DevNum),
-    /// The node of the volume's read-only view is bound to a file.
+    /// The device node of the volume's read-only view is bind-mounted on a file.
     View(DevNum),
 }
 
-/// The mounts at one moment, as one volume's workflow sees them.
+/// Filesystems without a block device have numbers of this major (include/uapi/linux/major.h, `UNNAMED_MAJOR`).
+const UNNAMED_MAJOR: u64 = 0;
+
+/// The mount table at one moment, for the workflow of one volume.
 pub(super) struct Mounts<'a> {
+    node: &'a Node,
     volume: &'a VolumeId,
-    /// The volume's device now.
-    device: Option<DevNum>,
-    /// The device-mapper device over it, which pods have then.
-    linear: Option<DevNum>,
-    /// The device of its pods that only read.
-    view: Option<DevNum>,
+    /// Looked up once.
+    devices: OnceCell<Devices>,
     table: MountTable,
 }
 
+/// The devices of a volume.
+#[derive(Clone, Copy, Debug)]
+struct Devices {
+    /// The volume's device.
+    device: Option<DevNum>,
+    /// The device-mapper device over it, which pods then use.
+    linear: Option<DevNum>,
+}
+
 impl Node {
-    /// The mounts, and which device is the volume's.
-    pub(super) fn mounts<'a>(&self, volume: &'a VolumeId) -> Result<Mounts<'a>> {
-        let table = self.os.mounts().at(|| "read the table of mounts")?;
-        let linear = self.linear.device(volume)?.map(|device| device.number);
-        let view = self.views.device_of(volume);
-        Ok(Mounts { volume, device: self.attach.device_of(volume)?, linear, view, table })
+    /// The mount table, for the workflow of a volume.
+    pub(super) fn mounts<'a>(&'a self, volume: &'a VolumeId) -> Result<Mounts<'a>> {
+        let table = self.os.mounts().at(|| "read the mount table")?;
+        Ok(Mounts { node: self, volume, devices: OnceCell::new(), table })
     }
 }
 
@@ -47,7 +58,7 @@ impl Mounts<'_> {
         self.table.at(path)
     }
 
-    /// What a mount covers, see [`MountTable::covers`].
+    /// The place that a mount covers, see [`MountTable::covers`].
     pub(super) fn covers(&self, entry: &MountEntry) -> (DevNum, PathBuf) {
         self.table.covers(entry)
     }
@@ -57,48 +68,69 @@ impl Mounts<'_> {
         self.table.depth(path)
     }
 
-    /// How a mount shows this volume; `None` when it is something else's.
-    pub(super) fn shows(&self, entry: &MountEntry) -> Option<Shown> {
-        let device = self.device?;
+    fn devices(&self) -> Result<Devices> {
+        if let Some(known) = self.devices.get() {
+            return Ok(*known);
+        }
+        let linear = self.node.linear.device(self.volume)?.map(|device| device.number);
+        let found = Devices { device: self.node.attach.device_of(self.volume)?, linear };
+        Ok(*self.devices.get_or_init(|| found))
+    }
+
+    /// How a mount belongs to this volume; `None` for any other mount.
+    ///
+    /// # Errors
+    /// Those of looking up the volume's device.
+    pub(super) fn shows(&self, entry: &MountEntry) -> Result<Option<Shown>> {
+        let bound = self.table.bound_device(entry);
+        if entry.device.major == UNNAMED_MAJOR && bound.is_none() {
+            return Ok(None);
+        }
+        if let Some(view) = bound.filter(|bound| self.node.views.device_of(self.volume) == Some(*bound)) {
+            return Ok(Some(Shown::View(view)));
+        }
+        let Devices { device: Some(device), linear } = self.devices()? else { return Ok(None) };
         if entry.device == device {
-            return Some(Shown::Filesystem(device));
+            return Ok(Some(Shown::Filesystem(device)));
         }
-        let bound = self.table.bound_device(entry)?;
-        if Some(bound) == self.view {
-            return Some(Shown::View(bound));
-        }
-        (bound == device || Some(bound) == self.linear).then_some(Shown::Device(device))
+        let is_bound = bound.is_some_and(|bound| bound == device || Some(bound) == linear);
+        Ok(is_bound.then_some(Shown::Device(device)))
     }
 
-    /// Whether pods have the volume's loop device itself.
-    pub(super) fn is_bound_as_loop(&self) -> bool {
-        let bound = |entry| self.device.is_some() && self.table.bound_device(entry) == self.device;
-        self.table.entries().iter().any(bound)
+    /// Whether pods use the volume's loop device directly.
+    ///
+    /// # Errors
+    /// Those of [`Mounts::shows`].
+    pub(super) fn is_bound_as_loop(&self) -> Result<bool> {
+        let device = self.devices()?.device;
+        let bound = |entry| device.is_some() && self.table.bound_device(entry) == device;
+        Ok(self.table.entries().iter().any(bound))
     }
 
-    /// The device whose node a mount binds, if it does.
+    /// The device whose node a mount binds, if it binds one.
     pub(super) fn bound_device(&self, entry: &MountEntry) -> Option<DevNum> {
         self.table.bound_device(entry)
     }
 
-    /// The volume's mount at a path, which must not be anything else's.
+    /// The volume's mount at a path. No other mount may be there.
     ///
     /// # Errors
-    /// `kind` when another thing is mounted there, or the volume's mount is covered by one on a directory above.
+    /// `kind` when something else is mounted there, or a mount on a parent directory covers the volume's mount; those of
+    /// [`Mounts::shows`].
     pub(super) fn ours(&self, path: &Path, kind: Kind) -> Result<Option<(&MountEntry, Shown)>> {
         let entry = match self.table.seen(path) {
             Seen::Mount(entry) => entry,
-            Seen::Covered { hidden, by } if self.shows(hidden).is_some() => {
+            Seen::Covered { hidden, by } if self.shows(hidden)?.is_some() => {
                 return Err(covered(self.volume, path, by, kind));
             }
             Seen::Covered { .. } | Seen::Nothing => return Ok(None),
         };
-        match self.shows(entry) {
+        match self.shows(entry)? {
             Some(shown) => Ok(Some((entry, shown))),
             None => Err(Error::new(
                 kind,
                 format!(
-                    "{} is mounted at {}, and that is not volume {}; nothing was changed; unmount it if it does not belong there",
+                    "{} is mounted at {} instead of volume {}; nothing was changed; unmount it if it does not belong there",
                     entry.source,
                     path.display(),
                     self.volume
@@ -107,13 +139,22 @@ impl Mounts<'_> {
         }
     }
 
-    /// Every mount that shows the volume, but those that cover the same place as the one at `but`.
-    pub(super) fn others(&self, but: &[&Path]) -> Vec<(&MountEntry, Shown)> {
+    /// Every mount of the volume, except those that cover the same place as the mounts at `but`.
+    ///
+    /// # Errors
+    /// Those of [`Mounts::shows`].
+    pub(super) fn others(&self, but: &[&Path]) -> Result<Vec<(&MountEntry, Shown)>> {
         let left_out: Vec<_> =
             but.iter().filter_map(|path| self.at(path)).map(|entry| self.table.covers(entry)).collect();
-        let shown = |entry| Some((entry, self.shows(entry)?));
-        let all = self.table.entries().iter().filter_map(shown);
-        all.filter(|(entry, _)| !left_out.contains(&self.table.covers(entry))).collect()
+        let mut others = Vec::new();
+        for entry in self.table.entries() {
+            if let Some(shown) = self.shows(entry)?
+                && !left_out.contains(&self.table.covers(entry))
+            {
+                others.push((entry, shown));
+            }
+        }
+        Ok(others)
     }
 }
 

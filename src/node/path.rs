@@ -1,32 +1,34 @@
-//! Paths a CO names: absolute, without `..`, and resolved up to their last part before they are compared with mountinfo.
+//! Paths from the CO: absolute, without `..`, and resolved up to their last component before they are compared with
+//! mountinfo.
 
 use std::path::{Component, Path, PathBuf};
 
 use crate::os::Os;
 use crate::types::{Error, Kind, OsContext, Result};
 
-/// Checks a path and resolves its parent's symbolic links; the last part is taken as it is, and never looked at: it
-/// may be a dead mount, and looking would fail or hang. `None` when the parent does not exist, so nothing can be there.
+/// Checks a path and resolves symbolic links in its parent. The last component is not accessed: it may be a dead mount,
+/// and access would fail or hang. `None` when the parent does not exist, so nothing can be there.
 ///
 /// # Errors
-/// `InvalidArgument` for a path that is relative, has `..` or is the root; `Internal` when the parent cannot be resolved.
+/// `InvalidArgument` for a path that is relative, has `..` or is the root; `Internal` when the parent cannot be
+/// resolved.
 pub(super) fn resolve(os: &Os, path: &Path) -> Result<Option<PathBuf>> {
-    let bad = |why: &str| Error::new(Kind::InvalidArgument, format!("path {} is refused: {why}", path.display()));
+    let bad = |why: &str| Error::new(Kind::InvalidArgument, format!("path {} is not allowed: {why}", path.display()));
     if !path.is_absolute() {
         return Err(bad("it is not absolute"));
     }
     if path.components().any(|part| part == Component::ParentDir) {
-        return Err(bad("it has .. in it"));
+        return Err(bad("it contains .."));
     }
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(bad("it is the root"));
+        return Err(bad("it is the root directory"));
     };
     let parent = os.canonical(parent).at(|| format!("resolve {}", parent.display()))?;
     Ok(parent.map(|parent| parent.join(name)))
 }
 
-/// The same, for a path from which something is to be taken away: one whose parent does not exist is taken as it is
-/// written, because a mount may be listed there and be covered by one that has no such directory.
+/// The same for a path whose mount is to be removed. If the parent does not exist, the path is used as written, because
+/// a mount may be listed there under another mount that has no such directory.
 ///
 /// # Errors
 /// As [`resolve`].

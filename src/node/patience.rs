@@ -1,5 +1,5 @@
-//! A device that is busy for a moment: a child that another thread is just starting has all our descriptors, those
-//! opened with O_EXCL among them, until its exec.
+//! Retries while a device is briefly busy: a child that another thread starts holds all our descriptors until its exec,
+//! including those opened with O_EXCL.
 
 use std::thread;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::types::{Kind, Result};
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Tries again for a second while the answer is `Busy`. Only for what changes nothing when it is.
+/// Retries for one second while the result is `Busy`. Only for calls that change nothing in that case.
 ///
 /// # Errors
 /// The last one.

@@ -11,7 +11,7 @@ use crate::home::{Changed, FormatState, Opened, ReadOnly};
 use crate::os::{Entry, MountEntry, MountFlags};
 use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
 
-/// What is bound to the target.
+/// The source of the bind mount.
 pub(super) struct Source {
     /// The staging mount, or the device node.
     pub(super) path: PathBuf,
@@ -19,36 +19,38 @@ pub(super) struct Source {
     pub(super) shown: Shown,
 }
 
-/// What is at a path on which nothing is mounted.
+/// The object at a path without a mount.
 enum There {
     Directory,
     EmptyFile,
     Other,
 }
 
-/// What was made at the target before the bind.
+/// The object created at the target before the bind mount.
 enum Target {
     Directory,
     File,
 }
 
 impl Node {
-    /// Makes a staged volume appear at a pod's path (NodePublishVolume). There already, the same way: nothing to do.
+    /// Makes a staged volume visible at a pod's path (NodePublishVolume). Does nothing if it is there already, the same
+    /// way.
     ///
-    /// 1. Find the live staging mount or device. Nothing is bound from an empty directory.
-    /// 2. Make the target, and its parent if that is missing. A crash leaves an empty one, which the next publish uses
-    ///    and an unpublish removes.
-    /// 3. Bind, flags included, in one step; look at mountinfo. A crash leaves the finished bind.
+    /// 1. Find the live staging mount or device. An empty directory is never bind-mounted.
+    /// 2. Create the target, and its parent if only that is missing. A crash leaves an empty target. The next publish
+    ///    uses it, and an unpublish removes it.
+    /// 3. Bind-mount it with all flags in one step, then check mountinfo. A crash leaves the finished bind mount.
     ///
-    /// After an error the target is removed again if this call made it.
+    /// After an error the target is removed again if this call created it.
     ///
     /// # Errors
-    /// `Busy`; `AlreadyExists` when the target has the volume another way, or something else; `InvalidArgument` for a
-    /// bad path; `Precondition` when the volume is not staged, is
-    /// published elsewhere and must not be twice, or its filesystem stopped after errors; `Internal`.
+    /// `Busy`; `AlreadyExists` when the target has the volume with other settings, or something else; `InvalidArgument`
+    /// for a bad path; `Precondition` when the volume is not staged, is published elsewhere and its access mode allows
+    /// one path, or its filesystem stopped after errors; `Internal`.
     pub fn publish(&self, request: &PublishRequest) -> Result<Changed> {
         let volume = &request.volume;
-        // Several pods publish at the same time where several may; one target means one at a time.
+        // Several pods publish concurrently where the access mode allows several. Calls for one target exclude each
+        // other.
         let one = request.access.one_target();
         let lock = if one {
             self.volumes.try_lock(volume, "NodePublishVolume")
@@ -66,7 +68,7 @@ impl Node {
         }
     }
 
-    /// A block volume: as its own device, or as its read-only view.
+    /// A block volume: its own device, or its read-only view.
     fn publish_device(&self, request: &PublishRequest, target: &Path) -> Result<Changed> {
         let volume = &request.volume;
         let (opened, attached) = self.staged_device(request)?;
@@ -77,7 +79,7 @@ impl Node {
             let path = self.raw_node(volume, &attached)?;
             self.publish_from(request, &Source { path, flags: MountFlags::default(), shown }, target)
         };
-        // Kept open only once it is bound: a publish that is refused keeps nobody from taking the device away.
+        // Kept open only after the bind mount: a failed publish must not prevent a detach.
         if published.is_ok() {
             self.raw.hold(*volume, attached.device);
         }
@@ -100,12 +102,12 @@ impl Node {
                 VolumeMode::Mount(_) => Some(source.path.as_path()),
                 VolumeMode::Block => None,
             };
-            let others = self.published(&mounts, volume, staging);
+            let others = self.published(&mounts, volume, staging)?;
             if !others.is_empty() {
                 return Err(Error::new(
                     Kind::Precondition,
                     format!(
-                        "volume {volume} is published at {} and its access mode allows one place; unpublish it there first",
+                        "volume {volume} is already published at {}, and its access mode allows only one path; unpublish it there first",
                         places(&others)
                     ),
                 ));
@@ -134,7 +136,7 @@ impl Node {
             let place = request.staging.as_deref().map_or_else(|| "any path".into(), |path| path.display().to_string());
             Error::new(
                 Kind::Precondition,
-                format!("volume {volume} is not staged at {place}: it has to be staged before it is published"),
+                format!("volume {volume} is not staged at {place}; stage it before you publish it"),
             )
         };
         let staging = request.staging.as_deref().ok_or_else(not_staged)?;
@@ -153,7 +155,7 @@ impl Node {
         Ok(Source { path: staging, flags: MountFlags { read_only, ..request.mount.flags() }, shown })
     }
 
-    /// A filesystem that stopped after errors is not given to a pod that wants to write.
+    /// A filesystem that stopped after errors is not given to a pod that needs to write.
     fn alive(&self, volume: &VolumeId, entry: &MountEntry, read_only: ReadOnly) -> Result<()> {
         match fs::stopped(&self.os, &[entry]) {
             Some(why) if read_only == ReadOnly::No || !why.is_readable() => Err(has_stopped(volume, entry, why)),
@@ -161,40 +163,39 @@ impl Node {
         }
     }
 
-    /// The device of a block volume, verified and open, and what its home says of it.
+    /// The device of a block volume, verified and open, and its state from the home node.
     fn staged_device(&self, request: &PublishRequest) -> Result<(Opened, Attached)> {
         let volume = &request.volume;
         let opened = self.home.open(volume, &self.id)?;
         if opened.mode != VolumeMode::Block || opened.format != FormatState::Raw {
             return Err(Error::new(
                 Kind::Precondition,
-                format!(
-                    "volume {volume} is not staged as a raw block device: it has to be staged so before it is published"
-                ),
+                format!("volume {volume} is not staged as a raw block device; stage it as one before you publish it"),
             ));
         }
         let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
         Ok((opened, attached))
     }
 
-    /// The target without symbolic links above it; its parent is made if that alone is missing.
+    /// The target without symbolic links in its parents. Its parent directory is created if only that one is missing.
     fn target(&self, target: &Path) -> Result<PathBuf> {
         if let Some(resolved) = path::resolve(&self.os, target)? {
             return Ok(resolved);
         }
         let parent = target.parent().unwrap_or(target);
-        self.os.ensure_dir(parent).at(|| format!("make {}, where the target goes", parent.display()))?;
-        path::resolve(&self.os, target)?
-            .ok_or_else(|| Error::new(Kind::Internal, format!("{} was made and is not there", parent.display())))
+        self.os.ensure_dir(parent).at(|| format!("create {}, the parent of the target path", parent.display()))?;
+        path::resolve(&self.os, target)?.ok_or_else(|| {
+            Error::new(Kind::Internal, format!("{} was created, but does not exist; retry", parent.display()))
+        })
     }
 
     fn look(&self, target: &Path) -> Result<Option<There>> {
         let shown = target.display();
-        let there = match self.os.entry(target).at(|| format!("look at {shown}"))? {
+        let there = match self.os.entry(target).at(|| format!("stat {shown}"))? {
             None => return Ok(None),
             Some(Entry::Directory) => There::Directory,
             Some(Entry::File) => {
-                let file = self.os.identity(target).at(|| format!("look at {shown}"))?;
+                let file = self.os.identity(target).at(|| format!("stat {shown}"))?;
                 if file.is_some_and(|file| file.size == 0) { There::EmptyFile } else { There::Other }
             }
             Some(Entry::Symlink | Entry::Other) => There::Other,
@@ -208,31 +209,34 @@ impl Node {
         match (mode, there) {
             (VolumeMode::Mount(_), Some(There::Directory)) | (VolumeMode::Block, Some(There::EmptyFile)) => Ok(None),
             (VolumeMode::Mount(_), None) => {
-                self.os.ensure_dir(target).at(|| format!("make directory {shown}"))?;
+                self.os.ensure_dir(target).at(|| format!("create directory {shown}"))?;
                 Ok(Some(Target::Directory))
             }
             (VolumeMode::Block, None) => {
-                self.os.ensure_file(target).at(|| format!("make file {shown}"))?;
+                self.os.ensure_file(target).at(|| format!("create file {shown}"))?;
                 Ok(Some(Target::File))
             }
             (VolumeMode::Mount(_), Some(_)) => {
-                Err(Error::new(Kind::AlreadyExists, format!("target {shown} is there and is no directory; remove it")))
+                Err(Error::new(Kind::AlreadyExists, format!("target {shown} exists and is not a directory; remove it")))
             }
-            (VolumeMode::Block, Some(_)) => {
-                Err(Error::new(Kind::AlreadyExists, format!("target {shown} is there and is no empty file; remove it")))
-            }
+            (VolumeMode::Block, Some(_)) => Err(Error::new(
+                Kind::AlreadyExists,
+                format!("target {shown} exists and is not an empty file; remove it"),
+            )),
         }
     }
 
     fn bind(&self, volume: &VolumeId, source: &Source, target: &Path) -> Result<()> {
         let (from, to) = (source.path.display(), target.display());
-        self.os.bind(&source.path, target, source.flags).at(|| format!("bind {from} of volume {volume} to {to}"))?;
+        self.os
+            .bind(&source.path, target, source.flags)
+            .at(|| format!("bind-mount {from} of volume {volume} at {to}"))?;
         let error = match self.is_bound(volume, source, target) {
             Ok(true) => return Ok(()),
             Ok(false) => Error::new(
                 Kind::Internal,
                 format!(
-                    "{from} of volume {volume} was bound to {to}, and mountinfo does not show it there that way; it is taken away again"
+                    "{from} of volume {volume} was bind-mounted at {to}, but mountinfo does not show it there as requested; the node removes the bind mount; retry"
                 ),
             ),
             Err(error) => error,
@@ -243,27 +247,27 @@ impl Node {
         })
     }
 
-    /// Whether mountinfo shows the volume at the target as it should be.
+    /// Whether mountinfo shows the volume at the target as requested.
     fn is_bound(&self, volume: &VolumeId, source: &Source, target: &Path) -> Result<bool> {
         let mounts = self.mounts(volume)?;
         let Some(entry) = mounts.at(target) else { return Ok(false) };
-        Ok(mounts.shows(entry) == Some(source.shown) && same_flags(entry, source))
+        Ok(mounts.shows(entry)? == Some(source.shown) && same_flags(entry, source))
     }
 
-    /// Takes a volume away from a pod's path and removes the path (NodeUnpublishVolume). Gone already is success.
+    /// Removes a volume from a pod's path, and the path (NodeUnpublishVolume). Succeeds if both are gone already.
     ///
-    /// Decides from mountinfo; looks at the path itself only once nothing is mounted there. Never removes anything
-    /// that has content. A device node bound there is removed also when it shows something else by
-    /// now, if it is the one that the volume's pods were given.
+    /// Decides from mountinfo, and accesses the path only when nothing is mounted there. Never removes anything that
+    /// has content. A bind-mounted device node that now shows something else is removed too, if the volume's pods were
+    /// given that device.
     ///
-    /// 1. Unmount whatever of the volume is stacked there. A crash: the next unpublish goes on.
-    /// 2. Remove the read-only view of a block volume if that was its last pod. A crash leaves it, bound to nothing: the
-    ///    start removes it.
-    /// 3. Remove the empty directory or file. A crash: the same.
+    /// 1. Unmount every mount of the volume at the path. After a crash the next unpublish continues.
+    /// 2. Remove the read-only view of a block volume if that was its last pod. A crash leaves the view without a bind
+    ///    mount: the next start removes it.
+    /// 3. Remove the empty directory or file. After a crash the next unpublish continues.
     ///
     /// # Errors
-    /// `Busy`; `InUse` naming who uses it; `InvalidArgument` for a bad path; `Precondition` when something else is
-    /// mounted there, or what is left is not empty; `Internal`.
+    /// `Busy`; `InUse` naming the user; `InvalidArgument` for a bad path; `Precondition` when something else is mounted
+    /// there, or the path is not empty after the unmount; `Internal`.
     pub fn unpublish(&self, volume: &VolumeId, target: &Path) -> Result<Changed> {
         let lock = self.volumes.try_share(volume, "NodeUnpublishVolume")?;
         let target = path::known(&self.os, target)?;
@@ -275,7 +279,7 @@ impl Node {
         let removed = match self.look(&target)? {
             None => false,
             Some(There::Directory) => self.os.remove_dir(&target).map_err(|error| match error.raw_os_error() {
-                Some(libc::ENOTEMPTY | libc::EEXIST) => left_over(&target, "is a directory with something in it"),
+                Some(libc::ENOTEMPTY | libc::EEXIST) => left_over(&target, "is a directory that is not empty"),
                 _ => Error::new(Kind::Internal, format!("remove directory {shown}")).because(error),
             })?,
             Some(There::EmptyFile) => self.os.remove_file(&target).at(|| format!("remove file {shown}"))?,
@@ -285,12 +289,12 @@ impl Node {
     }
 }
 
-/// A mounted filesystem that does not work any more.
+/// The error for a mounted filesystem that no longer works.
 pub(super) fn has_stopped(volume: &VolumeId, entry: &MountEntry, why: Stopped) -> Error {
     let error = Error::new(
         Kind::Precondition,
         format!(
-            "volume {volume}: its filesystem at {} {why}; stop every pod that uses it: it is checked when it is staged again; the kernel's log says what happened",
+            "volume {volume}: its filesystem at {} {why}; stop every pod that uses the volume: the node checks the filesystem at the next stage; see the kernel log for the cause",
             entry.mount_point.display()
         ),
     );
@@ -303,14 +307,11 @@ pub(super) fn has_stopped(volume: &VolumeId, entry: &MountEntry, why: Stopped) -
 fn left_over(target: &Path, what: &str) -> Error {
     Error::new(
         Kind::Precondition,
-        format!(
-            "{} {what} although nothing is mounted there; it is not ours to delete: move it away",
-            target.display()
-        ),
+        format!("{} {what}, and nothing is mounted there; Holdfast does not delete it; move it away", target.display()),
     )
 }
 
-/// Whether a bind has the flags it should have: those asked for, and read-only exactly as asked.
+/// Whether a bind mount has the required flags: all requested ones, and read-only exactly as requested.
 fn same_flags(entry: &MountEntry, source: &Source) -> bool {
     let has = |name: &str| entry.options.iter().any(|option| option == name);
     let flags = source.flags;
@@ -324,7 +325,7 @@ fn same_flags(entry: &MountEntry, source: &Source) -> bool {
     flags.read_only == entry.read_only() && added.into_iter().all(|(wanted, name)| !wanted || has(name))
 }
 
-/// Whether a pod may only read a block volume: its claim, the access mode or the attachment say so.
+/// Whether a pod has read-only access to a block volume: by its claim, its access mode or its attachment.
 fn only_reads(request: &PublishRequest, opened: &Opened) -> bool {
     request.read_only == ReadOnly::Yes
         || request.access.read_only()
@@ -336,7 +337,7 @@ fn differs(request: &PublishRequest) -> Error {
     Error::new(
         Kind::AlreadyExists,
         format!(
-            "volume {} is published at {} in another way (block, filesystem, read-only or mount flags); unpublish it first",
+            "volume {} is already published at {} with other settings (block, filesystem, read-only or mount flags); unpublish it first",
             request.volume,
             request.target.display()
         ),

@@ -1,7 +1,7 @@
-//! Raw devices of staged block volumes, held open: a bound device node keeps no loop device by itself, and one that
-//! was cleared under a pod would show the next image that gets its number.
+//! Keeps the devices of staged block volumes open. A bind-mounted device node does not keep its loop device attached.
+//! If the loop device were detached while a pod uses the node, the pod would see the next image with the same number.
 //!
-//! A hold is not state: it is taken again from mountinfo when the process starts.
+//! The open descriptors are not state: the process opens the devices again from mountinfo when it starts.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ use crate::attach::{Attach, Linear, ReadOnlyViews};
 use crate::os::{BlockDevice, DevNum, Os};
 use crate::types::{OsContext, Result, VolumeId};
 
-/// The held devices.
+/// The devices that are held open.
 #[derive(Debug, Default)]
 pub(super) struct RawDevices {
     held: Mutex<HashMap<VolumeId, BlockDevice>>,
@@ -23,24 +23,23 @@ impl RawDevices {
         drop(before);
     }
 
-    /// A volume's device, to be closed by the caller. The last close(2) writes back what is dirty, which takes its
-    /// time, or for ever on a dead disk: not under a lock that other volumes need.
+    /// Returns a volume's device for the caller to close. The last close(2) writes back dirty data, which takes time,
+    /// or never returns on a dead disk. Never close it under a lock that other volumes need.
     pub(super) fn take(&self, volume: &VolumeId) -> Option<BlockDevice> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(volume)
     }
 
-    /// Whether a volume's device is held.
+    /// Whether a volume's device is held open.
     pub(super) fn holds(&self, volume: &VolumeId) -> bool {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).contains_key(volume)
     }
 
-    /// Holds again every device that is bound somewhere and shows a volume. One that cannot be held is logged: the others
-    /// are.
+    /// Opens every bind-mounted device of a volume again. A failure is logged and does not affect the others.
     ///
     /// # Errors
-    /// `Internal` when mounts cannot be read.
+    /// `Internal` when the mounts cannot be read.
     pub(super) fn recover(&self, os: &Os, attach: &dyn Attach, linear: &Linear, views: &ReadOnlyViews) -> Result<()> {
-        let table = os.mounts().at(|| "read the table of mounts")?;
+        let table = os.mounts().at(|| "read the mount table")?;
         let mut devices: Vec<_> = table.entries().iter().filter_map(|entry| table.bound_device(entry)).collect();
         devices.sort_unstable();
         devices.dedup();
@@ -50,37 +49,37 @@ impl RawDevices {
                 let Some((volume, device)) = found else { return Ok(()) };
                 let path = os.device_path(device);
                 let opened = os.open_device(&path).at(|| format!("open {}", path.display()))?;
-                // Open now: what it shows from here on it shows until it is closed.
+                // Open: the device keeps its image until it is closed.
                 if attach.volume_of(device)? == Some(volume) {
-                    os.loop_keep(&opened).at(|| format!("keep {}", path.display()))?;
+                    os.loop_keep(&opened).at(|| format!("clear the autoclear flag of {}", path.display()))?;
                     self.hold(volume, opened);
                 }
                 Ok(())
             });
             if let Err(error) = held {
-                tracing::warn!(device = %path.display(), error = error.chain(), "the device of a raw block volume in use could not be opened again");
+                tracing::warn!(device = %path.display(), error = error.chain(), "cannot open the device of a raw block volume in use");
             }
         }
         Ok(())
     }
 
-    /// Before this process ends: no device goes away with our descriptor (LO_FLAGS_AUTOCLEAR).
+    /// Before this process exits: no device disappears when our descriptor is closed (LO_FLAGS_AUTOCLEAR).
     pub(super) fn keep_all(&self, os: &Os) {
         for (volume, device) in &*self.held.lock().unwrap_or_else(PoisonError::into_inner) {
             match os.loop_keep(device) {
                 Ok(false) => {}
                 Ok(true) => {
-                    tracing::warn!(%volume, device = %device.path().display(), "the device was to go away with its last user (losetup -d, or a pod); it stays");
+                    tracing::warn!(%volume, device = %device.path().display(), "a process marked the device to be detached with its last user (losetup -d, or a pod); the node removed the mark");
                 }
                 Err(error) => {
-                    tracing::error!(%volume, device = %device.path().display(), %error, "the device may go away when this process ends, under the pods that use it");
+                    tracing::error!(%volume, device = %device.path().display(), %error, "cannot clear the autoclear flag: the device may disappear when this process exits, while pods use it");
                 }
             }
         }
     }
 }
 
-/// The volume whose pods have a device, and the volume's own device: the same, or what lies below.
+/// The volume whose pods use a device, and the volume's own device: the same, or the one below.
 fn volume_of(
     bound: DevNum,
     attach: &dyn Attach,

@@ -1,5 +1,5 @@
-//! Publishing a raw block volume to pods that may only read: they get the volume's read-only view, which is there as long as
-//! one of them has it ([`ReadOnlyViews`](crate::attach::ReadOnlyViews)).
+//! Publishes a raw block volume to pods with read-only access. They use the volume's read-only view, which exists as
+//! long as one of them uses it ([`ReadOnlyViews`](crate::attach::ReadOnlyViews)).
 
 use super::Node;
 use super::mounts::Shown;
@@ -10,10 +10,11 @@ use crate::os::MountFlags;
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 
 impl Node {
-    /// Makes the volume's view, if it has none, and binds it. After an error a view that no pod has is removed again.
+    /// Creates the volume's view if it has none, and bind-mounts it. After an error a view without a pod is removed
+    /// again.
     ///
     /// # Errors
-    /// `Busy` while another call makes or removes the view; those of `ReadOnlyViews::ensure` and of `bind`.
+    /// `Busy` while another call creates or removes the view; those of `ReadOnlyViews::ensure` and of `bind`.
     pub(super) fn publish_view(
         &self,
         volume: &VolumeId,
@@ -26,7 +27,7 @@ impl Node {
             let path = self
                 .os
                 .device_node(number)
-                .at(|| format!("find the node of block device {number} of volume {volume}"))?;
+                .at(|| format!("find the device node of block device {number} of volume {volume}"))?;
             self.refuses_writes(volume, number)?;
             if let Some(view) = self.views.loop_device(volume)? {
                 self.home.give_view(volume, &self.id, &view)?;
@@ -39,8 +40,8 @@ impl Node {
         })
     }
 
-    /// Removes the volume's view after its last pod. While another call makes or removes it, that call decides; unstage
-    /// removes what is left.
+    /// Removes the volume's view after its last pod. If another call creates or removes the view at the same time, that
+    /// call decides. The unstage removes a view that remains.
     ///
     /// # Errors
     /// `InUse` when a process has it open; `Internal`.
@@ -56,21 +57,21 @@ impl Node {
 
     fn drop_view_if_unbound(&self, volume: &VolumeId) -> Result<()> {
         let mounts = self.mounts(volume)?;
-        if mounts.others(&[]).iter().any(|(_, shown)| matches!(shown, Shown::View(_))) {
+        if mounts.others(&[])?.iter().any(|(_, shown)| matches!(shown, Shown::View(_))) {
             return Ok(());
         }
         self.views.release(volume).map(drop)
     }
 
-    /// The kernel itself says that the device refuses writes; nothing else is given to a pod that may only read.
+    /// Checks that the kernel rejects writes to the device. A read-only pod gets no other device.
     fn refuses_writes(&self, volume: &VolumeId, number: crate::os::DevNum) -> Result<()> {
-        if self.os.device_refuses_writes(number).at(|| format!("ask whether block device {number} refuses writes"))? {
+        if self.os.device_refuses_writes(number).at(|| format!("read whether block device {number} is read-only"))? {
             return Ok(());
         }
         Err(Error::new(
             Kind::Internal,
             format!(
-                "block device {number} was made to read volume {volume}, and the kernel lets it be written; it is not given to a pod; retry"
+                "block device {number}, the read-only device of volume {volume}, is writable; no pod gets it; retry"
             ),
         ))
     }

@@ -1,4 +1,4 @@
-//! Raw block volumes in pods that may only read: they get a device that refuses writes, whatever else happens to it.
+//! Raw block volumes in pods with read-only access: they get a device that rejects writes, whatever else happens to it.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -19,7 +19,7 @@ fn staged(rig: &Rig, name: &str) -> VolumeId {
     id
 }
 
-/// The path of a pod that may only read.
+/// The path of a pod with read-only access.
 fn reader(rig: &Rig, id: VolumeId, pod: &str) -> PathBuf {
     let request = super::PublishRequest { read_only: ReadOnly::Yes, ..rig.publish_request(id, BLOCK, pod) };
     assert_eq!(rig.node.publish(&request).unwrap(), Changed::Yes);
@@ -43,7 +43,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     device.sync_all()
 }
 
-/// Past the page cache.
+/// Bypasses the page cache.
 fn first_bytes(rig: &Rig, path: &Path) -> Vec<u8> {
     let device = rig.os.open_device_to_read(path).unwrap();
     rig.os.read_device_direct(&device, 0, 4096).unwrap()[..4].to_vec()
@@ -77,7 +77,7 @@ fn a_pod_that_may_only_read_sees_what_others_write_and_writes_nothing() {
     // Both at the same time, the same volume.
     write(&writing, b"more").unwrap();
     assert_eq!(first_bytes(&rig, &reading), b"more");
-    // A second one shares the view; the last one takes it away.
+    // A second pod shares the view; the last one removes it.
     let second = reader(&rig, id, "second");
     assert_eq!((device_at(&second), views(&rig, &id)), (device_at(&reading), 1));
     assert_eq!(rig.node.unpublish(&id, &reading).unwrap(), Changed::Yes);
@@ -151,7 +151,7 @@ fn pods_that_only_read_outlive_the_driver_and_what_a_crash_left_is_removed() {
     let id = staged(&rig, "a");
     let reading = reader(&rig, id, "reader");
     let number = device_at(&reading);
-    // What a pod may do to a loop device: it is marked to go with its last user, which is the driver.
+    // A pod can set the autoclear flag of a loop device; its last user is the driver.
     rig.shell(&format!("losetup -d {}", reading.display()));
     rig.node.keep_devices();
     rig.reopen();
@@ -180,7 +180,7 @@ fn a_view_that_its_pod_detached_never_shows_another_volume() {
     let reading = reader(&rig, id, "reader");
     let number = device_at(&reading);
     rig.shell(&format!("losetup -d {}", reading.display()));
-    // Killed: the hold goes, and with it the view.
+    // Killed: the open descriptor is closed, and the view disappears.
     rig.reopen();
     let view = rig.os.loop_of(number).unwrap().and_then(|device| rig.os.loop_view(device).unwrap());
     assert_eq!(view, None, "it was detached");
@@ -192,10 +192,10 @@ fn a_view_that_its_pod_detached_never_shows_another_volume() {
         assert_ne!(device.unwrap().unwrap().number, number, "the pod of a would see it");
     }
     assert_ne!(device_at(&more), number);
-    // Another program took the number: the path is removed all the same, because the record says whose it was.
+    // Another program took the number: the path is still removed, because the record has its owner.
     let image = rig.path("another-program");
     fs::write(&image, vec![1; 1 << 20]).unwrap();
-    // Whoever it is: a test beside this one may have been faster.
+    // Any other program: a concurrent test may have been faster.
     let (node, image) = (format!("/dev/loop{}", number.minor), image.display().to_string());
     rig.shell(&format!("losetup {node} {image} || losetup {node}"));
     assert_eq!(rig.node.unpublish(&id, &reading).unwrap(), Changed::Yes);
@@ -218,7 +218,7 @@ fn a_view_that_its_pod_turned_to_something_else_is_not_given_to_another_pod() {
     let second = super::PublishRequest { read_only: ReadOnly::Yes, ..rig.publish_request(id, BLOCK, "second") };
     let refused = rig.node.publish(&second).unwrap_err();
     assert_eq!(refused.kind(), Kind::Precondition);
-    assert!(refused.to_string().contains("changed what it shows"), "{refused}");
+    assert!(refused.to_string().contains("changed its offset"), "{refused}");
     rig.node.unpublish(&id, &reading).unwrap();
     rig.node.publish(&second).unwrap();
     assert_eq!(rig.os.device_size_shown(device_at(&second.target)).unwrap(), 32 << 20);
@@ -234,7 +234,7 @@ fn it_grows_with_its_volume() {
     rig.home.expand(&id, &CapacityRange { required: Some(Bytes::mib(48)), limit: None }).unwrap();
     rig.node.expand(&rig.expand_request(id, &reading)).unwrap();
     assert_eq!(rig.os.device_size_shown(device_at(&reading)).unwrap(), 48 << 20);
-    // One whose node was not asked: the next pod finds the new size.
+    // A view that was not resized: the next pod finds the new size.
     rig.home.expand(&id, &CapacityRange { required: Some(Bytes::mib(64)), limit: None }).unwrap();
     let second = reader(&rig, id, "second");
     assert_eq!(rig.os.device_size_shown(device_at(&second)).unwrap(), 64 << 20);
@@ -281,7 +281,7 @@ fn any_call_of_a_publish_to_read_may_fail_and_nothing_is_left() {
             let fired = rig.faults.fired();
             rig.faults.clear();
             if published.is_err() {
-                // The bind itself may be done when its error comes: then its view stays with it.
+                // The bind mount may exist although it returned an error: then its view stays.
                 let bound = usize::from(rig.depth(&request.target) > 0);
                 assert_eq!(views(&rig, &id), bound, "call {call}, {when:?}: {published:?}");
                 rig.node.publish(&request).unwrap();
@@ -299,7 +299,7 @@ fn any_call_of_a_publish_to_read_may_fail_and_nothing_is_left() {
             }
         }
     }
-    // It cannot be removed: the pod's path goes all the same, and the view with the next call that can.
+    // The view cannot be removed: the pod's path is removed anyway, and the view by the next call that can.
     rig.node.publish(&request).unwrap();
     rig.faults.fail(Call::LoopClear, When::Before);
     rig.node.unpublish(&id, &request.target).unwrap_err();

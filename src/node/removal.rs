@@ -1,4 +1,4 @@
-//! Taking mounts away, to an end: whatever of a volume is stacked at a path, and never for ever.
+//! Removes all mounts of a volume at a path, with a bounded number of attempts.
 
 use std::path::Path;
 use std::thread;
@@ -9,28 +9,28 @@ use crate::home::Changed;
 use crate::os::{DevNum, Holder, MountEntry};
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 
-/// So many mounts more than were there at first are taken away from a path, if somebody mounts there meanwhile.
+/// The number of extra mounts removed from a path, in case another process mounts there meanwhile.
 const SPARE: usize = 8;
-/// So often a busy mount is tried again, and so long the pauses are, which double up to the longest: 1.2 s in all.
+/// The number of retries for a busy mount, and the pauses, which double up to the longest: 1.2 s in total.
 const TRIES: u32 = 16;
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// What becomes of a device node bound at a path that is not the volume's device any more: its loop device was cleared
-/// under the pod, and the number may show another volume by now.
+/// The action for a bind-mounted device node that is no longer the volume's device: its loop device was detached while
+/// a pod used it, and the number may have another image now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stale {
-    /// It goes: the path is this volume's.
+    /// Remove it: the path belongs to this volume.
     Unmount,
-    /// It is something else's.
+    /// Reject it: it belongs to something else.
     Refuse,
 }
 
 impl Node {
-    /// Unmounts whatever of a volume is stacked at a path. A crash: the next call goes on.
+    /// Unmounts every mount of a volume at a path. After a crash the next call continues.
     ///
     /// # Errors
-    /// `InUse` naming who uses it; `Precondition` when something else is mounted there, or a mount on a directory above
+    /// `InUse` naming the user; `Precondition` when something else is mounted there, or a mount on a parent directory
     /// covers it; `Internal`.
     pub(super) fn unmount_all(&self, volume: &VolumeId, path: &Path, stale: Stale) -> Result<Changed> {
         let most = self.mounts(volume)?.depth(path).saturating_add(SPARE);
@@ -54,37 +54,42 @@ impl Node {
         ))
     }
 
-    /// Whether something is to be unmounted at a path: the volume, or a device that was the volume's.
+    /// Whether there is a mount to remove at a path: the volume, or a device that was the volume's.
     fn is_mounted(&self, volume: &VolumeId, path: &Path, stale: Stale) -> Result<bool> {
         let mounts = self.mounts(volume)?;
-        let other = mounts.at(path).filter(|entry| mounts.shows(entry).is_none());
+        let other = match mounts.at(path) {
+            Some(entry) if mounts.shows(entry)?.is_none() => Some(entry),
+            Some(_) | None => None,
+        };
         let bound = other.and_then(|entry| mounts.bound_device(entry)).filter(|_| stale == Stale::Unmount);
         let was_ours = match bound {
-            // Another volume's path is not touched, and neither is what no record explains, unless the device is gone.
+            // A mount of another volume is not touched. A mount without a matching record is removed only if its device
+            // is gone.
             Some(device) => self.shows_nothing(device)? || self.home.was_given(volume, device)?,
             None => false,
         };
         match mounts.ours(path, Kind::Precondition) {
             Err(_) if was_ours => {
-                tracing::warn!(%volume, path = %path.display(), "the device published here is not the volume's any more; the bind is removed");
+                tracing::warn!(%volume, path = %path.display(), "the device published at this path no longer belongs to the volume; the node removes the bind mount");
                 Ok(true)
             }
             found => found.map(|found| found.is_some()),
         }
     }
 
-    /// Whether a device is gone, or is a loop device that nothing is attached to.
+    /// Whether a device is gone, or is a loop device without an image.
     fn shows_nothing(&self, device: DevNum) -> Result<bool> {
         let Some(found) = self.os.loop_of(device).at(|| format!("look up block device {device}"))? else {
             return Ok(!self.os.is_device(device));
         };
-        Ok(self.os.loop_view(found).at(|| format!("look at {}", found.path().display()))?.is_none())
+        Ok(self.os.loop_view(found).at(|| format!("read the state of {}", found.path().display()))?.is_none())
     }
 
-    /// Takes the topmost mount at a path away; a busy one says who keeps it.
+    /// Unmounts the topmost mount at a path. The error for a busy mount names its user.
     ///
-    /// A process that looks at the mount keeps it busy for a moment, and so does a child of ours that is just being
-    /// started and has our descriptors until its exec. So it is tried again while no other process is seen to use it.
+    /// A process that looks at the mount makes it busy for a moment. So does a child of ours that is being started,
+    /// because it has our descriptors until its exec. Therefore the unmount is retried as long as no other process
+    /// visibly uses the mount.
     pub(super) fn unmount(&self, point: &Path) -> Result<()> {
         let mut pause = FIRST_PAUSE;
         for _ in 0..TRIES {
@@ -104,20 +109,20 @@ impl Node {
             return Err(Busy::No(Error::new(Kind::Internal, format!("unmount {}", point.display())).because(error)));
         }
         let holders = self.os.holders(point).unwrap_or_default();
-        let who = Holder::list(&holders).unwrap_or_else(|| "something that cannot be seen here".to_owned());
-        let what = format!("{} is in use by {who}; stop it and ask again", point.display());
+        let who = Holder::list(&holders).unwrap_or_else(|| "a process that is not visible from here".to_owned());
+        let what = format!("{} is in use by {who}; stop it and retry", point.display());
         let error = Error::new(Kind::InUse, what).because(error);
         Err(if holders.iter().any(|holder| !holder.ours) { Busy::Foreign(error) } else { Busy::Unseen(error) })
     }
 }
 
-/// Why a mount could not be taken away.
+/// Why an unmount failed.
 enum Busy {
-    /// Another process uses it.
+    /// Another process uses the mount.
     Foreign(Error),
-    /// It is in use, and no other process is seen to use it.
+    /// The mount is in use, but no other process visibly uses it.
     Unseen(Error),
-    /// It is not in use.
+    /// The mount is not in use.
     No(Error),
 }
 
@@ -129,13 +134,13 @@ impl Busy {
     }
 }
 
-/// A volume's mount that no path leads to.
+/// The error for a volume's mount that no path reaches.
 pub(super) fn covered(volume: &VolumeId, path: &Path, by: &MountEntry, kind: Kind) -> Error {
     let (path, place) = (path.display(), by.mount_point.display());
     Error::new(
         kind,
         format!(
-            "volume {volume} is mounted at {path}, and covered by a mount at {place} ({} of {}), so nothing can reach it; nothing was changed; unmount {place}, or stop what mounts it, then retry",
+            "volume {volume} is mounted at {path}, but a mount at {place} ({} of {}) covers it; nothing was changed; unmount {place}, or stop the process that mounts it, then retry",
             by.fs_type, by.source
         ),
     )

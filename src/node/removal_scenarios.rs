@@ -1,4 +1,4 @@
-//! Mounts that are taken away beside others, below others, and by many callers at once.
+//! Unmounts: of mounts beside others, below others, and by many concurrent callers.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +46,7 @@ fn a_volume_staged_at_two_paths_stays_at_both_while_a_pod_has_it() {
     let second = staged_twice(&rig, id);
     let from_second = PublishRequest { staging: Some(second.staging.clone()), ..rig.publish_request(id, EXT4, "pod") };
     rig.node.publish(&from_second).unwrap();
-    // A second place in one pod's access mode is a pod's, never a staging path.
+    // With an access mode for one pod, a second path is a pod's, never a staging path.
     let one = PublishRequest { access: AccessMode::SingleNodeSingleWriter, ..rig.publish_request(id, EXT4, "other") };
     assert_eq!(kind(rig.node.publish(&one)), Kind::Precondition);
     for restarted in [false, true] {
@@ -61,7 +61,7 @@ fn a_volume_staged_at_two_paths_stays_at_both_while_a_pod_has_it() {
             assert!(!said.contains("staging-") && !said.contains("second"), "{said}");
             assert_eq!(rig.depth(&staging), 1);
         }
-        // Nor is a pod's path taken for a staging path.
+        // A pod's path is not treated as a staging path either.
         assert_eq!(kind(rig.node.unstage(&id, &from_second.target)), Kind::InUse);
         assert_eq!(rig.depth(&from_second.target), 1);
     }
@@ -73,7 +73,7 @@ fn a_volume_staged_at_two_paths_stays_at_both_while_a_pod_has_it() {
     assert_eq!(rig.loops(&id), 0);
 }
 
-/// In a mount namespace without peer groups nothing but the CO's words tells a staging path from a pod's.
+/// In a mount namespace without peer groups, only the CO's requests distinguish a staging path from a pod's path.
 #[test]
 fn without_peer_groups_the_co_names_the_staging_paths() {
     let mut rig = Rig::new();
@@ -93,7 +93,7 @@ fn without_peer_groups_the_co_names_the_staging_paths() {
     assert_eq!(rig.loops(&id), 0);
 }
 
-/// A mount over a directory above: what was staged and published is there, and no path leads to it.
+/// A mount over a parent directory: the staged and published mounts exist, but no path leads to them.
 #[test]
 fn a_mount_over_a_parent_is_named_and_nothing_hangs() {
     let rig = Rig::new();
@@ -107,7 +107,7 @@ fn a_mount_over_a_parent_is_named_and_nothing_hangs() {
     rig.node.publish(&publish).unwrap();
 
     let cover = rig.path("kubelet");
-    // As another disk that was mounted late: without the directories, and with them.
+    // Like another disk that was mounted late: without the directories, and with them.
     for makes_directories in [false, true] {
         rig.os.mount(Path::new("late"), &cover, "tmpfs", MountFlags::default(), "").unwrap();
         if makes_directories {
@@ -117,7 +117,7 @@ fn a_mount_over_a_parent_is_named_and_nothing_hangs() {
         let refused = |error: Error| {
             let said = error.to_string();
             assert_eq!(error.kind(), Kind::Precondition, "{said}");
-            assert!(said.contains("covered") && said.contains(&format!("at {} (", cover.display())), "{said}");
+            assert!(said.contains("covers it") && said.contains(&format!("at {} (", cover.display())), "{said}");
         };
         refused(rig.node.unpublish(&id, &publish.target).unwrap_err());
         refused(rig.node.unstage(&id, &staging).unwrap_err());
@@ -134,7 +134,7 @@ fn a_mount_over_a_parent_is_named_and_nothing_hangs() {
     assert_eq!(rig.loops(&id), 0);
 }
 
-/// Pods come and go on one node while tools are started for other volumes: nobody but the driver has the mounts.
+/// Pods start and stop on one node while tools run for other volumes: only the driver has the mounts.
 #[test]
 fn pods_that_come_and_go_at_once_are_never_in_use_by_nobody() {
     let rig = Rig::new();

@@ -1,4 +1,4 @@
-//! What a node is asked and what it answers, already parsed by the gRPC edge.
+//! Requests to a node and its answers, already parsed by the gRPC layer.
 
 use std::path::PathBuf;
 
@@ -9,13 +9,13 @@ use crate::types::{AccessMode, Bytes, CapacityRange, VolumeId, VolumeMode};
 /// NodeStageVolume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageRequest {
-    /// Which volume.
+    /// The volume.
     pub volume: VolumeId,
-    /// A directory the CO has made; for a block volume nothing is put there.
+    /// A directory that the CO created; unused for a block volume.
     pub staging: PathBuf,
-    /// Block or which filesystem.
+    /// Block, or the filesystem type.
     pub mode: VolumeMode,
-    /// Who may write from where.
+    /// The access mode.
     pub access: AccessMode,
     /// Mount options; the default for block.
     pub mount: MountOptions,
@@ -24,32 +24,32 @@ pub struct StageRequest {
 /// NodePublishVolume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishRequest {
-    /// Which volume.
+    /// The volume.
     pub volume: VolumeId,
-    /// Where it is staged; needed for a filesystem.
+    /// The staging path; required for a filesystem.
     pub staging: Option<PathBuf>,
-    /// Where the pod finds it: a directory, or a file for block, that is made here.
+    /// The pod's path: a directory, or a file for block, which this call creates.
     pub target: PathBuf,
-    /// Block or which filesystem.
+    /// Block, or the filesystem type.
     pub mode: VolumeMode,
-    /// Who may write from where.
+    /// The access mode.
     pub access: AccessMode,
-    /// Whether this pod only reads.
+    /// Whether this pod has read-only access.
     pub read_only: ReadOnly,
-    /// Mount options; of these the flags of a single mount count here, the filesystem has its own since the stage.
+    /// Mount options. Only the flags of a single mount apply here; the filesystem has its options since the stage.
     pub mount: MountOptions,
 }
 
 /// NodeExpandVolume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpandRequest {
-    /// Which volume.
+    /// The volume.
     pub volume: VolumeId,
-    /// Where it is staged or published.
+    /// The staging path or the pod's path.
     pub path: PathBuf,
-    /// Where it is staged, if the CO says so.
+    /// The staging path, if the CO sends it.
     pub staging: Option<PathBuf>,
-    /// How big it should be now.
+    /// The requested size.
     pub range: CapacityRange,
 }
 
@@ -70,13 +70,13 @@ pub enum Stats {
     },
 }
 
-/// How much of something there is.
+/// The usage of one resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// All of it.
+    /// The total.
     pub total: u64,
-    /// What an unprivileged user may still take.
+    /// The part that is available to an unprivileged user.
     pub available: u64,
-    /// What is taken.
+    /// The part in use.
     pub used: u64,
 }

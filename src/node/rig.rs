@@ -1,4 +1,4 @@
-//! A node with a real home, pool and kernel, in a mount namespace of the test's own. Faults are for the node's own calls.
+//! A node with a real home, pool and kernel, in the test's own mount namespace. Faults apply to the node's own calls.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -46,19 +46,19 @@ impl Rig {
         Self { node, home, faults, os, pool: Some(pool), kubelet: tempfile::tempdir().unwrap(), scratch }
     }
 
-    /// Another life of the node's process.
+    /// Restarts the node's process.
     pub(super) fn restart(&mut self) {
         let os = Os::intercepted(Box::new(self.faults.clone()));
         self.node = Node::new(os, node_id(), Arc::clone(&self.home) as Arc<dyn Home>);
     }
 
-    /// Another life of node and home, without the pool.
+    /// Restarts node and home, without the pool.
     pub(super) fn without_pool(&mut self) {
         self.home = Arc::new(LocalHome::open(Os::new(), node_id(), Vec::new()).unwrap());
         self.restart();
     }
 
-    /// Another life of node, home and pool: everything is read again.
+    /// Restarts node, home and pool: everything is read again.
     pub(super) fn reopen(&mut self) {
         self.without_pool();
         self.pool = None;
@@ -73,7 +73,7 @@ impl Rig {
         self.pool.as_deref().unwrap()
     }
 
-    /// A volume, granted to this node.
+    /// A volume, attached to this node.
     pub(super) fn volume(&self, name: &str, mib: u64, mode: VolumeMode) -> VolumeId {
         self.volume_with(name, mib, mode, &[])
     }
@@ -81,7 +81,7 @@ impl Rig {
     pub(super) fn volume_with(&self, name: &str, mib: u64, mode: VolumeMode, class: &[(&str, &str)]) -> VolumeId {
         let parameters = class.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let request = CreateVolume {
-            // Loop devices are the machine's: another test's volume of the same name would have the same uuid.
+            // Loop devices belong to the machine: another test's volume of the same name would have the same uuid.
             name: format!("{name}-{}", self.pool().identity().id),
             range: CapacityRange { required: Some(Bytes::mib(mib)), limit: None },
             capabilities: vec![Capability { mode, access: ACCESS }],
@@ -158,14 +158,14 @@ impl Rig {
         }
     }
 
-    /// Writes into a volume's image behind everybody's back.
+    /// Writes into a volume's image directly.
     pub(super) fn write(&self, id: &VolumeId, offset: u64, bytes: &[u8]) {
         let file = OpenOptions::new().write(true).open(self.image(id)).unwrap();
         file.write_all_at(bytes, offset).unwrap();
         file.sync_all().unwrap();
     }
 
-    /// Edits the ext4 superblock in a volume's image, and makes its checksum right again.
+    /// Edits the ext4 superblock in a volume's image, and corrects its checksum.
     pub(super) fn edit_ext4(&self, id: &VolumeId, edit: impl FnOnce(&mut [u8; 1024])) {
         let mut superblock = [0; 1024];
         fs::File::open(self.image(id)).unwrap().read_exact_at(&mut superblock, 1024).unwrap();
@@ -175,14 +175,14 @@ impl Rig {
         self.write(id, 1024, &superblock);
     }
 
-    /// A command that tests need and Holdfast does not.
+    /// A command that only tests need.
     pub(super) fn shell(&self, script: &str) {
         let program = crate::os::Program::find("sh", Path::new("test"), std::time::Duration::from_secs(60)).unwrap();
         let output = self.os.run(&program.arg("-c").arg(script)).unwrap();
         assert!(output.success(), "{script}: {}", output.summary());
     }
 
-    /// Loop devices over the volume's image, there or deleted.
+    /// Loop devices over the volume's image, existing or deleted.
     pub(super) fn loops(&self, id: &VolumeId) -> usize {
         let name = id.uuid.to_string();
         self.os.loop_views(|image| image.to_string_lossy().contains(&name)).unwrap().len()
@@ -219,18 +219,18 @@ pub(super) fn staged(rig: &Rig, name: &str) -> VolumeId {
     id
 }
 
-/// What a refused call meant.
+/// The kind of a failed call's error.
 pub(super) fn kind<T: std::fmt::Debug>(result: Result<T>) -> Kind {
     result.unwrap_err().kind()
 }
 
-/// Makes chosen calls fail, and remembers every call that was made.
+/// Makes chosen calls fail, and records every call.
 #[derive(Clone, Default)]
 pub(super) struct Faults(Arc<Mutex<Plan>>);
 
 #[derive(Default)]
 struct Plan {
-    /// The n-th call of all fails, before or after its effect.
+    /// The n-th of all calls fails, before or after its effect.
     nth: Option<(usize, When)>,
     /// Every call of a kind fails.
     kinds: BTreeMap<Call, When>,

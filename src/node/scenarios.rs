@@ -1,4 +1,4 @@
-//! Stage, publish, expand, stats and back, on a real kernel: repeats, wrong orders, dead filesystems, left-overs.
+//! Stage, publish, expand, stats and the way back, on a real kernel: repeats, wrong orders, dead filesystems, remains.
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -133,12 +133,12 @@ fn unstaging_where_it_is_not_staged_leaves_the_stage_alone() {
         assert_eq!(rig.node.unstage(&id, &path).unwrap(), Changed::No, "{}", path.display());
         assert_eq!((rig.depth(&rig.staging(&id)), rig.loops(&id)), (1, 1));
     }
-    // Not while a pod has it either, and the pod keeps it.
+    // Not while a pod uses it either, and the pod keeps it.
     let request = rig.publish_request(id, EXT4, "pod");
     rig.node.publish(&request).unwrap();
     assert_eq!(rig.node.unstage(&id, &rig.path("absent")).unwrap(), Changed::No);
     assert_eq!((rig.depth(&request.target), rig.loops(&id)), (1, 1));
-    // A detach leaves it alone, and unstage needs no attachment.
+    // A detach does not touch it, and an unstage needs no attachment.
     assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
     assert_eq!((rig.depth(&request.target), rig.loops(&id)), (1, 1));
     assert_eq!(kind(rig.home.delete_volume(&id)), Kind::InUse);
@@ -169,7 +169,7 @@ fn a_stage_the_wrong_way_undoes_only_what_it_did_itself() {
     assert!(rig.node.stage(&elsewhere).is_err_and(|error| !error.chain().contains("undoing")));
     assert_eq!((rig.depth(&rig.staging(&id)), rig.loops(&id), rig.loops(&raw)), (1, 1, 1));
     rig.node.unstage(&id, &rig.staging(&id)).unwrap();
-    // One that brought the device itself takes it away again.
+    // A call that attached the device itself detaches it again.
     refused(&rig.stage_request(id, VolumeMode::Block), Kind::Precondition);
     assert_eq!(rig.loops(&id), 0);
     rig.node.unstage(&raw, &rig.staging(&raw)).unwrap();
@@ -198,7 +198,7 @@ fn an_open_file_names_the_process_that_keeps_the_volume() {
     assert_eq!(error.kind(), Kind::InUse);
     assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
     drop(file);
-    // A child that another test is just starting has our descriptors until its exec.
+    // A child that another test is starting has our descriptors until its exec.
     let mut again = (0..100).map(|_| {
         std::thread::sleep(std::time::Duration::from_millis(10));
         rig.node.unstage(&id, &rig.staging(&id))
@@ -299,7 +299,7 @@ fn a_block_volume_is_a_device_at_a_pod_s_path() {
     };
     assert_eq!(kind(rig.node.publish(&again)), Kind::Precondition);
 
-    // A detach in the middle, and a new life: the device stays this volume's while it is bound.
+    // A detach halfway, then a restart: the device stays this volume's while it is bind-mounted.
     rig.restart();
     assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
     assert_eq!(rig.loops(&id), 1);
@@ -337,7 +337,7 @@ fn a_filesystem_follows_its_device_when_it_grows() {
         rig.home.expand(&id, &range).unwrap();
         match rig.node.expand(&expand) {
             Ok(size) => assert_eq!(size, Bytes::mib(mib + 256)),
-            // Without CAP_SYS_RESOURCE ext4 grows only while nobody has it mounted: at the next stage.
+            // Without CAP_SYS_RESOURCE ext4 grows only while it is not mounted: at the next stage.
             Err(error) => {
                 assert!(mode == EXT4 && error.kind() == Kind::Precondition, "{}", error.chain());
                 assert!(error.to_string().contains("CAP_SYS_RESOURCE"), "{error}");

@@ -1,4 +1,5 @@
-//! So many mkfs at once: each takes memory and writes, and a node that starts a hundred pods starts a hundred stages.
+//! Limits concurrent mkfs: each one uses memory and writes, and a node that starts a hundred pods starts a hundred
+//! stages.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,13 +7,13 @@ use std::time::Duration;
 use crate::os::{Os, Stopwatch};
 use crate::types::{Error, Kind, Result};
 
-/// How long a stage waits for its turn before it tells the caller to ask again: less than kubelet's two minutes.
+/// How long a stage waits for its turn before the caller must retry: less than kubelet's two minutes.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// When no slot was given or given back for so long, those who hold them are stuck: a mkfs takes a second or two. A
-/// waiter then goes on, for a stuck child holds up its own volume and nothing else.
+/// When no slot was taken or released for this long, the holders are stuck: a mkfs takes a second or two. A waiter then
+/// continues, because a stuck child blocks only its own volume.
 const STUCK: Duration = Duration::from_secs(10);
 
-/// A counting semaphore whose waiters give up, or go on when nothing moves.
+/// A counting semaphore whose waiters give up, or continue when the holders are stuck.
 #[derive(Debug)]
 pub(super) struct Slots {
     free: Mutex<Free>,
@@ -23,13 +24,13 @@ pub(super) struct Slots {
 
 #[derive(Debug)]
 struct Free {
-    /// Slots nobody holds.
+    /// Free slots.
     slots: u32,
-    /// Since a slot was last given or given back.
+    /// The time since a slot was last taken or released.
     moved: Stopwatch,
 }
 
-/// Holds its slot while it lives.
+/// Releases its slot when it is dropped.
 #[derive(Debug)]
 pub(super) struct Slot<'a>(&'a Slots);
 
@@ -45,7 +46,7 @@ impl Slots {
     /// Waits for a slot.
     ///
     /// # Errors
-    /// `Busy`, naming what is under way, when none became free.
+    /// `Busy`, naming the running operations, when no slot became free.
     pub(super) fn take(&self, os: &Os) -> Result<Slot<'_>> {
         self.take_within(os, PATIENCE)
     }
@@ -57,7 +58,7 @@ impl Slots {
             let (left, moves) =
                 (patience.saturating_sub(watch.elapsed()), self.stuck.saturating_sub(free.moved.elapsed()));
             if moves.is_zero() {
-                // A stuck holder's slot is made up for, one at a time.
+                // One extra slot replaces a stuck one.
                 free.slots = 1;
                 break;
             }
@@ -65,7 +66,7 @@ impl Slots {
                 let ongoing: Vec<_> = os.activity().list().iter().map(ToString::to_string).collect();
                 return Err(Error::new(
                     Kind::Busy,
-                    format!("too many filesystems are being made at once: {}; ask again", ongoing.join(", ")),
+                    format!("too many mkfs processes run at the same time: {}; retry", ongoing.join(", ")),
                 ));
             }
             free = self.freed.wait_timeout(free, left.min(moves)).unwrap_or_else(PoisonError::into_inner).0;

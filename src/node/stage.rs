@@ -16,20 +16,20 @@ use crate::os::{Entry, MountEntry};
 use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
 
 impl Node {
-    /// Brings a volume to this node (NodeStageVolume): formats it if it never was, and mounts it at its staging path;
-    /// a block volume is only attached and marked as raw. Staged already, it does what is missing.
+    /// Stages a volume on this node (NodeStageVolume): formats it on first use, and mounts it at its staging path. A
+    /// block volume is only attached and marked as raw. If the volume is staged already, does only what is missing.
     ///
-    /// 1. The home opens the device. A crash leaves it attached; the next stage or unstage finds it.
-    /// 2. Format or verify (`format.rs`). A crash leaves the record's format state to tell the next stage.
-    /// 3. Mount. A crash leaves a mount that mountinfo shows to the next stage or unstage.
-    /// 4. Grow the filesystem to its device. A crash: the next stage does it.
+    /// 1. The home node attaches the device. A crash leaves it attached; the next stage or unstage finds it.
+    /// 2. Format or verify (`format.rs`). After a crash the next stage continues from the record's format state.
+    /// 3. Mount. A crash leaves a mount, which the next stage or unstage finds in mountinfo.
+    /// 4. Grow the filesystem to its device. After a crash the next stage does it.
     ///
-    /// An error takes the mount and the device away again; a format that is done stays done.
+    /// After an error the mount and the device are removed again. A finished format stays.
     ///
     /// # Errors
     /// `Busy`; `AlreadyExists` when the path has the volume with other options, or something else; `InvalidArgument`
-    /// for a bad path; `Precondition`, `Corrupt`, `OutOfRange` by the
-    /// format table, with nothing written; `NotFound`, `Unavailable` from the home; `Timeout`, `Internal`.
+    /// for a bad path; `Precondition`, `Corrupt`, `OutOfRange` by the format table, with nothing written; `NotFound`,
+    /// `Unavailable` from the home node; `Timeout`, `Internal`.
     pub fn stage(&self, request: &StageRequest) -> Result<Changed> {
         let lock = self.volumes.try_lock(&request.volume, "NodeStageVolume")?;
         match request.mode {
@@ -49,7 +49,7 @@ impl Node {
             self.linear_device(volume, &attached)?;
             return Ok(Changed::No);
         }
-        // Staged before this process started: an error now takes nothing away.
+        // Staged before this process started: an error now must not remove the device.
         let was_staged = self.linear.device(volume)?.is_some();
         let staged = self.attach.attach(volume, &Wanted::from(&opened)).and_then(|attached| {
             self.home.use_raw(volume, &self.id)?;
@@ -61,7 +61,7 @@ impl Node {
         Ok(Changed::Yes)
     }
 
-    /// The error, and that of undoing if that failed too.
+    /// The error, combined with the error of the undo if that failed too.
     fn undone(&self, error: Error, undo: impl FnOnce() -> Result<()>) -> Error {
         match undo() {
             Ok(()) => error,
@@ -69,7 +69,7 @@ impl Node {
         }
     }
 
-    /// A refusal after nothing but the home's `open`: the device goes away again unless an earlier stage uses it.
+    /// After an error with nothing done but the home's `open`: detaches the device unless an earlier stage uses it.
     fn only_opened(&self, error: Error, volume: &VolumeId) -> Error {
         self.undone(error, || {
             if self.linear.device(volume)?.is_some() {
@@ -88,7 +88,7 @@ impl Node {
             Error::new(
                 Kind::Precondition,
                 format!(
-                    "staging path {} of volume {volume} does not exist; the orchestrator makes it",
+                    "staging path {} of volume {volume} does not exist; create it and retry (kubelet normally creates it)",
                     request.staging.display()
                 ),
             )
@@ -101,10 +101,13 @@ impl Node {
             self.stagings.name(volume, &staging);
             return self.stage_again(request, fs, &staging, entry, shown);
         }
-        match self.os.entry(&staging).at(|| format!("look at {}", staging.display()))? {
+        match self.os.entry(&staging).at(|| format!("stat {}", staging.display()))? {
             Some(Entry::Directory) => {}
             Some(_) => {
-                let why = format!("staging path {} of volume {volume} is not a directory", staging.display());
+                let why = format!(
+                    "staging path {} of volume {volume} is not a directory; remove it and retry",
+                    staging.display()
+                );
                 return Err(Error::new(Kind::Precondition, why));
             }
             None => return Err(missing()),
@@ -154,7 +157,7 @@ impl Node {
         match fs::of(fs).grow_mounted(&self.os, &attached.device, staging, opened.size)? {
             Grown::Yes | Grown::AlreadyThere => Ok(()),
             Grown::NotPermitted => {
-                // Nobody else can have it mounted: we mounted it just now, under the volume's lock.
+                // No other process uses the mount: this call made it just now, under the volume's lock.
                 self.unmount(staging)?;
                 lock.works_on(&attached.device.path().display());
                 fs::of(fs).grow_unmounted(&self.os, &attached.device, opened.size)?;
@@ -164,7 +167,7 @@ impl Node {
         }
     }
 
-    /// The volume is mounted here already: the same request is success once the filesystem has its size.
+    /// The volume is mounted here already: the same request succeeds once the filesystem has its size.
     fn stage_again(
         &self,
         request: &StageRequest,
@@ -199,13 +202,13 @@ impl Node {
             Grown::Yes => Ok(Changed::Yes),
             Grown::AlreadyThere => Ok(Changed::No),
             Grown::NotPermitted => {
-                tracing::warn!(%volume, path = %staging.display(), "the kernel does not let this process grow a mounted ext4 (CAP_SYS_RESOURCE); it is grown when the volume is unstaged and staged again");
+                tracing::warn!(%volume, path = %staging.display(), "the kernel does not allow this process to grow a mounted ext4 (CAP_SYS_RESOURCE); the node grows it when the volume is unstaged and staged again");
                 Ok(Changed::No)
             }
         }
     }
 
-    /// Mounts the held device and looks whether it is what a program sees there now.
+    /// Mounts the open device and verifies in mountinfo that it is the topmost mount there.
     fn mount(
         &self,
         volume: &VolumeId,
@@ -219,13 +222,13 @@ impl Node {
             let mounted = self.os.mount(device, staging, fs.as_str(), options.flags(), &options.data(fs));
             mounted.map_err(|error| mount_failed(volume, device, staging, fs, error))
         })?;
-        let mounts = self.os.mounts().at(|| "read the table of mounts")?;
+        let mounts = self.os.mounts().at(|| "read the mount table")?;
         match mounts.at(staging) {
             Some(entry) if entry.device == attached.device.number() && entry.fs_type == fs.as_str() => Ok(()),
             _ => Err(Error::new(
                 Kind::Internal,
                 format!(
-                    "{} was mounted at {}, and mountinfo does not show it there: is something else mounting at that path?",
+                    "{} was mounted at {}, but mountinfo does not show it there; check whether another process mounts at that path, then retry",
                     device.display(),
                     staging.display()
                 ),
@@ -240,26 +243,27 @@ impl Node {
         self.let_go(volume)
     }
 
-    /// Takes away the device that a failed stage brought, unless it was in use before: staged another way, or at
+    /// Detaches the device that a failed stage attached, unless it was in use before: staged with other settings, or at
     /// another path.
     fn let_go(&self, volume: &VolumeId) -> Result<()> {
-        if self.raw.holds(volume) || !self.mounts(volume)?.others(&[]).is_empty() {
+        if self.raw.holds(volume) || !self.mounts(volume)?.others(&[])?.is_empty() {
             return Ok(());
         }
         self.detach(volume)
     }
 
-    /// Takes a volume away from this node (NodeUnstageVolume). Not staged is success; so is not staged at this path, and
-    /// where it is mounted instead it stays; so is a volume whose record or pool is gone, once nothing of it is left. Decides from mountinfo and never looks at the path itself: a dead
-    /// filesystem is unmounted like any other. Staged at several paths, it goes from this one, and its device with the last.
+    /// Unstages a volume (NodeUnstageVolume). Succeeds if the volume is not staged, or not at this path: then a mount
+    /// elsewhere stays. Succeeds for a volume whose record or pool is gone, once nothing of it remains. Decides from
+    /// mountinfo and never accesses the path itself: a dead filesystem is unmounted like any other. If the volume is
+    /// staged at several paths, only this one is unmounted; the last one also detaches the device.
     ///
-    /// 1. Refuse while pods use it, with everything as it was.
-    /// 2. Unmount whatever of the volume is stacked at the path. A crash: the next unstage goes on.
-    /// 3. Detach. A crash: the same.
+    /// 1. Fail while pods use it, and change nothing.
+    /// 2. Unmount every mount of the volume at the path. After a crash the next unstage continues.
+    /// 3. Detach. After a crash the next unstage continues.
     ///
     /// # Errors
-    /// `Busy`; `InUse` naming who uses it; `Precondition` when something else is mounted at the path, or a mount on a
-    /// directory above covers it; `Internal`.
+    /// `Busy`; `InUse` naming the user; `Precondition` when something else is mounted at the path, or a mount on a
+    /// parent directory covers it; `Internal`.
     pub fn unstage(&self, volume: &VolumeId, staging: &Path) -> Result<Changed> {
         let lock = self.volumes.try_lock(volume, "NodeUnstageVolume")?;
         let staging = path::known(&self.os, staging)?;
@@ -284,21 +288,21 @@ impl Node {
         Ok(changed)
     }
 
-    /// Whether unstaging at a path concerns the volume: not when its filesystem is mounted, and not there. A raw device
-    /// has no staging mount, so any path is its own.
+    /// Whether an unstage at a path concerns the volume: not when its filesystem is mounted only elsewhere. A raw
+    /// device has no staging mount, so any path is accepted.
     fn staged_at(&self, volume: &VolumeId, staging: &Path) -> Result<bool> {
-        if self.mounts(volume)?.ours(staging, Kind::Precondition)?.is_some() {
+        let mounts = self.mounts(volume)?;
+        if mounts.ours(staging, Kind::Precondition)?.is_some() || self.raw.holds(volume) {
             return Ok(true);
         }
-        let mounts = self.mounts(volume)?;
-        let elsewhere = mounts.others(&[]).iter().any(|(_, shown)| matches!(shown, Shown::Filesystem(_)));
-        Ok(self.raw.holds(volume) || !elsewhere)
+        let elsewhere = mounts.others(&[])?.iter().any(|(_, shown)| matches!(shown, Shown::Filesystem(_)));
+        Ok(!elsewhere)
     }
 
-    /// No mount shows the volume. A block volume has no staging mount.
+    /// Fails if a mount of the volume exists. A block volume has no staging mount.
     pub(super) fn unused(&self, volume: &VolumeId) -> Result<()> {
         let mounts = self.mounts(volume)?;
-        let others = mounts.others(&[]);
+        let others = mounts.others(&[])?;
         if others.is_empty() {
             return Ok(());
         }
@@ -309,7 +313,7 @@ impl Node {
     }
 }
 
-/// The volume is staged the way it was granted.
+/// Fails if the volume is not staged in the mode in which it is attached.
 fn granted_so(request: &StageRequest, opened: &Opened) -> Result<()> {
     if opened.mode == request.mode {
         return Ok(());
@@ -317,13 +321,13 @@ fn granted_so(request: &StageRequest, opened: &Opened) -> Result<()> {
     Err(Error::new(
         Kind::Precondition,
         format!(
-            "volume {} is granted to this node as {} and is to be staged as {}; publish it to the node the way it is to be used",
+            "volume {} is attached to this node as {}, but the request stages it as {}; detach it and attach it as it is to be used",
             request.volume, opened.mode, request.mode
         ),
     ))
 }
 
-/// Whether nothing may be written: the grant, the access mode or the mount flags say so.
+/// Whether the volume is read-only: by its attachment, the access mode or the mount flags.
 fn reading(request: &StageRequest, opened: &Opened) -> ReadOnly {
     let any = request.access.read_only()
         || opened.access.read_only()
@@ -342,20 +346,20 @@ fn differs(volume: &VolumeId, staging: &Path) -> Error {
     )
 }
 
-/// What a failed mount(2) means; the options are not named, they may be sensitive.
+/// The error of a failed mount(2). It does not contain the options, which may be sensitive.
 fn mount_failed(volume: &VolumeId, device: &Path, staging: &Path, fs: FsType, error: std::io::Error) -> Error {
     let (kind, next) = match error.raw_os_error() {
-        Some(libc::EBUSY) => (Kind::Busy, "something else holds the device; ask again"),
-        Some(libc::EUCLEAN) => (Kind::Corrupt, "the filesystem is damaged: check it by hand"),
-        Some(libc::ENODEV) => (Kind::Unsupported, "this kernel does not have the filesystem; load its module"),
-        Some(libc::EPERM | libc::EACCES) => (Kind::Precondition, "the node plugin needs CAP_SYS_ADMIN"),
-        Some(libc::ENOTDIR | libc::ENOENT) => (Kind::Precondition, "the staging path has to be a directory"),
+        Some(libc::EBUSY) => (Kind::Busy, "another mount or process holds the device; retry"),
+        Some(libc::EUCLEAN) => (Kind::Corrupt, "the filesystem is damaged; check it manually"),
+        Some(libc::ENODEV) => (Kind::Unsupported, "this kernel does not support the filesystem; load its module"),
+        Some(libc::EPERM | libc::EACCES) => (Kind::Precondition, "give the node plugin CAP_SYS_ADMIN"),
+        Some(libc::ENOTDIR | libc::ENOENT) => (Kind::Precondition, "the staging path must be a directory"),
         Some(libc::EINVAL) => {
-            (Kind::Precondition, "the kernel refuses the superblock or a mount option; its log says which")
+            (Kind::Precondition, "the kernel rejects the superblock or a mount option; see the kernel log")
         }
-        _ => (Kind::Internal, "it is retried; the kernel's log may say more"),
+        _ => (Kind::Internal, "retry; the kernel log may show the cause"),
     };
     let what =
-        format!("mounting {fs} of volume {volume} from {} at {} failed; {next}", device.display(), staging.display());
+        format!("cannot mount {fs} of volume {volume} from {} at {}; {next}", device.display(), staging.display());
     Error::new(kind, what).because(error)
 }

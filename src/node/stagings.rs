@@ -1,8 +1,9 @@
-//! Which mounts of a volume are its staging mounts: it may be staged at several paths, and each can be taken away alone.
+//! Tells the staging mounts of a volume from its published mounts. A volume may be staged at several paths, and each
+//! can be unstaged alone.
 //!
-//! A staging mount and its bind at a pod's path look alike in mountinfo. Two things tell them apart: the paths the CO
-//! named as staging paths since this process began, and for what is older the peer groups: each staging mount begins a
-//! group, and a bind of it joins the group.
+//! A staging mount and its bind mount at a pod's path look alike in mountinfo. Two things distinguish them: the paths
+//! that the CO named as staging paths since this process started, and for older mounts the peer groups. Each staging
+//! mount starts a peer group, and a bind mount of it joins the group.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -13,28 +14,28 @@ use super::mounts::{Mounts, Shown, places};
 use crate::os::MountEntry;
 use crate::types::{Error, Kind, Result, VolumeId};
 
-/// The staging paths the CO named.
+/// The staging paths that the CO named.
 #[derive(Debug, Default)]
 pub(super) struct Stagings {
     known: Mutex<HashMap<VolumeId, Known>>,
 }
 
-/// Those of one volume.
+/// The staging paths of one volume.
 #[derive(Clone, Debug, Default)]
 struct Known {
-    /// Named when it was staged or published.
+    /// From stage or publish requests.
     staged: BTreeSet<PathBuf>,
-    /// Named by an unstage alone.
+    /// From unstage requests only.
     unstaged: BTreeSet<PathBuf>,
 }
 
 impl Stagings {
-    /// The CO says that a volume is staged at this path.
+    /// Records a staging path from a stage or publish request.
     pub(super) fn name(&self, volume: &VolumeId, path: &Path) {
         self.with(|known| known.entry(*volume).or_default().staged.insert(path.to_owned()));
     }
 
-    /// The CO wants a volume unstaged at this path. Believed only as long as no stage and no publish said more.
+    /// Records a staging path from an unstage request. Used only if no stage and no publish request named one.
     fn claim(&self, volume: &VolumeId, path: &Path) {
         self.with(|known| {
             let known = known.entry(*volume).or_default();
@@ -44,7 +45,7 @@ impl Stagings {
         });
     }
 
-    /// It is not staged there any more.
+    /// Removes a staging path.
     pub(super) fn forget(&self, volume: &VolumeId, path: &Path) {
         self.with(|all| {
             let Some(known) = all.get_mut(volume) else { return };
@@ -65,17 +66,17 @@ impl Stagings {
     }
 }
 
-/// What of a volume's mounts is left beside the one at a path.
+/// What remains of a volume's mounts besides the one at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Left {
-    /// It is staged elsewhere too.
+    /// The volume is also staged elsewhere.
     Staged,
     /// Nothing.
     Nothing,
 }
 
 impl Node {
-    /// Whether the staging mount of a volume at a path may be taken away: no pod uses the volume.
+    /// Checks that no pod uses the volume, so that its staging mount at a path may be removed.
     ///
     /// # Errors
     /// `InUse` naming where it is published.
@@ -85,15 +86,15 @@ impl Node {
             self.unused(volume)?;
             return Ok(Left::Nothing);
         };
-        let others = mounts.others(&[staging]);
+        let others = mounts.others(&[staging])?;
         if others.is_empty() {
             return Ok(Left::Nothing);
         }
         if entry.shared.is_none() {
-            // Only the CO knows what a mount is that is older than this process and belongs to no peer group.
+            // For a mount that is older than this process and has no peer group, only the CO knows what it is.
             self.stagings.claim(volume, staging);
         }
-        let stagings = self.staging_mounts(&mounts, volume);
+        let stagings = self.staging_mounts(&mounts, volume)?;
         let is_staging = |entry: &MountEntry| stagings.contains(&mounts.covers(entry));
         let published: Vec<_> = if is_staging(entry) {
             others.into_iter().filter(|(other, _)| !is_staging(other)).collect()
@@ -109,26 +110,29 @@ impl Node {
         ))
     }
 
-    /// What of a volume's mounts is published: all but the staging mounts.
+    /// The published mounts of a volume: all but its staging mounts.
+    ///
+    /// # Errors
+    /// Those of [`Mounts::shows`].
     pub(super) fn published<'t>(
         &self,
         mounts: &'t Mounts<'_>,
         volume: &VolumeId,
         staging: Option<&Path>,
-    ) -> Vec<(&'t MountEntry, Shown)> {
+    ) -> Result<Vec<(&'t MountEntry, Shown)>> {
         let but: Vec<&Path> = staging.into_iter().collect();
-        let stagings = self.staging_mounts(mounts, volume);
-        let others = mounts.others(&but);
-        others.into_iter().filter(|(other, _)| !stagings.contains(&mounts.covers(other))).collect()
+        let stagings = self.staging_mounts(mounts, volume)?;
+        let others = mounts.others(&but)?;
+        Ok(others.into_iter().filter(|(other, _)| !stagings.contains(&mounts.covers(other))).collect())
     }
 
-    /// The places that staging mounts of a volume cover.
-    fn staging_mounts(&self, mounts: &Mounts<'_>, volume: &VolumeId) -> Vec<Covered> {
+    /// The places that the staging mounts of a volume cover.
+    fn staging_mounts(&self, mounts: &Mounts<'_>, volume: &VolumeId) -> Result<Vec<Covered>> {
         let known = self.stagings.of(volume);
         let named = |path: &Path| known.staged.contains(path) || known.unstaged.contains(path);
         let mut groups = BTreeSet::new();
         let mut found = Vec::new();
-        for (entry, shown) in mounts.others(&[]) {
+        for (entry, shown) in mounts.others(&[])? {
             if !matches!(shown, Shown::Filesystem(_)) {
                 continue;
             }
@@ -137,9 +141,9 @@ impl Node {
                 found.push(mounts.covers(entry));
             }
         }
-        found
+        Ok(found)
     }
 }
 
-/// What a mount covers: the filesystem it lies on, and the path inside that.
+/// The place that a mount covers: the filesystem below it, and the path in that filesystem.
 type Covered = (crate::os::DevNum, PathBuf);

@@ -8,29 +8,30 @@ use crate::fs::{self, Stopped};
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId};
 
 impl Node {
-    /// How full a staged or published volume is (NodeGetVolumeStats). Takes no lock: a filesystem that hangs holds up
-    /// the question about itself only.
+    /// The usage of a staged or published volume (NodeGetVolumeStats). Takes no lock: a filesystem that hangs blocks
+    /// only the request about itself.
     ///
     /// # Errors
-    /// `NotFound` when exactly this path is not a mount of this volume; `Timeout` for one that does not answer; `Internal`,
-    /// with the reason, for a dead one.
+    /// `NotFound` when exactly this path is not a mount of this volume; `Timeout` when it does not respond; `Internal`,
+    /// with the reason, for a dead filesystem.
     pub fn stats(&self, volume: &VolumeId, path: &Path) -> Result<Stats> {
         let (resolved, shown) = self.used_at(volume, path)?;
         match shown {
             Shown::Device(device) | Shown::View(device) => {
                 let size = self.os.device_size_shown(device);
-                let size = size.at(|| format!("ask block device {device} of volume {volume} for its size"))?;
+                let size = size.at(|| format!("read the size of block device {device} of volume {volume}"))?;
                 Ok(Stats::Block { total: Bytes::new(size) })
             }
             Shown::Filesystem(_) => {
-                // statfs(2) of a filesystem that hangs would keep this thread for ever.
+                // statfs(2) on a filesystem that hangs would block this thread forever.
                 let mounts = self.mounts(volume)?;
                 let mounted: Vec<_> = mounts.at(&resolved).into_iter().collect();
                 if let Some(Stopped::Hanging(reason)) = fs::stopped(&self.os, &mounted) {
                     let what = format!("the filesystem of volume {volume} at {} does not answer", resolved.display());
                     return Err(Error::new(Kind::Timeout, what).because(reason));
                 }
-                let space = self.os.fs_space(&resolved).at(|| format!("ask {} how full it is", resolved.display()))?;
+                let space =
+                    self.os.fs_space(&resolved).at(|| format!("read the free space of {}", resolved.display()))?;
                 let bytes = Usage {
                     total: space.total,
                     available: space.available,
@@ -46,10 +47,10 @@ impl Node {
         }
     }
 
-    /// How the volume is to be seen at exactly this path.
+    /// How the volume is mounted at exactly this path.
     ///
     /// # Errors
-    /// `NotFound` when it is not: also for a path that could never be one.
+    /// `NotFound` when it is not, also for an invalid path.
     pub(super) fn used_at(&self, volume: &VolumeId, path: &Path) -> Result<(std::path::PathBuf, Shown)> {
         let absent = || {
             Error::new(Kind::NotFound, format!("volume {volume} is neither staged nor published at {}", path.display()))

@@ -15,7 +15,7 @@ fn device(rig: &Rig, path: &Path) -> String {
     table.at(path).unwrap().source.rsplit('/').next().unwrap().to_owned()
 }
 
-/// What still works.
+/// The operations that still work.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Left {
     Reads,

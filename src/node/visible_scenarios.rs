@@ -1,4 +1,4 @@
-//! A driver whose mounts only itself would see.
+//! A driver whose mounts are visible only to itself.
 
 use std::fs::File;
 use std::path::Path;
@@ -33,7 +33,7 @@ fn nothing_is_mounted_for_pods_where_only_the_driver_would_see_it() {
         let publish = PublishRequest { target: own.join("pod"), ..rig.publish_request(id, EXT4, "unused") };
         refused(rig.node.publish(&publish));
         assert!(!publish.target.exists());
-        // Where it was refused, nothing has to be taken away.
+        // After the error nothing has to be removed.
         rig.node.unpublish(&id, &publish.target).unwrap();
         rig.node.unstage(&id, &stage.staging).unwrap();
         rig.node.unstage(&id, &rig.staging(&id)).unwrap();
@@ -47,7 +47,7 @@ fn nothing_is_mounted_for_pods_where_only_the_driver_would_see_it() {
     rig.node.unstage(&raw, &rig.staging(&raw)).unwrap();
 }
 
-/// What was staged before the driver came into such a namespace is not said to be there, and can be taken away.
+/// A volume that was staged before the driver got such a namespace is not reported as staged, and can be removed.
 #[test]
 fn what_nobody_else_sees_is_taken_away_all_the_same() {
     let rig = Rig::new();
@@ -62,8 +62,8 @@ fn what_nobody_else_sees_is_taken_away_all_the_same() {
     assert_eq!(rig.loops(&id), 0);
 }
 
-/// As a service of systemd with `PrivateTmp=`: its mounts receive from the host's, and are shared in a group of their
-/// own. Where another namespace belongs to that group (kubelet's may be such a one), they are seen.
+/// As a systemd service with `PrivateTmp=`: its mounts receive from the host's, and are shared in a group of their own.
+/// They are visible where another namespace belongs to that group, which kubelet's may do.
 #[test]
 fn a_group_without_members_outside_is_not_shared() {
     let rig = Rig::new();
@@ -71,7 +71,7 @@ fn a_group_without_members_outside_is_not_shared() {
     let request = rig.publish_request(id, EXT4, "pod");
     let log = File::create(rig.path("log")).unwrap();
     let sleep = ["600".to_owned()];
-    // The host, and in the thread below the service: a child keeps each namespace to be looked into.
+    // The host, and in the thread below the service: a child keeps each namespace readable.
     let _host = rig.os.start(Path::new("/bin/sleep"), &sleep, &log).unwrap();
     let publish = |request: PublishRequest| {
         let published = rig.node.publish(&request);
@@ -105,7 +105,7 @@ fn a_group_without_members_outside_is_not_shared() {
         });
         service.join().unwrap()
     });
-    // Its namespace, and what is mounted there, goes with the thread, a little after it was joined.
+    // The namespace and its mounts disappear with the thread, a little after it was joined.
     while Path::new(&format!("/proc/self/task/{thread}")).exists() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }

@@ -1,4 +1,4 @@
-//! What is going on in children and in kernel calls that may never return: named, dated, listed.
+//! The running children and kernel calls that may never return: with name, age and list.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::Stopwatch;
 
-/// A kernel call that is expected to be short is listed only when it is not.
+/// A kernel call that is expected to be short is listed only after this time.
 const SHORT: Duration = Duration::from_secs(1);
 
-/// The table of ongoing children and mount calls. Cheap to clone.
+/// The table of running children and mount calls. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Activity {
     table: Arc<Mutex<Table>>,
@@ -32,23 +32,23 @@ struct Entry {
     listed: Listed,
 }
 
-/// When an entry is shown.
+/// When an entry is listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listed {
     AtOnce,
     WhenLong,
 }
 
-/// One thing that is going on.
+/// One running operation.
 #[derive(Clone, Debug)]
 pub struct Ongoing {
     /// The program or call, such as `mkfs.ext4` or `umount`.
     pub what: String,
-    /// What it works on, such as a device or mount point.
+    /// Its target, such as a device or mount point.
     pub target: String,
     /// Its process, for a child.
     pub pid: Option<u32>,
-    /// For how long.
+    /// Its age.
     pub age: Duration,
 }
 
@@ -63,13 +63,13 @@ impl std::fmt::Display for Ongoing {
 }
 
 impl Activity {
-    /// Enters something; it leaves when the guard is dropped.
+    /// Adds an entry, which is removed when the guard is dropped.
     #[must_use]
     pub fn enter(&self, what: &str, target: &str, pid: Option<u32>) -> ActivityGuard {
         self.put(what.to_owned(), target.to_owned(), pid, Listed::AtOnce)
     }
 
-    /// Enters a call that should be short: it is listed only once it has lasted a second.
+    /// Adds a call that should be short: it is listed only after one second.
     #[must_use]
     pub(super) fn enter_short(&self, what: String, target: String) -> ActivityGuard {
         self.put(what, target, None, Listed::WhenLong)
@@ -84,13 +84,13 @@ impl Activity {
         ActivityGuard { activity: self.clone(), key }
     }
 
-    /// Everything under way, oldest first.
+    /// All running operations, oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<Ongoing> {
         self.pick(|_| true)
     }
 
-    /// What is under way on one target (a device, an image or a mount point) or in one thread.
+    /// The running operations on one target (a device, an image or a mount point) or in one thread.
     #[must_use]
     pub fn on(&self, target: &str, thread: ThreadId) -> Vec<Ongoing> {
         self.pick(|entry| entry.thread == thread || (!target.is_empty() && entry.target == target))
@@ -109,7 +109,7 @@ impl Activity {
     }
 }
 
-/// Keeps its entry in the table while it lives.
+/// Removes its entry from the table when it is dropped.
 #[derive(Debug)]
 pub struct ActivityGuard {
     activity: Activity,

@@ -1,5 +1,5 @@
-//! Questions to a device that may never be answered: each in a thread of its own, given up after a time. A device that
-//! still owes an answer is not asked again.
+//! Requests to a device that may never return: each runs in its own thread and is abandoned after a time limit. A
+//! device with an abandoned request gets no new one.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use super::{LoopDevice, Os, Stopwatch};
 
-/// How long a device may take. The caller's own limit is of minutes; this is for one ioctl that does at most one stat.
+/// The time limit for a device. The caller's own limit is minutes; this one is for one ioctl with at most one stat.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// The devices that owe an answer, and since when.
+/// The devices with an abandoned request, and its age.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unanswered(Arc<Mutex<HashMap<LoopDevice, Stopwatch>>>);
 
@@ -23,10 +23,10 @@ impl Unanswered {
 }
 
 impl Os {
-    /// Asks a device, and waits five seconds for the answer.
+    /// Runs a request to a device, and waits five seconds for the result.
     ///
     /// # Errors
-    /// The question's own; `TimedOut` naming the device when there is no answer, or an earlier one is still owed.
+    /// The request's own; `TimedOut` with the device when there is no result, or an earlier request is still running.
     pub(super) fn answered<T: Send + 'static>(
         &self,
         device: LoopDevice,
@@ -58,16 +58,16 @@ impl Os {
         let done = unanswered.clone();
         thread::Builder::new().name("ask-device".to_owned()).spawn(move || {
             let said = question();
-            // The other side may have given up: then this was the answer that was owed.
+            // The caller may have stopped waiting: then this was the abandoned request.
             let _ = answer.send(said);
             done.with(|devices| devices.remove(&device));
         })?;
         match answered.recv_timeout(limit) {
             Ok(said) => said,
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("the question ended without an answer")),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("the request ended without an answer")),
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 unanswered.with(|devices| devices.insert(device, begun));
-                // It may have come in between.
+                // The result may have arrived in between.
                 match answered.try_recv() {
                     Ok(said) => {
                         unanswered.with(|devices| devices.remove(&device));

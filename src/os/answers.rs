@@ -1,4 +1,4 @@
-//! Whether a mounted filesystem answers, asked so that one that never does costs its caller a moment and its thread alone.
+//! Checks whether a mounted filesystem responds. One that never does blocks its caller only briefly, and one thread.
 
 use std::io;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Call, DevNum, Os, Stopwatch};
 
-/// One question to one filesystem. Several callers wait for the same answer.
+/// One request to one filesystem. Several callers wait for the same result.
 #[derive(Debug)]
 pub(super) struct Question {
     since: Stopwatch,
@@ -16,16 +16,16 @@ pub(super) struct Question {
     answered: Condvar,
 }
 
-/// What lstat(2) said: the number of its error, where it has one.
+/// The result of lstat(2): the errno of its error, if it has one.
 type Answer = Result<(), Option<i32>>;
 
 impl Os {
-    /// Asks a mounted filesystem for its root directory, and waits for its answer for so long at most. `device` is the
-    /// filesystem's, as mountinfo shows it. A question that was not answered stays the only one to that filesystem
-    /// until the kernel gives it up.
+    /// Reads the root directory of a mounted filesystem, and waits for the result up to the limit. `device` is the
+    /// filesystem's, as mountinfo shows it. A request without a result stays the only one to that filesystem until it
+    /// returns from the kernel.
     ///
     /// # Errors
-    /// Those of lstat(2): EIO of an XFS that was shut down; `TimedOut` naming for how long there is no answer.
+    /// Those of lstat(2): EIO of an XFS that was shut down; `TimedOut` with the time since the request.
     pub fn filesystem_answers(&self, device: DevNum, point: &Path, limit: Duration) -> io::Result<()> {
         let (question, is_new) = {
             let mut asked = self.inner.asked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,7 +74,7 @@ impl Question {
         match *answer {
             Some(Ok(())) => Ok(()),
             Some(Err(Some(errno))) => Err(io::Error::from_raw_os_error(errno)),
-            Some(Err(None)) => Err(io::Error::other("it cannot be looked at")),
+            Some(Err(None)) => Err(io::Error::other("its status cannot be read")),
             None => {
                 let said = format!("no answer for {} s", self.since.elapsed().as_secs());
                 Err(io::Error::new(io::ErrorKind::TimedOut, said))
@@ -94,7 +94,7 @@ mod tests {
     const A: DevNum = DevNum { major: 7, minor: 1 };
     const B: DevNum = DevNum { major: 7, minor: 2 };
 
-    /// Does not let a look at `/hangs` through until it is released, and says when one came.
+    /// Blocks a call on `/hangs` until it is released, and signals each arrival.
     struct Hangs {
         came: Mutex<Sender<()>>,
         released: Mutex<Receiver<()>>,
@@ -127,7 +127,7 @@ mod tests {
         }
         assert_eq!(arrivals.try_iter().count(), 1, "one question at a time");
         drop(release);
-        // Answered at last: the next question is a new one.
+        // Answered: the next request is a new one.
         while os.inner.asked.lock().unwrap().contains_key(&A) {
             thread::sleep(Duration::from_millis(1));
         }

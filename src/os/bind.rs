@@ -1,8 +1,8 @@
-//! Bind mounts in one visible step, with flags of their own: open_tree(2), mount_setattr(2), move_mount(2).
+//! Bind mounts that appear in one step with their flags: open_tree(2), mount_setattr(2), move_mount(2).
 //!
-//! The older way, a bind and then a remount, leaves a writable bind behind when it is killed between the two. A bind
-//! without flags is one step either way, and mount(2) is taken for it: a child that another thread starts while the bind
-//! is in a descriptor of ours has a copy until its exec, and the mount is busy (EBUSY) for so long.
+//! The older way, a bind mount and then a remount, leaves a writable bind mount if the process is killed in between. A
+//! bind mount without flags is one step either way, and uses mount(2). With a descriptor, a child that another thread
+//! starts at that moment would have a copy until its exec, and the mount would be busy (EBUSY) meanwhile.
 
 #![expect(unsafe_code, reason = "the C library has no wrappers for these system calls")]
 #![expect(clippy::disallowed_methods, reason = "binds are mounts")]
@@ -24,11 +24,11 @@ use nix::mount::{MsFlags, mount};
 use super::{Call, MountFlags, Os};
 
 impl Os {
-    /// Binds `from` onto `to`. The flags that a single mount can have (`ro`, `nosuid`, `nodev`, `noexec`, `noatime`,
-    /// `nodiratime`) are added to those of the mount at `from`; none is taken away.
+    /// Bind-mounts `from` on `to`. Adds the flags of a single mount (`ro`, `nosuid`, `nodev`, `noexec`, `noatime`,
+    /// `nodiratime`) to those of the mount at `from`, and removes none.
     ///
-    /// All or nothing: until the last of three system calls the bind is attached nowhere, and goes with our process.
-    /// `to` is not followed when it is a symbolic link.
+    /// Atomic: until the last of three system calls the bind mount is attached nowhere, and disappears with our
+    /// process. `to` is not followed if it is a symbolic link.
     ///
     /// # Errors
     /// Those of mount(2), open_tree(2), mount_setattr(2) and move_mount(2): ENOENT when `from` or `to` is missing.
@@ -73,7 +73,7 @@ fn open_tree(from: &Path) -> io::Result<OwnedFd> {
     // SAFETY: the kernel reads a NUL-terminated path, which outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
     let fd = i32::try_from(checked(result)?).map_err(io::Error::other)?;
-    // SAFETY: the descriptor was made by this call and is nobody else's.
+    // SAFETY: the descriptor was made by this call and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

@@ -1,4 +1,4 @@
-//! Block devices: who they are, how big, what is on them.
+//! Block devices: identity, size and content.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -12,7 +12,7 @@ use nix::sys::stat::{Mode, major, minor};
 
 use super::{Call, LoopDevice, Os, devnode, ioctl};
 
-/// What O_DIRECT is aligned to, bytes: the largest logical block there is.
+/// The alignment of O_DIRECT, bytes: the largest possible logical block size.
 const DIRECT: usize = 4096;
 
 /// A device number.
@@ -37,7 +37,7 @@ impl std::str::FromStr for DevNum {
 
     /// `7:3`, as sysfs and mountinfo write it.
     fn from_str(text: &str) -> io::Result<Self> {
-        let wrong = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is no device number"));
+        let wrong = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is not a device number"));
         let (major, minor) = text.split_once(':').ok_or_else(wrong)?;
         Ok(Self { major: major.parse().map_err(|_| wrong())?, minor: minor.parse().map_err(|_| wrong())? })
     }
@@ -49,7 +49,7 @@ impl fmt::Display for DevNum {
     }
 }
 
-/// An open block device: while it is held, a loop device cannot be given to another image.
+/// An open block device: while it is open, the kernel cannot give a loop device to another image.
 #[derive(Debug)]
 pub struct BlockDevice {
     pub(super) file: File,
@@ -75,7 +75,7 @@ impl Os {
     /// Opens a block device to read and write.
     ///
     /// # Errors
-    /// Those of open(2); ENOTBLK when it is something else.
+    /// Those of open(2); ENOTBLK when it is not a block device.
     pub fn open_device(&self, path: &Path) -> io::Result<BlockDevice> {
         self.call(Call::OpenDevice, &path.display(), || by_path(path, OFlag::empty()))
     }
@@ -88,11 +88,11 @@ impl Os {
         self.call(Call::OpenDevice, &path.display(), || by_path_as(path, OFlag::O_RDONLY))
     }
 
-    /// Opens it with O_EXCL: `None` when a filesystem, another O_EXCL opener or device-mapper holds it (EBUSY).
-    /// While the result lives, nobody can mount the device.
+    /// Opens it with O_EXCL: `None` when a filesystem, another O_EXCL opener or device-mapper holds it (EBUSY). While
+    /// the result exists, nothing can mount the device.
     ///
     /// # Errors
-    /// Those of open(2) but EBUSY.
+    /// Those of open(2) except EBUSY.
     pub fn open_exclusive(&self, path: &Path) -> io::Result<Option<BlockDevice>> {
         self.call(Call::OpenExclusive, &path.display(), || match by_path(path, OFlag::O_EXCL) {
             Ok(device) => Ok(Some(device)),
@@ -101,18 +101,18 @@ impl Os {
         })
     }
 
-    /// Whether a device's path leads to something else than the device that is open: mount(2) and tools take paths. A
-    /// missing path is not misnamed: they say so themselves. Opens nothing.
+    /// Whether a device's path leads to another device than the open one: mount(2) and tools take paths. A missing path
+    /// is not misnamed: the tools report it themselves. Opens nothing.
     ///
     /// # Errors
-    /// Those of lstat(2), but not that the path is missing.
+    /// Those of lstat(2), except for a missing path.
     pub fn is_misnamed(&self, device: &BlockDevice) -> io::Result<bool> {
         self.call(Call::Identity, &device.path.display(), || {
             Ok(device.path.symlink_metadata().is_ok() && !devnode::is_node_of(&device.path, device.number)?)
         })
     }
 
-    /// The kernel's number of what a device shows now (BLKGETDISKSEQ): an attachment of another image has another.
+    /// The kernel's sequence number of a device's content (BLKGETDISKSEQ); it changes when another image is attached.
     /// `None` before Linux 5.15.
     ///
     /// # Errors
@@ -137,7 +137,7 @@ impl Os {
         self.call(Call::DeviceBlockSize, &device.path.display(), || ioctl::logical_block_size(device.file.as_fd()))
     }
 
-    /// Reads exactly `buffer.len()` bytes at `offset`: a short read is an error, never taken for zeroes.
+    /// Reads exactly `buffer.len()` bytes at `offset`: a short read is an error, never treated as zeroes.
     ///
     /// # Errors
     /// Those of pread(2); `UnexpectedEof` at the end of the device.
@@ -145,15 +145,15 @@ impl Os {
         self.call(Call::ReadDevice, &device.path.display(), || device.file.read_exact_at(buffer, offset))
     }
 
-    /// Reads past the page cache (O_DIRECT): what the device has now, also while a filesystem on it is mounted. `offset`
-    /// and `length` are multiples of 4096.
+    /// Reads with O_DIRECT, bypassing the page cache: the content of the device even while a filesystem on it is
+    /// mounted. `offset` and `length` are multiples of 4096.
     ///
     /// # Errors
     /// Those of open(2) and pread(2); `UnexpectedEof` at the end of the device.
     pub fn read_device_direct(&self, device: &BlockDevice, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         self.call(Call::ReadDevice, &device.path.display(), || {
             let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&device.path)?;
-            // O_DIRECT wants memory that is aligned, too.
+            // O_DIRECT also requires aligned memory.
             let mut room = vec![0; length.saturating_add(DIRECT)];
             let start = room.as_ptr().align_offset(DIRECT);
             let aligned = room.get_mut(start..start.saturating_add(length)).ok_or(io::ErrorKind::InvalidInput)?;
@@ -162,8 +162,8 @@ impl Os {
         })
     }
 
-    /// Makes everything written durable and drops the device's page cache (fsync(2), then BLKFLSBUF), so the next
-    /// read asks the image.
+    /// Makes all writes durable and drops the device's page cache (fsync(2), then BLKFLSBUF), so that the next read
+    /// comes from the image.
     ///
     /// # Errors
     /// Those of fsync(2) and the ioctl.
@@ -174,20 +174,20 @@ impl Os {
         })
     }
 
-    /// Grows a mounted ext4 to so many of its blocks (EXT4_IOC_RESIZE_FS); journalled by the kernel.
+    /// Grows a mounted ext4 to this number of blocks (EXT4_IOC_RESIZE_FS); journalled by the kernel.
     ///
     /// # Errors
-    /// Those of the ioctl: EPERM without CAP_SYS_RESOURCE or when the superblock says errors.
+    /// Those of the ioctl: EPERM without CAP_SYS_RESOURCE, or when the superblock is marked with errors.
     pub fn grow_ext4(&self, mount_point: &Path, blocks: u64) -> io::Result<()> {
         self.call(Call::GrowExt4, &mount_point.display(), || {
             ioctl::ext4_resize(File::open(mount_point)?.as_fd(), blocks)
         })
     }
 
-    /// What a mounted XFS says of its size: its superblock on the device is behind while it is mounted.
+    /// The size of a mounted XFS from the kernel: the superblock on the device is outdated while it is mounted.
     ///
     /// # Errors
-    /// Those of the ioctl; ENOTTY when it is no XFS.
+    /// Those of the ioctl; ENOTTY when it is not XFS.
     pub fn xfs_geometry(&self, mount_point: &Path) -> io::Result<XfsGeometry> {
         self.call(Call::XfsGeometry, &mount_point.display(), || {
             let (block_size, blocks, inode_percent) = ioctl::xfs_geometry(File::open(mount_point)?.as_fd())?;
@@ -195,7 +195,7 @@ impl Os {
         })
     }
 
-    /// Grows a mounted XFS to so many of its blocks (XFS_IOC_FSGROWFSDATA); `imaxpct` as its superblock has it.
+    /// Grows a mounted XFS to this number of blocks (XFS_IOC_FSGROWFSDATA); `imaxpct` as in its superblock.
     ///
     /// # Errors
     /// Those of the ioctl.
@@ -206,19 +206,19 @@ impl Os {
     }
 }
 
-/// What a mounted XFS says of itself.
+/// The geometry of a mounted XFS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XfsGeometry {
     /// Bytes per block.
     pub block_size: u32,
     /// Blocks of its data section.
     pub blocks: u64,
-    /// How much of it inodes may take, percent.
+    /// The share that inodes may use, percent.
     pub inode_percent: u32,
 }
 
-/// Opens a device to read and write. A loop device is opened by its number, so that a missing or wrong node in /dev is no
-/// matter.
+/// Opens a device for reading and writing. A loop device is opened by its number, so a missing or wrong device node in
+/// /dev does not matter.
 fn by_path(path: &Path, flags: OFlag) -> io::Result<BlockDevice> {
     by_path_as(path, flags | OFlag::O_RDWR)
 }
@@ -231,7 +231,7 @@ fn by_path_as(path: &Path, flags: OFlag) -> io::Result<BlockDevice> {
     }
 }
 
-/// Opens a device by its number, also where the path has no node, or another device's.
+/// Opens a device by its number, even if the path has no device node, or that of another device.
 pub(super) fn open_numbered(path: &Path, number: DevNum, flags: OFlag) -> io::Result<BlockDevice> {
     of(devnode::open_numbered(path, number, flags)?, path)
 }

@@ -1,4 +1,4 @@
-//! What a block device lies on and what lies on it, its size and its node: from sysfs, so that no device is opened.
+//! The devices below and above a block device, its size and its device node: from sysfs, so that no device is opened.
 
 use std::fs;
 use std::io;
@@ -10,18 +10,18 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use super::{Call, DevNum, Os};
 
 impl Os {
-    /// The devices a device lies on (sysfs `slaves`): for dm over a loop, the loop.
+    /// The devices below a device (sysfs `slaves`): for dm over a loop, the loop.
     ///
     /// # Errors
-    /// Those of reading sysfs but ENOENT.
+    /// Those of reading sysfs except ENOENT.
     pub fn devices_below(&self, number: DevNum) -> io::Result<Vec<DevNum>> {
         self.call(Call::DeviceStack, &number, || linked(&by_number(number).join("slaves")))
     }
 
-    /// The devices that lie on a device (sysfs `holders`).
+    /// The devices on top of a device (sysfs `holders`).
     ///
     /// # Errors
-    /// Those of reading sysfs but ENOENT.
+    /// Those of reading sysfs except ENOENT.
     pub fn devices_above(&self, number: DevNum) -> io::Result<Vec<DevNum>> {
         self.call(Call::DeviceStack, &number, || linked(&by_number(number).join("holders")))
     }
@@ -29,7 +29,7 @@ impl Os {
     /// A block device's size in bytes, from sysfs.
     ///
     /// # Errors
-    /// Those of reading sysfs; `InvalidData` when it is no number.
+    /// Those of reading sysfs; `InvalidData` when it is not a number.
     pub fn device_size_shown(&self, number: DevNum) -> io::Result<u64> {
         self.call(Call::DeviceStack, &number, || {
             let text = fs::read_to_string(by_number(number).join("size"))?;
@@ -38,10 +38,10 @@ impl Os {
         })
     }
 
-    /// Whether the kernel refuses writes to a block device (sysfs `ro`).
+    /// Whether a block device is read-only for the kernel (sysfs `ro`).
     ///
     /// # Errors
-    /// Those of reading sysfs; `InvalidData` when it is no number.
+    /// Those of reading sysfs; `InvalidData` when it is not a number.
     pub fn device_refuses_writes(&self, number: DevNum) -> io::Result<bool> {
         self.call(Call::DeviceStack, &number, || {
             let text = fs::read_to_string(by_number(number).join("ro"))?;
@@ -49,11 +49,12 @@ impl Os {
         })
     }
 
-    /// The node of a block device under the kernel's own name, made where neither devtmpfs nor udev has made it. The
-    /// kernel gives such a name to one number only, so a node that is left over never shows another device.
+    /// The device node of a block device under the kernel's name; created if neither devtmpfs nor udev did. The kernel
+    /// uses such a name for one number only, so an old device node never leads to another device.
     ///
     /// # Errors
-    /// ENOENT when there is no such device; `AlreadyExists` when something else has the name; those of mknod(2).
+    /// ENOENT when there is no such device; `AlreadyExists` when the name is used for something else; those of
+    /// mknod(2).
     pub fn device_node(&self, number: DevNum) -> io::Result<PathBuf> {
         self.call(Call::DeviceNode, &number, || {
             let link = fs::read_link(by_number(number))?;
@@ -69,7 +70,7 @@ impl Os {
             if meta.file_type().is_block_device() && meta.rdev() == device {
                 return Ok(path);
             }
-            let message = format!("{} is there and is not block device {number}", path.display());
+            let message = format!("{} exists and is not block device {number}", path.display());
             Err(io::Error::new(io::ErrorKind::AlreadyExists, message))
         })
     }
@@ -80,12 +81,12 @@ pub(super) fn by_number(number: DevNum) -> PathBuf {
     PathBuf::from(format!("/sys/dev/block/{number}"))
 }
 
-/// What reading an attribute says when its device was removed meanwhile: EIO, because the device has lost its name.
+/// The error of reading an attribute of a device that was removed meanwhile: EIO, because the device has lost its name.
 pub(super) fn went_away(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::EIO | libc::ENOTDIR))
 }
 
-/// The numbers of the devices a directory of links in sysfs leads to.
+/// The numbers of the devices in a sysfs directory of links.
 fn linked(directory: &Path) -> io::Result<Vec<DevNum>> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -106,7 +107,7 @@ fn linked(directory: &Path) -> io::Result<Vec<DevNum>> {
 /// `major:minor`.
 pub(super) fn number_of(text: &str) -> io::Result<DevNum> {
     let parts = text.split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-    let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is no device number"));
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is not a device number"));
     parts.map(|(major, minor)| DevNum { major, minor }).ok_or_else(bad)
 }
 

@@ -1,4 +1,4 @@
-//! The only place that reads a clock.
+//! The only module that reads a clock.
 
 #![expect(clippy::disallowed_types, reason = "this is the clock")]
 
@@ -31,7 +31,7 @@ impl Timestamp {
         self.0
     }
 
-    /// How long ago it was; zero for the future.
+    /// The time since then; zero for a time in the future.
     #[must_use]
     pub fn age(self) -> Duration {
         Duration::from_nanos(Self::now().0.saturating_sub(self.0))
@@ -50,7 +50,7 @@ impl Timestamp {
     }
 }
 
-/// Measures how long something has been going on, on the monotonic clock.
+/// Measures elapsed time on the monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Stopwatch(Instant);
 

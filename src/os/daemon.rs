@@ -1,4 +1,4 @@
-//! A child that keeps running beside us: our own binary, as the demonstration and the tests start it.
+//! A child that keeps running: our own binary, started by the demonstration and the tests.
 
 #![expect(unsafe_code, reason = "prctl(2) between fork and exec needs pre_exec")]
 #![expect(clippy::disallowed_methods, reason = "children are started in os only; this one is not waited for at once")]
@@ -16,14 +16,14 @@ use nix::unistd::Pid;
 use super::signals::default_in_child;
 use super::{Call, Os};
 
-/// A running child. Dropped, it is killed; it gets SIGKILL too when the thread that started it ends.
+/// A running child. It is killed when this value is dropped, and gets SIGKILL when the thread that started it ends.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
 }
 
 impl Os {
-    /// Starts a program at an absolute path that stays; what it prints goes to `log`.
+    /// Starts a long-running program at an absolute path; its output goes to `log`.
     ///
     /// # Errors
     /// Those of fork and exec.
@@ -63,7 +63,7 @@ impl Daemon {
         self.child.id()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     ///
     /// # Errors
     /// Those of waitpid(2).
@@ -71,7 +71,7 @@ impl Daemon {
         self.child.try_wait()
     }
 
-    /// kill -9, and waits until it is gone: it gets no chance to tidy up.
+    /// Sends SIGKILL and waits until the process is gone. It cannot clean up.
     ///
     /// # Errors
     /// Those of kill(2) and waitpid(2).
@@ -80,7 +80,7 @@ impl Daemon {
         self.child.wait()
     }
 
-    /// SIGTERM: asks it to end by itself. Nothing happens when it has.
+    /// Sends SIGTERM. Does nothing if the process has ended.
     ///
     /// # Errors
     /// Those of kill(2).

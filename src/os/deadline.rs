@@ -1,5 +1,5 @@
-//! How long the caller of this thread's work still waits. A workflow is blocking code in a thread of its own
-//! (docs/adr/0001); what it asks of another machine must be answered before its own caller's time is over.
+//! The deadline of the caller of this thread's work. A workflow is blocking code in its own thread (docs/adr/0001). Its
+//! requests to another machine must return before its own caller's deadline.
 
 #![expect(clippy::disallowed_types, reason = "a point on the monotonic clock")]
 
@@ -10,12 +10,12 @@ thread_local! {
     static CURRENT: Cell<Option<Deadline>> = const { Cell::new(None) };
 }
 
-/// A point in time after which nobody waits any more.
+/// A point in time after which the caller no longer waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// So long from now; `None` for longer than the clock can tell.
+    /// This long from now; `None` if the clock cannot represent it.
     #[must_use]
     pub fn after(time: Duration) -> Option<Self> {
         Instant::now().checked_add(time).map(Self)
@@ -27,14 +27,13 @@ impl Deadline {
         self.0.saturating_duration_since(Instant::now())
     }
 
-    /// That of the work this thread does, if its caller gave one.
+    /// The deadline of this thread's work, if its caller gave one.
     #[must_use]
     pub fn current() -> Option<Self> {
         CURRENT.get()
     }
 
-    /// Does work for a caller who waits until `deadline`, or, in work for another caller, until that one's if it is
-    /// earlier.
+    /// Runs work with this deadline, or with the deadline of the outer work if that one is earlier.
     pub fn scope<R>(deadline: Option<Self>, work: impl FnOnce() -> R) -> R {
         struct Restore(Option<Deadline>);
         impl Drop for Restore {

@@ -1,6 +1,6 @@
-//! A device opened by its number where /dev has no node for it, or one that shows another device (a container with a /dev of
-//! its own, `rm /dev/loop33`). The node is made in a tmpfs that is mounted nowhere: no path, nothing to clean up, and no
-//! `nodev` of /run in the way.
+//! Opens a device by its number if /dev has no device node for it, or a wrong one (a container with its own /dev, `rm
+//! /dev/loop33`). The device node is created in a tmpfs that is not mounted anywhere: it has no path, needs no cleanup,
+//! and is not affected by `nodev` on /run.
 
 #![expect(unsafe_code, reason = "the C library has no wrappers for these system calls")]
 
@@ -19,7 +19,7 @@ use super::DevNum;
 
 const NODE: &str = "node";
 
-/// Opens a block device by number: by its usual path if that is the node of this device, else by a node of our own.
+/// Opens a block device by number: by its usual path if that is its device node, otherwise by a device node of our own.
 ///
 /// # Errors
 /// Those of open(2) on the device; of fsopen(2), fsmount(2) and mknodat(2), which need CAP_SYS_ADMIN and CAP_MKNOD.
@@ -34,10 +34,10 @@ pub(super) fn open_numbered(path: &Path, number: DevNum, flags: OFlag) -> io::Re
     Ok(File::from(openat(&tmpfs, NODE, flags, Mode::empty())?))
 }
 
-/// Whether a path is the node of a block device with this number. Opens nothing.
+/// Whether a path is the device node of a block device with this number. Opens nothing.
 ///
 /// # Errors
-/// Those of lstat(2), but not that it is missing.
+/// Those of lstat(2), except that it is missing.
 pub(super) fn is_node_of(path: &Path, number: DevNum) -> io::Result<bool> {
     match std::fs::symlink_metadata(path) {
         Ok(meta) => Ok(meta.file_type().is_block_device() && DevNum::from_dev_t(meta.rdev()) == number),
@@ -46,7 +46,7 @@ pub(super) fn is_node_of(path: &Path, number: DevNum) -> io::Result<bool> {
     }
 }
 
-/// fsopen(2), fsconfig(2), fsmount(2): a tmpfs that goes with its descriptor and what is open in it.
+/// fsopen(2), fsconfig(2), fsmount(2): a tmpfs that disappears when its descriptor and its open files are closed.
 fn unmounted_tmpfs() -> io::Result<OwnedFd> {
     const NO_TEXT: *const libc::c_char = std::ptr::null();
     let kind: &CStr = c"tmpfs";
@@ -63,7 +63,7 @@ fn unmounted_tmpfs() -> io::Result<OwnedFd> {
 
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(checked(result)?).map_err(io::Error::other)?;
-    // SAFETY: the descriptor was made by this call and is nobody else's.
+    // SAFETY: the descriptor was made by this call and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

@@ -1,9 +1,9 @@
-//! Device-mapper: devices that are made, filled with a table, grown and removed by ioctl(2) on its control node.
+//! Device-mapper: creates, loads, grows and removes devices by ioctl(2) on its control node.
 //!
-//! A device is known by its dm uuid, which nobody without CAP_SYS_ADMIN can set. Devices are listed from sysfs alone:
-//! nothing that belongs to somebody else is opened or asked. udev may be absent (no node is waited for) or present
-//! (each event carries flags that tell its rules to leave the device alone: no probing, no links, no LVM scan).
-//! Knows no volume; `attach` does.
+//! A device is identified by its dm uuid, which only a process with CAP_SYS_ADMIN can set. Devices are listed from
+//! sysfs alone: no foreign device is opened or queried. udev may be absent (no device node is awaited) or present (each
+//! event has flags that tell its rules to ignore the device: no probing, no links, no LVM scan). Does not know volumes;
+//! `attach` does.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -21,104 +21,104 @@ use super::blockstack::{by_number, number_of, went_away};
 use super::dm_ioctl::{AS_LOADED, Command, NO_FLUSH, NO_FREEZE, READ_ONLY, Reply, Request, SUSPENDED};
 use super::{Call, DevNum, Os};
 
-/// Where the control node is on a system with devtmpfs or udev.
+/// The path of the control node on a system with devtmpfs or udev.
 const CONTROL: &str = "/dev/mapper/control";
 /// MISC_MAJOR and MAPPER_CTRL_MINOR of include/uapi/linux/major.h and include/linux/miscdevice.h. Opening this number
-/// loads the module where it is one.
+/// loads the module if there is one.
 const MISC_MAJOR: u64 = 10;
 const CONTROL_MINOR: u64 = 236;
 /// DM_UDEV_DISABLE_DM_RULES, _SUBSYSTEM_RULES, _DISK_RULES, _OTHER_RULES, _LIBRARY_FALLBACK, and
-/// DM_UDEV_PRIMARY_SOURCE_FLAG, without which the rules look at none of them (libdevmapper.h).
+/// DM_UDEV_PRIMARY_SOURCE_FLAG, without which the rules ignore the others (libdevmapper.h).
 const HANDS_OFF: u16 = 0x01 | 0x02 | 0x04 | 0x08 | 0x20 | 0x40;
-/// Numbers are drawn from this range. The kernel itself takes the lowest free one, so that a container which still has
-/// the node of a removed device would open the next volume's.
+/// Numbers are drawn at random from this range. The kernel itself takes the lowest free number, so a container that
+/// still has the device node of a removed device would open the next volume's device.
 const MINORS: std::ops::Range<u64> = 4096..1 << 20;
-/// How often a number is drawn when the one before was taken.
+/// The number of attempts when a drawn number is taken.
 const DRAWS: usize = 16;
-/// How often, and how far apart, a removal is tried: udev opens devices for a moment.
+/// The number of attempts for a removal, and the pause between them: udev opens devices for a moment.
 const REMOVE_TRIES: u32 = 25;
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 
-/// What this kernel has.
+/// The device-mapper support of this kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DmSupport {
     /// Device-mapper with this version of its interface.
     Yes([u32; 3]),
-    /// None that this process can use, and why.
+    /// None that this process can use, with the reason.
     No(String),
 }
 
 /// One target of a table, in sectors of 512 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DmTarget {
-    /// Where it begins.
+    /// Its first sector.
     pub start: u64,
-    /// How long it is.
+    /// Its length.
     pub length: u64,
     /// Its type, such as `linear`.
     pub kind: String,
-    /// What the type wants to know.
+    /// The parameters for the type.
     pub parameters: String,
 }
 
-/// Whether a device may be written.
+/// Whether a device is writable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DmMode {
-    /// It may.
+    /// Yes.
     Writable,
-    /// The kernel refuses writes to it, whoever asks.
+    /// No: the kernel rejects all writes to it.
     ReadOnly,
 }
 
-/// A device of device-mapper, as sysfs shows it.
+/// A device-mapper device, as sysfs shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DmDevice {
     /// Its number.
     pub number: DevNum,
     /// Its name, for `dmsetup`.
     pub name: String,
-    /// Its uuid: who it is.
+    /// Its uuid, which identifies it.
     pub uuid: String,
 }
 
-/// What the kernel says of one device.
+/// The state of one device in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DmState {
     /// Its number.
     pub number: DevNum,
-    /// How often it is open now.
+    /// How many times it is open.
     pub open_count: u32,
     /// Whether requests wait until it is resumed.
     pub is_suspended: bool,
-    /// Whether it refuses writes.
+    /// Whether it is read-only.
     pub mode: DmMode,
     /// The live table; empty while it has none.
     pub table: Vec<DmTarget>,
 }
 
-/// What became of a device that was to be removed.
+/// The result of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DmRemoved {
     /// It was removed.
     Now,
-    /// There was none.
+    /// There was no device.
     Absent,
-    /// It is open, so it stays.
+    /// It is open, so it remains.
     InUse,
 }
 
 impl Os {
-    /// Whether this kernel has device-mapper and this process may ask it. Loads the module where it is one.
+    /// Whether this kernel has device-mapper and this process may use it. Loads the module if there is one.
     ///
     /// # Errors
-    /// Those of opening the control node and of DM_VERSION, but not that there is none, or that it is not permitted.
+    /// Those of opening the control node and of DM_VERSION, except that there is none, or that it is not permitted.
     pub fn dm_support(&self) -> io::Result<DmSupport> {
         self.call(Call::DmSupport, &CONTROL, || {
             let control = match control() {
                 Ok(Some(control)) => control,
                 Ok(None) => return Ok(DmSupport::No("this kernel has no device-mapper (module dm_mod)".to_owned())),
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS)) => {
-                    return Ok(DmSupport::No(format!("{CONTROL} may not be opened: {error}")));
+                    return Ok(DmSupport::No(format!("cannot open {CONTROL}: {error}")));
                 }
                 Err(error) => return Err(error),
             };
@@ -126,10 +126,10 @@ impl Os {
         })
     }
 
-    /// What the kernel says of the device with this uuid; `None` when there is none.
+    /// The state of the device with this uuid; `None` when there is none.
     ///
     /// # Errors
-    /// Those of the control node and of DM_TABLE_STATUS but ENXIO.
+    /// Those of the control node and of DM_TABLE_STATUS except ENXIO.
     pub fn dm_state(&self, uuid: &str) -> io::Result<Option<DmState>> {
         self.call(Call::DmState, &uuid, || match status(control_must_be()?.as_fd(), uuid) {
             Ok(reply) => Ok(Some(DmState {
@@ -144,7 +144,7 @@ impl Os {
         })
     }
 
-    /// Makes a device without a table, with a number drawn at random.
+    /// Creates a device without a table, with a random number.
     ///
     /// # Errors
     /// Those of the control node and of DM_DEV_CREATE: EBUSY when the name or the uuid is taken.
@@ -155,7 +155,8 @@ impl Os {
             for _ in 0..DRAWS {
                 let request = Request::about(uuid)?.name(name)?.minor(drawn_minor()?);
                 result = request.send(control.as_fd(), Command::Create).map(|reply| reply.number());
-                // EBUSY is one answer for a taken name, uuid and number: only the number is worth another draw.
+                // EBUSY means that the name, the uuid or the number is taken: only for the number is another attempt
+                // useful.
                 let is_taken = matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EBUSY));
                 if !is_taken || status(control.as_fd(), uuid).is_ok() {
                     break;
@@ -165,11 +166,11 @@ impl Os {
         })
     }
 
-    /// Loads a table beside the live one; [`Os::dm_resume`] makes it live. What is below is opened from here on.
+    /// Loads a table beside the live one; [`Os::dm_resume`] makes it live. The devices below are open from here on.
     ///
     /// # Errors
-    /// Those of the control node and of DM_TABLE_LOAD: EBUSY when somebody else holds what is below, EINVAL for a table the
-    /// kernel refuses.
+    /// Those of the control node and of DM_TABLE_LOAD: EBUSY when the device below is in exclusive use, EINVAL for a
+    /// table that the kernel rejects.
     pub fn dm_load(&self, uuid: &str, table: &[DmTarget], mode: DmMode) -> io::Result<()> {
         self.call(Call::DmLoad, &uuid, || {
             let flags = if mode == DmMode::ReadOnly { READ_ONLY } else { 0 };
@@ -178,8 +179,8 @@ impl Os {
         })
     }
 
-    /// Makes the loaded table the live one, in one step: requests that have not begun wait for it. Without a loaded
-    /// table, resumes a suspended device.
+    /// Makes the loaded table live in one step; requests that have not started wait for it. Without a loaded table,
+    /// resumes a suspended device.
     ///
     /// # Errors
     /// Those of the control node and of DM_DEV_SUSPEND.
@@ -190,10 +191,10 @@ impl Os {
         })
     }
 
-    /// Removes a device, if nobody has it open. What was below it is closed then.
+    /// Removes a device if it is not open. This closes the devices below.
     ///
     /// # Errors
-    /// Those of the control node and of DM_DEV_REMOVE but ENXIO and EBUSY.
+    /// Those of the control node and of DM_DEV_REMOVE except ENXIO and EBUSY.
     pub fn dm_remove(&self, uuid: &str) -> io::Result<DmRemoved> {
         self.call(Call::DmRemove, &uuid, || {
             let control = control_must_be()?;
@@ -209,10 +210,10 @@ impl Os {
         })
     }
 
-    /// Every device whose uuid begins so, from sysfs: no device is opened.
+    /// Every device whose uuid has this prefix, from sysfs: no device is opened.
     ///
     /// # Errors
-    /// Those of reading /sys/block, but not those of a device that went away meanwhile.
+    /// Those of reading /sys/block, except for a device that disappears meanwhile.
     pub fn dm_devices(&self, prefix: &str) -> io::Result<Vec<DmDevice>> {
         self.call(Call::DmList, &"/sys/block", || {
             let mut found = Vec::new();
@@ -227,10 +228,10 @@ impl Os {
         })
     }
 
-    /// The device of device-mapper with this number, from sysfs; `None` when it is something else, or not there.
+    /// The device-mapper device with this number, from sysfs; `None` when it is another kind of device, or missing.
     ///
     /// # Errors
-    /// Those of reading sysfs but ENOENT.
+    /// Those of reading sysfs except ENOENT.
     pub fn dm_device(&self, number: DevNum) -> io::Result<Option<DmDevice>> {
         self.call(Call::DmList, &number, || shown(&by_number(number)))
     }
@@ -240,7 +241,7 @@ fn status(control: BorrowedFd<'_>, uuid: &str) -> io::Result<Reply> {
     Request::about(uuid)?.flags(AS_LOADED | NO_FLUSH).send(control, Command::Status)
 }
 
-/// What the ioctls say of a device that is not there.
+/// Whether the error of an ioctl means that there is no such device.
 fn absent(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENXIO)
 }
@@ -251,7 +252,7 @@ fn drawn_minor() -> io::Result<u64> {
     Ok(MINORS.start.saturating_add(drawn))
 }
 
-/// The control node: that of /dev if it is the right one, else one of our own; `None` when the kernel has none.
+/// Opens the control node: that of /dev if it is correct, otherwise one of our own; `None` when the kernel has none.
 fn control() -> io::Result<Option<File>> {
     let wanted = makedev(MISC_MAJOR, control_minor()?);
     let is_control = |meta: &fs::Metadata| meta.file_type().is_char_device() && meta.rdev() == wanted;
@@ -270,7 +271,7 @@ fn control_must_be() -> io::Result<File> {
     control()?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
 }
 
-/// The minor of the control node in /proc/misc; the one it has had since Linux 2.6.36 while the module is not loaded.
+/// The minor of the control node in /proc/misc. While the module is not loaded: its fixed minor since Linux 2.6.36.
 fn control_minor() -> io::Result<u64> {
     let table = match fs::read_to_string("/proc/misc") {
         Ok(table) => table,
@@ -289,7 +290,7 @@ fn misc_minor(table: &str, name: &str) -> Option<u64> {
     })
 }
 
-/// Opens a character device through a node of our own, which is gone again when it is open. In /dev, because other
+/// Opens a character device through a device node of our own, which is then removed. It is in /dev, because other
 /// filesystems are often mounted `nodev`.
 fn through_private_node(device: u64) -> io::Result<File> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -297,7 +298,7 @@ fn through_private_node(device: u64) -> io::Result<File> {
     let path = PathBuf::from(format!("/dev/.holdfast-{}-{count}", std::process::id()));
     let made = || mknod(&path, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, device);
     match made() {
-        // Of a process that was killed and had our number.
+        // Left by a killed process with the same process id.
         Err(nix::errno::Errno::EEXIST) => fs::remove_file(&path).and_then(|()| made().map_err(Into::into))?,
         result => result?,
     }
@@ -306,7 +307,7 @@ fn through_private_node(device: u64) -> io::Result<File> {
     opened
 }
 
-/// What a directory of sysfs shows of a device; `None` when it is not device-mapper's, or went away.
+/// The device of a sysfs directory; `None` when it is not device-mapper's, or disappeared.
 fn shown(directory: &Path) -> io::Result<Option<DmDevice>> {
     let read = |attribute: &str| match fs::read_to_string(directory.join(attribute)) {
         Ok(text) => Ok(Some(text.trim_end().to_owned())),
@@ -340,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_kernel_is_asked_whether_it_has_device_mapper() {
-        // Whichever it is: the answer agrees with what the kernel lists, and nothing of the question stays in /dev.
+        // In both cases the answer agrees with the kernel's list, and nothing stays in /dev.
         let support = Os::new().dm_support().unwrap();
         let listed = misc_minor(&fs::read_to_string("/proc/misc").unwrap(), "device-mapper").is_some();
         assert_eq!(matches!(support, DmSupport::Yes(_)), listed, "{support:?}");

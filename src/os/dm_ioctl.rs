@@ -15,15 +15,15 @@ const UUID_LENGTH: usize = 129;
 const TYPE_LENGTH: usize = 16;
 /// `struct dm_target_spec` without what follows it.
 const SPEC: usize = 40;
-/// Room for the targets of one message. Ours are two; those of a device-mapper device that somebody else changed may
-/// be more, and then DM_BUFFER_FULL_FLAG says so.
+/// Space for the targets of one message. Our devices have two. A device that another program changed may have more;
+/// then DM_BUFFER_FULL_FLAG is set.
 const DATA: usize = 16 * 1024;
 
-/// DM_READONLY_FLAG: the table opens what is below it to read only, and the device refuses writes.
+/// DM_READONLY_FLAG: the table opens the devices below read-only, and the device rejects writes.
 pub(super) const READ_ONLY: u32 = 1;
 /// DM_SUSPEND_FLAG.
 pub(super) const SUSPENDED: u32 = 1 << 1;
-/// DM_PERSISTENT_DEV_FLAG: `dev` names the number the device is to have.
+/// DM_PERSISTENT_DEV_FLAG: `dev` is the number of the new device.
 pub(super) const CHOSEN_NUMBER: u32 = 1 << 3;
 /// DM_STATUS_TABLE_FLAG: the table as it was loaded, not the targets' state.
 pub(super) const AS_LOADED: u32 = 1 << 4;
@@ -31,7 +31,7 @@ pub(super) const AS_LOADED: u32 = 1 << 4;
 pub(super) const BUFFER_FULL: u32 = 1 << 8;
 /// DM_SKIP_LOCKFS_FLAG: a suspend freezes no filesystem.
 pub(super) const NO_FREEZE: u32 = 1 << 10;
-/// DM_NOFLUSH_FLAG: a suspend keeps requests that have not begun, and gives them to the next table.
+/// DM_NOFLUSH_FLAG: a suspend keeps requests that have not started, for the next table.
 pub(super) const NO_FLUSH: u32 = 1 << 11;
 
 /// `struct dm_ioctl`.
@@ -71,7 +71,7 @@ mod raw {
     nix::ioctl_readwrite!(dm_table_status, 0xfd, 12, Header);
 }
 
-/// What is asked of the kernel.
+/// The request to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     /// DM_VERSION: needs no capability and changes nothing.
@@ -91,15 +91,15 @@ pub(super) enum Command {
 /// One message, to be filled in and sent.
 pub(super) struct Request(Box<Message>);
 
-/// What the kernel answered.
+/// The reply of the kernel.
 pub(super) struct Reply(Box<Message>);
 
 impl Request {
-    /// A message about no device in particular.
+    /// A message without a device.
     pub(super) fn new() -> io::Result<Self> {
         let number = |size: usize| u32::try_from(size).map_err(io::Error::other);
         let header = Header {
-            // The oldest minor version: the kernel refuses one above its own.
+            // The oldest minor version: the kernel rejects one above its own.
             version: [4, 0, 0],
             data_size: number(HEADER + DATA)?,
             data_start: number(HEADER)?,
@@ -133,15 +133,15 @@ impl Request {
         self
     }
 
-    /// The upper half tells udev's rules what to leave alone (DM_UDEV_FLAGS_SHIFT of libdevmapper.h).
+    /// The upper half tells udev's rules what to ignore (DM_UDEV_FLAGS_SHIFT of libdevmapper.h).
     pub(super) fn udev(mut self, flags: u16) -> Self {
         self.0.header.event_nr = u32::from(flags) << 16;
         self
     }
 
-    /// The number a new device is to have.
+    /// The number of a new device.
     pub(super) fn minor(mut self, minor: u64) -> Self {
-        // `huge_encode_dev`; the kernel looks at the minor alone.
+        // `huge_encode_dev`; the kernel uses only the minor.
         self.0.header.dev = (minor & 0xff) | ((minor & !0xff) << 12);
         self.flags(CHOSEN_NUMBER)
     }
@@ -183,7 +183,7 @@ impl Reply {
     }
 
     pub(super) fn number(&self) -> DevNum {
-        // `huge_encode_dev`, which is what stat(2) gives.
+        // `huge_encode_dev`, the format of stat(2).
         DevNum::from_dev_t(self.0.header.dev)
     }
 
@@ -193,22 +193,25 @@ impl Reply {
 
     pub(super) fn targets(&self) -> io::Result<Vec<DmTarget>> {
         if self.has(BUFFER_FULL) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a table too long to be one of ours"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the table is too long to be one that Holdfast loaded",
+            ));
         }
         decode(self.0.header.target_count, &self.0.data)
     }
 }
 
-/// NUL-terminated text in a field.
+/// Writes NUL-terminated text into a field.
 fn text(field: &mut [u8], text: &str) -> io::Result<()> {
     let fits = text.len() < field.len() && !text.is_empty() && !text.bytes().any(|byte| byte == 0);
     let room = field.get_mut(..text.len()).filter(|_| fits);
-    let bad = || io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} is no text for device-mapper"));
+    let bad = || io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} is not a valid text for device-mapper"));
     room.ok_or_else(bad)?.copy_from_slice(text.as_bytes());
     Ok(())
 }
 
-/// `struct dm_target_spec` and its parameters, one after the other; `next` is how far the following one is.
+/// `struct dm_target_spec` and its parameters, one after the other; `next` is the distance to the next one.
 fn encode(targets: &[DmTarget], data: &mut [u8]) -> io::Result<()> {
     let mut out = Vec::new();
     for target in targets {
@@ -231,7 +234,7 @@ fn encode(targets: &[DmTarget], data: &mut [u8]) -> io::Result<()> {
 
 /// The same as the kernel writes it; there `next` counts from the first.
 fn decode(count: u32, data: &[u8]) -> io::Result<Vec<DmTarget>> {
-    let broken = || io::Error::new(io::ErrorKind::InvalidData, "device-mapper answers a table that cannot be read");
+    let broken = || io::Error::new(io::ErrorKind::InvalidData, "device-mapper returned a table that cannot be parsed");
     let mut targets = Vec::new();
     let mut rest = data;
     for _ in 0..count {

@@ -1,8 +1,8 @@
-//! Child processes: absolute path, argument vector, empty environment but LC_ALL=C, no stdin, capped output, a time
-//! limit, and death with us. The one place that may start one.
+//! Child processes: absolute path, argument vector, empty environment except LC_ALL=C, no stdin, capped output, a time
+//! limit, and killed with us. The only module that starts a program to its end.
 
 #![expect(unsafe_code, reason = "prctl(2) between fork and exec needs pre_exec")]
-#![expect(clippy::disallowed_methods, reason = "this is the one room that starts child processes")]
+#![expect(clippy::disallowed_methods, reason = "child processes are started in os only")]
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use super::signals::default_in_child;
 use super::{Call, Os, Stopwatch};
 
-/// What one child may print before the rest is dropped.
+/// The most output of one child that is kept.
 const OUTPUT_CAP: usize = 64 * 1024;
 
 /// A program to run.
@@ -31,22 +31,22 @@ pub struct Program {
     environment: Vec<(String, String)>,
     /// Variables whose value is the path of a file with this text.
     files: Vec<(String, String)>,
-    /// The length of a file of zeroes that is its last argument.
+    /// The length of a file of zeroes, passed as its last argument.
     blank: Option<u64>,
-    /// The most address space it may take, bytes.
+    /// The limit of its address space, bytes.
     memory: Option<u64>,
     death: OurDeath,
     limit: Duration,
-    /// What it works on, for the table of ongoing things.
+    /// Its target, for the table of running operations.
     target: String,
 }
 
-/// What our death means to a child.
+/// The effect of our process's death on a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OurDeath {
-    /// It is killed with us.
+    /// The child is killed.
     Kills,
-    /// It goes on to its end, whether or not anybody still reads what it says.
+    /// The child continues to its end, even if nothing reads its output.
     IsIgnored,
 }
 
@@ -59,7 +59,7 @@ pub enum Exit {
     Signal(i32),
 }
 
-/// What a child said and how it ended.
+/// The output and exit of a child.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// How it ended.
@@ -77,11 +77,11 @@ impl Output {
         self.exit == Exit::Code(0)
     }
 
-    /// One line for an error: how it ended and the last thing it said.
+    /// One line for an error: the exit and the last line of output.
     #[must_use]
     pub fn summary(&self) -> String {
         let said = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
-        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim();
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no output").trim();
         match self.exit {
             Exit::Code(code) => format!("exit code {code}: {last}"),
             Exit::Signal(signal) => format!("killed by signal {signal}: {last}"),
@@ -90,10 +90,10 @@ impl Output {
 }
 
 impl Program {
-    /// The program `name`, looked for in /usr/sbin, /usr/bin, /sbin and /bin, working on `target`, killed after `limit`.
+    /// The program `name`, searched in /usr/sbin, /usr/bin, /sbin and /bin, with target `target`, killed after `limit`.
     ///
     /// # Errors
-    /// `NotFound` naming the program and where it was looked for.
+    /// `NotFound` with the program and the searched directories.
     pub fn find(name: &str, target: &Path, limit: Duration) -> io::Result<Self> {
         let found =
             ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|p| p.exists());
@@ -144,31 +144,32 @@ impl Program {
         self
     }
 
-    /// Adds a variable that names a file with this text: sealed, in memory, gone with the child (memfd_create(2)).
+    /// Adds a variable with the path of a file with this text: sealed, in memory, gone with the child
+    /// (memfd_create(2)).
     #[must_use]
     pub fn env_file(mut self, name: &str, text: impl Into<String>) -> Self {
         self.files.push((name.to_owned(), text.into()));
         self
     }
 
-    /// Its last argument becomes a file of so many zero bytes, sparse, in memory, gone with the child: for a tool that
-    /// only looks at what it would work on.
+    /// Passes a file of zeroes of this length as its last argument: sparse, in memory, gone with the child. For a tool
+    /// that only examines its target.
     #[must_use]
     pub fn blank_file(mut self, length: u64) -> Self {
         self.blank = Some(length);
         self
     }
 
-    /// Limits its address space (RLIMIT_AS), so that a checker of a huge filesystem fails alone instead of taking
-    /// the daemon's memory with it.
+    /// Limits its address space (RLIMIT_AS), so that only the checker of a huge filesystem fails, and it does not take
+    /// the daemon's memory.
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = Some(bytes);
         self
     }
 
-    /// It is not killed when our process dies. For a tool that leaves its device damaged when it is cut off, and holds
-    /// it open alone (O_EXCL), so that nobody writes beside it.
+    /// The child is not killed when our process dies. For a tool that damages its device when it is interrupted, and
+    /// opens it exclusively (O_EXCL), so that nothing else writes to it.
     #[must_use]
     pub fn outlives_us(mut self) -> Self {
         self.death = OurDeath::IsIgnored;
@@ -183,9 +184,9 @@ impl Program {
 impl Os {
     /// Runs a program to its end.
     ///
-    /// After its limit it is killed, and waited for all the same: a child in uninterruptible sleep keeps this
-    /// thread (and the volume's lock its caller holds), and is listed in [`Os::activity`] with pid and age.
-    /// When our process dies the child gets SIGKILL (PR_SET_PDEATHSIG), unless it [outlives us](Program::outlives_us).
+    /// After its limit the child is killed, and waited for in any case. A child in uninterruptible sleep blocks this
+    /// thread (and the volume's lock that its caller holds); [`Os::activity`] lists it with pid and age. When our
+    /// process dies the child gets SIGKILL (PR_SET_PDEATHSIG), unless it [outlives us](Program::outlives_us).
     ///
     /// # Errors
     /// Those of fork and exec; `TimedOut` when it had to be killed. A non-zero exit is not an error here.
@@ -230,7 +231,7 @@ impl Os {
                 default_in_child()?;
                 match death {
                     OurDeath::Kills => prctl::set_pdeathsig(Signal::SIGKILL)?,
-                    // Its words go nowhere when we are dead, which must not end it.
+                    // After our death nothing reads its output, which must not end it.
                     OurDeath::IsIgnored => {
                         if libc::signal(libc::SIGPIPE, libc::SIG_IGN) == libc::SIG_ERR {
                             return Err(io::Error::last_os_error());
@@ -251,7 +252,7 @@ impl Os {
                         return Err(io::Error::last_os_error());
                     }
                 }
-                // The parent may have died before prctl: then nobody would ever signal us.
+                // The parent may have died before prctl: then no signal would ever come.
                 if nix::unistd::getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ECHILD)) }
             });
         }
@@ -273,7 +274,7 @@ impl Os {
     }
 }
 
-/// A file in memory that nobody can change any more.
+/// A read-only file in memory.
 fn sealed(name: &str, text: &str) -> io::Result<std::fs::File> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let mut file = std::fs::File::from(memfd_create(name, flags)?);
@@ -283,7 +284,7 @@ fn sealed(name: &str, text: &str) -> io::Result<std::fs::File> {
     Ok(file)
 }
 
-/// Reads both pipes until the child closed them; kills it at its limit. True when it was killed.
+/// Reads both pipes until the child closes them; kills it at its limit. Returns true when it was killed.
 fn supervise(child: &mut Child, limit: Duration, stdout: &mut Drain, stderr: &mut Drain) -> io::Result<bool> {
     let watch = Stopwatch::start();
     while stdout.open() || stderr.open() {
@@ -310,7 +311,7 @@ fn supervise(child: &mut Child, limit: Duration, stdout: &mut Drain, stderr: &mu
             }
         }
     }
-    // Both pipes are closed: the child is exiting, or closed them to hide; give it what is left of its time.
+    // Both pipes are closed: the child is exiting, or closed them early; it gets the rest of its time.
     loop {
         if child.try_wait()?.is_some() {
             return Ok(false);
@@ -323,7 +324,7 @@ fn supervise(child: &mut Child, limit: Duration, stdout: &mut Drain, stderr: &mu
     }
 }
 
-/// One pipe and what came out of it.
+/// One pipe and its output.
 struct Drain {
     fd: Option<std::fs::File>,
     text: Vec<u8>,

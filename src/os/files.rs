@@ -1,4 +1,4 @@
-//! Directories and small files, each change durable when the method returns.
+//! Directories and small files. Each change is durable when the method returns.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
@@ -16,12 +16,12 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::root::Place;
 use super::{Call, Os};
 
-/// The most a record or configuration file may hold; a bigger one is refused, not read.
+/// The largest record or configuration file; a larger file is rejected without reading it.
 const MAX_SMALL_FILE: u64 = 1 << 20;
-/// The mode of every file: its owner's alone.
+/// The mode of every file: access for its owner only.
 pub(super) const OWN_FILE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 
-/// Which file it is, whatever path leads to it.
+/// The identity of a file, independent of its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileIdentity {
     /// The filesystem's device number, as stat(2) gives it.
@@ -30,22 +30,22 @@ pub struct FileIdentity {
     pub inode: u64,
     /// Length, bytes.
     pub size: u64,
-    /// Bytes of storage behind it (`st_blocks` x 512).
+    /// Allocated bytes (`st_blocks` x 512).
     pub allocated: u64,
 }
 
-/// What statfs(2) says of a filesystem.
+/// The space of a filesystem (statfs(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FsSpace {
     /// `f_type`: the filesystem's magic number.
     pub magic: i64,
-    /// All bytes.
+    /// Total bytes.
     pub total: u64,
-    /// Bytes an unprivileged user may still use (`f_bavail`).
+    /// Bytes available to an unprivileged user (`f_bavail`).
     pub available: u64,
-    /// Bytes nobody uses (`f_bfree`): `available` and what is kept for root.
+    /// Free bytes (`f_bfree`): `available` and the part reserved for root.
     pub free: u64,
-    /// All inodes; 0 where they are not counted (btrfs).
+    /// Total inodes; 0 where they are not counted (btrfs).
     pub inodes: u64,
     /// Free inodes.
     pub inodes_free: u64,
@@ -57,7 +57,7 @@ impl FileIdentity {
     }
 }
 
-/// What a name in a directory stands for.
+/// The type of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// A regular file.
@@ -74,7 +74,7 @@ impl Os {
     /// Reads a small file whole; `None` when it does not exist.
     ///
     /// # Errors
-    /// Any error of open(2) or read(2) but ENOENT; `InvalidData` for a file over 1 MiB.
+    /// Any error of open(2) or read(2) except ENOENT; `InvalidData` for a file over 1 MiB.
     pub fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
         self.call(Call::Read, &path.display(), || match File::open(path) {
             Ok(file) => read_small(file).map(Some),
@@ -86,17 +86,17 @@ impl Os {
     /// Reads a small file whole, as [`Os::read`], but follows no symbolic link anywhere in its path.
     ///
     /// # Errors
-    /// Those of [`Os::read`]; ELOOP for a symbolic link on the way; `InvalidInput` when it is no regular file.
+    /// Those of [`Os::read`]; ELOOP for a symbolic link in the path; `InvalidInput` when it is not a regular file.
     pub fn read_plain(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
         self.call(Call::Read, &path.display(), || {
             open_plain(&self.place(path), OFlag::O_RDONLY)?.map(read_small).transpose()
         })
     }
 
-    /// What a path itself is, not what it leads to; `None` when nothing is there.
+    /// The type of a path itself, without following links; `None` when it does not exist.
     ///
     /// # Errors
-    /// Those of lstat(2) but ENOENT and ENOTDIR.
+    /// Those of lstat(2) except ENOENT and ENOTDIR.
     pub fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
         self.call(Call::Identity, &path.display(), || {
             let stat = self.place(path).parent().and_then(|at| at.stat().map_err(Into::into));
@@ -113,10 +113,10 @@ impl Os {
         })
     }
 
-    /// The path without symbolic links, `.` and `..`; `None` when nothing is there.
+    /// The path without symbolic links, `.` and `..`; `None` when it does not exist.
     ///
     /// # Errors
-    /// Those of realpath(3) but ENOENT.
+    /// Those of realpath(3) except ENOENT.
     pub fn canonical(&self, path: &Path) -> io::Result<Option<PathBuf>> {
         self.call(Call::Identity, &path.display(), || match fs::canonicalize(path) {
             Ok(path) => Ok(Some(path)),
@@ -125,10 +125,10 @@ impl Os {
         })
     }
 
-    /// Makes a directory of mode 0700 (its parents must exist).
+    /// Creates a directory with mode 0700 (its parents must exist).
     ///
     /// # Errors
-    /// Those of mkdir(2); EEXIST included.
+    /// Those of mkdir(2), including EEXIST.
     pub fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.call(Call::CreateDir, &path.display(), || {
             let at = self.place(path).parent()?;
@@ -136,10 +136,10 @@ impl Os {
         })
     }
 
-    /// Makes a directory with the mode a mount point for pods wants (0750), unless it is there.
+    /// Creates a directory with the mode of a mount point for pods (0750), unless it exists.
     ///
     /// # Errors
-    /// Those of mkdir(2), but not EEXIST of a directory.
+    /// Those of mkdir(2), except EEXIST of a directory.
     pub fn ensure_dir(&self, path: &Path) -> io::Result<()> {
         self.call(Call::CreateDir, &path.display(), || match fs::DirBuilder::new().mode(0o750).create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
@@ -147,7 +147,7 @@ impl Os {
         })
     }
 
-    /// Makes an empty file (a bind mount's target), unless it is there.
+    /// Creates an empty file (the target of a bind mount), unless it exists.
     ///
     /// # Errors
     /// Those of open(2).
@@ -157,24 +157,25 @@ impl Os {
         })
     }
 
-    /// Replaces a file in one step: temporary beside it, fsync, rename over it, fsync of the directory.
+    /// Replaces a file atomically: writes a temporary file beside it, fsync, rename, fsync of the directory.
     ///
     /// A crash leaves the old content or the new, and perhaps `<name>.tmp`, which the next write replaces.
     ///
     /// # Errors
-    /// Those of open, write, fsync, rename; after one the file has its old content, or the new if the last
-    /// fsync failed. The temporary is removed, if that can be done.
+    /// Those of open, write, fsync, rename. After an error the file has its old content, or the new one if only the
+    /// last fsync failed. The temporary file is removed if possible.
     pub fn replace_file(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let temporary = path.with_added_extension("tmp");
         if let Err(error) = self.write_new(&temporary, content).and_then(|()| self.rename(&temporary, path)) {
-            // One that stays is replaced by the next write; the error to tell is the first.
+            // If it remains, the next write replaces it; the first error is reported.
             let _ = self.remove_file(&temporary);
             return Err(error);
         }
         self.sync_dir(parent(path)?)
     }
 
-    /// Writes and fsyncs a file, truncating one that is there (a symbolic link is an error). Its name is durable after [`Os::sync_dir`].
+    /// Writes and fsyncs a file, and truncates an existing one (a symbolic link is an error). Its name is durable after
+    /// [`Os::sync_dir`].
     ///
     /// # Errors
     /// Those of open, write and fsync.
@@ -188,11 +189,11 @@ impl Os {
         self.call(Call::SyncFile, &path.display(), || file.flush().and_then(|()| file.sync_all()))
     }
 
-    /// Makes an open file hold this and nothing else, durably. In place: space behind its beginning is used, what lies
-    /// past the content is given up.
+    /// Replaces the content of an open file durably, in place: the existing blocks are used, the blocks after the new
+    /// content are freed.
     ///
     /// # Errors
-    /// Those of pwrite, ftruncate and fsync; its content is then anything.
+    /// Those of pwrite, ftruncate and fsync; its content is then undefined.
     pub fn write_over(&self, file: &File, path: &Path, content: &[u8]) -> io::Result<()> {
         self.call(Call::WriteFile, &path.display(), || {
             file.write_all_at(content, 0)?;
@@ -209,7 +210,7 @@ impl Os {
         self.call(Call::SyncFile, &path.display(), || file.sync_all())
     }
 
-    /// fsync(2) of a directory: its entries are durable.
+    /// fsync(2) of a directory: makes its entries durable.
     ///
     /// # Errors
     /// Those of open(2) and fsync(2).
@@ -230,10 +231,10 @@ impl Os {
         })
     }
 
-    /// Lets two files on one filesystem change names in one step (RENAME_EXCHANGE of rename(2)).
+    /// Exchanges the names of two files on one filesystem atomically (RENAME_EXCHANGE of rename(2)).
     ///
     /// # Errors
-    /// Those of renameat2(2): ENOENT when one is missing, EINVAL where the filesystem cannot.
+    /// Those of renameat2(2): ENOENT when one is missing, EINVAL if the filesystem does not support it.
     pub fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
         self.call(Call::Exchange, &other.display(), || {
             let (one, other) = (self.place(one).parent()?, self.place(other).parent()?);
@@ -242,18 +243,18 @@ impl Os {
         })
     }
 
-    /// unlink(2); true when it was there.
+    /// unlink(2); true when the file existed.
     ///
     /// # Errors
-    /// Those of unlink(2) but ENOENT.
+    /// Those of unlink(2) except ENOENT.
     pub fn remove_file(&self, path: &Path) -> io::Result<bool> {
         self.call(Call::RemoveFile, &path.display(), || gone_is_fine(self.unlink(path, UnlinkatFlags::NoRemoveDir)))
     }
 
-    /// rmdir(2), never recursive; true when it was there.
+    /// rmdir(2), never recursive; true when the directory existed.
     ///
     /// # Errors
-    /// Those of rmdir(2) but ENOENT.
+    /// Those of rmdir(2) except ENOENT.
     pub fn remove_dir(&self, path: &Path) -> io::Result<bool> {
         self.call(Call::RemoveDir, &path.display(), || gone_is_fine(self.unlink(path, UnlinkatFlags::RemoveDir)))
     }
@@ -266,7 +267,7 @@ impl Os {
     /// The names in a directory, sorted; empty when it does not exist.
     ///
     /// # Errors
-    /// Those of opendir(3) and readdir(3) but ENOENT of the directory; `InvalidData` for a name that is not UTF-8.
+    /// Those of opendir(3) and readdir(3) except ENOENT of the directory; `InvalidData` for a name that is not UTF-8.
     pub fn list_dir(&self, path: &Path) -> io::Result<Vec<String>> {
         self.call(Call::ListDir, &path.display(), || {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
@@ -291,10 +292,10 @@ impl Os {
         })
     }
 
-    /// Which file a path leads to; `None` when nothing is there. Below a root no symbolic link is followed.
+    /// The identity of a file; `None` when the path does not exist. Below a root no symbolic link is followed.
     ///
     /// # Errors
-    /// Those of stat(2) but ENOENT and ENOTDIR.
+    /// Those of stat(2) except ENOENT and ENOTDIR.
     pub fn identity(&self, path: &Path) -> io::Result<Option<FileIdentity>> {
         self.call(Call::Identity, &path.display(), || match self.place(path).identity() {
             Ok(identity) => Ok(Some(identity)),
@@ -303,7 +304,7 @@ impl Os {
         })
     }
 
-    /// statfs(2) of the filesystem a path lies on.
+    /// statfs(2) of the filesystem of a path.
     ///
     /// # Errors
     /// Those of statfs(2).
@@ -323,7 +324,7 @@ impl Os {
     }
 }
 
-/// Opens a regular file whose path holds no symbolic link; `None` when it does not exist.
+/// Opens a regular file whose path has no symbolic link; `None` when it does not exist.
 pub(super) fn open_plain(place: &Place<'_>, access: OFlag) -> io::Result<Option<File>> {
     let file = match place.open(access | OFlag::O_NONBLOCK, Mode::empty(), ResolveFlag::RESOLVE_NO_SYMLINKS) {
         Ok(file) => file,
@@ -345,7 +346,7 @@ fn read_small(file: File) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The directory a path lies in.
+/// The parent directory of a path.
 pub(super) fn parent(path: &Path) -> io::Result<&Path> {
     path.parent()
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} has no parent", path.display())))

@@ -1,4 +1,4 @@
-//! Who keeps a mount busy, for messages: processes with something open, or their working directory, below a path.
+//! The users of a mount, for messages: processes with an open file or their working directory below a path.
 
 use std::fmt;
 use std::fs;
@@ -7,22 +7,22 @@ use std::path::{Path, PathBuf};
 
 use super::{Call, Os};
 
-/// So many are named at most.
+/// The most processes that are named.
 const NAMED: usize = 5;
 
-/// A process that uses something.
+/// A process that uses a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// Its command's name.
+    /// The name of its command.
     pub name: String,
-    /// Its number.
+    /// Its pid.
     pub pid: u32,
     /// Whether it is this process, or a child of it.
     pub ours: bool,
 }
 
 impl Holder {
-    /// Several in words; `None` for none.
+    /// Several as text; `None` for none.
     #[must_use]
     pub fn list(holders: &[Self]) -> Option<String> {
         let names: Vec<_> = holders.iter().map(ToString::to_string).collect();
@@ -37,10 +37,10 @@ impl fmt::Display for Holder {
 }
 
 impl Os {
-    /// Processes of our PID namespace that use something at or below a path, at most five.
+    /// Processes of our PID namespace that use a file at or below a path, at most five.
     ///
-    /// A best effort for a person to read: processes that come, go or hide meanwhile are not seen. Reads links in
-    /// /proc only, so a dead filesystem cannot hold it up.
+    /// Best effort, for people: processes that start, end or hide meanwhile are missed. Reads only links in /proc, so a
+    /// dead filesystem cannot block it.
     ///
     /// # Errors
     /// Those of reading /proc itself.
@@ -65,13 +65,13 @@ impl Os {
     }
 }
 
-/// Where a process's working directory, root and open files are.
+/// The working directory, root and open files of a process.
 fn links(process: &Path) -> Vec<PathBuf> {
     let descriptors = fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
     ["cwd", "root"].map(|name| process.join(name)).into_iter().chain(descriptors).flat_map(fs::read_link).collect()
 }
 
-/// The process that started a process.
+/// The parent of a process.
 fn parent(process: &Path) -> Option<u32> {
     let status = fs::read_to_string(process.join("status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("PPid:")).and_then(|pid| pid.trim().parse().ok())

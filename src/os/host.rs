@@ -1,4 +1,4 @@
-//! What machine this is.
+//! The identity of this machine.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-//! Image files: space, holes, clones and copies. Nothing here decides; it does and it tells.
+//! Image files: space, holes, clones and copies. Nothing here makes decisions.
 
 use std::fs::File;
 use std::io;
@@ -26,33 +26,34 @@ const FIEMAP_EXTENT_LAST: u32 = 0x1;
 const FIEMAP_EXTENT_UNWRITTEN: u32 = 0x800;
 const FIEMAP_EXTENT_SHARED: u32 = 0x2000;
 
-/// How much [`Os::write_zeroes`] writes at once, bytes.
+/// The size of one write of [`Os::write_zeroes`], bytes.
 const ZEROES: usize = 1 << 20;
 
-/// What FIEMAP says of an image.
+/// A summary of the FIEMAP of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExtentSummary {
     /// Number of extents.
     pub extents: u64,
-    /// Bytes in extents no other file shares.
+    /// Bytes in extents that are not shared.
     pub exclusive: u64,
     /// Bytes in extents shared with another file.
     pub shared: u64,
-    /// Bytes in extents that were allocated and never written.
+    /// Bytes in allocated extents that were never written.
     pub unwritten: u64,
 }
 
 impl Os {
-    /// Opens an image to read and write; `None` when it does not exist. Symbolic links are not followed, anywhere in
-    /// the path, so the caller passes a canonical one.
+    /// Opens an image for reading and writing; `None` when it does not exist. No symbolic link in the path is followed,
+    /// so the caller passes a canonical path.
     ///
     /// # Errors
-    /// Those of openat2(2) but ENOENT: ELOOP for a symbolic link on the way; `InvalidInput` when it is no regular file.
+    /// Those of openat2(2) except ENOENT: ELOOP for a symbolic link in the path; `InvalidInput` when it is not a
+    /// regular file.
     pub fn open_image(&self, path: &Path) -> io::Result<Option<File>> {
         self.call(Call::OpenImage, &path.display(), || open_plain(&self.place(path), OFlag::O_RDWR))
     }
 
-    /// Opens an image to read; otherwise as [`Os::open_image`].
+    /// Opens an image for reading; otherwise as [`Os::open_image`].
     ///
     /// # Errors
     /// Those of [`Os::open_image`].
@@ -60,7 +61,7 @@ impl Os {
         self.call(Call::OpenImage, &path.display(), || open_plain(&self.place(path), OFlag::O_RDONLY))
     }
 
-    /// Which file an open image is.
+    /// The identity of an open image.
     ///
     /// # Errors
     /// Those of fstat(2).
@@ -71,7 +72,7 @@ impl Os {
     /// Writes zeroes over `offset..offset+bytes`. Durable after [`Os::sync_file`].
     ///
     /// # Errors
-    /// Those of pwrite(2); part of it may be written.
+    /// Those of pwrite(2); a part may be written.
     pub fn write_zeroes(&self, file: &File, path: &Path, offset: u64, bytes: u64) -> io::Result<()> {
         self.call(Call::WriteImage, &path.display(), || {
             let zeroes = vec![0; ZEROES];
@@ -86,10 +87,10 @@ impl Os {
         })
     }
 
-    /// Makes a new empty image of mode 0600.
+    /// Creates an empty image with mode 0600.
     ///
     /// # Errors
-    /// Those of open(2); EEXIST when it is there.
+    /// Those of open(2); EEXIST when it exists.
     pub fn create_image(&self, path: &Path) -> io::Result<File> {
         self.call(Call::CreateImage, &path.display(), || {
             self.place(path).parent()?.open(OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL, OWN_FILE)
@@ -104,21 +105,21 @@ impl Os {
         self.call(Call::SetLength, &path.display(), || file.set_len(bytes))
     }
 
-    /// fallocate(2) of the first `bytes` bytes: every hole gets unwritten space, data stays, the file grows to
-    /// that length if it is shorter. Idempotent.
+    /// fallocate(2) of the first `bytes` bytes: fills every hole with unwritten extents, keeps data, extends a shorter
+    /// file to that length. Idempotent.
     ///
     /// # Errors
-    /// Those of fallocate(2); ENOSPC may leave part of it allocated.
+    /// Those of fallocate(2); after ENOSPC a part may be allocated.
     pub fn allocate(&self, file: &File, path: &Path, bytes: u64) -> io::Result<()> {
         self.call(Call::Allocate, &path.display(), || {
             fallocate(file.as_fd(), FallocateFlags::empty(), 0, signed(bytes)?).map_err(Into::into)
         })
     }
 
-    /// FALLOC_FL_ZERO_RANGE over `offset..offset+bytes` without changing the length: allocated, unwritten, reads as zeroes.
+    /// FALLOC_FL_ZERO_RANGE over `offset..offset+bytes`, with the same length: allocated, unwritten, reads as zeroes.
     ///
     /// # Errors
-    /// Those of fallocate(2); EOPNOTSUPP where the filesystem cannot.
+    /// Those of fallocate(2); EOPNOTSUPP if the filesystem does not support it.
     pub fn zero_range(&self, file: &File, path: &Path, offset: u64, bytes: u64) -> io::Result<()> {
         self.call(Call::ZeroRange, &path.display(), || {
             let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
@@ -129,7 +130,7 @@ impl Os {
     /// FALLOC_FL_PUNCH_HOLE over `offset..offset+bytes`: unallocated, reads as zeroes.
     ///
     /// # Errors
-    /// Those of fallocate(2); EOPNOTSUPP where the filesystem cannot.
+    /// Those of fallocate(2); EOPNOTSUPP if the filesystem does not support it.
     pub fn punch_hole(&self, file: &File, path: &Path, offset: u64, bytes: u64) -> io::Result<()> {
         self.call(Call::ZeroRange, &path.display(), || {
             let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
@@ -137,7 +138,7 @@ impl Os {
         })
     }
 
-    /// FALLOC_FL_UNSHARE_RANGE: gives a reflinked file blocks of its own. Costs a copy of what is shared.
+    /// FALLOC_FL_UNSHARE_RANGE: gives a reflinked file its own blocks, by copying the shared ones.
     ///
     /// # Errors
     /// Those of fallocate(2).
@@ -148,25 +149,26 @@ impl Os {
         })
     }
 
-    /// Offset of the next data at or after `from` (SEEK_DATA of lseek(2)); `None` when there is none.
+    /// The offset of the next data at or after `from` (SEEK_DATA of lseek(2)); `None` when there is none.
     ///
-    /// A filesystem that cannot tell reports everything as data: never the other way round.
+    /// A filesystem without support for it reports everything as data, never as a hole.
     ///
     /// # Errors
-    /// Those of lseek(2) but ENXIO.
+    /// Those of lseek(2) except ENXIO.
     pub fn next_data(&self, file: &File, path: &Path, from: u64) -> io::Result<Option<u64>> {
         self.call(Call::NextData, &path.display(), || seek(file, from, Whence::SeekData))
     }
 
-    /// Offset of the next hole at or after `from` (SEEK_HOLE): the end of the file at the latest; `None` past the end.
+    /// The offset of the next hole at or after `from` (SEEK_HOLE): at the latest the end of the file; `None` past the
+    /// end.
     ///
     /// # Errors
-    /// Those of lseek(2) but ENXIO.
+    /// Those of lseek(2) except ENXIO.
     pub fn next_hole(&self, file: &File, path: &Path, from: u64) -> io::Result<Option<u64>> {
         self.call(Call::NextHole, &path.display(), || seek(file, from, Whence::SeekHole))
     }
 
-    /// copy_file_range(2) of up to `bytes` bytes at the same offset in both; returns how many were copied.
+    /// copy_file_range(2) of up to `bytes` bytes at the same offset in both; returns the number of copied bytes.
     ///
     /// # Errors
     /// Those of copy_file_range(2).
@@ -182,13 +184,13 @@ impl Os {
     /// FICLONE: `to` becomes a copy of `from` that shares its extents; atomic against writes to `from`.
     ///
     /// # Errors
-    /// Those of ioctl_ficlone(2): EOPNOTSUPP or EXDEV where reflinks are not to be had.
+    /// Those of ioctl_ficlone(2): EOPNOTSUPP or EXDEV if reflinks are not possible.
     pub fn clone_file(&self, from: &File, to: &File, to_path: &Path) -> io::Result<()> {
         self.call(Call::CloneFile, &to_path.display(), || ioctl::clone_file(from.as_fd(), to.as_fd()))
     }
 
-    /// Asks XFS to allocate (and to copy on write) in pieces of `bytes`: fewer extents, cheaper snapshots.
-    /// The file must be empty.
+    /// Sets the extent size hints of XFS for allocation (and copy-on-write) to `bytes`: fewer extents, cheaper
+    /// snapshots. The file must be empty.
     ///
     /// # Errors
     /// Those of ioctl_xfs_fsgetxattr(2).
@@ -205,7 +207,7 @@ impl Os {
         })
     }
 
-    /// FS_NOCOW_FL on a directory: files made in it later are written in place (btrfs).
+    /// FS_NOCOW_FL on a directory: new files in it are written in place (btrfs).
     ///
     /// # Errors
     /// Those of ioctl_iflags(2).
@@ -217,10 +219,10 @@ impl Os {
         })
     }
 
-    /// How many extents an image has, without listing them.
+    /// The number of extents of an image, without listing them.
     ///
     /// # Errors
-    /// Those of FS_IOC_FIEMAP; EOPNOTSUPP where the filesystem cannot.
+    /// Those of FS_IOC_FIEMAP; EOPNOTSUPP if the filesystem does not support it.
     pub fn extent_count(&self, file: &File, path: &Path) -> io::Result<u64> {
         self.call(Call::Extents, &path.display(), || {
             let mut header = FiemapHeader { length: u64::MAX, flags: FIEMAP_FLAG_SYNC, ..FiemapHeader::default() };
@@ -229,10 +231,10 @@ impl Os {
         })
     }
 
-    /// What is shared, exclusive and unwritten in an image. Costs time per extent.
+    /// The shared, exclusive and unwritten bytes of an image. Takes time for each extent.
     ///
     /// # Errors
-    /// Those of FS_IOC_FIEMAP; EOPNOTSUPP where the filesystem cannot.
+    /// Those of FS_IOC_FIEMAP; EOPNOTSUPP if the filesystem does not support it.
     pub fn extents(&self, file: &File, path: &Path) -> io::Result<ExtentSummary> {
         self.call(Call::Extents, &path.display(), || {
             let mut summary = ExtentSummary::default();
@@ -262,7 +264,7 @@ impl Os {
     }
 }
 
-/// Whether the copy-on-write hint is set too: only where reflinks exist.
+/// Whether the copy-on-write hint is set too: only if the filesystem has reflinks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CowHint {
     /// Set it.

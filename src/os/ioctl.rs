@@ -1,5 +1,5 @@
-//! Every ioctl, with the layout it passes and where the kernel defines it. The private cores are unsafe; the
-//! wrappers are safe because the kernel reads or writes exactly the structure that is handed over.
+//! Every ioctl, with its structure and its source in the kernel. The private parts are unsafe. The wrappers are safe
+//! because the kernel reads or writes exactly the given structure.
 
 #![expect(unsafe_code, reason = "ioctl(2) is unsafe by nature; each call states what the kernel touches")]
 
@@ -74,10 +74,10 @@ pub(super) struct FiemapExtent {
     reserved: [u32; 3],
 }
 
-/// How many extents one FIEMAP call returns here.
+/// The number of extents that one FIEMAP call returns here.
 pub(super) const FIEMAP_BATCH: usize = 256;
 
-/// A FIEMAP request with room for [`FIEMAP_BATCH`] extents right behind the header, as the kernel wants them.
+/// A FIEMAP request with space for [`FIEMAP_BATCH`] extents directly after the header, as the kernel requires.
 #[repr(C)]
 pub(super) struct Fiemap {
     pub(super) header: FiemapHeader,
@@ -117,14 +117,14 @@ struct XfsGeometryV1 {
     dirblocksize: u32,
 }
 
-/// LOOP_CTL_GET_FREE: the number of a loop device that is free now (somebody may take it before us).
+/// LOOP_CTL_GET_FREE: the number of a loop device that is free now (another process may take it first).
 pub(super) fn loop_ctl_get_free(control: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: takes no pointer.
     let number = unsafe { raw::loop_ctl_get_free(control.as_raw_fd()) }?;
     u32::try_from(number).map_err(io::Error::other)
 }
 
-/// LOOP_CTL_ADD: makes the loop device of this number; EEXIST when there is one.
+/// LOOP_CTL_ADD: creates the loop device of this number; EEXIST when it exists.
 pub(super) fn loop_ctl_add(control: BorrowedFd<'_>, number: u32) -> io::Result<()> {
     let number = libc::c_int::try_from(number).map_err(io::Error::other)?;
     // SAFETY: takes no pointer.
@@ -132,14 +132,14 @@ pub(super) fn loop_ctl_add(control: BorrowedFd<'_>, number: u32) -> io::Result<(
     Ok(())
 }
 
-/// LOOP_CTL_ADD without a number: makes a loop device of a number that none has, and says which.
+/// LOOP_CTL_ADD without a number: creates a loop device with an unused number, and returns that number.
 pub(super) fn loop_ctl_add_any(control: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: takes no pointer.
     let number = unsafe { raw::loop_ctl_add(control.as_raw_fd(), -1) }?;
     u32::try_from(number).map_err(io::Error::other)
 }
 
-/// LOOP_CTL_REMOVE: takes a loop device that shows nothing out of the system; EBUSY when it does or is open.
+/// LOOP_CTL_REMOVE: removes a loop device without an image; EBUSY when it has one or is open.
 pub(super) fn loop_ctl_remove(control: BorrowedFd<'_>, number: u32) -> io::Result<()> {
     let number = libc::c_int::try_from(number).map_err(io::Error::other)?;
     // SAFETY: takes no pointer.
@@ -154,7 +154,7 @@ pub(super) fn loop_configure(device: BorrowedFd<'_>, config: &loop_config) -> io
     Ok(())
 }
 
-/// LOOP_GET_STATUS64; ENXIO when nothing is attached.
+/// LOOP_GET_STATUS64; ENXIO when no image is attached.
 pub(super) fn loop_get_status(device: BorrowedFd<'_>) -> io::Result<loop_info64> {
     // SAFETY: loop_info64 is plain numbers and byte arrays, for which all zeroes is a value.
     let mut info: loop_info64 = unsafe { std::mem::zeroed() };
@@ -163,7 +163,7 @@ pub(super) fn loop_get_status(device: BorrowedFd<'_>) -> io::Result<loop_info64>
     Ok(info)
 }
 
-/// LOOP_SET_STATUS64 with what LOOP_GET_STATUS64 said, but for the autoclear mark of a lazy LOOP_CLR_FD.
+/// LOOP_SET_STATUS64 with the result of LOOP_GET_STATUS64, without the autoclear flag of a lazy LOOP_CLR_FD.
 pub(super) fn loop_keep(device: BorrowedFd<'_>, info: &mut loop_info64) -> io::Result<()> {
     info.lo_flags &= !(LO_FLAGS_AUTOCLEAR as u32);
     // SAFETY: the kernel reads one loop_info64, which outlives the call.
@@ -177,14 +177,15 @@ pub(super) fn empty_loop_config() -> loop_config {
     unsafe { std::mem::zeroed() }
 }
 
-/// LOOP_CLR_FD: returns 0 also when it only marked a device that others hold; ask the status afterwards.
+/// LOOP_CLR_FD: also returns 0 if it only set the autoclear flag of a device that is in use; check the status
+/// afterwards.
 pub(super) fn loop_clr_fd(device: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes no pointer.
     unsafe { raw::loop_clr_fd(device.as_raw_fd()) }?;
     Ok(())
 }
 
-/// LOOP_SET_CAPACITY: the device takes the backing file's size of now.
+/// LOOP_SET_CAPACITY: resizes the device to the current size of the backing file.
 pub(super) fn loop_set_capacity(device: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes no pointer.
     unsafe { raw::loop_set_capacity(device.as_raw_fd()) }?;
@@ -207,7 +208,7 @@ pub(super) fn logical_block_size(device: BorrowedFd<'_>) -> io::Result<u32> {
     u32::try_from(size).map_err(io::Error::other)
 }
 
-/// BLKGETDISKSEQ (include/uapi/linux/fs.h): the number of what the disk shows now; `None` before Linux 5.15.
+/// BLKGETDISKSEQ (include/uapi/linux/fs.h): the sequence number of the disk's content; `None` before Linux 5.15.
 pub(super) fn disk_sequence(device: BorrowedFd<'_>) -> io::Result<Option<u64>> {
     let mut sequence = 0;
     // SAFETY: the kernel writes one u64 into ours.
@@ -248,7 +249,7 @@ pub(super) fn set_xattr(file: BorrowedFd<'_>, attr: &FsXattr) -> io::Result<()> 
     Ok(())
 }
 
-/// FS_IOC_GETFLAGS (ioctl_iflags(2)). The kernel writes an int, whatever the request number says.
+/// FS_IOC_GETFLAGS (ioctl_iflags(2)). The kernel writes an int, despite the request number.
 pub(super) fn get_flags(file: BorrowedFd<'_>) -> io::Result<libc::c_long> {
     let mut flags: libc::c_long = 0;
     // SAFETY: the kernel writes at most a long into ours.
@@ -281,14 +282,15 @@ pub(super) fn fiemap(file: BorrowedFd<'_>, request: &mut Fiemap) -> io::Result<(
     Ok(())
 }
 
-/// EXT4_IOC_RESIZE_FS (fs/ext4/ioctl.c): grows the mounted filesystem to so many blocks. Needs CAP_SYS_RESOURCE.
+/// EXT4_IOC_RESIZE_FS (fs/ext4/ioctl.c): grows the mounted filesystem to this number of blocks. Requires
+/// CAP_SYS_RESOURCE.
 pub(super) fn ext4_resize(mount: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
     // SAFETY: the kernel reads one u64, which outlives the call.
     unsafe { raw::ext4_ioc_resize_fs(mount.as_raw_fd(), &raw const blocks) }?;
     Ok(())
 }
 
-/// XFS_IOC_FSGROWFSDATA (fs/xfs/xfs_fsops.c): grows the mounted filesystem to so many blocks.
+/// XFS_IOC_FSGROWFSDATA (fs/xfs/xfs_fsops.c): grows the mounted filesystem to this number of blocks.
 pub(super) fn xfs_growfs(mount: BorrowedFd<'_>, blocks: u64, imaxpct: u32) -> io::Result<()> {
     let request = XfsGrowfsData { newblocks: blocks, imaxpct };
     // SAFETY: the kernel reads one xfs_growfs_data, which outlives the call.

@@ -1,7 +1,7 @@
 //! The limit of open files (getrlimit(2), RLIMIT_NOFILE).
 //!
-//! The soft limit is 1024 where nobody said otherwise, for programs that use select(2). This one does not: it takes what
-//! the hard limit allows, and its children get back what it was started with.
+//! The default soft limit is 1024, for programs that use select(2). This program does not: it raises its limit to the
+//! hard limit. Its children get the original limit.
 
 #![expect(unsafe_code, reason = "getrlimit(2) and setrlimit(2) are C calls")]
 
@@ -26,7 +26,7 @@ impl OpenFiles {
         Ok(Self { soft: limit.rlim_cur, hard: limit.rlim_max })
     }
 
-    /// Makes it this process's limit. Async-signal-safe: it is called between fork and exec too.
+    /// Sets the limit of this process. Async-signal-safe: it is called between fork and exec too.
     pub(super) fn set(self) -> io::Result<()> {
         let limit = libc::rlimit { rlim_cur: self.soft, rlim_max: self.hard };
         // SAFETY: the pointer is to a rlimit of ours, which the kernel reads.
@@ -38,8 +38,8 @@ impl OpenFiles {
 }
 
 impl Os {
-    /// Raises this process's soft limit of open files to the hard limit. Children that are started afterwards have the limit from
-    /// before. Answers how many files may be open now.
+    /// Raises this process's soft limit of open files to the hard limit. Children that are started later get the
+    /// original limit. Returns the new limit.
     ///
     /// # Errors
     /// Those of getrlimit(2) and setrlimit(2).
@@ -52,7 +52,7 @@ impl Os {
         })
     }
 
-    /// How many files this process may have open.
+    /// The limit of open files of this process.
     ///
     /// # Errors
     /// Those of getrlimit(2).
@@ -60,7 +60,7 @@ impl Os {
         self.call(Call::OpenFiles, &"look", || Ok(OpenFiles::now()?.soft))
     }
 
-    /// The limit that a child gets, where it is not ours.
+    /// The limit for a child, if it is not ours.
     pub(super) fn open_files_of_children(&self) -> Option<OpenFiles> {
         self.inner.open_files.get().copied()
     }
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn we_have_what_is_allowed_and_children_what_we_were_started_with() {
         let before = OpenFiles::now().unwrap();
-        // As a service manager starts a process that said nothing.
+        // As a service manager starts a process by default.
         OpenFiles { soft: before.hard.min(777), hard: before.hard }.set().unwrap();
         let os = Os::new();
         let now = os.raise_open_files().unwrap();

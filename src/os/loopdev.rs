@@ -1,9 +1,10 @@
-//! Loop devices: attached in one step, identified by what is behind them (device and inode) and by the kernel's number
-//! of that attachment (diskseq), never by a path or a name; cleared only to the proof that nothing is attached any more.
+//! Loop devices: attached in one step. They are identified by their backing file (device and inode) and by the kernel's
+//! sequence number of that attachment (diskseq), never by a path or a name. A detach is finished only when it is
+//! verified.
 //!
-//! Which devices there are is read from sysfs ([`super::LoopView`]), which does no I/O. Only a device that may be ours is
-//! opened and asked, each alone and with a time limit: LOOP_GET_STATUS64 asks the filesystem of the image, and one
-//! that does not answer must not stop the others.
+//! Loop devices are listed from sysfs ([`super::LoopView`]), without I/O. Only devices that may be ours are opened and
+//! queried, each alone and with a time limit. LOOP_GET_STATUS64 queries the filesystem of the image, and one that does
+//! not respond must not block the others.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -22,36 +23,36 @@ use super::{BlockDevice, Call, DevNum, Os, blockdev, ioctl};
 
 /// include/uapi/linux/major.h.
 const LOOP_MAJOR: u8 = 7;
-/// How often LOOP_CONFIGURE is tried on another number when somebody else took the free one first.
+/// The number of attempts of LOOP_CONFIGURE when another process takes the free number first.
 const ATTACH_TRIES: usize = 64;
-/// How often, and how far apart, a cleared device is looked at: udev opens devices for a moment.
+/// The number of checks of a detached device, and the pause between them: udev opens devices for a moment.
 const CLEAR_LOOKS: u32 = 25;
 const CLEAR_PAUSE: Duration = Duration::from_millis(20);
-/// How often LOOP_GET_STATUS64 is repeated when the device was given another image meanwhile.
+/// The number of attempts of LOOP_GET_STATUS64 when the device gets another image meanwhile.
 const STATUS_TRIES: usize = 3;
 
-/// What a loop device is made with.
+/// The configuration of a new loop device.
 #[derive(Clone, Debug)]
 pub struct LoopConfig {
     /// Logical block size, bytes.
     pub block_size: u32,
-    /// Free text of at most 63 bytes kept by the kernel (`lo_file_name`): the volume's uuid, for people. It is no
-    /// identity: a process that may open the device can change it.
+    /// Text of at most 63 bytes in the kernel (`lo_file_name`): the volume's uuid, for people. It does not identify the
+    /// volume: a process that can open the device can change it.
     pub name: String,
-    /// Whose device it will be, for [`Os::reserve_loop`]: the numbers reserved for others are passed over.
+    /// The owner of the device, for [`Os::reserve_loop`]: numbers reserved for other owners are skipped.
     pub owner: String,
-    /// What [`Os::loop_set_discard`] will be asked for: a device that can no longer pass discards on is made anew.
+    /// The value for [`Os::loop_set_discard`]: a device that can no longer pass on discards is created again.
     pub discard: Discard,
-    /// Whether the device may be written.
+    /// Whether the device is writable.
     pub access: LoopAccess,
 }
 
-/// Whether a loop device may be written.
+/// Whether a loop device is writable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoopAccess {
-    /// It may.
+    /// Yes.
     Writable,
-    /// The kernel refuses writes to it, whoever asks (LO_FLAGS_READ_ONLY, which LOOP_SET_STATUS64 cannot change).
+    /// No: the kernel rejects all writes to it (LO_FLAGS_READ_ONLY, which LOOP_SET_STATUS64 cannot change).
     ReadOnly,
 }
 
@@ -60,7 +61,7 @@ pub enum LoopAccess {
 pub struct LoopDevice(pub(super) u32);
 
 impl LoopDevice {
-    /// The one called `loopN`; `None` when that is no such name.
+    /// The device with the name `loopN`; `None` for any other name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         let digits = name.strip_prefix("loop").filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
@@ -83,9 +84,9 @@ impl LoopDevice {
         fs::read_to_string(self.sysfs().join("dev")).ok()?.trim().parse().ok()
     }
 
-    /// Whether somebody once wrote 0 to `discard_max_bytes`. The setting outlives the image, and since it makes the
-    /// granularity 0 the kernel then refuses every other number (block/blk-sysfs.c, `queue_max_discard_sectors_store`:
-    /// EINVAL for `bytes & (granularity - 1)`): only a device made anew passes discards on again.
+    /// Whether a process wrote 0 to `discard_max_bytes`. The setting outlives the image. It sets the granularity to 0,
+    /// so the kernel then rejects every other number (block/blk-sysfs.c, `queue_max_discard_sectors_store`: EINVAL for
+    /// `bytes & (granularity - 1)`). Only a device that is created again passes on discards.
     fn discards_for_ever_off(self) -> bool {
         let queue = self.sysfs().join("queue");
         let is = |name| read_number(&queue.join(name)).ok();
@@ -93,52 +94,52 @@ impl LoopDevice {
     }
 }
 
-/// What LOOP_GET_STATUS64 says.
+/// The result of LOOP_GET_STATUS64.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoopStatus {
     /// Which loop device.
     pub device: LoopDevice,
-    /// Device number of the filesystem its backing file lies on, as the kernel encodes it for this ioctl.
+    /// Device number of the backing file's filesystem, in the kernel's encoding for this ioctl.
     pub backing_device: u64,
     /// Inode of the backing file.
     pub backing_inode: u64,
-    /// The number of the block device that backs it, as the kernel encodes it for this ioctl; 0 for a file.
+    /// The number of the backing block device, in the kernel's encoding for this ioctl; 0 for a file.
     pub backing_rdev: u64,
-    /// The kernel's number of this attachment: every LOOP_CONFIGURE, LOOP_CLR_FD and LOOP_CHANGE_FD makes another
+    /// The kernel's sequence number of this attachment: every LOOP_CONFIGURE, LOOP_CLR_FD and LOOP_CHANGE_FD changes it
     /// (BLKGETDISKSEQ; block/genhd.c, `inc_diskseq`). `None` before Linux 5.15.
     pub diskseq: Option<u64>,
-    /// The free text it was made with, or was given since: for people.
+    /// The current text, for people.
     pub name: String,
     /// Direct I/O to the backing file.
     pub direct_io: bool,
     /// Read-only.
     pub read_only: bool,
-    /// Marked to be cleared when its last user goes.
+    /// The autoclear flag: detached with its last user.
     pub autoclear: bool,
-    /// First byte of the backing file it shows; ours always 0.
+    /// Offset of the device in the backing file; ours is always 0.
     pub offset: u64,
 }
 
 impl LoopStatus {
-    /// Whether the image behind it is this file.
+    /// Whether this file is its image.
     #[must_use]
     pub fn backs(&self, file: &FileIdentity) -> bool {
         self.backing_inode == file.inode && self.on_filesystem_of(file)
     }
 
-    /// Whether the image behind it lies on the filesystem of this file.
+    /// Whether its image is on the filesystem of this file.
     #[must_use]
     pub fn on_filesystem_of(&self, file: &FileIdentity) -> bool {
         self.backing_device == huge_encode(file.device)
     }
 
-    /// Whether this block device is behind it.
+    /// Whether this block device is its backing device.
     #[must_use]
     pub fn shows_device(&self, number: DevNum) -> bool {
         self.backing_rdev == huge_encode(makedev(number.major, number.minor))
     }
 
-    /// Whether two devices show one image.
+    /// Whether two devices have the same image.
     #[must_use]
     pub fn shows_what(&self, other: &Self) -> bool {
         self.backing_inode == other.backing_inode
@@ -148,17 +149,18 @@ impl LoopStatus {
 }
 
 impl Os {
-    /// What is attached to one loop device; `None` when nothing is, or it does not exist. Asks the filesystem of its
-    /// image, so it is only for devices that may be ours; one that does not answer in time is given up.
+    /// The image of one loop device; `None` when there is none, or the device does not exist. Queries the filesystem of
+    /// its image, so it is only for devices that may be ours. A request that times out is abandoned.
     ///
     /// # Errors
-    /// Those of open(2) and the ioctl but ENOENT and ENXIO; `TimedOut` when it does not answer.
+    /// Those of open(2) and the ioctl except ENOENT and ENXIO; `TimedOut` when it does not respond.
     pub fn loop_status(&self, device: LoopDevice) -> io::Result<Option<LoopStatus>> {
         self.call(Call::LoopStatus, &device.path().display(), || self.answered(device, move || status_of(device)))
     }
 
-    /// The loop devices whose image lies on the filesystem of this file, and before them those that lie on such a device.
-    /// Asks every loop device of the machine, and passes over those that do not answer: for cleaning up after a demonstration or a test, never for a decision about a volume.
+    /// The loop devices with an image on the filesystem of this file, and before them the loop devices on top of those.
+    /// Queries every loop device of the machine, and skips those that do not respond. Only for cleaning up after a
+    /// demonstration or a test, never for a decision about a volume.
     ///
     /// # Errors
     /// Those of [`Os::loop_views`].
@@ -171,10 +173,10 @@ impl Os {
         Ok(above.chain(beside.iter().cloned()).collect())
     }
 
-    /// The loop device of this number; `None` when it is no loop device. Opens nothing.
+    /// The loop device of this number; `None` when it is not a loop device. Opens nothing.
     ///
     /// # Errors
-    /// Those of readlink(2) in /sys/dev/block but ENOENT.
+    /// Those of readlink(2) in /sys/dev/block except ENOENT.
     pub fn loop_of(&self, number: DevNum) -> io::Result<Option<LoopDevice>> {
         if number.major != u64::from(LOOP_MAJOR) {
             return Ok(None);
@@ -187,10 +189,10 @@ impl Os {
         Ok(link.file_name().and_then(|name| name.to_str()).and_then(LoopDevice::named))
     }
 
-    /// What is attached to a loop device that is held open; `None` when nothing is.
+    /// The image of an open loop device; `None` when there is none.
     ///
     /// # Errors
-    /// Those of the ioctl but ENXIO; `InvalidInput` when it is no loop device.
+    /// Those of the ioctl except ENXIO; `InvalidInput` when it is not a loop device.
     pub fn held_loop_status(&self, device: &BlockDevice) -> io::Result<Option<LoopStatus>> {
         self.call(Call::LoopStatus, &device.path().display(), || {
             let number = loop_number(device.path())?;
@@ -200,11 +202,11 @@ impl Os {
 
     /// Attaches an image to a free loop device: block size, direct I/O and name in one LOOP_CONFIGURE.
     ///
-    /// The caller has made sure that no other loop shows the image. A crash leaves the device attached; it is
-    /// found again by the image's identity.
+    /// The caller must ensure that no other loop device has the image. A crash leaves the device attached; it is found
+    /// again by the image's identity.
     ///
-    /// A number is passed over that is reserved for another owner, or whose device node is still bound somewhere: a
-    /// container that has it would see this image.
+    /// A number is skipped if it is reserved for another owner, or if its device node is still bind-mounted: a
+    /// container with that device node would see this image.
     ///
     /// # Errors
     /// Those of /dev/loop-control, open(2) and LOOP_CONFIGURE; EBUSY after 64 lost races for a free number.
@@ -212,7 +214,7 @@ impl Os {
         self.attach_loop(image, path, config)
     }
 
-    /// The same over a block device instead of an image: what it shows is the device, and its size the device's of now.
+    /// The same over a block device instead of an image: the loop device shows that device, with its current size.
     ///
     /// # Errors
     /// As [`Os::loop_attach`].
@@ -227,13 +229,13 @@ impl Os {
             for _ in 0..ATTACH_TRIES {
                 let device = numbers.next(&control)?;
                 if config.discard == Discard::On && device.discards_for_ever_off() {
-                    // Made anew under its own number: the next free one would be as old where many images were thick.
+                    // Created again under its own number: the next free one may have the same setting.
                     let anew = ioctl::loop_ctl_remove(control.as_fd(), device.0)
                         .and_then(|()| ioctl::loop_ctl_add(control.as_fd(), device.0));
                     match anew {
                         Ok(()) => {}
                         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
-                        // In somebody's hands: a thin image without discards is better than none.
+                        // The device is in use: a thin image without discards is better than none.
                         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                         Err(error) if went_away(&error) => continue,
                         Err(error) => return Err(error),
@@ -241,7 +243,7 @@ impl Os {
                 }
                 let node = match open_loop(device, OFlag::O_RDWR) {
                     Ok(node) => node,
-                    // Being removed, or still being made, by another process.
+                    // Another process is removing or creating it.
                     Err(error) if went_away(&error) => continue,
                     Err(error) => return Err(error),
                 };
@@ -266,12 +268,12 @@ impl Os {
         })
     }
 
-    /// Clears a loop device, if it still shows what `expected` says, and proves it: true when nothing of it is
-    /// attached any more, false when somebody holds the device open, and then nothing may touch the image.
+    /// Detaches a loop device if it still matches `expected`, and verifies the result. True: the device is detached.
+    /// False: a process has the device open, and the image must not be touched.
     ///
-    /// The device is opened with O_EXCL first, so a mounted one is never cleared, not even lazily. One that is open
-    /// without O_EXCL (a raw block device in a pod) is marked by LOOP_CLR_FD to go with its last user; the mark is taken
-    /// back, or the device would vanish under a volume that stays attached.
+    /// The device is opened with O_EXCL first, so a mounted one is never detached, not even lazily. If a process has it
+    /// open without O_EXCL (a raw block device in a pod), LOOP_CLR_FD sets its autoclear flag. The flag is then
+    /// removed, because otherwise the device would disappear while its volume stays attached.
     ///
     /// # Errors
     /// Those of open(2) and the ioctls.
@@ -279,7 +281,7 @@ impl Os {
         let device = expected.device;
         self.call(Call::LoopClear, &device.path().display(), || {
             let same = |now: &LoopStatus| now.shows_what(expected);
-            // The same attachment needs no question: its filesystem may be what failed.
+            // The same attachment is recognized without a query: its filesystem may be what failed.
             let sequence = expected.diskseq;
             {
                 let node = match open_loop(device, OFlag::O_RDWR | OFlag::O_EXCL) {
@@ -324,8 +326,8 @@ impl Os {
         })
     }
 
-    /// Takes back the mark by which a loop device goes with its last user (LO_FLAGS_AUTOCLEAR): LOOP_CLR_FD sets it on a
-    /// device in use, and every process that may open the device can do that. False when there was none.
+    /// Removes the autoclear flag of a loop device (LO_FLAGS_AUTOCLEAR). LOOP_CLR_FD sets it on a device in use, and
+    /// every process that can open the device can do that. False when it was not set.
     ///
     /// # Errors
     /// Those of LOOP_GET_STATUS64 and LOOP_SET_STATUS64.
@@ -340,7 +342,7 @@ impl Os {
         })
     }
 
-    /// Gives a loop device another name (LOOP_SET_STATUS64), as every process that may open it can.
+    /// Changes the name of a loop device (LOOP_SET_STATUS64), as every process that can open it can.
     #[cfg(test)]
     pub(crate) fn rename_loop(&self, path: &Path, name: &str) -> io::Result<()> {
         let device = File::open(path)?;
@@ -352,7 +354,7 @@ impl Os {
         ioctl::loop_keep(device.as_fd(), &mut info)
     }
 
-    /// Lets a loop device show its image from this byte on (LOOP_SET_STATUS64), as every process that may open it can.
+    /// Changes the offset of a loop device (LOOP_SET_STATUS64), as every process that can open it can.
     #[cfg(test)]
     pub(crate) fn shift_loop(&self, path: &Path, offset: u64) -> io::Result<()> {
         let device = File::open(path)?;
@@ -361,7 +363,7 @@ impl Os {
         ioctl::loop_keep(device.as_fd(), &mut info)
     }
 
-    /// LOOP_SET_CAPACITY: the device takes its image's size of now; online.
+    /// LOOP_SET_CAPACITY: resizes the device online to the current size of its image.
     ///
     /// # Errors
     /// Those of open(2) and the ioctl.
@@ -369,12 +371,12 @@ impl Os {
         self.call(Call::LoopSetCapacity, &device.path().display(), || ioctl::loop_set_capacity(device.file.as_fd()))
     }
 
-    /// Whether discards and unmapping zeroes may reach the image. Off outlives the image on the same loop number
-    /// (block/blk-sysfs.c), so it is looked at after every attach, both ways. On is what a device begins with; one
-    /// that can no longer pass discards on stays as it is, see [`LoopConfig::discard`].
+    /// Sets whether discards and unmapping zeroes may reach the image. Off outlives the image on the same loop number
+    /// (block/blk-sysfs.c), so it is checked after every attach, for both values. On is the initial state of a device;
+    /// one that can no longer pass on discards stays as it is, see [`LoopConfig::discard`].
     ///
     /// # Errors
-    /// Those of reading and writing the queue's attributes in sysfs, but not that one is missing in this kernel.
+    /// Those of reading and writing the queue's attributes in sysfs, except for one that this kernel does not have.
     pub fn loop_set_discard(&self, device: LoopDevice, discard: Discard) -> io::Result<()> {
         self.call(Call::LoopSetDiscard, &device.path().display(), || {
             let queue = device.sysfs().join("queue");
@@ -386,7 +388,7 @@ impl Os {
                 fs::write(&attribute, "0")?;
                 let now = read_number(&attribute)?;
                 if now != 0 {
-                    let message = format!("{} says {now} after writing 0", attribute.display());
+                    let message = format!("{} is {now} after 0 was written to it", attribute.display());
                     return Err(io::Error::other(message));
                 }
             }
@@ -402,22 +404,22 @@ impl Os {
     }
 }
 
-/// Whether a loop passes discards on.
+/// Whether a loop device passes on discards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Discard {
-    /// A thin image: freed blocks go back to the pool.
+    /// A thin image: freed blocks are returned to the pool.
     On,
     /// A thick image: it stays thick.
     Off,
 }
 
-/// Opens a loop device, also where its node in /dev is missing or shows another device.
+/// Opens a loop device, even if its device node in /dev is missing or wrong.
 fn open_loop(device: LoopDevice, flags: OFlag) -> io::Result<BlockDevice> {
     let number = device.number().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
     blockdev::open_numbered(&device.path(), number, flags)
 }
 
-/// Opened to read only: udev looks at a device anew whenever one that could be written to is closed.
+/// Opened read-only: udev probes a device again after every close of a writable descriptor.
 fn status_of(device: LoopDevice) -> io::Result<Option<LoopStatus>> {
     match open_loop(device, OFlag::O_RDONLY) {
         Ok(node) => ask(device, &node.file),
@@ -426,7 +428,7 @@ fn status_of(device: LoopDevice) -> io::Result<Option<LoopStatus>> {
     }
 }
 
-/// The answer belongs to one attachment: the sequence number before it and after it is the same.
+/// The result is of one attachment: the sequence number is the same before and after it.
 fn ask(device: LoopDevice, file: &File) -> io::Result<Option<LoopStatus>> {
     for _ in 0..STATUS_TRIES {
         let before = ioctl::disk_sequence(file.as_fd())?;
@@ -441,7 +443,7 @@ fn ask(device: LoopDevice, file: &File) -> io::Result<Option<LoopStatus>> {
     }
     Err(io::Error::new(
         io::ErrorKind::ResourceBusy,
-        format!("{} gets one image after another", device.path().display()),
+        format!("other processes attach one image after another to {}", device.path().display()),
     ))
 }
 
@@ -461,7 +463,7 @@ fn decode(device: LoopDevice, info: &loop_info64, diskseq: Option<u64>) -> LoopS
     }
 }
 
-/// What open(2) of a loop device says when the device was removed meanwhile.
+/// Whether the error of open(2) means that the loop device was removed meanwhile.
 fn went_away(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV))
 }
@@ -470,11 +472,11 @@ fn loop_number(path: &Path) -> io::Result<LoopDevice> {
     let name = path.to_str().and_then(|path| path.strip_prefix("/dev/loop"));
     name.and_then(|number| number.parse().ok())
         .map(LoopDevice)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no loop device", path.display())))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a loop device", path.display())))
 }
 
 /// `huge_encode_dev` of include/linux/kdev_t.h, as LOOP_GET_STATUS64 reports `lo_device` (drivers/block/loop.c,
-/// `loop_get_status`): `new_encode_dev`, which for 12 bits of major and 20 of minor is also what stat(2) gives.
+/// `loop_get_status`): `new_encode_dev`, which for 12 bits of major and 20 of minor equals the format of stat(2).
 fn huge_encode(dev: u64) -> u64 {
     let (major, minor) = (nix::sys::stat::major(dev), nix::sys::stat::minor(dev));
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)

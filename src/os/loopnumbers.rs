@@ -1,44 +1,75 @@
-//! Which loop numbers may be used. A number names a device node, and a node that a container still has shows whatever is
-//! attached to that number next. So a number is passed over
+//! The loop numbers that may be used. A number identifies a device node, and a container that still has a device node
+//! sees the next image with that number. A number is therefore skipped
 //!
-//! - while it is reserved for another volume: its record says that a pod may have the node ([`Os::reserve_loop`]);
-//! - while its node is bound anywhere in a mount namespace that can be read, unless this process freed the number
-//!   itself, proved it idle, and nothing was attached since (the kernel's sequence number tells).
+//! - while it is reserved for another volume: its record says that a pod may have the device node
+//!   ([`Os::reserve_loop`]);
+//! - while its device node is bind-mounted in any readable mount namespace, unless this process detached the device,
+//!   verified that it was idle, and no image was attached since (according to the kernel's sequence number).
+//!
+//! A scan for bind-mounted nodes reads the mounts of every container. If many volumes are attached at once, as after a
+//! start of the node, the calls that wait for a scan share the next one. It begins after each of these calls, so it finds
+//! the same as a scan of their own.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::loopview::{backing, diskseq, loop_numbers};
 use super::users::bound_block_devices;
 use super::{DevNum, LoopDevice, Os, ioctl};
 
-/// What this process knows of the numbers.
+/// The numbers that this process knows.
 #[derive(Debug, Default)]
 pub(super) struct LoopNumbers {
-    /// Whose each reserved number is.
+    /// The owner of each reserved number.
     reserved: HashMap<LoopDevice, String>,
-    /// Freed by us, with the sequence number right after.
+    /// Detached by us, with the sequence number after that.
     cleared: HashMap<LoopDevice, u64>,
 }
 
+/// The devices whose nodes are bind-mounted somewhere.
+type Bound = Arc<HashSet<DevNum>>;
+
+/// Scans for bind-mounted nodes, one at a time.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    /// The number of calls so far.
+    asked: AtomicU64,
+    /// The last scan, and the number of calls when it began.
+    last: Mutex<(u64, Bound)>,
+}
+
+impl Looks {
+    /// The result of a scan that begins from now on, by this call or by another one that waits too.
+    fn share(&self, look: impl FnOnce() -> io::Result<HashSet<DevNum>>) -> io::Result<Bound> {
+        let turn = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.0 < turn {
+            let asked = self.asked.load(Ordering::SeqCst);
+            *last = (asked, Arc::new(look()?));
+        }
+        Ok(Arc::clone(&last.1))
+    }
+}
+
 impl Os {
-    /// From now on a number is given to nobody but `owner`, until [`Os::release_loops`]. Reserved already, it stays
-    /// another owner's.
+    /// Reserves a number for `owner`, until [`Os::release_loops`]. A number reserved for another owner stays with that
+    /// owner.
     pub fn reserve_loop(&self, device: LoopDevice, owner: &str) {
         self.numbers(|numbers| {
             numbers.reserved.entry(device).or_insert_with(|| owner.to_owned());
         });
     }
 
-    /// Gives back every number reserved for an owner.
+    /// Releases every number reserved for an owner.
     pub fn release_loops(&self, owner: &str) {
         self.numbers(|numbers| numbers.reserved.retain(|_, of| of != owner));
     }
 
-    /// This process proved the device idle and cleared it.
+    /// Records that this process verified the device to be idle and detached it.
     pub(super) fn cleared(&self, device: LoopDevice) {
         if let Ok(Some(sequence)) = diskseq(device) {
             self.numbers(|numbers| numbers.cleared.insert(device, sequence));
@@ -58,15 +89,16 @@ impl Os {
 pub(super) struct FreeNumbers<'a> {
     os: &'a Os,
     owner: &'a str,
-    /// Read once, when it is needed.
-    bound: Option<HashSet<DevNum>>,
+    /// Read once, on first use.
+    bound: Option<Bound>,
     tried: HashSet<LoopDevice>,
 }
 
 impl FreeNumbers<'_> {
-    /// The next number to try: the kernel's choice if it may be used, else another free one, else a new device.
+    /// The next number to try: the kernel's choice if it may be used, otherwise another free one, otherwise a new
+    /// device.
     pub(super) fn next(&mut self, control: &File) -> io::Result<LoopDevice> {
-        // Its own number first: a pod that still has the node then sees its own volume again.
+        // The owner's own number first: a pod that still has the device node then sees its own volume again.
         let own = self.os.numbers(|numbers| {
             let own = numbers.reserved.iter().filter(|(_, of)| of.as_str() == self.owner);
             own.map(|(device, _)| *device).collect::<Vec<_>>()
@@ -77,7 +109,7 @@ impl FreeNumbers<'_> {
             }
         }
         let first = LoopDevice(ioctl::loop_ctl_get_free(control.as_fd())?);
-        // The kernel says the same number again when another process took it meanwhile: that is no reason against it.
+        // If another process took the number meanwhile, the kernel returns the same number again; it is not excluded.
         if self.usable(first)? {
             return Ok(first);
         }
@@ -102,16 +134,55 @@ impl FreeNumbers<'_> {
             (reserved, sequence.is_some() && numbers.cleared.get(&device).copied() == sequence)
         });
         match reserved {
-            // Its own: a pod that still has the node sees its own volume.
+            // The owner's own: a pod that still has the device node sees its own volume.
             Some(own) => Ok(own),
             None if cleared => Ok(true),
             None => {
                 if self.bound.is_none() {
-                    self.bound = Some(bound_block_devices()?);
+                    self.bound = Some(self.os.inner.bound_nodes.share(bound_block_devices)?);
                 }
                 let bound = self.bound.as_ref();
                 Ok(device.number().is_none_or(|number| bound.is_none_or(|bound| !bound.contains(&number))))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::thread;
+
+    #[test]
+    fn a_look_is_shared_by_those_who_asked_before_it_began() {
+        let looks = Looks::default();
+        let found = |minor: u64| Ok(HashSet::from([DevNum { major: 7, minor }]));
+        let (begun, begins) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                looks.share(move || {
+                    begun.send(()).unwrap();
+                    released.recv().unwrap();
+                    found(1)
+                })
+            });
+            begins.recv().unwrap();
+            // These ask while the first look is under way, which may have missed what they must see.
+            let ask = |minor| looks.share(|| found(minor));
+            let later = [2, 3, 4].map(|minor| scope.spawn(move || ask(minor)));
+            while looks.asked.load(Ordering::SeqCst) < 4 {
+                thread::yield_now();
+            }
+            release.send(()).unwrap();
+            assert_eq!(*first.join().unwrap().unwrap(), found(1).unwrap());
+            let later = later.map(|asker| asker.join().unwrap().unwrap());
+            assert!(later.iter().all(|bound| Arc::ptr_eq(bound, &later[0])), "{later:?}");
+            assert_ne!(*later[0], found(1).unwrap());
+        });
+        assert_eq!(*looks.share(|| found(9)).unwrap(), found(9).unwrap(), "nobody else waited");
+        assert!(looks.share(|| Err(io::Error::other("on purpose"))).is_err());
+        assert_eq!(*looks.share(|| found(10)).unwrap(), found(10).unwrap());
     }
 }

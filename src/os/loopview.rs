@@ -1,41 +1,55 @@
-//! What sysfs says of loop devices (Documentation/ABI/testing/sysfs-block-loop; drivers/block/loop.c, `loop_attrs`). Nothing
-//! here opens a device or asks the filesystem of an image, so one that fails or hangs stops nobody.
+//! Loop devices in sysfs (Documentation/ABI/testing/sysfs-block-loop; drivers/block/loop.c, `loop_attrs`). Nothing here
+//! opens a device or queries the filesystem of an image, so a failing or hanging one blocks nothing.
+//!
+//! A lookup of one volume's device reads all loop devices, and each number that was ever used stays as a device without an
+//! image. So they are read in their own directory, which is opened once: /sys/block has symbolic links to them, and a path
+//! through a link takes more than twice as long.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
+use nix::sys::stat::Mode;
+use nix::unistd::read;
 
 use super::{Call, LoopDevice, LoopStatus, Os};
 
 const BLOCK: &str = "/sys/block";
-/// What the kernel adds to the path of a file that has no name any more.
+/// The path of the image, below the directory of a device that has one.
+const BACKING: &str = "loop/backing_file";
+/// Bytes for any attribute of a loop device: the longest path (PATH_MAX) and a suffix.
+const ROOM: usize = 8192;
+/// The kernel's suffix for the path of a deleted file.
 const DELETED: &[u8] = b" (deleted)";
 
 /// An attached loop device, as sysfs shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoopView {
-    /// Which.
+    /// The device.
     pub device: LoopDevice,
-    /// The path of the image as the kernel prints it for this process: from another mount namespace it may be only what
-    /// lies below the filesystem's mount. It makes a candidate, never an identity.
+    /// The path of the image as the kernel prints it for this process. From another mount namespace it may be only the
+    /// part below the filesystem's mount. It selects candidates and never identifies an image.
     pub backing: PathBuf,
-    /// The kernel's number of this attachment; `None` before Linux 5.15. See [`super::LoopStatus::diskseq`].
+    /// The kernel's sequence number of this attachment; `None` before Linux 5.15. See [`super::LoopStatus::diskseq`].
     pub diskseq: Option<u64>,
-    /// Marked to go with its last user.
+    /// The autoclear flag: detached with its last user.
     pub autoclear: bool,
-    /// First byte of the image it shows.
+    /// Offset of the device in the image.
     pub offset: u64,
-    /// How many bytes of the image it shows, 0 for all.
+    /// The size limit in bytes, 0 for none.
     pub size_limit: u64,
     /// Read-only.
     pub read_only: bool,
 }
 
 impl LoopView {
-    /// What is known of the device without asking it: all but its image. Good for [`Os::loop_clear`] where there is a
-    /// sequence number.
+    /// The status as far as it is known without a query: everything except the image. Sufficient for [`Os::loop_clear`]
+    /// if there is a sequence number.
     #[must_use]
     pub fn unasked(&self) -> LoopStatus {
         LoopStatus {
@@ -60,25 +74,23 @@ impl LoopView {
 }
 
 impl Os {
-    /// The attached loop devices whose image's path is chosen, in the order of their numbers.
+    /// The attached loop devices with a selected image path, in the order of their numbers.
     ///
     /// # Errors
-    /// Those of reading /sys/block, but not that a device went away meanwhile.
+    /// Those of reading /sys/block, except for a device that disappears meanwhile.
     pub fn loop_views(&self, chosen: impl Fn(&Path) -> bool) -> io::Result<Vec<LoopView>> {
         self.call(Call::LoopScan, &BLOCK, || {
             let mut found = Vec::new();
-            for device in loop_numbers()? {
-                let Some(backing) = backing(device)? else { continue };
+            for (device, backing) in attached_loops()? {
                 if chosen(&backing) {
                     found.extend(view(device, backing)?);
                 }
             }
-            found.sort_unstable_by_key(|view| view.device);
             Ok(found)
         })
     }
 
-    /// One loop device; `None` when nothing is attached to it, or it does not exist.
+    /// One loop device; `None` when it has no image, or does not exist.
     ///
     /// # Errors
     /// Those of reading sysfs.
@@ -90,7 +102,7 @@ impl Os {
     }
 }
 
-/// The numbers of all loop devices there are, attached or not.
+/// The numbers of all loop devices, attached or not.
 pub(super) fn loop_numbers() -> io::Result<Vec<LoopDevice>> {
     let mut devices = Vec::new();
     for entry in fs::read_dir(BLOCK)? {
@@ -100,27 +112,52 @@ pub(super) fn loop_numbers() -> io::Result<Vec<LoopDevice>> {
     Ok(devices)
 }
 
-/// The path of a loop device's image; `None` when nothing is attached.
+/// The loop devices that have an image, and its path, in the order of their numbers.
+pub(super) fn attached_loops() -> io::Result<Vec<(LoopDevice, PathBuf)>> {
+    let devices = loop_numbers()?;
+    let mut found = Vec::new();
+    let Some(directory) = devices.iter().find_map(|device| beside(*device).transpose()).transpose()? else {
+        return Ok(found);
+    };
+    for device in devices {
+        let text = attribute(directory.as_fd(), Path::new(&format!("loop{}/{BACKING}", device.0)))?;
+        found.extend(text.map(|text| (device, image(text))));
+    }
+    Ok(found)
+}
+
+/// The parent directory of a loop device's own. It holds all loop devices: none has a parent device
+/// (drivers/block/loop.c, `loop_add`). `None` when the device no longer exists.
+fn beside(device: LoopDevice) -> io::Result<Option<OwnedFd>> {
+    there(open(&device.sysfs().join(".."), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()))
+}
+
+/// The path of a loop device's image; `None` when there is none.
 pub(super) fn backing(device: LoopDevice) -> io::Result<Option<PathBuf>> {
-    let Some(mut text) = attribute(&device.sysfs().join("loop/backing_file"))? else { return Ok(None) };
+    Ok(attribute(AT_FDCWD, &device.sysfs().join(BACKING))?.map(image))
+}
+
+/// The path of an image from the text of the attribute.
+fn image(mut text: Vec<u8>) -> PathBuf {
     if text.ends_with(b"\n") {
         text.pop();
     }
     if text.ends_with(DELETED) {
         text.truncate(text.len() - DELETED.len());
     }
-    Ok(Some(PathBuf::from(OsString::from_vec(text))))
+    PathBuf::from(OsString::from_vec(text))
 }
 
-/// The kernel's number of what a loop device shows now, attached or not.
+/// The kernel's sequence number of a loop device, attached or not.
 pub(super) fn diskseq(device: LoopDevice) -> io::Result<Option<u64>> {
-    number(&device.sysfs().join("diskseq"))
+    number(AT_FDCWD, &device.sysfs().join("diskseq"))
 }
 
 fn view(device: LoopDevice, backing: PathBuf) -> io::Result<Option<LoopView>> {
-    let sysfs = device.sysfs();
-    let before = diskseq(device)?;
-    let of = |name: &str| number(&sysfs.join(name));
+    let directory = open(&device.sysfs(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let Some(directory) = there(directory)? else { return Ok(None) };
+    let of = |name: &str| number(directory.as_fd(), Path::new(name));
+    let before = of("diskseq")?;
     let (Some(autoclear), Some(offset), Some(size_limit), Some(read_only)) =
         (of("loop/autoclear")?, of("loop/offset")?, of("loop/sizelimit")?, of("ro")?)
     else {
@@ -137,28 +174,46 @@ fn view(device: LoopDevice, backing: PathBuf) -> io::Result<Option<LoopView>> {
     }))
 }
 
-/// An attribute's text; `None` when it is not there, or went away while it was read.
-fn attribute(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match fs::read(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO)) => Ok(None),
-        Err(error) => Err(error),
+/// The text of an attribute, at a path from a directory or from the root; `None` when it does not exist, or was removed
+/// while it was read.
+fn attribute(directory: BorrowedFd<'_>, path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let Some(file) = there(openat(directory, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()))? else {
+        return Ok(None);
+    };
+    // All of an attribute comes with the first read(2) (Documentation/filesystems/sysfs.rst).
+    let mut text = vec![0; ROOM];
+    let length = there(read(&file, &mut text))?;
+    Ok(length.map(|length| {
+        text.truncate(length);
+        text
+    }))
+}
+
+/// The result; `None` when the file does not exist, or was removed meanwhile.
+fn there<T>(result: nix::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
     }
 }
 
-fn number(path: &Path) -> io::Result<Option<u64>> {
-    let Some(text) = attribute(path)? else { return Ok(None) };
+fn number(directory: BorrowedFd<'_>, path: &Path) -> io::Result<Option<u64>> {
+    let Some(text) = attribute(directory, path)? else { return Ok(None) };
     parse(path, &text).map(Some)
 }
 
-/// An attribute of sysfs that is one number.
+/// A sysfs attribute with one number.
 pub(super) fn read_number(path: &Path) -> io::Result<u64> {
     parse(path, &fs::read(path)?)
 }
 
 fn parse(path: &Path, text: &[u8]) -> io::Result<u64> {
     let text = std::ffi::OsStr::from_bytes(text).to_string_lossy();
-    text.trim()
-        .parse()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{} says {:?}", path.display(), text.trim())))
+    text.trim().parse().map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{} is {:?}, which is not a number", path.display(), text.trim()),
+        )
+    })
 }

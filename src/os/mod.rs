@@ -1,10 +1,10 @@
-//! The only room with system calls, `unsafe` and child processes.
+//! The only module with system calls, `unsafe` and child processes.
 //!
-//! Everything but [`DirectoryWatch`] blocks; callers are workflows on threads of their own (docs/adr/0001). Nothing here knows a
-//! volume, a record or CSI. [`Os`] is handed down through constructors; a test builds one with an
-//! [`Interceptor`] that makes any chosen call fail before or after its real effect, so the fault matrix runs
-//! against the real kernel. Every method that changes or asks something passes through `Os::call` under its
-//! [`Call`] name: a call without a name cannot be written.
+//! Everything except [`DirectoryWatch`] blocks; callers are workflows in their own threads (docs/adr/0001). Nothing
+//! here knows a volume, a record or CSI. [`Os`] is passed to constructors. A test creates one with an [`Interceptor`],
+//! which makes any selected call fail before or after its real effect. The fault matrix therefore runs against the real
+//! kernel. Every method that changes or queries something goes through `Os::call` with its [`Call`] name, so there is
+//! no call without a name.
 
 mod activity;
 mod answered;
@@ -67,7 +67,7 @@ pub use users::{DeviceUse, Process};
 pub use version::FileVersion;
 pub use watch::DirectoryWatch;
 
-/// The name of a system call wrapper, one per method: what an [`Interceptor`] sees.
+/// The name of a system call wrapper, one for each method, for an [`Interceptor`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "each variant is named like the method of Os that passes under it")]
 pub enum Call {
@@ -141,18 +141,18 @@ pub enum Call {
     DeviceNode,
 }
 
-/// Stands before and after every call; injected by tests, never chosen by `cfg!(test)`.
+/// Runs before and after every call; injected by tests, never selected by `cfg!(test)`.
 pub trait Interceptor: Send + Sync {
     /// Runs before the call; an error is returned instead of making the call.
     ///
     /// # Errors
-    /// Whatever the call should seem to fail with.
+    /// The simulated error of the call.
     fn before(&self, call: Call, target: &str) -> io::Result<()>;
 
-    /// Runs after the call succeeded; an error is returned although the effect is there.
+    /// Runs after the call succeeded; an error is returned although the call had its effect.
     ///
     /// # Errors
-    /// Whatever the call should seem to fail with.
+    /// The simulated error of the call.
     fn after(&self, call: Call, target: &str) -> io::Result<()>;
 }
 
@@ -160,7 +160,7 @@ pub trait Interceptor: Send + Sync {
 #[derive(Clone)]
 pub struct Os {
     inner: Arc<Inner>,
-    /// The directory that is held open, if one is: see [`Os::below`].
+    /// The directory that is held open, if there is one: see [`Os::below`].
     root: Option<Arc<Root>>,
 }
 
@@ -168,10 +168,11 @@ struct Inner {
     interceptor: Option<Box<dyn Interceptor>>,
     activity: Activity,
     loop_numbers: Mutex<loopnumbers::LoopNumbers>,
+    bound_nodes: loopnumbers::Looks,
     unanswered: answered::Unanswered,
-    /// The limit of open files that children get, where it is not ours.
+    /// The limit of open files for children, if it is not ours.
     open_files: OnceLock<limits::OpenFiles>,
-    /// What mounted filesystems were asked and have not answered yet.
+    /// Requests to mounted filesystems without a result yet.
     asked: Mutex<HashMap<DevNum, Arc<answers::Question>>>,
 }
 
@@ -182,7 +183,7 @@ impl Os {
         Self::build(None)
     }
 
-    /// The real system with a test's hand in every call.
+    /// The real system with a test's interceptor in every call.
     #[must_use]
     pub fn intercepted(interceptor: Box<dyn Interceptor>) -> Self {
         Self::build(Some(interceptor))
@@ -193,6 +194,7 @@ impl Os {
             interceptor,
             activity: Activity::default(),
             loop_numbers: Mutex::default(),
+            bound_nodes: loopnumbers::Looks::default(),
             unanswered: answered::Unanswered::default(),
             open_files: OnceLock::new(),
             asked: Mutex::default(),
@@ -200,15 +202,15 @@ impl Os {
         Self { inner: Arc::new(inner), root: None }
     }
 
-    /// Children and kernel calls under way now: what may hang, since when.
+    /// The running children and kernel calls, which may hang, with their age.
     #[must_use]
     pub fn activity(&self) -> &Activity {
         &self.inner.activity
     }
 
-    /// Makes one call under its name. `target` is what it acts on, for interceptors and messages.
+    /// Makes one call under its name. `target` is its object, for interceptors and messages.
     fn call<T>(&self, call: Call, target: &dyn fmt::Display, run: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        // Those that may well last enter themselves, with their pid.
+        // Calls that may take long add their own entry, with a pid.
         let _ongoing = match call {
             Call::Exec | Call::Mount | Call::Bind | Call::Unmount => None,
             _ => Some(self.inner.activity.enter_short(format!("{call:?}"), target.to_string())),

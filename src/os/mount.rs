@@ -1,6 +1,6 @@
-//! mount(2) and umount(2). Each is listed as ongoing while the kernel works on it: a hung one is named by path and age.
+//! mount(2) and umount(2). Each call is listed while it runs, so one that hangs is visible with path and age.
 
-#![expect(clippy::disallowed_methods, reason = "this is the one room that mounts")]
+#![expect(clippy::disallowed_methods, reason = "this is the only module that mounts")]
 
 use std::io;
 use std::path::Path;
@@ -75,9 +75,9 @@ impl Os {
         })
     }
 
-    /// Takes the topmost mount at a path away; false when there was none (EINVAL of umount(2), ENOENT).
+    /// Unmounts the topmost mount at a path; false when there is none (EINVAL of umount(2), ENOENT).
     ///
-    /// Never lazy: a busy filesystem is EBUSY, and stays.
+    /// Never lazy: a busy filesystem fails with EBUSY, and stays mounted.
     ///
     /// # Errors
     /// Those of umount(2).
@@ -90,9 +90,9 @@ impl Os {
         })
     }
 
-    /// Gives this thread, and every thread and child it starts from here on, mounts of its own: what it mounts is
-    /// seen by nobody else and goes with the last of them. Among them mounts are shared as on a machine with systemd.
-    /// To be called before any thread is started.
+    /// Gives this thread, and every thread and child it starts later, its own mount namespace. Its mounts are invisible
+    /// to others and disappear with the last of these threads. Inside it mounts are shared as on a machine with
+    /// systemd. Call it before any thread is started.
     ///
     /// # Errors
     /// Those of unshare(2) and mount(2): EPERM without CAP_SYS_ADMIN.

@@ -1,4 +1,5 @@
-//! /proc/thread-self/mountinfo (proc_pid_mountinfo(5)): the truth about mounts. A stat(2) that fails says nothing about them.
+//! /proc/thread-self/mountinfo (proc_pid_mountinfo(5)): the only source about mounts. A failing stat(2) proves nothing
+//! about them.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,51 +9,51 @@ use std::path::{Path, PathBuf};
 
 use super::{Call, DevNum, Os};
 
-/// Of this thread: it may have been given mounts of its own ([`Os::own_mounts`]).
+/// Of this thread: it may have its own mount namespace ([`Os::own_mounts`]).
 const MOUNTINFO: &str = "/proc/thread-self/mountinfo";
 
 /// One line of mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
-    /// Its number, unique among the mounts there are.
+    /// Its mount id.
     pub id: u64,
-    /// The number of the mount it lies on.
+    /// The id of its parent mount.
     pub parent: u64,
-    /// The filesystem's device: for one of ours the loop device; for a bind of a device file that of devtmpfs.
+    /// The filesystem's device: for ours the loop device; for a bind mount of a device node that of devtmpfs.
     pub device: DevNum,
-    /// The directory or file of the filesystem that is mounted: `/` for all of it.
+    /// The mounted directory or file of the filesystem: `/` for all of it.
     pub root: PathBuf,
-    /// Where.
+    /// The mount point.
     pub mount_point: PathBuf,
     /// Options of this mount (`ro`, `noexec`, ..).
     pub options: Vec<String>,
-    /// Its peer group (`shared:N`): what is mounted on it appears on the other mounts of the group too.
+    /// Its peer group (`shared:N`): mounts on it also appear on the other mounts of the group.
     pub shared: Option<u64>,
-    /// The peer group it receives mounts from and passes none to (`master:N`).
+    /// The peer group that it receives mounts from without passing any to it (`master:N`).
     pub master: Option<u64>,
     /// `ext4`, `xfs`, ..
     pub fs_type: String,
-    /// What was mounted, such as `/dev/loop3`.
+    /// The source, such as `/dev/loop3`.
     pub source: String,
     /// Options of the filesystem (superblock).
     pub super_options: Vec<String>,
 }
 
 impl MountEntry {
-    /// Whether this mount is read-only, whatever the filesystem below is.
+    /// Whether this mount is read-only, independent of its filesystem.
     #[must_use]
     pub fn read_only(&self) -> bool {
         self.options.iter().any(|option| option == "ro")
     }
 
-    /// Whether the filesystem itself is read-only: asked for, or fallen back to after errors.
+    /// Whether the filesystem itself is read-only: as requested, or after errors.
     #[must_use]
     pub fn super_read_only(&self) -> bool {
         self.super_options.iter().any(|option| option == "ro")
     }
 }
 
-/// All mounts of our namespace, in mount order: the last one at a path is what a program sees there.
+/// All mounts of our namespace, in mount order: the last one at a path is the visible one.
 #[derive(Clone, Debug, Default)]
 pub struct MountTable {
     entries: Vec<MountEntry>,
@@ -62,7 +63,7 @@ impl MountTable {
     /// Parses the text of a mountinfo file.
     ///
     /// # Errors
-    /// `InvalidData` naming the first line that is not one.
+    /// `InvalidData` with the first invalid line.
     pub fn parse(text: &[u8]) -> io::Result<Self> {
         let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         let entry = |line: &[u8]| {
@@ -80,29 +81,29 @@ impl MountTable {
         &self.entries
     }
 
-    /// The mount a program sees at exactly this path: the topmost. Paths are compared as the kernel prints them,
-    /// so the caller passes one without symbolic links.
+    /// The visible mount at exactly this path: the topmost. Paths are compared as the kernel prints them, so the caller
+    /// passes one without symbolic links.
     #[must_use]
     pub fn at(&self, path: &Path) -> Option<&MountEntry> {
         self.entries.iter().rev().find(|entry| entry.mount_point == path)
     }
 
-    /// How many mounts are stacked at exactly this path.
+    /// The number of mounts stacked at exactly this path.
     #[must_use]
     pub fn depth(&self, path: &Path) -> usize {
         self.entries.iter().filter(|entry| entry.mount_point == path).count()
     }
 
-    /// The directory or file a mount covers: the filesystem it lies on, and the path inside that filesystem.
+    /// The directory or file that a mount covers: the filesystem below, and the path in that filesystem.
     ///
-    /// Two mounts that cover the same one are stacked, or one is the copy of the other that mount propagation made
-    /// (Documentation/filesystems/sharedsubtree.rst): they are taken away together and count as one use.
+    /// Two mounts that cover the same place are stacked, or one is a copy made by mount propagation
+    /// (Documentation/filesystems/sharedsubtree.rst): they are unmounted together and count as one use.
     #[must_use]
     pub fn covers(&self, entry: &MountEntry) -> (DevNum, PathBuf) {
         let below = |of: &MountEntry| self.entries.iter().find(|other| other.id == of.parent);
         let mut lower = below(entry);
-        // A stacked mount's parent is the mount below it at the same place. A table that was read while mounts came and
-        // went may lead in a circle: there are no more steps than mounts.
+        // The parent of a stacked mount is the mount below it at the same place. A table that was read while mounts
+        // changed may contain a cycle, so the number of steps is limited to the number of mounts.
         for _ in &self.entries {
             match lower {
                 Some(parent) if parent.mount_point == entry.mount_point && parent.id != parent.parent => {

@@ -1,8 +1,8 @@
-//! Whether what this process mounts can be seen by others: kubelet, container runtimes and the pods they start.
+//! Whether the mounts of this process are visible to others: kubelet, container runtimes and the pods they start.
 //!
-//! On the host every process shares its mounts. A container and a service of systemd with a file system of its own
-//! (`PrivateTmp=`, `ProtectSystem=`) have a mount namespace of their own, and what they mount is seen outside only where
-//! the mount below belongs to a peer group (`shared:N`) that has members outside.
+//! On the host all processes share their mounts. A container has its own mount namespace. So has a systemd service with
+//! `PrivateTmp=`, `ProtectSystem=` and the like. Their mounts are visible outside only if the mount below belongs to a
+//! peer group (`shared:N`) that has members outside.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,17 +11,17 @@ use std::path::{Path, PathBuf};
 
 use super::{Call, MountEntry, MountTable, Os};
 
-/// The PID namespace the machine starts with (include/linux/proc_ns.h, `PROC_PID_INIT_INO`).
+/// The initial PID namespace of a machine (include/linux/proc_ns.h, `PROC_PID_INIT_INO`).
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
-/// In the environment of every container that Kubernetes starts.
+/// An environment variable in every container that Kubernetes starts.
 const IN_A_POD: &str = "KUBERNETES_SERVICE_HOST";
 
-/// Who sees a mount that this process makes.
+/// The visibility of the mounts of this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Visibility {
-    /// Kubelet and pods see it, as far as can be told from here.
+    /// Kubelet and pods see them, as far as this process can determine.
     Everybody,
-    /// Only this mount namespace does.
+    /// Only this mount namespace sees them.
     Ourselves {
         /// The mount that would have to be shared.
         mount_point: PathBuf,
@@ -29,10 +29,10 @@ pub enum Visibility {
 }
 
 impl Os {
-    /// Who sees what this process mounts at a path without symbolic links.
+    /// The visibility of mounts of this process at a path without symbolic links.
     ///
     /// # Errors
-    /// Those of reading the table of mounts.
+    /// Those of reading the mount table.
     pub fn visibility(&self, path: &Path) -> io::Result<Visibility> {
         if self.call(Call::Namespaces, &path.display(), || Ok(is_host()))? {
             return Ok(Visibility::Everybody);
@@ -42,7 +42,7 @@ impl Os {
         let is_seen = match (below.shared, below.master) {
             (None, _) => false,
             (Some(_), None) => true,
-            // A group that receives mounts from another one may have members here only.
+            // A group that receives mounts from another one may have members only here.
             (Some(group), Some(master)) => {
                 self.call(Call::Namespaces, &path.display(), || Ok(is_seen_elsewhere(group, master)))?
             }
@@ -55,8 +55,8 @@ impl Os {
     }
 }
 
-/// Whether this thread has the mounts of the system that process 1 runs. Process 1 of a container is the driver itself,
-/// or something else that its image starts first.
+/// Whether this thread has the mounts of the host's process 1. Process 1 of a container is the driver itself, or
+/// another program that its image starts first.
 fn is_host() -> bool {
     let is = |a: &str, b: &str| matches!((fs::read_link(a), fs::read_link(b)), (Ok(a), Ok(b)) if a == b);
     let first = fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new(FIRST_PID_NAMESPACE));
@@ -64,8 +64,8 @@ fn is_host() -> bool {
         && (first || (std::process::id() != 1 && std::env::var_os(IN_A_POD).is_none()))
 }
 
-/// Whether a mount of another namespace belongs to the group or receives from it. Where the group that ours receives
-/// from is nowhere to be seen either, other namespaces cannot be looked into, and nothing is held against it.
+/// Whether a mount of another namespace belongs to the group or receives from it. If the group that ours receives from
+/// is not visible anywhere either, other namespaces are not readable, and the result is true.
 fn is_seen_elsewhere(group: u64, master: u64) -> bool {
     let own = fs::read_link("/proc/thread-self/ns/mnt").ok();
     let mut looked_at: HashSet<_> = own.into_iter().collect();

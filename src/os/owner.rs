@@ -1,4 +1,4 @@
-//! The lock that makes a pool ours: flock(2) for the life of the process, dropped by the kernel with it.
+//! The lock that makes a process the owner of a pool: flock(2), released by the kernel when the process ends.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 use super::files::OWN_FILE;
 use super::{Call, Os};
 
-/// Held while it lives. Children never inherit it (O_CLOEXEC).
+/// Releases the lock when it is dropped. Children never inherit it (O_CLOEXEC).
 #[derive(Debug)]
 pub struct OwnerLock {
     _directory: Flock<File>,
@@ -19,11 +19,11 @@ pub struct OwnerLock {
 }
 
 impl Os {
-    /// Takes the exclusive lock on a directory, which nobody can remove while something is in it, and then the one on a
-    /// file in it, made if missing, which release 0.1.0 takes. `None` when another process holds one of the two.
+    /// Locks a directory, which cannot be removed while it has an entry. Then locks a file in it, which release 0.1.0
+    /// locks; the file is created if missing. `None` when another process holds one of the locks.
     ///
     /// # Errors
-    /// Those of open(2) and flock(2) but EWOULDBLOCK.
+    /// Those of open(2) and flock(2) except EWOULDBLOCK.
     pub fn lock_owner(&self, directory: &Path, file: &Path) -> io::Result<Option<OwnerLock>> {
         self.call(Call::LockOwner, &file.display(), || {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;

@@ -1,6 +1,6 @@
-//! A directory held open for life. What lies below it is reached through its descriptor with openat2(2), which follows
-//! no symbolic link, leaves the directory nowhere and enters nothing that is mounted below it: whatever the directory's
-//! path leads to by then, the files are those of the directory that was opened.
+//! A directory that is held open. Paths below it are resolved from its descriptor with openat2(2). No symbolic link is
+//! followed, no path leaves the directory, and no mount below it is entered. Whatever the directory's path leads to
+//! later, the files are those of the directory that was opened.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,7 +19,7 @@ use super::{Call, FileVersion, Os};
 #[derive(Debug)]
 pub struct Root {
     path: PathBuf,
-    /// `None` after [`Root::let_go`]: nothing below it can be reached.
+    /// `None` after [`Root::let_go`]: nothing below it is reachable.
     held: RwLock<Option<Arc<Held>>>,
 }
 
@@ -29,12 +29,12 @@ struct Held {
     identity: FileIdentity,
 }
 
-/// What the path of a [`Root`] shows now.
+/// What is at the path of a [`Root`] now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
-    /// The directory that is held.
+    /// The directory that is held open.
     Itself,
-    /// Another one: something was mounted over it, or it was moved and replaced.
+    /// Another one: a filesystem was mounted over it, or it was moved and replaced.
     Other,
     /// Nothing.
     Nothing,
@@ -47,7 +47,7 @@ impl Root {
         &self.path
     }
 
-    /// Closes the directory, so that its filesystem can be unmounted. Whoever has a file below it open keeps that.
+    /// Closes the directory, so that its filesystem can be unmounted. Files below it that are open stay open.
     pub fn let_go(&self) {
         *self.held.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -64,11 +64,11 @@ impl Root {
 }
 
 impl Os {
-    /// Opens a directory to hold; `None` when nothing is there. Symbolic links are not followed, so the caller passes a
-    /// canonical path.
+    /// Opens a directory and holds it; `None` when the path does not exist. No symbolic link is followed, so the caller
+    /// passes a canonical path.
     ///
     /// # Errors
-    /// Those of openat2(2) but ENOENT: ENOTDIR when it is no directory.
+    /// Those of openat2(2) except ENOENT: ENOTDIR when it is not a directory.
     pub fn open_root(&self, path: &Path) -> io::Result<Option<Root>> {
         self.call(Call::OpenRoot, &path.display(), || {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -84,20 +84,20 @@ impl Os {
         })
     }
 
-    /// The same system, for which a path at or below the root's leads into the directory that is held. Others lead where
-    /// they always do.
+    /// The same system, in which paths at or below the root's path lead into the directory that is held open. Other
+    /// paths are unaffected.
     #[must_use]
     pub fn below(&self, root: Arc<Root>) -> Self {
         Self { root: Some(root), ..self.clone() }
     }
 
-    /// What the root's path shows now, and the version of a file in the directory that is held.
+    /// What is at the root's path now, and the version of a file in the directory that is held open.
     ///
     /// # Errors
     /// Those of stat(2); `InvalidInput` without a root.
     pub fn look_at_root(&self, file: &str) -> io::Result<(Shown, Option<FileVersion>)> {
         let root = self.root.as_deref();
-        let root = root.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no directory is held"))?;
+        let root = root.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no directory is held open"))?;
         self.call(Call::RootIdentity, &root.path.display(), || {
             let held = root.held().ok_or_else(released)?;
             let shown = match fs::metadata(&root.path).map(|meta| FileIdentity::of(&meta)) {
@@ -117,7 +117,7 @@ impl Os {
         })
     }
 
-    /// Where a path is looked up.
+    /// The place at which a path is looked up.
     pub(super) fn place<'p>(&'p self, path: &'p Path) -> Place<'p> {
         let below = self.root.as_deref().and_then(|root| Some((root, path.strip_prefix(&root.path).ok()?)));
         match below {
@@ -127,7 +127,7 @@ impl Os {
     }
 }
 
-/// A path, and the directory it begins at.
+/// A path, and the directory at which it starts.
 #[derive(Debug)]
 pub(super) struct Place<'p> {
     start: Start,
@@ -138,12 +138,12 @@ pub(super) struct Place<'p> {
 #[derive(Debug)]
 enum Start {
     Anywhere,
-    /// `None` when it was let go.
+    /// `None` when it was released.
     Root(Option<Arc<Held>>),
 }
 
 impl<'p> Place<'p> {
-    /// Opens what is there. Below a root nothing leads out of it; elsewhere `links` says what is followed.
+    /// Opens the object. Below a root no path leads out of it; elsewhere `links` says what is followed.
     pub(super) fn open(&self, flags: OFlag, mode: Mode, links: ResolveFlag) -> io::Result<File> {
         let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(mode);
         let opened = match &self.start {
@@ -156,11 +156,11 @@ impl<'p> Place<'p> {
         opened.map(File::from).map_err(entered)
     }
 
-    /// The directory it lies in, and its name there.
+    /// The parent directory, and the name in it.
     pub(super) fn parent(&self) -> io::Result<Name<'p>> {
         let Start::Root(held) = &self.start else { return Ok(Name { directory: None, name: self.path }) };
         let held = held.as_ref().ok_or_else(released)?;
-        let none = || io::Error::new(io::ErrorKind::InvalidInput, "a root has no name in itself");
+        let none = || io::Error::new(io::ErrorKind::InvalidInput, "the root directory has no name in itself");
         let name = Path::new(self.path.file_name().ok_or_else(none)?);
         let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -169,7 +169,7 @@ impl<'p> Place<'p> {
         Ok(Name { directory: Some(directory), name })
     }
 
-    /// stat(2) of what is there; symbolic links are followed where there is no root.
+    /// stat(2) of the object; symbolic links are followed only without a root.
     pub(super) fn identity(&self) -> io::Result<FileIdentity> {
         match self.start {
             Start::Anywhere => Ok(FileIdentity::of(&fs::metadata(self.path)?)),
@@ -193,7 +193,7 @@ pub(super) struct Name<'p> {
 }
 
 impl Name<'_> {
-    /// The directory, for the calls whose names end in "at".
+    /// The directory, for system calls with names ending in "at".
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_ref().map_or(AT_FDCWD, AsFd::as_fd)
     }
@@ -217,10 +217,10 @@ impl Name<'_> {
 }
 
 fn released() -> io::Error {
-    io::Error::new(io::ErrorKind::NotConnected, "its directory went away, and is not held any more")
+    io::Error::new(io::ErrorKind::NotConnected, "its directory disappeared and is no longer held open")
 }
 
-/// How a path below a root is looked up.
+/// How a path below a root is resolved.
 fn beneath() -> ResolveFlag {
     ResolveFlag::RESOLVE_BENEATH
         | ResolveFlag::RESOLVE_NO_SYMLINKS
@@ -228,7 +228,7 @@ fn beneath() -> ResolveFlag {
         | ResolveFlag::RESOLVE_NO_XDEV
 }
 
-/// EXDEV of openat2(2) is a mount point below the root.
+/// EXDEV of openat2(2) means a mount point below the root.
 fn entered(errno: Errno) -> io::Error {
     match errno {
         Errno::EXDEV => io::Error::new(

@@ -1,38 +1,39 @@
-//! Which mount a path leads into: a mount that mountinfo lists may be covered by one that was made later on a directory
-//! above it, and no path leads there any more, umount(2) included.
+//! The mount that a path leads into. A mount in mountinfo may be covered by a later mount on a parent directory. Then
+//! no path leads to it, not even for umount(2).
 
 use std::path::Path;
 
 use super::{MountEntry, MountTable};
 
-/// What a program finds mounted at a path.
+/// The mount that a program finds at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen<'t> {
     /// Nothing is mounted at exactly this path.
     Nothing,
     /// This mount.
     Mount(&'t MountEntry),
-    /// Mounts are listed at this path, and no path leads to them.
+    /// There are mounts at this path, but no path leads to them.
     Covered {
-        /// The last one listed.
+        /// The last one in the table.
         hidden: &'t MountEntry,
-        /// The mount the path leads into instead.
+        /// The mount that the path leads into instead.
         by: &'t MountEntry,
     },
 }
 
 impl MountTable {
-    /// The mount a path lies in: what a lookup that begins at the root ends in. A mount at the path itself counts.
+    /// The mount that contains a path: where a lookup from the root ends. A mount at the path itself counts.
     ///
     /// `None` when the table does not show which mount is the root.
     #[must_use]
     pub fn holding(&self, path: &Path) -> Option<&MountEntry> {
         let mut found = self.root()?;
         let mut prefixes: Vec<&Path> = path.ancestors().collect();
-        // A lookup begins in the root mount, and not in what may be mounted over it.
+        // A lookup starts in the root mount, and not in a mount over it.
         prefixes.pop();
         for prefix in prefixes.into_iter().rev() {
-            // A table that was read while mounts came and went may lead in a circle: no more steps than mounts.
+            // A table that was read while mounts changed may contain a cycle: the number of steps is limited to the
+            // number of mounts.
             for _ in self.entries() {
                 let on_it = |entry: &&MountEntry| {
                     entry.parent == found.id && entry.mount_point == prefix && entry.id != found.id
@@ -46,14 +47,14 @@ impl MountTable {
         Some(found)
     }
 
-    /// What a program finds mounted at exactly this path, which has no symbolic links.
+    /// The mount that a program finds at exactly this path, which has no symbolic links.
     #[must_use]
     pub fn seen(&self, path: &Path) -> Seen<'_> {
         let Some(listed) = self.at(path) else { return Seen::Nothing };
         match self.holding(path) {
             Some(found) if found.mount_point == path => Seen::Mount(found),
             Some(by) if self.is_rooted(listed) => Seen::Covered { hidden: listed, by },
-            // The table was read while mounts came and went, and does not show how this one hangs together.
+            // The table was read while mounts changed, and does not show how this mount is connected.
             _ => Seen::Mount(listed),
         }
     }

@@ -1,4 +1,4 @@
-//! Signals that would end the process for what is an error of one call.
+//! Signals that would end the process because of an error of one call.
 
 #![expect(unsafe_code, reason = "signal(2) is a C call")]
 
@@ -7,18 +7,18 @@ use std::io;
 use super::Os;
 
 impl Os {
-    /// A write beyond the limit of file sizes (RLIMIT_FSIZE: `ulimit -f`, `LimitFSIZE=`) is EFBIG, an error like any
-    /// other, and not the signal that ends the process. To be called before anything is written; SIGPIPE is ignored by
-    /// Rust's runtime already. Children begin with what they would have without us (`default_in_child`).
+    /// Makes a write beyond the file size limit (RLIMIT_FSIZE: `ulimit -f`, `LimitFSIZE=`) fail with EFBIG, instead of
+    /// a signal that ends the process. Call it before anything is written. Rust's runtime ignores SIGPIPE already.
+    /// Children start with the default signals (`default_in_child`).
     pub fn survive_file_limit(&self) {
-        // SAFETY: the handler is SIG_IGN, so no code runs in a signal's context. It fails for no signal that exists.
+        // SAFETY: the handler is SIG_IGN, so no code runs in a signal's context. It fails for no valid signal.
         unsafe {
             libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         }
     }
 }
 
-/// Between fork and exec: what is ignored stays ignored in a new program, and tools expect to be ended.
+/// Between fork and exec: an ignored signal stays ignored in a new program, but tools expect the default.
 ///
 /// # Errors
 /// Those of signal(2).

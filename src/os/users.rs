@@ -1,8 +1,8 @@
-//! Who uses a block device: the one answer to that question for home, node and doctor.
+//! The users of a block device: the only answer to this question for home, node and doctor.
 //!
-//! A use is known by the device number of what is really mounted, bound or open, never by a name: a tmpfs directory can be
-//! called `loop3`, and a device node can be called anything. What is looked at never asks a device or a filesystem for
-//! anything (statx(2) with AT_STATX_DONT_SYNC), and no path is walked that leads through a network or FUSE mount.
+//! A use is identified by the device number of what is really mounted, bind-mounted or open, never by a name: a tmpfs
+//! directory can have the name `loop3`, and a device node any name. No lookup queries a device or a filesystem
+//! (statx(2) with AT_STATX_DONT_SYNC), and no path leads through a network or FUSE mount.
 
 #![expect(unsafe_code, reason = "the C library's statx has no safe wrapper")]
 
@@ -14,22 +14,22 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::loopview::{backing, loop_numbers};
+use super::loopview::attached_loops;
 use super::{Call, DevNum, MountEntry, MountTable, Os};
 
-/// So many processes are named at most.
+/// The most processes that are named.
 const NAMED: usize = 5;
-/// Filesystems that device nodes lie on. A node elsewhere is seen only as an open descriptor.
+/// Filesystems with device nodes. A device node elsewhere is found only as an open descriptor.
 const NODE_FILESYSTEMS: [&str; 2] = ["devtmpfs", "tmpfs"];
-/// Filesystems that may hang when a path leads through them.
+/// Filesystems on which a path lookup may hang.
 const REMOTE: [&str; 8] = ["nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "virtiofs"];
 
 /// A process, for a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// Its number in our PID namespace.
+    /// Its pid in our PID namespace.
     pub pid: u32,
-    /// Its command's name, at most 15 bytes.
+    /// The name of its command, at most 15 bytes.
     pub command: String,
 }
 
@@ -38,9 +38,9 @@ pub struct Process {
 pub enum DeviceUse {
     /// Its filesystem is mounted here, or in the mount namespace of a process.
     Mounted(PathBuf, Option<Process>),
-    /// Its node is bound to this path, or is in the mount namespace of a process.
+    /// Its device node is bind-mounted at this path, or is in the mount namespace of a process.
     Bound(PathBuf, Option<Process>),
-    /// Another block device lies on it: device-mapper, md, or a loop device.
+    /// Another block device is on top of it: device-mapper, md, or a loop device.
     Below(String),
     /// A process has it open.
     Open(Process),
@@ -67,14 +67,14 @@ impl fmt::Display for DeviceUse {
 }
 
 impl MountTable {
-    /// The block device whose node a mount binds; `None` for every other mount, and for one that cannot be seen because
-    /// another mount covers it.
+    /// The block device whose device node a mount binds; `None` for every other mount, and for one that another mount
+    /// covers.
     #[must_use]
     pub fn bound_device(&self, entry: &MountEntry) -> Option<DevNum> {
         self.bound_below(Path::new("/"), entry)
     }
 
-    /// Where a device is mounted or its node bound, in these mounts.
+    /// The mounts of a device or of its device node in this table.
     #[must_use]
     pub fn uses(&self, device: DevNum) -> Vec<DeviceUse> {
         self.uses_below(Path::new("/"), device, None)
@@ -101,14 +101,14 @@ impl MountTable {
         }
         let at = root.join(entry.mount_point.strip_prefix("/").unwrap_or(&entry.mount_point));
         let found = stat(&at, Follow::No).ok()?;
-        // Another device number: something is mounted over it.
+        // Another device number: there is a mount over it.
         found.block.filter(|_| found.filesystem == entry.device)
     }
 
-    /// Whether the path of a mount crosses a filesystem that may not answer.
+    /// Whether the path of a mount crosses a filesystem that may not respond.
     fn leads_through_remote(&self, entry: &MountEntry) -> bool {
         let mut at = entry;
-        // A table that was read while mounts came and went may lead in a circle.
+        // A table that was read while mounts changed may contain a cycle.
         for _ in self.entries() {
             let Some(below) = self.entries().iter().find(|other| other.id == at.parent && other.id != at.id) else {
                 return false;
@@ -123,13 +123,13 @@ impl MountTable {
 }
 
 impl Os {
-    /// Whether there is a block device of this number.
+    /// Whether there is a block device with this number.
     #[must_use]
     pub fn is_device(&self, device: DevNum) -> bool {
         fs::symlink_metadata(format!("/sys/dev/block/{device}")).is_ok()
     }
 
-    /// The path a device has in a devtmpfs, such as `/dev/loop3`; `/dev/block/7:3` when there is no such device.
+    /// The path of a device in a devtmpfs, such as `/dev/loop3`; `/dev/block/7:3` when there is no such device.
     #[must_use]
     pub fn device_path(&self, device: DevNum) -> PathBuf {
         let link = fs::read_link(format!("/sys/dev/block/{device}")).ok();
@@ -137,18 +137,20 @@ impl Os {
         name.map_or_else(|| PathBuf::from(format!("/dev/block/{device}")), |name| Path::new("/dev").join(name))
     }
 
-    /// Every use of a device: mounts and bound nodes in all mount namespaces that can be read, devices on top of it, and
-    /// processes that have it open, five at most. For decisions about one device and for messages: it reads all of
-    /// /proc.
+    /// Every use of a device: mounts and bind-mounted device nodes in all readable mount namespaces, devices on top of
+    /// it, and at most five processes that have it open. For decisions about one device and for messages: it reads all
+    /// of /proc.
     ///
     /// # Errors
-    /// Those of reading our own mounts. What comes, goes or hides meanwhile is not seen.
+    /// Those of reading our own mounts. Uses that start, end or hide meanwhile are missed.
     pub fn device_users(&self, device: DevNum) -> io::Result<Vec<DeviceUse>> {
         self.call(Call::DeviceUsers, &device, || {
             let mut found = Vec::new();
-            for namespace in namespaces()? {
-                found.extend(namespace.table.uses_below(&namespace.root, device, namespace.process.as_ref()));
-            }
+            each_namespace(|namespace| {
+                let process = namespace.process();
+                found.extend(namespace.table()?.uses_below(&namespace.root, device, process.as_ref()));
+                Ok(())
+            })?;
             found.extend(on_top_of(device, &found)?.into_iter().map(DeviceUse::Below));
             found.extend(with_it_open(device).into_iter().map(DeviceUse::Open));
             Ok(found)
@@ -156,41 +158,70 @@ impl Os {
     }
 }
 
-/// The block devices whose nodes are bound in any mount namespace that can be read.
+/// The block devices whose device nodes are bind-mounted in any readable mount namespace.
 pub(super) fn bound_block_devices() -> io::Result<HashSet<DevNum>> {
     let mut found = HashSet::new();
-    for namespace in namespaces()? {
-        let table = &namespace.table;
-        found.extend(table.entries().iter().filter_map(|entry| table.bound_below(&namespace.root, entry)));
-    }
+    each_namespace(|namespace| {
+        // Most containers have no such mount, and a table is dear to take apart.
+        if may_bind_nodes(&namespace.mountinfo) {
+            let table = namespace.table()?;
+            found.extend(table.entries().iter().filter_map(|entry| table.bound_below(&namespace.root, entry)));
+        }
+        Ok(())
+    })?;
     Ok(found)
 }
 
-/// The mounts of one namespace.
-struct Namespace {
-    table: MountTable,
-    /// Where its root is for us.
-    root: PathBuf,
-    /// One of its processes; `None` for our own.
-    process: Option<Process>,
+/// Whether a line of mountinfo is of a part of a filesystem that device nodes lie on.
+fn may_bind_nodes(mountinfo: &[u8]) -> bool {
+    mountinfo.split(|byte| *byte == b'\n').any(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        // Spaces in a path are escaped, so the field "-" is the one before the type.
+        fields.nth(3).is_some_and(|root| root != b"/")
+            && fields
+                .skip_while(|field| *field != b"-")
+                .nth(1)
+                .is_some_and(|kind| NODE_FILESYSTEMS.iter().any(|name| name.as_bytes() == kind))
+    })
 }
 
-/// Our own mount namespace first, then each other one that some process we can see is in.
-fn namespaces() -> io::Result<Vec<Namespace>> {
+/// A mount namespace.
+struct Namespace {
+    /// Its mounts, as the kernel prints them.
+    mountinfo: Vec<u8>,
+    /// Where its root is for us.
+    root: PathBuf,
+    /// One of its processes, and that one's directory; `None` for our own.
+    of: Option<(u32, PathBuf)>,
+}
+
+impl Namespace {
+    fn table(&self) -> io::Result<MountTable> {
+        MountTable::parse(&self.mountinfo)
+    }
+
+    fn process(&self) -> Option<Process> {
+        self.of.as_ref().map(|(pid, directory)| process(*pid, directory))
+    }
+}
+
+/// Looks at our own mount namespace first, then at each other one that some process we can see is in: there an error is
+/// none, since what comes, goes or hides meanwhile is not seen.
+fn each_namespace(mut look: impl FnMut(&Namespace) -> io::Result<()>) -> io::Result<()> {
     let ours = fs::read_link("/proc/thread-self/ns/mnt")?;
-    let table = MountTable::parse(&fs::read("/proc/thread-self/mountinfo")?)?;
-    let mut all = vec![Namespace { table, root: PathBuf::from("/"), process: None }];
+    let mountinfo = fs::read("/proc/thread-self/mountinfo")?;
+    look(&Namespace { mountinfo, root: PathBuf::from("/"), of: None })?;
     let mut seen = HashSet::from([ours]);
     for (pid, directory) in processes() {
         let Ok(namespace) = fs::read_link(directory.join("ns/mnt")) else { continue };
         if !seen.insert(namespace) {
             continue;
         }
-        let Ok(text) = fs::read(directory.join("mountinfo")) else { continue };
-        let Ok(table) = MountTable::parse(&text) else { continue };
-        all.push(Namespace { table, root: directory.join("root"), process: Some(process(pid, &directory)) });
+        let Ok(mountinfo) = fs::read(directory.join("mountinfo")) else { continue };
+        let root = directory.join("root");
+        let _ = look(&Namespace { mountinfo, root, of: Some((pid, directory)) });
     }
-    Ok(all)
+    Ok(())
 }
 
 fn processes() -> impl Iterator<Item = (u32, PathBuf)> {
@@ -203,7 +234,8 @@ fn process(pid: u32, directory: &Path) -> Process {
     Process { pid, command: command.trim().to_owned() }
 }
 
-/// Devices that lie on this one: those sysfs says, and loop devices over its node or over a path it is bound to.
+/// Devices on top of this one: those in sysfs, and loop devices over its device node or over a path of a bind mount of
+/// it.
 fn on_top_of(device: DevNum, uses: &[DeviceUse]) -> io::Result<Vec<String>> {
     let sysfs = PathBuf::from(format!("/sys/dev/block/{device}"));
     let holders = fs::read_dir(sysfs.join("holders")).into_iter().flatten().flatten();
@@ -211,8 +243,7 @@ fn on_top_of(device: DevNum, uses: &[DeviceUse]) -> io::Result<Vec<String>> {
     let name = fs::read_link(&sysfs).ok();
     let node = name.as_deref().and_then(Path::file_name).map(|name| Path::new("/dev").join(name));
     let bound = |path: &Path| uses.iter().any(|used| matches!(used, DeviceUse::Bound(at, _) if at == path));
-    for other in loop_numbers()? {
-        let Some(backing) = backing(other)? else { continue };
+    for (other, backing) in attached_loops()? {
         if node.as_ref() == Some(&backing) || bound(&backing) {
             found.push(format!("{} (a loop device over {})", other.path().display(), backing.display()));
         }
@@ -220,7 +251,7 @@ fn on_top_of(device: DevNum, uses: &[DeviceUse]) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Processes but ourselves that have the device open.
+/// Other processes that have the device open.
 fn with_it_open(device: DevNum) -> Vec<Process> {
     let me = std::process::id();
     let mut found = Vec::new();
@@ -244,7 +275,7 @@ enum Follow {
     No,
 }
 
-/// What a file is, without asking its filesystem.
+/// The identity of a file, without a query to its filesystem.
 struct Found {
     filesystem: DevNum,
     /// Its number, for a block device.
@@ -269,4 +300,28 @@ fn stat(path: &Path, follow: Follow) -> io::Result<Found> {
         filesystem: number(found.stx_dev_major, found.stx_dev_minor),
         block: is_block.then(|| number(found.stx_rdev_major, found.stx_rdev_minor)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_part_of_a_filesystem_for_nodes_may_be_a_node() {
+        let line = |root: &str, kind: &str| {
+            format!(
+                "20 1 0:5 / /dev rw shared:2 - devtmpfs udev rw\n21 1 0:6 {root} /a\\040-\\040tmpfs rw shared:7 - {kind} x rw\n"
+            )
+        };
+        for (root, kind, may) in [
+            ("/loop3", "devtmpfs", true),
+            ("/null", "tmpfs", true),
+            ("/", "tmpfs", false),
+            ("/tmpfs", "ext4", false),
+            ("/x", "overlay", false),
+        ] {
+            assert_eq!(may_bind_nodes(line(root, kind).as_bytes()), may, "{root} {kind}");
+        }
+        assert!(!may_bind_nodes(b"") && !may_bind_nodes(b"\n20 1 0:5\n"));
+    }
 }

@@ -1,4 +1,4 @@
-//! Telling one version of a file from another without reading it.
+//! Distinguishes versions of a file without reading it.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,8 @@ use nix::sys::stat::FileStat;
 
 use super::{Call, Os};
 
-/// A file as stat(2) shows it. Another file of the same name, and other content in the same file, are another version.
+/// A file as stat(2) shows it. Another file of the same name is another version, and so is other content in the same
+/// file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileVersion {
     device: u64,
@@ -32,7 +33,7 @@ impl FileVersion {
         }
     }
 
-    /// Whether users who are neither the owner nor in the file's group may read it.
+    /// Whether a user who is neither the owner nor in the file's group may read it.
     #[must_use]
     pub fn readable_by_all(&self) -> bool {
         self.mode & 0o004 != 0
@@ -40,10 +41,10 @@ impl FileVersion {
 }
 
 impl Os {
-    /// The version of the file that a path leads to, through symbolic links; `None` when nothing is there.
+    /// The version of the file at a path, through symbolic links; `None` when it does not exist.
     ///
     /// # Errors
-    /// Those of stat(2) but ENOENT and ENOTDIR.
+    /// Those of stat(2) except ENOENT and ENOTDIR.
     pub fn version(&self, path: &Path) -> io::Result<Option<FileVersion>> {
         self.call(Call::Identity, &path.display(), || match fs::metadata(path) {
             Ok(meta) => Ok(Some(FileVersion {

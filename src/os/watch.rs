@@ -1,4 +1,4 @@
-//! A directory whose files must not go unseen: inotify(7), awaited.
+//! Watches a directory for removed files, asynchronously: inotify(7).
 
 #![expect(unsafe_code, reason = "tokio asks for a promise about the file descriptor it waits on")]
 
@@ -11,16 +11,16 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::unistd::read;
 use tokio::io::unix::AsyncFd;
 
-/// Sees files of a directory be removed or moved, and the directory itself. No volume depends on it, so it has no name
-/// among the calls that are made to fail.
+/// Detects that files of a directory are removed or moved, or the directory itself. No volume depends on it, so it has
+/// no [`super::Call`] name for fault injection.
 #[derive(Debug)]
 pub struct DirectoryWatch(AsyncFd<OwnedFd>);
 
 impl DirectoryWatch {
-    /// Watches from now on. Within a tokio runtime only.
+    /// Starts to watch. Only within a tokio runtime.
     ///
     /// # Errors
-    /// Those of inotify_init1(2) and inotify_add_watch(2), among them that the machine has no more watches to give.
+    /// Those of inotify_init1(2) and inotify_add_watch(2), such as the limit of watches.
     pub fn new(directory: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         let events = AddWatchFlags::IN_DELETE
@@ -29,13 +29,13 @@ impl DirectoryWatch {
             | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR;
         inotify.add_watch(directory, events)?;
-        // SAFETY: the descriptor is owned by what is registered, which is neither replaced nor closed before it is
-        // dropped together with the registration.
+        // SAFETY: the registration owns the descriptor, which is neither replaced nor closed before it is dropped
+        // together with the registration.
         let registered = unsafe { AsyncFd::register(OwnedFd::from(inotify)) };
         Ok(Self(registered?))
     }
 
-    /// Completes when something was removed or moved since the last time it was asked. What it was is not told: look.
+    /// Completes when something was removed or moved since the last call. The caller must look what it was.
     ///
     /// # Errors
     /// Those of read(2).

@@ -322,7 +322,7 @@ impl FilePool {
     /// The one device that shows a volume.
     fn find(&self, volume: ObjectUuid, file: Option<&FileIdentity>) -> Result<Option<LoopStatus>> {
         if let (Some(known), Some(file)) = (self.known(volume), file)
-            && let Some(status) = self.still(&known, file)?
+            && let Some(status) = self.still(volume, &known, file)?
         {
             self.refuse_foreign(volume, &status)?;
             self.remember(volume, &status);
@@ -350,8 +350,9 @@ impl FilePool {
         Ok(found)
     }
 
-    /// The device we know of, if it still shows this image. The same attachment (diskseq) needs no question.
-    fn still(&self, known: &Known, file: &FileIdentity) -> Result<Option<LoopStatus>> {
+    /// The device we know of, if it still shows this image. The same attachment (diskseq) needs no question, and one whose
+    /// image has not the volume's path gets none: its number went to another.
+    fn still(&self, volume: ObjectUuid, known: &Known, file: &FileIdentity) -> Result<Option<LoopStatus>> {
         let shown = known.device.path();
         let view = self.os.loop_view(known.device).at(|| format!("look at {}", shown.display()))?;
         let Some(view) = view else { return Ok(None) };
@@ -365,7 +366,7 @@ impl FilePool {
                 };
                 Ok(Some(now).filter(|now| now.backs(file)))
             }
-            _ if image_of(&view.backing).is_none() => Ok(None),
+            _ if image_of(&view.backing).is_none_or(|image| image.uuid != volume) => Ok(None),
             _ => {
                 let status = self.os.loop_status(known.device).at(|| format!("ask {}", shown.display()))?;
                 Ok(status.filter(|status| status.backs(file)))

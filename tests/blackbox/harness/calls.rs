@@ -128,7 +128,7 @@ impl World {
             volume_context: vol.context.clone(),
             ..p::ControllerPublishVolumeRequest::default()
         })?;
-        self.publish_contexts.borrow_mut().insert(vol.id.clone(), answer.publish_context);
+        self.publish_contexts.lock().unwrap().insert(vol.id.clone(), answer.publish_context);
         Ok(())
     }
 
@@ -153,7 +153,7 @@ impl World {
         fs::create_dir_all(&staging).unwrap();
         p::NodeStageVolumeRequest {
             volume_id: vol.id.clone(),
-            publish_context: self.publish_contexts.borrow().get(&vol.id).cloned().unwrap_or_default(),
+            publish_context: self.publish_contexts.lock().unwrap().get(&vol.id).cloned().unwrap_or_default(),
             staging_target_path: staging.to_str().unwrap().into(),
             volume_capability: Some(vol.capability.clone()),
             volume_context: vol.context.clone(),

@@ -1,12 +1,11 @@
 //! A scratch filesystem with a driver on it, and the short way through a volume's life.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
 use std::future::Future;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use holdfast::csi::proto::identity_client::IdentityClient;
@@ -75,7 +74,7 @@ pub(crate) struct World {
     pub(crate) metrics: String,
     extra: Vec<String>,
     config: Option<PathBuf>,
-    pub(super) publish_contexts: RefCell<HashMap<String, HashMap<String, String>>>,
+    pub(super) publish_contexts: Arc<Mutex<HashMap<String, HashMap<String, String>>>>,
     pub(crate) scratch: Arc<Scratch>,
 }
 
@@ -120,7 +119,7 @@ impl World {
             metrics: format!("127.0.0.1:{port}"),
             extra: Vec::new(),
             config: None,
-            publish_contexts: RefCell::default(),
+            publish_contexts: Arc::default(),
             scratch: Arc::new(scratch),
         }
     }
@@ -141,7 +140,7 @@ impl World {
             metrics: self.metrics.clone(),
             extra: self.extra.clone(),
             config: self.config.clone(),
-            publish_contexts: RefCell::default(),
+            publish_contexts: Arc::clone(&self.publish_contexts),
             scratch: Arc::clone(&self.scratch),
         }
     }

@@ -125,7 +125,7 @@ fn labels() -> Vec<Specimen> {
         label("MBR", &["partition table"], &[(446, &mbr)]),
         label("GPT", &["GPT"], &[(510, b"\x55\xaa"), (512, b"EFI PART\x00\x00\x01\x00\x5c\x00\x00\x00")]),
         label("GPT of 4 KiB sectors", &["GPT"], &[(4096, b"EFI PART\x00\x00\x01\x00\x5c\x00\x00\x00")]),
-        label("GPT, only its copy at the end", &["no label"], &[(SIZE - 512, b"EFI PART\x00\x00\x01\x00")]),
+        label("GPT, only its copy at the end", &["no known signature"], &[(SIZE - 512, b"EFI PART\x00\x00\x01\x00")]),
         label("FAT", &["FAT"], &[(0, &fat), (510, b"\x55\xaa")]),
         label("NTFS", &["NTFS"], &[(0, b"\xeb\x52\x90NTFS    "), (510, b"\x55\xaa")]),
         label("exFAT", &["exFAT"], &[(0, b"\xeb\x76\x90EXFAT   "), (510, b"\x55\xaa")]),
@@ -154,7 +154,7 @@ fn labels() -> Vec<Specimen> {
         label("JFS", &["JFS"], &[(32768, b"JFS1\x01\x00\x00\x00")]),
         label("squashfs", &["squashfs"], &[(0, b"hsqs\x04\x00\x00\x00")]),
         label("F2FS", &["F2FS"], &[(1024, b"\x10\x20\xf5\xf2\x01\x00")]),
-        label("a shell script", &["no label"], &[(0, b"#!/bin/sh\nrm -rf /\n")]),
+        label("a shell script", &["no known signature"], &[(0, b"#!/bin/sh\nrm -rf /\n")]),
     ]
 }
 

@@ -20,7 +20,7 @@ fn is_refused(world: &World, vol: &Vol, specimen: &Specimen) {
         let name = specimen.name;
         assert!(said.contains(vol.uuid()), "{name}: it must name the volume: {said}");
         assert!(said.contains("written"), "{name}: it must say that nothing was written: {said}");
-        let advice = ["copy it from", "restore it", "delete the volume"];
+        let advice = ["copy it from", "restore the volume", "delete the volume"];
         assert!(advice.iter().any(|word| said.contains(word)), "{name}: it must say what to do: {said}");
         let told = specimen.said.is_empty() || specimen.said.iter().any(|word| said.contains(word));
         assert!(told, "{name}: it must say what was found, such as {:?}: {said}", specimen.said);

@@ -113,7 +113,15 @@ fn is_refused(world: &World, vol: &Vol, name: &str) {
     for _ in 0..2 {
         let said = refused(world.stage(vol), NEEDS_A_HUMAN);
         assert!(said.contains(vol.uuid()), "{name}: it must name the volume: {said}");
-        let advice = ["restore", "estore", "delete the volume", "bring the image back", "look at it", "put it back"];
+        let advice = [
+            "restore",
+            "estore",
+            "delete the volume",
+            "bring the image back",
+            "look at it",
+            "inspect it",
+            "put it back",
+        ];
         assert!(advice.iter().any(|word| said.contains(word)), "{name}: it must say what to do: {said}");
         assert_eq!(everything(&volume), before, "{name}: something was changed: {said}");
     }

@@ -35,7 +35,7 @@ fn formatted_volumes(pool: PoolFs) {
             layer.fault(Some(Fault::FailReads(range.clone())));
             let said = crate::harness::refused(world.stage(&vol), REFUSED);
             assert!(layer.hits() > 0, "{range:?}: nothing failed");
-            assert!(said.contains("cannot be read") && said.contains("not known"), "{range:?}: {said}");
+            assert!(said.contains("cannot read") && said.contains("its content is unknown"), "{range:?}: {said}");
             points += 1;
         }
         layer.fault(None);

@@ -18,6 +18,8 @@ use super::volume::{Snapshot, Volume};
 
 /// Longer than this no call is repeated in vain, however often the driver is killed meanwhile.
 const STUCK: Duration = Duration::from_secs(240);
+/// After so many tries a caller waits longer for the answer, as kubelet and the sidecars do.
+const CUTS: usize = 100;
 /// Between a failed call and the next try.
 pub(super) const PAUSE: Duration = Duration::from_millis(5);
 
@@ -25,6 +27,9 @@ pub(super) const PAUSE: Duration = Duration::from_millis(5);
 pub(super) struct Caller {
     pub(super) number: usize,
     pub(super) world: World,
+    /// The same with a long time limit, for a call that was cut too often: on a slow machine a call that finds nothing to do
+    /// may take longer than an impatient caller waits, each time again.
+    patient: World,
     pub(super) pool: PoolFs,
     pub(super) dice: Dice,
     pub(super) shared: Arc<Shared>,
@@ -49,10 +54,17 @@ fn reason(status: &Status) -> String {
 }
 
 impl Caller {
-    pub(super) fn new(number: usize, world: World, pool: PoolFs, seed: u64, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        number: usize,
+        [world, patient]: [World; 2],
+        pool: PoolFs,
+        seed: u64,
+        shared: Arc<Shared>,
+    ) -> Self {
         Self {
             number,
             world,
+            patient,
             pool,
             dice: Dice::new(seed),
             shared,
@@ -94,12 +106,12 @@ impl Caller {
         call: impl Fn(&World) -> Result<T, Status>,
     ) -> T {
         let watch = Stopwatch::start();
-        loop {
+        for tries in 0.. {
             if self.shared.stop.load(Ordering::SeqCst) {
                 std::panic::resume_unwind(Box::new("stopped"));
             }
             self.shared.waits(self.number, Some(rpc));
-            let answer = call(&self.world);
+            let answer = call(if tries < CUTS { &self.world } else { &self.patient });
             self.shared.waits(self.number, None);
             match answer {
                 Ok(value) => {
@@ -119,6 +131,7 @@ impl Caller {
             self.check_in_new_life();
             std::thread::sleep(PAUSE);
         }
+        unreachable!("tries end with an answer")
     }
 
     /// A call without an answer to keep; now and then it is made once more when it is done.

@@ -29,8 +29,10 @@ use dice::Dice;
 use shared::{Shared, Stand};
 
 const CALLERS: usize = 8;
-/// These let go of a call after a moment and ask again while its work may go on.
+/// These cut a call after a moment and retry it while its work may go on.
 const IMPATIENT: usize = 2;
+const MOMENT: Duration = Duration::from_millis(40);
+const LONG: Duration = Duration::from_secs(60);
 /// After so many lives everybody rests once.
 const REST: usize = 10;
 /// Tools that are left to finish when the driver dies.
@@ -57,9 +59,10 @@ impl Crowd {
     fn new(world: &World, pool: PoolFs, seed: u64) -> Self {
         let shared = Arc::new(Shared::new(CALLERS));
         let threads = (0..CALLERS).map(|number| {
-            let patience = Duration::from_millis(if number < IMPATIENT { 40 } else { 60_000 });
+            let first = if number < IMPATIENT { MOMENT } else { LONG };
             let seed = seed ^ (u64::try_from(number).unwrap() + 1) << 32;
-            let caller = Caller::new(number, world.caller(patience), pool, seed, Arc::clone(&shared));
+            let caller =
+                Caller::new(number, [first, LONG].map(|time| world.caller(time)), pool, seed, Arc::clone(&shared));
             std::thread::spawn(move || caller.live())
         });
         Self { threads: threads.collect(), shared: Arc::clone(&shared) }
