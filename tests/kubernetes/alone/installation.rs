@@ -32,7 +32,7 @@ fn uninstall_leaves_data_alone_and_install_finds_every_volume() {
     space.end_pod("user");
 
     let notes = helm(&["-n", "holdfast", "get", "notes", "holdfast"]);
-    assert!(notes.contains("leaves all data alone"), "{notes}");
+    assert!(notes.contains("removes the driver, but no data"), "{notes}");
     let _again = Installed;
     let said = helm(&["-n", "holdfast", "uninstall", "holdfast", "--wait", "--timeout=3m"]);
     eprintln!("{said}");
