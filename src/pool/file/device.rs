@@ -321,7 +321,7 @@ impl FilePool {
     /// The one device that shows a volume.
     fn find(&self, volume: ObjectUuid, file: Option<&FileIdentity>) -> Result<Option<LoopStatus>> {
         if let (Some(known), Some(file)) = (self.known(volume), file)
-            && let Some(status) = self.still(&known, file)?
+            && let Some(status) = self.still(volume, &known, file)?
         {
             self.refuse_foreign(volume, &status)?;
             self.remember(volume, &status);
@@ -349,8 +349,9 @@ impl FilePool {
         Ok(found)
     }
 
-    /// The device we know of, if it still shows this image. The same attachment (diskseq) needs no question.
-    fn still(&self, known: &Known, file: &FileIdentity) -> Result<Option<LoopStatus>> {
+    /// The device we know of, if it still shows this image. The same attachment (diskseq) needs no question. Another one
+    /// is not asked here: whatever took the number may not answer, and is in nobody's way.
+    fn still(&self, volume: ObjectUuid, known: &Known, file: &FileIdentity) -> Result<Option<LoopStatus>> {
         let shown = known.device.path();
         let view = self.os.loop_view(known.device).at(|| format!("look at {}", shown.display()))?;
         let Some(view) = view else { return Ok(None) };
@@ -364,7 +365,8 @@ impl FilePool {
                 };
                 Ok(Some(now).filter(|now| now.backs(file)))
             }
-            _ if image_of(&view.backing).is_none() => Ok(None),
+            _ if image_of(&view.backing).is_none_or(|image| image.uuid != volume) => Ok(None),
+            _ if known.diskseq.is_some() && known.diskseq != view.diskseq => Ok(None),
             _ => {
                 let status = self.os.loop_status(known.device).at(|| format!("ask {}", shown.display()))?;
                 Ok(status.filter(|status| status.backs(file)))
