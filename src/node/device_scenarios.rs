@@ -6,14 +6,18 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use super::Node;
-use super::rig::{EXT4, Rig};
+use super::rig::{EXT4, Rig, kind};
 use crate::home::{Changed, CreateVolume, GrantRequest, Home, LocalHome, ReadOnly, SpaceLimits};
-use crate::os::{Call, DevNum, Interceptor, MountFlags, Os};
+use crate::os::{Call, DevNum, Discard, Interceptor, LoopAccess, LoopConfig, MountFlags, Os};
 use crate::pool::scratch::{Ground, Scratch, home as node_id};
 use crate::pool::{PoolKind, PoolSpec};
-use crate::types::{AccessMode, Bytes, Capability, CapacityRange, Kind, VolumeId, VolumeMode, VolumeParameters};
+use crate::types::{
+    AccessMode, Bytes, Capability, CapacityRange, Kind, ObjectUuid, VolumeId, VolumeMode, VolumeParameters,
+};
 
 const BLOCK: VolumeMode = VolumeMode::Block;
 
@@ -35,6 +39,15 @@ fn clear_as_its_pod(rig: &Rig, target: &Path) {
     rig.shell(&format!("losetup -d {}", target.display()));
 }
 
+/// The driver is killed: its hold goes, and the device with it, as soon as nobody looks at it any more. A new one starts.
+fn killed_after_clearing(rig: &mut Rig, id: &VolumeId) {
+    rig.without_pool();
+    while rig.loops(id) > 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    rig.reopen();
+}
+
 fn take_away(rig: &Rig, id: &VolumeId, target: &Path) {
     rig.node.unpublish(id, target).unwrap();
     rig.node.unstage(id, &rig.staging(id)).unwrap();
@@ -48,9 +61,7 @@ fn a_pod_that_clears_its_loop_device_never_sees_the_next_volume() {
     let (a, target) = published(&rig, "a");
     let number = device_at(&target);
     clear_as_its_pod(&rig, &target);
-    // Killed: the open descriptor is closed, and the loop device disappears.
-    rig.reopen();
-    assert_eq!(rig.os.loop_of(number).unwrap().and_then(|device| rig.os.loop_view(device).unwrap()), None);
+    killed_after_clearing(&mut rig, &a);
     let b = rig.volume("b", 32, EXT4);
     rig.node.stage(&rig.stage_request(b, EXT4)).unwrap();
     let (c, other) = published(&rig, "c");
@@ -71,6 +82,98 @@ fn a_pod_that_clears_its_loop_device_never_sees_the_next_volume() {
     take_away(&rig, &c, &other);
     take_away(&rig, &d, &more);
     rig.node.unstage(&b, &rig.staging(&b)).unwrap();
+}
+
+/// What is attached with `losetup` does not ask whose a number is.
+#[test]
+fn a_number_that_another_program_took_and_that_fails_keeps_no_volume_from_its_end() {
+    let mut rig = Rig::new();
+    let (a, mut target) = published(&rig, "a");
+    for (life, uuid) in [ObjectUuid::of_volume("of-another"), a.uuid].into_iter().enumerate() {
+        clear_as_its_pod(&rig, &target);
+        killed_after_clearing(&mut rig, &a);
+        let device = rig.os.device_path(device_at(&target));
+        let dead = Dead::on(&rig, &[&format!("volumes/{uuid}/data")], Some(&device));
+        assert_eq!(dead.devices, [device.display().to_string()]);
+        assert_eq!(rig.node.unpublish(&a, &target).unwrap(), Changed::Yes);
+        rig.node.unstage(&a, &rig.staging(&a)).unwrap();
+        rig.node.stage(&rig.stage_request(a, BLOCK)).unwrap();
+        let request = rig.publish_request(a, BLOCK, &format!("pod-a-{life}"));
+        rig.node.publish(&request).unwrap();
+        target = request.target;
+    }
+    take_away(&rig, &a, &target);
+}
+
+#[test]
+fn a_volume_whose_device_went_away_under_its_pod_is_the_pod_s_until_its_path_is_gone() {
+    let mut rig = Rig::new();
+    let (a, target) = published(&rig, "a");
+    let device = rig.os.loop_of(device_at(&target)).unwrap().unwrap();
+    clear_as_its_pod(&rig, &target);
+    killed_after_clearing(&mut rig, &a);
+    assert_eq!(rig.home.revoke(&a, None).unwrap(), Changed::Yes);
+    for _ in 0..2 {
+        assert!(rig.os.loop_owner(device).is_some());
+        assert_eq!(kind(rig.home.delete_volume(&a)), Kind::InUse);
+        rig.reopen();
+    }
+    assert_eq!(rig.node.unpublish(&a, &target).unwrap(), Changed::Yes);
+    assert_eq!(rig.home.delete_volume(&a).unwrap(), Changed::Yes);
+    assert_eq!(rig.os.loop_owner(device), None);
+    // The mark of an earlier boot is of a device that is no more, whatever has its number. A path goes without the pool too.
+    let (b, target) = published(&rig, "b");
+    clear_as_its_pod(&rig, &target);
+    killed_after_clearing(&mut rig, &b);
+    let another_boot = "00000000-0000-4000-8000-000000000000";
+    let record = rig.image(&b).with_file_name("volume.json");
+    let text = fs::read_to_string(&record).unwrap().replace(&rig.os.boot_id().unwrap(), another_boot);
+    assert!(text.contains(another_boot));
+    fs::write(&record, text).unwrap();
+    rig.home.revoke(&b, None).unwrap();
+    assert_eq!(rig.home.delete_volume(&b).unwrap(), Changed::Yes);
+    rig.without_pool();
+    // Another test may have the number for a moment.
+    let try_again = || thread::sleep(Duration::from_millis(50));
+    let goes = (0..400).any(|_| rig.node.unpublish(&b, &target).inspect_err(|_| try_again()).is_ok());
+    assert!(goes && rig.depth(&target) == 0);
+}
+
+#[test]
+fn a_path_with_another_volume_s_device_is_left_alone() {
+    let rig = Rig::new();
+    let (a, target) = published(&rig, "a");
+    let (b, other) = published(&rig, "b");
+    assert_eq!(kind(rig.node.unpublish(&a, &other)), Kind::Precondition);
+    assert_eq!(device_at(&other), rig.home.device_of(&b).unwrap().unwrap().number);
+    take_away(&rig, &a, &target);
+    take_away(&rig, &b, &other);
+}
+
+#[test]
+fn the_number_of_a_device_that_pods_may_have_is_reserved_in_every_life_of_this_boot() {
+    let mut rig = Rig::new();
+    let (a, target) = published(&rig, "a");
+    let device = rig.os.loop_of(device_at(&target)).unwrap().unwrap();
+    let reserved = |rig: &Rig| rig.os.loop_owner(device).is_some_and(|owner| owner.contains(&a.uuid.to_string()));
+    assert!(reserved(&rig), "published");
+    rig.reopen();
+    assert!(reserved(&rig), "from the record");
+    rig.home.revoke(&a, None).unwrap();
+    assert!(reserved(&rig), "detached, and in a pod");
+    rig.reopen();
+    assert!(reserved(&rig), "from the record of a detached one");
+    // Another boot's numbers are other devices.
+    let record = rig.image(&a).with_file_name("volume.json");
+    let text = fs::read_to_string(&record).unwrap();
+    let boot = rig.os.boot_id().unwrap();
+    assert!(text.contains(&boot));
+    fs::write(&record, text.replace(&boot, "00000000-0000-4000-8000-000000000000")).unwrap();
+    rig.reopen();
+    assert!(!reserved(&rig), "from the record of an earlier boot");
+    rig.node.unpublish(&a, &target).unwrap();
+    rig.node.unstage(&a, &rig.staging(&a)).unwrap();
+    assert_eq!(rig.home.delete_volume(&a).unwrap(), Changed::Yes);
 }
 
 #[test]
@@ -105,6 +208,8 @@ fn a_name_that_a_pod_gives_its_device_is_nobody_s_identity() {
     let b = rig.volume("b", 32, EXT4);
     rig.os.rename_loop(&target, &b.uuid.to_string()).unwrap();
     for life in 0..2 {
+        let device = rig.os.device_path(device_at(&target)).display().to_string();
+        assert!(rig.pool().strays().unwrap().iter().all(|stray| stray.place != device), "{device} is no stray");
         let request = rig.stage_request(b, EXT4);
         rig.node.stage(&request).unwrap();
         rig.node.unstage(&b, &request.staging).unwrap();
@@ -180,17 +285,30 @@ struct Dead<'a> {
 
 impl<'a> Dead<'a> {
     fn new(rig: &'a Rig, files: &[&str]) -> Self {
+        Self::on(rig, files, None)
+    }
+
+    /// On this loop device.
+    fn on(rig: &'a Rig, files: &[&str], device: Option<&Path>) -> Self {
         let (disk, mount) = (rig.path("dead.img"), rig.directory("dead"));
-        rig.shell(&format!(
-            "truncate -s 320M {disk} && mkfs.xfs -q {disk} && mount -o loop {disk} {mount}",
-            disk = disk.display(),
-            mount = mount.display()
-        ));
+        rig.shell(&format!("truncate -s 320M {disk} && mkfs.xfs -q -f {disk}", disk = disk.display()));
+        let image = fs::File::options().read(true).write(true).open(&disk).unwrap();
+        let (name, owner) = ("dead".to_owned(), "dead".to_owned());
+        // Not by mount(8), which takes the first number that is free. It goes with its mount.
+        let config = LoopConfig { block_size: 512, name, owner, discard: Discard::On, access: LoopAccess::Writable };
+        let below = rig.os.loop_attach(&image, &disk, &config).unwrap().path();
+        let (below, point) = (below.display(), mount.display());
+        rig.shell(&format!("mount {below} {point} && losetup -d {below}"));
+        let attach = match device {
+            // Another test may have it for a moment.
+            Some(device) => format!("until losetup {}", device.display()),
+            None => "until losetup -f".to_owned(),
+        };
         let mut devices = Vec::new();
         for file in files {
             let path = mount.join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            rig.shell(&format!("truncate -s 1M {path} && losetup -f {path}", path = path.display()));
+            rig.shell(&format!("truncate -s 1M {path}; {attach} {path}; do sleep 0.1; done", path = path.display()));
             let views = rig.os.loop_views(|backing| backing == path).unwrap();
             devices.push(views[0].device.path().display().to_string());
         }
@@ -287,16 +405,13 @@ fn who_holds_a_device_is_named() {
     rig.node.unstage(&a, &rig.staging(&a)).unwrap();
     let device = rig.home.open(&a, &node_id()).unwrap();
     let crate::home::Coordinates::Local { device } = device.at;
-    let script = format!("exec 9<{}; exec sleep 30", device.display());
+    let script = format!("exec 9<{}; echo open; exec sleep 30", device.display());
     let log = fs::File::create(rig.path("log")).unwrap();
     let child = rig.os.start(Path::new("/bin/sh"), &["-c".to_owned(), script], &log).unwrap();
-    let said = loop {
-        // The same after the process has opened it.
-        match rig.home.close(&a, &node_id()) {
-            Err(error) => break error,
-            Ok(()) => rig.home.open(&a, &node_id()).unwrap(),
-        };
-    };
+    while fs::metadata(rig.path("log")).unwrap().len() == 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let said = rig.home.close(&a, &node_id()).unwrap_err();
     assert_eq!(said.kind(), Kind::InUse);
     assert!(said.chain().contains("(pid "), "{}", said.chain());
     drop(child);
@@ -341,14 +456,14 @@ fn the_same_uuid_in_two_pools_is_two_volumes() {
         access: AccessMode::SingleNodeMultiWriter,
         mount: crate::fs::MountOptions::default(),
     };
+    let granted = || GrantRequest {
+        node: node_id(),
+        mode: BLOCK,
+        access: AccessMode::SingleNodeMultiWriter,
+        read_only: ReadOnly::No,
+    };
     for id in &ids {
-        let request = GrantRequest {
-            node: node_id(),
-            mode: BLOCK,
-            access: AccessMode::SingleNodeMultiWriter,
-            read_only: ReadOnly::No,
-        };
-        home.grant(id, &request).unwrap();
+        home.grant(id, &granted()).unwrap();
         assert_eq!(node.stage(&stage(*id)).unwrap(), Changed::Yes);
     }
     let device = |id: &VolumeId| home.device_of(id).unwrap().map(|device| device.number);
@@ -356,6 +471,12 @@ fn the_same_uuid_in_two_pools_is_two_volumes() {
     assert_ne!(device(&ids[0]), second);
     node.unstage(&ids[0], &stage(ids[0]).staging).unwrap();
     assert_eq!((device(&ids[0]), device(&ids[1])), (None, second));
+    // The end of one gives back no number of the other.
+    let reserved = || os.loop_owner(os.loop_of(second.unwrap()).unwrap().unwrap()).is_some();
+    assert!(reserved());
+    home.revoke(&ids[0], None).unwrap();
+    assert!(reserved());
+    home.grant(&ids[0], &granted()).unwrap();
     // A pool that is no longer here: its volume is removed, the other pool's volume stays.
     node.stage(&stage(ids[0])).unwrap();
     drop((node, home));

@@ -37,7 +37,7 @@ impl Rig {
     pub(super) fn of(mib: u64) -> Self {
         let scratch = Scratch::of(Ground::Xfs, mib);
         let pool = scratch.pool();
-        let os = Os::new();
+        let os = scratch.os().clone();
         let home = LocalHome::open(os.clone(), node_id(), vec![(Arc::clone(&pool), SpaceLimits::default())]).unwrap();
         let home = Arc::new(home);
         let faults = Faults::default();
@@ -65,11 +65,12 @@ impl Rig {
         let os = Os::new();
         let pool = crate::pool::open(&os, &crate::pool::scratch::spec(&self.scratch.root()), &node_id()).unwrap();
         self.pool = Some(Arc::clone(&pool));
+        self.os = os.clone();
         self.home = Arc::new(LocalHome::open(os, node_id(), vec![(pool, SpaceLimits::default())]).unwrap());
         self.restart();
     }
 
-    fn pool(&self) -> &dyn Pool {
+    pub(super) fn pool(&self) -> &dyn Pool {
         self.pool.as_deref().unwrap()
     }
 

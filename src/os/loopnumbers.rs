@@ -81,6 +81,12 @@ impl Os {
         FreeNumbers { os: self, owner, bound: None, tried: HashSet::new() }
     }
 
+    /// Whose a number is.
+    #[cfg(test)]
+    pub(crate) fn loop_owner(&self, device: LoopDevice) -> Option<String> {
+        self.numbers(|numbers| numbers.reserved.get(&device).cloned())
+    }
+
     fn numbers<T>(&self, act: impl FnOnce(&mut LoopNumbers) -> T) -> T {
         act(&mut self.inner.loop_numbers.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -150,9 +156,72 @@ impl FreeNumbers<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs::OpenOptions;
     use std::sync::mpsc;
     use std::thread;
+
+    use super::*;
+    use crate::os::MountFlags;
+
+    fn control() -> File {
+        OpenOptions::new().read(true).write(true).open("/dev/loop-control").unwrap()
+    }
+
+    /// The free numbers that were there. Other tests take some meanwhile.
+    fn free(control: &File) -> Vec<LoopDevice> {
+        ioctl::loop_ctl_get_free(control.as_fd()).unwrap();
+        loop_numbers().unwrap().into_iter().filter(|device| backing(*device).unwrap().is_none()).collect()
+    }
+
+    #[test]
+    fn a_reserved_number_is_its_owner_s_and_nobody_else_s() {
+        let (os, control) = (Os::new(), control());
+        let all = free(&control);
+        all.iter().for_each(|device| os.reserve_loop(*device, "a"));
+        let others = os.free_numbers("b").next(&control).unwrap();
+        assert!(!all.contains(&others), "{others:?}");
+        os.reserve_loop(others, "b");
+        os.reserve_loop(others, "a");
+        assert_eq!(os.loop_owner(others).unwrap(), "b", "the first one keeps it");
+        os.release_loops("a");
+        assert!(all.iter().all(|device| os.loop_owner(*device).is_none()));
+        // Its own comes before the kernel's choice.
+        let os = loop {
+            let (os, own) = (Os::new(), *free(&control).last().unwrap());
+            os.reserve_loop(own, "a");
+            let next = os.free_numbers("a").next(&control).unwrap();
+            if next == own {
+                break os;
+            }
+            assert!(backing(own).unwrap().is_some(), "{next:?} instead of {own:?}");
+        };
+        os.release_loops("a");
+    }
+
+    #[test]
+    fn a_bound_number_is_used_only_when_nothing_was_attached_since_this_process_freed_it() {
+        let os = Os::new();
+        os.own_mounts().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("node");
+        File::create(&path).unwrap();
+        let device = *free(&control()).last().unwrap();
+        os.bind(&device.path(), &path, MountFlags::default()).unwrap();
+        let usable = || os.free_numbers("a").usable(device).unwrap();
+        assert!(!usable(), "its node is bound");
+        loop {
+            let sequence = diskseq(device).unwrap();
+            os.numbers(|numbers| numbers.cleared.insert(device, sequence.unwrap() - 1));
+            assert!(!usable(), "something was attached since");
+            os.cleared(device);
+            // Unless another test has it now.
+            if usable() {
+                break;
+            }
+            assert_ne!(diskseq(device).unwrap(), sequence);
+        }
+        assert!(os.unmount(&path).unwrap());
+    }
 
     #[test]
     fn a_look_is_shared_by_those_who_asked_before_it_began() {

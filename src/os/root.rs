@@ -282,7 +282,11 @@ mod tests {
         std::os::unix::fs::symlink(base.join("secret"), path.join("file")).unwrap();
         let os = Os::new();
         let held = os.below(Arc::new(os.open_root(&path).unwrap().unwrap()));
-        for out in ["link/secret", "file", "../secret"] {
+        // A link that stays inside is one too.
+        fs::create_dir(path.join("dir")).unwrap();
+        fs::write(path.join("dir/inside"), "another name's").unwrap();
+        std::os::unix::fs::symlink("dir", path.join("alias")).unwrap();
+        for out in ["link/secret", "file", "../secret", "alias/inside"] {
             assert!(held.read_plain(&path.join(out)).is_err(), "{out}");
             assert!(held.open_image(&path.join(out)).is_err(), "{out}");
             assert!(held.identity(&path.join(out)).is_err(), "{out}");

@@ -195,6 +195,31 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_is_asked_though_those_before_were_refused() {
+        let (questions, held) = (Questions::default(), AtomicUsize::new(1));
+        let refused = || -> Result<()> {
+            while held.load(Ordering::SeqCst) > 0 {
+                thread::yield_now();
+            }
+            Err(Error::new(Kind::Unavailable, "connection refused"))
+        };
+        thread::scope(|scope| {
+            for _ in 0..AT_ONCE {
+                scope.spawn(|| questions.ask(&node(), refused).unwrap_err());
+            }
+            while of(&questions, |state| u64::try_from(state.under_way).unwrap()) < 8 {
+                thread::yield_now();
+            }
+            let last = scope.spawn(|| questions.ask(&node(), || Ok(7)));
+            while of(&questions, |state| state.waiting) == 0 {
+                thread::yield_now();
+            }
+            held.store(0, Ordering::SeqCst);
+            assert_eq!(last.join().unwrap().unwrap(), 7);
+        });
+    }
+
+    #[test]
     fn a_refusal_is_an_answer_and_a_callers_time_is_kept() {
         let questions = Questions::default();
         let refused = || -> Result<()> { Err(Error::new(Kind::Unavailable, "connection refused")) };

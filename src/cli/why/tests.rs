@@ -541,6 +541,7 @@ fn a_volume_whose_claim_is_gone_is_not_the_next_claims() {
     first(&asked(deleted, Found::No), "left-behind", &["provisioner", "describe pv pv-old"]);
     let own = json!({"spec": {"claimRef": {"uid": "uid-data"}}, "status": {"phase": "Bound"}});
     assert!(told(&asked(own, another())).findings.is_empty());
+    assert!(told(&asked(json!({}), Found::Unknown)).findings.is_empty(), "the claim could not be asked for");
     // Put aside for a claim that is still to be made.
     let kept_for = json!({"spec": {"claimRef": {"uid": null}}, "status": {"phase": "Available"}});
     first(&asked(kept_for, Found::No), "no-claim", &[]);
@@ -616,6 +617,15 @@ fn a_mount_that_failed_with_the_drivers_words() {
         ..well()
     };
     first(&facts, "mount-failed", &["DataLoss: the superblock is another's", "node node-a"]);
+    // Kubelet's sum of all volumes has nobody's words, and other volumes are not the driver's.
+    for message in [
+        "Unable to attach or mount volumes: unmounted volumes=[data], failed to process volumes=[pv-1]: timed out",
+        "MountVolume.SetUp failed for volume \"kube-api-access\" : object not registered",
+    ] {
+        let events = Some(vec![of(event("Pod", "web-0", "FailedMount", message))]);
+        let facts = Facts { pods: Some(vec![of(pod("web-0", "node-a", json!({})))]), events, ..well() };
+        first(&facts, "pod-not-ready", &[]);
+    }
     // A pod that has come up since has nothing to wait for.
     let facts = Facts { pods: Some(vec![of(running("web-0"))]), ..facts };
     assert!(told(&facts).findings.is_empty());

@@ -350,8 +350,8 @@ impl FilePool {
         Ok(found)
     }
 
-    /// The device we know of, if it still shows this image. The same attachment (diskseq) needs no question, and one whose
-    /// image has not the volume's path gets none: its number went to another.
+    /// The known device of a volume, if it still shows this image. The same attachment (diskseq) needs no query. Another
+    /// attachment is not queried here: the program that took the number may not answer, and does not concern this volume.
     fn still(&self, volume: ObjectUuid, known: &Known, file: &FileIdentity) -> Result<Option<LoopStatus>> {
         let shown = known.device.path();
         let view = self.os.loop_view(known.device).at(|| format!("look at {}", shown.display()))?;
@@ -367,6 +367,7 @@ impl FilePool {
                 Ok(Some(now).filter(|now| now.backs(file)))
             }
             _ if image_of(&view.backing).is_none_or(|image| image.uuid != volume) => Ok(None),
+            _ if known.diskseq.is_some() && known.diskseq != view.diskseq => Ok(None),
             _ => {
                 let status = self.os.loop_status(known.device).at(|| format!("ask {}", shown.display()))?;
                 Ok(status.filter(|status| status.backs(file)))

@@ -202,7 +202,11 @@ mod tests {
         let file = scratch.root().join("pool.json");
         let good = fs::read_to_string(&file).unwrap();
         let id = pool.identity().id.to_string();
-        for (bad, why) in [(good.replace(&id, "00000000000000ab"), "00000000000000ab"), ("{".into(), "pool.json")] {
+        for (bad, why) in [
+            (good.replace(&id, "00000000000000ab"), "00000000000000ab"),
+            (good.replace(home().as_str(), "node-2"), "belongs to node node-2"),
+            ("{".into(), "pool.json"),
+        ] {
             fs::write(&file, bad).unwrap();
             refused(pool.present(), Kind::Unavailable, &["pool default", why]);
             refused(pool.find_again(), Kind::Unavailable, &[why]);
@@ -212,6 +216,10 @@ mod tests {
             let other = open(scratch.os(), &spec(&scratch.root()), &home()).unwrap();
             refused(pool.find_again(), Kind::Unavailable, &["owned by another"]);
             drop(other);
+            let (trash, aside) = (scratch.root().join("trash"), scratch.root().join("aside"));
+            fs::rename(&trash, &aside).unwrap();
+            refused(pool.find_again(), Kind::Unavailable, &["trash"]);
+            fs::rename(&aside, &trash).unwrap();
             pool.find_again().unwrap();
             assert_eq!(pool.read_record(volume()).unwrap().unwrap(), b"{}");
         }

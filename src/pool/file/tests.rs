@@ -1,10 +1,11 @@
 //! What is particular to image files: the directory, its owner, its strays, loop devices of others.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::super::scratch::{Ground, Scratch, home, run, spec};
 use super::super::{
@@ -412,6 +413,40 @@ fn a_device_is_taken_away_without_image_and_record() {
     assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
     assert_eq!(pool.active(uuid()).unwrap(), None);
     assert_eq!(pool.strays().unwrap(), []);
+}
+
+/// Which devices were asked what is behind them.
+#[derive(Clone, Default)]
+struct Asked(Arc<Mutex<BTreeSet<String>>>);
+
+impl Interceptor for Asked {
+    fn before(&self, call: Call, target: &str) -> io::Result<()> {
+        if call == Call::LoopStatus {
+            self.0.lock().unwrap().insert(target.to_owned());
+        }
+        Ok(())
+    }
+
+    fn after(&self, _call: Call, _target: &str) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn no_loop_device_is_asked_but_those_over_its_volumes() {
+    let scratch = Scratch::new(Ground::Xfs);
+    let asked = Asked::default();
+    let pool = open(&Os::intercepted(Box::new(asked.clone())), &spec(&scratch.root()), &home()).unwrap();
+    // No other test has a volume of this uuid. A device that is not its is there: the scratch filesystem's.
+    let uuid = ObjectUuid::of_volume(&pool.identity().id.to_string());
+    pool.create(Object::Volume(uuid), &THICK, Fill::Blank, b"{}").unwrap();
+    let device = pool.activate(uuid, &THICK).unwrap();
+    assert_eq!(pool.active(uuid).unwrap().as_ref(), Some(&device));
+    assert_eq!(pool.volume_of(device.number).unwrap(), Some(uuid));
+    assert_eq!(pool.deactivate(uuid).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.active(uuid).unwrap(), None);
+    pool.remove(Object::Volume(uuid)).unwrap();
+    assert_eq!(*asked.0.lock().unwrap(), BTreeSet::from([device.path.display().to_string()]));
 }
 
 #[test]

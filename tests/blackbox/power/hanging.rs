@@ -2,6 +2,8 @@
 //! driver. Its own volume is told what it waits for and since when, the others go on as fast as before, the metrics show
 //! it, SIGTERM ends the driver in its grace, and nothing is formatted twice after.
 
+use std::fs;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use holdfast::csi::proto as p;
@@ -204,4 +206,41 @@ fn a_mount_that_never_returns() {
 #[test]
 fn an_unmount_that_never_returns() {
     a_disk_that_does_not_answer("NodeUnstageVolume", "umount on", |range| Fault::HoldWrites(range, 0));
+}
+
+/// LOOP_GET_STATUS64 asks the filesystem of a device's image.
+#[test]
+fn a_loop_device_whose_filesystem_never_answers_stops_nobody_though_it_has_a_volume_s_path() {
+    let (world, layer, _) = recorded(PoolFs::Xfs, 2 << 30);
+    let vol = world.create("vol", Use::Ext4);
+    let directory = world.scratch.path().join("volumes").join(vol.uuid());
+    fs::create_dir_all(&directory).unwrap();
+    let file = directory.join("data");
+    fs::File::create(&file).unwrap();
+    let (disk, file) = (layer.disk(), file.to_str().unwrap());
+    run("/usr/bin/mount", &["--bind", disk.to_str().unwrap(), file]);
+    let device = run("/usr/sbin/losetup", &["--show", "-f", file]);
+    layer.fault(Some(Fault::HoldAttributes));
+    let (watch, (done, ended)) = (Stopwatch::start(), mpsc::channel::<()>());
+    std::thread::scope(|scope| {
+        // A driver that waits for ever is let go, and was too slow then.
+        let (layer, done) = (&layer, done);
+        scope.spawn(move || {
+            let _ = ended.recv_timeout(Duration::from_secs(60));
+            layer.fault(None);
+        });
+        write_tree(&world.attach(&vol).unwrap(), 1);
+        world.detach(&vol);
+        check_tree(&world.attach(&vol).unwrap(), 1);
+        world.detach(&vol);
+        world.delete(&vol).unwrap();
+        assert!(watch.elapsed() < Duration::from_secs(40), "{:?}", watch.elapsed());
+        assert!(layer.hits() > 0, "it was not asked");
+        drop(done);
+    });
+    run("/usr/sbin/losetup", &["-d", device.trim()]);
+    run("/usr/bin/umount", &[file]);
+    fs::remove_dir_all(world.scratch.path().join("volumes")).unwrap();
+    world.finish();
+    layer.into_log();
 }

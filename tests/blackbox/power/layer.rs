@@ -25,6 +25,8 @@ use super::log::{Entry, Log, SECTOR};
 
 const ROOT: INodeNo = INodeNo(1);
 const DISK: INodeNo = INodeNo(2);
+/// The kernel asks again each time.
+const KNOWN_FOR: Duration = Duration::ZERO;
 
 /// What is done to requests instead of serving them.
 #[derive(Clone, Debug)]
@@ -37,6 +39,8 @@ pub(crate) enum Fault {
     SlowReads(Range<u64>, Duration),
     /// They are not answered while this stands.
     HoldReads(Range<u64>),
+    /// What the disk's file is, its size and owner, is not answered while this stands.
+    HoldAttributes,
     /// Writes of these bytes fail, once so many bytes were written there.
     FailWrites(Range<u64>, u64),
     /// Writes of these bytes are not answered while this stands, once so many bytes were written there.
@@ -56,6 +60,8 @@ struct State {
     held: Vec<(u64, Vec<u8>, ReplyWrite)>,
     /// Reads that are not answered yet.
     held_reads: Vec<(u64, u32, ReplyData)>,
+    /// The same of attributes.
+    held_attributes: Vec<(INodeNo, ReplyAttr)>,
 }
 
 struct Shared {
@@ -154,6 +160,9 @@ impl Layer {
         for (offset, data, reply) in std::mem::take(&mut state.held) {
             self.shared.write(&mut state, offset, data, reply);
         }
+        for (ino, reply) in std::mem::take(&mut state.held_attributes) {
+            reply.attr(&KNOWN_FOR, &attributes(self.size, ino));
+        }
         for (offset, size, reply) in std::mem::take(&mut state.held_reads) {
             let mut data = vec![0; usize::try_from(size).unwrap()];
             match self.shared.file.read_exact_at(&mut data, offset) {
@@ -218,29 +227,29 @@ fn overlap(range: &Range<u64>, offset: u64, length: usize) -> bool {
     offset < range.end && range.start < offset + length as u64
 }
 
-impl Disk {
-    fn attributes(&self, ino: INodeNo) -> FileAttr {
-        let (kind, perm, size) =
-            if ino == ROOT { (FileType::Directory, 0o700, 0) } else { (FileType::RegularFile, 0o600, self.size) };
-        FileAttr {
-            ino,
-            size,
-            blocks: size / 512,
-            atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
-            crtime: UNIX_EPOCH,
-            kind,
-            perm,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        }
+fn attributes(disk: u64, ino: INodeNo) -> FileAttr {
+    let (kind, perm, size) =
+        if ino == ROOT { (FileType::Directory, 0o700, 0) } else { (FileType::RegularFile, 0o600, disk) };
+    FileAttr {
+        ino,
+        size,
+        blocks: size / 512,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind,
+        perm,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
     }
+}
 
+impl Disk {
     fn write_here(&self, offset: u64, data: &[u8], reply: ReplyWrite) {
         let mut state = self.shared.lock();
         let fault = state.fault.clone();
@@ -295,14 +304,19 @@ impl Filesystem for Disk {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if parent == ROOT && name == "disk" {
-            reply.entry(&Duration::from_secs(3600), &self.attributes(DISK), Generation(0));
+            reply.entry(&KNOWN_FOR, &attributes(self.size, DISK), Generation(0));
         } else {
             reply.error(Errno::ENOENT);
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&Duration::from_secs(3600), &self.attributes(ino));
+        let mut state = self.shared.lock();
+        if matches!(state.fault, Some(Fault::HoldAttributes)) {
+            state.hits += 1;
+            return state.held_attributes.push((ino, reply));
+        }
+        reply.attr(&KNOWN_FOR, &attributes(self.size, ino));
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
