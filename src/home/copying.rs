@@ -80,7 +80,9 @@ impl Copies {
         Some(if copy.runs() {
             format!("is being copied into {target}: {percent} % done; retry")
         } else {
-            format!("was being copied into {target}, which stopped at {percent} %: create {target} again to resume it, or delete it")
+            format!(
+                "was being copied into {target}, which stopped at {percent} %: create {target} again to resume it, or delete it"
+            )
         })
     }
 

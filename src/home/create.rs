@@ -222,10 +222,7 @@ impl Shared {
             }
         };
         if let FormatState::Formatting { .. } = origin.format {
-            return Err(Failure::Dirty(Error::new(
-                Kind::Busy,
-                format!("{} is being formatted; retry", origin.object),
-            )));
+            return Err(Failure::Dirty(Error::new(Kind::Busy, format!("{} is being formatted; retry", origin.object))));
         }
         let (object, size) = (origin.object, origin.size);
         origin.length = self.check_image(self.pool_for(request)?, object, size)?;

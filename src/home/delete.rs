@@ -33,7 +33,10 @@ impl Shared {
         if let Some(attachment) = record.attachments.first() {
             return Err(Error::new(
                 Kind::InUse,
-                format!("volume {id} is attached to node {}: it is unchanged; detach it first (delete the pods that use it)", attachment.node),
+                format!(
+                    "volume {id} is attached to node {}: it is unchanged; detach it first (delete the pods that use it)",
+                    attachment.node
+                ),
             ));
         }
         self.not_copied_from(id.pool, object)?;

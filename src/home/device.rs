@@ -59,9 +59,12 @@ impl Shared {
         });
         match released {
             Ok(None) => Ok(()),
-            Ok(Some(held)) => {
-                Err(Error::new(Kind::InUse, format!("the device of volume {id} is still attached on node {node}: {held}; stop the processes that use it, then retry")))
-            }
+            Ok(Some(held)) => Err(Error::new(
+                Kind::InUse,
+                format!(
+                    "the device of volume {id} is still attached on node {node}: {held}; stop the processes that use it, then retry"
+                ),
+            )),
             Err(error) if is_absent(&error) => {
                 pool::clear_orphans(&self.os, id.uuid, &|device| self.of_another_pool(id, device))
             }
@@ -90,9 +93,7 @@ impl Shared {
         let path = device.path.display();
         let users = self.os.device_users(device.number).unwrap_or_default();
         Ok(Some(if users.is_empty() {
-            format!(
-                "{path} is open in a process that the driver cannot see; find it on the node: fuser -v {path}"
-            )
+            format!("{path} is open in a process that the driver cannot see; find it on the node: fuser -v {path}")
         } else {
             format!("{path} is {}", in_words(&users))
         }))
@@ -140,7 +141,9 @@ impl Shared {
         let Some(attachment) = uses.into_iter().find(|attachment| attachment.node == *node) else {
             return Err(Error::new(
                 Kind::Precondition,
-                format!("volume {id} is not attached to node {node}; attach it (ControllerPublishVolume) before it is published"),
+                format!(
+                    "volume {id} is not attached to node {node}; attach it (ControllerPublishVolume) before it is published"
+                ),
             ));
         };
         // Marks of another boot do not apply. The volume's own device is marked when it is opened, which comes first.

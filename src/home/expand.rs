@@ -35,7 +35,10 @@ impl Shared {
         if range.limit.is_some_and(|limit| limit < record.size) {
             return Err(Error::new(
                 Kind::OutOfRange,
-                format!("volume {id} already has {} bytes, more than limit_bytes: volumes cannot shrink", record.size.get()),
+                format!(
+                    "volume {id} already has {} bytes, more than limit_bytes: volumes cannot shrink",
+                    record.size.get()
+                ),
             ));
         }
         let wanted = range.required.unwrap_or(record.size);

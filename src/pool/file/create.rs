@@ -64,7 +64,10 @@ impl FilePool {
             ));
         }
         if self.exists(object)? {
-            return Err(Error::new(Kind::AlreadyExists, format!("{object} exists already in pool {}", self.identity.name)));
+            return Err(Error::new(
+                Kind::AlreadyExists,
+                format!("{object} exists already in pool {}", self.identity.name),
+            ));
         }
         Ok(())
     }
@@ -87,7 +90,11 @@ impl FilePool {
         if length > geometry.size.get() {
             return Err(Error::new(
                 Kind::OutOfRange,
-                format!("a clone of {source} needs at least {}, but {} were requested", Bytes::new(length), geometry.size),
+                format!(
+                    "a clone of {source} needs at least {}, but {} were requested",
+                    Bytes::new(length),
+                    geometry.size
+                ),
             ));
         }
         let extents = self.os.extent_count(&image, &path).at(|| format!("count the extents of {}", path.display()))?;

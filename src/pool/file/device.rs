@@ -113,7 +113,10 @@ impl FilePool {
         let status = match self.os.loop_status(attached).at(|| format!("query {}", attached.path().display())) {
             Ok(Some(status)) if status.backs(file) => status,
             Ok(_) => {
-                let gone = format!("{} was detached from {shown} right after it was attached; retry", attached.path().display());
+                let gone = format!(
+                    "{} was detached from {shown} right after it was attached; retry",
+                    attached.path().display()
+                );
                 return Err(Error::new(Kind::Internal, gone));
             }
             Err(error) => return Err(self.undo_attach(volume, file, error)),
@@ -279,7 +282,10 @@ impl FilePool {
             None => Ok(()),
             Some(device) => Err(Error::new(
                 Kind::InUse,
-                format!("cannot {what} volume {volume} while {} is attached to it; detach it first", device.path.display()),
+                format!(
+                    "cannot {what} volume {volume} while {} is attached to it; detach it first",
+                    device.path.display()
+                ),
             )),
         }
     }
@@ -292,7 +298,10 @@ impl FilePool {
         if file.size < geometry.size.get() {
             return Err(Error::new(
                 Kind::Internal,
-                format!("{shown} cannot be resized to {}: its image has {} bytes; grow the image first", geometry.size, file.size),
+                format!(
+                    "{shown} cannot be resized to {}: its image has {} bytes; grow the image first",
+                    geometry.size, file.size
+                ),
             ));
         }
         match self.settle(&status, &file, geometry)? {
@@ -472,7 +481,12 @@ impl FilePool {
     pub(super) fn place(&self) -> Result<FileIdentity> {
         let root = self.layout.root();
         let place = self.os.identity(root).at(|| format!("stat {}", root.display()))?;
-        place.ok_or_else(|| Error::new(Kind::Unavailable, format!("the pool's directory {} does not exist; mount its filesystem there", root.display())))
+        place.ok_or_else(|| {
+            Error::new(
+                Kind::Unavailable,
+                format!("the pool's directory {} does not exist; mount its filesystem there", root.display()),
+            )
+        })
     }
 
     fn known(&self, volume: ObjectUuid) -> Option<Known> {

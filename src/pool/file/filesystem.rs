@@ -119,7 +119,8 @@ impl Filesystem {
         let (from, to) = (directory.join("from"), directory.join("to"));
         os.write_new(&from, &[1; 4096]).at(|| trying("write"))?;
         let source = os.view_image(&from).at(|| trying("open"))?;
-        let source = source.ok_or_else(|| Error::new(Kind::Internal, trying("a file that was just created does not exist")))?;
+        let source =
+            source.ok_or_else(|| Error::new(Kind::Internal, trying("a file that was just created does not exist")))?;
         let target = os.create_image(&to).at(|| trying("create"))?;
         let cloning = match os.clone_file(&source, &target, &to) {
             Ok(()) => Cloning::Reflink { max_extents: MAX_EXTENTS },

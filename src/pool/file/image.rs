@@ -87,7 +87,8 @@ impl FilePool {
         let before = self.os.image_identity(&image, &path).at(|| format!("stat {}", path.display()))?.size;
         let sync = || self.os.sync_file(&image, &path).at(|| format!("fsync {}", path.display()));
         if let Err(error) = self.stretch(&image, &path, geometry).and_then(|()| sync()) {
-            let undone = self.os.set_length(&image, &path, before).at(|| format!("truncate {} to its old size", path.display()));
+            let undone =
+                self.os.set_length(&image, &path, before).at(|| format!("truncate {} to its old size", path.display()));
             return Err(match undone {
                 Ok(()) => error,
                 Err(undo) => error.and_undo_failed(&undo),

@@ -210,7 +210,12 @@ pub(super) fn lock(os: &Os, layout: &Layout) -> Result<OwnerLock> {
 fn hold(os: &Os, root: &Path, name: &dyn std::fmt::Display) -> Result<(Layout, Arc<Root>)> {
     let path = canonical(os, root, name)?;
     let held = os.open_root(&path).at(|| format!("open {}", path.display()))?;
-    let gone = || Error::new(Kind::NotFound, format!("the directory {} for {name} was removed or unmounted just now; retry", path.display()));
+    let gone = || {
+        Error::new(
+            Kind::NotFound,
+            format!("the directory {} for {name} was removed or unmounted just now; retry", path.display()),
+        )
+    };
     let held = Arc::new(held.ok_or_else(gone)?);
     Ok((Layout::new(path), held))
 }
@@ -244,7 +249,10 @@ fn canonical(os: &Os, root: &Path, name: &dyn std::fmt::Display) -> Result<std::
         )
     })?;
     if os.entry(&path).at(|| format!("stat {shown}"))? != Some(Entry::Directory) {
-        return Err(Error::new(Kind::InvalidArgument, format!("{shown} for {name} is not a directory; set another path")));
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            format!("{shown} for {name} is not a directory; set another path"),
+        ));
     }
     Ok(path)
 }

@@ -74,7 +74,10 @@ impl FilePool {
             Some(_) => {
                 return Err(Error::new(
                     Kind::Corrupt,
-                    format!("{} is not a directory, so Holdfast did not create it; inspect it and move it away", directory.display()),
+                    format!(
+                        "{} is not a directory, so Holdfast did not create it; inspect it and move it away",
+                        directory.display()
+                    ),
                 ));
             }
         }

@@ -76,7 +76,10 @@ impl FilePool {
     /// 3. fsync both directories. The reserve is now the old record's file, and is extended again if there is space.
     fn exchange(&self, file: &File, reserve: &Path, path: &Path, record: &[u8]) -> Result<()> {
         if self.os.entry(path).at(|| format!("stat {}", path.display()))? != Some(Entry::File) {
-            return Err(Error::new(Kind::NoCapacity, format!("{} does not exist, so it cannot be replaced", path.display())));
+            return Err(Error::new(
+                Kind::NoCapacity,
+                format!("{} does not exist, so it cannot be replaced", path.display()),
+            ));
         }
         self.os.write_over(file, reserve, record).at(|| format!("write {}", reserve.display()))?;
         self.os.exchange(reserve, path).at(|| format!("exchange {} and {}", reserve.display(), path.display()))?;

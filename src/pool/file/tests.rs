@@ -1,4 +1,4 @@
-//! What is particular to image files: the directory, its owner, its strays, loop devices of others.
+//! Tests for image files only: the directory, its owner, its strays, loop devices of other software.
 
 use std::fs;
 use std::io;
@@ -45,7 +45,7 @@ pub(super) fn try_open(scratch: &Scratch) -> Result<(), Error> {
     open(scratch.os(), &spec(&scratch.root()), &home()).map(drop)
 }
 
-/// What is aside comes into place when somebody looks whether it is there.
+/// Puts the directory back in place when it is checked.
 struct Arriving {
     aside: PathBuf,
     place: PathBuf,
@@ -245,7 +245,7 @@ fn an_image_is_never_reached_through_a_symbolic_link() {
     assert!(pool.activate(uuid(), &THICK).is_err());
     assert!(pool.remove(volume()).is_err());
     assert_eq!(fs::read(elsewhere.join("volume.json")).unwrap(), b"{}");
-    // Removing takes the link away and never what it leads to.
+    // A removal removes the link and never its target.
     fs::remove_file(&directory).unwrap();
     fs::rename(&elsewhere, &directory).unwrap();
     fs::rename(data(&scratch), &elsewhere).unwrap();
@@ -274,14 +274,14 @@ fn sweeping_removes_what_has_no_name_and_nothing_else() {
     }
     assert!(precious.join("file").exists());
     assert_eq!(pool.list(Class::Volume).unwrap(), [uuid()]);
-    // What somebody else put there is kept, and keeps the rest from nothing.
+    // Files of other software are kept and do not block the rest.
     fs::create_dir_all(root.join("trash/a/deep/er")).unwrap();
     fs::create_dir(root.join("trash/b")).unwrap();
     pool.sweep().unwrap();
     assert!(!root.join("trash/a").exists() && !root.join("trash/b").exists());
     let kept: Vec<_> = fs::read_dir(root.join("foreign")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(kept.len() == 1 && kept[0].join("deep/er").is_dir(), "{kept:?}");
-    // What cannot be removed is an error and keeps the rest from nothing.
+    // A file that cannot be removed is an error and does not block the rest.
     fs::create_dir_all(root.join("trash/c/deep/er")).unwrap();
     fs::create_dir(root.join("trash/d")).unwrap();
     fs::remove_dir_all(root.join("foreign")).unwrap();
@@ -347,7 +347,7 @@ fn a_loop_device_of_somebody_else_is_named_and_left_alone() {
     assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
 }
 
-/// A number that was a thick image's never passes discards on again; there may be more of them than tries.
+/// A device number of a thick image never passes on discards again. There may be more numbers than attempts.
 #[test]
 fn a_thin_image_is_attached_however_many_thick_ones_had_the_free_numbers() {
     let scratch = Scratch::new(Ground::Ext4);
@@ -429,7 +429,7 @@ fn a_mounted_volume_is_held_and_its_image_stays() {
     refused(pool.remove(volume()), Kind::InUse, &["detach"]);
     assert_eq!(fs::read(point.join("file")).unwrap(), b"data");
     assert_eq!(pool.activate(uuid(), &THICK).unwrap(), device);
-    // losetup -d of a mounted device only marks it to go with its last user: the mark is taken back.
+    // losetup -d of a mounted device only sets autoclear: the driver clears it again.
     run(scratch.os(), "losetup", ["-d", device.path.to_str().unwrap()]);
     let number = scratch.os().loop_of(device.number).unwrap().unwrap();
     let marked = || scratch.os().loop_view(number).unwrap().unwrap().autoclear;
