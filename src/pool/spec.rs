@@ -91,7 +91,7 @@ impl FromStr for PoolSpec {
         match kind {
             "file" if place.is_empty() => Err(refused("the directory is missing")),
             "file" => Self::file(name, Path::new(place)),
-            "lvm" | "rbd" => Err(refused(&format!("this release has no {kind} pools"))),
+            "lvm" | "rbd" => Err(refused(&format!("{kind} pools are not in this release"))),
             _ => Err(refused(&format!("{kind:?} is not a kind of pool"))),
         }
     }
@@ -115,7 +115,7 @@ mod tests {
     fn what_is_no_pool_says_why_and_what_to_write() {
         for (text, why) in [
             ("default", "no '='"),
-            ("default=/var/lib", "no kind"),
+            ("default=/var/lib", "the kind and its"),
             ("default=zfs:/tank", "not a kind"),
             ("default=lvm:vg0", "not in this release"),
             ("default=file:", "missing"),

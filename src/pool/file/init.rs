@@ -91,7 +91,7 @@ impl FilePool {
     /// # Errors
     /// `NotFound` where there is no pool; `Corrupt`, `Unsupported` for a pool.json that cannot be read; `Internal`.
     pub fn view(os: &Os, root: &Path) -> Result<Arc<Self>> {
-        Self::view_here(os, root).map_err(|error| explained(&"there", root, error))
+        Self::view_here(os, root).map_err(|error| explained(&"(unknown)", root, error))
     }
 
     fn view_here(outside: &Os, root: &Path) -> Result<Arc<Self>> {

@@ -113,7 +113,7 @@ fn a_view_beside_the_owner_sees_everything_and_changes_nothing() {
     assert_eq!(view.extents(volume()).unwrap(), pool.extents(volume()).unwrap());
     assert_eq!(view.strays().unwrap(), []);
     view.room().unwrap();
-    let words: &[&str] = &["only looks", "daemon"];
+    let words: &[&str] = &["only for reading", "driver"];
     refused(view.write_record(volume(), b"x"), Kind::Unsupported, words);
     refused(view.remove(volume()), Kind::Unsupported, words);
     refused(view.sweep(), Kind::Unsupported, words);
@@ -336,7 +336,7 @@ fn a_loop_device_of_somebody_else_is_named_and_left_alone() {
     make(&*pool);
     let device = foreign(&scratch, "mine");
     let name = device.path().display().to_string();
-    let words: &[&str] = &[&name, "not attached by Holdfast", "losetup -d"];
+    let words: &[&str] = &[&name, "Holdfast did not attach it", "losetup -d"];
     refused(pool.activate(uuid(), &THICK), Kind::Precondition, words);
     refused(pool.deactivate(uuid()), Kind::Precondition, words);
     refused(pool.active(uuid()), Kind::Precondition, words);
@@ -380,8 +380,8 @@ fn two_loop_devices_over_one_image_are_an_error_and_both_can_be_taken_away() {
     make(&*pool);
     foreign(&scratch, &uuid().to_string());
     foreign(&scratch, &uuid().to_string());
-    refused(pool.activate(uuid(), &THICK), Kind::Corrupt, &["both show", "/dev/loop"]);
-    refused(pool.active(uuid()), Kind::Corrupt, &["both show"]);
+    refused(pool.activate(uuid(), &THICK), Kind::Corrupt, &["are both attached", "/dev/loop"]);
+    refused(pool.active(uuid()), Kind::Corrupt, &["are both attached"]);
     assert_eq!(pool.strays().unwrap().len(), 1);
     assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
     assert_eq!(pool.active(uuid()).unwrap(), None);
