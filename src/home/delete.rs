@@ -108,7 +108,7 @@ impl Shared {
         match written {
             Ok(()) => self.copies.forget(key),
             Err(error) if error.kind() == Kind::NoCapacity && on_delete == OnDelete::Unlink => {
-                warn!(target = %key, error = %error.chain(), "cannot write the state "deleting" into the record; the delete continues without it");
+                warn!(target = %key, error = %error.chain(), "cannot write the phase deleting into the record; the delete continues without it");
             }
             Err(error) => return Err(error),
         }

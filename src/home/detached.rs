@@ -48,7 +48,7 @@ impl Shared {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "volume {} was detached from node {}, which still uses it with another capability: {held}; it cannot be attached before it is unstaged there: delete the pods that use it, then retry",
+                    "volume {} was detached from node {}, which still uses it with another capability: {held}; it cannot be attached with this capability until it is unstaged there: delete the pods that use it, then retry",
                     record.id(),
                     before.node
                 ),

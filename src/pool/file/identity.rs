@@ -92,7 +92,7 @@ impl PoolFile {
             Error::new(
                 Kind::NotFound,
                 format!(
-                    "there is no pool in {root}: it has no {POOL_FILE}; a node creates one when it starts with --pool NAME=file:{root}"
+                    "there is no pool in {root}: it has no {POOL_FILE}; a node creates one when it first starts with --pool NAME=file:{root}"
                 ),
             )
         })
