@@ -127,7 +127,7 @@ pub enum Changed {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "state")]
 pub enum FormatState {
-    /// Never attached to a node.
+    /// Neither formatted nor used as a raw block device yet.
     #[default]
     Never,
     /// Used as a raw block device: its content belongs to the user.
