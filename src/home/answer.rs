@@ -1,4 +1,4 @@
-//! What a home answers. Results say what changed, so a retry is a normal outcome.
+//! Answers of a home node. A result says what changed, so a retry is a normal outcome.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -13,36 +13,36 @@ use crate::types::{
     AccessMode, Bytes, FsType, FsckPolicy, NodeId, PoolId, PoolName, Provisioning, SnapshotId, VolumeId, VolumeMode,
 };
 
-/// What a finding is about.
+/// The subject of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FindingKind {
     /// A pool or a record that cannot be read.
     Unreadable,
-    /// A file, a device or a mount that no record explains.
+    /// A file, a device or a mount without a record.
     Orphan,
-    /// Work that was begun and has not ended: it is under way, or was cut off.
+    /// An operation that has not ended: it is running, or was interrupted.
     Unfinished,
-    /// Bytes or inodes that run out.
+    /// The pool is short of bytes or inodes.
     Space,
-    /// A pool on a filesystem that others can fill.
+    /// A pool on a filesystem that other software can fill.
     Shared,
-    /// An image that is missing, or is not what its record says.
+    /// An image that is missing, or differs from its record.
     Image,
-    /// A mounted filesystem that stopped: it was shut down, turned read-only, or does not answer.
+    /// A mounted filesystem that stopped: it was shut down, became read-only, or does not answer.
     Filesystem,
-    /// A device in a pod that is not its volume's any more.
+    /// A device in a pod that no longer belongs to the pod's volume.
     Device,
-    /// One name in several pools.
+    /// The same name in several pools.
     Duplicate,
-    /// A node or a pool that is not served, or serves another release.
+    /// A node or a pool that is not served, or runs another release.
     Service,
-    /// Of a kind that this release does not know.
+    /// A kind that this release does not know.
     Other,
 }
 
 impl FindingKind {
-    /// Those a node finds in its own pools.
+    /// The kinds that a node finds in its own pools.
     pub const OF_A_NODE: [Self; 9] = [
         Self::Unreadable,
         Self::Orphan,
@@ -55,7 +55,7 @@ impl FindingKind {
         Self::Service,
     ];
 
-    /// As it is written in output, on the wire and in metrics.
+    /// The kind as it is written in output, in the protocol and in metrics.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -73,7 +73,7 @@ impl FindingKind {
         }
     }
 
-    /// What a word says; one that another release wrote may be unknown.
+    /// The kind of a word. A word of another release may be unknown.
     #[must_use]
     pub fn of_word(word: &str) -> Self {
         let known = Self::OF_A_NODE.into_iter().chain([Self::Duplicate]);
@@ -81,32 +81,32 @@ impl FindingKind {
     }
 }
 
-/// Something that is wrong in a pool, for people.
+/// A problem in a pool, for a person.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What it is about.
+    /// Its subject.
     pub kind: FindingKind,
     /// The pool's name.
     pub pool: String,
-    /// What is wrong.
+    /// The problem.
     pub what: String,
-    /// Where.
+    /// Its location.
     pub place: String,
-    /// What settles it.
+    /// The next step.
     pub remedy: String,
 }
 
-/// The result of making something.
+/// The result of a create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Created<T> {
-    /// Made now.
+    /// Created by this call.
     New(T),
-    /// The same request made it before.
+    /// An earlier, identical request created it.
     Existing(T),
 }
 
 impl<T> Created<T> {
-    /// The thing, whoever made it.
+    /// The object, whichever call created it.
     pub fn into_inner(self) -> T {
         match self {
             Self::New(thing) | Self::Existing(thing) => thing,
@@ -117,43 +117,43 @@ impl<T> Created<T> {
 /// Whether a call changed anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Changed {
-    /// It did.
+    /// Yes.
     Yes,
-    /// It was so already.
+    /// No: the state was so already.
     No,
 }
 
-/// What is known of a volume's content (docs/design.md section 8).
+/// What is known about a volume's content (docs/design.md section 8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "state")]
 pub enum FormatState {
-    /// Never given to anybody.
+    /// Neither formatted nor used as a raw block device yet.
     #[default]
     Never,
-    /// Used as a raw block device: what is on it is the user's.
+    /// Used as a raw block device: its content belongs to the user.
     Raw,
-    /// A mkfs was begun; no user data can exist yet.
+    /// A mkfs began; there can be no user data yet.
     Formatting {
-        /// The filesystem being made.
+        /// The filesystem that is created.
         fs: FsType,
         /// The UUID it will have.
         planned_uuid: Uuid,
     },
-    /// It carries this filesystem.
+    /// The volume has this filesystem.
     Formatted {
-        /// Which.
+        /// Its type.
         fs: FsType,
-        /// With this UUID in its superblock.
+        /// The UUID in its superblock.
         uuid: Uuid,
     },
 }
 
-/// A copy on its way, where there are no reflinks.
+/// The state of a copy in a pool without reflinks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyState {
     /// Complete.
     Ready,
-    /// So many percent are there.
+    /// Running.
     Copying {
         /// 0 to 100.
         percent: u8,
@@ -163,48 +163,49 @@ pub enum CopyState {
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
-    /// Its handle's identity.
+    /// The identity in its handle.
     pub id: VolumeId,
-    /// The node it was made on, for the handle's last part.
+    /// The node where it was created, for the last part of the handle.
     pub birth_home: NodeId,
-    /// The node its pool is on now.
+    /// The node that has its pool now.
     pub home: NodeId,
-    /// What the CO called it.
+    /// Its name in the orchestrator.
     pub name: String,
     /// Its size.
     pub size: Bytes,
-    /// What it was filled from.
+    /// The source of its initial content.
     pub source: Option<Source>,
-    /// The nodes it is granted to.
+    /// The nodes it is attached to.
     pub published: Vec<NodeId>,
-    /// What is on it.
+    /// Its content.
     pub format: FormatState,
-    /// The ways it was made to be used: for ValidateVolumeCapabilities.
+    /// The volume modes of its creation, for ValidateVolumeCapabilities.
     pub modes: Vec<VolumeMode>,
     /// Thick or thin.
     pub provisioning: Provisioning,
-    /// When it was made.
+    /// When it was created.
     pub created: Timestamp,
 }
 
 /// A snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Its handle's identity.
+    /// The identity in its handle.
     pub id: SnapshotId,
-    /// The node it was made on, for the handle's last part.
+    /// The node where it was created, for the last part of the handle.
     pub birth_home: NodeId,
-    /// The node its pool is on now.
+    /// The node that has its pool now.
     pub home: NodeId,
-    /// What the CO called it.
+    /// Its name in the orchestrator.
     pub name: String,
-    /// The volume it was cut from, which may be gone.
+    /// Its source volume, which may have been deleted.
     pub source: VolumeId,
-    /// The birth home of that volume, for its handle.
+    /// The first home node of that volume, for its handle.
     pub source_birth_home: NodeId,
-    /// What a restore has to ask for at least; the restore is as large as the source was, which may be a little more.
+    /// The minimum size to request for a restore. The restored volume has the size of the source, which may be a little
+    /// more.
     pub size: Bytes,
-    /// When it was cut: the same at every retry.
+    /// When the snapshot was taken: the same in every retry.
     pub cut: Timestamp,
     /// Whether its data is complete.
     pub copy: CopyState,
@@ -215,27 +216,27 @@ pub struct Snapshot {
 pub struct Page<T, K> {
     /// The entries.
     pub entries: Vec<T>,
-    /// The last key seen, when there may be more.
+    /// The last key, when there may be more entries.
     pub next: Option<K>,
 }
 
-/// A grant.
+/// An attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Granted {
-    /// The home that gave it.
+    /// The home node that created it.
     pub home: NodeId,
-    /// Counts the grants of the volume.
+    /// The number of the attachment, counted for each volume.
     pub epoch: u64,
-    /// Whether it was there before.
+    /// Whether this call changed anything.
     pub changed: Changed,
 }
 
-/// Where a granted volume is to be found.
+/// Where the device of an attached volume is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Coordinates {
     /// On this node: the pool's own device.
     Local {
-        /// Its path, such as `/dev/loop3`.
+        /// Its path, for example `/dev/loop3`.
         device: PathBuf,
     },
 }
@@ -249,87 +250,87 @@ pub struct Opened {
     pub size: Bytes,
     /// The logical block size the device must have.
     pub block_size: u32,
-    /// What is on it.
+    /// Its content.
     pub format: FormatState,
-    /// What the grant says it is used as.
+    /// The volume mode of the attachment.
     pub mode: VolumeMode,
-    /// What the grant says of writers.
+    /// The access mode of the attachment.
     pub access: AccessMode,
-    /// Whether the grant is read-only.
+    /// Whether the attachment is read-only.
     pub read_only: super::ReadOnly,
-    /// Whether a filesystem with errors may be checked.
+    /// Whether a filesystem with errors may be repaired.
     pub fsck: FsckPolicy,
-    /// The class's extra mkfs options.
+    /// The extra mkfs options of the StorageClass.
     pub mkfs_options: String,
-    /// The grant's number.
+    /// The number of the attachment.
     pub epoch: u64,
 }
 
-/// What a node is to make.
+/// What a node must format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Formatting {
-    /// Where the device is now: it may have been taken away and come back elsewhere.
+    /// Where the device is now: it may have been detached and attached elsewhere.
     pub at: Coordinates,
     /// The UUID the filesystem must have.
     pub planned_uuid: Uuid,
 }
 
-/// What an expansion came to.
+/// The result of an expansion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expanded {
     /// The size now.
     pub size: Bytes,
-    /// Whether a filesystem on it has to follow on the node.
+    /// Whether the node must grow a filesystem on it.
     pub node_expansion: NodeExpansion,
     /// Whether the size changed.
     pub changed: Changed,
 }
 
-/// Whether the node has something to do after an expansion.
+/// Whether the node has work after an expansion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeExpansion {
-    /// The filesystem has to grow.
+    /// The filesystem must grow.
     Needed,
-    /// A raw block device: nothing more to do.
+    /// A raw block device: no more work.
     NotNeeded,
 }
 
-/// What could still be made.
+/// The capacity for new volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Bytes that new volumes may take in all.
+    /// Total bytes for new volumes.
     pub available: Bytes,
     /// The largest single volume.
     pub largest: Bytes,
-    /// The smallest volume of the capabilities asked about.
+    /// The smallest volume with the requested capabilities.
     pub smallest: Bytes,
 }
 
-/// A pool as its home sees it.
+/// A pool as its home node reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolHealth {
     /// Its id.
     pub id: PoolId,
     /// Its name.
     pub name: PoolName,
-    /// How it is.
+    /// Its state.
     pub health: Health,
 }
 
-/// How a pool is.
+/// The state of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     /// Served, with these figures.
     Served(Box<PoolReport>),
-    /// Served, and its figures cannot be read: why.
+    /// Served, but its figures cannot be read; the reason.
     Failing(String),
-    /// Kept out since it was declared lost, until a human readmits it.
+    /// In quarantine since it was declared lost, until an operator readmits it.
     Quarantined(Timestamp),
 }
 
 impl Capacity {
-    /// What a node with these pools has for the pool a query means; nothing where it has no such pool, so that the
-    /// scheduler looks elsewhere.
+    /// The capacity of the queried pool on a node with these pools; zero where the node has no such pool, so that the
+    /// scheduler selects another node.
     #[must_use]
     pub fn of_pools(pools: &[PoolReport], query: &CapacityQuery) -> Self {
         let named = |wanted: &str| pools.iter().find(|pool| pool.name.as_str() == wanted);
@@ -356,19 +357,19 @@ pub struct PoolReport {
     pub name: PoolName,
     /// Its kind.
     pub kind: Cow<'static, str>,
-    /// Where it is.
+    /// Its location.
     pub place: String,
-    /// What the filesystem below says.
+    /// Space as the filesystem reports it.
     pub room: Room,
-    /// What new volumes may still take, provisioned as the pool's default.
+    /// Capacity for new volumes with the pool's default provisioning.
     pub available: Bytes,
-    /// What thick ones may, where the pool can make them.
+    /// Capacity for thick volumes, where the pool supports them.
     pub available_thick: Option<Bytes>,
-    /// What thin ones may.
+    /// Capacity for thin volumes.
     pub available_thin: Bytes,
-    /// What a class without `provisioning` gets.
+    /// The default for a StorageClass without `provisioning`.
     pub default_provisioning: Provisioning,
-    /// Bytes promised to volumes and snapshots and not yet taken from the filesystem.
+    /// Bytes reserved for volumes and snapshots and not yet allocated in the filesystem.
     pub promised: Bytes,
     /// Sum of the sizes of all volumes.
     pub provisioned: Bytes,

@@ -1,14 +1,14 @@
-//! Copies behind the caller's back, where there are no reflinks: one thread each, resumed after a restart.
+//! Background copies in pools without reflinks. Each has one thread and resumes after a restart.
 //!
-//! While a copy runs its target is `creating`: only the copy's thread writes that record. Its source cannot be
-//! attached (a volume) or deleted (a snapshot): every operation on a source asks [`Copies::reading`] under the source's
-//! lock, and a copy is entered under that lock too. One that stopped before its end keeps its entry, and so its source:
-//! it may go on, and must then find the source as it was. The entry goes when the copy is complete, or its target's
-//! record is `deleting`.
+//! While a copy runs, its target is `creating`, and only the copy's thread writes that record. Its source cannot be
+//! attached (a volume) or deleted (a snapshot): every operation on a source calls [`Copies::reading`] under the
+//! source's lock, and a copy is registered under that lock too. A copy that stopped before its end stays registered and
+//! keeps its source locked: it may resume and must find the source unchanged. The entry is removed when the copy is
+//! complete, or when its target's record is `deleting`.
 //!
 //! Steps, and what a crash after each leaves:
-//! 1. target made blank with its record `creating`, `copy{from, done: 0}` (by create): resumed at start.
-//! 2. a piece copied and made durable, then `copy.done` written: resumed from the last `done`; pieces are copied over.
+//! 1. the blank target with its record `creating`, `copy{from, done: 0}` (by create): resumed at start.
+//! 2. a piece copied and durable, then `copy.done` written: resumed from the last `done`; pieces are copied again.
 //! 3. for a thick target, holes allocated; record `ready` without `copy`: complete.
 
 use std::collections::HashMap;
@@ -25,17 +25,17 @@ use super::record::{CopyRecord, Phase};
 use crate::pool::{Continue, Object, Progress};
 use crate::types::{Bytes, Error, Kind, PoolId, Result, SnapshotId, VolumeId};
 
-/// How many copies read and write in one pool at the same time.
+/// How many copies run at the same time in one pool.
 const AT_ONCE: usize = 2;
-/// How long a failed copy waits before it is tried again, at first and at most.
+/// How long a failed copy waits before the next attempt: the first time, and at most.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(60);
-/// How long a delete waits for a cancelled copy to end its piece.
+/// How long a delete waits until a cancelled copy has ended its piece.
 const CANCEL_WAIT: Duration = Duration::from_secs(10);
-/// How long the call that began a copy waits for it before it answers that it is under way.
+/// How long the call that began a copy waits for it before it answers that the copy is running.
 pub(super) const COPY_WAIT: Duration = Duration::from_secs(2);
 
-/// All copies under way, and the turnstile they share.
+/// All running copies, and the limit on how many run at once.
 #[derive(Default)]
 pub(super) struct Copies {
     table: Mutex<HashMap<Key, Arc<Copy>>>,
@@ -50,7 +50,7 @@ struct Copy {
     done: AtomicU64,
     total: u64,
     cancelled: AtomicBool,
-    /// Whether its thread has ended before it was complete.
+    /// Whether its thread ended before the copy was complete.
     stopped: AtomicBool,
 }
 
@@ -67,24 +67,26 @@ impl Copy {
 }
 
 impl Copies {
-    /// The percentage of the copy into `target`, if one runs.
+    /// The percentage of the copy into `target`, if one is running.
     pub(super) fn percent_into(&self, target: Key) -> Option<u8> {
         self.lock().get(&target).filter(|copy| copy.runs()).map(|copy| copy.percent())
     }
 
-    /// A copy from `source` that runs or may go on, in words.
+    /// A copy from `source` that is running or may resume, as text for a person.
     fn reading(&self, pool: PoolId, source: Object) -> Option<String> {
         let table = self.lock();
         let (target, copy) = table.iter().find(|(key, copy)| key.pool == pool && copy.source == source)?;
         let percent = copy.percent();
         Some(if copy.runs() {
-            format!("is being copied into {target}: {percent} % done; ask again")
+            format!("is being copied into {target}: {percent} % done; retry")
         } else {
-            format!("was being copied into {target}, which stopped at {percent} %: create that again, or delete it")
+            format!(
+                "was being copied into {target}, which stopped at {percent} %: create {target} again to resume it, or delete it"
+            )
         })
     }
 
-    /// Waits until a copy into one of `targets` has ended: false when none runs, or none has after `limit`.
+    /// Waits until a copy into one of `targets` has ended: false when none is running, or none ended within `limit`.
     pub(super) fn wait(&self, targets: &[Key], limit: Duration) -> bool {
         let table = self.lock();
         let running: Vec<Key> = targets.iter().filter(|key| runs(&table, **key)).copied().collect();
@@ -101,7 +103,8 @@ impl Copies {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stops the copy into `target` and waits for its thread to let go. It keeps its source until [`Copies::forget`].
+    /// Stops the copy into `target` and waits until its thread has ended. The copy keeps its source until
+    /// [`Copies::forget`].
     pub(super) fn cancel(&self, target: Key) -> Result<()> {
         let mut table = self.lock();
         if let Some(copy) = table.get(&target) {
@@ -113,13 +116,13 @@ impl Copies {
             let (back, waited) = self.ended.wait_timeout(table, CANCEL_WAIT).unwrap_or_else(PoisonError::into_inner);
             table = back;
             if waited.timed_out() && runs(&table, target) {
-                return Err(Error::new(Kind::Busy, format!("{target}: the copy into it is being stopped; ask again")));
+                return Err(Error::new(Kind::Busy, format!("{target}: the copy into it is stopping; retry")));
             }
         }
         Ok(())
     }
 
-    /// Stops all copies and waits for none: the process they belong to counts as killed.
+    /// Stops all copies without waiting: their process counts as killed.
     #[cfg(test)]
     pub(super) fn abandon(&self) {
         self.lock().values().for_each(|copy| copy.cancelled.store(true, Ordering::Relaxed));
@@ -127,12 +130,12 @@ impl Copies {
         self.ended.notify_all();
     }
 
-    /// The copy into `target` will never go on: its source is let go.
+    /// The copy into `target` never resumes: its source is released.
     pub(super) fn forget(&self, target: Key) {
         self.lock().remove(&target);
     }
 
-    /// The thread of a copy has ended.
+    /// Records that the thread of a copy has ended.
     fn leave(&self, target: Key, copy: &Copy, complete: bool) {
         let mut table = self.lock();
         if complete {
@@ -143,7 +146,7 @@ impl Copies {
         self.ended.notify_all();
     }
 
-    /// Waits for a turn; false when cancelled meanwhile.
+    /// Waits for its turn; false when the copy was cancelled.
     fn take_turn(&self, pool: PoolId, copy: &Copy) -> bool {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         while running.get(&pool).is_some_and(|running| *running >= AT_ONCE) {
@@ -165,7 +168,7 @@ impl Copies {
         self.turn.notify_all();
     }
 
-    /// Pauses before the next try; ends early when cancelled.
+    /// Waits before the next attempt; ends early when cancelled.
     fn pause(&self, copy: &Copy, pause: Duration) {
         let table = self.lock();
         if !copy.cancelled.load(Ordering::Relaxed) {
@@ -175,10 +178,10 @@ impl Copies {
 }
 
 impl Shared {
-    /// Starts (or resumes) a copy in a thread of its own. The caller holds the locks of source and target, or the
-    /// home is not serving yet.
+    /// Starts (or resumes) a copy in its own thread. The caller holds the locks of source and target, or the home node
+    /// is not serving yet.
     pub(super) fn start_copy(self: &Arc<Self>, target: Key, record: CopyRecord) {
-        // More than all of it cannot be there: then nothing that was said of it counts, and it begins anew.
+        // `done` cannot be more than the total: the record is then wrong, and the copy starts again.
         let done = if record.done <= record.total { record.done } else { Bytes::ZERO };
         let copy = Arc::new(Copy {
             source: record.from.object(),
@@ -202,17 +205,17 @@ impl Shared {
             }
         };
         if let Err(error) = thread::Builder::new().name("copy".to_owned()).spawn(work) {
-            // Not under way then: the next create or start tries again.
-            warn!(target = %target, error = %error, "no thread for a copy");
+            // The copy is not running then: the next create or start tries again.
+            warn!(target = %target, error = %error, "cannot start a thread for a copy; a retry of its request starts it");
             self.copies.leave(target, &copy, false);
         }
     }
 
-    /// Tries until it is complete, or cancelled: false.
+    /// Tries until the copy is complete; false when it was cancelled.
     fn copy_until_done(self: &Arc<Self>, target: Key, copy: &Copy) -> bool {
         let mut pause = RETRY_FIRST;
         while !copy.cancelled.load(Ordering::Relaxed) {
-            // Its pool is about to be served.
+            // The pool will be served soon.
             if self.opened(target.pool).is_none() {
                 self.copies.pause(copy, RETRY_FIRST);
                 continue;
@@ -220,7 +223,7 @@ impl Shared {
             if !self.copies.take_turn(target.pool, copy) {
                 return false;
             }
-            // A panic must not keep the turn, nor the source, for ever: it is an error like any other.
+            // A panic must not keep the turn or the source for ever: it is handled as any other error.
             let attempt = panic::catch_unwind(AssertUnwindSafe(|| self.copy_once(target, copy)));
             let panicked = |_| Err(Error::new(Kind::Internal, "the copy's thread panicked"));
             let result = attempt.unwrap_or_else(panicked);
@@ -228,7 +231,7 @@ impl Shared {
             match result {
                 Ok(complete) => return complete,
                 Err(error) => {
-                    warn!(target = %target, percent = copy.percent(), error = %error.chain(), "a copy failed and is tried again");
+                    warn!(target = %target, percent = copy.percent(), error = %error.chain(), "a copy failed; the driver retries it");
                     self.copies.pause(copy, pause);
                     pause = (pause * 2).min(RETRY_MOST);
                 }
@@ -276,13 +279,13 @@ impl Shared {
         Ok(())
     }
 
-    /// What is answered for a thing whose copy is not complete.
+    /// The error for an object whose copy is not complete.
     pub(super) fn still_copying(&self, target: Key) -> Error {
         let percent = self.copies.percent_into(target).unwrap_or_default();
-        Error::new(Kind::Busy, format!("{target} is being copied: {percent} % done; ask again"))
+        Error::new(Kind::Busy, format!("{target} is being copied: {percent} % done; retry"))
     }
 
-    /// Refuses what must not happen to the source of a copy.
+    /// Returns an error for an operation that the source of a copy does not allow.
     pub(super) fn not_copied_from(&self, pool: PoolId, source: Object) -> Result<()> {
         match self.copies.reading(pool, source) {
             None => Ok(()),
@@ -291,12 +294,12 @@ impl Shared {
     }
 }
 
-/// Whether a copy into `target` is under way.
+/// Whether a copy into `target` is running.
 fn runs(table: &HashMap<Key, Arc<Copy>>, target: Key) -> bool {
     table.get(&target).is_some_and(|copy| copy.runs())
 }
 
-/// Writes the progress into the record and listens for a cancel.
+/// Writes the progress into the record and checks for a cancel.
 struct Report<'a> {
     shared: &'a Arc<Shared>,
     target: Key,
@@ -309,9 +312,9 @@ impl Progress for Report<'_> {
         if self.copy.cancelled.load(Ordering::Relaxed) {
             return Continue::No;
         }
-        // A record that cannot be written only costs the progress made since the last one.
+        // If the record cannot be written, only the progress since the last write is lost.
         if let Err(error) = self.write(done) {
-            warn!(target = %self.target, error = %error.chain(), "progress of a copy not recorded");
+            warn!(target = %self.target, error = %error.chain(), "cannot record the progress of a copy; after a restart it resumes from an earlier point");
         }
         Continue::Yes
     }

@@ -1,4 +1,4 @@
-//! CreateVolume: blank, restored or cloned.
+//! CreateVolume: blank, restored from a snapshot, or cloned.
 
 use std::sync::Arc;
 
@@ -18,29 +18,29 @@ use crate::types::{
     Bytes, Capability, Error, Failure, Kind, ObjectUuid, OnDelete, PoolId, Provisioning, Result, VolumeId, VolumeMode,
 };
 
-/// What a volume is filled from, looked up.
+/// The source of a volume's content.
 struct Origin {
     object: Object,
     size: Bytes,
-    /// What a copy has to ask for at least.
+    /// The minimum size to request for a copy.
     least: Bytes,
-    /// Of its image: at least the size.
+    /// The length of its image: at least the size.
     length: Bytes,
     format: FormatState,
 }
 
 impl Shared {
-    /// Makes a volume.
+    /// Creates a volume.
     ///
     /// Steps, and what a crash after each leaves:
     /// 1. lock, compare with an existing record: nothing.
     /// 2. reserve in the ledger (memory): nothing.
-    /// 3. the pool makes data, record and name (its own steps; a temporary is swept at start): nothing, or the volume.
-    ///    Where the source is copied the record says `creating`, and the copy is resumed at start (copying.rs).
+    /// 3. the pool creates data, record and name (its own steps; temporary files are removed at start): nothing, or the
+    ///    volume. Where the source is copied, the record says `creating`, and the copy resumes at start (copying.rs).
     /// 4. reply: the volume; a retry finds it by its name's uuid.
     ///
-    /// A copy that is nearly done is waited for, holding no lock, so that a small volume is there at the first answer.
-    /// That is the caller's retry, done here: it begins at step 1, and finds what others did meanwhile.
+    /// If a copy is nearly done, the call waits for it without a lock, so that a small volume is there in the first
+    /// answer. This is a retry inside the call: it starts at step 1 and finds any changes made meanwhile.
     pub(super) fn create_volume(self: &Arc<Self>, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
         let watch = Stopwatch::start();
         loop {
@@ -53,13 +53,13 @@ impl Shared {
         }
     }
 
-    /// A request that is refused for its words is not final where its name exists: a later release, or another class,
-    /// made it.
+    /// An invalid request is not a final error if its name exists: a later release, or a request with another
+    /// StorageClass, created it.
     fn unless_made(&self, request: &CreateVolume, failure: Failure) -> Failure {
         match failure {
             Failure::Clean(error) if error.kind() == Kind::InvalidArgument => {
                 error.unless_made(&format!("volume {:?}", request.name), || {
-                    // A pool that is not there may have it.
+                    // A pool that is not served may have the name.
                     self.all_in_use()?;
                     self.find_volume(ObjectUuid::of_volume(&request.name))
                 })
@@ -68,7 +68,7 @@ impl Shared {
         }
     }
 
-    /// The targets of the copies a volume from a source depends on: itself, and the source.
+    /// The targets of the copies that a volume from a source depends on: itself, and the source.
     fn copies_for(&self, request: &CreateVolume) -> Vec<Key> {
         let (pool, source) = match request.source {
             None => return Vec::new(),
@@ -90,13 +90,13 @@ impl Shared {
         match self.volume_record(&id) {
             Ok(Some(record)) => return self.existing(&record, request),
             Ok(None) => {}
-            // Something is there, and what it is cannot be told: that is not "nothing exists".
+            // An object exists that cannot be read: that is not "nothing exists".
             Err(error) => return Err(Failure::Dirty(error)),
         }
         if let Some(other) = self.elsewhere(pool, key.object).map_err(Failure::Dirty)? {
             return Err(Failure::Clean(Error::new(
                 Kind::AlreadyExists,
-                format!("volume {:?} exists already, in pool {other}; delete it or ask for another name", request.name),
+                format!("volume {:?} exists already, in pool {other}; delete it or use another name", request.name),
             )));
         }
 
@@ -105,7 +105,7 @@ impl Shared {
         self.make(state, &record, origin.as_ref())
     }
 
-    /// The pool a request is for: its source's, else the one its class names.
+    /// The pool for a request: its source's pool, otherwise the pool in the parameters.
     fn pool_for(&self, request: &CreateVolume) -> Result<&PoolState> {
         let source = match &request.source {
             None => return self.pool_named(request.parameters.pool.as_ref()),
@@ -117,7 +117,7 @@ impl Shared {
             Some(name) if *name != state.pool.identity().name => Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "the source is in pool {} and the class asks for pool {name}: a copy is made in its source's pool; use a class with pool: {}",
+                    "the source is in pool {}, but the StorageClass sets pool {name}: a copy is in the pool of its source; use a StorageClass with pool: {}",
                     state.pool.identity().name,
                     state.pool.identity().name
                 ),
@@ -126,10 +126,10 @@ impl Shared {
         }
     }
 
-    /// The new volume's lock, and a share of its source's: many may be filled from one source at the same time, but it
-    /// is not deleted, attached or formatted meanwhile.
+    /// The new volume's lock, and a shared lock of its source. Many volumes may be created from one source at the same
+    /// time, but the source is not deleted, attached or formatted meanwhile.
     fn lock_with_source(&self, key: Key, source: Option<&Source>) -> Result<Vec<LockGuard<Key>>> {
-        // In every pool: a name is one volume in all of a home, also when two ask for it at once.
+        // In every pool: a name is unique on a home node, also with two concurrent requests.
         let same = |pool: &PoolId| self.locks.try_lock(&Key { pool: *pool, object: key.object }, "CreateVolume");
         let open = self.slots.iter().filter_map(Slot::state);
         let mut locks = open.map(|state| same(&state.pool.identity().id)).collect::<Result<Vec<_>>>()?;
@@ -146,14 +146,14 @@ impl Shared {
         Ok(locks)
     }
 
-    /// Answers for a volume that is there already.
+    /// The answer for a volume that exists already.
     fn existing(self: &Arc<Self>, record: &VolumeRecord, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
         let id = record.id();
         if let Some(difference) = record.differs_from(request) {
             return Err(Failure::Clean(Error::new(
                 Kind::AlreadyExists,
                 format!(
-                    "volume {:?} exists already as {id}, but {difference}; delete it or ask for another name",
+                    "volume {:?} exists already as {id}, but {difference}; delete it or use another name",
                     request.name
                 ),
             )));
@@ -166,7 +166,7 @@ impl Shared {
             }
             Phase::Deleting => Err(Failure::Dirty(Error::new(
                 Kind::Busy,
-                format!("volume {id} is being deleted; delete it again to finish that, then create it"),
+                format!("volume {id} is being deleted; retry the delete until it succeeds, then create the volume"),
             ))),
             Phase::Creating => {
                 record.changeable().map_err(Failure::Dirty)?;
@@ -179,7 +179,7 @@ impl Shared {
         }
     }
 
-    /// Looks the source up and refuses one that cannot be copied now.
+    /// Finds the source, and returns an error if it cannot be copied now.
     fn origin(&self, request: &CreateVolume) -> Result<Option<Origin>, Failure> {
         let mut origin = match &request.source {
             None => return Ok(None),
@@ -189,7 +189,7 @@ impl Shared {
                 let key = Key { pool: id.pool, object: record.object() };
                 match record.phase {
                     Phase::Ready => {}
-                    // Nothing of ours is left by either, but the answer must make the caller come back.
+                    // Neither leaves anything of the new volume, but the answer must make the caller retry.
                     Phase::Creating => return Err(Failure::Dirty(self.still_copying(key))),
                     Phase::Deleting => return Err(Failure::Clean(no_snapshot(id))),
                 }
@@ -222,10 +222,7 @@ impl Shared {
             }
         };
         if let FormatState::Formatting { .. } = origin.format {
-            return Err(Failure::Dirty(Error::new(
-                Kind::Busy,
-                format!("{} is being formatted; ask again", origin.object),
-            )));
+            return Err(Failure::Dirty(Error::new(Kind::Busy, format!("{} is being formatted; retry", origin.object))));
         }
         let (object, size) = (origin.object, origin.size);
         origin.length = self.check_image(self.pool_for(request)?, object, size)?;
@@ -236,14 +233,14 @@ impl Shared {
                     true
                 }
                 (FormatState::Formatted { fs, .. }, VolumeMode::Mount(wanted)) => fs == wanted,
-                // All of its bytes may be read and written; from then on it is raw, for good.
+                // All of its bytes may be read and written; from then on it is raw, permanently.
                 (FormatState::Formatted { .. }, VolumeMode::Block) => only_block,
                 (FormatState::Raw, VolumeMode::Mount(_)) => false,
             };
             if !fits {
                 let carries = describe(origin.format);
                 let message = format!(
-                    "{object} {carries}, and a copy of it cannot be used as {}; ask for the same mode and filesystem as its source",
+                    "{object} {carries}, and a copy of it cannot be used as {}; request the same volumeMode and filesystem as its source",
                     capability.mode
                 );
                 return Err(Failure::Clean(Error::new(Kind::InvalidArgument, message)));
@@ -252,7 +249,7 @@ impl Shared {
         Ok(Some(origin))
     }
 
-    /// Whether a volume can be cut now: always by reflink; by copying only while nobody can write it.
+    /// Whether a volume can be copied now: with reflinks always; without them only while no node can write it.
     pub(super) fn source_volume_usable(&self, record: &VolumeRecord) -> Result<()> {
         let state = self.pool(record.pool)?;
         if matches!(state.pool.abilities().cloning, Cloning::Reflink { .. }) {
@@ -270,8 +267,8 @@ impl Shared {
             Some(why) => Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "volume {} cannot be snapshotted or cloned now: {why}, and pool {} ({}) has no reflinks, so a copy of a moving image would be torn. \
-                     Stop the pods that use the volume and try again, or keep volumes that need this on a pool on XFS with reflink",
+                    "volume {} cannot be snapshotted or cloned now: {why}, and pool {} ({}) has no reflinks, so a copy would be inconsistent while the volume is written. \
+                     Stop the pods that use the volume and retry, or put volumes that need this on a pool on XFS with reflink",
                     record.id(),
                     state.pool.identity().name,
                     state.pool.identity().place
@@ -280,7 +277,7 @@ impl Shared {
         }
     }
 
-    /// Checks the request against the pool and writes down the volume to be.
+    /// Checks the request against the pool and builds the record of the new volume.
     fn plan(
         &self,
         state: &PoolState,
@@ -295,7 +292,7 @@ impl Shared {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "pool {} ({}) cannot keep volumes thick: use provisioning: thin, or a pool on XFS or ext4",
+                    "pool {} ({}) does not support thick volumes: set provisioning: thin, or use a pool on XFS or ext4",
                     identity.name, identity.place
                 ),
             ));
@@ -303,7 +300,7 @@ impl Shared {
         if provisioning == Provisioning::Thin && request.parameters.on_delete == OnDelete::Zero {
             return Err(Error::new(
                 Kind::InvalidArgument,
-                "parameter onDelete: zero is for thick volumes only; use unlink",
+                "parameter onDelete: zero is only for thick volumes; set onDelete: unlink",
             ));
         }
         for capability in &request.capabilities {
@@ -313,7 +310,7 @@ impl Shared {
                 if request.range.required.is_some_and(|required| required < least) && fs == crate::types::FsType::Xfs {
                     return Err(Error::new(
                         Kind::OutOfRange,
-                        format!("an xfs volume has at least {least}; ask for that much, or use ext4"),
+                        format!("an xfs volume needs at least {least}; request that size, or use ext4"),
                     ));
                 }
             }
@@ -364,8 +361,8 @@ impl Shared {
         })
     }
 
-    /// A volume that is formatted at its first stage, with options of its class's own: whether they can work at its size
-    /// is asked now, while the claim can still be told, and not at a stage that would fail for ever.
+    /// For a volume that is formatted at its first stage with options of its StorageClass: checks now whether the
+    /// options work at its size, while the claim can still report it. Otherwise every stage would fail.
     pub(super) fn formattable(
         &self,
         capabilities: &[Capability],
@@ -415,18 +412,18 @@ impl Shared {
     }
 }
 
-/// A lock that is taken says nothing of what exists; a request that can never be served is one.
+/// A lock that is in use says nothing about what exists; a request that can never succeed is a final error.
 fn not_now(error: Error) -> Failure {
     if error.kind() == Kind::Busy { Failure::Dirty(error) } else { Failure::Clean(error) }
 }
 
-/// Whether a volume is to be used as a raw block device and in no other way.
+/// Whether a volume is requested only as a raw block device.
 fn only_block(request: &CreateVolume) -> bool {
     !request.capabilities.is_empty() && request.capabilities.iter().all(|c| c.mode == VolumeMode::Block)
 }
 
-/// What is known of a copy's content. Where a filesystem is copied to be used as a raw block device, nobody vouches for it
-/// any more: whoever has the device may write anything, so the copy is raw from the start and never mounted by us.
+/// The format state of a copy. A filesystem copied for use as a raw block device is raw from the start: its user may
+/// write anything to the device, so the driver never mounts it.
 fn inherited(source: FormatState, request: &CreateVolume) -> FormatState {
     match source {
         FormatState::Formatted { .. } if only_block(request) => FormatState::Raw,
@@ -444,12 +441,12 @@ fn copy_of(origin: &Origin) -> CopyRecord {
     CopyRecord { from, done: Bytes::ZERO, total: origin.size }
 }
 
-/// What is on a volume, as a clause.
+/// A volume's content, as a clause.
 pub(super) fn describe(format: FormatState) -> String {
     match format {
         FormatState::Never => "was never used".to_owned(),
         FormatState::Raw => "is a raw block device".to_owned(),
         FormatState::Formatting { fs, .. } => format!("is being formatted as {fs}"),
-        FormatState::Formatted { fs, uuid } => format!("carries {fs} with UUID {uuid}"),
+        FormatState::Formatted { fs, uuid } => format!("contains {fs} with UUID {uuid}"),
     }
 }

@@ -14,15 +14,15 @@ impl Shared {
     /// Deletes a volume.
     ///
     /// Steps, and what a crash after each leaves:
-    /// 1. lock; refuse while attached, copied from, or its device held: unchanged.
-    /// 2. a copy into it stopped, its idle device taken away: unchanged; both come back when asked for.
-    /// 3. record `deleting`, durable: it is gone for everything but this call, which goes on at the retry. Left out
-    ///    where the pool is full and nothing has to be overwritten.
-    /// 4. for `onDelete: zero` the image overwritten, `erased` recorded on the way: goes on from there.
-    /// 5. renamed to the trash, durable: gone; the trash is swept at start.
+    /// 1. lock; an error while it is attached, is the source of a copy, or its device is in use: unchanged.
+    /// 2. a copy into it stopped, its idle device detached: unchanged; both come back when needed.
+    /// 3. record `deleting`, durable: only this call still sees the volume, and the retry continues. Skipped where the
+    ///    pool is full and nothing has to be overwritten.
+    /// 4. for `onDelete: zero` the image overwritten, with `erased` recorded: the retry continues there.
+    /// 5. renamed to the trash, durable: deleted; the trash is removed at start.
     ///
-    /// A retry that finds no record may follow an error in step 5: it goes through that step again, so that gone is
-    /// durably gone and its room is given back.
+    /// A retry that finds no record may follow an error in step 5. It repeats that step, so that the delete is durable
+    /// and the space is released.
     pub(super) fn delete_volume(self: &Arc<Self>, id: &VolumeId) -> Result<Changed> {
         let state = self.pool(id.pool)?;
         let object = Object::Volume(id.uuid);
@@ -33,7 +33,10 @@ impl Shared {
         if let Some(attachment) = record.attachments.first() {
             return Err(Error::new(
                 Kind::InUse,
-                format!("volume {id} is attached to node {}: it was not touched; detach it first", attachment.node),
+                format!(
+                    "volume {id} is attached to node {}: it is unchanged; detach it first (delete the pods that use it)",
+                    attachment.node
+                ),
             ));
         }
         self.not_copied_from(id.pool, object)?;
@@ -45,7 +48,7 @@ impl Shared {
         if let Some(held) = held {
             return Err(Error::new(
                 Kind::InUse,
-                format!("volume {id} is in use: {held}; it was not touched; unmount it first"),
+                format!("volume {id} is in use: {held}; it is unchanged; unmount it first"),
             ));
         }
         state.pool.disclaim_device(id.uuid);
@@ -91,7 +94,7 @@ impl Shared {
 }
 
 impl Shared {
-    /// Step 5, of something without a record.
+    /// Step 5, for an object without a record.
     fn gone(&self, state: &PoolState, key: Key) -> Result<Changed> {
         state.pool.remove(key.object)?;
         self.copies.forget(key);
@@ -99,13 +102,13 @@ impl Shared {
         Ok(Changed::No)
     }
 
-    /// What writing `deleting` came to. In a full pool it cannot be written, and deleting is what makes room: without
-    /// an erase that has to be gone on with, the rename into the trash is mark enough.
+    /// The result of writing `deleting`. In a full pool it cannot be written, but deleting frees space. Without an
+    /// erase that must be resumed, the rename into the trash is sufficient.
     fn marked(&self, written: Result<()>, key: Key, on_delete: OnDelete) -> Result<()> {
         match written {
             Ok(()) => self.copies.forget(key),
             Err(error) if error.kind() == Kind::NoCapacity && on_delete == OnDelete::Unlink => {
-                warn!(target = %key, error = %error.chain(), "deleted without a mark in its record");
+                warn!(target = %key, error = %error.chain(), "cannot write the phase deleting into the record; the delete continues without it");
             }
             Err(error) => return Err(error),
         }
@@ -113,13 +116,13 @@ impl Shared {
     }
 }
 
-/// Where an erase goes on. A record that says more than there is has its erase begun anew: the bytes that it is about would
-/// stay.
+/// Where an erase resumes. If the record says more than the image's size, the erase starts again: otherwise those bytes
+/// would stay.
 fn erased(said: Option<Bytes>, size: Bytes) -> Bytes {
     said.filter(|erased| *erased <= size).unwrap_or_default()
 }
 
-/// Records how far an erase is, so that a crash does not begin it anew.
+/// Records the progress of an erase, so that it resumes after a crash.
 struct Erasing<'a> {
     shared: &'a Arc<Shared>,
     record: Doomed<'a>,
@@ -139,7 +142,7 @@ impl Progress for Erasing<'_> {
             }
         };
         if let Err(error) = written {
-            tracing::warn!(error = %error.chain(), "progress of an erase not recorded");
+            tracing::warn!(error = %error.chain(), "cannot record the progress of an erase; after a restart it resumes from an earlier point");
         }
         Continue::Yes
     }

@@ -1,13 +1,13 @@
-//! A volume that its home node still uses after it was detached.
+//! A volume that its home node still uses after a detach.
 //!
-//! Kubernetes deletes an attachment without an unstage when the node's object is deleted, or after six minutes without
-//! its kubelet. A pod of the same node may want the volume before kubelet unstages it, and kubelet then waits for the
-//! attachment to go first. Nobody but the home node can use a local volume, so the end of the attachment protects
-//! nothing there. It is recorded as `still_staged`, and the device decides: until it is idle, the volume is attached
-//! to its home node alone and as before, and it is not deleted, formatted, or copied. Unstage needs no attachment.
+//! Kubernetes deletes an attachment without an unstage when the Node object is deleted, or after six minutes without
+//! its kubelet. A pod of the same node may need the volume before kubelet unstages it, and kubelet then waits until the
+//! attachment is removed. Only the home node can use a local volume, so keeping the attachment protects nothing there.
+//! The record says `still_staged`, and the device decides. Until it is idle, the volume can only be attached to its
+//! home node and in the same way, and it is not deleted, formatted or copied. Unstage needs no attachment.
 //!
-//! An older release does not know the field. It keeps it, sees a volume that is not attached, and asks the device
-//! before it deletes, formats or copies, as for every volume: so it is no word that an older release must not read.
+//! An older release does not know the field. It keeps the field, sees a volume that is not attached, and checks the
+//! device before it deletes, formats or copies, as for every volume. The record therefore needs no newer reader.
 
 use tracing::{info, warn};
 
@@ -17,22 +17,22 @@ use super::record::{AttachPath, Attachment, GrantState, VolumeRecord};
 use crate::types::{Error, Kind, Result, VolumeId};
 
 impl Shared {
-    /// Whether an attachment may end although its device is in use: for a local one the user is the home node itself.
-    /// One step; the caller stores the record.
+    /// Whether an attachment may be removed although its device is in use: for a local volume only the home node itself
+    /// uses it. One step; the caller stores the record.
     pub(super) fn detach_in_use(&self, record: &mut VolumeRecord, ended: &Attachment, held: &str) {
         match ended.path {
             AttachPath::Local => {
-                info!(volume = %record.handle, node = %self.node, held, "volume detached while its node still uses it");
+                info!(volume = %record.handle, node = %self.node, held, "volume detached while its home node still uses it");
                 record.still_staged = Some(Attachment { state: GrantState::Revoking, ..ended.clone() });
             }
         }
     }
 
-    /// Whether a volume may be attached that its home node may still have staged: the same way as before, or once the
-    /// device is idle. Takes the mark away in memory; the caller stores the record with the new attachment.
+    /// Whether a volume may be attached while its home node may still have it staged: in the same way as before, or
+    /// when the device is idle. Removes the mark in memory; the caller stores the record with the new attachment.
     ///
     /// # Errors
-    /// `Precondition` while it is in use another way.
+    /// `Precondition` while it is in use in another way.
     pub(super) fn attach_again(
         &self,
         state: &PoolState,
@@ -48,7 +48,7 @@ impl Shared {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "volume {} was detached from node {}, which still uses it with another capability: {held}; it can be attached so when it is unstaged there: delete the pods that use it, then retry",
+                    "volume {} was detached from node {}, which still uses it with another capability: {held}; it cannot be attached with this capability until it is unstaged there: delete the pods that use it, then retry",
                     record.id(),
                     before.node
                 ),
@@ -58,8 +58,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The device is gone: a mark that it was still in use is void. One that cannot be removed stays, and is judged by
-    /// the device again.
+    /// The device is detached, so a mark that it is in use no longer applies. If it cannot be removed, it stays, and
+    /// the device decides again.
     pub(super) fn unstaged(&self, state: &PoolState, id: &VolumeId) {
         let cleaned = self.volume_record(id).and_then(|record| match record {
             Some(record) if record.still_staged.is_some() => {
@@ -70,7 +70,7 @@ impl Shared {
             _ => Ok(()),
         });
         if let Err(error) = cleaned {
-            warn!(volume = %id, error = %error.chain(), "the volume is unstaged, and its record still says otherwise");
+            warn!(volume = %id, error = %error.chain(), "the volume is unstaged, but its record could not be updated; the driver checks its device when it is attached again");
         }
     }
 }
@@ -82,7 +82,8 @@ mod tests {
     use super::super::record::Record;
     use super::*;
 
-    /// What release 0.1.0 reads of it: not attached, and nothing that it must not change. What it does not know it keeps.
+    /// How release 0.1.0 reads it: not attached, with nothing that it must not change. It keeps fields it does not
+    /// know.
     #[test]
     fn an_older_release_sees_a_volume_that_is_not_attached() {
         let mut value: Value = serde_json::from_str(include_str!("fixtures/volume-v1.json")).unwrap();

@@ -1,4 +1,4 @@
-//! The devices of this home's volumes: whose each is, who uses it, and letting go of it.
+//! The devices of this home node's volumes: their owners, their users, and how they are detached.
 
 use tracing::warn;
 
@@ -9,8 +9,8 @@ use crate::pool::{self, ActiveDevice, Deactivated};
 use crate::types::{Error, Kind, NodeId, ObjectUuid, OsContext, Result, VolumeId, VolumeMode};
 
 impl Shared {
-    /// The device that shows a volume now; of a volume whose pool is not served or went away, one over an image of its
-    /// name: what is mounted must be unmounted all the same.
+    /// The device of a volume now. If the pool is not served or disappeared, a device over an image with the volume's
+    /// name: a mounted device must still be unmounted.
     pub(super) fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>> {
         match self.pool(id.pool).and_then(|state| state.pool.active(id.uuid)) {
             Err(error) if is_absent(&error) => {
@@ -20,7 +20,7 @@ impl Shared {
         }
     }
 
-    /// The volume that a device of this machine shows, if it is one of ours.
+    /// The volume whose image backs a device of this machine, if it is one of this home node's.
     pub(super) fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
         for (pool, state) in self.there() {
             match state.pool.volume_of(device) {
@@ -33,7 +33,7 @@ impl Shared {
         Ok(None)
     }
 
-    /// Two pools may hold the same uuid: disks that were moved, two drivers given the same names.
+    /// Two pools may have the same uuid: disks that were moved, or two drivers with the same volume names.
     fn of_another_pool(&self, id: &VolumeId, device: DevNum) -> Result<bool> {
         for (_, state) in self.there().filter(|(pool, _)| *pool != id.pool) {
             match state.pool.volume_of(device) {
@@ -46,8 +46,8 @@ impl Shared {
         Ok(false)
     }
 
-    /// The node has let go: the device is taken away. Of a volume whose pool is not served or went away, what is left of
-    /// it.
+    /// The node has unstaged the volume: its device is detached. If the pool is not served or disappeared, the devices
+    /// that are left.
     pub(super) fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
         let released = self.pool(id.pool).and_then(|state| {
             let _lock = self.lock_volume(id, "close")?;
@@ -59,9 +59,12 @@ impl Shared {
         });
         match released {
             Ok(None) => Ok(()),
-            Ok(Some(held)) => {
-                Err(Error::new(Kind::InUse, format!("the device of volume {id} stays on node {node}: {held}")))
-            }
+            Ok(Some(held)) => Err(Error::new(
+                Kind::InUse,
+                format!(
+                    "the device of volume {id} is still attached on node {node}: {held}; stop the processes that use it, then retry"
+                ),
+            )),
             Err(error) if is_absent(&error) => {
                 pool::clear_orphans(&self.os, id.uuid, &|device| self.of_another_pool(id, device))
             }
@@ -69,10 +72,10 @@ impl Shared {
         }
     }
 
-    /// Takes a volume's device away; what holds it, in words, when it cannot be.
+    /// Detaches a volume's device; returns the users as text when this is not possible.
     ///
-    /// A device node bound into a pod holds nothing in the kernel's eyes, and would show the next image that gets the
-    /// loop's number: a device that is mounted or bound here is not even tried.
+    /// A device node that is bound into a pod does not count as open in the kernel, and would show the next image that
+    /// gets the loop number. A device that is mounted or bound here is therefore never detached.
     pub(super) fn release_device(&self, state: &PoolState, uuid: ObjectUuid) -> Result<Option<String>> {
         let before = match state.pool.active(uuid) {
             Ok(Some(device)) => Some(device),
@@ -91,14 +94,12 @@ impl Shared {
             return Ok(None);
         }
         let Some(device) = before.or(state.pool.active(uuid).ok().flatten()) else {
-            return Ok(Some("its device is held".to_owned()));
+            return Ok(Some("its device is in use".to_owned()));
         };
         let path = device.path.display();
         let users = self.os.device_users(device.number).unwrap_or_default();
         Ok(Some(if users.is_empty() {
-            format!(
-                "{path} is held open, by a process that cannot be seen from here; look for it on the node: fuser -v {path}"
-            )
+            format!("{path} is open in a process that the driver cannot see; find it on the node: fuser -v {path}")
         } else {
             format!("{path} is {}", in_words(&users))
         }))
@@ -106,12 +107,12 @@ impl Shared {
 
     /// Where a device is mounted or bound, as this process sees it.
     fn mounted_at(&self, device: DevNum) -> Result<Vec<DeviceUse>> {
-        let table = self.os.mounts().at(|| "read the table of mounts")?;
+        let table = self.os.mounts().at(|| "read the mount table")?;
         Ok(table.uses(device))
     }
 
-    /// A raw block volume's device may be in a pod from now on: the record says which it is, so that after any restart in
-    /// this boot its number is given to no other volume. One step: the record is written before the node has the device.
+    /// Records the device of a raw block volume, which may be in a pod from now on. After any restart in this boot its
+    /// number is then given to no other volume. One step: the record is written before the node gets the device.
     pub(super) fn mark_device(
         &self,
         state: &PoolState,
@@ -135,8 +136,8 @@ impl Shared {
         state.pool.claim_device(record.uuid, device)
     }
 
-    /// The same of the device of pods that only read. One step: the record is written before a pod has the device. Its
-    /// number is kept from other volumes by the node, while it is bound.
+    /// The same for the device of read-only pods. One step: the record is written before a pod gets the device. The
+    /// node keeps its number from other volumes while it is bound.
     pub(super) fn give_view(&self, id: &VolumeId, node: &NodeId, view: &ActiveDevice) -> Result<()> {
         let _lock = self.lock_volume(id, "NodePublishVolume")?;
         let mut record = self.ready_volume(id)?;
@@ -146,10 +147,12 @@ impl Shared {
         let Some(attachment) = uses.into_iter().find(|attachment| attachment.node == *node) else {
             return Err(Error::new(
                 Kind::Precondition,
-                format!("volume {id} is not attached to node {node}: it has to be before it is published"),
+                format!(
+                    "volume {id} is not attached to node {node}; attach it (ControllerPublishVolume) before it is published"
+                ),
             ));
         };
-        // Marks of another boot say nothing: the volume's own device is marked when it is opened, which comes first.
+        // Marks of another boot do not apply. The volume's own device is marked when it is opened, which comes first.
         if attachment.boot_id == Some(boot_id) && attachment.view.as_ref() != Some(&mark) {
             attachment.view = Some(mark);
             self.store_volume(&record)?;
@@ -157,7 +160,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether pods of a raw block volume may have the node of this device.
+    /// Whether pods of a raw block volume may have this device.
     pub(super) fn was_given(&self, id: &VolumeId, device: DevNum) -> Result<bool> {
         let record = match self.volume_record(id) {
             Ok(Some(record)) => record,
@@ -174,8 +177,8 @@ impl Shared {
         }))
     }
 
-    /// Where the node that pods were given is bound, although the device behind it went away: whoever has it would see what
-    /// its number shows next.
+    /// Where the device that pods got is bound although it was detached: its users would see the next image that gets
+    /// its number.
     pub(super) fn still_bound(&self, ended: &Attachment) -> Result<Option<String>> {
         if ended.marks().next().is_none() || ended.boot_id != Some(self.boot()?) {
             return Ok(None);
@@ -190,7 +193,7 @@ impl Shared {
         Ok(None)
     }
 
-    /// Takes in what the records say of devices that pods may have: called for each record when the home starts.
+    /// Loads the devices that pods may have from a record: called for each record when the home node starts.
     pub(super) fn recall_device(&self, state: &PoolState, record: &VolumeRecord) {
         let Ok(boot_id) = self.boot() else { return };
         let of_this_boot = |found: &&Attachment| found.boot_id == Some(boot_id);
@@ -200,18 +203,18 @@ impl Shared {
             let path = self.os.device_path(number);
             let device = ActiveDevice { path, number, diskseq: mark.diskseq };
             if let Err(error) = state.pool.claim_device(record.uuid, &device) {
-                warn!(volume = %record.handle, device = %number, error = %error.chain(), "the device of a raw block volume cannot be looked up");
+                warn!(volume = %record.handle, device = %number, error = %error.chain(), "cannot look up the device of a raw block volume");
             }
         }
     }
 
     fn boot(&self) -> Result<uuid::Uuid> {
         let text = self.os.boot_id().at(|| "read the boot id")?;
-        text.parse().map_err(|error| Error::new(Kind::Internal, format!("{text:?} is no boot id: {error}")))
+        text.parse().map_err(|error| Error::new(Kind::Internal, format!("{text:?} is not a boot id: {error}")))
     }
 }
 
-/// Whether a pool is not here, or not there any more.
+/// Whether a pool is not on this node, or disappeared.
 fn is_absent(error: &Error) -> bool {
     matches!(error.kind(), Kind::NotFound | Kind::Unavailable)
 }

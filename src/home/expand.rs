@@ -1,4 +1,4 @@
-//! ControllerExpandVolume: the image and its device. The filesystem follows on the node.
+//! ControllerExpandVolume: the image and its device. The node grows the filesystem.
 
 use std::sync::Arc;
 
@@ -18,14 +18,14 @@ impl Shared {
     ///
     /// Steps, and what a crash after each leaves:
     /// 1. the difference reserved in the ledger (memory): nothing.
-    /// 2. record `target_size`, durable: the next expand or stage goes on.
-    /// 3. the image grown: longer than its record says, which is harmless; goes on as after 2.
-    /// 4. an active device given its image's size: the same.
+    /// 2. record `target_size`, durable: the next expand or stage continues.
+    /// 3. the image extended: longer than its record says, which is harmless; continues as after 2.
+    /// 4. an active device resized to its image: the same.
     /// 5. record `size`, without `target_size`: done.
     ///
-    /// A refusal in step 3 or 4 (no room above all) takes step 2 back: the size is what it was, and a smaller target may
-    /// succeed later. After any other error the target stands, recorded or not, and all of it stays reserved until a
-    /// retry knows.
+    /// An error in step 3 or 4 (mostly: no space) undoes step 2: the size is unchanged, and a smaller target may
+    /// succeed later. After any other error the target stays, recorded or not, and all of it stays reserved until a
+    /// retry resolves it.
     pub(super) fn expand(self: &Arc<Self>, id: &VolumeId, range: &CapacityRange) -> Result<Expanded> {
         let state = self.pool(id.pool)?;
         let _lock = self.lock_volume(id, "ControllerExpandVolume")?;
@@ -35,12 +35,15 @@ impl Shared {
         if range.limit.is_some_and(|limit| limit < record.size) {
             return Err(Error::new(
                 Kind::OutOfRange,
-                format!("volume {id} has {} bytes already, over limit_bytes: volumes never shrink", record.size.get()),
+                format!(
+                    "volume {id} already has {} bytes, more than limit_bytes: volumes cannot shrink",
+                    record.size.get()
+                ),
             ));
         }
         let wanted = range.required.unwrap_or(record.size);
         if wanted <= record.size {
-            // A larger target of before is given up: what is there satisfies what is asked now.
+            // An earlier, larger target is dropped: the current size satisfies this request.
             if record.target_size.take().is_some() && record.changeable().is_ok() {
                 record.size_request = Some(Part::new(SizeRequest::new(range, record.size)));
                 self.store_volume(&record)?;
@@ -76,8 +79,8 @@ impl Shared {
 }
 
 impl Shared {
-    /// A filesystem has to follow unless there is none and never will be; so has the device-mapper device of a raw
-    /// block volume, where there may be one.
+    /// A filesystem must grow, unless there is none and never will be. The device-mapper device of a raw block volume
+    /// must grow too, where there may be one.
     fn node_expansion(&self, record: &VolumeRecord) -> NodeExpansion {
         let only_block = record.request.capabilities.iter().all(|capability| capability.mode == VolumeMode::Block);
         match record.format.known {
@@ -90,7 +93,7 @@ impl Shared {
         }
     }
 
-    /// Takes step 2 back.
+    /// Undoes step 2.
     fn shrink_back(&self, before: &VolumeRecord, error: Error) -> Error {
         match self.store_volume(&VolumeRecord { target_size: None, ..before.clone() }) {
             Ok(()) => error.context(format!("volume {} keeps its {} bytes", before.id(), before.size.get())),

@@ -1,16 +1,16 @@
-//! Format once (docs/design.md section 8): the home's half. The node makes filesystems; the home decides whether one may be
-//! made, and remembers.
+//! Format once (docs/design.md section 8): the part of the home node. The node runs mkfs; the home node decides whether
+//! it may, and records it.
 //!
 //! ```text
 //!            use_raw
-//!   never ──────────────▶ raw                        for good
+//!   never ──────────────▶ raw                        permanent
 //!     │ begin_format: blank, proven by allocation
 //!     ▼
 //!   formatting{planned} ─┐ begin_format again: device gone, image blanked, proven blank, new planned UUID
 //!     │          ▲───────┘
 //!     │ end_format(planned)
 //!     ▼
-//!   formatted{uuid}                                  for good; mounted only from here on
+//!   formatted{uuid}                                  permanent; only now it is mounted
 //! ```
 
 use tracing::info;
@@ -26,12 +26,12 @@ use crate::pool::Blankness;
 use crate::types::{Error, FsType, Kind, NodeId, Result, VolumeId};
 
 impl Shared {
-    /// Allows a mkfs.
+    /// Permits a mkfs.
     ///
     /// Steps, and what a crash after each leaves:
-    /// 1. `never`: nobody else has the device (O_EXCL), blank by allocation: nothing.
-    ///    `formatting`: the device is taken away, which proves that no mkfs of a former life writes to it, and the
-    ///    image is blanked: still `formatting`; the next stage does it again.
+    /// 1. `never`: no other process has the device (O_EXCL), and the image is blank by allocation: nothing.
+    ///    `formatting`: the device is detached, which proves that no earlier mkfs writes to it, and the image is
+    ///    blanked: still `formatting`; the next stage does it again.
     /// 2. record `formatting{fs, planned_uuid}`, durable: the next stage finishes it or does it again.
     /// 3. the device, active: the same.
     pub(super) fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {
@@ -44,7 +44,7 @@ impl Shared {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "volume {id} has no filesystem yet and is attached read-only, which never formats: attach it writable once first"
+                    "volume {id} has no filesystem yet, and a read-only attachment never formats it: use it once in a pod that can write"
                 ),
             ));
         }
@@ -55,7 +55,7 @@ impl Shared {
                     return Err(Error::new(
                         Kind::Busy,
                         format!(
-                            "volume {id} was left half formatted and {held}: perhaps a mkfs of a former life; ask again when it has ended"
+                            "formatting of volume {id} was interrupted and {held}, perhaps by a mkfs of an earlier run of the driver; retry when it has ended"
                         ),
                     ));
                 }
@@ -75,7 +75,7 @@ impl Shared {
         Ok(Formatting { at: Coordinates::Local { device: device.path }, planned_uuid })
     }
 
-    /// Says what was found and where, and what can be done about it.
+    /// The error says what was found, at which offset, and what to do.
     fn not_proved_blank(&self, state: &PoolState, record: &VolumeRecord, offset: u64) -> Error {
         let shown = || {
             let device = state.pool.active(record.uuid).ok().flatten()?;
@@ -83,12 +83,12 @@ impl Shared {
             let contents = probe::probe(&self.os, &device).ok()?;
             Some(signature::describe(&self.os, &device, &contents))
         };
-        let shown = shown().unwrap_or_else(|| "something that cannot be read".to_owned());
+        let shown = shown().unwrap_or_else(|| "content that cannot be read".to_owned());
         Error::new(
             Kind::Precondition,
             format!(
-                "volume {} has never been formatted, but its image is not blank: there is data at byte {offset}, and it shows {shown}. \
-                 It is not formatted and nothing was written. If the data is wanted, copy it from volumes/{}/data in pool {}; if not, delete the volume and make a new one",
+                "volume {} has never been formatted, but its image is not blank: there is data at byte {offset}, and it contains {shown}. \
+                 It is not formatted, and nothing was written. If you need the data, copy it from volumes/{}/data in pool {}; otherwise delete the volume and create a new one",
                 record.id(),
                 record.uuid,
                 state.pool.identity().place
@@ -96,7 +96,7 @@ impl Shared {
         )
     }
 
-    /// Writes in flight must have ended before blankness is looked at: nobody but us may have the device.
+    /// Writes in flight must have ended before the blank check: no other process may have the device.
     fn nobody_writes(&self, state: &PoolState, record: &VolumeRecord) -> Result<()> {
         let Some(device) = state.pool.active(record.uuid)? else { return Ok(()) };
         let said = || format!("open {}", device.path.display());
@@ -106,7 +106,7 @@ impl Shared {
             None => Err(Error::new(
                 Kind::InUse,
                 format!(
-                    "volume {} was never formatted, but {} is in use: it is not formatted",
+                    "volume {} was never formatted, but {} is in use, so it is not formatted now; stop the processes that use it, then retry",
                     record.id(),
                     device.path.display()
                 ),
@@ -114,7 +114,7 @@ impl Shared {
         }
     }
 
-    /// Records that the planned filesystem is there. One step.
+    /// Records that the planned filesystem exists. One step.
     pub(super) fn end_format(&self, id: &VolumeId, node: &NodeId, fs_uuid: Uuid) -> Result<()> {
         let _lock = self.lock_volume(id, "end-format")?;
         let mut record = self.ready_volume(id)?;
@@ -131,15 +131,15 @@ impl Shared {
             _ => Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "volume {id} {}: a filesystem with UUID {fs_uuid} was not begun here",
+                    "volume {id} {}: formatting with UUID {fs_uuid} did not begin here",
                     describe(record.format.known)
                 ),
             )),
         }
     }
 
-    /// Records the first use as a raw block device. One step. Nothing on a raw device shows what a field of a later
-    /// release says of its bytes, so it is not given out while its record needs a newer reader.
+    /// Records the first use as a raw block device. One step. A raw device cannot show what a field of a later release
+    /// says about its bytes, so it is not used while its record needs a newer reader.
     pub(super) fn use_raw(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
         let _lock = self.lock_volume(id, "use-raw")?;
         let mut record = self.ready_volume(id)?;
@@ -150,13 +150,13 @@ impl Shared {
             FormatState::Never => {
                 record.format.known = FormatState::Raw;
                 self.store_volume(&record)?;
-                info!(volume = %record.handle, "used as a raw block device from now on");
+                info!(volume = %record.handle, "the volume is a raw block device from now on");
                 Ok(())
             }
             FormatState::Formatting { .. } | FormatState::Formatted { .. } => Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "volume {id} {}: it is not given out as a raw block device; use it as a mount",
+                    "volume {id} {}: it cannot be used as a raw block device; use volumeMode: Filesystem",
                     describe(record.format.known)
                 ),
             )),
@@ -164,9 +164,9 @@ impl Shared {
     }
 }
 
-/// Whether this release may give a volume out as a raw block device.
+/// Whether this release may use a volume as a raw block device.
 pub(super) fn usable_raw(record: &VolumeRecord) -> Result<()> {
-    let sentence = || format!("volume {} is not given out as a raw block device", record.id());
+    let sentence = || format!("volume {} is not used as a raw block device", record.id());
     record.changeable().map_err(|error| error.context(sentence()))
 }
 

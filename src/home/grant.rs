@@ -1,4 +1,4 @@
-//! Who may use a volume now: grant, revoke, open, close. One writer (promise 3).
+//! Attachments of a volume: grant, revoke, open, close. At most one node can write (promise 3).
 
 use tracing::{info, warn};
 
@@ -10,7 +10,7 @@ use crate::pool::Object;
 use crate::types::{Bytes, Error, Kind, NodeId, Provisioning, Result, VolumeId, VolumeMode};
 
 impl Shared {
-    /// Grants a volume to a node. One step: the record is written with the grant, or without.
+    /// Attaches a volume to a node. One step: the record is written with the attachment, or not at all.
     pub(super) fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
         let _lock = self.lock_volume(id, "ControllerPublishVolume")?;
         let mut record = self.ready_volume(id)?;
@@ -18,7 +18,7 @@ impl Shared {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "volume {id} is local to node {} and cannot be attached to node {}: let the pod run on {}",
+                    "volume {id} is local to node {} and cannot be attached to node {}: schedule the pod on {}",
                     self.node, request.node, self.node
                 ),
             ));
@@ -46,7 +46,7 @@ impl Shared {
             return Ok(Granted { home: self.node.clone(), epoch: attachment.epoch, changed: Changed::No });
         }
         let epoch = record.epoch.checked_add(1).ok_or_else(|| no_more_epochs(&record))?;
-        // A pod may have the device still: its number stays the volume's.
+        // A pod may still have the device: its number stays reserved for the volume.
         let before = record.still_staged.clone();
         self.attach_again(self.pool(id.pool)?, &mut record, request)?;
         let before_view = before.as_ref().and_then(|before| before.view.clone());
@@ -73,12 +73,12 @@ impl Shared {
         Ok(Granted { home: self.node.clone(), epoch: record.epoch, changed: Changed::Yes })
     }
 
-    /// Takes a grant back.
+    /// Removes an attachment.
     ///
     /// Steps, and what a crash after each leaves:
-    /// 1. the device taken away, if it is idle: the grant stands without a device; `open` brings it back.
-    /// 2. the record written without the grant, and with `still_staged` if the home node uses the device (`detached.rs`):
-    ///    done. A local device needs no state between: its proof and the record are under one lock.
+    /// 1. the device detached, if it is idle: the attachment stays without a device; `open` attaches the device again.
+    /// 2. the record written without the attachment, and with `still_staged` if the home node uses the device
+    ///    (`detached.rs`): done. A local device needs no state in between: its check and the record are under one lock.
     pub(super) fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
         let state = self.pool(id.pool)?;
         let _lock = self.lock_volume(id, "ControllerUnpublishVolume")?;
@@ -104,8 +104,8 @@ impl Shared {
         Ok(Changed::Yes)
     }
 
-    /// Where a granted volume's device is. Finishes a growth that was interrupted and heals a thick image's holes
-    /// first, so that every stage gets a whole device.
+    /// The location of an attached volume's device. First finishes an interrupted expansion and fills a thick image's
+    /// holes, so that every stage gets a complete device.
     pub(super) fn open(&self, id: &VolumeId, node: &NodeId) -> Result<Opened> {
         let state = self.pool(id.pool)?;
         let lock = self.lock_volume(id, "open")?;
@@ -121,15 +121,15 @@ impl Shared {
             && record.changeable().is_ok()
             && let Err(error) = state.pool.grow(id.uuid, &record.geometry())
         {
-            // The data is whole and readable: better served with a warning than not at all.
-            warn!(volume = %record.handle, error = %error.chain(), "holes in a thick image could not be filled: writes to them may find the pool full");
+            // The data is complete and readable: serve it with a warning.
+            warn!(volume = %record.handle, error = %error.chain(), "holes in a thick image could not be filled: writes to them may fail when the pool is full");
         }
         let device = state.pool.activate(id.uuid, &record.geometry())?;
         lock.works_on(&device.path.display());
         if attachment.mode == VolumeMode::Block {
             let marked = self.mark_device(state, &mut record, node, &device);
             marked.map_err(|error| match self.release_device(state, id.uuid) {
-                // What is in use was in use before.
+                // The device was in use before.
                 Ok(_) => error,
                 Err(undo) => error.and_undo_failed(&undo),
             })?;
@@ -148,15 +148,15 @@ impl Shared {
         })
     }
 
-    /// A record whose image is missing or short is never served, and never made long again: what is not there is not
-    /// zeroes. Answers the image's length, which is more than `size` where a growth was cut off: a copy of it has to be
-    /// as long.
+    /// A volume whose image is missing or too short is never served, and the image is never extended: missing data is
+    /// not zeroes. Returns the image's length, which is more than `size` after an interrupted expansion: a copy of it
+    /// needs the same length.
     pub(super) fn check_image(&self, state: &PoolState, object: Object, size: Bytes) -> Result<Bytes> {
         let found = state.pool.facts(object)?;
         let wrong = match found {
             None => "its image is missing".to_owned(),
             Some(facts) if facts.size < size => {
-                format!("its image has {} bytes and its record says {}", facts.size.get(), size.get())
+                format!("its image has {} bytes, but its record says {}", facts.size.get(), size.get())
             }
             Some(facts) => return Ok(facts.size.round_up_mib().unwrap_or(facts.size)),
         };
@@ -172,8 +172,8 @@ impl Shared {
         ))
     }
 
-    /// Goes on with an expansion that a crash cut off; one that no longer fits is left for the next ControllerExpandVolume,
-    /// and one that a newer release began is left to it.
+    /// Continues an expansion that a crash interrupted. One that no longer fits is left to the next
+    /// ControllerExpandVolume, and one of a newer release is left to that release.
     fn finish_growth(&self, state: &PoolState, record: &mut VolumeRecord) {
         let Some(target) = record.target_size else { return };
         if record.changeable().is_err() {
@@ -181,17 +181,17 @@ impl Shared {
         }
         let finished = self.grow_to(state, record, target);
         if let Err(error) = finished {
-            warn!(volume = %record.handle, target = target.get(), error = %error.chain(), "an expansion that was cut off could not be finished");
+            warn!(volume = %record.handle, target = target.get(), error = %error.chain(), "an interrupted expansion could not be finished; the next ControllerExpandVolume continues it");
         }
     }
 
-    /// Grows image and device and records the size (steps 3 to 5 of `expand`).
+    /// Extends image and device and records the size (steps 3 to 5 of `expand`).
     pub(super) fn grow_to(&self, state: &PoolState, record: &mut VolumeRecord, target: Bytes) -> Result<()> {
         let geometry = record.geometry_at(target);
         state.pool.grow(record.uuid, &geometry)?;
         state.pool.resize_device(record.uuid, &geometry)?;
         let grown = VolumeRecord { size: target, target_size: None, ..record.clone() };
-        // Image and device have grown: whatever this error is, it is not that nothing was done.
+        // Image and device are extended: the error must not say that nothing was done.
         self.store_volume(&grown).map_err(|error| error.with_kind(Kind::Internal))?;
         *record = grown;
         state.ledger.enter(record.object(), state.claim_of_volume(record));
@@ -199,19 +199,19 @@ impl Shared {
     }
 }
 
-/// No record counts so far by itself: 2^64 attachments. It is damaged, and a smaller number would not be the highest.
+/// A correct record never reaches 2^64 attachments. It is damaged, and a smaller number would not be the highest.
 fn no_more_epochs(record: &VolumeRecord) -> Error {
     Error::new(
         Kind::Corrupt,
         format!(
-            "volume {} cannot be attached: its record counts {} attachments, the most there can be, so it was damaged; nothing was changed: restore the record from a backup of the pool",
+            "volume {} cannot be attached: its record has attachment number {}, the highest possible, so the record is damaged; nothing was changed; restore the record from a backup of the pool",
             record.id(),
             record.epoch
         ),
     )
 }
 
-/// The grant of a node.
+/// The attachment of a node.
 pub(super) fn granted_to<'r>(record: &'r VolumeRecord, node: &NodeId) -> Result<&'r Attachment> {
     let found = record.attachments.iter().find(|a| a.node == *node && a.state == GrantState::Granted);
     found.ok_or_else(|| {

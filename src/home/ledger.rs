@@ -1,9 +1,9 @@
-//! What a pool has promised (docs/design.md section 9). In memory only: rebuilt from the records at start.
+//! The reserved space of a pool (docs/design.md section 9). In memory only: rebuilt from the records at start.
 //!
-//! Two figures for each object. *Reserved* is what it may come to, and bounds the sum of all by the pool's size.
-//! *Promised* is the part of it the filesystem has not yet taken, and is kept free. It shrinks as an image is written
-//! or its sharing ends, and grows when a thin image is discarded: it is counted again when the count is old, and before
-//! anything is refused for it.
+//! There are two figures for each object. *Reserved* is the most that it may take; the pool's size limits the sum.
+//! *Promised* is the part that the filesystem has not yet allocated, and is kept free. It shrinks when an image is
+//! written or its sharing ends, and grows when a thin image is discarded. It is counted again when the count is old,
+//! and before a request is rejected because of it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,13 +14,13 @@ use crate::os::Stopwatch;
 use crate::pool::{Object, Pool, Room};
 use crate::types::{Bytes, Error, Failure, Kind, MIB, Provisioning, Result};
 
-/// Free inodes under this are kept: a volume takes three.
+/// Fewer free inodes than this are never used: a volume takes three.
 const MIN_INODES_FREE: u64 = 64;
 
-/// So many images are looked at whenever the available space is asked for.
+/// How many images are counted again whenever the available space is requested.
 const FEW_DEBTORS: usize = 256;
 
-/// A count older than this is made again before room is given out.
+/// An older count is made again before space is reserved.
 const STALE: Duration = Duration::from_secs(10);
 
 /// The ledger of one pool.
@@ -39,7 +39,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether its image may have kept more or less of the promise by now.
+    /// Whether the unallocated part of its reservation may have changed by now.
     fn owes(&self) -> bool {
         match self.debt {
             Debt::None | Debt::UsersWord => false,
@@ -49,25 +49,25 @@ impl Entry {
     }
 }
 
-/// How far an image's promise has been kept by the filesystem.
+/// How much of an object's reservation the filesystem has not allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Debt {
-    /// All of it: allocated and its own.
+    /// None: everything is allocated and not shared.
     None,
-    /// What is not allocated yet (thin images, copies under way).
+    /// The part that is not allocated yet (thin images, running copies).
     Unallocated,
-    /// What is shared with another image and costs new space when either is written.
+    /// The part that is shared with another image and needs new space when either is written.
     Shared,
-    /// Nothing, whatever is missing: a thin image of an overcommitted pool is the user's word, not ours.
+    /// None, whatever is missing: a thin image of an overcommitted pool has no guaranteed space.
     UsersWord,
 }
 
-/// What an object may come to.
+/// The space that an object may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
     /// The most it can take.
     pub(super) size: Bytes,
-    /// How its promise stands once it is made.
+    /// How its reservation counts once the object exists.
     pub(super) debt: Debt,
 }
 
@@ -76,7 +76,7 @@ pub(super) struct Claim {
 pub(super) struct Totals {
     /// Sum of all reservations.
     pub(super) reserved: Bytes,
-    /// Sum of all promises not yet kept.
+    /// Sum of all reserved and not yet allocated bytes.
     pub(super) promised: Bytes,
     /// Sum of the sizes of volumes.
     pub(super) provisioned: Bytes,
@@ -86,8 +86,8 @@ pub(super) struct Totals {
     pub(super) snapshots: u64,
 }
 
-/// A reservation for something being made; given back when dropped, unless [`Reservation::keep`]
-/// or [`Reservation::settle`] say otherwise.
+/// A reservation for an object that is being created. It is released when dropped, except after [`Reservation::keep`]
+/// or [`Reservation::settle`].
 pub(super) struct Reservation<'a> {
     ledger: &'a Ledger,
     object: Object,
@@ -108,7 +108,7 @@ impl Ledger {
         Self { pool, limits, entries: Mutex::default(), counted: Mutex::new(Stopwatch::start()) }
     }
 
-    /// How a promise stands by provisioning.
+    /// How a reservation counts for a provisioning.
     pub(super) fn debt_of(&self, provisioning: Provisioning, otherwise: Debt) -> Debt {
         match provisioning {
             Provisioning::Thin if !self.limits.overcommit.is_honest() => Debt::UsersWord,
@@ -117,26 +117,26 @@ impl Ledger {
         }
     }
 
-    /// Enters an object found at start, its promise counted from its image.
+    /// Registers an object found at start; its unallocated part is counted from its image.
     pub(super) fn enter(&self, object: Object, claim: Claim) {
         let promised = self.owed(object, claim);
         self.lock().insert(object, Entry { reserved: claim.size, promised, debt: claim.debt });
     }
 
-    /// Whether an object was entered: made here, found at start, or in the making.
+    /// Whether an object is registered: created here, found at start, or being created.
     pub(super) fn has(&self, object: Object) -> bool {
         self.lock().contains_key(&object)
     }
 
-    /// Strikes an object out.
+    /// Removes an object.
     pub(super) fn forget(&self, object: Object) {
         self.lock().remove(&object);
     }
 
-    /// Reserves room for an object, new or growing, if it fits.
+    /// Reserves space for an object, new or growing, if it fits.
     ///
     /// # Errors
-    /// `NoCapacity` naming what is asked and what is there.
+    /// `NoCapacity`, with the requested and the available space.
     pub(super) fn reserve(&self, object: Object, claim: Claim) -> Result<Reservation<'_>> {
         if self.stale() {
             self.count_again();
@@ -153,7 +153,7 @@ impl Ledger {
 
     fn try_reserve(&self, object: Object, claim: Claim) -> Result<Reservation<'_>> {
         let mut entries = self.lock();
-        // Under the lock: a promise struck out by `keep` and the room its image took are then seen together.
+        // Under the lock: a reservation removed by `keep` and the space its image took are then seen together.
         let room = self.pool.room()?;
         let before = entries.get(&object).copied();
         let more = claim.size.saturating_sub(before.map_or(Bytes::ZERO, |entry| entry.reserved));
@@ -163,22 +163,22 @@ impl Ledger {
             return Err(Error::new(
                 Kind::NoCapacity,
                 format!(
-                    "pool {} on {} has {available} left for new volumes, and {object} needs {more}: free or add space, or lower minFree ({}) or raise overcommit ({}) of that pool",
+                    "pool {} on {} has {available} available for new volumes, but {object} needs {more}: free or add space, lower minFree ({}) or raise overcommit ({}) of that pool",
                     identity.name, identity.home, self.limits.min_free, self.limits.overcommit
                 ),
             ));
         }
-        // Until its space is really taken, all of it is owed.
+        // Until the space is allocated, all of it is promised.
         let owed = if claim.debt == Debt::UsersWord { Bytes::ZERO } else { more };
         let promised = before.map_or(Bytes::ZERO, |entry| entry.promised).saturating_add(owed);
         entries.insert(object, Entry { reserved: claim.size, promised, debt: claim.debt });
         Ok(Reservation { ledger: self, object, before, debt: claim.debt, kept: Kept::NotYet })
     }
 
-    /// What new volumes of a provisioning may still take; never negative.
+    /// The available space for new volumes of a provisioning; never negative.
     ///
     /// # Errors
-    /// `Internal` when the filesystem cannot be asked.
+    /// `Internal` when statfs fails.
     pub(super) fn available(&self, provisioning: Provisioning) -> Result<Bytes> {
         let debt = self.debt_of(provisioning, Debt::None);
         let entries = self.lock();
@@ -196,7 +196,7 @@ impl Ledger {
             (Some(all), Some(free)) => free < MIN_INODES_FREE.max(all / 100).min(all / 2),
             _ => false,
         };
-        // What is owed must really be there, and minFree on top; the user's word needs only some room to begin with.
+        // Promised space must exist, with minFree on top; an overcommitted thin volume only needs some space at first.
         let least = if debt == Debt::UsersWord { by_promise } else { by_filesystem.min(by_promise) };
         let enough = by_filesystem > Bytes::ZERO && !no_inodes;
         if enough { Bytes::new(least.get() / MIB * MIB) } else { Bytes::ZERO }
@@ -207,8 +207,8 @@ impl Ledger {
         sum(&self.lock())
     }
 
-    /// [`Ledger::count_again`] for a figure that is asked for often: where many images would have to be looked at, only
-    /// when the last count is [`STALE`], as it is for giving out room.
+    /// [`Ledger::count_again`] for a figure that is requested often. With many images it counts only when the last
+    /// count is [`STALE`], as for a reservation.
     pub(super) fn count_lately(&self) {
         let debtors = self.lock().values().filter(|entry| entry.owes()).count();
         if debtors <= FEW_DEBTORS || self.stale() {
@@ -216,8 +216,8 @@ impl Ledger {
         }
     }
 
-    /// Asks the images of all debtors how much of their promise is kept by now; true when the sum shrank. What is
-    /// unallocated is counted both ways: a discard takes allocation back.
+    /// Counts again how much of their reservations the images have not allocated; true when the sum shrank. Unallocated
+    /// space is counted in both directions: a discard frees allocated space.
     pub(super) fn count_again(&self) -> bool {
         *self.counted.lock().unwrap_or_else(PoisonError::into_inner) = Stopwatch::start();
         let debtors: Vec<(Object, Entry)> =
@@ -236,7 +236,7 @@ impl Ledger {
         shrank
     }
 
-    /// What an image still owes of its claim; all of it when that cannot be told.
+    /// What an image has not allocated of its claim; all of it when this cannot be determined.
     fn owed(&self, object: Object, claim: Claim) -> Bytes {
         match claim.debt {
             Debt::None | Debt::UsersWord => Bytes::ZERO,
@@ -257,8 +257,8 @@ impl Ledger {
 }
 
 impl Reservation<'_> {
-    /// What came of making the object: kept when it is there, given back when nothing is. Where that cannot be told
-    /// all of it stays owed, until a retry enters what it finds or a delete strikes it out.
+    /// The result of creating the object: the entry is kept if the object exists, and released if nothing exists. If
+    /// that is unknown, all of it stays promised until a retry registers what it finds, or a delete removes the entry.
     pub(super) fn settle(self, made: Result<(), Failure>) -> Result<(), Failure> {
         match &made {
             Ok(()) => self.keep(),
@@ -268,12 +268,12 @@ impl Reservation<'_> {
         made
     }
 
-    /// What was made cannot be told: all of it stays owed.
+    /// It is unknown whether the object exists: all of it stays promised.
     pub(super) fn doubt(mut self) {
         self.kept = Kept::Yes;
     }
 
-    /// The object is made: its entry stays, and what the image has taken from the filesystem is no longer owed.
+    /// The object exists: its entry stays, and the space that the image has allocated is no longer promised.
     pub(super) fn keep(mut self) {
         self.kept = Kept::Yes;
         let mut claim = None;

@@ -1,4 +1,4 @@
-//! How full a pool may get: what an operator says of each pool.
+//! How full a pool may get: the operator's limits for each pool.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,9 +8,9 @@ use crate::types::{Bytes, Error, Kind, MIB, Result};
 /// A pool's limits (docs/design.md section 9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpaceLimits {
-    /// How much more may be promised than is there.
+    /// The highest ratio of provisioned size to usable capacity.
     pub overcommit: Overcommit,
-    /// What always stays free.
+    /// The space that always stays free.
     pub min_free: MinFree,
 }
 
@@ -28,7 +28,7 @@ impl Overcommit {
         Bytes::new(u64::try_from(product).unwrap_or(u64::MAX))
     }
 
-    /// Whether promises must be kept: no more is promised than is there.
+    /// Whether reserved space is guaranteed: no more is reserved than exists.
     #[must_use]
     pub fn is_honest(self) -> bool {
         self.thousandths <= 1000
@@ -55,7 +55,7 @@ impl FromStr for Overcommit {
             Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "overcommit {text:?} is refused: use a factor from 0.1 to 100 with at most three decimals, such as 1.5"
+                    "overcommit {text:?} is not valid: use a factor from 0.1 to 100 with at most three decimals, such as 1.5"
                 ),
             )
         };
@@ -71,12 +71,12 @@ impl FromStr for Overcommit {
     }
 }
 
-/// What always stays free on a pool's filesystem: a share of it or a number of bytes; 20 % by default.
+/// The free space that is kept on a pool's filesystem: a percentage or a number of bytes; 20 % by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MinFree {
-    /// Hundredths of the whole.
+    /// Percent of the whole.
     Percent(u8),
-    /// So many bytes.
+    /// A number of bytes.
     Bytes(Bytes),
 }
 
@@ -113,7 +113,7 @@ impl FromStr for MinFree {
         let refused = || {
             Error::new(
                 Kind::InvalidArgument,
-                format!("minFree {text:?} is refused: use a share from 0% to 95% or a size such as 10GiB"),
+                format!("minFree {text:?} is not valid: use a percentage from 0% to 95% or a size such as 10GiB"),
             )
         };
         if let Some(percent) = text.strip_suffix('%') {
@@ -135,7 +135,7 @@ impl FromStr for MinFree {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "minFree {text:?} would be {number} bytes: say {number}% for a share of the pool's filesystem, or a size with its unit such as {number}GiB; for so few bytes write {number}B"
+                    "minFree {text:?} would be {number} bytes: set {number}% for a percentage of the pool's filesystem, or a size with its unit such as {number}GiB; for so few bytes write {number}B"
                 ),
             ));
         }

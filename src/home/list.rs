@@ -1,4 +1,4 @@
-//! Looking: volumes, snapshots, capacity, figures. Records are read when asked for; only ids stay in memory.
+//! Queries: volumes, snapshots, capacity, figures. Records are read for each query; only ids are in memory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -69,15 +69,15 @@ impl Shared {
         Ok(self.find(Object::Snapshot(uuid))?.into_iter().map(|pool| SnapshotId { pool, uuid }).collect())
     }
 
-    /// The pools with a record of this object, readable as one or not. A pool is read where its ledger has the name: what a
-    /// pool that does not answer cannot have holds up nothing. One that was never opened is not asked, as a node that is
-    /// silent is not.
+    /// The pools with a record of this object, readable or not. A pool is read only where its ledger has the name: a
+    /// pool that does not answer and cannot have the object does not block the query. A pool that was never opened is
+    /// skipped, like an unreachable node.
     fn find(&self, object: Object) -> Result<Vec<PoolId>> {
         let mut found = Vec::new();
         for (id, slot, state) in self.in_use() {
             if state.to_read.load(Ordering::SeqCst) {
                 let name = &state.pool.identity().name;
-                let message = format!("pool {name} is there again, and its records are being read; retry");
+                let message = format!("pool {name} is served again, and its records are being read; retry");
                 return Err(Error::new(Kind::Unavailable, message));
             }
             if !state.ledger.has(object) {
@@ -85,7 +85,7 @@ impl Shared {
             }
             slot.present(state)?;
             let read = state.pool.read_record(object).map_err(|error| {
-                let message = format!("whether {object} is in pool {} cannot be told", state.pool.identity().name);
+                let message = format!("cannot determine whether {object} is in pool {}", state.pool.identity().name);
                 error.with_kind(Kind::Unavailable).context(message)
             });
             if read?.is_some() {
@@ -110,7 +110,7 @@ impl Shared {
         limit: usize,
     ) -> Result<Page<Snapshot, SnapshotId>> {
         if let Some(source) = filter.source {
-            // What is in a pool that is not here cannot be told: not that it has no snapshots.
+            // If its pool is not served, its snapshots are unknown: that is not "no snapshots".
             self.pool(source.pool)?;
         }
         self.page(Class::Snapshot, after.map(|id| (id.pool, id.uuid)), limit, |pool, uuid| {
@@ -121,8 +121,8 @@ impl Shared {
         })
     }
 
-    /// Walks all pools in order of (pool, uuid), after `after`, and stops one entry past `limit` to know whether there
-    /// is more. An object that goes away meanwhile is left out; one that cannot be read fails the list.
+    /// Reads all pools in order of (pool, uuid), after `after`, and stops one entry past `limit` to know whether there
+    /// are more. An object that is deleted meanwhile is left out; one that cannot be read fails the list.
     fn page<T, K: Copy>(
         &self,
         class: Class,
@@ -131,7 +131,7 @@ impl Shared {
         look: impl Fn(PoolId, ObjectUuid) -> Result<Option<(K, T)>>,
     ) -> Result<Page<T, K>> {
         let incomplete = |error: Error| {
-            let message = "the list would be incomplete, so none is given; holdfast doctor names what is wrong";
+            let message = "the list would be incomplete, so the request fails; run holdfast doctor to find the cause";
             error.with_kind(Kind::Unavailable).context(message)
         };
         let mut page = Page { entries: Vec::new(), next: None };
@@ -154,7 +154,7 @@ impl Shared {
                     page.entries.push(entry);
                     last = Some(key);
                 }
-                // Some of them may have gone meanwhile, or not be shown: then more are looked for.
+                // Some may have been deleted meanwhile or filtered out: then read more.
                 if found.len() < wanted {
                     break;
                 }
@@ -168,7 +168,7 @@ impl Shared {
         let smallest = query.smallest();
         let state = match self.pool_named(query.pool.as_ref()) {
             Ok(state) => state,
-            // A node without that pool has no room in it: the scheduler then looks elsewhere.
+            // A node without that pool has no capacity in it: the scheduler then selects another node.
             Err(error) if error.kind() == Kind::InvalidArgument => {
                 return Ok(Capacity { available: Bytes::ZERO, largest: Bytes::ZERO, smallest });
             }
@@ -181,11 +181,11 @@ impl Shared {
         Ok(Capacity { available, largest: available, smallest })
     }
 
-    /// A volume whose extents cannot be counted is left out: a figure for people, not a promise.
+    /// Leaves out a volume whose extents cannot be counted: the figure is only for display.
     pub(super) fn extents(&self) -> Result<BTreeMap<VolumeId, u64>> {
         let mut counts = BTreeMap::new();
         for (pool, slot, state) in self.in_use() {
-            // A figure for people: what went away has none.
+            // A pool that disappeared has no figures.
             if slot.present(state).is_err() {
                 continue;
             }
@@ -202,14 +202,15 @@ impl Shared {
         self.all_in_use()?.into_iter().map(|(_, state)| self.report_one(state)).collect()
     }
 
-    /// The figures of one pool, which is there.
+    /// The figures of one pool, which is served.
     pub(super) fn report_one(self: &Arc<Self>, state: &PoolState) -> Result<PoolReport> {
         state.pool.present()?;
         self.read_again(state);
         report_of(state.pool.identity().id, state)
     }
 
-    /// Takes a pool out of quarantine: its records are read first, so that what it owes is counted before it is served.
+    /// Takes a pool out of quarantine. Its records are read first, so that its reserved space is counted before it is
+    /// served.
     pub(super) fn readmit(self: &Arc<Self>, pool: PoolId) -> Result<Changed> {
         let Some((slot, state)) = self.opened(pool) else { return self.pool(pool).map(|_| Changed::No) };
         slot.present(state)?;
@@ -219,7 +220,7 @@ impl Shared {
         let copies = self.read_in(state)?;
         self.go_on(copies);
         state.pool.set_quarantine(None)?;
-        warn!(%pool, "readmitted: what is in it is served again");
+        warn!(%pool, "pool readmitted: its volumes are served again");
         Ok(Changed::Yes)
     }
 }

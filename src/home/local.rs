@@ -1,5 +1,5 @@
-//! [`LocalHome`]: the home of this process's pools. This file holds what all its operations share: pools, locks,
-//! reading and writing records. Each operation has a file of its own beside it.
+//! [`LocalHome`] is the home node of this process's pools. This file has what all its operations share: pools, locks,
+//! reading and writing records. Each operation has its own file beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,38 +26,38 @@ use crate::types::{
 /// The logical block size of every device (design section 7).
 pub(super) const BLOCK_SIZE: u32 = 4096;
 
-/// The home of this process's pools. Cheap to clone.
+/// The home node of this process's pools. Cheap to clone.
 #[derive(Clone)]
 pub struct LocalHome {
     pub(super) shared: Arc<Shared>,
 }
 
-/// What the operations and the copies behind them share.
+/// The state that the operations and the background copies share.
 pub(super) struct Shared {
     pub(super) os: Os,
     pub(super) node: NodeId,
     pub(super) slots: Vec<Slot>,
-    /// The ids of the pools that are open or being opened, and where they are.
+    /// The ids and locations of the pools that are open or being opened.
     pub(super) entering: Mutex<BTreeMap<PoolId, String>>,
     pub(super) locks: Locks<Key>,
     pub(super) copies: Copies,
     examiner: OnceLock<Examiner>,
 }
 
-/// How a home's pools are looked at for people.
+/// The function that looks for problems in a home node's pools.
 pub type Examiner = Box<dyn Fn() -> Result<Vec<Finding>> + Send + Sync>;
 
 /// A pool and its ledger.
 pub(super) struct PoolState {
     pub(super) pool: Arc<dyn Pool>,
     pub(super) ledger: Ledger,
-    /// What could not be read when it was last tried: its room is a guess until it can be.
+    /// Objects that could not be read at the last attempt: their reserved space is an estimate until they can be read.
     pub(super) unread: Mutex<BTreeSet<Object>>,
-    /// It was away, and its records have not been read since it is back.
+    /// The pool disappeared, and its records have not been read since it came back.
     pub(super) to_read: AtomicBool,
 }
 
-/// A volume or snapshot among all pools: what locks are keyed by.
+/// A volume or snapshot, unique among all pools: the key of the locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Key {
     pub(super) pool: PoolId,
@@ -74,11 +74,11 @@ impl fmt::Display for Key {
 }
 
 impl LocalHome {
-    /// Takes charge of pools that are open: sweeps what never had a name, reads every record into the ledger, and goes on
-    /// with the copies a former life began. Returns when every pool can be served.
+    /// Starts to serve open pools: removes incomplete objects, reads every record into the ledger, and resumes the
+    /// copies of an earlier run. Returns when every pool can be served.
     ///
     /// # Errors
-    /// `InvalidArgument` for two pools of one name or id; `Internal` when a pool cannot be listed.
+    /// `InvalidArgument` for two pools with the same name or id; `Internal` when a pool cannot be listed.
     pub fn open(os: Os, node: NodeId, pools: Vec<(Arc<dyn Pool>, SpaceLimits)>) -> Result<Self> {
         let slots = pools.iter().map(|(pool, limits)| Slot::opened(&**pool, *limits)).collect();
         let home = Self::of_slots(os, node, slots)?;
@@ -88,13 +88,13 @@ impl LocalHome {
         Ok(home)
     }
 
-    /// With pools that nobody has opened yet.
+    /// With pools that are not open yet.
     pub(super) fn of_slots(os: Os, node: NodeId, slots: Vec<Slot>) -> Result<Self> {
         let mut names = BTreeSet::new();
         if let Some(twice) = slots.iter().find(|slot| !names.insert(slot.name.clone())) {
             return Err(Error::new(
                 Kind::InvalidArgument,
-                format!("two pools are called {}; give one of them another name", twice.name),
+                format!("two pools have the name {}; rename one of them", twice.name),
             ));
         }
         let shared = Shared {
@@ -109,36 +109,37 @@ impl LocalHome {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// From now on [`Home::examine`] answers with this. The first one stays.
+    /// Sets the function behind [`Home::examine`]. The first one stays.
     pub fn examined_by(&self, examiner: Examiner) {
         let _ = self.shared.examiner.set(examiner);
     }
 
-    /// The pools it has opened.
+    /// The pools that are open.
     #[must_use]
     pub fn pools(&self) -> Vec<PoolId> {
         self.shared.slots.iter().filter_map(Slot::state).map(|state| state.pool.identity().id).collect()
     }
 
-    /// Puts a pool in quarantine because a human declared it lost: nothing in it is served any more, or listed, until
-    /// [`Home::readmit`]. What is staged stays usable and can be unstaged.
+    /// Puts a pool in quarantine because an operator declared it lost. Nothing in it is served or listed until
+    /// [`Home::readmit`]. Staged volumes stay usable and can be unstaged.
     ///
     /// # Errors
-    /// `Unavailable` when it is not here; those of [`Pool::set_quarantine`].
+    /// `Unavailable` when it is not served here; those of [`Pool::set_quarantine`].
     pub fn quarantine(&self, pool: PoolId) -> Result<Changed> {
         let Some((_, state)) = self.shared.opened(pool) else { return self.shared.pool(pool).map(|_| Changed::No) };
         if state.pool.quarantined().is_some() {
             return Ok(Changed::No);
         }
         state.pool.set_quarantine(Some(Timestamp::now()))?;
-        error!(%pool, "declared lost (lostHomes of a controller): in quarantine until it is readmitted");
+        error!(%pool, "the pool was declared lost (lostHomes of a controller): it is in quarantine until an operator readmits it (holdfast pools readmit)");
         Ok(Changed::Yes)
     }
 
-    /// How each pool is, for the controllers. A pool that cannot be read does not hide the others.
+    /// The state of each pool, for the controllers. A pool that cannot be read does not hide the others.
     #[must_use]
     pub fn health(&self) -> Vec<PoolHealth> {
-        // One that was not opened in this life may be another node's by now: it is waited for here, and not claimed.
+        // A pool that was not opened in this run may belong to another node by now: this node waits for it and does not
+        // claim it.
         let slots = self.shared.slots.iter().zip(self.conditions());
         let opened = slots.filter(|(slot, _)| slot.state().is_some()).map(|(_, condition)| condition);
         let known = opened.filter_map(|condition| {
@@ -148,7 +149,7 @@ impl LocalHome {
         known.collect()
     }
 
-    /// Ends what goes on behind callers' backs, as a kill of the process would.
+    /// Stops all background work, as a kill of the process would.
     #[cfg(test)]
     pub(crate) fn abandon(&self) {
         self.shared.copies.abandon();
@@ -156,7 +157,7 @@ impl LocalHome {
 }
 
 impl PoolState {
-    /// A pool nothing of which is counted yet.
+    /// A pool with nothing counted yet.
     pub(super) fn new(pool: Arc<dyn Pool>, limits: SpaceLimits) -> Self {
         Self {
             ledger: Ledger::new(Arc::clone(&pool), limits),
@@ -166,7 +167,8 @@ impl PoolState {
         }
     }
 
-    /// What a volume may come to: an image that shares blocks, or may, owes what it does not have for itself.
+    /// The space a volume may take: an image that shares blocks, or may share them, also needs space for its own
+    /// copies.
     pub(super) fn claim_of_volume(&self, record: &VolumeRecord) -> Claim {
         let size = record.target_size.unwrap_or(record.size).max(record.size);
         let debt = match self.pool.abilities().cloning {
@@ -177,7 +179,7 @@ impl PoolState {
         Claim { size, debt: self.ledger.debt_of(record.provisioning, debt) }
     }
 
-    /// What a snapshot may come to: where extents are shared, its full size; where it is a copy, that copy.
+    /// The space a snapshot may take: its full size where extents are shared, otherwise its copy.
     pub(super) fn claim_of_snapshot(&self, record: &SnapshotRecord) -> Claim {
         let debt = match self.pool.abilities().cloning {
             Cloning::Reflink { .. } => Debt::Shared,
@@ -195,14 +197,14 @@ impl Shared {
         open.find(|(_, state)| state.pool.identity().id == id)
     }
 
-    /// A pool by id, which is there now.
+    /// A pool by its id, if it is served now.
     pub(super) fn pool(&self, id: PoolId) -> Result<&PoolState> {
         let Some((slot, state)) = self.opened(id) else { return Err(self.not_here(id)) };
         if let Some(since) = state.pool.quarantined() {
             return Err(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "pool {id} on node {} is in quarantine since it was declared lost {} s ago; look at it and readmit it: holdfast pools readmit {id}",
+                    "pool {id} on node {} is in quarantine since it was declared lost {} s ago; check its volumes, then run holdfast pools readmit {id}",
                     self.node,
                     since.age().as_secs()
                 ),
@@ -212,7 +214,7 @@ impl Shared {
         Ok(state)
     }
 
-    /// Why a pool is not among those that are open.
+    /// Why a pool is not open.
     fn not_here(&self, id: PoolId) -> Error {
         let mut closed = self.slots.iter().filter(|slot| slot.state().is_none());
         if let Some(slot) = closed.clone().find(|slot| slot.id() == Some(id)) {
@@ -225,14 +227,14 @@ impl Shared {
                 self.node
             ),
         );
-        // It may be one that could not be opened so far.
+        // It may be a pool that could not be opened so far.
         match closed.find(|slot| slot.id().is_none()) {
             Some(slot) => Error::new(Kind::Unavailable, format!("{unknown}; and {}", slot.not_open(&self.node))),
             None => unknown,
         }
     }
 
-    /// The pools that are open and not in quarantine, in the order of their ids. They may have gone away.
+    /// The pools that are open and not in quarantine, in the order of their ids. They may have disappeared.
     pub(super) fn in_use(&self) -> Vec<(PoolId, &Slot, &PoolState)> {
         let open = self.slots.iter().filter_map(|slot| Some((slot, slot.state()?)));
         let used = open.filter(|(_, state)| state.pool.quarantined().is_none());
@@ -241,17 +243,17 @@ impl Shared {
         used
     }
 
-    /// The pools that are open and there, in quarantine or not: what one that failed may have does not concern the others.
+    /// The pools that are open and present, in quarantine or not: a failed pool does not affect the others.
     pub(super) fn there(&self) -> impl Iterator<Item = (PoolId, &PoolState)> {
         let open = self.slots.iter().filter_map(|slot| Some((slot, slot.state()?)));
         let there = open.filter(|(slot, state)| slot.present(state).is_ok());
         there.map(|(_, state)| (state.pool.identity().id, state))
     }
 
-    /// As [`Shared::in_use`], for an answer that has to be whole.
+    /// As [`Shared::in_use`], for an answer that must be complete.
     ///
     /// # Errors
-    /// `Unavailable` naming a pool that is not open, or went away.
+    /// `Unavailable`, naming a pool that is not open or disappeared.
     pub(super) fn all_in_use(&self) -> Result<Vec<(PoolId, &PoolState)>> {
         if let Some(closed) = self.slots.iter().find(|slot| slot.state().is_none()) {
             return Err(closed.not_open(&self.node));
@@ -259,7 +261,7 @@ impl Shared {
         self.in_use().into_iter().map(|(id, slot, state)| slot.present(state).map(|()| (id, state))).collect()
     }
 
-    /// The pool a class means: by name, or the only one, or the one called `default`.
+    /// The pool of a StorageClass: by name, or the only one, or the one with the name `default`.
     ///
     /// # Errors
     /// `InvalidArgument` where there is none; `Unavailable` when it is not served now.
@@ -278,20 +280,20 @@ impl Shared {
         }
         let known: Vec<_> = self.slots.iter().map(|slot| slot.name.to_string()).collect();
         let asked = name.map_or_else(
-            || "the class names no pool and none is called default".to_owned(),
+            || "the StorageClass has no parameter pool, and no pool has the name default".to_owned(),
             |name| format!("there is no pool {name}"),
         );
         Err(Error::new(
             Kind::InvalidArgument,
             format!(
-                "{asked} on node {}; the pools here are: {}. Set the class's parameter pool to one of them",
+                "{asked} on node {}; its pools are: {}. Set the parameter pool of the StorageClass to one of them",
                 self.node,
                 known.join(", ")
             ),
         ))
     }
 
-    /// Takes a volume's lock.
+    /// Locks a volume.
     pub(super) fn lock_volume(&self, id: &VolumeId, operation: &'static str) -> Result<LockGuard<Key>> {
         self.locks.try_lock(&Key { pool: id.pool, object: Object::Volume(id.uuid) }, operation)
     }
@@ -330,8 +332,8 @@ impl Shared {
         self.pool(record.pool)?.pool.write_record(record.object(), &record.encode()?)
     }
 
-    /// Whether a uuid exists in another pool than `pool`: a name is one thing in all of a home. A pool is read only where
-    /// the ledger has that name: nobody else writes there, and no request for one pool waits for another's disk.
+    /// The other pool that has this uuid, if any: a name is unique on a home node. A pool is read only where the ledger
+    /// has that name. No other process writes there, and no request for one pool waits for another pool's disk.
     pub(super) fn elsewhere(&self, pool: PoolId, object: Object) -> Result<Option<PoolId>> {
         for (id, _, state) in self.in_use() {
             if id != pool && state.ledger.has(object) && state.pool.read_record(object)?.is_some() {
@@ -465,7 +467,7 @@ impl Home for LocalHome {
     }
 
     fn examine(&self) -> Result<Vec<Finding>> {
-        let nobody = || Error::new(Kind::Unsupported, "nobody looks at the pools of this home");
+        let nobody = || Error::new(Kind::Unsupported, "this home node has no examination of its pools");
         self.shared.examiner.get().ok_or_else(nobody)?()
     }
 }

@@ -1,5 +1,5 @@
-//! One operation at a time on one thing. A second one is told at once what goes on, since when, and in which child:
-//! it is never queued behind something that may hang.
+//! One operation at a time on one object. A second one fails at once, with the running operation, its age, and the
+//! child process it waits for. It is never queued behind an operation that may hang.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display};
@@ -17,14 +17,14 @@ pub struct Locks<K: Eq + Hash> {
     activity: Activity,
 }
 
-/// Who holds a key.
+/// The operation that holds a key.
 #[derive(Debug)]
 struct Holder {
     operation: &'static str,
     since: Stopwatch,
-    /// The thread that does the work: what it is waiting for is what the operation waits for.
+    /// The thread that does the work: the operation waits for what this thread waits for.
     thread: ThreadId,
-    /// Device, image or mount point whose children and kernel calls belong to this operation.
+    /// The device, image or mount point whose child processes and kernel calls belong to this operation.
     target: String,
     share: Share,
 }
@@ -36,21 +36,21 @@ enum Share {
 }
 
 impl<K: Eq + Hash + Clone + Display> Locks<K> {
-    /// An empty table; `activity` tells which children belong to a holder.
+    /// An empty table; `activity` lists the child processes of a holder.
     #[must_use]
     pub fn new(activity: Activity) -> Self {
         Self { table: Arc::default(), activity }
     }
 
-    /// Takes a key for one operation alone.
+    /// Locks a key exclusively for one operation.
     ///
     /// # Errors
-    /// `Busy`, naming the operation under way, its age, and the child or kernel call it waits for.
+    /// `Busy`, with the running operation, its age, and the child process or kernel call it waits for.
     pub fn try_lock(&self, key: &K, operation: &'static str) -> Result<LockGuard<K>> {
         self.take(key, operation, Share::Alone)
     }
 
-    /// Takes a key together with others that share it, but not with one that has it alone.
+    /// Locks a key shared: together with other shared locks, but not with an exclusive one.
     ///
     /// # Errors
     /// As [`Locks::try_lock`].
@@ -83,10 +83,7 @@ impl<K: Eq + Hash + Clone + Display> Locks<K> {
         let waits: String = children.iter().map(|ongoing| format!(", waiting for {ongoing}")).collect();
         Error::new(
             Kind::Busy,
-            format!(
-                "{key}: {operation} has to wait: {} has been under way for {age} s{waits}; ask again",
-                holder.operation
-            ),
+            format!("{key}: {operation} must wait: {} has been running for {age} s{waits}; retry", holder.operation),
         )
     }
 }
@@ -97,7 +94,7 @@ impl<K: Eq + Hash> Clone for Locks<K> {
     }
 }
 
-/// Holds its key while it lives; it moves into the thread that does the work.
+/// Holds its key until it is dropped; it moves into the thread that does the work.
 #[derive(Debug)]
 pub struct LockGuard<K: Eq + Hash> {
     table: Arc<Mutex<HashMap<K, Holder>>>,
@@ -105,7 +102,8 @@ pub struct LockGuard<K: Eq + Hash> {
 }
 
 impl<K: Eq + Hash> LockGuard<K> {
-    /// Says what the operation works on now: children and kernel calls on this target are named to those who wait.
+    /// Sets the object of the current work: child processes and kernel calls on it appear in the errors of waiting
+    /// operations.
     pub fn works_on(&self, target: &impl fmt::Display) {
         if let Some(holder) = self.table.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&self.key) {
             holder.target = target.to_string();

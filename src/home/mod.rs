@@ -1,8 +1,8 @@
-//! The rules: who may have a volume, when it may be formatted, what fits, what a retry means. One home per node; it
-//! alone writes its pools' records.
+//! The rules of a home node: which node may use a volume, when it may be formatted, what fits, how retries work. There
+//! is one home node per machine, and only it writes its pools' records.
 //!
-//! [`Home`] is what the layers above know: [`LocalHome`] in process, later a thin client of the same words over gRPC.
-//! All its methods block and finish what they began whether or not anybody still waits (docs/adr/0001).
+//! [`Home`] is the interface for the layers above: [`LocalHome`] in this process, or a client of the same calls over
+//! gRPC. All its methods block and finish what they began, whether or not a caller still waits (docs/adr/0001).
 
 mod answer;
 mod copying;
@@ -51,35 +51,37 @@ use crate::os::DevNum;
 use crate::pool::ActiveDevice;
 use crate::types::{CapacityRange, Failure, FsType, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId};
 
-/// The node that owns pools, and what it can be asked.
+/// The node that owns pools, and its operations.
 ///
-/// Errors common to all: `Busy` when another operation on the same object is under way (its name, age and child are
-/// in the message); `Unavailable` for a pool that is not here; `NotFound` for an object that is not in its pool.
+/// Errors of all methods: `Busy` while another operation on the same object is running (the message has its name, age
+/// and child process); `Unavailable` for a pool that is not served here; `NotFound` for an object that is not in its
+/// pool.
 pub trait Home: Send + Sync {
     /// The node.
     fn node(&self) -> &NodeId;
 
-    /// Makes a volume, or finds that the same request made it before.
+    /// Creates a volume, or finds that the same request created it before.
     ///
     /// # Errors
-    /// `Clean`: `AlreadyExists` (another request made it), `InvalidArgument`, `OutOfRange`, `NotFound` (source, pool),
-    /// `NoCapacity`, `Precondition` (source cannot be cloned now). `Dirty` whatever the cause when something may be
-    /// left or under way; a copy that runs answers `Dirty(Busy)` with its percentage.
+    /// `Clean`: `AlreadyExists` (another request created it), `InvalidArgument`, `OutOfRange`, `NotFound` (source,
+    /// pool), `NoCapacity`, `Precondition` (the source cannot be cloned now). `Dirty`, whatever the cause, when
+    /// something may be left or running; a running copy returns `Dirty(Busy)` with its percentage.
     fn create_volume(&self, request: &CreateVolume) -> Result<Created<Volume>, Failure>;
 
-    /// Deletes a volume; `Changed::No` when it is gone already.
+    /// Deletes a volume; `Changed::No` when it does not exist.
     ///
     /// # Errors
-    /// `InUse`, unchanged, while it is granted or its device is held; `Busy` while it is erased or copied from.
+    /// `InUse`, with nothing changed, while it is attached or its device is in use; `Busy` while it is erased or is the
+    /// source of a copy.
     fn delete_volume(&self, id: &VolumeId) -> Result<Changed>;
 
     /// One volume.
     ///
     /// # Errors
-    /// The common ones.
+    /// Those of all methods.
     fn volume(&self, id: &VolumeId) -> Result<Volume>;
 
-    /// The volumes with this uuid, one at most in each pool and in any phase of their lives: whether a name is taken.
+    /// The volumes with this uuid, at most one in each pool, in any state: whether a name is in use.
     ///
     /// # Errors
     /// `Unavailable` when a pool or a record cannot be read.
@@ -91,98 +93,101 @@ pub trait Home: Send + Sync {
     /// `Unavailable` when a pool or a record cannot be read: never a partial list.
     fn volumes(&self, after: Option<VolumeId>, limit: usize) -> Result<Page<Volume, VolumeId>>;
 
-    /// Grants a volume to a node (ControllerPublish), or finds the same grant.
+    /// Attaches a volume to a node (ControllerPublishVolume), or finds the same attachment.
     ///
     /// # Errors
-    /// `Precondition` naming the node when another node holds it or it cannot be had there, or when it still uses the
-    /// volume another way although it was detached; `AlreadyExists` when the same node holds it with another mode or
-    /// read-only flag; `Busy` while it is copied.
+    /// `Precondition`, naming the node, when the volume is attached to another node or cannot be used on the requested
+    /// one, or when it is detached but its node still uses it in another way; `AlreadyExists` when it is attached to
+    /// the same node with another mode or read-only flag; `Busy` while it is copied.
     fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted>;
 
-    /// Takes a node's grant (or all) back; `Changed::No` when there was none. The device is taken away if it is idle. One
-    /// that the home node still uses stays until it is unstaged, and keeps the volume from everything but a grant to
-    /// that node: see `detached.rs`.
+    /// Removes the attachment of a node (or of all nodes); `Changed::No` when there was none. An idle device is
+    /// detached. A device that the home node still uses stays until it is unstaged. Until then the volume can only be
+    /// attached to that node again: see `detached.rs`.
     ///
     /// # Errors
-    /// The common ones.
+    /// Those of all methods.
     fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed>;
 
-    /// Where a node that holds a grant finds the volume's device now. Idempotent.
+    /// The location of the volume's device for a node that the volume is attached to. Idempotent.
     ///
     /// # Errors
-    /// `Precondition` when the node holds no grant; `Corrupt` when image and record disagree.
+    /// `Precondition` when it is not attached to the node; `Corrupt` when image and record disagree.
     fn open(&self, id: &VolumeId, node: &NodeId) -> Result<Opened>;
 
-    /// The node has let go of the device (NodeUnstage): it is taken away if idle. Idempotent; a volume that does not
-    /// exist any more is success once no device shows it.
+    /// The node has unstaged the volume: its device is detached if idle. Idempotent. For a volume that does not exist
+    /// any more it succeeds when no device is left.
     ///
     /// # Errors
-    /// `InUse` naming what holds the device.
+    /// `InUse`, naming the users of the device.
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()>;
 
-    /// The device that shows a volume on this machine now, whether or not its record or its pool is here; proved by the
-    /// image behind it.
+    /// The device of a volume on this machine now, whether or not its record or its pool is here. The image behind the
+    /// device proves it.
     ///
     /// # Errors
-    /// `Unsupported` of a home on another machine; `Corrupt` when two devices do; `Precondition` when one does that is
-    /// not ours; `Internal`, also when the device does not answer.
+    /// `Unsupported` for a home node on another machine; `Corrupt` when there are two devices; `Precondition` when
+    /// Holdfast did not attach it; `Internal`, also when the device cannot be queried.
     fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>>;
 
-    /// The volume that a device of this machine shows, if it is one of this home's. Opens no device of others.
+    /// The volume whose image backs a device of this machine, if it is one of this home node's. Opens no device of
+    /// other software.
     ///
     /// # Errors
     /// As [`Home::device_of`].
     fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>>;
 
-    /// Whether pods of a local raw block volume may have the node of this device, whatever it shows by now: the record says
-    /// that it was given out in this boot, or says nothing of a volume that an older release published.
+    /// Whether pods of a local raw block volume may have this device, whatever backs it now. The record says that it
+    /// was handed out in this boot, or says nothing because an older release published the volume.
     ///
     /// # Errors
-    /// The common ones; `Unsupported` of a home on another machine.
+    /// Those of all methods; `Unsupported` for a home node on another machine.
     fn was_given(&self, id: &VolumeId, device: DevNum) -> Result<bool>;
 
-    /// A loop device over a raw volume's own may be in pods that only read, from now on: the record says which it is, as
-    /// [`Home::was_given`] answers.
+    /// Records that read-only pods may have a loop device over a raw volume's own device from now on;
+    /// [`Home::was_given`] reads this.
     ///
     /// # Errors
-    /// The common ones; `Precondition` when the node has no attachment; `Unsupported` of a home on another machine.
+    /// Those of all methods; `Precondition` when the volume is not attached to the node; `Unsupported` for a home node
+    /// on another machine.
     fn give_view(&self, id: &VolumeId, node: &NodeId, view: &ActiveDevice) -> Result<()>;
 
-    /// Proves the volume blank and records `formatting` (docs/design.md section 8.1); called again in that state, makes it
-    /// blank again first (8.3). The caller must not hold the device open: taking it away is the proof that nobody writes.
+    /// Proves that the volume is blank and records `formatting` (docs/design.md section 8.1). Called again in that
+    /// state, it first makes the volume blank again (8.3). The caller must not have the device open: detaching it
+    /// proves that no process writes to it.
     ///
     /// # Errors
-    /// `Precondition` when blankness cannot be proved, or the volume is raw or formatted: nothing was written.
+    /// `Precondition` when the volume is not provably blank, or is raw or formatted: nothing was written.
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting>;
 
-    /// Records `formatted`: the node has found the planned filesystem on the device, complete.
+    /// Records `formatted`: the node found the planned filesystem on the device, complete.
     ///
     /// # Errors
     /// `Precondition` unless the state is `formatting` with this UUID, or `formatted` with it already.
     fn end_format(&self, id: &VolumeId, node: &NodeId, fs_uuid: Uuid) -> Result<()>;
 
-    /// The first use as a raw block device: `never` becomes `raw` for good. Idempotent.
+    /// The first use as a raw block device: `never` becomes `raw` permanently. Idempotent.
     ///
     /// # Errors
-    /// `Precondition` when it carries a filesystem.
+    /// `Precondition` when it contains a filesystem.
     fn use_raw(&self, id: &VolumeId, node: &NodeId) -> Result<()>;
 
-    /// Makes a snapshot, or finds that the same request made it. It may not be ready yet where it is a copy.
+    /// Creates a snapshot, or finds that the same request created it. A snapshot that is a copy may not be ready yet.
     ///
     /// # Errors
     /// As [`Home::create_volume`]; `Precondition` where an attached volume cannot be snapshotted.
     fn create_snapshot(&self, request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure>;
 
-    /// Deletes a snapshot; `Changed::No` when it is gone already.
+    /// Deletes a snapshot; `Changed::No` when it does not exist.
     ///
     /// # Errors
-    /// `Busy` while it is copied from.
+    /// `Busy` while it is the source of a copy.
     fn delete_snapshot(&self, id: &SnapshotId) -> Result<Changed>;
 
     /// One snapshot, ready or not.
     ///
     /// # Errors
-    /// The common ones.
+    /// Those of all methods.
     fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot>;
 
     /// The snapshots with this uuid; as [`Home::find_volume`].
@@ -191,7 +196,7 @@ pub trait Home: Send + Sync {
     /// As [`Home::find_volume`].
     fn find_snapshot(&self, uuid: ObjectUuid) -> Result<Vec<SnapshotId>>;
 
-    /// Snapshots in the order of (pool, uuid), after `after`, at most `limit` (0: all), that pass the filter.
+    /// Snapshots that pass the filter, in the order of (pool, uuid), after `after`, at most `limit` (0: all).
     ///
     /// # Errors
     /// `Unavailable` when a pool or a record cannot be read: never a partial list.
@@ -202,40 +207,41 @@ pub trait Home: Send + Sync {
         limit: usize,
     ) -> Result<Page<Snapshot, SnapshotId>>;
 
-    /// Grows a volume to satisfy the range; a size that does already is `Changed::No`. Image and device grow here,
-    /// the filesystem on the node.
+    /// Grows a volume to satisfy the range; `Changed::No` if its size already does. Grows image and device here; the
+    /// node grows the filesystem.
     ///
     /// # Errors
-    /// `OutOfRange` for what can never be; `NoCapacity`, then the size is as before; `Busy` while it is copied.
+    /// `OutOfRange` for an impossible size; `NoCapacity`, with the size unchanged; `Busy` while it is copied.
     fn expand(&self, id: &VolumeId, range: &CapacityRange) -> Result<Expanded>;
 
-    /// What could still be made here.
+    /// The capacity for new volumes on this node.
     ///
     /// # Errors
-    /// `InvalidArgument` for a pool name that is ambiguous; an unknown one has no capacity.
+    /// `InvalidArgument` for an ambiguous pool name; an unknown pool has no capacity.
     fn capacity(&self, query: &CapacityQuery) -> Result<Capacity>;
 
-    /// Extents of each volume's image, where the pool can tell: what a reflink clone costs. Reads every image's map.
+    /// The extents of each volume's image, where the pool reports them: the cost of a reflink clone. Reads every
+    /// image's map.
     ///
     /// # Errors
     /// `Internal` when a pool cannot be listed.
     fn extents(&self) -> Result<BTreeMap<VolumeId, u64>>;
 
-    /// Figures of every pool, for metrics, readiness and people. Cheap.
+    /// Figures of every pool, for metrics, readiness and display. Cheap.
     ///
     /// # Errors
     /// `Internal` when a pool cannot be read.
     fn report(&self) -> Result<Vec<PoolReport>>;
 
-    /// Takes a pool out of the quarantine it was put in when it was declared lost; `Changed::No` when it is in none.
+    /// Takes a pool out of quarantine; `Changed::No` when it is not in quarantine.
     ///
     /// # Errors
-    /// `Unavailable` when it is not here; `NoCapacity`, `Internal` when that cannot be written down.
+    /// `Unavailable` when it is not served here; `NoCapacity`, `Internal` when the change cannot be stored.
     fn readmit(&self, pool: PoolId) -> Result<Changed>;
 
-    /// What is wrong in its own pools, for people: what `holdfast doctor` finds there. Changes nothing.
+    /// The problems in its own pools, as `holdfast doctor` reports them. Changes nothing.
     ///
     /// # Errors
-    /// `Unsupported` where nobody looks (in a test); `Internal` when the kernel cannot be asked.
+    /// `Unsupported` without an examination (in a test); `Internal` when a kernel query fails.
     fn examine(&self) -> Result<Vec<Finding>>;
 }

@@ -1,7 +1,7 @@
-//! A part of a record that carries what it does not know along (docs/design.md section 6: readers keep fields they do
-//! not know and write them back).
+//! A part of a record that keeps unknown fields (docs/design.md section 6: readers keep fields they do not know and
+//! write them back).
 //!
-//! Not serde's `flatten`: that hands a tagged enum's own fields to the unknown ones as well.
+//! Not serde's `flatten`: that also passes a tagged enum's own fields to the unknown ones.
 
 use std::fmt;
 use std::ops::Deref;
@@ -11,19 +11,19 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-/// A JSON object: what this release knows of it, and fields of later releases.
+/// A JSON object: the fields that this release knows, and those of later releases.
 ///
-/// A new value in `known` leaves the unknown fields as they are. A name twice in one object is an error, as it is for
-/// serde's own structs.
+/// A new value in `known` leaves the unknown fields unchanged. A name that appears twice in one object is an error, as
+/// in serde's own structs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part<T> {
-    /// What this release knows.
+    /// The fields that this release knows.
     pub known: T,
     unknown: Map<String, Value>,
 }
 
 impl<T> Part<T> {
-    /// One with nothing unknown.
+    /// A part without unknown fields.
     pub fn new(known: T) -> Self {
         Self { known, unknown: Map::new() }
     }
@@ -59,11 +59,11 @@ impl<'de, T: Serialize + DeserializeOwned> Deserialize<'de> for Part<T> {
 fn fields_of<T: Serialize>(known: &T) -> serde_json::Result<Map<String, Value>> {
     match serde_json::to_value(known)? {
         Value::Object(fields) => Ok(fields),
-        _ => Err(<serde_json::Error as serde::ser::Error>::custom("a part of a record is an object")),
+        _ => Err(<serde_json::Error as serde::ser::Error>::custom("a part of a record must be a JSON object")),
     }
 }
 
-/// Reads an object whose names are all different.
+/// Reads an object and requires that all names differ.
 struct Once;
 
 impl<'de> Visitor<'de> for Once {
@@ -77,7 +77,7 @@ impl<'de> Visitor<'de> for Once {
         let mut fields = Map::new();
         while let Some((name, value)) = access.next_entry::<String, Value>()? {
             if fields.contains_key(&name) {
-                return Err(A::Error::custom(format_args!("the field {name:?} is there twice")));
+                return Err(A::Error::custom(format_args!("the field {name:?} appears twice")));
             }
             fields.insert(name, value);
         }

@@ -1,5 +1,5 @@
-//! Questions to a disk that may never answer: one at a time, in a thread of its own, and nobody waits for longer than is
-//! reasonable.
+//! Queries to a disk that may never answer. One runs at a time, in its own thread, and callers wait for a limited time
+//! only.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::os::Stopwatch;
 use crate::types::{Error, Kind, Result};
 
-/// One question at a time; whoever comes while it is asked gets its answer too.
+/// One query at a time; callers that arrive while it runs get its answer too.
 pub(super) struct Patient<T>(Arc<Inner<T>>);
 
 struct Inner<T> {
@@ -18,7 +18,7 @@ struct Inner<T> {
 }
 
 struct State<T> {
-    /// The number of questions asked so far, and of the last one that was answered.
+    /// The number of queries so far, and of the last one that was answered.
     asked: u64,
     answered: u64,
     since: Option<Stopwatch>,
@@ -33,11 +33,11 @@ impl<T> Default for Patient<T> {
 }
 
 impl<T: Clone + Send + 'static> Patient<T> {
-    /// Asks, and waits for the answer. One that is still asked is not asked again; when it has been for longer than
-    /// `limit`, that is the answer, at once.
+    /// Runs a query and waits for its answer. A query that is still running is not started again; if it has been
+    /// running for longer than `limit`, the error is returned at once.
     ///
     /// # Errors
-    /// `Unavailable` when there is no answer after `limit`, saying for how long.
+    /// `Unavailable` when there is no answer after `limit`, with the time so far.
     pub(super) fn ask(&self, what: &str, limit: Duration, question: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let mut state = self.0.lock();
         let since = match state.since {
@@ -45,13 +45,15 @@ impl<T: Clone + Send + 'static> Patient<T> {
             None => {
                 let inner = Arc::clone(&self.0);
                 let asking = thread::Builder::new().name("patient".to_owned()).spawn(move || {
-                    // A panic is logged by its hook; nobody waits for an answer then.
+                    // The panic hook logs a panic; then there is no answer.
                     let answer = catch_unwind(AssertUnwindSafe(question)).ok();
                     let mut state = inner.lock();
                     (state.last, state.since, state.answered) = (answer, None, state.asked);
                     inner.answered.notify_all();
                 });
-                asking.map_err(|error| Error::new(Kind::Unavailable, "no thread to ask a pool with").because(error))?;
+                asking.map_err(|error| {
+                    Error::new(Kind::Unavailable, "cannot start a thread to query a pool").because(error)
+                })?;
                 let since = Stopwatch::start();
                 (state.since, state.asked) = (Some(since), state.asked + 1);
                 since
@@ -67,7 +69,7 @@ impl<T: Clone + Send + 'static> Patient<T> {
             _ => Err(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "{what} has not ended for {} s: its disk does not answer; see dmesg, and what holdfast_operation_age_seconds names",
+                    "{what} has not ended for {} s: its disk does not answer; see dmesg, and the metric holdfast_operation_age_seconds",
                     since.elapsed().as_secs()
                 ),
             )),

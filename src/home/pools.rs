@@ -1,4 +1,4 @@
-//! The pools of a home: each is opened, served, lost and found again on its own, and none waits for another.
+//! The pools of a home node. Each is opened, served, closed and reopened independently, and none waits for another.
 
 use std::collections::btree_map::Entry;
 use std::sync::atomic::Ordering;
@@ -18,42 +18,42 @@ use crate::types::{Error, Kind, NodeId, PoolId, PoolName, Result};
 
 /// How long the start waits for a pool whose disk does not answer.
 const OPENING: Duration = Duration::from_secs(10);
-/// How long a pool may take to say how it is, or to be opened, before it counts as one that does not answer.
+/// How long a query or an open of a pool may take before the pool counts as one that does not answer.
 pub(super) const ANSWERING: Duration = Duration::from_secs(2);
-/// The pauses between two tries to open a pool, or to find it again: the first, and the longest.
+/// The pauses between two attempts to open or reopen a pool: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// How long a pool that went away may go unnoticed, where nobody asks for it.
+/// How often a pool without requests is checked, in case it disappeared.
 const LOOKING: Duration = Duration::from_secs(5);
 
-/// How a pool is opened: called until it succeeds. A new one is made at the start only.
+/// Opens a pool: called until it succeeds. A new pool is created only at start.
 pub type OpenPool = Arc<dyn Fn(FirstUse) -> Result<Arc<dyn Pool>> + Send + Sync>;
 
-/// A pool a home is to serve.
+/// A configured pool.
 #[derive(Clone)]
 pub struct ConfiguredPool {
-    /// What people call it.
+    /// The name that users give it.
     pub name: PoolName,
-    /// Where it is, for messages.
+    /// Its location, for messages.
     pub place: String,
-    /// Its id, where this node served it before: then no pool is made in its stead.
+    /// Its id, if this node served it before: then no new pool is created in its place.
     pub known: Option<PoolId>,
-    /// What may be given out.
+    /// Its space limits.
     pub limits: SpaceLimits,
     /// How it is opened.
     pub open: OpenPool,
 }
 
-/// How one configured pool is, whether it was opened or not.
+/// The state of a configured pool, opened or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolCondition {
-    /// What people call it.
+    /// The name that users give it.
     pub name: PoolName,
-    /// Where it is.
+    /// Its location.
     pub place: String,
     /// Its id, once it is known.
     pub id: Option<PoolId>,
-    /// How it is.
+    /// Its state.
     pub health: Health,
 }
 
@@ -70,11 +70,11 @@ pub(super) struct Slot {
     retry: Mutex<Retry>,
 }
 
-/// When the next try is due.
+/// When the next attempt is due.
 struct Retry {
     since: Stopwatch,
     pause: Duration,
-    /// Why the last one failed; `None` while there was none.
+    /// Why the last attempt failed; `None` if none failed.
     failed: Option<(Kind, String)>,
 }
 
@@ -84,7 +84,7 @@ impl Slot {
         Self { open: Some(open), ..Self::empty(name, place, known, limits) }
     }
 
-    /// Of a pool that is open.
+    /// For a pool that is open.
     pub(super) fn opened(pool: &dyn Pool, limits: SpaceLimits) -> Self {
         let identity = pool.identity();
         Self::empty(identity.name.clone(), identity.place.clone(), Some(identity.id), limits)
@@ -109,7 +109,7 @@ impl Slot {
         self.state.get()
     }
 
-    /// Its id, as far as it is known.
+    /// Its id, if it is known.
     pub(super) fn id(&self) -> Option<PoolId> {
         self.state().map(|state| state.pool.identity().id).or(self.known)
     }
@@ -120,17 +120,17 @@ impl Slot {
             Some((kind, reason)) => (*kind, reason.clone()),
             None => (Kind::Unavailable, "it is being opened".to_owned()),
         };
-        debug!(pool = %self.name, ?kind, "asked for while it is not open");
+        debug!(pool = %self.name, ?kind, "a request needs a pool that is not open");
         Error::new(
             Kind::Unavailable,
             format!(
-                "pool {} at {} on node {node} is not served: {reason}. The driver tries to open it again and again",
+                "pool {} at {} on node {node} is not served: {reason}. The driver keeps trying to open it",
                 self.name, self.place
             ),
         )
     }
 
-    /// Whether the open pool is there; one that is not is looked for soon.
+    /// Checks that the open pool is present; if not, it is looked for soon.
     pub(super) fn present(&self, state: &PoolState) -> Result<()> {
         let present = state.pool.present();
         if present.is_err() {
@@ -146,7 +146,7 @@ impl Slot {
         self.retry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in how a try ended; true when that is news.
+    /// Stores the result of an attempt; true when it differs from the last one.
     fn tried(&self, outcome: &Result<(), (Kind, String)>) -> bool {
         let mut retry = self.retry();
         retry.since = Stopwatch::start();
@@ -164,12 +164,12 @@ impl Slot {
 }
 
 impl LocalHome {
-    /// Takes charge of pools, each on its own: one that cannot be opened keeps no other from being served. It is tried
-    /// again by [`LocalHome::find_pools`].
+    /// Starts to serve pools, each independently: a pool that cannot be opened does not block the others.
+    /// [`LocalHome::find_pools`] tries it again.
     ///
     /// # Errors
-    /// Of the first pool, where none can be opened and no waiting would change that; `InvalidArgument` for two pools of
-    /// one name.
+    /// The error of the first pool, where no pool can be opened and waiting would not help; `InvalidArgument` for two
+    /// pools with the same name.
     pub fn start(os: Os, node: NodeId, pools: Vec<ConfiguredPool>) -> Result<Self> {
         let home = Self::of_slots(os, node, pools.into_iter().map(Slot::new).collect())?;
         let (tell, told) = mpsc::channel();
@@ -181,10 +181,10 @@ impl LocalHome {
                     let opened = shared.try_open(index, first, OPENING);
                     slot.tried(&opened);
                 }
-                // Nobody listens any more when another pool kept the process from starting.
+                // The receiver is gone when another pool's error stopped the start.
                 let _ = tell.send(());
             });
-            begun.map_err(|error| Error::new(Kind::Internal, "no thread to open a pool with").because(error))?;
+            begun.map_err(|error| Error::new(Kind::Internal, "cannot start a thread to open a pool").because(error))?;
         }
         drop(tell);
         while told.recv().is_ok() {}
@@ -204,9 +204,9 @@ impl LocalHome {
         Ok(home)
     }
 
-    /// Tries the pools that are not served and whose next try is due: those that were never opened, and those that went
-    /// away. Returns how long the next try is off, and whether a pool is served now that was not; each try has a thread of
-    /// its own where it does not end at once.
+    /// Tries the pools that are not served and whose next attempt is due: those that were never opened, and those that
+    /// disappeared. Returns the time until the next attempt, and whether a pool is served now that was not before. An
+    /// attempt that does not end at once continues in its own thread.
     pub fn find_pools(&self) -> (Duration, Changed) {
         let (mut next, mut changed) = (LOOKING, Changed::No);
         for (index, slot) in self.shared.slots.iter().enumerate() {
@@ -219,7 +219,7 @@ impl LocalHome {
                 continue;
             }
             let outcome = match slot.state() {
-                // A directory that is empty now may be a mount point whose disk is on its way.
+                // A directory that is empty now may be a mount point whose disk is not mounted yet.
                 None => self.shared.try_open(index, FirstUse::Wait(slot.known), ANSWERING),
                 Some(_) => self.shared.try_find(index),
             };
@@ -236,7 +236,7 @@ impl LocalHome {
         (next, changed)
     }
 
-    /// How every configured pool is. One that does not answer costs no other its answer.
+    /// The state of every configured pool. A pool that does not answer does not delay the others.
     #[must_use]
     pub fn conditions(&self) -> Vec<PoolCondition> {
         let shared = &self.shared;
@@ -249,7 +249,7 @@ impl LocalHome {
         shared.slots.iter().enumerate().map(of).collect()
     }
 
-    /// Every configured pool in words, for the line that says what is served.
+    /// Every configured pool as text, for the log line at start.
     #[must_use]
     pub fn described(&self) -> Vec<String> {
         let in_words = |(slot, condition): (&Slot, PoolCondition)| match condition.health {
@@ -269,7 +269,7 @@ impl LocalHome {
 }
 
 impl Shared {
-    /// Opens a pool and takes it in; `limit` is how long that may take before somebody else has to look again.
+    /// Opens a pool and starts to serve it; `limit` is how long the caller waits.
     fn try_open(self: &Arc<Self>, index: usize, first: FirstUse, limit: Duration) -> Result<(), (Kind, String)> {
         let (shared, plain) = (Arc::clone(self), |error: Error| (error.kind(), error.chain()));
         let Some(slot) = self.slots.get(index) else { return Ok(()) };
@@ -281,20 +281,20 @@ impl Shared {
         slot.opening.ask("opening it", limit, opening).map_err(plain)?
     }
 
-    /// Sweeps a pool, reads its records into its ledger, and serves it. The copies a former life began are entered before
-    /// it is served, so that nobody attaches what they read.
+    /// Removes incomplete objects of a pool, reads its records into its ledger, and serves it. The copies of an earlier
+    /// run are registered before it is served, so that their sources cannot be attached.
     pub(super) fn take_in(self: &Arc<Self>, index: usize, pool: Arc<dyn Pool>) -> Result<()> {
         let Some(slot) = self.slots.get(index) else { return Ok(()) };
         let identity = pool.identity().clone();
         let entering = || self.entering.lock().unwrap_or_else(PoisonError::into_inner);
-        // Of two copies the second is found out, whichever is read first.
+        // Of two copies of a pool, the second is rejected, whichever is opened first.
         match entering().entry(identity.id) {
             Entry::Vacant(vacant) => vacant.insert(identity.place.clone()),
             Entry::Occupied(other) => {
                 return Err(Error::new(
                     Kind::InvalidArgument,
                     format!(
-                        "{} has the id {} of another pool here, at {}: one is a copy of the other; remove the copy",
+                        "{} has the same id {} as another pool on this node, at {}: one is a copy of the other; remove the copy",
                         identity.place,
                         identity.id,
                         other.get()
@@ -302,20 +302,20 @@ impl Shared {
                 ));
             }
         };
-        // What cannot be swept has no name and is in nobody's way; doctor lists it.
+        // An object that cannot be removed has no name and blocks nothing; doctor lists it.
         if let Err(error) = pool.sweep() {
-            error!(pool = %identity.name, error = %error.chain(), "something that was removed before is still there");
+            error!(pool = %identity.name, error = %error.chain(), "remnants of deleted objects could not be removed; the next start tries again");
         }
         let state = PoolState::new(pool, slot.limits);
         let read = if state.pool.quarantined().is_none() { self.read_in(&state) } else { Ok(Vec::new()) };
         let copies = read.inspect_err(|_| drop(entering().remove(&identity.id)))?;
         self.go_on(copies);
-        // Only this sets it, and a slot that has it is not opened again.
+        // Only this code sets it, and a slot that has it is not opened again.
         let _ = slot.state.set(state);
         Ok(())
     }
 
-    /// Looks whether an open pool is there, and takes it back when it was away.
+    /// Checks whether an open pool is present, and reopens it if it disappeared.
     fn try_find(self: &Arc<Self>, index: usize) -> Result<(), (Kind, String)> {
         let (shared, plain) = (Arc::clone(self), |error: Error| (error.kind(), error.chain()));
         let Some(slot) = self.slots.get(index) else { return Ok(()) };
@@ -326,13 +326,13 @@ impl Shared {
             }
             state.pool.find_again().map_err(plain)?;
             state.to_read.store(true, Ordering::SeqCst);
-            // Its records may be those of an earlier day; what they say is counted before room is given out.
+            // Its records may be older ones: they are counted before space is reserved.
             if state.pool.quarantined().is_none() {
                 let copies = shared.read_in(state).map_err(plain)?;
                 shared.go_on(copies);
             }
             state.to_read.store(false, Ordering::SeqCst);
-            warn!(pool = %state.pool.identity().name, "a pool that was away is there again");
+            warn!(pool = %state.pool.identity().name, "a pool that had disappeared is served again");
             Ok(())
         };
         slot.opening.ask("looking for it", ANSWERING, finding).map_err(plain)?
@@ -344,7 +344,7 @@ impl Shared {
             return Health::Quarantined(since);
         }
         let (shared, plain) = (Arc::clone(self), |error: Error| (error.kind(), error.chain()));
-        let report = slot.reporting.ask("telling how it is", ANSWERING, move || {
+        let report = slot.reporting.ask("reading its state", ANSWERING, move || {
             let state = shared.slots.get(index).and_then(Slot::state);
             let state = state.ok_or_else(|| (Kind::Unavailable, "it is being opened".to_owned()))?;
             shared.report_one(state).map_err(plain)

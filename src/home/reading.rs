@@ -1,4 +1,4 @@
-//! Reading a pool's records into its ledger: all at start, and what could not be read then before room is counted.
+//! Reads a pool's records into its ledger: all at start, and later those that could not be read then.
 
 use std::sync::{Arc, PoisonError};
 
@@ -10,13 +10,13 @@ use super::record::{CopyRecord, Record, SnapshotRecord, VolumeRecord};
 use crate::pool::{Class, Object};
 use crate::types::{Bytes, Result};
 
-/// A copy that was begun, and its target.
+/// An interrupted copy, and its target.
 pub(super) type Unfinished = (Key, CopyRecord);
 
 impl Shared {
-    /// Enters every record of a pool into its ledger; the copies to go on with once the pool is served. A record that
-    /// cannot be read holds up nothing but its own object: its image is counted as it lies there until
-    /// [`Shared::read_again`] succeeds.
+    /// Registers every record of a pool in its ledger; returns the copies to resume once the pool is served. A record
+    /// that cannot be read affects only its own object: its image counts as it is until [`Shared::read_again`]
+    /// succeeds.
     ///
     /// # Errors
     /// `Internal` when the pool cannot be listed.
@@ -27,7 +27,7 @@ impl Shared {
         for object in volumes.chain(snapshots) {
             let entered = self.enter(state, object).map(|copy| copies.extend(copy));
             if let Err(error) = entered {
-                error!(object = %object, error = %error.chain(), "not served");
+                error!(object = %object, error = %error.chain(), "cannot read a record: this volume or snapshot is not served");
                 let size = state.pool.facts(object).ok().flatten().map_or(Bytes::ZERO, |facts| facts.size);
                 state.ledger.enter(object, Claim { size, debt: Debt::Shared });
                 state.unread.lock().unwrap_or_else(PoisonError::into_inner).insert(object);
@@ -36,13 +36,13 @@ impl Shared {
         Ok(copies)
     }
 
-    /// Goes on with copies that were found.
+    /// Resumes copies.
     pub(super) fn go_on(self: &Arc<Self>, copies: impl IntoIterator<Item = Unfinished>) {
         copies.into_iter().for_each(|(target, copy)| self.start_copy(target, copy));
     }
 
-    /// Reads what could not be read before: a disk that failed for a moment must not make the ledger wrong for the
-    /// rest of this life. What is being worked on is left to whoever does.
+    /// Reads the records that could not be read before: a temporary disk error must not leave the ledger wrong until
+    /// the next start. An object that another operation has locked is skipped.
     pub(super) fn read_again(self: &Arc<Self>, state: &PoolState) {
         let unread = || state.unread.lock().unwrap_or_else(PoisonError::into_inner);
         let objects: Vec<Object> = unread().iter().copied().collect();
@@ -52,7 +52,7 @@ impl Shared {
             if let Ok(copy) = self.enter(state, object) {
                 self.go_on(copy);
                 unread().remove(&object);
-                info!(object = %key, "its record can be read again");
+                info!(object = %key, "the record can be read again");
             }
         }
     }
@@ -82,7 +82,7 @@ impl Shared {
     }
 }
 
-/// A record as it lies there, whether its pool is served or not.
+/// The record of an object, whether or not its pool is served.
 fn read<R>(state: &PoolState, object: Object, decode: impl Fn(&[u8]) -> Result<R>) -> Result<Option<R>> {
     state.pool.read_record(object)?.map(|text| decode(&text)).transpose()
 }

@@ -1,9 +1,9 @@
-//! The record of a volume or snapshot (docs/design.md section 6): what is true of it, kept with its data.
+//! The record of a volume or snapshot (docs/design.md section 6), stored beside its data.
 //!
 //! Readers keep fields they do not know and write them back, also within a record's objects ([`Part`]). A record whose
-//! `min_reader` is above [`SCHEMA`] is served for attach and detach, and never changed otherwise. A `Word` that is not
-//! known makes the whole record one that cannot be read: nothing of it is served. So what an older release must not
-//! serve carries a new word; each write computes `min_reader` from the words the record has.
+//! `min_reader` is above [`SCHEMA`] is served for attach and detach, and otherwise never changed. A record with an
+//! unknown `Word` cannot be read, so nothing of it is served. A new state that an older release must not serve
+//! therefore gets a new word. Each write computes `min_reader` from the words in the record.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,60 +22,60 @@ use crate::types::{
     Provisioning, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
 };
 
-/// The schema this release writes and the newest it may change.
+/// The schema that this release writes, and the newest one that it may change.
 pub const SCHEMA: u32 = 1;
 
-/// How far a thing has come.
+/// The lifecycle phase of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Its data is being copied; it was never handed out ready.
+    /// Its data is being copied; it was never ready.
     Creating,
-    /// It can be used.
+    /// It is usable.
     Ready,
-    /// A delete began and is to be finished.
+    /// A delete began and must be finished.
     Deleting,
 }
 
-/// What was asked for, to compare a retry with.
+/// The original request, to compare a retry with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeRequest {
-    /// The range asked for.
+    /// The requested size range.
     pub range: Part<CapacityRange>,
-    /// The ways it must be usable.
+    /// The requested capabilities.
     pub capabilities: Vec<Part<Capability>>,
-    /// The class's parameters.
+    /// The parameters of the StorageClass.
     pub parameters: Part<VolumeParameters>,
 }
 
-/// The recorded fact that one node may use a volume now (design section 2).
+/// States that one node may use a volume now (design section 2).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
-    /// Who.
+    /// The node.
     pub node: NodeId,
     /// How the node reaches the device.
     pub path: AttachPath,
     /// Block or filesystem.
     pub mode: VolumeMode,
-    /// Who may write from where.
+    /// The access mode: which nodes may read and write.
     pub access: AccessMode,
-    /// Whether only to read.
+    /// Whether it is read-only.
     #[serde(default)]
     pub read_only: ReadOnly,
-    /// The number of this grant among all of the volume.
+    /// The number of this attachment, counted for each volume.
     pub epoch: u64,
-    /// Whether it stands.
+    /// Its state.
     pub state: GrantState,
-    /// Part of an export's name; none for `local`.
+    /// Part of the name of an export; none for `local`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<Uuid>,
-    /// The home's boot this grant was last used in; none for a local filesystem.
+    /// The boot of the home node in which this attachment was last used; none for a local filesystem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<Uuid>,
-    /// The device that pods may have, of a local raw block volume. Good for the boot of `boot_id`.
+    /// The device of a local raw block volume that pods may have. Valid in the boot `boot_id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceMark>,
-    /// The device that pods may have which only read such a volume, where it is a loop device. Good for the same boot.
+    /// The device that read-only pods of such a volume may have, if it is a loop device. Valid in the same boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub view: Option<DeviceMark>,
     /// Fields of later releases.
@@ -83,13 +83,13 @@ pub struct Attachment {
     pub unknown: Map<String, Value>,
 }
 
-/// Which device a raw block volume was given out as.
+/// The device that pods of a raw block volume got.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceMark {
-    /// Its number, `major:minor`; `none` since the attachment was made and before a device was given out. A block
-    /// attachment without a mark is one of a release that did not mark.
+    /// Its number, `major:minor`; `none` while the attachment exists and no device was handed out. A block attachment
+    /// without a mark was written by a release without marks.
     pub number: String,
-    /// The kernel's number of that attachment (diskseq), where it has one.
+    /// The kernel's sequence number of the loop attachment (diskseq), if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diskseq: Option<u64>,
     /// Fields of later releases.
@@ -98,66 +98,66 @@ pub struct DeviceMark {
 }
 
 impl Attachment {
-    /// The devices that pods may have: the volume's own, and the one of pods that only read.
+    /// The devices that pods may have: the volume's own device, and the device for read-only pods.
     pub fn marks(&self) -> impl Iterator<Item = &DeviceMark> {
         self.device.iter().chain(&self.view)
     }
 }
 
 impl DeviceMark {
-    /// Of a device that is attached now.
+    /// The mark of a device that is attached now.
     #[must_use]
     pub fn of(device: &ActiveDevice) -> Self {
         Self { number: device.number.to_string(), diskseq: device.diskseq, unknown: Map::new() }
     }
 
-    /// Whether it is about the device of this number.
+    /// Whether it is the mark of the device with this number.
     #[must_use]
     pub fn is(&self, device: DevNum) -> bool {
         self.number == device.to_string()
     }
 
-    /// That no device was given out yet.
+    /// The mark for "no device was handed out yet".
     #[must_use]
     pub fn none() -> Self {
         Self { number: "none".to_owned(), diskseq: None, unknown: Map::new() }
     }
 }
 
-/// How nodes may reach a volume: the class's choice.
+/// How nodes may reach a volume: set by the StorageClass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Access {
-    /// On its home only.
+    /// Only on its home node.
     Local,
 }
 
-/// How an attachment's node reaches the volume.
+/// How the node of an attachment reaches the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AttachPath {
-    /// On its home.
+    /// On its home node.
     Local,
 }
 
-/// Whether a grant stands.
+/// The state of an attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GrantState {
-    /// It does.
+    /// The node may use the volume.
     Granted,
-    /// It is being taken back.
+    /// It is being removed.
     Revoking,
 }
 
-/// Where the data of a copy comes from and how far it is.
+/// The source and the progress of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyRecord {
     /// The object it is copied from, in the same pool.
     pub from: CopySource,
-    /// Bytes that are durable in the copy.
+    /// Durable bytes in the copy.
     pub done: Bytes,
-    /// Bytes in all.
+    /// Total bytes.
     pub total: Bytes,
 }
 
@@ -165,14 +165,14 @@ pub struct CopyRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CopySource {
-    /// A volume, which nobody may attach meanwhile.
+    /// A volume, which cannot be attached meanwhile.
     Volume(ObjectUuid),
-    /// A snapshot, which nobody may delete meanwhile.
+    /// A snapshot, which cannot be deleted meanwhile.
     Snapshot(ObjectUuid),
 }
 
 impl CopySource {
-    /// The pool's word for it.
+    /// The same, as the pool's type.
     #[must_use]
     pub fn object(self) -> Object {
         match self {
@@ -187,26 +187,26 @@ impl CopySource {
 pub struct VolumeRecord {
     /// The schema it was written in.
     pub schema: u32,
-    /// The oldest schema a changer must know.
+    /// The oldest schema that a writer must know.
     pub min_reader: u32,
     /// Its uuid, the name of its directory.
     pub uuid: ObjectUuid,
-    /// Its handle as the CO has it.
+    /// Its handle as the orchestrator has it.
     pub handle: String,
-    /// What the CO called it.
+    /// Its name in the orchestrator.
     pub co_name: String,
-    /// What was asked for.
+    /// The original request.
     pub request: Part<VolumeRequest>,
-    /// The pool it was made in.
+    /// The pool where it was created.
     pub pool: PoolId,
-    /// The node it was made on.
+    /// The node where it was created.
     pub birth_home: NodeId,
     /// Its size, bytes.
     pub size: Bytes,
-    /// What was asked for when it got its size; older records do not say.
+    /// The request that gave it its size; missing in older records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_request: Option<Part<SizeRequest>>,
-    /// The size it is growing to.
+    /// The target size of an unfinished expansion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_size: Option<Bytes>,
     /// Logical block size of its device, bytes.
@@ -215,37 +215,38 @@ pub struct VolumeRecord {
     pub provisioning: Provisioning,
     /// `local` in this release.
     pub access: Access,
-    /// What it was filled from.
+    /// The source of its initial content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
-    /// When.
+    /// When it was created.
     pub created: Timestamp,
-    /// How far it is.
+    /// Its lifecycle phase.
     pub phase: Phase,
-    /// What is on it.
+    /// Its content.
     pub format: Part<FormatState>,
-    /// Who may use it now.
+    /// The attachments.
     #[serde(default)]
     pub attachments: Vec<Attachment>,
-    /// The attachment that ended last, where its device was still in use then; the device says whether it is (detached.rs).
+    /// The last attachment, if its device was still in use when it was removed. The device decides whether it still is
+    /// (detached.rs).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub still_staged: Option<Attachment>,
-    /// The number of the last grant; it never goes back.
+    /// The number of the last attachment; it never decreases.
     #[serde(default)]
     pub epoch: u64,
-    /// Whether anybody ever could have used it.
+    /// Whether it was ever attached.
     #[serde(default)]
     pub ever_attached: bool,
-    /// The copy that fills it, while one does.
+    /// The copy that fills it, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy: Option<Part<CopyRecord>>,
-    /// Bytes already overwritten by a delete that zeroes.
+    /// Bytes that a delete with zeroing has overwritten.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub erased: Option<Bytes>,
-    /// Names of claims and the like, for people.
+    /// Names of claims and similar, for display.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
-    /// Fields of later releases, kept as they are.
+    /// Fields of later releases, kept unchanged.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
 }
@@ -255,58 +256,58 @@ pub struct VolumeRecord {
 pub struct SnapshotRecord {
     /// The schema it was written in.
     pub schema: u32,
-    /// The oldest schema a changer must know.
+    /// The oldest schema that a writer must know.
     pub min_reader: u32,
     /// Its uuid, the name of its directory.
     pub uuid: ObjectUuid,
-    /// Its handle as the CO has it.
+    /// Its handle as the orchestrator has it.
     pub handle: String,
-    /// What the CO called it.
+    /// Its name in the orchestrator.
     pub co_name: String,
-    /// The pool it was made in.
+    /// The pool where it was created.
     pub pool: PoolId,
-    /// The node it was made on.
+    /// The node where it was created.
     pub birth_home: NodeId,
-    /// The volume it was cut from.
+    /// Its source volume.
     pub source: VolumeId,
-    /// That volume's birth home, for its handle.
+    /// The first home node of that volume, for its handle.
     pub source_birth_home: NodeId,
-    /// The source's size at the cut.
+    /// The source's size when the snapshot was taken.
     pub size: Bytes,
-    /// What a restore has to ask for at least; older records do not say.
+    /// The minimum size to request for a restore; missing in older records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore_request: Option<Bytes>,
     /// The source's logical block size.
     pub block_size: u32,
     /// The source's provisioning: a snapshot of a thick volume reserves its full size.
     pub provisioning: Provisioning,
-    /// The moment of the cut.
+    /// When the snapshot was taken.
     pub created: Timestamp,
-    /// How far it is.
+    /// Its lifecycle phase.
     pub phase: Phase,
-    /// What was on the source at the cut.
+    /// The source's content when the snapshot was taken.
     pub format: Part<FormatState>,
-    /// The copy that fills it, while one does.
+    /// The copy that fills it, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy: Option<Part<CopyRecord>>,
-    /// Whether its bytes are overwritten when it is deleted, as its source's would be.
+    /// Whether a delete overwrites its data, as for its source.
     #[serde(default)]
     pub on_delete: OnDelete,
-    /// Bytes already overwritten by a delete that zeroes.
+    /// Bytes that a delete with zeroing has overwritten.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub erased: Option<Bytes>,
-    /// Fields of later releases, kept as they are.
+    /// Fields of later releases, kept unchanged.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
 }
 
-/// A word of a record that says how the thing may be served. A release reads the words it has and no others.
+/// A word in a record that determines how the object may be served. A release reads only the words it knows.
 trait Word {
-    /// The first schema that has the word.
+    /// The first schema with this word.
     fn since(&self) -> u32;
 }
 
-/// The first schema that has each word, listed so that a new word cannot be added without its schema.
+/// The first schema of each word, listed so that a new word cannot be added without its schema.
 macro_rules! words {
     ($($name:ty { $($word:pat => $since:literal),+ $(,)? })+) => {
         $(impl Word for $name {
@@ -336,26 +337,27 @@ words! {
     OnDelete { Self::Unlink => 1, Self::Zero => 1 }
 }
 
-/// What both records share.
+/// What both records have in common.
 pub trait Record: Clone + Serialize + DeserializeOwned {
-    /// The object it is about.
+    /// The object that it describes.
     fn object(&self) -> Object;
-    /// The pool it says it is in.
+    /// The pool in the record.
     fn pool(&self) -> PoolId;
-    /// The copy that fills it and was not completed, where this release may go on with it.
+    /// The unfinished copy that fills it, if this release may resume it.
     fn copy_to_resume(&self) -> Option<CopyRecord>;
-    /// The oldest schema a changer must know.
+    /// The oldest schema that a writer must know.
     fn min_reader(&self) -> u32;
-    /// The oldest schema that has every word in it: so a thing without new words stays usable by an older release.
+    /// The oldest schema that knows every word in the record: an object without new words stays usable by an older
+    /// release.
     fn needed_reader(&self) -> u32;
-    /// Says which schema a changer must know.
+    /// Sets the schema that a writer must know.
     fn set_min_reader(&mut self, schema: u32);
 
-    /// The bytes to store, with `min_reader` as its words need it. What a later release has written there stays: it may
-    /// know a reason that is not seen here.
+    /// The bytes to store, with `min_reader` computed from its words. A higher value of a later release stays: that
+    /// release may have another reason for it.
     ///
     /// # Errors
-    /// `Internal` if it cannot be written as JSON, which no value of ours causes.
+    /// `Internal` if it cannot be serialised as JSON, which does not happen with these types.
     fn encode(&self) -> Result<Vec<u8>> {
         let unwritable = |error| {
             Error::new(Kind::Internal, format!("the record of {} cannot be written", self.object())).because(error)
@@ -369,21 +371,21 @@ pub trait Record: Clone + Serialize + DeserializeOwned {
         Ok(text)
     }
 
-    /// Reads a record and checks that it is the one of `object` in `pool`.
+    /// Parses a record and checks that it belongs to `object` in `pool`.
     ///
     /// # Errors
-    /// `Corrupt`, naming the object and what is wrong; `Precondition` where it is of a later release, with words that
-    /// this one does not have. Nothing is changed by it.
+    /// `Corrupt`, with the object and the problem; `Precondition` for a record of a later release, with words that this
+    /// release does not know. Nothing is changed.
     fn decode(object: Object, pool: PoolId, text: &[u8]) -> Result<Self> {
         let corrupt = |what: String| {
             Error::new(
                 Kind::Corrupt,
                 format!(
-                    "the record of {object} in pool {pool} {what}; nothing was changed: restore the record from a backup of the pool or ask for help"
+                    "the record of {object} in pool {pool} {what}; nothing was changed; restore the record from a backup of the pool"
                 ),
             )
         };
-        // All of it is text, also what is skipped below.
+        // All of it must be UTF-8, also the fields that are skipped below.
         let text = std::str::from_utf8(text).map_err(|error| corrupt("cannot be read".to_owned()).because(error))?;
         let record: Self = serde_json::from_str(text).map_err(|error| {
             newer(object, text, &error).unwrap_or_else(|| corrupt("cannot be read".to_owned()).because(error))
@@ -397,10 +399,10 @@ pub trait Record: Clone + Serialize + DeserializeOwned {
         Ok(record)
     }
 
-    /// Whether this release may change the thing.
+    /// Whether this release may change the object.
     ///
     /// # Errors
-    /// `Precondition` naming the schema it needs.
+    /// `Precondition`, with the schema that it needs.
     fn changeable(&self) -> Result<()> {
         if self.min_reader() <= SCHEMA {
             return Ok(());
@@ -408,7 +410,7 @@ pub trait Record: Clone + Serialize + DeserializeOwned {
         Err(Error::new(
             Kind::Precondition,
             format!(
-                "{} was written by a newer Holdfast (schema {}, this one knows {SCHEMA}): it can be attached and detached, not changed; upgrade this node",
+                "{} was written by a newer Holdfast (schema {}, this release knows {SCHEMA}): it can be attached and detached, but not changed; upgrade this node",
                 self.object(),
                 self.min_reader()
             ),
@@ -416,24 +418,24 @@ pub trait Record: Clone + Serialize + DeserializeOwned {
     }
 }
 
-/// A record we cannot read may simply be of a later release: then that is what is said.
+/// A record that cannot be read may be of a later release: then the error says so.
 fn newer(object: Object, text: &str, error: &serde_json::Error) -> Option<Error> {
     let value: Value = serde_json::from_str(text).ok()?;
     let needs = value.get("min_reader").and_then(Value::as_u64).unwrap_or_default();
     let why = if needs > u64::from(SCHEMA) {
-        format!("schema {needs}, this one knows {SCHEMA}")
+        format!("schema {needs}, this release knows {SCHEMA}")
     } else if of_a_later_release(error) {
         "or was damaged".to_owned()
     } else {
         return None;
     };
     let message = format!(
-        "{object} was written by a newer Holdfast ({why}) in words this one cannot read: it is not served and nothing was changed; upgrade this node"
+        "{object} was written by a newer Holdfast ({why}) with values that this release cannot read: it is not served and nothing was changed; upgrade this node"
     );
     Some(Error::new(Kind::Precondition, message).because(error.to_string()))
 }
 
-/// Whether what could not be read is a word that this release does not have: a variant of an enum, or the form of an id.
+/// Whether the unreadable value is one of a later release: an unknown enum variant, or the form of an id.
 fn of_a_later_release(error: &serde_json::Error) -> bool {
     let said = error.to_string();
     said.contains("unknown variant `") || said.contains("of a later release")
@@ -500,32 +502,32 @@ impl Record for SnapshotRecord {
 }
 
 impl VolumeRecord {
-    /// Its handle's identity.
+    /// The identity in its handle.
     #[must_use]
     pub fn id(&self) -> VolumeId {
         VolumeId { pool: self.pool, uuid: self.uuid }
     }
 
-    /// What its image must be.
+    /// The geometry of its image.
     #[must_use]
     pub fn geometry(&self) -> Geometry {
         Geometry { size: self.size, block_size: self.block_size, provisioning: self.provisioning }
     }
 
-    /// The same at another size.
+    /// The same with another size.
     #[must_use]
     pub fn geometry_at(&self, size: Bytes) -> Geometry {
         Geometry { size, ..self.geometry() }
     }
 
-    /// What a copy has to ask for at least: what was asked for when the volume got its size.
+    /// The minimum size to request for a copy: the request that gave the volume its size.
     #[must_use]
     pub fn least_request(&self) -> Bytes {
         let last = self.size_request.as_ref().filter(|last| last.size == self.size);
         if let Some(last) = last {
             return last.required;
         }
-        // Of an older release: it never grew, or how it grew is not known.
+        // Of an older release: it never grew, or how it grew is unknown.
         let range = &self.request.range;
         let minimum = sizes::minimum(self.request.capabilities.iter().map(|part| part.known));
         match range.required {
@@ -534,12 +536,12 @@ impl VolumeRecord {
         }
     }
 
-    /// Whether a retry asks for the volume this record is of: the same source, parameters and capabilities, and a range
-    /// that the real size satisfies. `None` when it does, else what differs.
+    /// Whether a retry requests the volume of this record: the same source, parameters and capabilities, and a range
+    /// that the actual size satisfies. `None` if it does, otherwise the difference.
     #[must_use]
     pub fn differs_from(&self, request: &CreateVolume) -> Option<String> {
         if self.co_name != request.name {
-            return Some(format!("it is called {:?}", self.co_name));
+            return Some(format!("its name is {:?}", self.co_name));
         }
         if !request.range.contains(self.size) {
             return Some(format!("its size is {} bytes", self.size.get()));
@@ -557,13 +559,13 @@ impl VolumeRecord {
 }
 
 impl SnapshotRecord {
-    /// Its handle's identity.
+    /// The identity in its handle.
     #[must_use]
     pub fn id(&self) -> SnapshotId {
         SnapshotId { pool: self.pool, uuid: self.uuid }
     }
 
-    /// What a restore has to ask for at least.
+    /// The minimum size to request for a restore.
     #[must_use]
     pub fn least_request(&self) -> Bytes {
         self.restore_request.unwrap_or_else(|| sizes::least_request(self.size))
@@ -597,7 +599,7 @@ mod tests {
     #[test]
     fn a_number_of_the_future_is_the_same_after_a_write() {
         let mut record = volume();
-        // Steps of Knuth's generator: every exponent, and more digits than a quick reader gets right.
+        // Steps of Knuth's generator: every exponent, and more digits than a fast parser gets right.
         let mut bits = 1_u64;
         for i in 0..2000 {
             bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -611,11 +613,11 @@ mod tests {
         assert_eq!(VolumeRecord::decode(record.object(), record.pool, &written).unwrap(), record);
     }
 
-    /// Puts a field of a later release into every object of a record that is one of ours, and counts them.
+    /// Puts a field of a later release into every one of our objects in a record, and counts them.
     fn with_a_future(value: &mut Value) -> u32 {
         match value {
             Value::Object(fields) => {
-                // A choice and its content, and names for people, are not objects with fields.
+                // An enum with its content, and names for display, are not objects with fields.
                 let leave = |name: &str| ["mode", "source", "from", "attributes", "metadata"].contains(&name);
                 let parts = fields.iter_mut().filter(|(name, _)| !leave(name));
                 let inner: u32 = parts.map(|(_, value)| with_a_future(value)).sum();
@@ -741,7 +743,7 @@ mod tests {
         record.request.known.range.known.required = Some(Bytes::new(10_000_000_000));
         record.size = Bytes::mib(9537);
         assert_eq!(record.least_request(), Bytes::new(10_000_000_000));
-        // Grown by 0.1.0 from what somebody asked for who is not known any more: "20G" or a little less.
+        // Grown by 0.1.0; the request is not known any more: "20G" or a little less.
         record.size = Bytes::mib(19074);
         assert!(record.least_request() <= Bytes::new(20_000_000_000) && record.least_request() > Bytes::mib(19073));
         record.size_request = Some(Part::new(SizeRequest { required: Bytes::new(20_000_000_000), size: record.size }));

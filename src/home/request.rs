@@ -1,4 +1,4 @@
-//! What a home is asked, already parsed.
+//! Requests to a home node, already parsed.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use crate::types::{
     VolumeParameters,
 };
 
-/// What a new volume is filled from.
+/// The source of a new volume's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
@@ -21,38 +21,38 @@ pub enum Source {
 /// A new volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreateVolume {
-    /// The CO's name, at most 128 bytes; the uuid is derived from it.
+    /// The name in the orchestrator, at most 128 bytes; the uuid is derived from it.
     pub name: String,
-    /// How big.
+    /// The requested size.
     pub range: CapacityRange,
-    /// Every way it must be usable; never empty. All block, or all mounts of one filesystem, or both.
+    /// All capabilities that it must support; never empty. All block, or all mounts of one filesystem, or both.
     pub capabilities: Vec<Capability>,
-    /// The class's parameters.
+    /// The parameters of the StorageClass.
     pub parameters: VolumeParameters,
-    /// What it is filled from.
+    /// The source of its content.
     pub source: Option<Source>,
 }
 
-/// A node's wish to use a volume.
+/// A request to attach a volume to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrantRequest {
-    /// Who.
+    /// The node.
     pub node: NodeId,
     /// Block or filesystem.
     pub mode: VolumeMode,
-    /// Who may write from where.
+    /// The access mode: which nodes may read and write.
     pub access: AccessMode,
-    /// Whether the CO asked for read-only.
+    /// Whether the orchestrator requested read-only.
     pub read_only: ReadOnly,
 }
 
-/// Whether something is only to be read.
+/// Whether access is read-only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReadOnly {
-    /// It is.
+    /// Read-only.
     Yes,
-    /// It may be written.
+    /// Writable.
     #[default]
     No,
 }
@@ -60,20 +60,20 @@ pub enum ReadOnly {
 /// A new snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreateSnapshot {
-    /// The CO's name, at most 128 bytes; the uuid is derived from it.
+    /// The name in the orchestrator, at most 128 bytes; the uuid is derived from it.
     pub name: String,
-    /// The volume it is cut from.
+    /// The source volume.
     pub source: VolumeId,
 }
 
-/// Which snapshots a list is about.
+/// The snapshots in a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotFilter {
     /// Only those of this volume.
     pub source: Option<VolumeId>,
 }
 
-/// What a GetCapacity asks.
+/// The content of a GetCapacity request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CapacityQuery {
     /// The pool, or the default one.
@@ -85,7 +85,7 @@ pub struct CapacityQuery {
 }
 
 impl CapacityQuery {
-    /// The smallest volume that can carry what is asked.
+    /// The smallest volume with the requested capabilities.
     #[must_use]
     pub fn smallest(&self) -> Bytes {
         sizes::minimum(self.capabilities.iter().copied())

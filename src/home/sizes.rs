@@ -1,38 +1,38 @@
-//! Sizes: what a request comes to, and what a copy has to ask for.
+//! Sizes: the result of a request, and the minimum to request for a copy.
 //!
-//! Sizes are whole MiB and requests are not ("10G" is 10 000 000 000 bytes, which becomes 9 537 MiB). The CO compares the
-//! request of a restore with what the snapshot says (external-provisioner: RestoreSize), so the snapshot says what was
-//! asked for when its source got its size, and a copy is held against the same number: whoever asks for as much as the
-//! source's claim did gets the source's size.
+//! Sizes are multiples of 1 MiB, and requests are not ("10G" is 10 000 000 000 bytes, which becomes 9 537 MiB). The
+//! orchestrator compares the request of a restore with the snapshot's size (external-provisioner: RestoreSize). The
+//! snapshot therefore reports the request that gave its source its size, and a copy is compared with the same number. A
+//! claim with the same request as the source's claim gets the source's size.
 
 use serde::{Deserialize, Serialize};
 
 use crate::fs;
 use crate::types::{Bytes, Capability, CapacityRange, Error, Kind, MIB, Result, VolumeMode};
 
-/// The size of a volume nobody named a size for.
+/// The size of a volume without a requested size.
 pub(super) const DEFAULT_SIZE: Bytes = Bytes::mib(1024);
-/// The smallest volume at all.
+/// The smallest possible volume.
 const SMALLEST: Bytes = Bytes::new(MIB);
 
-/// The last request that changed a volume's size, and the size it came to. A release that does not know this field may
-/// have grown the volume since: then the sizes differ, and it says nothing.
+/// The last request that changed a volume's size, and the resulting size. A release that does not know this field may
+/// have grown the volume since: then the sizes differ, and the field does not apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SizeRequest {
-    /// Bytes asked for.
+    /// Requested bytes.
     pub required: Bytes,
-    /// Bytes given.
+    /// Resulting bytes.
     pub size: Bytes,
 }
 
 impl SizeRequest {
-    /// A request that came to `size`.
+    /// A request that resulted in `size`.
     pub(super) fn new(range: &CapacityRange, size: Bytes) -> Self {
         Self { required: range.required.unwrap_or(size).min(size), size }
     }
 }
 
-/// The smallest volume that can be used in all these ways.
+/// The smallest volume with all these capabilities.
 pub(super) fn minimum(capabilities: impl IntoIterator<Item = Capability>) -> Bytes {
     let of = |capability: Capability| match capability.mode {
         VolumeMode::Mount(fs) => fs::minimum_size(fs),
@@ -41,8 +41,8 @@ pub(super) fn minimum(capabilities: impl IntoIterator<Item = Capability>) -> Byt
     capabilities.into_iter().map(of).fold(SMALLEST, Bytes::max)
 }
 
-/// What has to be asked for at least to get `size` by rounding up to whole MiB: right for every request it may have come
-/// from.
+/// The smallest request that results in `size` after rounding up to a multiple of 1 MiB: valid for every request that
+/// it may have come from.
 pub(super) fn least_request(size: Bytes) -> Bytes {
     size.saturating_sub(Bytes::new(MIB - 1)).max(Bytes::new(1))
 }
@@ -55,7 +55,7 @@ pub(super) fn of_blank(range: &CapacityRange, minimum: Bytes) -> Result<Bytes> {
     range.choose(DEFAULT_SIZE, minimum)
 }
 
-/// The size of a copy of `object`, which has `size` bytes and whose copies have to ask for `least`.
+/// The size of a copy of `object`, which has `size` bytes and whose copies must request at least `least`.
 ///
 /// # Errors
 /// `OutOfRange`.
@@ -74,7 +74,7 @@ pub(super) fn of_copy(
         return too_small("raise limit_bytes".to_owned());
     }
     if range.required.is_some_and(|required| required < least) {
-        return too_small(format!("ask for at least {} bytes", least.get()));
+        return too_small(format!("request at least {} bytes", least.get()));
     }
     range.choose(size, minimum.max(size))
 }
@@ -85,14 +85,14 @@ mod tests {
     use crate::types::{AccessMode, FsType};
     use proptest::prelude::*;
 
-    /// A claim's request becomes a volume as the external-provisioner does it: only required_bytes is set, and a volume
-    /// smaller than the request is deleted (pkg/controller/controller.go, Provision).
+    /// Converts a claim's request into a size as the external-provisioner does: only required_bytes is set, and a
+    /// volume smaller than the request is deleted (pkg/controller/controller.go, Provision).
     fn provisioned(size: Bytes, requested: Bytes) -> Bytes {
         assert!(size >= requested, "the provisioner deletes a volume of {size:?} for a claim of {requested:?}");
         size
     }
 
-    /// Whether the external-provisioner passes a restore on: it refuses a request below the snapshot's RestoreSize.
+    /// Whether the external-provisioner accepts a restore: it rejects a request below the snapshot's RestoreSize.
     fn passed_on(requested: Bytes, restore_size: Bytes) -> bool {
         requested >= restore_size
     }
@@ -107,7 +107,8 @@ mod tests {
 
     const MODES: [VolumeMode; 3] = [VolumeMode::Block, VolumeMode::Mount(FsType::Ext4), VolumeMode::Mount(FsType::Xfs)];
 
-    /// A claim, the same growing, and copies of it at its own request: sizes and what a copy has to ask for.
+    /// A claim, the same after growth, and copies of it with its own request: sizes, and the minimum to request for a
+    /// copy.
     fn life(required: u64, grown: u64, mode: VolumeMode) {
         let minimum = of(mode);
         let mut range = claim(required);
@@ -120,7 +121,7 @@ mod tests {
             let known = SizeRequest::new(&range, size).required;
             let requested = range.required.unwrap();
             for least in [known, least_request(size)] {
-                // Where a filesystem's minimum made it larger, only the request itself says so.
+                // If a filesystem's minimum made it larger, only the request itself is exact.
                 if least == least_request(size) && requested < least {
                     assert!(size == minimum && known == requested);
                     continue;

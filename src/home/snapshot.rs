@@ -1,4 +1,4 @@
-//! CreateSnapshot: by reflink in one step, else by copying an unattached volume.
+//! CreateSnapshot: by reflink in one step, otherwise by copying an unattached volume.
 
 use std::sync::Arc;
 
@@ -14,16 +14,17 @@ use crate::pool::{Cloning, Fill, Geometry, Object};
 use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, Provisioning, Result, SnapshotId};
 
 impl Shared {
-    /// Makes a snapshot.
+    /// Creates a snapshot.
     ///
     /// Steps, and what a crash after each leaves:
     /// 1. lock source and snapshot, compare with an existing record: nothing.
     /// 2. reserve in the ledger (memory): nothing.
-    /// 3. the pool clones the image, with record and name (its own steps): nothing, or the snapshot. This is the cut.
-    ///    Where it is copied the record says `creating`, the source stays unattached, and the copy is resumed at start.
-    /// 4. reply: a retry finds it by its name's uuid, with the same time of the cut.
+    /// 3. the pool clones the image, with record and name (its own steps): nothing, or the snapshot. This is its point
+    ///    in time. Where the image is copied, the record says `creating`, the source stays unattached, and the copy
+    ///    resumes at start.
+    /// 4. reply: a retry finds it by its name's uuid, with the same creation time.
     ///
-    /// A small copy is waited for, holding no lock, so that it is ready in the first answer.
+    /// The call waits for a small copy without a lock, so that it is ready in the first answer.
     pub(super) fn create_snapshot(self: &Arc<Self>, request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
         let made = self.try_create_snapshot(request)?;
         let (Created::New(snapshot) | Created::Existing(snapshot)) = &made;
@@ -34,7 +35,7 @@ impl Shared {
         match (self.snapshot(&snapshot.id), made) {
             (Ok(now), Created::New(_)) => Ok(Created::New(now)),
             (Ok(now), Created::Existing(_)) => Ok(Created::Existing(now)),
-            // Deleted meanwhile: not ready, and a retry finds what is true then.
+            // Deleted meanwhile: not ready, and a retry finds the current state.
             (Err(error), made) if error.kind() == Kind::NotFound => Ok(made),
             (Err(error), _) => Err(Failure::Dirty(error)),
         }
@@ -58,10 +59,7 @@ impl Shared {
         if let Some(other) = self.elsewhere(source.pool, key.object).map_err(Failure::Dirty)? {
             return Err(Failure::Clean(Error::new(
                 Kind::AlreadyExists,
-                format!(
-                    "snapshot {:?} exists already, in pool {other}; delete it or ask for another name",
-                    request.name
-                ),
+                format!("snapshot {:?} exists already, in pool {other}; delete it or use another name", request.name),
             )));
         }
         let volume = self.volume_record(&source)?.ok_or_else(|| no_volume(&source))?;
@@ -72,17 +70,14 @@ impl Shared {
             Phase::Deleting => return Err(Failure::Clean(no_volume(&source))),
         }
         if let FormatState::Formatting { .. } = volume.format.known {
-            return Err(Failure::Dirty(Error::new(
-                Kind::Busy,
-                format!("volume {source} is being formatted; ask again"),
-            )));
+            return Err(Failure::Dirty(Error::new(Kind::Busy, format!("volume {source} is being formatted; retry"))));
         }
         self.source_volume_usable(&volume)?;
         let length = self.check_image(state, volume.object(), volume.size)?;
         self.cut(state, &volume, length, uuid, request)
     }
 
-    /// Answers for a snapshot that is there already.
+    /// The answer for a snapshot that exists already.
     fn existing_snapshot(
         self: &Arc<Self>,
         record: &SnapshotRecord,
@@ -93,7 +88,7 @@ impl Shared {
             return Err(Failure::Clean(Error::new(
                 Kind::AlreadyExists,
                 format!(
-                    "snapshot {:?} exists already as {id}, of volume {}; delete it or ask for another name",
+                    "snapshot {:?} exists already as {id}, of volume {}; delete it or use another name",
                     request.name, record.source
                 ),
             )));
@@ -101,7 +96,7 @@ impl Shared {
         if record.phase == Phase::Deleting {
             return Err(Failure::Dirty(Error::new(
                 Kind::Busy,
-                format!("snapshot {id} is being deleted; delete it again to finish that, then create it"),
+                format!("snapshot {id} is being deleted; retry the delete until it succeeds, then create the snapshot"),
             )));
         }
         let key = Key { pool: id.pool, object: record.object() };
@@ -158,11 +153,11 @@ impl Shared {
         };
         self.read_again(state);
         let reservation = state.ledger.reserve(key.object, state.claim_of_snapshot(&record))?;
-        // Nobody writes to a snapshot: holes stay holes, whatever its source is.
+        // A snapshot is never written: holes stay holes, whatever its source is.
         let geometry = Geometry { provisioning: Provisioning::Thin, ..volume.geometry_at(length) };
         let text = record.encode()?;
         reservation.settle(state.pool.create(key.object, &geometry, fill, &text))?;
-        info!(snapshot = %record.handle, name = %record.co_name, volume = %volume.handle, copying = copy.is_some(), "snapshot cut");
+        info!(snapshot = %record.handle, name = %record.co_name, volume = %volume.handle, copying = copy.is_some(), "snapshot created");
         if let Some(copy) = copy {
             self.start_copy(key, copy);
         }

@@ -1,4 +1,4 @@
-//! Looking at a pool from outside its daemon: the same records, counted by the same rules. Writes nothing.
+//! Reads a pool without its driver: the same records, counted by the same rules. Writes nothing.
 
 use std::sync::Arc;
 
@@ -9,23 +9,23 @@ use super::{PoolReport, SpaceLimits};
 use crate::pool::{Class, Object, Pool};
 use crate::types::{Error, ObjectUuid, PoolId, Result};
 
-/// What a pool holds.
+/// The content of a pool.
 #[derive(Debug)]
 pub struct Survey {
-    /// Its figures, as its daemon would report them with these limits.
+    /// Its figures, as its driver would report them with these limits.
     pub report: PoolReport,
     /// Every volume whose record can be read.
     pub volumes: Vec<VolumeRecord>,
     /// Every snapshot whose record can be read.
     pub snapshots: Vec<SnapshotRecord>,
-    /// What cannot be read, and why.
+    /// The objects that cannot be read, and why.
     pub unreadable: Vec<(Object, Error)>,
 }
 
-/// Reads a pool. What is made or removed meanwhile may be in it or not.
+/// Reads a pool. Objects that are created or removed meanwhile may be included or not.
 ///
 /// # Errors
-/// `Internal` when the pool itself cannot be read; a record that cannot be is listed instead.
+/// `Internal` when the pool itself cannot be read; a record that cannot be read is listed instead.
 pub fn survey(pool: Arc<dyn Pool>, limits: SpaceLimits) -> Result<Survey> {
     let id = pool.identity().id;
     let state = PoolState::new(pool, limits);

@@ -1,5 +1,5 @@
-//! The contract of [`Pool`], run against real pools. What is expected follows from [`Pool::abilities`], never from a
-//! name. A new pool kind or decorator runs the same cases: one more line at the end of this file.
+//! The contract of [`Pool`], run against real pools. What a case expects follows from [`Pool::abilities`], never from a
+//! name. A new pool kind or decorator runs the same cases: add one line at the end of this file.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -32,7 +32,7 @@ fn geometry(mib: u64, provisioning: Provisioning) -> Geometry {
     Geometry { size: Bytes::mib(mib), block_size: 4096, provisioning }
 }
 
-/// Both ways of provisioning where both can be had.
+/// Each provisioning that the pool supports.
 fn provisionings(pool: &dyn Pool) -> Vec<Provisioning> {
     match pool.abilities().thick {
         Ability::Yes => vec![Provisioning::Thick, Provisioning::Thin],
@@ -88,7 +88,7 @@ fn nothing_is_left(pool: &dyn Pool) {
     assert_eq!(pool.strays().unwrap(), []);
 }
 
-/// Keeps what is reported; stops after so many reports.
+/// Stores the reports and stops after a number of them.
 struct Reports {
     seen: Mutex<Vec<(u64, u64)>>,
     stop_after: usize,
@@ -213,7 +213,7 @@ fn one_byte_in_the_last_sector_is_not_blank(pool: &dyn Pool) {
     }
 }
 
-/// Volume `a` has space behind every byte if it is thick, and not if it is thin.
+/// Volume `a` is fully allocated if it is thick, and is not if it is thin.
 fn thick_is_thick(pool: &dyn Pool, wanted: &Geometry) {
     let allocated = pool.facts(volume("a")).unwrap().unwrap().allocated;
     match wanted.provisioning {
@@ -394,7 +394,8 @@ fn a_device_in_use_stays(pool: &dyn Pool) {
     assert_eq!(get(pool, "a", &wanted, 0, 4), b"data");
 }
 
-/// A raw block device in a pod is held without O_EXCL: refused, it must not vanish when the pod lets go for a moment.
+/// A raw block device in a pod is open without O_EXCL. After a rejected detach it must not disappear when the pod
+/// closes it.
 fn a_device_held_plainly_does_not_vanish_later(pool: &dyn Pool) {
     let provisioning = pool.abilities().default_provisioning;
     let wanted = geometry(16, provisioning);
@@ -438,7 +439,7 @@ fn a_volume_grows_under_its_users(pool: &dyn Pool) {
         assert_eq!(pool.facts(volume("a")).unwrap().unwrap().size, large.size);
         thick_is_thick(pool, &large);
         assert_eq!(read(&device, 0, 4), b"data");
-        // A crash between grow and resize: the next activation brings the device along.
+        // A crash between grow and resize: the next activation resizes the device.
         let larger = geometry(48, provisioning);
         pool.grow(uuid("a"), &larger).unwrap();
         assert_eq!(pool.activate(uuid("a"), &large).unwrap(), device);

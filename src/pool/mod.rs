@@ -1,8 +1,8 @@
-//! Pools: where volumes are carved from. A pool makes, copies, grows, blanks, activates and removes images, and
-//! keeps each one's record as bytes it does not read. It knows no CSI and no rules: `home` decides, and holds the
-//! volume's lock around every call that changes it.
+//! Pools store volumes. A pool creates, copies, grows, blanks, activates and removes images. It stores each object's
+//! record as bytes that it does not interpret. It knows nothing of CSI and applies no policy: `home` decides, and holds
+//! the volume's lock around every call that changes it.
 //!
-//! A new pool kind is one folder here and one line in [`open`].
+//! A new pool kind is one directory here and one line in [`open`].
 
 pub mod file;
 
@@ -20,16 +20,16 @@ pub use spec::{Ground, PoolKind, PoolSpec};
 use crate::os::{DevNum, ExtentSummary, Os, Timestamp};
 use crate::types::{Bytes, Failure, NodeId, ObjectUuid, PoolId, PoolName, Provisioning, Result};
 
-/// What is done in an empty directory, where no pool was made yet or its disk is not mounted.
+/// What to do in an empty directory: no pool was ever created there, or its disk is not mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstUse {
-    /// A pool is made.
+    /// Create a pool.
     Make,
-    /// None is: the pool is waited for. This node served it under this id before, if one is given.
+    /// Create nothing and wait for the pool. If an id is given, this node served the pool under that id before.
     Wait(Option<PoolId>),
 }
 
-/// Opens a pool as its owner, making it on first use.
+/// Opens a pool as its owner and creates it on first use.
 ///
 /// # Errors
 /// Those of [`open_or`].
@@ -40,25 +40,26 @@ pub fn open(os: &Os, spec: &PoolSpec, home: &NodeId) -> Result<Arc<dyn Pool>> {
 /// Opens a pool as its owner.
 ///
 /// # Errors
-/// What the kind's own `open` says: for image files [`file::FilePool::open`].
+/// Those of the kind's own `open`; for image files [`file::FilePool::open`].
 pub fn open_or(os: &Os, spec: &PoolSpec, home: &NodeId, first: FirstUse) -> Result<Arc<dyn Pool>> {
     match &spec.kind {
         PoolKind::File { root, ground } => Ok(file::FilePool::open(os, &spec.name, root, *ground, home, first)?),
     }
 }
 
-/// The device of a volume that no pool here knows any more. `others` says of a device whether it is another pool's.
+/// The device of a volume that no pool on this node knows any more. `others` reports whether a device belongs to
+/// another pool.
 ///
 /// # Errors
-/// Those of `others`; `Internal` when a device does not answer.
+/// Those of `others`; `Internal` when a device cannot be queried.
 pub fn orphan(os: &Os, volume: ObjectUuid, others: &dyn Fn(DevNum) -> Result<bool>) -> Result<Option<ActiveDevice>> {
     file::orphan(os, volume, others)
 }
 
-/// Takes away the idle devices of a volume that no pool here knows any more.
+/// Detaches the idle devices of a volume that no pool on this node knows any more.
 ///
 /// # Errors
-/// `InUse` naming one that is held; those of [`orphan`].
+/// `InUse` with the name of a device that is in use; those of [`orphan`].
 pub fn clear_orphans(os: &Os, volume: ObjectUuid, others: &dyn Fn(DevNum) -> Result<bool>) -> Result<()> {
     file::clear_orphans(os, volume, others)
 }
@@ -91,7 +92,7 @@ impl std::fmt::Display for Object {
     }
 }
 
-/// Which of the two.
+/// The type of an [`Object`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
     /// Volumes.
@@ -100,196 +101,199 @@ pub enum Class {
     Snapshot,
 }
 
-/// Who a pool is.
+/// What identifies a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Its own id, part of every handle.
+    /// The pool id, part of every handle.
     pub id: PoolId,
-    /// What people call it.
+    /// The name that users give it.
     pub name: PoolName,
     /// `file`, later `lvm`, `rbd`.
     pub kind: &'static str,
     /// The node that owns it.
     pub home: NodeId,
-    /// Where it is, for messages: a file pool's root directory.
+    /// Its location for messages: the root directory of a file pool.
     pub place: String,
 }
 
-/// What a pool can do. Differences between kinds and filesystems come from here, never from names.
+/// What a pool supports. Differences between pool kinds and filesystems come from here, never from their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
-    /// How a snapshot or clone comes to be.
+    /// How a snapshot or clone is created.
     pub cloning: Cloning,
-    /// Whether thick volumes can be made (btrfs: no).
+    /// Whether the pool supports thick volumes (btrfs does not).
     pub thick: Ability,
-    /// What a class without `provisioning` gets.
+    /// The default for a StorageClass without `provisioning`.
     pub default_provisioning: Provisioning,
 }
 
-/// Yes or no, said in a type.
+/// Whether something is supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ability {
-    /// It can.
+    /// Supported.
     Yes,
-    /// It cannot.
+    /// Not supported.
     No,
 }
 
 /// How images are cloned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cloning {
-    /// In one atomic step that shares the extents; the source may be in use.
+    /// In one atomic step that shares the extents. The source may be in use.
     Reflink {
-        /// More extents than this in the source and the clone is refused: it holds up writes for too long.
+        /// If the source has more extents than this, the clone is rejected, because it would block writes for too long.
         max_extents: u64,
     },
-    /// By copying; the source must not be attached meanwhile.
+    /// By copying. The source must not be attached while it is copied.
     Copy,
 }
 
-/// What a volume's image must be.
+/// The properties that a volume's image must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Length, bytes: a whole number of MiB.
+    /// Length in bytes: a multiple of 1 MiB.
     pub size: Bytes,
-    /// Logical block size of its device, bytes.
+    /// Logical block size of the device, in bytes.
     pub block_size: u32,
-    /// Whether its space is all taken from the start.
+    /// Whether all space is allocated at creation.
     pub provisioning: Provisioning,
 }
 
-/// What a new image begins with.
+/// The initial content of a new image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
-    /// Nothing: blank by allocation.
+    /// Nothing: no block was ever written.
     Blank,
-    /// The content of another object at this moment, by reflink. Only where [`Cloning::Reflink`].
+    /// The current content of another object, by reflink. Only with [`Cloning::Reflink`].
     Clone(Object),
 }
 
-/// The room of the filesystem or group a pool lives on.
+/// The free space of the filesystem or volume group that holds a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// All bytes.
+    /// Total bytes.
     pub total: Bytes,
-    /// Bytes that can still be taken.
+    /// Bytes that can still be allocated.
     pub available: Bytes,
-    /// All inodes, `None` where they are not limited.
+    /// Total inodes; `None` if the filesystem does not limit them.
     pub inodes: Option<u64>,
-    /// Free inodes, `None` where they are not limited.
+    /// Free inodes; `None` if the filesystem does not limit them.
     pub inodes_free: Option<u64>,
 }
 
-/// What is known of an image without reading it.
+/// Properties of an image that need no read of its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageFacts {
     /// Its length.
     pub size: Bytes,
-    /// Bytes of storage behind it, shared ones included.
+    /// Allocated bytes, including shared ones.
     pub allocated: Bytes,
 }
 
-/// Whether an image holds any data, told from its allocation and never from reading it.
+/// Whether an image holds data. The pool derives this from the allocation, never from reading the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blankness {
-    /// Nothing was ever written since it was made or blanked: holes and unwritten extents only.
+    /// Nothing was written since the image was created or blanked: it has only holes and unwritten extents.
     Proven,
-    /// There is data, or the pool cannot tell; the first of it lies at this offset.
+    /// There is data, or the pool cannot tell. The first data is at this offset.
     DataAt(u64),
 }
 
-/// A volume's device on this node. The path is for people and for mount(2); number and sequence are what it is known by.
+/// A volume's device on this node. The path is for messages and mount(2); the number and the sequence number identify
+/// the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActiveDevice {
-    /// Its path, such as `/dev/loop3`.
+    /// Its path, for example `/dev/loop3`.
     pub path: PathBuf,
     /// Its device number.
     pub number: DevNum,
-    /// The kernel's number of this attachment (BLKGETDISKSEQ); `None` before Linux 5.15.
+    /// The kernel's sequence number of this attachment (BLKGETDISKSEQ); `None` before Linux 5.15.
     pub diskseq: Option<u64>,
 }
 
-/// How a deactivation ended.
+/// The result of a deactivation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deactivated {
-    /// No device shows the image: proved after the fact.
+    /// No device is backed by the image. This was verified afterwards.
     Gone,
-    /// Somebody holds the device open or mounted; it was left as it is and the image must not be touched.
+    /// Another process has the device open or mounted. The device is unchanged, and the image must not be modified.
     Held,
 }
 
-/// Follows a copy or an erase, and can stop it.
+/// Receives the progress of a copy or an erase, and can stop it.
 pub trait Progress: Send + Sync {
-    /// `done` of `total` bytes are durable; false stops the work after this piece.
+    /// `done` of `total` bytes are durable. [`Continue::No`] stops the work after this step.
     fn step(&self, done: Bytes, total: Bytes) -> Continue;
 }
 
-/// Whether to go on.
+/// Whether to continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Continue {
-    /// Go on.
+    /// Continue.
     Yes,
-    /// Stop here; what is done stays done.
+    /// Stop. What is done stays done.
     No,
 }
 
-/// Something in a pool's place that no record explains.
+/// Something in a pool's directory that no record explains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stray {
-    /// Whether an image is missing, rather than something there that should not be.
+    /// True if an image is missing; false if there is something that does not belong there.
     pub missing: bool,
-    /// What it is, in words.
+    /// What was found, as text for a person.
     pub what: String,
-    /// Where it is.
+    /// Its location.
     pub place: String,
-    /// The command or act that settles it.
+    /// The command or action that resolves it.
     pub remedy: String,
 }
 
-/// A place volumes are carved from.
+/// Storage for volumes.
 ///
-/// All calls block. Each is idempotent: called again after any crash or error with the same arguments it ends as one
-/// undisturbed call would. The caller serialises calls on the same object.
+/// All calls block. Each call is idempotent: repeated after a crash or error with the same arguments, it reaches the
+/// same result as one undisturbed call. The caller serialises calls for the same object.
 pub trait Pool: Send + Sync {
-    /// Who it is.
+    /// What identifies the pool.
     fn identity(&self) -> &Identity;
 
-    /// Whether it is where it was opened, and is still itself. Cheap: asked before each answer that concerns the pool.
+    /// Whether the pool is still at the path where it was opened, and is the same pool. Cheap: called before each
+    /// answer that concerns the pool.
     ///
     /// # Errors
-    /// `Unavailable` when it went away, was moved, was mounted over or became another, naming it and the next step.
+    /// `Unavailable` when the pool disappeared, was moved, was hidden by a mount, or was replaced. The error names the
+    /// pool and the next step.
     fn present(&self) -> Result<()>;
 
-    /// Takes a pool back that [`Pool::present`] misses, if it is there again. It is let go meanwhile, so that what it lies
-    /// on can be taken away and brought back.
+    /// Reopens a pool that [`Pool::present`] found missing, if it is back. Until then the pool is closed, so that its
+    /// filesystem can be unmounted and mounted again.
     ///
     /// # Errors
-    /// `Unavailable` while it is not there.
+    /// `Unavailable` while the pool is not there.
     fn find_again(&self) -> Result<()>;
 
-    /// Since when it is kept out of use because a human declared it lost; see docs/design.md section 10.
+    /// The time since which the pool is in quarantine because it was declared lost; see docs/design.md section 10.
     fn quarantined(&self) -> Option<Timestamp>;
 
-    /// Puts it in quarantine, or readmits it, durably: with the pool it moves to other nodes.
+    /// Puts the pool in quarantine, or readmits it, durably. The state moves with the pool to other nodes.
     ///
     /// # Errors
-    /// `NoCapacity`, `Internal`; then it is as before, unless only the last fsync failed.
+    /// `NoCapacity`, `Internal`. The state is then unchanged, unless only the last fsync failed.
     fn set_quarantine(&self, since: Option<Timestamp>) -> Result<()>;
 
-    /// What it can do.
+    /// What the pool supports.
     fn abilities(&self) -> Abilities;
 
-    /// How much room there is now.
+    /// The free space now.
     ///
     /// # Errors
-    /// `Internal` when the system cannot tell.
+    /// `Internal` when the system call fails.
     fn room(&self) -> Result<Room>;
 
-    /// The uuids of all objects of a class that have a name in place, sorted: also of one whose record is missing, which
-    /// [`Pool::read_record`] then says.
+    /// The uuids of all objects of a class whose name exists, sorted. An object without a record is included;
+    /// [`Pool::read_record`] then reports the error.
     ///
     /// # Errors
-    /// `Internal` when the place cannot be read.
+    /// `Internal` when the directory cannot be read.
     fn list(&self, class: Class) -> Result<Vec<ObjectUuid>>;
 
     /// The first `most` of [`Pool::list`] after `after`.
@@ -301,141 +305,148 @@ pub trait Pool: Send + Sync {
     /// An object's record; `None` when the object does not exist.
     ///
     /// # Errors
-    /// `Internal` when it cannot be read; `Corrupt` when the object is there without a record.
+    /// `Internal` when it cannot be read; `Corrupt` when the object exists without a record.
     fn read_record(&self, object: Object) -> Result<Option<Vec<u8>>>;
 
-    /// Replaces an object's record durably, old or new after a crash. Room for that is held ready, so a pool that is
-    /// full of other things replaces records all the same.
+    /// Replaces an object's record durably: after a crash the old or the new record is there. The pool reserves space
+    /// for this, so that it works in a full pool too.
     ///
     /// # Errors
-    /// `NotFound` when the object does not exist; `NoCapacity`, `Internal` when it could not be written: the
-    /// old record is then in place, unless only the last fsync failed.
+    /// `NotFound` when the object does not exist; `NoCapacity`, `Internal` when the record was not written. The old
+    /// record is then in place, unless only the last fsync failed.
     fn write_record(&self, object: Object, record: &[u8]) -> Result<()>;
 
-    /// Makes an object: data, durable, then its record, then its name, durable. Invisible until the last step.
+    /// Creates an object: first its data, durably, then its record, then its name, durably. It is invisible until the
+    /// last step.
     ///
-    /// Left-overs of an earlier try are removed first. An object that is there already is an error of the caller.
-    /// `Fill::Clone` of a smaller source leaves the rest blank. Thick images are allocated whole, whatever the fill.
+    /// Remnants of an earlier attempt are removed first. The caller must not call it for an object that exists. With
+    /// `Fill::Clone` of a smaller source, the rest is blank. Thick images are fully allocated, whatever the fill.
     ///
     /// # Errors
-    /// `Failure::Clean` when nothing is left, and the place is as before; `Failure::Dirty` when undoing failed.
-    /// `NoCapacity` when it does not fit; `AlreadyExists` when it is there; `OutOfRange` for a size the pool can never
-    /// hold or one below the source's; `Unsupported` for a fill or provisioning the pool cannot serve; `NotFound` when
-    /// the source does not exist; `Precondition` when it has too many extents to be cloned.
+    /// `Failure::Clean` when nothing of the object is left; `Failure::Dirty` when the cleanup failed. `NoCapacity` when
+    /// it does not fit; `AlreadyExists` when it exists; `OutOfRange` for a size that the pool can never hold or that is
+    /// below the source's; `Unsupported` for a fill or provisioning that the pool does not support; `NotFound` when the
+    /// source does not exist; `Precondition` when the source has too many extents to be cloned.
     fn create(&self, object: Object, geometry: &Geometry, fill: Fill, record: &[u8]) -> Result<(), Failure>;
 
-    /// Copies the data of `from` into the blank image `to`, from byte `start` on, holes staying holes; made durable
-    /// before each [`Progress::step`]. Ends early, without an error, when told to.
+    /// Copies the data of `from` into the blank image `to`, starting at byte `start`. Holes stay holes. The data is
+    /// durable before each [`Progress::step`]. Returns early without an error when `progress` stops it.
     ///
     /// # Errors
-    /// `NoCapacity`, `Internal`; what was reported done is done.
+    /// `NoCapacity`, `Internal`. What was reported as done is done.
     fn copy(&self, from: Object, to: Object, start: Bytes, progress: &dyn Progress) -> Result<()>;
 
-    /// Overwrites an image with zeroes from byte `start` on, durably. Ends early, without an error, when told to.
+    /// Overwrites an image with zeroes, starting at byte `start`, durably. Returns early without an error when
+    /// `progress` stops it.
     ///
     /// # Errors
-    /// `Internal`; what was reported done is done.
+    /// `Internal`. What was reported as done is done.
     fn erase(&self, object: Object, start: Bytes, progress: &dyn Progress) -> Result<()>;
 
-    /// Removes an object: its name first (durable), then its data. Gone already is success.
+    /// Removes an object: first its name (durably), then its data. Succeeds if the object does not exist.
     ///
     /// # Errors
-    /// `InUse`, unchanged, while a device shows it; `Internal`. After one the object is whole or without a name.
+    /// `InUse`, with nothing changed, while a device is backed by it; `Internal`. After an error the object is complete
+    /// or has no name.
     fn remove(&self, object: Object) -> Result<()>;
 
-    /// Removes what never had a name or has none any more: temporaries and the trash. Called by the owner at start.
+    /// Removes temporary files and the trash. The owner calls it at start.
     ///
     /// # Errors
-    /// `Internal`; the rest is left for the next time.
+    /// `Internal`. The rest is removed by the next call.
     fn sweep(&self) -> Result<()>;
 
-    /// What is known of an image without reading it; `None` when the object or its image does not exist.
+    /// Properties of an image that need no read of its data; `None` when the object or its image does not exist.
     ///
     /// # Errors
     /// `Internal`.
     fn facts(&self, object: Object) -> Result<Option<ImageFacts>>;
 
-    /// Its extents: exclusive, shared, unwritten. Costs time per extent.
+    /// Its extents: exclusive, shared, unwritten. Takes time for each extent.
     ///
     /// # Errors
-    /// `NotFound`; `Unsupported` where the pool cannot tell; `Internal`.
+    /// `NotFound`; `Unsupported` where the filesystem does not report extents; `Internal`.
     fn extents(&self, object: Object) -> Result<ExtentSummary>;
 
-    /// How many extents its image has, without listing them.
+    /// The number of its image's extents, without listing them.
     ///
     /// # Errors
-    /// `NotFound`; `Unsupported` where the pool cannot tell; `Internal`.
+    /// `NotFound`; `Unsupported` where the filesystem does not report extents; `Internal`.
     fn extent_count(&self, object: Object) -> Result<u64>;
 
-    /// Whether a volume's image is blank, by allocation (docs/design.md section 8.1). Writes in flight must have ended.
+    /// Whether a volume's image is blank, from its allocation (docs/design.md section 8.1). The caller ensures that no
+    /// writes are in flight.
     ///
     /// # Errors
-    /// `NotFound`, `Internal`: not blank, for all purposes.
+    /// `NotFound`, `Internal`. The caller must treat an error as "not blank".
     fn blankness(&self, volume: ObjectUuid) -> Result<Blankness>;
 
-    /// Makes a volume's image blank again, thick staying thick. Only for an image no device shows.
+    /// Makes a volume's image blank again; a thick image stays thick. Only for an image that backs no device.
     ///
     /// # Errors
     /// `NotFound`, `InUse`, `Internal`.
     fn blank(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()>;
 
-    /// Brings an image to at least this geometry: longer, and for thick without a hole. Never shorter. Also what
-    /// heals holes in a thick image.
+    /// Extends an image to at least this geometry: its length, and for a thick image its allocation. Never shrinks it.
+    /// Also repairs holes in a thick image.
     ///
     /// # Errors
-    /// `NoCapacity`: the image may be longer than before, or allocated further; the data is untouched. `Internal`.
+    /// `NoCapacity`: the image may be longer or have more allocated space than before, but its data is unchanged.
+    /// `Internal`.
     fn grow(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()>;
 
-    /// Shows a volume as a block device on this node; the same one when it is active already. Checks size, block
-    /// size and direct I/O of what it made, and undoes it when one differs.
+    /// Attaches a volume as a block device on this node; returns the same device if it is active already. Verifies
+    /// size, block size and direct I/O of the new device, and detaches it when one of them differs.
     ///
     /// # Errors
-    /// `NotFound`; `Corrupt` when the image is shorter than the geometry or two devices show it; `Precondition` when a
-    /// device that is not ours shows it, or the pool's storage cannot give direct I/O; `InUse` when its device differs
-    /// from the geometry and is held; `Internal`.
+    /// `NotFound`; `Corrupt` when the image is shorter than the geometry or backs two devices; `Precondition` when it
+    /// backs a device that Holdfast did not attach, or when the pool's storage does not support direct I/O; `InUse`
+    /// when its device differs from the geometry and is in use; `Internal`.
     fn activate(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<ActiveDevice>;
 
-    /// The device that shows a volume now, if one does.
+    /// The device that the volume's image backs now, if any.
     ///
     /// # Errors
-    /// `Corrupt` when two do; `Precondition` when one does that is not ours; `Internal`.
+    /// `Corrupt` when there are two; `Precondition` when Holdfast did not attach it; `Internal`.
     fn active(&self, volume: ObjectUuid) -> Result<Option<ActiveDevice>>;
 
-    /// The volume a device of this machine shows, if it is one of this pool's. No device of others is opened.
+    /// The volume whose image backs a device of this machine, if it is one of this pool's. Opens no device of other
+    /// software.
     ///
     /// # Errors
-    /// `Internal`, also when the device does not answer.
+    /// `Internal`, also when the device cannot be queried.
     fn volume_of(&self, device: DevNum) -> Result<Option<ObjectUuid>>;
 
-    /// A pod may have this device's node, now or since an earlier life of this process in the same boot: its number is
-    /// given to no other volume until [`Pool::disclaim_device`]. The device counts as ours whatever was changed on it.
+    /// Records that a pod may have this device, from this or an earlier run of the driver in the same boot. No other
+    /// volume gets its number until [`Pool::disclaim_device`]. The device counts as attached by Holdfast, whatever was
+    /// changed on it.
     ///
     /// # Errors
     /// `Internal` when the device cannot be looked up.
     fn claim_device(&self, volume: ObjectUuid, device: &ActiveDevice) -> Result<()>;
 
-    /// No pod can have the device's node any more.
+    /// Records that no pod can have the device any more.
     fn disclaim_device(&self, volume: ObjectUuid);
 
-    /// The devices that show this pool's images, each with its volume, whether or not that has a record.
+    /// The devices that this pool's images back, each with its volume, whether or not the volume has a record.
     ///
     /// # Errors
-    /// `Internal`. A device that does not answer is left out; [`Pool::strays`] names it.
+    /// `Internal`. A device that cannot be queried is left out; [`Pool::strays`] reports it.
     fn active_devices(&self) -> Result<Vec<(ObjectUuid, ActiveDevice)>>;
 
-    /// Gives an active device the size of its image; nothing to do when it is not active.
+    /// Sets the size of an active device to the size of its image. Does nothing when it is not active.
     ///
     /// # Errors
     /// `Internal`, also when the device does not have the size afterwards.
     fn resize_device(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()>;
 
-    /// Takes a volume's device away if nobody uses it, and proves it. Works without image and record too.
+    /// Detaches a volume's device if it is not in use, and verifies this. Also works without image and record.
     ///
     /// # Errors
-    /// `Precondition` when a device that is not ours shows the image; `Internal`.
+    /// `Precondition` when the image backs a device that Holdfast did not attach; `Internal`.
     fn deactivate(&self, volume: ObjectUuid) -> Result<Deactivated>;
 
-    /// Everything in the pool's place that should not be there. Reads only.
+    /// Everything in the pool's directory that does not belong there. Reads only.
     ///
     /// # Errors
     /// `Internal`.

@@ -1,6 +1,6 @@
-//! Real filesystems for tests: made in a file, mounted by loop in a mount namespace of the test's own, and gone with
-//! the guard, which fails the test when a loop device leaked. A tool or right that is missing fails the test: it never
-//! skips.
+//! Real filesystems for tests. Each is created in a file and mounted through a loop device, in the test's own mount
+//! namespace. The guard removes it and fails the test when a loop device leaked. A missing tool or permission fails the
+//! test: tests never skip.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::{Pool, PoolSpec, open};
 use crate::os::{Discard, LoopAccess, LoopConfig, LoopDevice, MountFlags, Os, Program};
 use crate::types::NodeId;
 
-/// The filesystems a pool may lie on, as made for tests.
+/// The filesystems that a pool may be on, as created for tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ground {
     Xfs,
@@ -32,7 +32,7 @@ impl Ground {
     }
 }
 
-/// A mounted filesystem of 512 MiB. Made and dropped on one thread, whose mounts are its own from then on.
+/// A mounted filesystem of 512 MiB. Create and drop it on one thread: that thread gets its own mount namespace.
 pub(crate) struct Scratch {
     os: Os,
     directory: tempfile::TempDir,
@@ -40,7 +40,7 @@ pub(crate) struct Scratch {
     disk: Disk,
 }
 
-/// Where the disk of a scratch filesystem lies.
+/// Where the disk of a scratch filesystem is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Disk {
     File,
@@ -53,17 +53,17 @@ impl Scratch {
         Self::on_blocks(ground, 512)
     }
 
-    /// On a disk of such blocks, bytes.
+    /// On a disk with this block size in bytes.
     pub(crate) fn on_blocks(ground: Ground, block_size: u32) -> Self {
         Self::make(ground, block_size, 512, Disk::File)
     }
 
-    /// On a disk of so many MiB.
+    /// On a disk of this many MiB.
     pub(crate) fn of(ground: Ground, mib: u64) -> Self {
         Self::make(ground, 512, mib, Disk::File)
     }
 
-    /// The same in memory, for tests that write and sync all the time.
+    /// In memory, for tests that write and sync often.
     pub(crate) fn in_memory(ground: Ground, mib: u64) -> Self {
         Self::make(ground, 512, mib, Disk::Memory)
     }
@@ -93,7 +93,7 @@ impl Scratch {
         scratch
     }
 
-    /// Again while it is busy: a child that another test forks holds our files until its exec.
+    /// Retries while it is busy: a process that another test forks has our files open until its exec.
     fn unmount(&self) -> std::io::Result<bool> {
         for _ in 0..100 {
             match self.os.unmount(&self.mount_point()) {
@@ -108,12 +108,12 @@ impl Scratch {
         self.directory.path().join("mnt")
     }
 
-    /// Where a pool may be made.
+    /// The directory for a pool.
     pub(crate) fn root(&self) -> PathBuf {
         self.mount_point()
     }
 
-    /// A directory beside the filesystem, for mount points and the like.
+    /// A directory beside the filesystem, for mount points and other files.
     pub(crate) fn beside(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }

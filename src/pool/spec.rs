@@ -1,4 +1,4 @@
-//! What a daemon is told about a pool: `NAME=file:DIR`.
+//! The `--pool` argument: `NAME=file:DIR`.
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -6,12 +6,12 @@ use std::str::FromStr;
 
 use crate::types::{Error, Kind, PoolName, Result};
 
-/// A pool as the configuration names it.
+/// A pool as the configuration describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolSpec {
-    /// What people call it; must be the name the pool itself has on record.
+    /// The name that users give it. It must be the name in the pool's own pool.json.
     pub name: PoolName,
-    /// Its kind, and where it is.
+    /// Its kind and location.
     pub kind: PoolKind,
 }
 
@@ -22,18 +22,18 @@ pub enum PoolKind {
     File {
         /// An absolute path without `.` and `..`, not `/`.
         root: PathBuf,
-        /// Which filesystems the directory may lie on.
+        /// The filesystems that the directory may be on.
         ground: Ground,
     },
 }
 
-/// Which filesystems a pool's directory may lie on.
+/// The filesystems that a pool's directory may be on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ground {
-    /// XFS, ext4 and btrfs: those whose promises were checked.
+    /// XFS, ext4 and btrfs: their guarantees were tested.
     #[default]
     Known,
-    /// FUSE too. For tests only: nothing is known of what such a filesystem keeps through a power loss.
+    /// FUSE too. For tests only: it is unknown what such a filesystem keeps after a power loss.
     FuseForTests,
 }
 
@@ -48,7 +48,7 @@ impl PoolSpec {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "pool {name}: {:?} is not a directory for a pool; give an absolute path below /, without \".\" and \"..\", such as /var/lib/holdfast/pool",
+                    "pool {name}: {:?} cannot be the directory of a pool; set an absolute path below /, without \".\" and \"..\", such as /var/lib/holdfast/pool",
                     root.display()
                 ),
             ));
@@ -56,7 +56,7 @@ impl PoolSpec {
         Ok(Self { name, kind: PoolKind::File { root: root.components().collect(), ground: Ground::Known } })
     }
 
-    /// The same pool, on FUSE if need be. For tests only.
+    /// The same pool, with FUSE allowed. For tests only.
     #[must_use]
     pub fn on_fuse_for_tests(self) -> Self {
         let PoolKind::File { root, .. } = self.kind;
@@ -64,7 +64,7 @@ impl PoolSpec {
     }
 }
 
-/// As it was given: `NAME=file:DIR`.
+/// As the user wrote it: `NAME=file:DIR`.
 impl fmt::Display for PoolSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let PoolKind::File { root, .. } = &self.kind;
@@ -81,12 +81,12 @@ impl FromStr for PoolSpec {
             Error::new(
                 Kind::InvalidArgument,
                 format!(
-                    "pool {text:?} is refused: {reason}; write NAME=file:DIR, such as default=file:/var/lib/holdfast/pool"
+                    "pool {text:?} is not valid: {reason}; write NAME=file:DIR, such as default=file:/var/lib/holdfast/pool"
                 ),
             )
         };
         let (name, place) = text.split_once('=').ok_or_else(|| refused("it has no '='"))?;
-        let (kind, place) = place.split_once(':').ok_or_else(|| refused("there is no kind before a ':'"))?;
+        let (kind, place) = place.split_once(':').ok_or_else(|| refused("the kind and its ':' are missing"))?;
         let name: PoolName = name.parse()?;
         match kind {
             "file" if place.is_empty() => Err(refused("the directory is missing")),
@@ -115,7 +115,7 @@ mod tests {
     fn what_is_no_pool_says_why_and_what_to_write() {
         for (text, why) in [
             ("default", "no '='"),
-            ("default=/var/lib", "no kind"),
+            ("default=/var/lib", "the kind and its"),
             ("default=zfs:/tank", "not a kind"),
             ("default=lvm:vg0", "not in this release"),
             ("default=file:", "missing"),

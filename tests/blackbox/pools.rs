@@ -256,7 +256,7 @@ fn bad_pools_keep_no_good_one_from_being_served_and_are_served_when_they_are_men
     dead.unmount();
     // What is empty may be a mount point without its disk: no pool is made there behind anybody's back.
     fs::create_dir(place("missing")).unwrap();
-    await_that("both are looked at again", SOON, || get(&world, "/readyz").1.matches("makes none").count() == 2);
+    await_that("both are looked at again", SOON, || get(&world, "/readyz").1.matches("creates no pool").count() == 2);
     assert_eq!(fs::read_dir(place("missing")).unwrap().count() + fs::read_dir(&dead.point).unwrap().count(), 0);
     dead.mount();
     for pool in [flag("missing"), dead.flag()] {

@@ -1,4 +1,4 @@
-//! [`RemoteHome`]: asks the home of another node.
+//! [`RemoteHome`]: a client of the home node on another machine.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,21 +24,22 @@ use crate::types::{
     Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
 };
 
-/// How much earlier than its own caller's time is over a call gives up: the answer still has to be told.
+/// How much earlier than its own caller's deadline a call gives up: the answer must still reach the caller.
 const EARLIER: Duration = Duration::from_secs(2);
-/// The time of a call whose caller gave none.
+/// The timeout of a call without a deadline.
 const UNHURRIED: Duration = Duration::from_secs(300);
-/// Calls at once to one home: one that answers slowly must not use up the threads of all others.
+/// Concurrent calls to one home node: a slow one must not use up the threads of all others.
 const MOST_CALLS: usize = 64;
 /// The largest reply, in bytes: a page of a list has some hundred kilobytes.
 const MOST_REPLY: usize = 8 << 20;
-/// Volumes or snapshots asked for at once, and the most that one home may have: a reply is in memory several times over.
+/// The size of a page of volumes or snapshots, and the most entries of one home node. A reply is in memory several
+/// times.
 const PAGE: usize = 1000;
 const MOST_ENTRIES: usize = 1_000_000;
-/// Findings that are taken of one home.
+/// The most findings that are accepted from one home node.
 const MOST_FINDINGS: usize = 1000;
 
-/// The home of another node. Its methods block, on threads that may (docs/adr/0001).
+/// The home node on another machine. Its methods block, on threads that may block (docs/adr/0001).
 pub struct RemoteHome {
     node: NodeId,
     endpoint: String,
@@ -54,7 +55,7 @@ impl fmt::Debug for RemoteHome {
     }
 }
 
-/// One of a home's calls, while it lasts.
+/// One running call to a home node.
 struct Call<'a>(&'a RemoteHome);
 
 impl Drop for Call<'_> {
@@ -65,8 +66,8 @@ impl Drop for Call<'_> {
 }
 
 impl RemoteHome {
-    /// The home of `node`, reached through `channel`, which connects when it is needed and again when it broke;
-    /// `endpoint` is what messages call it. The calls' sockets are driven by `runtime`.
+    /// The home node `node`, reached through `channel`, which connects on demand and reconnects after a failure.
+    /// `endpoint` is for messages. `runtime` drives the sockets of the calls.
     #[must_use]
     pub fn new(node: NodeId, endpoint: impl Into<String>, channel: Channel, runtime: Handle) -> Self {
         let client = HomeClient::new(channel).max_decoding_message_size(MOST_REPLY);
@@ -74,7 +75,7 @@ impl RemoteHome {
         Self { node, endpoint: endpoint.into(), client, runtime, calls, metrics }
     }
 
-    /// The same, with its calls counted.
+    /// The same, with metrics for its calls.
     #[must_use]
     pub fn counted(self, metrics: HomeMetrics) -> Self {
         Self { metrics, ..self }
@@ -94,8 +95,7 @@ impl RemoteHome {
         let call_slot = Call(self);
         if self.calls.fetch_add(1, Ordering::SeqCst) >= MOST_CALLS {
             self.metrics.crowded(self.node.as_str());
-            let sentence =
-                format!("{what}: {MOST_CALLS} calls to node {} are under way already; ask again later", self.node);
+            let sentence = format!("{what}: {MOST_CALLS} calls to node {} are running already; retry later", self.node);
             return Err(Failure::Clean(Error::new(Kind::Unavailable, sentence)));
         }
         let time = time_for(Deadline::current());
@@ -112,7 +112,7 @@ impl RemoteHome {
         }
     }
 
-    /// As [`RemoteHome::ask`], where nothing depends on what is left behind.
+    /// As [`RemoteHome::ask`], where nothing can be left behind.
     fn ask_plainly<Q, R, F>(
         &self,
         what: &str,
@@ -125,7 +125,7 @@ impl RemoteHome {
         self.ask(what, message, call).map_err(Failure::into_error)
     }
 
-    /// A list of at most `limit` entries (0: all), asked for in pages, so that no reply is large.
+    /// A list of at most `limit` entries (0: all), requested in pages, so that no reply is large.
     fn in_pages<T, K: Ord + Copy>(
         &self,
         what: &str,
@@ -139,16 +139,16 @@ impl RemoteHome {
             let page_size = PAGE.min(wanted - entries.len());
             let page = ask(from, page_size)?;
             let wrong = |why: &str| {
-                let sentence = format!("{what}: the answer of node {} is not used: {why}", self.node);
+                let sentence = format!("{what}: the answer of node {} is rejected: {why}", self.node);
                 Err(Error::new(Kind::Unavailable, sentence))
             };
             if page.entries.len() > page_size {
-                return wrong("it has more entries than were asked for");
+                return wrong("it has more entries than were requested");
             }
             entries.extend(page.entries);
             let Some(next) = page.next else { return Ok(Page { entries, next: None }) };
             if from.is_some_and(|from| next <= from) {
-                return wrong("its list does not go on");
+                return wrong("its list does not continue after the last page");
             }
             if entries.len() >= wanted {
                 if limit == 0 {
@@ -160,10 +160,10 @@ impl RemoteHome {
         }
     }
 
-    /// A reply that says what this release does not know, after the home has done what was asked.
+    /// A reply with values unknown to this release, after the home node did what was requested.
     fn understood<T>(&self, what: &str, reply: Result<T>) -> Result<T, Failure> {
         reply.map_err(|error| {
-            let sentence = format!("{what}: the answer of node {} is not understood", self.node);
+            let sentence = format!("{what}: the answer of node {} cannot be read", self.node);
             Failure::Dirty(error.with_kind(Kind::Unavailable).context(sentence))
         })
     }
@@ -173,10 +173,10 @@ impl RemoteHome {
     }
 }
 
-/// The time a call has when this thread's caller waits until `deadline`.
+/// The timeout of a call whose caller waits until `deadline`.
 fn time_for(deadline: Option<Deadline>) -> Duration {
     let Some(left) = deadline.map(Deadline::left) else { return UNHURRIED };
-    // Of a short time half: an early answer is of no use if the home never had a chance.
+    // Half of a short time: an early answer does not help if the home node had no chance to finish.
     left.saturating_sub(EARLIER).max(left / 2)
 }
 
@@ -258,14 +258,14 @@ impl Home for RemoteHome {
     fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>> {
         Err(Error::new(
             Kind::Unsupported,
-            format!("volume {id} has its device on node {}, which alone can look at it", self.node),
+            format!("the device of volume {id} is on node {}; only that node can query it", self.node),
         ))
     }
 
     fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
         Err(Error::new(
             Kind::Unsupported,
-            format!("device {device} is this machine's, and node {} is another", self.node),
+            format!("device {device} is on this machine, and node {} is another machine", self.node),
         ))
     }
 
@@ -428,7 +428,7 @@ mod tests {
     #[test]
     fn a_home_that_does_not_answer_holds_so_many_callers_and_no_more() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        // Connections are made, and nothing is ever said on them.
+        // Connections are accepted, and nothing is ever sent on them.
         let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = mute.local_addr().unwrap().to_string();
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
@@ -451,7 +451,7 @@ mod tests {
                 assert!(!overdue.to_string().contains("64 calls"), "{overdue}");
             }
         });
-        // Every place is free again.
+        // All call slots are free again.
         assert_eq!(home.calls.load(Ordering::SeqCst), 0);
     }
 }

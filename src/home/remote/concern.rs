@@ -1,11 +1,11 @@
-//! Which pool a call between daemons is about; as `csi::concern`.
+//! The pool that a call between nodes and controllers is for; as in `csi::concern`.
 
 use super::proto as pb;
 use crate::works::Share;
 
-/// A message of a call.
+/// A request message of a call.
 pub(super) trait Concern {
-    /// The share of the works that the call is counted in.
+    /// The share of the worker pool that the call uses.
     fn share(&self) -> Share;
 }
 

@@ -1,4 +1,4 @@
-//! Messages -> our types. What the other side said and this release does not know is refused by name.
+//! Messages to our types. Unknown values of the other side are rejected, with their name in the error.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -18,12 +18,12 @@ use crate::types::{
     VolumeMode, VolumeParameters, cut_printable,
 };
 
-/// What is missing or not known: said by the other side, so a matter of releases.
+/// The error for a missing or unknown value. The other side sent it, so the releases differ.
 fn unknown(what: &str) -> Error {
     Error::new(
         Kind::Unsupported,
         format!(
-            "{what} is missing or not known to this release ({}); run the same release everywhere",
+            "{what} is missing or unknown to this release ({}); run the same release on all nodes and controllers",
             env!("CARGO_PKG_VERSION")
         ),
     )
@@ -38,7 +38,7 @@ pub(super) fn text<T: FromStr<Err = Error>>(text: &str) -> Result<T> {
     text.parse()
 }
 
-/// As [`text`], where nothing may be said.
+/// As [`text`], where an empty text means none.
 pub(super) fn optional<T: FromStr<Err = Error>>(said: &str) -> Result<Option<T>> {
     if said.is_empty() { Ok(None) } else { text(said).map(Some) }
 }
@@ -58,7 +58,7 @@ pub(super) fn changed(changed: i32) -> Result<Changed> {
     match pb::Changed::try_from(changed) {
         Ok(pb::Changed::Yes) => Ok(Changed::Yes),
         Ok(pb::Changed::No) => Ok(Changed::No),
-        Ok(pb::Changed::Unspecified) | Err(_) => Err(unknown("whether anything changed")),
+        Ok(pb::Changed::Unspecified) | Err(_) => Err(unknown("the field that says whether anything changed")),
     }
 }
 
@@ -99,7 +99,7 @@ fn read_only(said: i32) -> Result<ReadOnly> {
     match pb::ReadOnly::try_from(said) {
         Ok(pb::ReadOnly::Yes) => Ok(ReadOnly::Yes),
         Ok(pb::ReadOnly::No) => Ok(ReadOnly::No),
-        Ok(pb::ReadOnly::Unspecified) | Err(_) => Err(unknown("whether it is read-only")),
+        Ok(pb::ReadOnly::Unspecified) | Err(_) => Err(unknown("the read-only flag")),
     }
 }
 
@@ -123,7 +123,7 @@ pub(super) fn range(range: Option<pb::CapacityRange>) -> CapacityRange {
 fn source(source: Option<pb::Source>) -> Result<Option<Source>> {
     use pb::source::Source as Of;
     let Some(source) = source else { return Ok(None) };
-    Ok(Some(match present(source.source, "the kind of source")? {
+    Ok(Some(match present(source.source, "the type of the source")? {
         Of::Snapshot(id) => Source::Snapshot(text(&id)?),
         Of::Volume(id) => Source::Volume(text(&id)?),
     }))
@@ -142,8 +142,8 @@ fn format(state: Option<pb::FormatState>) -> Result<FormatState> {
 /// A volume.
 ///
 /// # Errors
-/// `Unsupported` for what is missing or this release does not know; `NotFound`, `InvalidArgument` for a name or id that
-/// is none.
+/// `Unsupported` for values that are missing or unknown to this release; `NotFound`, `InvalidArgument` for an invalid
+/// name or id.
 pub fn volume(volume: Option<pb::Volume>) -> Result<Volume> {
     let volume = present(volume, "a volume")?;
     Ok(Volume {
@@ -164,8 +164,8 @@ pub fn volume(volume: Option<pb::Volume>) -> Result<Volume> {
 /// A snapshot.
 ///
 /// # Errors
-/// `Unsupported` for what is missing or this release does not know; `NotFound`, `InvalidArgument` for a name or id that
-/// is none.
+/// `Unsupported` for values that are missing or unknown to this release; `NotFound`, `InvalidArgument` for an invalid
+/// name or id.
 pub fn snapshot(snapshot: Option<pb::Snapshot>) -> Result<Snapshot> {
     let snapshot = present(snapshot, "a snapshot")?;
     Ok(Snapshot {
@@ -213,7 +213,7 @@ pub(super) fn granted(reply: &pb::GrantReply) -> Result<Granted> {
 
 fn coordinates(at: Option<pb::Coordinates>) -> Result<Coordinates> {
     use pb::coordinates::At;
-    let At::Local(local) = present(at.and_then(|at| at.at), "the way to the volume's device")?;
+    let At::Local(local) = present(at.and_then(|at| at.at), "the location of the volume's device")?;
     Ok(Coordinates::Local { device: PathBuf::from(local.device) })
 }
 
@@ -229,7 +229,7 @@ pub(super) fn opened(reply: pb::OpenReply) -> Result<Opened> {
         fsck: match pb::Fsck::try_from(reply.fsck) {
             Ok(pb::Fsck::Auto) => FsckPolicy::Auto,
             Ok(pb::Fsck::Never) => FsckPolicy::Never,
-            Ok(pb::Fsck::Unspecified) | Err(_) => return Err(unknown("whether a filesystem may be checked")),
+            Ok(pb::Fsck::Unspecified) | Err(_) => return Err(unknown("the fsck policy")),
         },
         mkfs_options: reply.mkfs_options,
         epoch: reply.epoch,
@@ -246,7 +246,7 @@ pub(super) fn expanded(reply: &pb::ExpandReply) -> Result<Expanded> {
         node_expansion: match pb::NodeExpansion::try_from(reply.node_expansion) {
             Ok(pb::NodeExpansion::Needed) => NodeExpansion::Needed,
             Ok(pb::NodeExpansion::NotNeeded) => NodeExpansion::NotNeeded,
-            Ok(pb::NodeExpansion::Unspecified) | Err(_) => return Err(unknown("whether a filesystem has to follow")),
+            Ok(pb::NodeExpansion::Unspecified) | Err(_) => return Err(unknown("the node expansion")),
         },
         changed: changed(reply.changed)?,
     })
@@ -261,19 +261,19 @@ pub(super) fn capacity_query(request: pb::GetCapacityRequest) -> Result<Capacity
     })
 }
 
-/// The longest text of another that is kept, in bytes.
+/// The longest text of another process that is kept, in bytes.
 const LONGEST: usize = 4096;
 
-/// A word of ours, which becomes a metric's label.
+/// A short identifier, which becomes a metric label.
 fn word(said: String) -> Result<String> {
     let is_ours = said.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'));
-    if is_ours && said.len() <= 63 { Ok(said) } else { Err(unknown("a pool's kind")) }
+    if is_ours && said.len() <= 63 { Ok(said) } else { Err(unknown("the kind of a pool")) }
 }
 
 /// The figures of a pool.
 ///
 /// # Errors
-/// `Unsupported` for what this release does not know; `InvalidArgument` for a name that is none.
+/// `Unsupported` for values unknown to this release; `InvalidArgument` for an invalid name.
 pub fn pool_report(pool: pb::Pool) -> Result<PoolReport> {
     let default_provisioning = provisioning(pool.default_provisioning)?;
     let available_thick = pool.available_thick.map(Bytes::new);
@@ -303,12 +303,12 @@ pub fn pool_report(pool: pb::Pool) -> Result<PoolReport> {
     })
 }
 
-/// The node a request is made for.
+/// The node of a request.
 pub(super) fn node(node: &str) -> Result<NodeId> {
     text(node)
 }
 
-/// What is wrong in a pool, for people.
+/// A problem in a pool.
 pub fn finding(finding: pb::Finding) -> Finding {
     let text = |said: String| cut_printable(&said, LONGEST);
     let pb::Finding { pool, what, place, remedy, kind } = finding;

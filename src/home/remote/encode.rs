@@ -1,4 +1,4 @@
-//! Our types -> messages.
+//! Our types to messages.
 
 use super::proto as pb;
 use crate::home::{
@@ -16,7 +16,7 @@ pub(super) fn changed(changed: Changed) -> pb::Changed {
     }
 }
 
-/// Whether it was made now, and it.
+/// Whether the object was created now, and the object.
 pub(super) fn created<T>(created: Created<T>) -> (pb::Changed, T) {
     match created {
         Created::New(thing) => (pb::Changed::Yes, thing),
@@ -157,7 +157,7 @@ pub(super) fn granted(granted: &Granted) -> pb::GrantReply {
     pb::GrantReply { home: granted.home.to_string(), epoch: granted.epoch, changed: changed(granted.changed).into() }
 }
 
-/// A device's path is one this driver made, `/dev/loopN`: it is UTF-8.
+/// The driver created the device's path, `/dev/loopN`: it is UTF-8.
 pub(super) fn coordinates(at: &Coordinates) -> pb::Coordinates {
     let Coordinates::Local { device } = at;
     let device = device.to_string_lossy().into_owned();
@@ -220,7 +220,7 @@ pub fn pool(report: &PoolReport) -> pb::Pool {
     }
 }
 
-/// What is wrong in a pool.
+/// A problem in a pool.
 #[must_use]
 pub fn finding(finding: Finding) -> pb::Finding {
     let Finding { kind, pool, what, place, remedy } = finding;

@@ -1,7 +1,10 @@
-//! Errors on the wire: kind, sentence and what is left behind, in the status details. A status without them was not
-//! said by the home.
+//! Errors in the protocol: kind, message, and whether something is left behind, in the status details. A status without
+//! details does not come from the home node.
 
-#![expect(clippy::disallowed_methods, reason = "the one place where the answers of homes become statuses and back")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the only module that converts errors of home nodes to statuses and back"
+)]
 
 use prost::Message;
 use tonic::{Code, Status};
@@ -10,10 +13,10 @@ use super::proto::{self as pb, error::Left};
 use crate::types::{Error, Failure, Kind, NodeId, cut_printable};
 use crate::works::Crowd;
 
-/// The longest sentence sent, in bytes: it travels twice in the trailers.
+/// The longest message sent, in bytes: it is in the trailers twice.
 const LONGEST: usize = 2048;
 
-/// A failed call's answer.
+/// The status of a failed call.
 #[must_use]
 pub fn answer(failure: &Failure) -> Status {
     let left = match failure {
@@ -27,25 +30,25 @@ pub fn answer(failure: &Failure) -> Status {
     Status::with_details(Code::Aborted, message, details.encode_to_vec().into())
 }
 
-/// So many calls are under way that this one was not begun.
+/// The status for a call that was not begun, because too many are running.
 pub(super) fn crowded(crowd: &Crowd) -> Status {
     let message = format!("at this node {crowd}; retry later");
     answer(&Failure::Clean(Error::new(Kind::Unavailable, message)))
 }
 
-/// The work of a call ended in a panic.
+/// The status for a call whose work panicked.
 pub(super) fn panicked(what: &str) -> Status {
-    let message = format!("{what} ended unexpectedly at the home; its log has the reason; ask again");
+    let message = format!("{what} panicked at the home node; see its log for the reason, then retry");
     answer(&Failure::Dirty(Error::new(Kind::Unavailable, message)))
 }
 
-/// A caller who may not ask this.
+/// The status for a caller without the permission.
 #[must_use]
 pub fn denied(message: String) -> Status {
     Status::new(Code::PermissionDenied, message)
 }
 
-/// What an answer without a reply means to the caller.
+/// The failure that a status means to the caller.
 #[must_use]
 pub fn failure(node: &NodeId, endpoint: &str, what: &str, status: &Status) -> Failure {
     if let Ok(said) = pb::Error::decode(status.details())
@@ -58,30 +61,28 @@ pub fn failure(node: &NodeId, endpoint: &str, what: &str, status: &Status) -> Fa
     match status.code() {
         Code::Unimplemented => not_done(
             Kind::Unavailable,
-            format!(
-                "{what}: holdfast on node {node} is of a release that does not know this call; upgrade it ({said})"
-            ),
+            format!("{what}: the Holdfast release on node {node} does not have this call; upgrade it ({said})"),
         ),
         Code::PermissionDenied | Code::Unauthenticated => {
-            not_done(Kind::Unavailable, format!("{what}: node {node} refuses this caller: {said}"))
+            not_done(Kind::Unavailable, format!("{what}: node {node} denies this caller: {said}"))
         }
         Code::DeadlineExceeded | Code::Cancelled => overdue(node, what),
         _ => Failure::Dirty(Error::new(
             Kind::Unavailable,
-            format!("{what}: node {node} at {endpoint} does not answer: {said}; look whether holdfast runs there"),
+            format!("{what}: node {node} at {endpoint} does not answer: {said}; check that holdfast runs there"),
         )),
     }
 }
 
-/// The call's time is over, and what was begun goes on.
+/// The call timed out, and its work continues.
 pub(super) fn overdue(node: &NodeId, what: &str) -> Failure {
-    let message = format!("{what}: node {node} has not answered in time; it goes on there; ask again");
+    let message = format!("{what}: node {node} has not answered in time; the operation continues there; retry");
     Failure::Dirty(Error::new(Kind::Timeout, message))
 }
 
 fn said_by_home(said: &pb::Error) -> Failure {
     let kind = pb::error::Kind::try_from(said.kind).ok().and_then(from_wire);
-    // A kind of a later release: whatever it means, the caller has to ask again.
+    // A kind of a later release: whatever it means, the caller must retry.
     let error = Error::new(kind.unwrap_or(Kind::Unavailable), cut_printable(&said.message, LONGEST));
     match (kind, Left::try_from(said.left)) {
         (Some(_), Ok(Left::Nothing)) => Failure::Clean(error),
@@ -100,7 +101,8 @@ fn to_wire(kind: Kind) -> pb::error::Kind {
         Kind::InUse => pb::error::Kind::InUse,
         Kind::Unsupported => pb::error::Kind::Unsupported,
         Kind::Precondition => pb::error::Kind::Precondition,
-        // Who may not ask is told so by the status itself; deeper down it is a home that cannot be had.
+        // A caller without permission gets that from the status itself; here it means that the home node is not
+        // available.
         Kind::Unavailable | Kind::Denied => pb::error::Kind::Unavailable,
         Kind::Timeout => pb::error::Kind::Timeout,
         Kind::Corrupt => pb::error::Kind::Corrupt,

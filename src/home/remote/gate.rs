@@ -1,4 +1,4 @@
-//! Who may make which call: what is refused is logged with who asked, once a minute, and counted.
+//! Authorisation of calls. A rejected call is counted, and is logged with its caller at most once a minute.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use crate::tls::{Link, Peer, Role};
 use crate::types::{Error, Kind, Result};
 use crate::wire::{Allowance, Door};
 
-/// What a node may ask for itself.
+/// The calls of a node for itself.
 const OF_NODES: &[&str] = &["Open", "Close", "BeginFormat", "EndFormat", "UseRaw"];
-/// What only controllers may ask.
+/// The calls only for controllers.
 const OF_CONTROLLERS: &[&str] = &[
     "CreateVolume",
     "DeleteVolume",
@@ -34,12 +34,12 @@ const OF_CONTROLLERS: &[&str] = &[
     "Readmit",
     "Examine",
 ];
-/// A node's calls at once and the bytes of each: ids.
+/// A node's concurrent calls, and the most bytes of each: its messages have only ids.
 const MOST_OF_NODE: (usize, usize) = (32, 16 << 10);
-/// Controllers' calls at once, all together, and the bytes of each.
+/// The concurrent calls of all controllers together, and the most bytes of each.
 const MOST_OF_CONTROLLERS: (usize, usize) = (1024, 4 << 20);
 
-/// The door of a home's port.
+/// Checks for every call on the port of a home node.
 pub(super) struct HomeDoor(pub(super) HomeMetrics);
 
 impl Door for HomeDoor {
@@ -60,7 +60,7 @@ impl Door for HomeDoor {
     }
 }
 
-/// What the client at the other end of a connection may have under way.
+/// The limits for the client of a connection.
 #[must_use]
 pub fn allowance(from: &Extensions, calls: usize, bytes: usize) -> Allowance {
     let connection = from.get::<Link>().map(|link| Arc::clone(&link.connection));
@@ -68,10 +68,10 @@ pub fn allowance(from: &Extensions, calls: usize, bytes: usize) -> Allowance {
     Allowance { client, connection, calls, bytes }
 }
 
-/// Lets a call in, if `peer` has one of these roles.
+/// Permits a call if `peer` has one of these roles.
 ///
 /// # Errors
-/// PERMISSION_DENIED, naming who asked and who may.
+/// PERMISSION_DENIED, with the caller and the permitted roles.
 pub fn admit(metrics: &HomeMetrics, what: &'static str, peer: Result<&Peer>, roles: &[Role]) -> Result<(), Status> {
     let role = peer.as_ref().map_or("unknown", |peer| role_of(peer));
     let who = peer.as_ref().map_or_else(|_| "unknown".to_owned(), ToString::to_string);
@@ -84,10 +84,10 @@ pub fn admit(metrics: &HomeMetrics, what: &'static str, peer: Result<&Peer>, rol
     })
 }
 
-/// A client that has too many calls under way already.
+/// The status for a client that has too many running calls.
 #[must_use]
 pub fn busy(what: &str, most: usize) -> Status {
-    let message = format!("{what}: {most} calls of this node are under way already; retry when one has ended");
+    let message = format!("{what}: {most} calls of this node are running already; retry when one has ended");
     fault::answer(&Error::new(Kind::Unavailable, message).into())
 }
 

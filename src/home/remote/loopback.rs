@@ -1,4 +1,4 @@
-//! A home behind its own gRPC service, for tests: whatever holds in one process has to hold over the wire.
+//! A home node behind its own gRPC service, for tests: the same rules must hold over the protocol.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,20 +13,20 @@ use super::{HomeService, RemoteHome};
 use crate::home::Home;
 use crate::tls::Peer;
 
-/// Whoever asks is let in, as on a port without certificates.
+/// Permits every caller, as on a port without certificates.
 fn anybody(mut request: Request<()>) -> Result<Request<()>, Status> {
     request.extensions_mut().insert(Peer::Unverified);
     Ok(request)
 }
 
-/// A served home and the way to it; the service ends with it.
+/// A served home node and its client; the service stops when it is dropped.
 pub(crate) struct Loopback {
     runtime: Option<tokio::runtime::Runtime>,
     remote: Arc<RemoteHome>,
 }
 
 impl Loopback {
-    /// Serves `home` on a port of its own, to anybody.
+    /// Serves `home` on its own port, without authentication.
     pub(crate) fn new(home: Arc<dyn Home>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let node = home.node().clone();
@@ -43,7 +43,7 @@ impl Loopback {
         Self { runtime: Some(runtime), remote: Arc::new(remote) }
     }
 
-    /// The home as its callers have it.
+    /// The home node as its clients see it.
     pub(crate) fn home(&self) -> Arc<dyn Home> {
         Arc::clone(&self.remote) as _
     }

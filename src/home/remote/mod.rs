@@ -1,9 +1,9 @@
-//! A home on another node: the words of [`Home`](super::Home) over gRPC (proto/home/v1/home.proto).
+//! A home node on another machine: the calls of [`Home`](super::Home) over gRPC (proto/home/v1/home.proto).
 //!
-//! [`RemoteHome`] asks, [`HomeService`] answers with any home behind it. Both ways every message becomes our types and
-//! back in `encode` and `decode`; an error travels whole (`fault`), so that the caller sees the same kind and sentence
-//! as in one process. What was not answered may have been done: it is `Unavailable` or `Timeout`, and a create that was
-//! not answered is never `Clean`.
+//! [`RemoteHome`] is the client; [`HomeService`] is the server for any home. `encode` and `decode` convert between
+//! messages and our types. `fault` transfers an error completely, so that the caller sees the same kind and message as
+//! in one process. A call without an answer may have been executed: it is `Unavailable` or `Timeout`, and a create
+//! without an answer is never `Clean`.
 
 mod client;
 mod concern;

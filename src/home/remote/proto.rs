@@ -9,7 +9,7 @@
     clippy::disallowed_methods,
     clippy::needless_pass_by_value,
     clippy::large_futures,
-    reason = "generated code: the proto file is what is read and reviewed"
+    reason = "generated code: the proto file is reviewed instead"
 )]
 
 tonic::include_proto!("holdfast.home.v1");

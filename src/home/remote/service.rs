@@ -1,5 +1,5 @@
-//! [`HomeService`]: a home answers other nodes and controllers. Each call is work on a thread of its own, which goes on
-//! when the caller is gone.
+//! [`HomeService`]: the server of a home node for other nodes and controllers. Each call runs on its own thread and
+//! continues when its caller is gone.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use crate::types::{Error, Failure, Kind, NodeId, ObjectUuid, Result, VolumeId};
 use crate::wire::{Bounds, MostArriving, Turns};
 use crate::works::{Ended, Works};
 
-/// Works at once for all callers.
+/// Concurrent calls of all callers.
 const MOST_WORKS: usize = 256;
-/// Works at once for one node, whether or not it still waits for them.
+/// Concurrent calls of one node, whether or not it still waits for them.
 const MOST_OF_NODE: usize = 16;
-/// Bytes of requests on their way in.
+/// Bytes of requests that are being received.
 const MOST_ARRIVING: MostArriving = MostArriving { all: 64 << 20, of_one: 32 << 20 };
 
-/// The gRPC service of one home.
+/// The gRPC service of one home node.
 pub struct HomeService {
     home: Arc<dyn Home>,
     works: Works,
@@ -34,7 +34,7 @@ pub struct HomeService {
 
 /// A call that a node makes for itself.
 trait OfNode {
-    /// The node it is for.
+    /// The node that it is for.
     fn node(&self) -> &str;
 
     /// The volume.
@@ -66,31 +66,31 @@ impl fmt::Debug for HomeService {
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
 impl HomeService {
-    /// Answers with this home: controllers everything, a node what it asks for itself.
+    /// Serves this home: all calls for controllers, and for a node the calls for itself.
     #[must_use]
     pub fn new(home: Arc<dyn Home>) -> Self {
         Self { home, works: Works::new(MOST_WORKS), of_nodes: Turns::default(), metrics: HomeMetrics::default() }
     }
 
-    /// The same, with what it refuses counted.
+    /// The same, with metrics for its rejected calls.
     #[must_use]
     pub fn counted(self, metrics: HomeMetrics) -> Self {
         Self { metrics, ..self }
     }
 
-    /// The bounds of the port it is served on.
+    /// The limits of the port on which it is served.
     #[must_use]
     pub fn bounds(&self) -> Bounds {
         Bounds::new(gate::HomeDoor(self.metrics.clone()), MOST_ARRIVING)
     }
 
-    /// The works under way, to wait for at the end.
+    /// The running calls, to wait for at shutdown.
     #[must_use]
     pub fn works(&self) -> Works {
         self.works.clone()
     }
 
-    /// A call only controllers may make.
+    /// A call that only controllers may make.
     async fn all<Q, R, F>(&self, what: &'static str, request: Request<Q>, work: F) -> Answer<R>
     where
         Q: Concern + Send + 'static,
@@ -101,8 +101,8 @@ impl HomeService {
         self.run(what, request.into_inner(), work).await
     }
 
-    /// A call a node may make for itself, of a volume that is attached to it: whether it is, is looked at before anything is locked
-    /// or touched.
+    /// A call that a node makes for itself, for a volume that is attached to it. The attachment is checked before
+    /// anything is locked or changed.
     async fn own<Q, R, F>(&self, what: &'static str, request: Request<Q>, work: F) -> Answer<R>
     where
         Q: OfNode + Concern + Send + 'static,
@@ -151,7 +151,7 @@ impl HomeService {
     }
 }
 
-/// What a CreateVolume that this release refuses for its words is answered; see [`Error::unless_made`].
+/// The answer to a CreateVolume with values that this release rejects; see [`Error::unless_made`].
 fn refused(home: &dyn Home, name: &str, error: Error) -> Failure {
     match error.kind() {
         Kind::InvalidArgument | Kind::Unsupported => {
@@ -161,7 +161,7 @@ fn refused(home: &dyn Home, name: &str, error: Error) -> Failure {
     }
 }
 
-/// Requires that a volume is attached to a node.
+/// Checks that a volume is attached to a node.
 fn attached(home: &dyn Home, id: &VolumeId, node: &NodeId) -> Result<()> {
     let is_attached = match home.volume(id) {
         Ok(volume) => volume.published.contains(node),

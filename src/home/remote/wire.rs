@@ -1,6 +1,6 @@
-//! Messages of every released version, as they were on the wire, against the code of today (tests/wire/). One file a
-//! message: its bytes, and what they say, field by field. `HOLDFAST_WIRE=write` writes those of the version in work; what a
-//! released version wrote is never written again.
+//! Recorded messages of every released version, tested with the current code (tests/wire/). Each message has one file
+//! with its bytes and its fields. `HOLDFAST_WIRE=write` writes the files of the version in development; those of a
+//! released version are never written again.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -15,28 +15,28 @@ use prost_reflect::{
 use super::{decode, encode, proto as pb};
 use crate::types::{Kind, Result};
 
-/// A message's bytes through today's generated code.
+/// Decodes and encodes a message with the current generated code.
 pub(crate) type Generated = (&'static str, fn(&[u8]) -> Vec<u8>);
-/// A message's bytes through our own types, and back where there is a way.
+/// Decodes a message to our own types, and encodes it again if possible.
 pub(crate) type Ours = (&'static str, Through);
-/// The way itself.
+/// The function for this.
 type Through = fn(&[u8]) -> Result<Option<Vec<u8>>>;
 
-/// What an interface has to show.
+/// The interface under test.
 pub(crate) struct Interface {
     pub(crate) package: &'static str,
     pub(crate) descriptors: &'static [u8],
     pub(crate) generated: Vec<Generated>,
     pub(crate) ours: Vec<Ours>,
-    /// Fields whose unknown value costs one part of a message that is heard nevertheless, and what that part then says. All
-    /// others refuse the message by name.
+    /// Fields whose unknown value affects only one part of a message, and the resulting text of that part. An unknown
+    /// value of any other field rejects the message, with its name in the error.
     pub(crate) spared: &'static [(&'static str, &'static str)],
 }
 
 const VOLUME: &str = "hf1_00000000000000aa_0123456789abcdef0123456789abcdef";
 const SNAPSHOT: &str = "hfs1_00000000000000aa_0123456789abcdef0123456789abcdef";
 
-/// A text that could stand in a field.
+/// A valid text for a field.
 fn text(message: &str, field: &str) -> String {
     let of_snapshots = message.contains("Snapshot");
     match (message, field) {
@@ -71,7 +71,7 @@ fn value(kind: &FieldKind, field: &FieldDescriptor, variant: usize) -> Value {
     }
 }
 
-/// With every field set; of each oneof the field this variant has.
+/// A message with every field set; of each oneof, the field with this index.
 fn filled(descriptor: &MessageDescriptor, variant: usize) -> DynamicMessage {
     let mut message = DynamicMessage::new(descriptor.clone());
     for field in descriptor.fields() {
@@ -100,7 +100,7 @@ fn filled(descriptor: &MessageDescriptor, variant: usize) -> DynamicMessage {
     message
 }
 
-/// How many variants show every field of every oneof.
+/// How many variants cover every field of every oneof.
 fn variants(descriptor: &MessageDescriptor) -> usize {
     let oneofs = descriptor.oneofs().map(|oneof| oneof.fields().len()).max().unwrap_or(1);
     let inner = descriptor.fields().filter_map(|field| field.kind().as_message().map(variants));
@@ -127,7 +127,7 @@ fn say(out: &mut String, path: &str, value: &Value) {
     }
 }
 
-/// What a message says.
+/// The fields of a message as text.
 fn said(message: &DynamicMessage) -> String {
     let mut out = String::new();
     say(&mut out, message.descriptor().name(), &Value::Message(message.clone()));
@@ -142,7 +142,7 @@ fn of_hex(text: &str) -> Vec<u8> {
     (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
 }
 
-/// The messages that travel: of every call, and the error.
+/// The messages that are sent: those of every call, and the error.
 fn travelling(pool: &DescriptorPool, package: &str) -> Vec<MessageDescriptor> {
     let mut all: Vec<_> = pool
         .services()
@@ -155,7 +155,7 @@ fn travelling(pool: &DescriptorPool, package: &str) -> Vec<MessageDescriptor> {
     all
 }
 
-/// A field of a later release in front and one behind.
+/// Adds an unknown field before and after.
 fn with_unknown(bytes: &[u8]) -> Vec<u8> {
     // Field 1999 as a varint, field 2000 as three bytes.
     [&[0xf8, 0x7c, 0x05], bytes, &[0x82, 0x7d, 0x03, b'n', b'e', b'w']].concat()
@@ -169,7 +169,7 @@ fn samples(descriptor: &MessageDescriptor) -> String {
     (0..variants(descriptor)).map(sample).collect::<Vec<_>>().join("\n")
 }
 
-/// Each enum of a message, in turn, with a value of a later release.
+/// The message with each of its enums, in turn, set to a value of a later release.
 fn with_later_values(message: &DynamicMessage) -> Vec<(String, DynamicMessage)> {
     let mut all = Vec::new();
     for (field, value) in message.fields() {
@@ -206,7 +206,7 @@ impl Interface {
         self.ours.iter().find(|(one, _)| *one == name).map(|(_, way)| *way)
     }
 
-    /// Everything this module promises.
+    /// Checks all guarantees of this module.
     pub(crate) fn check(&self) {
         let pool = DescriptorPool::decode(self.descriptors).unwrap();
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire");
@@ -271,7 +271,7 @@ impl Interface {
     }
 }
 
-/// Tries messages of today's generated code by name.
+/// The named messages in the current generated code.
 macro_rules! generated {
     ($path:ident : $($message:ident),* $(,)?) => {
         vec![$($crate::home::remote::wire::tried(stringify!($message), |bytes| {
@@ -281,17 +281,17 @@ macro_rules! generated {
 }
 pub(crate) use generated;
 
-/// One of [`generated`].
+/// One entry of [`generated`].
 pub(crate) fn tried(name: &'static str, way: fn(&[u8]) -> Vec<u8>) -> Generated {
     (name, way)
 }
 
-/// A way through our types.
+/// A conversion through our types.
 pub(crate) fn way(name: &'static str, way: Through) -> Ours {
     (name, way)
 }
 
-/// A message through our types and back.
+/// Converts a message to our types and back.
 fn there<M: prost::Message + Default, T>(
     bytes: &[u8],
     read: impl Fn(M) -> Result<T>,

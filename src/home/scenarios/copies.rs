@@ -106,7 +106,7 @@ fn a_copy_holds_its_source_off_shows_not_ready_and_can_be_deleted_under_way(way:
     rig.grant(&id);
 }
 
-/// Whoever may go on with a copy must find the source as it was: else half of it is older than the rest.
+/// A copy that may resume must find its source unchanged: otherwise half of it is older than the rest.
 fn a_copy_that_was_stopped_and_not_deleted_still_holds_its_source_off(way: Way) {
     let (gate, unwritable) = (Arc::new(Gate::default()), Arc::new(Mutex::new(None)));
     let os = Os::intercepted(Box::new(Unwritable(Gated(Arc::clone(&gate)), Arc::clone(&unwritable))));
@@ -141,7 +141,7 @@ fn a_copy_cut_off_by_a_crash_goes_on_in_the_next_life(way: Way) {
     let id = rig.create("a", 32).id;
     rig.write(&id, 3 << 20, b"data");
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
-    // The next life finds the record as a crash would leave it: `creating`, with a copy.
+    // The next run finds the record as a crash would leave it: `creating`, with a copy.
     let record = rig.pool.read_record(Object::Snapshot(snapshot.uuid)).unwrap().unwrap();
     gate.set(true);
     ready(&rig, snapshot);
@@ -156,7 +156,7 @@ fn a_volume_whose_growth_was_cut_off_is_snapshotted_and_cloned_whole(way: Way) {
     for ground in [Ground::Xfs, Ground::Ext4] {
         let rig = Rig::on(way, Scratch::new(ground));
         let id = rig.create("v", 16).id;
-        // What is left when the process is gone after step 3 of the growth: the record says 16 MiB.
+        // The state after a crash in step 3 of the expansion: the record says 16 MiB.
         OpenOptions::new().write(true).open(rig.image(&id)).unwrap().set_len(20 << 20).unwrap();
         rig.write(&id, 18 << 20, b"beyond");
         let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner();

@@ -1,4 +1,4 @@
-//! Format once: the home's half.
+//! Format once: the part of the home node.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Who may have a volume, and when its device is given out.
+//! Attachments: which node may use a volume, and when its device is handed out.
 
 use super::*;
 
@@ -85,7 +85,7 @@ fn a_detached_volume_is_its_homes_while_the_device_is_held(way: Way) {
     assert_eq!(rig.home.revoke(&id, Some(&node())).unwrap(), Changed::No);
     assert!(rig.home.volume(&id).unwrap().published.is_empty() && marked(&rig, &id));
 
-    // Detached is detached, in this life and the next; only the home goes on, and only as before.
+    // The detach lasts, in this run and the next. Only the home node can continue to use it, and only as before.
     for _ in 0..2 {
         assert_eq!(rig.home.open(&id, &node()).unwrap_err().kind(), Kind::Precondition);
         let error = rig.home.delete_volume(&id).unwrap_err();
@@ -109,7 +109,7 @@ fn a_detached_volume_is_its_homes_while_the_device_is_held(way: Way) {
     assert_eq!(opened(&rig, &id), device, "one image is on one device");
     assert!(!marked(&rig, &id));
 
-    // Idle, it is as any other; the unstage cleans the record without an attachment.
+    // When it is idle, it is like any other volume; the unstage cleans the record without an attachment.
     rig.home.revoke(&id, None).unwrap();
     assert!(marked(&rig, &id));
     drop(held);
@@ -132,7 +132,7 @@ fn a_mark_of_use_is_void_once_the_device_is_gone(way: Way) {
         let held = rig.os.open_exclusive(&opened(&rig, &id)).unwrap().unwrap();
         rig.home.revoke(&id, None).unwrap();
         drop(held);
-        // As a restart of the machine leaves it.
+        // As after a restart of the machine.
         rig.pool.deactivate(id.uuid).unwrap();
         assert!(marked(&rig, &id));
         id
@@ -140,7 +140,7 @@ fn a_mark_of_use_is_void_once_the_device_is_gone(way: Way) {
     let other = GrantRequest { read_only: ReadOnly::Yes, ..grant() };
     assert_eq!(rig.home.grant(&used("granted"), &other).unwrap().changed, Changed::Yes);
     assert_eq!(rig.home.delete_volume(&used("deleted")).unwrap(), Changed::Yes);
-    // A record that cannot be written keeps nobody from an unstage.
+    // A record that cannot be written does not block an unstage.
     let id = used("closed");
     *unwritable.lock().unwrap() = Some(libc::EIO);
     rig.home.close(&id, &node()).unwrap();

@@ -1,5 +1,5 @@
-//! Records and requests of a later release: what this one cannot read it does not serve, does not change and does not
-//! forget (docs/design.md section 6).
+//! Records and requests of a later release. What this release cannot read it does not serve, change or lose
+//! (docs/design.md section 6).
 
 use serde_json::{Value, json};
 use tonic::{Code, Request};
@@ -17,7 +17,7 @@ both_ways! {
     a_later_release_s_copy_is_left_to_it,
 }
 
-/// What a later release may write into a record, beside what this one knows: never edit a case.
+/// Fields that a later release may write into a record, beside those this one knows: never edit a case.
 fn words() -> Vec<(String, Value)> {
     let cases: Vec<Value> = serde_json::from_str(include_str!("../fixtures/words-of-a-later-release.json")).unwrap();
     let patch = |case: &Value| {
@@ -29,7 +29,7 @@ fn words() -> Vec<(String, Value)> {
 }
 
 impl Rig {
-    /// Writes fields into an object's record, past the driver; answers the record's bytes.
+    /// Writes fields into an object's record, without the driver; returns the record's bytes.
     fn patch(&self, object: Object, patch: &Value) -> Vec<u8> {
         let mut record: Value = serde_json::from_slice(&self.pool.read_record(object).unwrap().unwrap()).unwrap();
         for (name, value) in patch.as_object().unwrap() {
@@ -41,7 +41,7 @@ impl Rig {
     }
 }
 
-/// Every answer is a refusal that names the release, and none says that the thing does not exist or tells to forget it.
+/// Every answer is an error that names the release. None says that the object does not exist.
 fn refused(what: &str, answers: Vec<(&str, Error)>) {
     for (call, error) in answers {
         let said = error.chain();

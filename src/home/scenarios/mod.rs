@@ -1,6 +1,6 @@
 //! The rules against real pools: image files on XFS with reflink and on ext4 without.
 
-/// Scenarios of a file, asked both ways.
+/// The scenarios of a file, run in both modes.
 macro_rules! both_ways {
     ($($scenario:ident,)+) => {
         mod in_process {
@@ -36,7 +36,7 @@ use crate::types::*;
 
 const NODE: &str = "node-1";
 
-/// How the home is asked.
+/// How the test calls the home.
 #[derive(Clone, Copy)]
 enum Way {
     InProcess,
@@ -66,7 +66,7 @@ struct Rig {
     scratch: Scratch,
 }
 
-/// Takes every device away at the end of a life.
+/// Detaches every device at the end of a run.
 struct Devices(Arc<dyn Pool>);
 
 impl Drop for Devices {
@@ -89,11 +89,11 @@ impl Rig {
         Self { way, _devices: Devices(Arc::clone(&pool)), home, wire, local, pool, os, scratch }
     }
 
-    /// Another life of the daemon on the same pool.
+    /// Another run of the driver on the same pool.
     fn again(self) -> Self {
         let Self { way, _devices, home, wire, local, pool, scratch, .. } = self;
         drop((home, wire));
-        // A copy's thread may still be on its way out, with the pool's lock.
+        // A copy's thread may still be ending, with the pool's lock.
         while Arc::strong_count(&local.shared) > 1 {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
@@ -192,7 +192,7 @@ fn until_made(rig: &Rig, request: &CreateVolume) -> Volume {
     panic!("{} is never made", request.name);
 }
 
-/// Holds every copy_file_range until it is let go.
+/// Blocks every copy_file_range until it is released.
 #[derive(Default)]
 struct Gate {
     open: Mutex<bool>,
@@ -222,7 +222,7 @@ impl Interceptor for Gated {
     }
 }
 
-/// Fails every write of a record with this error while there is one.
+/// Fails every write of a record with this error while it is set.
 struct Unwritable(Gated, Arc<Mutex<Option<i32>>>);
 
 impl Interceptor for Unwritable {

@@ -1,4 +1,4 @@
-//! Several pools of one home: none reads, waits for or answers for another.
+//! Several pools of one home node: none reads, waits for or answers for another.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::pool::FirstUse;
 
-/// What becomes of calls at or below a path.
+/// What happens to calls at or below a path.
 #[derive(Default)]
 struct Disk {
     root: Mutex<PathBuf>,
@@ -39,7 +39,7 @@ impl Interceptor for Watched {
     }
 }
 
-/// A home of the pools `one`, whose disk the test has in its hand, and `two`.
+/// A home with pool `one`, whose disk the test controls, and pool `two`.
 struct Two {
     home: LocalHome,
     disk: Arc<Disk>,
@@ -145,7 +145,7 @@ fn a_pool_that_is_not_there_at_the_start_is_waited_for_and_none_is_made() {
         home.create_volume(&request("a", 32)).unwrap();
         id
     };
-    // As after a boot whose mount is late: the directory is there, and empty.
+    // As after a boot with a late mount: the directory exists and is empty.
     std::fs::rename(&place, &aside).unwrap();
     std::fs::create_dir(&place).unwrap();
     let opening = (os.clone(), spec.clone());
@@ -187,7 +187,7 @@ fn a_pool_that_is_not_there_at_the_start_is_waited_for_and_none_is_made() {
     std::fs::rename(&aside, &place).unwrap();
     found(true);
     assert_eq!(home.volumes(None, 0).unwrap().entries.len(), 1);
-    // A second one of the same name is refused at once, and so is one that waiting does not help.
+    // A second pool with the same name is rejected at once, and so is one where waiting does not help.
     let twice = LocalHome::start(os.clone(), node(), vec![configured(None), configured(None)]);
     assert_eq!(twice.map(|_| ()).unwrap_err().kind(), Kind::InvalidArgument);
     let owned = LocalHome::start(os, node(), vec![configured(None)]);

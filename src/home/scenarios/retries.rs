@@ -1,4 +1,4 @@
-//! What a retry means, and what lists say.
+//! Retries and lists.
 
 use super::*;
 
@@ -28,7 +28,7 @@ fn a_retried_create_meets_its_own_first_try_and_another_request_is_refused(way: 
     assert_eq!(rig.home.volumes(None, 0).unwrap().entries, vec![first]);
 }
 
-/// Holds every new image until it is let go.
+/// Blocks the creation of every image until it is released.
 struct Slow(Arc<Gate>);
 
 impl Interceptor for Slow {

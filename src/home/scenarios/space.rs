@@ -1,4 +1,4 @@
-//! Growth, promises, and what is given back.
+//! Expansion, reserved space, and its release.
 
 use super::*;
 
@@ -51,7 +51,7 @@ fn growth_under_an_open_device_reaches_it(way: Way) {
 fn promises_are_kept_before_new_ones_are_made(way: Way) {
     let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let all = rig.home.capacity(&CapacityQuery::default()).unwrap().available;
-    // Less a little: what XFS itself takes for them is not told in advance.
+    // A little less: the space that XFS itself uses for them is not known in advance.
     let half = all.get() / (1 << 20) / 2 - 3;
     let a = rig.create("a", half).id;
     let left = rig.home.capacity(&CapacityQuery::default()).unwrap().available;
@@ -69,7 +69,7 @@ fn promises_are_kept_before_new_ones_are_made(way: Way) {
     }
     assert_eq!(rig.home.capacity(&CapacityQuery::default()).unwrap().available, left);
     rig.home.delete_volume(&a).unwrap();
-    // XFS gives the blocks of an unlinked file back a moment later.
+    // XFS frees the blocks of an unlinked file a moment later.
     let mut again = Bytes::ZERO;
     for _ in 0..200 {
         again = rig.home.capacity(&CapacityQuery::default()).unwrap().available;
@@ -113,7 +113,7 @@ fn what_a_thin_volume_discards_is_promised_again(way: Way) {
     let rig = Rig::on(way, Scratch::new(Ground::Xfs));
     let parameters = VolumeParameters { provisioning: Some(Provisioning::Thin), ..Default::default() };
     let id = rig.home.create_volume(&CreateVolume { parameters, ..request("a", 64) }).unwrap().into_inner().id;
-    // Somebody else uses the filesystem too: what is really free is what counts.
+    // Other software uses the filesystem too: the actual free space counts.
     std::fs::write(rig.scratch.root().join("foreign"), vec![1; 128 << 20]).unwrap();
     rig.write(&id, 0, &vec![1; 32 << 20]);
     let available = || rig.home.capacity(&CapacityQuery::default()).unwrap().available;

@@ -1,16 +1,16 @@
-//! Work that takes time: copies and erasures, in pieces that are durable before they are reported.
+//! Long operations: copies and erasures. They work in pieces, and each piece is durable before it is reported.
 
 use super::super::{Continue, Object, Progress};
 use super::FilePool;
 use crate::types::{Bytes, Error, Kind, OsContext, Result};
 
-/// How much is done between two fsyncs, bytes.
+/// Bytes between two fsyncs.
 const PIECE: u64 = 64 << 20;
 
 impl FilePool {
-    /// From data to data (SEEK_DATA), so holes and unwritten space are left alone. After every 64 MiB of data, and at
-    /// the end: fsync, then report. A crash leaves the target with more than was reported; a copy that starts at
-    /// what was reported writes the same bytes again.
+    /// Copies only data (SEEK_DATA), so holes and unwritten space are skipped. After every 64 MiB of data, and at the
+    /// end: fsync, then report. After a crash the target may have more than was reported; a copy that starts at the
+    /// reported position writes the same bytes again.
     pub(super) fn copy_image(&self, from: Object, to: Object, start: Bytes, progress: &dyn Progress) -> Result<()> {
         let (source, source_path) = self.image(from)?;
         let (target, target_path) = self.edit(to)?;
@@ -39,7 +39,7 @@ impl FilePool {
                 if copied == 0 {
                     return Err(Error::new(
                         Kind::Internal,
-                        format!("{} ended at byte {position} of {total} while it was copied", source_path.display()),
+                        format!("{} ended at byte {position} of {total} during the copy; retry", source_path.display()),
                     ));
                 }
                 position = position.saturating_add(copied);
@@ -58,8 +58,8 @@ impl FilePool {
         Ok(())
     }
 
-    /// Every byte is written, allocated or not: unwritten space may lie where data lay before. What a reflink shares
-    /// with a snapshot stays with the snapshot.
+    /// Writes every byte, allocated or not: unwritten space may be where data was before. Blocks that a reflink shares
+    /// with a snapshot stay in the snapshot.
     pub(super) fn erase_image(&self, object: Object, start: Bytes, progress: &dyn Progress) -> Result<()> {
         if let Object::Volume(volume) = object {
             self.no_device_shows(volume, "erase")?;

@@ -1,4 +1,4 @@
-//! Making an object: invisible until it is whole and durable.
+//! Creation of an object. It is invisible until it is complete and durable.
 
 use std::fs::File;
 use std::path::Path;
@@ -12,16 +12,16 @@ use super::trash::delete_tree;
 use crate::types::{Bytes, Error, Failure, Kind, MIB, OsContext, Provisioning, Result, TOO_LARGE_A_FILE};
 
 impl FilePool {
-    /// 1. See that it can be made at all. Nothing was written.
-    /// 2. Remove what an earlier try left, then make `.tmp-<uuid>`. A crash from here to 5 leaves it: the next create of
-    ///    this object and `sweep` remove it.
-    /// 3. Make the image in it and fsync it.
+    /// 1. Check that the object can be created. Nothing was written.
+    /// 2. Remove what an earlier attempt left, then create `.tmp-<uuid>`. A crash from here to step 5 leaves it: the
+    ///    next create of this object and `sweep` remove it.
+    /// 3. Create the image in it and fsync it.
     /// 4. Write the record and fsync it; fsync `.tmp-<uuid>`.
-    /// 5. Rename `.tmp-<uuid>` to `<uuid>`. A crash leaves a whole object, or `.tmp-<uuid>` if the rename was not
-    ///    durable yet: the caller's retry finds the one or makes the other again.
-    /// 6. fsync the directory above.
+    /// 5. Rename `.tmp-<uuid>` to `<uuid>`. A crash leaves a complete object, or `.tmp-<uuid>` if the rename was not
+    ///    yet durable: the caller's retry finds the object or creates it again.
+    /// 6. fsync the parent directory.
     ///
-    /// An error from 2 on removes whatever is there of the object, named or not.
+    /// An error from step 2 on removes all that exists of the object, under either name.
     pub(super) fn create_object(
         &self,
         object: Object,
@@ -58,24 +58,27 @@ impl FilePool {
             return Err(Error::new(
                 Kind::Unsupported,
                 format!(
-                    "{object} cannot be thick in pool {}: its filesystem does not keep space that is set aside; use provisioning: thin",
+                    "{object} cannot be thick in pool {}: its filesystem cannot reserve space for an image; set provisioning: thin",
                     self.identity.name
                 ),
             ));
         }
         if self.exists(object)? {
-            return Err(Error::new(Kind::AlreadyExists, format!("{object} is in pool {} already", self.identity.name)));
+            return Err(Error::new(
+                Kind::AlreadyExists,
+                format!("{object} exists already in pool {}", self.identity.name),
+            ));
         }
         Ok(())
     }
 
-    /// Opens what is cloned, and sees that it may be.
+    /// Opens the source of a clone and checks that it can be cloned.
     fn open_source(&self, source: Object, geometry: &Geometry) -> Result<File> {
         let Cloning::Reflink { max_extents } = self.abilities.cloning else {
             return Err(Error::new(
                 Kind::Unsupported,
                 format!(
-                    "{source} cannot be cloned in one step: the filesystem of pool {} has no reflinks; copy it while it is detached, or make the pool on XFS",
+                    "{source} cannot be cloned in one step: the filesystem of pool {} has no reflinks; detach it and copy it, or create the pool on XFS",
                     self.identity.name
                 ),
             ));
@@ -87,7 +90,11 @@ impl FilePool {
         if length > geometry.size.get() {
             return Err(Error::new(
                 Kind::OutOfRange,
-                format!("a clone of {source} needs {}, {} were asked for", Bytes::new(length), geometry.size),
+                format!(
+                    "a clone of {source} needs at least {}, but {} were requested",
+                    Bytes::new(length),
+                    geometry.size
+                ),
             ));
         }
         let extents = self.os.extent_count(&image, &path).at(|| format!("count the extents of {}", path.display()))?;
@@ -95,7 +102,7 @@ impl FilePool {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "{source} has {extents} extents, over {max_extents}, so cloning it would hold up its writes for seconds; defragment {} (xfs_fsr, btrfs filesystem defragment) or copy its content to a new volume",
+                    "{source} has {extents} extents, more than {max_extents}, so a clone would block its writes for seconds; defragment {} (xfs_fsr, btrfs filesystem defragment), or copy its content to a new volume",
                     path.display()
                 ),
             ));
@@ -128,13 +135,13 @@ impl FilePool {
         self.os.sync_file(&data, path).at(|| format!("fsync {}", path.display()))
     }
 
-    /// Gives an image at least the geometry's length, and for thick space behind every byte. Blocks that a reflink
-    /// shares count as there: the ledger of `home` keeps room for their copies.
+    /// Extends an image to at least the geometry's length, and allocates every byte of a thick one. Blocks shared by a
+    /// reflink count as allocated: the ledger of `home` reserves space for their copies.
     pub(super) fn stretch(&self, data: &File, path: &Path, geometry: &Geometry) -> Result<()> {
         let length = self.os.image_identity(data, path).at(|| format!("stat {}", path.display()))?.size;
         let size = geometry.size.get().max(length);
         let done = match geometry.provisioning {
-            // The length comes with the last of the space: an image that did not fit does not show as longer.
+            // fallocate sets the length last: an image that did not fit does not appear longer.
             Provisioning::Thick => self.os.allocate(data, path, size),
             Provisioning::Thin if size > length => self.os.set_length(data, path, size),
             Provisioning::Thin => Ok(()),
@@ -149,17 +156,17 @@ impl FilePool {
             };
             let message = match kind {
                 Kind::NoCapacity => format!(
-                    "{shown} do not fit into pool {} ({}); free space or ask for less",
+                    "{shown} do not fit into pool {} ({}); free space, or request a smaller size",
                     self.identity.name, self.identity.place
                 ),
-                Kind::OutOfRange => format!("give {} a size of {shown}: {TOO_LARGE_A_FILE}", path.display()),
-                _ => format!("give {} a size of {shown}", path.display()),
+                Kind::OutOfRange => format!("set the size of {} to {shown}: {TOO_LARGE_A_FILE}", path.display()),
+                _ => format!("set the size of {} to {shown}", path.display()),
             };
             Error::new(kind, message).because(error)
         })
     }
 
-    /// Leaves nothing of an object that was being made: an error after its rename may have come too late.
+    /// Removes all that exists of an object after a failed create: the error may have come after the rename.
     fn undo_create(&self, object: Object) -> Result<()> {
         delete_tree(&self.os, &self.layout, &self.layout.temporary(object))?;
         if self.exists(object)? { self.remove_object(object) } else { Ok(()) }

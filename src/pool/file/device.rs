@@ -1,9 +1,10 @@
-//! Images as block devices: loop devices with direct I/O. The kernel's answer is the truth; what this process
-//! remembers only says where to look first.
+//! Images as block devices: loop devices with direct I/O. The kernel's answer is authoritative; the state in this
+//! process only says where to look first.
 //!
-//! A device is a volume's because its image is behind it: device and inode, asked once for each attachment (diskseq). The
-//! name it carries proves nothing, since a pod that has the device can set it. Devices are chosen by the end of the
-//! image's path in sysfs, so no other device of the machine is opened or asked.
+//! A device belongs to a volume because the volume's image backs it. The device number and inode of the image prove
+//! this, and are read once for each attachment (diskseq). The name in the loop device proves nothing: a pod that has
+//! the device can set it. Devices are selected by the end of their image's path in sysfs, so no device of other
+//! software is opened or queried.
 
 use std::fs::File;
 use std::path::Path;
@@ -17,23 +18,23 @@ use super::presence::is_dead;
 use crate::os::{DevNum, Discard, FileIdentity, LoopAccess, LoopConfig, LoopDevice, LoopStatus, LoopView};
 use crate::types::{Error, Kind, ObjectUuid, OsContext, Provisioning, Result};
 
-/// What this process knows of a volume's device.
+/// What this process knows about a volume's device.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
     device: LoopDevice,
     diskseq: Option<u64>,
-    /// What it answered, if it was asked since it was attached.
+    /// Its status, if it was queried since it was attached.
     status: Option<LoopStatus>,
 }
 
 impl Known {
-    /// Whether a device is still attached as it was then.
+    /// Whether a device is still the same attachment.
     fn is(&self, device: LoopDevice, diskseq: Option<u64>) -> bool {
         self.device == device && diskseq.is_some() && self.diskseq == diskseq
     }
 }
 
-/// How a device is not what the geometry wants.
+/// A difference between a device and the geometry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Differs {
     Size { is: u64, wanted: u64 },
@@ -47,21 +48,22 @@ impl std::fmt::Display for Differs {
         match self {
             Self::Size { is, wanted } => write!(f, "its size is {is} bytes instead of {wanted}"),
             Self::BlockSize { is, wanted } => write!(f, "its block size is {is} instead of {wanted}"),
-            Self::Altered => f.write_str("a process that has it open changed which part of the image it shows"),
+            Self::Altered => f.write_str("a process that has it open changed its offset or size limit"),
             Self::BufferedIo => write!(
                 f,
-                "the kernel gives no direct I/O to its image: the pool's disk has larger blocks than the volume, or its filesystem has no direct I/O; move the pool to XFS or ext4 on a disk with blocks of at most 4096 bytes"
+                "direct I/O to its image is not available: the pool's disk has larger blocks than the volume, or its filesystem has no direct I/O; move the pool to XFS or ext4 on a disk with blocks of at most 4096 bytes"
             ),
         }
     }
 }
 
 impl FilePool {
-    /// 1. Open the image; see that it is long enough.
-    /// 2. Look for a loop device that shows it. One that is as it must be is the answer, after 4.
+    /// 1. Open the image; check that it is long enough.
+    /// 2. Look for a loop device that the image backs. If it has the right properties, return it after step 4.
     /// 3. Attach the image to a free loop device: block size, direct I/O and name in one step. A crash leaves it
-    ///    attached: the next call finds it in 2.
-    /// 4. Set whether discards reach the image, and read everything back. What differs is undone, unless it is held.
+    ///    attached: the next call finds it in step 2.
+    /// 4. Set whether discards reach the image, and read all properties back. A device that differs is detached, unless
+    ///    it is in use.
     pub(super) fn attach(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<ActiveDevice> {
         let (image, path) = self.edit(Object::Volume(volume))?;
         let file = self.os.image_identity(&image, &path).at(|| format!("stat {}", path.display()))?;
@@ -69,7 +71,7 @@ impl FilePool {
             return Err(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "volume {volume} is not attached: {} has {} bytes, its record says {}; somebody cut it, restore it from a snapshot or backup",
+                    "volume {volume} is not attached: {} has {} bytes, but its record says {}; another process truncated it: restore it from a snapshot or backup",
                     path.display(),
                     file.size,
                     geometry.size.get()
@@ -102,16 +104,19 @@ impl FilePool {
         };
         let shown = path.display();
         let attached = self.os.loop_attach(image, path, &config).at(|| {
-            format!("attach {shown} to a loop device; see that /dev is the host's and the loop module is loaded")
+            format!("attach {shown} to a loop device; check that /dev is the host's and that the loop module is loaded")
         });
         let attached = match attached {
             Ok(device) => device,
             Err(error) => return Err(self.undo_attach(volume, file, error)),
         };
-        let status = match self.os.loop_status(attached).at(|| format!("ask {}", attached.path().display())) {
+        let status = match self.os.loop_status(attached).at(|| format!("query {}", attached.path().display())) {
             Ok(Some(status)) if status.backs(file) => status,
             Ok(_) => {
-                let gone = format!("{} stopped to show {shown} right after it was attached", attached.path().display());
+                let gone = format!(
+                    "{} was detached from {shown} right after it was attached; retry",
+                    attached.path().display()
+                );
                 return Err(Error::new(Kind::Internal, gone));
             }
             Err(error) => return Err(self.undo_attach(volume, file, error)),
@@ -123,19 +128,19 @@ impl FilePool {
             }
             Ok(Some(differs)) => {
                 let device = attached.path();
-                let message = format!("volume {volume} was not attached as {}: {differs}", device.display());
+                let message = format!("volume {volume} was not attached to {}: {differs}", device.display());
                 Err(self.undo_attach(volume, file, Error::new(Kind::Precondition, message)))
             }
             Err(error) => Err(self.undo_attach(volume, file, error)),
         }
     }
 
-    /// Takes away whatever an attach that failed left: found by what is behind it, since the error may have come
-    /// after the effect.
+    /// Detaches the device that a failed attach left. It is found by its image, since the error may have come after the
+    /// effect.
     fn undo_attach(&self, volume: ObjectUuid, file: &FileIdentity, error: Error) -> Error {
         let undone = self.find(volume, Some(file)).and_then(|found| match found {
             None => Ok(()),
-            Some(status) => self.drop_unfit(volume, &status, "it could not be attached as it must be"),
+            Some(status) => self.drop_unfit(volume, &status, "the attach failed"),
         });
         match undone {
             Ok(()) => error,
@@ -143,33 +148,33 @@ impl FilePool {
         }
     }
 
-    /// Clears a device that is not fit for use; `InUse` when somebody holds it.
+    /// Detaches a device with wrong properties; `InUse` when it is in use.
     fn drop_unfit(&self, volume: ObjectUuid, status: &LoopStatus, reason: &str) -> Result<()> {
         let device = status.device.path();
         self.forget(volume);
-        if self.os.loop_clear(status).at(|| format!("clear {}", device.display()))? {
+        if self.os.loop_clear(status).at(|| format!("detach {}", device.display()))? {
             return Ok(());
         }
         Err(Error::new(
             Kind::InUse,
             format!(
-                "{} shows volume {volume}, but {reason}; it is held, so it stays: unmount it or end its users, then try again",
+                "{} is attached to volume {volume}, but {reason}; it is in use, so it stays attached: unmount it or stop the processes that use it, then retry",
                 device.display()
             ),
         ))
     }
 
-    /// Brings a device to its image's size and discard setting, and says what differs all the same.
+    /// Adjusts a device's size and discard setting, and returns what still differs.
     fn settle(&self, status: &LoopStatus, file: &FileIdentity, geometry: &Geometry) -> Result<Option<Differs>> {
         let path = status.device.path();
         let shown = path.display();
         let node = self.os.open_device(&path).at(|| format!("open {shown}"))?;
-        let now = self.os.held_loop_status(&node).at(|| format!("ask {shown}"))?;
+        let now = self.os.held_loop_status(&node).at(|| format!("query {shown}"))?;
         let now = now.filter(|now| now.backs(file)).ok_or_else(|| {
-            Error::new(Kind::Internal, format!("{shown} stopped to show the image while it was looked at; try again"))
+            Error::new(Kind::Internal, format!("{shown} was detached from the image while it was checked; retry"))
         })?;
-        if self.os.loop_keep(&node).at(|| format!("keep {shown}"))? {
-            tracing::warn!(device = %shown, "a loop device was to go away with its last user (losetup -d, or a pod); it stays");
+        if self.os.loop_keep(&node).at(|| format!("clear autoclear on {shown}"))? {
+            tracing::warn!(device = %shown, "autoclear was set on a loop device (by losetup -d or a pod); the driver cleared it, so the device stays attached");
         }
         if now.offset != 0 || now.read_only {
             return Ok(Some(Differs::Altered));
@@ -177,11 +182,11 @@ impl FilePool {
         if !now.direct_io {
             return Ok(Some(Differs::BufferedIo));
         }
-        let block_size = self.os.device_block_size(&node).at(|| format!("block size of {shown}"))?;
+        let block_size = self.os.device_block_size(&node).at(|| format!("get the block size of {shown}"))?;
         if block_size != geometry.block_size {
             return Ok(Some(Differs::BlockSize { is: block_size, wanted: geometry.block_size }));
         }
-        let size = || self.os.device_size(&node).at(|| format!("size of {shown}"));
+        let size = || self.os.device_size(&node).at(|| format!("get the size of {shown}"));
         let wanted = file.size - file.size % 512;
         if size()? < wanted {
             self.os.loop_set_capacity(&node).at(|| format!("resize {shown}"))?;
@@ -207,30 +212,30 @@ impl FilePool {
     fn active_device(&self, volume: ObjectUuid, status: &LoopStatus) -> Result<ActiveDevice> {
         let path = status.device.path();
         let number = status.device.number().ok_or_else(|| {
-            Error::new(Kind::Internal, format!("{} of volume {volume} went away; try again", path.display()))
+            Error::new(Kind::Internal, format!("{} of volume {volume} was detached; retry", path.display()))
         })?;
         Ok(ActiveDevice { path, number, diskseq: status.diskseq })
     }
 
-    /// The volume whose image a device shows, if it is one of this pool's. Asks the device only if its image's path is
-    /// that of a volume here.
+    /// The volume whose image backs a device, if it is one of this pool's. Queries the device only if its image's path
+    /// is that of a volume here.
     pub(super) fn shown_by(&self, device: DevNum) -> Result<Option<ObjectUuid>> {
         let Some(device) = self.os.loop_of(device).at(|| format!("look up block device {device}"))? else {
             return Ok(None);
         };
         let shown = device.path();
-        let view = self.os.loop_view(device).at(|| format!("look at {}", shown.display()))?;
+        let view = self.os.loop_view(device).at(|| format!("read the sysfs entry of {}", shown.display()))?;
         let Some(view) = view else { return Ok(None) };
         let Some(volume) = image_of(&view.backing).filter(ImagePath::named).map(|image| image.uuid) else {
             return Ok(None);
         };
         let Some(file) = self.image_if_one(volume)? else { return Ok(None) };
-        let status = self.os.loop_status(device).at(|| format!("ask {}", shown.display()))?;
+        let status = self.os.loop_status(device).at(|| format!("query {}", shown.display()))?;
         Ok(status.filter(|status| status.backs(&file)).map(|_| volume))
     }
 
     pub(super) fn all_attached(&self) -> Result<Vec<(ObjectUuid, ActiveDevice)>> {
-        let views = self.os.loop_views(|backing| image_of(backing).is_some()).at(|| "look at the loop devices")?;
+        let views = self.os.loop_views(|backing| image_of(backing).is_some()).at(|| "list the loop devices")?;
         let place = self.place()?;
         let mut found = Vec::new();
         for view in views {
@@ -248,8 +253,8 @@ impl FilePool {
         Ok(found)
     }
 
-    /// The record says that this device was made for the volume, in this boot: it is ours whatever name it carries by
-    /// now, and its number is for nobody else.
+    /// The record says that the driver attached this device for the volume in this boot. It therefore belongs to the
+    /// volume whatever its name is now, and no other volume gets its number.
     pub(super) fn recall(&self, volume: ObjectUuid, device: &ActiveDevice) -> Result<()> {
         let found = self.os.loop_of(device.number).at(|| format!("look up block device {}", device.number))?;
         let Some(device_now) = found.or_else(|| LoopDevice::named(device.path.file_name()?.to_str()?)) else {
@@ -261,23 +266,26 @@ impl FilePool {
         Ok(())
     }
 
-    /// No pod can have the volume's device any more.
+    /// Releases the device number: no pod can have the volume's device any more.
     pub(super) fn release_number(&self, volume: ObjectUuid) {
         self.os.release_loops(&self.owner(volume));
     }
 
-    /// Whose a volume's device is, among all of this machine's.
+    /// The owner's name of a volume's device, unique on this machine.
     fn owner(&self, volume: ObjectUuid) -> String {
         format!("{}_{volume}", self.identity.id)
     }
 
-    /// Refuses to touch an image that a device shows.
+    /// Returns an error if the image backs a device.
     pub(super) fn no_device_shows(&self, volume: ObjectUuid, what: &str) -> Result<()> {
         match self.attached(volume)? {
             None => Ok(()),
             Some(device) => Err(Error::new(
                 Kind::InUse,
-                format!("cannot {what} volume {volume} while {} shows it; detach it first", device.path.display()),
+                format!(
+                    "cannot {what} volume {volume} while {} is attached to it; detach it first",
+                    device.path.display()
+                ),
             )),
         }
     }
@@ -290,7 +298,10 @@ impl FilePool {
         if file.size < geometry.size.get() {
             return Err(Error::new(
                 Kind::Internal,
-                format!("{shown} cannot get {}: its image has {} bytes; grow that first", geometry.size, file.size),
+                format!(
+                    "{shown} cannot be resized to {}: its image has {} bytes; grow the image first",
+                    geometry.size, file.size
+                ),
             ));
         }
         match self.settle(&status, &file, geometry)? {
@@ -301,14 +312,14 @@ impl FilePool {
         }
     }
 
-    /// Clears every device of the volume, found by its image or, where that is gone or was replaced, by the place of its
-    /// image. A crash leaves some of them: the next call clears the rest.
+    /// Detaches every device of the volume. They are found by the image or, if the image is missing or was replaced, by
+    /// the path of the image. A crash leaves some of them: the next call detaches the rest.
     pub(super) fn detach(&self, volume: ObjectUuid) -> Result<Deactivated> {
         let file = self.image_if_one(volume)?;
         let mut result = Deactivated::Gone;
         for status in self.devices(volume, file.as_ref())? {
             self.refuse_foreign(volume, &status)?;
-            let cleared = self.os.loop_clear(&status).at(|| format!("clear {}", status.device.path().display()))?;
+            let cleared = self.os.loop_clear(&status).at(|| format!("detach {}", status.device.path().display()))?;
             if !cleared {
                 result = Deactivated::Held;
             }
@@ -319,7 +330,7 @@ impl FilePool {
         Ok(result)
     }
 
-    /// The one device that shows a volume.
+    /// The one device that a volume's image backs.
     fn find(&self, volume: ObjectUuid, file: Option<&FileIdentity>) -> Result<Option<LoopStatus>> {
         if let (Some(known), Some(file)) = (self.known(volume), file)
             && let Some(status) = self.still(volume, &known, file)?
@@ -335,7 +346,7 @@ impl FilePool {
                 return Err(Error::new(
                     Kind::Corrupt,
                     format!(
-                        "{} and {} both show volume {volume}, which tears its data; stop its users, detach both (losetup -d) and check its filesystem",
+                        "{} and {} are both attached to volume {volume}, which damages its data; stop its users, run losetup -d on both and check its filesystem",
                         other.device.path().display(),
                         status.device.path().display()
                     ),
@@ -354,7 +365,7 @@ impl FilePool {
     /// attachment is not queried here: the program that took the number may not answer, and does not concern this volume.
     fn still(&self, volume: ObjectUuid, known: &Known, file: &FileIdentity) -> Result<Option<LoopStatus>> {
         let shown = known.device.path();
-        let view = self.os.loop_view(known.device).at(|| format!("look at {}", shown.display()))?;
+        let view = self.os.loop_view(known.device).at(|| format!("read the sysfs entry of {}", shown.display()))?;
         let Some(view) = view else { return Ok(None) };
         match &known.status {
             Some(status) if known.is(view.device, view.diskseq) => {
@@ -369,17 +380,17 @@ impl FilePool {
             _ if image_of(&view.backing).is_none_or(|image| image.uuid != volume) => Ok(None),
             _ if known.diskseq.is_some() && known.diskseq != view.diskseq => Ok(None),
             _ => {
-                let status = self.os.loop_status(known.device).at(|| format!("ask {}", shown.display()))?;
+                let status = self.os.loop_status(known.device).at(|| format!("query {}", shown.display()))?;
                 Ok(status.filter(|status| status.backs(file)))
             }
         }
     }
 
-    /// The devices that show a volume: by its image or, without one, by the place of the image, which another pool on the
-    /// same filesystem does not share.
+    /// The devices that a volume's image backs: found by the image or, without one, by the path of the image, which no
+    /// other pool on the same filesystem shares.
     fn devices(&self, volume: ObjectUuid, file: Option<&FileIdentity>) -> Result<Vec<LoopStatus>> {
         let candidate = |backing: &Path| image_of(backing).is_some_and(|image| image.uuid == volume);
-        let views = self.os.loop_views(candidate).at(|| "look at the loop devices")?;
+        let views = self.os.loop_views(candidate).at(|| "list the loop devices")?;
         if views.is_empty() {
             return Ok(Vec::new());
         }
@@ -390,17 +401,18 @@ impl FilePool {
             let status = match self.os.loop_status(view.device) {
                 Ok(Some(status)) => status,
                 Ok(None) => continue,
-                // The filesystem failed below our own images: path and sequence number say which attachment it is.
+                // The filesystem of our own images failed: path and sequence number identify the attachment.
                 Err(_) if file.is_none() && self.is_here(&view) && view.diskseq.is_some() => {
                     found.push(LoopStatus { name: volume.to_string(), ..view.unasked() });
                     continue;
                 }
-                // Our own image answered just now, so what does not answer is another file, unless it has our path.
+                // Our own image can be read, so a device that cannot be queried has another file, unless it has our
+                // path.
                 Err(error) if file.is_some() && !self.is_here(&view) => {
-                    tracing::warn!(device = %shown.display(), image = %view.backing.display(), %error, "a loop device over an image of the same name elsewhere does not answer; it is passed over");
+                    tracing::warn!(device = %shown.display(), image = %view.backing.display(), %error, "skipped a loop device that cannot be queried: its image has the same name but is in another location");
                     continue;
                 }
-                Err(error) => return Err(error).at(|| format!("ask {} of volume {volume}", shown.display())),
+                Err(error) => return Err(error).at(|| format!("query {} of volume {volume}", shown.display())),
             };
             let ours = match file {
                 Some(file) => status.backs(file),
@@ -413,26 +425,27 @@ impl FilePool {
         Ok(found)
     }
 
-    /// Whether the path of a device's image can be one of this pool. Where its mount cannot be seen from here, the kernel
-    /// prints only the part below that mount.
+    /// Whether the path of a device's image can be in this pool. If its mount is not visible here, the kernel prints
+    /// only the part below that mount.
     pub(super) fn is_here(&self, view: &LoopView) -> bool {
         image_of(&view.backing).is_some_and(|image| self.layout.root().ends_with(image.root))
     }
 
-    /// Whether we made a device: it has the name we gave it, or we know that attachment.
+    /// Whether the driver attached a device: it has the driver's name, or it is a known attachment.
     pub(super) fn is_ours(&self, volume: ObjectUuid, status: &LoopStatus) -> bool {
         status.name == volume.to_string()
             || self.known(volume).is_some_and(|known| known.is(status.device, status.diskseq))
     }
 
-    /// A device over one of our images that we did not make.
+    /// Returns an error for a device over one of our images that the driver did not attach.
     fn refuse_foreign(&self, volume: ObjectUuid, status: &LoopStatus) -> Result<()> {
-        // Whoever may open the device can change its offset: it is the volume's still. `settle` refuses to use it so.
+        // A process that may open the device can change its offset: it still belongs to the volume. `settle` refuses to
+        // use it.
         let known = self.known(volume).is_some_and(|known| known.is(status.device, status.diskseq));
         let reason = if known {
             return Ok(());
         } else if status.offset != 0 {
-            format!("from byte {} on", status.offset)
+            format!("from byte {}", status.offset)
         } else if status.read_only {
             "read-only".to_owned()
         } else if !self.is_ours(volume, status) {
@@ -445,32 +458,37 @@ impl FilePool {
         Err(Error::new(
             Kind::Precondition,
             format!(
-                "{device} shows the image of volume {volume} {reason}: it was not attached by Holdfast; end its users and run losetup -d {device}"
+                "{device} is attached to the image of volume {volume} {reason}: Holdfast did not attach it; stop the processes that use it and run losetup -d {device}"
             ),
         ))
     }
 
-    /// Which file a volume's image is; `None` when it is gone.
+    /// The identity of a volume's image; `None` when there is no image.
     fn image_file(&self, volume: ObjectUuid) -> Result<Option<FileIdentity>> {
         let path = self.layout.data(Object::Volume(volume));
         let Some(image) = self.os.view_image(&path).plain("open", &path)? else { return Ok(None) };
         self.os.image_identity(&image, &path).at(|| format!("stat {}", path.display())).map(Some)
     }
 
-    /// The same; `None` also when something else is in its place: a device of the volume is then known by its name.
+    /// The same; also `None` when something else is at its path: a device of the volume is then known by its path.
     fn image_if_one(&self, volume: ObjectUuid) -> Result<Option<FileIdentity>> {
         match self.image_file(volume) {
-            // What is mounted must be unmounted all the same: its device is then known by its place.
+            // A mounted device must still be unmounted: it is then known by the path of its image.
             Err(error) if error.kind() == Kind::Corrupt || is_dead(&error) => Ok(None),
             file => file,
         }
     }
 
-    /// The pool's root, for the device number its images have.
+    /// The pool's root, for the device number of its images.
     pub(super) fn place(&self) -> Result<FileIdentity> {
         let root = self.layout.root();
         let place = self.os.identity(root).at(|| format!("stat {}", root.display()))?;
-        place.ok_or_else(|| Error::new(Kind::Unavailable, format!("the pool's directory {} is gone", root.display())))
+        place.ok_or_else(|| {
+            Error::new(
+                Kind::Unavailable,
+                format!("the pool's directory {} does not exist; mount its filesystem there", root.display()),
+            )
+        })
     }
 
     fn known(&self, volume: ObjectUuid) -> Option<Known> {
@@ -491,19 +509,19 @@ impl FilePool {
 pub(super) struct ImagePath<'a> {
     /// The volume.
     pub(super) uuid: ObjectUuid,
-    /// The pool's root, as far as the path tells, without a slash at its beginning.
+    /// The pool's root, as far as the path shows it, without a leading slash.
     root: &'a Path,
     directory: &'a str,
 }
 
 impl ImagePath<'_> {
-    /// Whether the volume still has its name.
+    /// Whether the volume is in `volumes`, not in the trash.
     pub(super) fn named(&self) -> bool {
         self.directory == "volumes"
     }
 }
 
-/// What the path of a loop device's image says.
+/// The parts of the path of a loop device's image.
 pub(super) fn image_of(backing: &Path) -> Option<ImagePath<'_>> {
     if backing.file_name()? != DATA {
         return None;

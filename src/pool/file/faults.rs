@@ -1,5 +1,5 @@
-//! The fault matrix: every system call of every operation fails once, before and after its effect. Then the operation
-//! is tried again, as a caller would after an error or a crash, and must end where an undisturbed one ends.
+//! The fault matrix: every system call of every operation fails once, before and after its effect. The operation is
+//! then retried, as a caller would after an error or a crash. It must reach the same state as an undisturbed one.
 
 use super::super::scratch::{Ground, Scratch, home, spec};
 use super::super::{Blankness, Class, Cloning, Continue, Deactivated, Fill, Geometry, Object, Pool, Progress, open};
@@ -31,7 +31,7 @@ fn geometry(pool: &dyn Pool, mib: u64) -> Geometry {
     Geometry { size: Bytes::mib(mib), block_size: 4096, provisioning: pool.abilities().default_provisioning }
 }
 
-/// What is compared: everything a caller can see.
+/// What is compared: everything that a caller can see.
 fn state(pool: &dyn Pool) -> String {
     let seen = |class, object: &dyn Fn(ObjectUuid) -> Object| -> Vec<String> {
         let list = pool.list(class).unwrap();
@@ -58,7 +58,7 @@ fn create(pool: &dyn Pool) -> Result<(), Failure> {
     again_is_fine(pool.create(volume(), &wanted, Fill::Blank, b"{}"))
 }
 
-/// A snapshot, however the pool makes one.
+/// A snapshot, in whichever way the pool creates one.
 fn cut(pool: &dyn Pool) -> Result<(), Failure> {
     let wanted = geometry(pool, 8);
     if let Cloning::Reflink { .. } = pool.abilities().cloning {
@@ -68,7 +68,7 @@ fn cut(pool: &dyn Pool) -> Result<(), Failure> {
     pool.copy(volume(), snapshot(), Bytes::ZERO, &Quiet).map_err(Failure::Dirty)
 }
 
-/// An error that came too late, after the object was there and not undone, shows as AlreadyExists in the retry.
+/// An error that comes after the object exists, and is not undone, appears as AlreadyExists in the retry.
 fn again_is_fine(result: Result<(), Failure>) -> Result<(), Failure> {
     match result {
         Err(Failure::Clean(error)) if error.kind() == Kind::AlreadyExists => Ok(()),
@@ -116,7 +116,7 @@ fn sweep(pool: &dyn Pool) -> Result<(), Failure> {
     Ok(pool.sweep()?)
 }
 
-/// The life of a volume: each step is disturbed in turn, from the state the steps before it left.
+/// The lifecycle of a volume. Each step is disturbed in turn, from the state that the previous steps left.
 const LIFE: &[(&str, Step, Step)] = &[
     ("create", create, remove),
     ("write record", write_record, nothing),
@@ -138,7 +138,7 @@ fn remove_snapshot(pool: &dyn Pool) -> Result<(), Failure> {
     Ok(pool.remove(snapshot())?)
 }
 
-/// What `remove` starts from.
+/// The state in which `remove` starts.
 fn rebuild(pool: &dyn Pool) -> Result<(), Failure> {
     create(pool)?;
     write_record(pool)?;
@@ -198,7 +198,7 @@ fn a_volume_outlives_every_fault_on_btrfs() {
     disturb(Ground::Btrfs);
 }
 
-/// Opening fails at every call, then works; the id stays once pool.json was in place.
+/// Opening fails at every call, then works. The id stays the same once pool.json is in place.
 #[test]
 fn opening_outlives_every_fault() {
     let hand = Hand::default();

@@ -1,5 +1,5 @@
-//! pool.json: who a pool is. Written once when the pool is made, by its owner only; fields a newer release added are
-//! kept.
+//! pool.json identifies a pool. Only the owner writes it, when it creates the pool and when the fields change. Fields
+//! of a newer release are kept.
 
 use std::path::Path;
 
@@ -18,21 +18,21 @@ const SCHEMA: u32 = 1;
 /// The content of pool.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PoolFile {
-    /// Of this file; a reader refuses a later one.
+    /// Schema of this file; a later one is an error.
     schema: u32,
     pub(super) id: PoolId,
     pub(super) name: PoolName,
     pub(super) home: NodeId,
-    /// What the owner found when it last opened the pool, for readers beside it, which must not try.
+    /// What the owner found when it last opened the pool. Read-only users must not test this themselves.
     pub(super) cloning: Found,
-    /// Since when it is out of use: it was declared lost and came back.
+    /// Since when the pool is in quarantine: it was declared lost and came back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) quarantined: Option<Timestamp>,
     #[serde(flatten)]
     unknown: Map<String, Value>,
 }
 
-/// [`Cloning`] as it is written down.
+/// [`Cloning`] as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Found {
@@ -59,7 +59,7 @@ impl From<Found> for Cloning {
 }
 
 impl PoolFile {
-    /// Of a pool made now.
+    /// The content for a new pool.
     pub(super) fn new(name: &PoolName, home: &NodeId, cloning: Cloning) -> Self {
         Self {
             schema: SCHEMA,
@@ -72,7 +72,7 @@ impl PoolFile {
         }
     }
 
-    /// Reads it; `None` where no pool was made yet.
+    /// Reads it; `None` where no pool was created yet.
     ///
     /// # Errors
     /// Those of [`PoolFile::parse`].
@@ -82,23 +82,23 @@ impl PoolFile {
         text.map(|text| Self::parse(&path, &text)).transpose()
     }
 
-    /// Reads it where a pool has to be.
+    /// Reads it where there must be a pool.
     ///
     /// # Errors
-    /// `NotFound` where none was made; those of [`PoolFile::parse`].
+    /// `NotFound` where there is no pool; those of [`PoolFile::parse`].
     pub(super) fn present(os: &Os, layout: &Layout) -> Result<Self> {
         Self::read(os, layout)?.ok_or_else(|| {
             let root = layout.root().display();
             Error::new(
                 Kind::NotFound,
                 format!(
-                    "there is no pool in {root}: it has no {POOL_FILE}; a node makes one there when it first starts with NAME=file:{root}"
+                    "there is no pool in {root}: it has no {POOL_FILE}; a node creates one when it first starts with --pool NAME=file:{root}"
                 ),
             )
         })
     }
 
-    /// Reads the text of a pool.json; `path` is what messages call it.
+    /// Parses the text of a pool.json; `path` is for messages.
     ///
     /// # Errors
     /// `Corrupt` for a file that is not a pool.json; `Unsupported` for one of a later release.
@@ -111,7 +111,7 @@ impl PoolFile {
             Error::new(
                 Kind::Corrupt,
                 format!(
-                    "{} is not a pool's file; put back the one this pool was made with, its id is part of every volume's handle",
+                    "{} is not a valid {POOL_FILE}; restore the original file of this pool: its id is part of every volume's handle",
                     path.display()
                 ),
             )
@@ -122,7 +122,7 @@ impl PoolFile {
             return Err(Error::new(
                 Kind::Unsupported,
                 format!(
-                    "{} has schema {schema}, this release reads up to {SCHEMA}; run the release that wrote it or a later one",
+                    "{} has schema {schema}, but this release reads schemas up to {SCHEMA}; run the release that wrote it or a later one",
                     path.display()
                 ),
             ));
@@ -133,7 +133,7 @@ impl PoolFile {
     /// The text to store, fields of later releases included.
     ///
     /// # Errors
-    /// `Internal` if it cannot be written as JSON, which no value of ours causes.
+    /// `Internal` if it cannot be serialised as JSON, which does not happen with these types.
     pub fn encode(&self, path: &Path) -> Result<Vec<u8>> {
         let mut text = serde_json::to_vec_pretty(self)
             .map_err(|error| Error::new(Kind::Internal, format!("write {} as JSON", path.display())).because(error))?;
@@ -141,23 +141,23 @@ impl PoolFile {
         Ok(text)
     }
 
-    /// Writes it, durably: the old or the new after a crash.
+    /// Writes it durably: after a crash the old or the new content is there.
     pub(super) fn write(&self, os: &Os, layout: &Layout) -> Result<()> {
         let path = layout.pool_file();
         os.replace_file(&path, &self.encode(&path)?).at(|| format!("write {}", path.display()))
     }
 
-    /// Whether a daemon of this node, configured with this name, may own the pool.
+    /// Checks whether a driver on this node, configured with this name, may own the pool.
     ///
     /// # Errors
-    /// `Precondition`, with what a human can do.
+    /// `Precondition`, with the next step for the operator.
     pub(super) fn belongs(&self, layout: &Layout, name: &PoolName, home: &NodeId) -> Result<()> {
         if self.home != *home {
             let root = layout.root().display();
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "the pool in {root} belongs to node {}, this is node {home}; if its disks are here to stay: holdfast pools claim --node-name {home} --pool {name}=file:{root}",
+                    "the pool in {root} belongs to node {}, but this is node {home}; if its disks stay here, run holdfast pools claim --node-name {home} --pool {name}=file:{root}",
                     self.home
                 ),
             ));
@@ -165,7 +165,7 @@ impl PoolFile {
         self.is_called(layout, name)
     }
 
-    /// Whether it has the name it is configured with.
+    /// Checks whether the pool has the configured name.
     pub(super) fn is_called(&self, layout: &Layout, name: &PoolName) -> Result<()> {
         let path = layout.pool_file();
         let path = path.display();
@@ -173,7 +173,7 @@ impl PoolFile {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "the pool in {} is called {}, the configuration calls it {name}; configure it as {}, or set the field \"name\" in {path} to \"{name}\"",
+                    "the pool in {} has the name {}, but the configuration has {name}; configure it as {}, or set the field \"name\" in {path} to \"{name}\"",
                     layout.root().display(),
                     self.name,
                     self.name

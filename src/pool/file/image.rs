@@ -1,4 +1,4 @@
-//! What is known of an image, and what is done to it in place.
+//! Properties of an image, and changes to it in place.
 
 use std::fs::File;
 use std::io;
@@ -30,8 +30,8 @@ impl FilePool {
         self.os.extent_count(&image, &path).map_err(|error| no_extents(&path, error))
     }
 
-    /// Data is looked for in the image's allocation. Before that everything written so far is made to show there: what
-    /// lies in the device's cache, then what lies in the image's.
+    /// Searches the image's allocation for data. Before that, the device's cache and then the image's cache are
+    /// flushed, so that all earlier writes are visible.
     pub(super) fn blankness_of(&self, volume: ObjectUuid) -> Result<Blankness> {
         if let (Ownership::Owner { .. }, Some(device)) = (&self.ownership, self.attached(volume)?) {
             let shown = device.path.display();
@@ -44,11 +44,12 @@ impl FilePool {
         Ok(first.map_or(Blankness::Proven, Blankness::DataAt))
     }
 
-    /// 1. See that no device shows the image.
-    /// 2. Thick: turn every block into an unwritten one, or punch and allocate where the filesystem cannot. Thin:
-    ///    punch everything out. A crash leaves some of the old data: the image is not blank, and is blanked again.
-    /// 3. Bring it to its geometry, which also fills holes that 2 left, and fsync.
-    /// 4. Look: an image that still has data is an error.
+    /// 1. Check that the image backs no device.
+    /// 2. Thick: turn every block into an unwritten one, or punch and allocate where the filesystem cannot. Thin: punch
+    ///    out everything. A crash leaves some of the old data: the image is not blank, and the next call blanks it
+    ///    again.
+    /// 3. Extend it to its geometry, which also fills holes that step 2 left, and fsync.
+    /// 4. Verify: an image that still has data is an error.
     pub(super) fn blank_image(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()> {
         self.no_device_shows(volume, "blank")?;
         let (image, path) = self.edit(Object::Volume(volume))?;
@@ -71,7 +72,7 @@ impl FilePool {
             Blankness::DataAt(offset) => Err(Error::new(
                 Kind::Internal,
                 format!(
-                    "{} still has data at byte {offset} after it was blanked; nothing was formatted",
+                    "{} still has data at byte {offset} after it was blanked; the volume was not formatted",
                     path.display()
                 ),
             )),
@@ -79,14 +80,15 @@ impl FilePool {
     }
 
     /// One fallocate (thick) or truncate (thin), then fsync. A crash leaves it partly allocated, perhaps longer (ext4
-    /// lengthens as it goes), or done: the next grow ends the same way. An error takes back what is past the old end:
-    /// no device has shown it yet.
+    /// lengthens as it goes), or complete: the next call reaches the same end. An error removes what is past the old
+    /// end: no device has used it yet.
     pub(super) fn grow_image(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()> {
         let (image, path) = self.edit(Object::Volume(volume))?;
         let before = self.os.image_identity(&image, &path).at(|| format!("stat {}", path.display()))?.size;
         let sync = || self.os.sync_file(&image, &path).at(|| format!("fsync {}", path.display()));
         if let Err(error) = self.stretch(&image, &path, geometry).and_then(|()| sync()) {
-            let undone = self.os.set_length(&image, &path, before).at(|| format!("cut {} back", path.display()));
+            let undone =
+                self.os.set_length(&image, &path, before).at(|| format!("truncate {} to its old size", path.display()));
             return Err(match undone {
                 Ok(()) => error,
                 Err(undo) => error.and_undo_failed(&undo),
@@ -95,14 +97,14 @@ impl FilePool {
         Ok(())
     }
 
-    /// An object's image to read.
+    /// Opens an object's image for reading.
     pub(super) fn image(&self, object: Object) -> Result<(File, PathBuf)> {
         let path = self.layout.data(object);
         let image = self.os.view_image(&path).plain("open", &path)?;
         image.map(|image| (image, path)).ok_or_else(|| self.not_found(object))
     }
 
-    /// An object's image to change.
+    /// Opens an object's image for writing.
     pub(super) fn edit(&self, object: Object) -> Result<(File, PathBuf)> {
         let path = self.layout.data(object);
         let image = self.os.open_image(&path).plain("open", &path)?;
@@ -112,5 +114,5 @@ impl FilePool {
 
 fn no_extents(path: &Path, error: io::Error) -> Error {
     let kind = if cannot(&error) { Kind::Unsupported } else { Kind::Internal };
-    Error::new(kind, format!("look at the extents of {}", path.display())).because(error)
+    Error::new(kind, format!("read the extents of {}", path.display())).because(error)
 }

@@ -1,4 +1,4 @@
-//! Opening a pool: as its owner, making it on first use, or to look at beside the owner.
+//! Opening a pool: as its owner, with creation on first use, or read-only beside the owner.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -15,22 +15,22 @@ use crate::os::{Entry, Os, OwnerLock, Root, Timestamp};
 use crate::types::{Error, Kind, NodeId, OsContext, PoolName, Provisioning, Result};
 
 impl FilePool {
-    /// Opens the pool in a directory as its owner, for as long as the result lives; makes it in an empty directory.
+    /// Opens the pool in a directory as its owner, until the result is dropped. Creates the pool in an empty directory.
     ///
-    /// 1. Find the directory, hold it, and find its filesystem; refuse a directory with something else in it, and one
-    ///    without a pool where none is to be made. Nothing was written.
-    /// 2. Lock the directory and `lock`, made if missing. A crash drops the locks with the process.
-    /// 3. Try what the filesystem can do. A crash leaves `.tmp-probe`, which the next open removes.
-    /// 4. A new pool: make its directories, then write pool.json, durably. Before that file is in place the directory
-    ///    counts as empty and the next open begins again.
-    /// 5. A pool that is there: see that it is ours and whole; write down in pool.json when cloning changed.
-    /// 6. Make the reserve whole, if there is room. A crash leaves it short, which the next open mends.
+    /// 1. Find and open the directory, and identify its filesystem. A directory with other files is an error, and so is
+    ///    one without a pool where none is to be created. Nothing was written.
+    /// 2. Lock the directory and the file `lock`, which is created if missing. A crash releases the locks.
+    /// 3. Test what the filesystem supports. A crash leaves `.tmp-probe`, which the next open removes.
+    /// 4. A new pool: create its directories, then write pool.json, durably. Until that file is in place the directory
+    ///    counts as empty, and the next open starts again.
+    /// 5. An existing pool: check that it belongs to this node and is complete; update pool.json when cloning changed.
+    /// 6. Complete the reserve, if there is space. A crash leaves it incomplete, and the next open completes it.
     ///
     /// # Errors
-    /// `NotFound` without the directory; `Unsupported` on a filesystem no pool may lie on; `Precondition` for a
-    /// directory with other things in it, and for a pool of another node or name; `InUse` while another process owns
-    /// it; `Unavailable` where no pool is and none is to be made, and for a filesystem that fails; `Corrupt` for a pool that
-    /// misses a part; `Internal`.
+    /// `NotFound` without the directory; `Unsupported` on a filesystem that no pool may be on; `Precondition` for a
+    /// directory with other files, and for a pool of another node or name; `InUse` while another process owns it;
+    /// `Unavailable` where there is no pool and none is to be created, and for a filesystem that fails; `Corrupt` for
+    /// an incomplete pool; `Internal`.
     pub fn open(
         os: &Os,
         name: &PoolName,
@@ -85,13 +85,13 @@ impl FilePool {
         Ok(Arc::new(pool))
     }
 
-    /// Opens the pool in a directory to look at, beside its owner or without one: takes no lock and writes nothing.
-    /// Every method that changes something answers `Unsupported`.
+    /// Opens the pool in a directory read-only, whether or not it has an owner: takes no lock and writes nothing. Every
+    /// method that changes something returns `Unsupported`.
     ///
     /// # Errors
-    /// `NotFound` where no pool is; `Corrupt`, `Unsupported` for a pool.json that cannot be read; `Internal`.
+    /// `NotFound` where there is no pool; `Corrupt`, `Unsupported` for a pool.json that cannot be read; `Internal`.
     pub fn view(os: &Os, root: &Path) -> Result<Arc<Self>> {
-        Self::view_here(os, root).map_err(|error| explained(&"there", root, error))
+        Self::view_here(os, root).map_err(|error| explained(&"(unknown)", root, error))
     }
 
     fn view_here(outside: &Os, root: &Path) -> Result<Arc<Self>> {
@@ -103,14 +103,15 @@ impl FilePool {
         Ok(Arc::new(Self::assemble((outside, held), layout, &file, filesystem, found, Ownership::View)))
     }
 
-    /// Makes another node the home of the pool in a directory, which no process may own meanwhile: what a human does
-    /// who has moved its disks.
+    /// Makes another node the home node of the pool in a directory. No process may own the pool meanwhile. An operator
+    /// uses this after moving the pool's disks.
     ///
-    /// 1. Lock it as an owner does. 2. Write pool.json, durably: the old home or the new after a crash.
+    /// 1. Lock it as an owner does.
+    /// 2. Write pool.json, durably: after a crash it names the old home node or the new one.
     ///
     /// # Errors
-    /// `NotFound` where no pool is; `InUse` while a process owns it; `Precondition` for one of another name; `Corrupt`,
-    /// `Unsupported` for a pool.json that cannot be read; `NoCapacity`, `Internal`.
+    /// `NotFound` where there is no pool; `InUse` while a process owns it; `Precondition` for a pool with another name;
+    /// `Corrupt`, `Unsupported` for a pool.json that cannot be read; `NoCapacity`, `Internal`.
     pub fn claim(os: &Os, name: &PoolName, root: &Path, home: &NodeId) -> Result<Claimed> {
         let (layout, held) = hold(os, root, name)?;
         let os = &os.below(held);
@@ -126,9 +127,9 @@ impl FilePool {
         Ok(Claimed::From(before))
     }
 
-    /// Writes down since when the pool is out of use, or that it is not.
+    /// Stores since when the pool is in quarantine, or that it is not.
     pub(super) fn write_quarantine(&self, since: Option<Timestamp>) -> Result<()> {
-        // The disk may hang: nobody waits for it to read what is known.
+        // The disk may hang: reading the known state must not wait for it.
         let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut file = PoolFile::present(&self.os, &self.layout)?;
         if file.quarantined != since {
@@ -181,12 +182,12 @@ impl FilePool {
     }
 }
 
-/// What claiming a pool came to.
+/// The result of claiming a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claimed {
-    /// It belonged to this node before.
+    /// It belonged to this node before; now it belongs to the claiming node.
     From(NodeId),
-    /// It is this node's already.
+    /// It belongs to the claiming node already.
     Already,
 }
 
@@ -197,7 +198,7 @@ pub(super) fn lock(os: &Os, layout: &Layout) -> Result<OwnerLock> {
         Error::new(
             Kind::InUse,
             format!(
-                "the pool in {} is owned by another running process, which holds {} or the directory locked; stop that one first",
+                "the pool in {} is owned by another running process, which has locked {} or the directory; stop that process first",
                 layout.root().display(),
                 layout.lock().display()
             ),
@@ -205,17 +206,22 @@ pub(super) fn lock(os: &Os, layout: &Layout) -> Result<OwnerLock> {
     })
 }
 
-/// The directory of a pool, held.
+/// The directory of a pool, opened.
 fn hold(os: &Os, root: &Path, name: &dyn std::fmt::Display) -> Result<(Layout, Arc<Root>)> {
     let path = canonical(os, root, name)?;
     let held = os.open_root(&path).at(|| format!("open {}", path.display()))?;
-    let gone = || Error::new(Kind::NotFound, format!("the directory {} for {name} has just gone", path.display()));
+    let gone = || {
+        Error::new(
+            Kind::NotFound,
+            format!("the directory {} for {name} was removed or unmounted just now; retry", path.display()),
+        )
+    };
     let held = Arc::new(held.ok_or_else(gone)?);
     Ok((Layout::new(path), held))
 }
 
-/// Whether a pool is made in an empty directory: not where one is waited for. Its disk may not be mounted yet, and the new
-/// pool would lie on what is below the mount point.
+/// Whether a pool may be created in an empty directory. Not where one is expected: its disk may not be mounted yet, and
+/// the new pool would be below the mount point.
 fn may_make(layout: &Layout, name: &PoolName, home: &NodeId, first: FirstUse) -> Result<()> {
     let root = layout.root().display();
     let before = match first {
@@ -223,12 +229,12 @@ fn may_make(layout: &Layout, name: &PoolName, home: &NodeId, first: FirstUse) ->
         FirstUse::Wait(Some(id)) => {
             format!("{root} is empty, and node {home} served pool {name} ({id}) from it before")
         }
-        FirstUse::Wait(None) => format!("{root} is empty, and while the driver waits for a pool it makes none"),
+        FirstUse::Wait(None) => format!("{root} is empty, and the driver creates no pool while it waits for one"),
     };
     Err(Error::new(
         Kind::Unavailable,
         format!(
-            "{before}: mount its filesystem there (findmnt {root}), and it is served without a restart. To make a new, empty pool there: holdfast pools init --node-name {home} --pool {name}=file:{root}"
+            "{before}: mount its filesystem there (findmnt {root}); no restart is needed. To create a new, empty pool there, run holdfast pools init --node-name {home} --pool {name}=file:{root}"
         ),
     ))
 }
@@ -239,16 +245,19 @@ fn canonical(os: &Os, root: &Path, name: &dyn std::fmt::Display) -> Result<std::
     let path = found.ok_or_else(|| {
         Error::new(
             Kind::NotFound,
-            format!("the directory {shown} for {name} does not exist; make it: mkdir -p {shown}"),
+            format!("the directory {shown} for {name} does not exist; create it: mkdir -p {shown}"),
         )
     })?;
-    if os.entry(&path).at(|| format!("look at {shown}"))? != Some(Entry::Directory) {
-        return Err(Error::new(Kind::InvalidArgument, format!("{shown} for {name} is not a directory; name another")));
+    if os.entry(&path).at(|| format!("stat {shown}"))? != Some(Entry::Directory) {
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            format!("{shown} for {name} is not a directory; set another path"),
+        ));
     }
     Ok(path)
 }
 
-/// Refuses a directory that holds anything but what a half-made pool and mkfs leave.
+/// Returns an error for a directory that holds anything except the files of an incomplete pool or of mkfs.
 fn refuse_foreign(os: &Os, layout: &Layout) -> Result<()> {
     let root = layout.root();
     let unfinished = format!("{POOL_FILE}.tmp");
@@ -261,7 +270,7 @@ fn refuse_foreign(os: &Os, layout: &Layout) -> Result<()> {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "{} is not empty (there is {name:?}) and has no {POOL_FILE}, so no pool is made in it; name an empty directory, or put the pool's own {POOL_FILE} back",
+                    "{} is not empty (there is {name:?}) and has no {POOL_FILE}, so no pool is created in it; use an empty directory, or restore the pool's own {POOL_FILE}",
                     root.display()
                 ),
             ));
@@ -274,7 +283,7 @@ fn refuse_foreign(os: &Os, layout: &Layout) -> Result<()> {
 fn make(os: &Os, layout: &Layout, filesystem: Filesystem, file: PoolFile) -> Result<PoolFile> {
     for name in DIRECTORIES {
         let directory = layout.root().join(name);
-        if os.entry(&directory).at(|| format!("look at {}", directory.display()))?.is_none() {
+        if os.entry(&directory).at(|| format!("stat {}", directory.display()))?.is_none() {
             os.create_dir(&directory).at(|| format!("mkdir {}", directory.display()))?;
         }
         filesystem.prepare(os, &directory)?;
@@ -285,15 +294,15 @@ fn make(os: &Os, layout: &Layout, filesystem: Filesystem, file: PoolFile) -> Res
     Ok(file)
 }
 
-/// A pool's directories are there, and are directories.
+/// Checks that the pool's directories exist.
 pub(super) fn whole(os: &Os, layout: &Layout) -> Result<()> {
     for name in DIRECTORIES {
         let directory = layout.root().join(name);
-        if os.entry(&directory).at(|| format!("look at {}", directory.display()))? != Some(Entry::Directory) {
+        if os.entry(&directory).at(|| format!("stat {}", directory.display()))? != Some(Entry::Directory) {
             return Err(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "the pool in {} misses its directory {name}; see that its filesystem is mounted and whole, then restore the directory or, if nothing was lost, mkdir it",
+                    "the pool in {} has no directory {name}; check that its filesystem is mounted and complete, then restore the directory or, if nothing was lost, mkdir it",
                     layout.root().display()
                 ),
             ));
@@ -302,7 +311,7 @@ pub(super) fn whole(os: &Os, layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// What is believed of a filesystem that could not be tried.
+/// The assumption for a filesystem that could not be tested.
 fn thick_of(filesystem: Filesystem) -> Ability {
     match filesystem {
         Filesystem::Xfs | Filesystem::Ext4 => Ability::Yes,

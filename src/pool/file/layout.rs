@@ -1,14 +1,14 @@
-//! Where everything of a pool lies. Every path of the pool is made here, from types that cannot leave their room:
+//! The files of a pool. Every path of the pool is built here, from validated types: no unparsed string reaches a path.
 //!
 //! ```text
-//! <root>/pool.json                        who the pool is
-//! <root>/lock                             held by the owner for life
-//! <root>/reserve                          room for records in a full pool
+//! <root>/pool.json                        what identifies the pool
+//! <root>/lock                             held by the owner while it runs
+//! <root>/reserve                          space for records in a full pool
 //! <root>/volumes/<uuid>/volume.json, data
 //! <root>/snapshots/<uuid>/snapshot.json, data
 //! <root>/trash/<class>-<uuid>-<random>/   removed, not yet unlinked
-//! <root>/foreign/<name in the trash>/     what somebody else had put into it
-//! .tmp-* in any of them                   never had a name
+//! <root>/foreign/<name in the trash>/     files that another process put into it
+//! .tmp-* in any of them                   objects that are not complete
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -18,21 +18,21 @@ use uuid::Uuid;
 use super::super::{Class, Object};
 use crate::types::ObjectUuid;
 
-/// What begins the name of everything that never had a name.
+/// The prefix of everything that is not complete.
 pub(super) const TEMPORARY: &str = ".tmp-";
 /// The image's file name in its object's directory.
 pub(super) const DATA: &str = "data";
 /// The directories of a pool.
 pub(super) const DIRECTORIES: [&str; 3] = ["volumes", "snapshots", "trash"];
-/// What was in a removed object's directory and is not ours; made when there is such a thing.
+/// Holds the files of others from the directories of removed objects; created when it is needed.
 pub(super) const FOREIGN: &str = "foreign";
-/// What mkfs.ext4 puts into every filesystem.
+/// The directory that mkfs.ext4 creates in every filesystem.
 pub(super) const LOST_AND_FOUND: &str = "lost+found";
-/// Who the pool is.
+/// What identifies the pool.
 pub(super) const POOL_FILE: &str = "pool.json";
 /// The owner's lock.
 pub(super) const LOCK_FILE: &str = "lock";
-/// Room for records in a full pool.
+/// Space for records in a full pool.
 pub(super) const RESERVE: &str = "reserve";
 
 /// The paths of one pool.
@@ -42,7 +42,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Of the pool at a canonical path: image files are opened without following symbolic links anywhere.
+    /// The paths of the pool at a canonical path: image files are opened without following any symbolic link.
     pub(super) fn new(root: PathBuf) -> Self {
         Self { root }
     }
@@ -71,7 +71,7 @@ impl Layout {
         self.root.join(FOREIGN)
     }
 
-    /// Where what is not ours in a directory is kept: a name that was never used.
+    /// A new name for a directory with files of others.
     pub(super) fn foreign_name(&self, directory: &Path) -> PathBuf {
         let name = directory.file_name().unwrap_or_default().to_string_lossy();
         let name = name.trim_start_matches(TEMPORARY);
@@ -105,7 +105,7 @@ impl Layout {
         self.object(object).join(record_name(class_of(object)))
     }
 
-    /// What the names of an object in the trash begin with.
+    /// The prefix of an object's names in the trash.
     pub(super) fn trash_prefix(object: Object) -> String {
         let class = match class_of(object) {
             Class::Volume => "volume",

@@ -1,11 +1,12 @@
-//! The pool of image files in a directory (docs/design.md section 7): the embedded default.
+//! The pool of image files in a directory (docs/design.md section 7): the built-in default.
 //!
-//! One directory an object, its name the object's uuid, in it the image and the record. An object exists from the
-//! rename that gives its directory this name to the one that takes it away. Images become block devices through loop
+//! Each object has one directory, named by the object's uuid, with the image and the record. An object exists from the
+//! rename that gives the directory this name until the rename that removes it. Images become block devices through loop
 //! devices with direct I/O, which carry the uuid.
 //!
-//! On btrfs images are made without copy-on-write and thin only: space set aside there is not kept for a file that is
-//! snapshotted. Two such files can share extents, so clones are reflinks where trying shows that they work.
+//! On btrfs, images are created without copy-on-write and thin only: btrfs does not keep reserved space for a file
+//! after a snapshot. Two such files can share extents, so clones are reflinks where the test at open shows that they
+//! work.
 
 mod copy;
 mod create;
@@ -48,47 +49,47 @@ use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, OsContext, Result};
 /// A pool of image files.
 #[derive(Debug)]
 pub struct FilePool {
-    /// For which paths at or below the pool's root lead into the directory that is held.
+    /// Resolves paths at or below the pool's root in the open root directory.
     os: Os,
-    /// For which they lead where they lead now.
+    /// Resolves paths as they are on the machine now.
     outside: Os,
     root: Arc<Root>,
     presence: Presence,
-    /// Held shared by all work in the pool, and alone by what lets go of it.
+    /// A read lock for all work in the pool; the write lock to close it.
     using: RwLock<()>,
     layout: Layout,
     identity: Identity,
     filesystem: Filesystem,
     abilities: Abilities,
     ownership: Ownership,
-    /// The devices of volumes as they were last seen: looked at before all others, believed only while the kernel's
-    /// sequence number is the same.
+    /// The devices of volumes as last seen. They are checked first, and are valid only while the kernel's sequence
+    /// number is the same.
     hints: Mutex<HashMap<ObjectUuid, device::Known>>,
-    /// As pool.json says.
+    /// The state in pool.json.
     quarantine: Mutex<Option<Timestamp>>,
-    /// Held while that is changed on the disk, which may hang.
+    /// Held while that state is written to the disk, which may hang.
     changing: Mutex<()>,
     reserve: Reserve,
 }
 
-/// Whether we may write.
+/// Whether this process may write.
 #[derive(Debug)]
 enum Ownership {
-    /// We hold the lock, unless the pool went away.
+    /// Yes: it holds the lock, unless the pool disappeared.
     Owner { lock: Mutex<Option<OwnerLock>> },
-    /// We look on.
+    /// No: it only reads.
     View,
 }
 
 impl FilePool {
-    /// Refuses what a view must not do.
+    /// Returns an error for an operation that a view must not do.
     fn owned(&self, what: &str) -> Result<()> {
         match self.ownership {
             Ownership::Owner { .. } => Ok(()),
             Ownership::View => Err(Error::new(
                 Kind::Unsupported,
                 format!(
-                    "{what} in pool {}: this process only looks at the pool in {}; ask the daemon that owns it",
+                    "cannot {what} in pool {}: this process opened the pool in {} only for reading; use the driver that serves it",
                     self.identity.name, self.identity.place
                 ),
             )),

@@ -1,13 +1,13 @@
-//! Opening the pool's own files: each is a regular file on a path without symbolic links, because Holdfast made it so.
+//! Opens the pool's own files. Each is a regular file on a path without symbolic links, because Holdfast created it so.
 
 use std::io;
 use std::path::Path;
 
 use crate::types::{Error, Kind, OsContext, Result};
 
-/// The words of an open or read that did not succeed.
+/// The error of an open or read that failed.
 pub(super) trait Plain<T> {
-    /// Something else in the file's place is `Corrupt`: no retry helps. Everything else as [`OsContext::at`].
+    /// Something else at the file's path is `Corrupt`: a retry does not help. Other errors as with [`OsContext::at`].
     fn plain(self, what: &str, path: &Path) -> Result<T>;
 }
 
@@ -17,7 +17,7 @@ impl<T> Plain<T> for io::Result<T> {
             Err(error) if not_plain(&error) => Err(Error::new(
                 Kind::Corrupt,
                 format!(
-                    "{what} {}: something else is there than the file Holdfast made; nothing was changed; find out who put it there, then restore the file",
+                    "{what} {}: this is not the file that Holdfast created; nothing was changed; find out which process replaced it, then restore the file",
                     path.display()
                 ),
             )
@@ -27,7 +27,8 @@ impl<T> Plain<T> for io::Result<T> {
     }
 }
 
-/// A symbolic link on the way, a directory, a pipe, a device, a file in place of a directory, a record beyond all bounds.
+/// A symbolic link in the path, a directory, a pipe, a device, a file instead of a directory, or a record that is too
+/// large.
 fn not_plain(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ELOOP | libc::EISDIR | libc::ENOTDIR | libc::ENXIO))
         || matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)

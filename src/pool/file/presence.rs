@@ -1,7 +1,7 @@
-//! Whether the pool is where it was opened. Everything below its root goes through a descriptor that is held, so a pool
-//! whose path leads elsewhere is still the pool: but it is not what its operator sees there, and no answer is given for
-//! it. One that went away is let go, so that its filesystem can be unmounted and mounted again, and taken back when it
-//! is there.
+//! Whether the pool is at the path where it was opened. All accesses below its root use an open descriptor, so a pool
+//! whose path leads elsewhere is still the pool. But it is not what the operator sees at that path, so requests for it
+//! fail. A pool that disappeared is closed, so that its filesystem can be unmounted and mounted again; it is reopened
+//! when it is back.
 
 use std::fmt::Display;
 use std::io;
@@ -16,34 +16,34 @@ use super::{FilePool, Ground, Ownership};
 use crate::os::{FileVersion, OwnerLock, Shown};
 use crate::types::{Error, Kind, Result};
 
-/// What is remembered between two looks.
+/// The state between two checks.
 #[derive(Debug, Default)]
 pub(super) struct Presence {
-    /// The pool.json that was read last.
+    /// The version of pool.json that was read last.
     seen: Mutex<Option<FileVersion>>,
-    /// Why it is not held any more.
+    /// Why the pool is closed.
     lost: Mutex<Option<(Kind, String)>>,
 }
 
 impl FilePool {
-    /// Work in the pool that is under way until the guard goes: the pool is not let go meanwhile.
+    /// Begins work in the pool: it is not closed until the guard is dropped.
     pub(super) fn begin(&self) -> RwLockReadGuard<'_, ()> {
         self.using.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Compares what the pool's path shows with the directory that is held, and pool.json with the pool's identity. Two
-    /// calls of stat(2); pool.json is read again only after it changed.
+    /// Compares the pool's path with the open directory, and pool.json with the pool's identity. This takes two calls
+    /// of stat(2); pool.json is read again only after it changed.
     pub(super) fn look(&self) -> Result<()> {
         if let Some((kind, reason)) = &*locked(&self.presence.lost) {
             return Err(Error::new(*kind, reason.clone()));
         }
         let (shown, version) =
-            self.os.look_at_root(POOL_FILE).map_err(|error| self.away("it cannot be looked at").because(error))?;
+            self.os.look_at_root(POOL_FILE).map_err(|error| self.away("stat fails").because(error))?;
         match shown {
             Shown::Itself => {}
-            Shown::Nothing => return Err(self.away("nothing is there any more")),
+            Shown::Nothing => return Err(self.away("there is no directory")),
             Shown::Other => {
-                return Err(self.away("another directory is there: it was moved, its filesystem was unmounted, or something was mounted over it"));
+                return Err(self.away("there is another directory: the pool was moved, its filesystem was unmounted, or something was mounted over it"));
             }
         }
         let mut seen = locked(&self.presence.seen);
@@ -55,17 +55,17 @@ impl FilePool {
         Ok(())
     }
 
-    /// Whether a pool.json is this pool's.
+    /// Whether a pool.json belongs to this pool.
     fn is_this(&self, file: Result<Option<PoolFile>>) -> Result<()> {
         let file = file.map_err(|error| self.away("its pool.json cannot be used").because(error))?;
         let file = file.ok_or_else(|| {
             self.away("there is no pool.json: its filesystem is not mounted, or the file was removed")
         })?;
         if file.id != self.identity.id {
-            return Err(self.away(&format!("the pool there is {} ({})", file.id, file.name)));
+            return Err(self.away(&format!("there is another pool, {} ({})", file.id, file.name)));
         }
         if file.home != self.identity.home {
-            return Err(self.away(&format!("it belongs to node {} now", file.home)));
+            return Err(self.away(&format!("the pool belongs to node {} now", file.home)));
         }
         Ok(())
     }
@@ -75,21 +75,21 @@ impl FilePool {
         Error::new(
             Kind::Unavailable,
             format!(
-                "pool {} ({}) is not served: at {place} {why}. Mount its filesystem there again, or unmount what hides it (findmnt {place}); it is served as soon as it is there",
+                "pool {} ({}) is not served: at {place} {why}. Mount its filesystem there again, or unmount what hides it (findmnt {place}); no restart is needed",
                 identity.name, identity.id
             ),
         )
     }
 
-    /// Takes the pool back after it went away.
+    /// Reopens the pool after it disappeared.
     ///
-    /// 1. See whether it is there: then there is nothing to do.
-    /// 2. See that nobody is using it; let go of its directory and its lock. A crash drops both too.
-    /// 3. Open what is at its path now, see that it is this pool and whole, and lock it.
-    /// 4. Hold that.
+    /// 1. Check whether it is there: then there is nothing to do.
+    /// 2. Check that it is not in use; close its directory and release its lock. A crash does both too.
+    /// 3. Open the directory at its path, check that it is this pool and complete, and lock it.
+    /// 4. Keep that directory open.
     ///
     /// # Errors
-    /// `Unavailable` while it is not there, or work in it does not end.
+    /// `Unavailable` while it is not there, or while work in it does not end.
     pub(super) fn find_again(&self) -> Result<()> {
         let Err(away) = self.look() else { return Ok(()) };
         let Ownership::Owner { lock: ours } = &self.ownership else { return Err(away) };
@@ -115,15 +115,15 @@ impl FilePool {
 
     /// Steps 3 and 4.
     fn open_again(&self) -> Result<OwnerLock> {
-        let cannot = |error: io::Error| self.away("it cannot be opened").because(error);
+        let cannot = |error: io::Error| self.away("open fails").because(error);
         let root = self.outside.open_root(self.layout.root()).map_err(cannot)?;
-        let root = Arc::new(root.ok_or_else(|| self.away("nothing is there any more"))?);
+        let root = Arc::new(root.ok_or_else(|| self.away("there is no directory"))?);
         let os = self.outside.below(Arc::clone(&root));
         self.is_this(PoolFile::read(&os, &self.layout))?;
         let unusable =
-            |error: Error| error.with_kind(Kind::Unavailable).context(self.away("it cannot be used").to_string());
+            |error: Error| error.with_kind(Kind::Unavailable).context(self.away("the pool cannot be used").to_string());
         if Filesystem::of(&os, &self.layout, Ground::FuseForTests).map_err(unusable)? != self.filesystem {
-            return Err(self.away("it is on another kind of filesystem than before; restart the driver"));
+            return Err(self.away("the pool is on another filesystem type than before; restart the driver"));
         }
         whole(&os, &self.layout).map_err(unusable)?;
         let lock = lock(&os, &self.layout).map_err(unusable)?;
@@ -132,19 +132,18 @@ impl FilePool {
     }
 }
 
-/// The words for a pool whose filesystem answers with an error that says that the disk or the filesystem is gone: on its
-/// own the kernel's is no message.
+/// The error for a pool whose disk or filesystem failed. The kernel's error alone does not explain this.
 pub(super) fn explained(name: &dyn Display, root: &Path, error: Error) -> Error {
     if !is_dead(&error) {
         return error;
     }
     let place = root.display();
     error.with_kind(Kind::Unavailable).context(format!(
-        "the filesystem of pool {name} at {place} fails: its disk is gone or broken, or the kernel shut the filesystem down; see dmesg, then repair it and mount it again"
+        "the filesystem of pool {name} at {place} failed: its disk is missing or broken, or the kernel shut the filesystem down; see dmesg, then repair it and mount it again"
     ))
 }
 
-/// Whether an error says that the filesystem does not work, rather than that something is not there.
+/// Whether an error says that the filesystem does not work, rather than that a file does not exist.
 pub(super) fn is_dead(error: &Error) -> bool {
     let mut next = std::error::Error::source(error);
     while let Some(cause) = next {
@@ -210,7 +209,7 @@ mod tests {
             fs::write(&file, bad).unwrap();
             refused(pool.present(), Kind::Unavailable, &["pool default", why]);
             refused(pool.find_again(), Kind::Unavailable, &[why]);
-            // Let go: nothing of it can be reached, and another process may have it.
+            // Closed: nothing of the pool can be reached, and another process may own it.
             assert!(pool.read_record(volume()).is_err() && pool.list(Class::Volume).is_err());
             fs::write(&file, &good).unwrap();
             let other = open(scratch.os(), &spec(&scratch.root()), &home()).unwrap();

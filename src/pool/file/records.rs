@@ -1,4 +1,4 @@
-//! Records: bytes this room keeps and never reads.
+//! Records: bytes that this module stores and does not interpret.
 
 use super::super::{Class, Object};
 use super::FilePool;
@@ -6,21 +6,21 @@ use super::plain::Plain;
 use crate::os::Entry;
 use crate::types::{Error, Kind, ObjectUuid, OsContext, Result};
 
-/// How often a name has to be there without a record before the record counts as lost: for each look in vain that was
-/// only bad luck, the name has been made and removed once more.
+/// How often an object without a record must be seen before its record counts as lost. Each attempt could have met an
+/// object that was removed and created again meanwhile.
 const LOOKS: usize = 4;
 
 impl FilePool {
-    /// Whatever has an object's name, without a look at it: one that lost its record is found when it is read.
+    /// All objects whose name exists, without reading them. An object without a record is reported when it is read.
     pub(super) fn list_class(&self, class: Class, after: Option<ObjectUuid>, most: usize) -> Result<Vec<ObjectUuid>> {
         let directory = self.layout.class(class);
         let names = self.os.list_dir(&directory).at(|| format!("list {}", directory.display()))?;
-        let missing = || self.os.entry(&directory).at(|| format!("look at {}", directory.display()));
+        let missing = || self.os.entry(&directory).at(|| format!("stat {}", directory.display()));
         if names.is_empty() && missing()? != Some(Entry::Directory) {
             return Err(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "pool {} misses its directory {}: that is no empty pool; restore it from a backup or, if nothing was in it, mkdir it",
+                    "pool {} has no directory {}, so it is not an empty pool; restore it from a backup or, if it was empty, mkdir it",
                     self.identity.name,
                     directory.display()
                 ),
@@ -33,18 +33,18 @@ impl FilePool {
         Ok(uuids)
     }
 
-    /// Whether an object's directory is in place.
+    /// Whether an object's directory exists.
     pub(super) fn exists(&self, object: Object) -> Result<bool> {
         let directory = self.layout.object(object);
-        Ok(self.os.entry(&directory).at(|| format!("look at {}", directory.display()))?.is_some())
+        Ok(self.os.entry(&directory).at(|| format!("stat {}", directory.display()))?.is_some())
     }
 
     pub(super) fn not_found(&self, object: Object) -> Error {
         Error::new(Kind::NotFound, format!("{object} does not exist in pool {}", self.identity.name))
     }
 
-    /// An object's record. A name comes with its record and goes with it, in one rename each: one that is seen without
-    /// has come or gone between two looks, and is looked at again.
+    /// An object's record. One rename creates a name together with its record, and one rename removes both. A name
+    /// without a record therefore changed between two reads, and is read again.
     pub(super) fn record_of(&self, object: Object) -> Result<Option<Vec<u8>>> {
         let path = self.layout.record(object);
         for _ in 0..LOOKS {
@@ -63,18 +63,21 @@ impl FilePool {
         ))
     }
 
-    /// Temporary beside the record, fsync, rename, fsync of the directory: a crash leaves the old record or the new,
-    /// and perhaps a `.tmp` beside it, which the next write replaces and removal removes. Where there is no room for
-    /// that, the reserve.
+    /// Temporary file beside the record, fsync, rename, fsync of the directory. A crash leaves the old record or the
+    /// new one, and perhaps a `.tmp` file that the next write replaces and removal removes. In a full pool the reserve
+    /// is used.
     pub(super) fn replace_record(&self, object: Object, record: &[u8]) -> Result<()> {
         let directory = self.layout.object(object);
-        match self.os.entry(&directory).at(|| format!("look at {}", directory.display()))? {
+        match self.os.entry(&directory).at(|| format!("stat {}", directory.display()))? {
             Some(Entry::Directory) => {}
             None => return Err(self.not_found(object)),
             Some(_) => {
                 return Err(Error::new(
                     Kind::Corrupt,
-                    format!("{} is not a directory; Holdfast did not make it: look at it", directory.display()),
+                    format!(
+                        "{} is not a directory, so Holdfast did not create it; inspect it and move it away",
+                        directory.display()
+                    ),
                 ));
             }
         }
@@ -89,7 +92,7 @@ impl FilePool {
                 return error;
             }
             full.context(format!(
-                "pool {} ({}) is full, so what is to be recorded cannot be; free space there, or delete a volume that nobody uses, and ask again",
+                "pool {} ({}) is full, so the record cannot be written; free space there, or delete a volume that is not used, then retry",
                 self.identity.name, self.identity.place
             ))
         })

@@ -1,11 +1,11 @@
-//! Room for records in a full pool. Replacing a record takes a new file, and so an inode and blocks, which a pool that
-//! somebody filled to the last does not have; a volume there must be attached, detached and deleted all the same. The
-//! pool therefore holds one file with space behind it. A record that cannot be replaced is written into that file, and
-//! the two change names in one step: the new record is in place and the old one's inode is the reserve. That takes no
-//! inode, no block and no directory entry, and leaves nothing free in between for somebody else to take. (On btrfs the
-//! file's space is given up instead.)
+//! Space for records in a full pool. Replacing a record needs a new file: an inode and blocks, which a full pool does
+//! not have. Volumes in it must still be attached, detached and deleted. The pool therefore holds one file with
+//! allocated space. A record that cannot be replaced is written into that file, and the two files exchange their names
+//! in one step. The new record is then in place, and the old record's inode is the reserve. This needs no inode, no
+//! block and no directory entry, and frees nothing that another process could take. (On btrfs the reserve's space is
+//! freed instead.)
 //!
-//! Only what replaces a record comes here, never what makes an object or an image longer.
+//! Only records are replaced through the reserve; it never creates an object or extends an image.
 
 use std::fs::File;
 use std::path::Path;
@@ -17,24 +17,24 @@ use super::plain::Plain;
 use crate::os::Entry;
 use crate::types::{Error, Kind, OsContext, Result};
 
-/// What the reserve holds, bytes: as much as the largest record that is read.
+/// Size of the reserve in bytes: as much as the largest record that is read.
 const SIZE: u64 = 1 << 20;
 
-/// How much of it there is. Its lock is held by who uses it.
+/// State of the reserve. Its lock is held while the reserve is used.
 #[derive(Debug, Default)]
 pub(super) struct Reserve(Mutex<Held>);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Held {
-    /// Nobody has looked, or there was no room for all of it.
+    /// Not checked yet, or there was not enough space for all of it.
     #[default]
     Short,
     Whole,
 }
 
 impl FilePool {
-    /// Makes the reserve, or brings it back to its size, where it is not whole. Without room for it, it stays as it is
-    /// until the next change in the pool. A crash leaves it short: the next open makes it whole.
+    /// Creates the reserve, or restores its size, where it is not complete. Without space for it, it stays as it is
+    /// until the next change in the pool. A crash leaves it incomplete: the next open completes it.
     pub(super) fn hold_reserve(&self) {
         let mut held = self.reserved();
         if *held == Held::Whole {
@@ -43,21 +43,21 @@ impl FilePool {
         match self.fill_reserve() {
             Ok(()) => *held = Held::Whole,
             Err(error) => {
-                tracing::debug!(pool = %self.identity.name, error = %error.chain(), "the reserve for records is not whole")
+                tracing::debug!(pool = %self.identity.name, error = %error.chain(), "the reserve for records is not complete")
             }
         }
     }
 
-    /// Replaces a record when there is no room for a new file.
+    /// Replaces a record when there is no space for a new file.
     ///
     /// # Errors
-    /// `NoCapacity` where the reserve cannot take the record; `Internal`. The old record is then in place, unless only
+    /// `NoCapacity` when the reserve cannot hold the record; `Internal`. The old record is then in place, unless only
     /// an fsync of a directory failed.
     pub(super) fn replace_from_reserve(&self, path: &Path, record: &[u8]) -> Result<()> {
         let mut held = self.reserved();
         *held = Held::Short;
         let reserve = self.layout.reserve();
-        let none = || Error::new(Kind::NoCapacity, format!("there is no {}", reserve.display()));
+        let none = || Error::new(Kind::NoCapacity, format!("the reserve {} does not exist", reserve.display()));
         let file = self.os.open_image(&reserve).plain("open", &reserve)?.ok_or_else(none)?;
         match self.filesystem {
             Filesystem::Btrfs => self.give_up(&file, &reserve, path, record)?,
@@ -70,13 +70,16 @@ impl FilePool {
         Ok(())
     }
 
-    /// 1. Write the record into the reserve, cut it to its length, fsync. A crash leaves the old record in place, and a
-    ///    reserve that holds this one: what is in it means nothing.
-    /// 2. Exchange the names of the record and the reserve. A crash leaves one of the two whole in place.
-    /// 3. fsync both directories. The reserve is now the old record's file, and gets its size back if there is room.
+    /// 1. Write the record into the reserve, truncate it to the record's length, fsync. A crash leaves the old record
+    ///    in place, and a reserve with this one, which is never read.
+    /// 2. Exchange the names of the record and the reserve. A crash leaves one of the two complete records in place.
+    /// 3. fsync both directories. The reserve is now the old record's file, and is extended again if there is space.
     fn exchange(&self, file: &File, reserve: &Path, path: &Path, record: &[u8]) -> Result<()> {
-        if self.os.entry(path).at(|| format!("look at {}", path.display()))? != Some(Entry::File) {
-            return Err(Error::new(Kind::NoCapacity, format!("{} is not there to be replaced", path.display())));
+        if self.os.entry(path).at(|| format!("stat {}", path.display()))? != Some(Entry::File) {
+            return Err(Error::new(
+                Kind::NoCapacity,
+                format!("{} does not exist, so it cannot be replaced", path.display()),
+            ));
         }
         self.os.write_over(file, reserve, record).at(|| format!("write {}", reserve.display()))?;
         self.os.exchange(reserve, path).at(|| format!("exchange {} and {}", reserve.display(), path.display()))?;
@@ -84,15 +87,15 @@ impl FilePool {
         self.sync_dir(self.layout.root())
     }
 
-    /// btrfs writes nothing in place and keeps a record beside its inode, so the reserve is only room: it is cut to
-    /// nothing, and the record replaced as always. Somebody who writes all the while may be quicker. A crash leaves the
-    /// old record or the new, and no reserve.
+    /// btrfs writes nothing in place and stores a small record beside its inode, so there the reserve only keeps space:
+    /// it is truncated to zero, and the record is replaced as usual. A process that writes all the time may take the
+    /// space first. A crash leaves the old record or the new one, and no reserve.
     fn give_up(&self, file: &File, reserve: &Path, path: &Path, record: &[u8]) -> Result<()> {
-        self.os.write_over(file, reserve, &[]).at(|| format!("cut {}", reserve.display()))?;
+        self.os.write_over(file, reserve, &[]).at(|| format!("truncate {}", reserve.display()))?;
         self.os.replace_file(path, record).at(|| format!("write {}", path.display()))
     }
 
-    /// Space behind all of the reserve, durably.
+    /// Allocates all of the reserve, durably.
     fn fill_reserve(&self) -> Result<()> {
         let path = self.layout.reserve();
         let file = self.open_reserve(&path)?;
@@ -101,7 +104,7 @@ impl FilePool {
             return Ok(());
         }
         match self.os.allocate(&file, &path, SIZE) {
-            // It has an inode and what was written into it: all that can be had here.
+            // It has an inode and the blocks that were written: more is not possible here.
             Err(error) if cannot(&error) => {}
             result => result.at(|| format!("allocate {}", path.display()))?,
         }

@@ -1,6 +1,5 @@
-//! What lies in a pool's place and does not belong there, and images that are missing. Records are not looked at.
-//! Reads only; what `sweep` settles by itself is not listed, nor
-//! are temporaries, which belong to work under way.
+//! Files and devices that do not belong to a pool, and missing images. Records are not checked. Reads only. What
+//! `sweep` removes is not listed, nor are temporary files, which belong to running operations.
 
 use std::path::Path;
 
@@ -37,7 +36,7 @@ impl FilePool {
         let unfinished = format!("{POOL_FILE}.tmp");
         let known = [POOL_FILE, LOCK_FILE, RESERVE, LOST_AND_FOUND, &unfinished];
         let reserve = self.layout.reserve();
-        let entry = self.os.entry(&reserve).at(|| format!("look at {}", reserve.display()))?;
+        let entry = self.os.entry(&reserve).at(|| format!("stat {}", reserve.display()))?;
         if entry.is_some_and(|entry| entry != Entry::File) {
             strays.push(unknown(&reserve));
         }
@@ -54,16 +53,16 @@ impl FilePool {
         Ok(())
     }
 
-    /// What was found in the directories of objects that were removed.
+    /// The files that were found in the directories of removed objects.
     fn kept(&self, strays: &mut Vec<Stray>) -> Result<()> {
         let foreign = self.layout.foreign();
         for name in self.os.list_dir(&foreign).at(|| format!("list {}", foreign.display()))? {
             let place = foreign.join(name).display().to_string();
             strays.push(Stray {
                 missing: false,
-                what: "files that Holdfast did not make: they lay in the directory of something that was deleted, and were kept"
+                what: "files that Holdfast did not make: they were in the directory of a deleted volume or snapshot, and were kept"
                     .to_owned(),
-                remedy: format!("look at them and move away what is needed, then rm -r {place}"),
+                remedy: format!("inspect them and move away what is needed, then rm -r {place}"),
                 place,
             });
         }
@@ -72,7 +71,7 @@ impl FilePool {
 
     fn strays_in_object(&self, object: Object, class: Class, strays: &mut Vec<Stray>) -> Result<()> {
         let directory = self.layout.object(object);
-        let entry = |path: &Path| self.os.entry(path).at(|| format!("look at {}", path.display()));
+        let entry = |path: &Path| self.os.entry(path).at(|| format!("stat {}", path.display()));
         match entry(&directory)? {
             Some(Entry::Directory) => {}
             Some(_) => {
@@ -85,7 +84,7 @@ impl FilePool {
         let record = record_name(class);
         for name in self.os.list_dir(&directory).at(|| format!("list {}", directory.display()))? {
             let path = directory.join(&name);
-            // What is wrong with a record is said by whoever reads it.
+            // Problems of a record are reported when it is read.
             let known = name == record || (name == DATA || name == format!("{record}.tmp"));
             let plain = name == record || entry(&path)?.is_none_or(|entry| entry == Entry::File);
             if !known || !plain {
@@ -95,7 +94,7 @@ impl FilePool {
         if entry(&directory.join(DATA))?.is_none() && entry(&directory)?.is_some() {
             strays.push(Stray {
                 missing: true,
-                what: format!("{object} without {DATA}, its image"),
+                what: format!("{object} has no image (the file {DATA})"),
                 place: directory.display().to_string(),
                 remedy: format!("restore it from a backup, or rm -r {} if the data is not needed", directory.display()),
             });
@@ -103,13 +102,14 @@ impl FilePool {
         Ok(())
     }
 
-    /// Loop devices over a file of this pool that is no volume's image, or over one image twice, or that do not answer.
+    /// Loop devices over a file of this pool that is no volume's image, a second device over one image, and devices
+    /// that cannot be queried.
     fn stray_loops(&self, strays: &mut Vec<Stray>) -> Result<()> {
         let place = self.place()?;
         let root = self.layout.root();
         let candidate = |backing: &Path| backing.starts_with(root) || image_of(backing).is_some();
         let mut seen: Vec<LoopStatus> = Vec::new();
-        for view in self.os.loop_views(candidate).at(|| "look at the loop devices")? {
+        for view in self.os.loop_views(candidate).at(|| "list the loop devices")? {
             let backing = view.backing.display();
             let device = view.device.path();
             let status = match self.os.loop_status(view.device) {
@@ -119,9 +119,9 @@ impl FilePool {
                 Err(error) => {
                     strays.push(Stray {
                         missing: false,
-                        what: format!("a loop device over {backing} that does not answer: {error}"),
+                        what: format!("a loop device over {backing} that cannot be queried: {error}"),
                         place: device.display().to_string(),
-                        remedy: "see why its filesystem does not respond (the kernel's log); end its users, then losetup -d it"
+                        remedy: "see in dmesg why its filesystem does not respond; stop the processes that use it, then run losetup -d on it"
                             .to_owned(),
                     });
                     continue;
@@ -136,20 +136,20 @@ impl FilePool {
                 seen.push(status);
                 continue;
             } else {
-                format!("a loop device over {backing}, which is no volume's image or was not attached by Holdfast")
+                format!("a loop device over {backing}, which is not a volume's image, or which Holdfast did not attach")
             };
             seen.push(status);
             strays.push(Stray {
                 missing: false,
                 what,
                 place: device.display().to_string(),
-                remedy: format!("end its users, then losetup -d {}", device.display()),
+                remedy: format!("stop the processes that use it, then run losetup -d {}", device.display()),
             });
         }
         Ok(())
     }
 
-    /// Whether a device shows the image of the volume whose path it has, as the driver would.
+    /// Whether the image of the volume whose path a device has backs the device, as attached by the driver.
     fn is_image(&self, view: &LoopView, status: &LoopStatus) -> Result<bool> {
         let Some(image) = image_of(&view.backing).filter(super::device::ImagePath::named) else { return Ok(false) };
         let path = self.layout.data(Object::Volume(image.uuid));
@@ -163,6 +163,6 @@ fn unknown(path: &Path) -> Stray {
         missing: false,
         what: "not made by Holdfast".to_owned(),
         place: path.display().to_string(),
-        remedy: "look at it, then move it out of the pool's directory".to_owned(),
+        remedy: "inspect it, then move it out of the pool's directory".to_owned(),
     }
 }

@@ -1,4 +1,4 @@
-//! What is particular to image files: the directory, its owner, its strays, loop devices of others.
+//! Tests for image files only: the directory, its owner, its strays, loop devices of other software.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -46,7 +46,7 @@ pub(super) fn try_open(scratch: &Scratch) -> Result<(), Error> {
     open(scratch.os(), &spec(&scratch.root()), &home()).map(drop)
 }
 
-/// What is aside comes into place when somebody looks whether it is there.
+/// Puts the directory back in place when it is checked.
 struct Arriving {
     aside: PathBuf,
     place: PathBuf,
@@ -114,7 +114,7 @@ fn a_view_beside_the_owner_sees_everything_and_changes_nothing() {
     assert_eq!(view.extents(volume()).unwrap(), pool.extents(volume()).unwrap());
     assert_eq!(view.strays().unwrap(), []);
     view.room().unwrap();
-    let words: &[&str] = &["only looks", "daemon"];
+    let words: &[&str] = &["only for reading", "driver"];
     refused(view.write_record(volume(), b"x"), Kind::Unsupported, words);
     refused(view.remove(volume()), Kind::Unsupported, words);
     refused(view.sweep(), Kind::Unsupported, words);
@@ -246,7 +246,7 @@ fn an_image_is_never_reached_through_a_symbolic_link() {
     assert!(pool.activate(uuid(), &THICK).is_err());
     assert!(pool.remove(volume()).is_err());
     assert_eq!(fs::read(elsewhere.join("volume.json")).unwrap(), b"{}");
-    // Removing takes the link away and never what it leads to.
+    // A removal removes the link and never its target.
     fs::remove_file(&directory).unwrap();
     fs::rename(&elsewhere, &directory).unwrap();
     fs::rename(data(&scratch), &elsewhere).unwrap();
@@ -275,14 +275,14 @@ fn sweeping_removes_what_has_no_name_and_nothing_else() {
     }
     assert!(precious.join("file").exists());
     assert_eq!(pool.list(Class::Volume).unwrap(), [uuid()]);
-    // What somebody else put there is kept, and keeps the rest from nothing.
+    // Files of other software are kept and do not block the rest.
     fs::create_dir_all(root.join("trash/a/deep/er")).unwrap();
     fs::create_dir(root.join("trash/b")).unwrap();
     pool.sweep().unwrap();
     assert!(!root.join("trash/a").exists() && !root.join("trash/b").exists());
     let kept: Vec<_> = fs::read_dir(root.join("foreign")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(kept.len() == 1 && kept[0].join("deep/er").is_dir(), "{kept:?}");
-    // What cannot be removed is an error and keeps the rest from nothing.
+    // A file that cannot be removed is an error and does not block the rest.
     fs::create_dir_all(root.join("trash/c/deep/er")).unwrap();
     fs::create_dir(root.join("trash/d")).unwrap();
     fs::remove_dir_all(root.join("foreign")).unwrap();
@@ -337,7 +337,7 @@ fn a_loop_device_of_somebody_else_is_named_and_left_alone() {
     make(&*pool);
     let device = foreign(&scratch, "mine");
     let name = device.path().display().to_string();
-    let words: &[&str] = &[&name, "not attached by Holdfast", "losetup -d"];
+    let words: &[&str] = &[&name, "Holdfast did not attach it", "losetup -d"];
     refused(pool.activate(uuid(), &THICK), Kind::Precondition, words);
     refused(pool.deactivate(uuid()), Kind::Precondition, words);
     refused(pool.active(uuid()), Kind::Precondition, words);
@@ -348,7 +348,7 @@ fn a_loop_device_of_somebody_else_is_named_and_left_alone() {
     assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
 }
 
-/// A number that was a thick image's never passes discards on again; there may be more of them than tries.
+/// A device number of a thick image never passes on discards again. There may be more numbers than attempts.
 #[test]
 fn a_thin_image_is_attached_however_many_thick_ones_had_the_free_numbers() {
     let scratch = Scratch::new(Ground::Ext4);
@@ -381,8 +381,8 @@ fn two_loop_devices_over_one_image_are_an_error_and_both_can_be_taken_away() {
     make(&*pool);
     foreign(&scratch, &uuid().to_string());
     foreign(&scratch, &uuid().to_string());
-    refused(pool.activate(uuid(), &THICK), Kind::Corrupt, &["both show", "/dev/loop"]);
-    refused(pool.active(uuid()), Kind::Corrupt, &["both show"]);
+    refused(pool.activate(uuid(), &THICK), Kind::Corrupt, &["are both attached", "/dev/loop"]);
+    refused(pool.active(uuid()), Kind::Corrupt, &["are both attached"]);
     assert_eq!(pool.strays().unwrap().len(), 1);
     assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
     assert_eq!(pool.active(uuid()).unwrap(), None);
@@ -464,7 +464,7 @@ fn a_mounted_volume_is_held_and_its_image_stays() {
     refused(pool.remove(volume()), Kind::InUse, &["detach"]);
     assert_eq!(fs::read(point.join("file")).unwrap(), b"data");
     assert_eq!(pool.activate(uuid(), &THICK).unwrap(), device);
-    // losetup -d of a mounted device only marks it to go with its last user: the mark is taken back.
+    // losetup -d of a mounted device only sets autoclear: the driver clears it again.
     run(scratch.os(), "losetup", ["-d", device.path.to_str().unwrap()]);
     let number = scratch.os().loop_of(device.number).unwrap().unwrap();
     let marked = || scratch.os().loop_view(number).unwrap().unwrap().autoclear;

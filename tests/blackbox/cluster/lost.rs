@@ -37,7 +37,7 @@ fn only_a_human_gives_up_a_home_and_it_comes_back_in_quarantine() {
     // It was not gone: nothing in it is served or listed until a human has looked.
     cluster.start_node("node-b");
     await_that("it is in quarantine", Duration::from_secs(10), || {
-        cluster.nodes["node-b"].said().contains("in quarantine until it is readmitted")
+        cluster.nodes["node-b"].said().contains("in quarantine until an operator readmits it")
     });
     assert_eq!(cluster.list(0).unwrap(), std::slice::from_ref(&here.id));
     let pool = cluster.pool_id("node-b");

@@ -94,7 +94,7 @@ fn doctor_tells_what_each_node_finds_in_its_pools_and_removes_nothing() {
     let device = run("/usr/sbin/losetup", &["-f", "--show", image.to_str().unwrap()]);
     let doctor = cluster.command(0, &["doctor"]);
     let text = said(&doctor, 1);
-    for word in [".tmp-left", "volume.json", "no volume's image", device.trim()] {
+    for word in [".tmp-left", "volume.json", "not a volume's image", device.trim()] {
         let told = text.lines().any(|line| line.contains(word));
         assert!(told, "{word}: {text}");
     }
