@@ -1,4 +1,4 @@
-//! A home made of memory. The name of a volume says what making it does.
+//! A home in memory. The name of a volume selects what creating it does.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex};
@@ -44,7 +44,7 @@ impl MemoryHome {
         }
     }
 
-    /// Lets the slow ones go on.
+    /// Lets the slow ones continue.
     pub(super) fn open_gate(&self) {
         self.gate.lock().unwrap().open = true;
         self.moved.notify_all();
@@ -67,7 +67,7 @@ impl MemoryHome {
     fn wait_at_gate(&self) {
         let mut gate = self.gate.lock().unwrap();
         gate.waiting += 1;
-        // Not for ever: a test that fails must end.
+        // With a limit: a test that fails must end.
         let (mut gate, _) = self.moved.wait_timeout_while(gate, Duration::from_secs(10), |gate| !gate.open).unwrap();
         gate.waiting -= 1;
     }
