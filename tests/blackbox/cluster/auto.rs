@@ -137,7 +137,7 @@ fn a_pod_that_is_no_node_is_not_certified() {
         log.contains("it is for node-a.node.csi.holdfast.storage, and this is node-b.node.csi.holdfast.storage")
     });
     let log = cluster.controllers[0].said();
-    assert!(!log.lines().any(|line| line.contains("node heard") && line.contains("node-b")), "{log}");
+    assert!(!log.lines().any(|line| line.contains("node registered") && line.contains("node-b")), "{log}");
     assert!(!log.contains("token-of-a"), "{log}");
     fs::write(&file, "token-of-node-b").unwrap();
     cluster.heard(0, "node-b");

@@ -352,7 +352,7 @@ impl Cluster {
     pub(super) fn heard(&self, index: usize, node: &str) {
         await_that("the node is heard", Duration::from_secs(30), || {
             let log = self.controllers[index].said();
-            log.lines().any(|line| line.contains("node heard") && line.contains(node))
+            log.lines().any(|line| line.contains("node registered") && line.contains(node))
         });
     }
 

@@ -105,7 +105,7 @@ fn doctor_tells_what_each_node_finds_in_its_pools_and_removes_nothing() {
     cluster.nodes.get_mut("node-a").unwrap().kill9();
     await_that("the silent one is named", Duration::from_secs(20), || {
         let doctor = cluster.command(0, &["doctor"]);
-        doctor.stdout.contains("node-a has not been heard") && doctor.stdout.contains(".tmp-left")
+        doctor.stdout.contains("node-a is unreachable") && doctor.stdout.contains(".tmp-left")
     });
     cluster.finish();
 }

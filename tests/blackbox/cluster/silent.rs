@@ -18,7 +18,7 @@ fn a_silent_home_is_named_and_the_others_go_on() {
     // At once: nobody answers where it was.
     refused(cluster.publish(0, &there, "node-b"), &[Code::Unavailable]);
     await_that("it is known to be silent", Duration::from_secs(10), || {
-        cluster.delete(0, &there).is_err_and(|status| status.message().contains("has not been heard for"))
+        cluster.delete(0, &there).is_err_and(|status| status.message().contains("is unreachable"))
     });
     for index in 0..2 {
         let said = refused(cluster.unpublish(index, &there, "node-b"), &[Code::Unavailable]);

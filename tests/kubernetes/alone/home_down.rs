@@ -18,7 +18,7 @@ fn while_a_home_is_down_its_volumes_say_so_and_the_others_work() {
     });
     assert!(said.contains("node2"), "{said}");
     let said = driver_exec(&["doctor"]).unwrap_err();
-    for word in ["node2", "has not been heard for", "    do  look whether holdfast runs there"] {
+    for word in ["node2", "node2 is unreachable", "    do  look whether holdfast runs there"] {
         assert!(said.contains(word), "{word}: {said}");
     }
     explained(&space.name, "there", &["node node2, its home", "not been heard", "kubectl get node node2"]);
