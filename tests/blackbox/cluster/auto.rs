@@ -128,7 +128,7 @@ fn a_pod_that_is_no_node_is_not_certified() {
     await_that("the refusal is told", SOON, || {
         let log = cluster.controllers[0].said();
         log.lines().any(|line| {
-            line.contains("a node was not certified") && line.contains("holdfast:default") && line.contains("127.0.0.1")
+            line.contains("no certificate was issued to a node") && line.contains("holdfast:default") && line.contains("127.0.0.1")
         })
     });
     fs::write(&file, "token-of-a").unwrap();
@@ -160,7 +160,7 @@ fn certificates_are_renewed_without_a_restart_and_before_they_expire() {
     assert!(cut <= 3, "{cut} calls failed");
     cluster.unpublish(0, &vol, "node-a").unwrap();
     let (node, controller) = (cluster.nodes["node-a"].said(), cluster.controllers[0].said());
-    assert!(node.matches("this node is certified").count() >= 3, "{node}");
+    assert!(node.matches("this node has a new certificate").count() >= 3, "{node}");
     assert!(controller.matches("certificate taken").count() >= 3, "{controller}");
     for log in [&node, &controller] {
         assert!(!log.contains("own certificate expired"), "{log}");
@@ -215,7 +215,7 @@ fn without_a_ca_it_is_said_what_is_missing_and_what_to_do() {
     await_that("the node says what it waits for", SOON, || ready(&of_node).1.contains("published.crt"));
     let (code, text) = ready(&of_node);
     assert!(
-        code == 200 && text.contains("no CA's certificate") && text.contains("the log of the controllers"),
+        code == 200 && text.contains("no CA certificate") && text.contains("the log of the controllers"),
         "{text}"
     );
     std::thread::sleep(Duration::from_secs(5));
@@ -224,7 +224,7 @@ fn without_a_ca_it_is_said_what_is_missing_and_what_to_do() {
     // By nobody but our own loop, after about 0, 1, 3 and 7 seconds.
     let asked = cluster.api.as_ref().unwrap().asked("GET /api/v1/namespaces/holdfast/secrets/holdfast-ca");
     assert!((2..=6).contains(&asked), "{asked}");
-    assert_eq!(cluster.controllers[0].said().matches("the CA cannot be looked after now").count(), 1);
+    assert_eq!(cluster.controllers[0].said().matches("the CA cannot be checked now").count(), 1);
 
     cluster.api.as_ref().unwrap().answer_with(None);
     cluster.mount_ca("node-a");

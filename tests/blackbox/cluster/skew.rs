@@ -101,7 +101,7 @@ fn a_home_without_a_call_is_named_on_the_csi_socket_with_what_to_do() {
     let mut pools = String::new();
     await_that("the pool is told to be unknown", Duration::from_secs(10), || {
         pools = cluster.command(0, &["pools"]).stdout;
-        pools.lines().any(|line| line.contains(OLD) && line.contains("not understood"))
+        pools.lines().any(|line| line.contains(OLD) && line.contains("cannot be read"))
     });
     assert!(pools.lines().any(|line| line.contains("node-a") && line.contains("served")), "{pools}");
     on.store(false, Ordering::SeqCst);

@@ -22,7 +22,9 @@ fn a_node_of_another_authority_is_not_heard() {
     await_that("the refusal is told", Duration::from_secs(15), || {
         cluster.controllers[0].said().contains("connection refused")
     });
-    assert!(!cluster.controllers[0].said().lines().any(|line| line.contains("node registered") && line.contains("node-b")));
+    assert!(
+        !cluster.controllers[0].said().lines().any(|line| line.contains("node registered") && line.contains("node-b"))
+    );
     refused(cluster.try_create(0, "vol", Use::Block, "node-b"), &[Code::ResourceExhausted, Code::Unavailable]);
     cluster.finish();
 }
@@ -44,7 +46,9 @@ fn a_node_speaks_for_itself_only() {
         log.contains("there is no certificate to use") && log.contains("node-z")
     });
     std::thread::sleep(Duration::from_secs(1));
-    assert!(!cluster.controllers[0].said().lines().any(|line| line.contains("node registered") && line.contains("node-b")));
+    assert!(
+        !cluster.controllers[0].said().lines().any(|line| line.contains("node registered") && line.contains("node-b"))
+    );
     cluster.finish();
 }
 
