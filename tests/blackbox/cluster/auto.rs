@@ -128,7 +128,9 @@ fn a_pod_that_is_no_node_is_not_certified() {
     await_that("the refusal is told", SOON, || {
         let log = cluster.controllers[0].said();
         log.lines().any(|line| {
-            line.contains("no certificate was issued to a node") && line.contains("holdfast:default") && line.contains("127.0.0.1")
+            line.contains("no certificate was issued to a node")
+                && line.contains("holdfast:default")
+                && line.contains("127.0.0.1")
         })
     });
     fs::write(&file, "token-of-a").unwrap();
@@ -214,10 +216,7 @@ fn without_a_ca_it_is_said_what_is_missing_and_what_to_do() {
     }
     await_that("the node says what it waits for", SOON, || ready(&of_node).1.contains("published.crt"));
     let (code, text) = ready(&of_node);
-    assert!(
-        code == 200 && text.contains("no CA certificate") && text.contains("the log of the controllers"),
-        "{text}"
-    );
+    assert!(code == 200 && text.contains("no CA certificate") && text.contains("the log of the controllers"), "{text}");
     std::thread::sleep(Duration::from_secs(5));
     let (code, text) = ready(&of_controller);
     assert!(code == 503 && text.contains("no CA yet") && text.contains("the Secret holdfast/holdfast-ca"), "{text}");
