@@ -4,9 +4,8 @@
 //! Kubelet (pkg/kubelet/pluginmanager) behaves like this:
 //!
 //! - It queries every socket that appears in the directory or is there when kubelet starts. When a socket disappears,
-//!   it
-//!   unregisters the driver. Mounted volumes stay mounted either way; kubelet retries operations that need the driver
-//!   until it is registered again.
+//!   it unregisters the driver. Mounted volumes stay mounted either way. Kubelet retries operations that need the
+//!   driver until it is registered again.
 //! - After a failure of its own checks it queries the socket again by itself. After a failure of the driver's
 //!   NodeGetInfo or of the API server it never does: the socket must be created anew.
 //!

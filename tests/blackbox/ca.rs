@@ -76,7 +76,7 @@ fn a_certificate_for_each_role_is_issued_and_renewed() {
         let said = desk.works(&format!("issue --dir @ca --role {role} --days 7 --out @{out}"));
         assert!(!said.contains("made a CA"), "{said}");
         fits(&desk.path(out), role).unwrap();
-        assert!(fits(&desk.path(out), "controller").unwrap_err().contains("and this is controller"));
+        assert!(fits(&desk.path(out), "controller").unwrap_err().contains("but this process is controller"));
     }
     assert_eq!(names(&desk.path("controller")), ["ca.crt", "tls.crt", "tls.key"]);
     for file in ["ca/ca.key", "controller/tls.key"] {
@@ -106,7 +106,7 @@ fn a_node_s_key_is_made_on_the_node_and_only_its_request_travels() {
     // Signed for another node it is that node's, whatever the request says.
     desk.works("sign --dir @ca --csr @node/tls.csr --node host-8 --out @node/tls.crt");
     assert!(fits(&desk.path("node"), "node:host-7").unwrap_err().contains("it is for host-8.node"));
-    desk.refuses("request --node host-7 --out @node", &["already holds"]);
+    desk.refuses("request --node host-7 --out @node", &["already contains"]);
 }
 
 #[test]

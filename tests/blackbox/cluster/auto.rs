@@ -136,7 +136,7 @@ fn a_pod_that_is_no_node_is_not_certified() {
     fs::write(&file, "token-of-a").unwrap();
     await_that("the other node's certificate is not taken", SOON, || {
         let log = cluster.nodes["node-b"].said();
-        log.contains("it is for node-a.node.csi.holdfast.storage, and this is node-b.node.csi.holdfast.storage")
+        log.contains("it is for node-a.node.csi.holdfast.storage, but this process is node-b.node.csi.holdfast.storage")
     });
     let log = cluster.controllers[0].said();
     assert!(!log.lines().any(|line| line.contains("node registered") && line.contains("node-b")), "{log}");
@@ -163,7 +163,7 @@ fn certificates_are_renewed_without_a_restart_and_before_they_expire() {
     cluster.unpublish(0, &vol, "node-a").unwrap();
     let (node, controller) = (cluster.nodes["node-a"].said(), cluster.controllers[0].said());
     assert!(node.matches("this node has a new certificate").count() >= 3, "{node}");
-    assert!(controller.matches("certificate taken").count() >= 3, "{controller}");
+    assert!(controller.matches("certificate accepted").count() >= 3, "{controller}");
     for log in [&node, &controller] {
         assert!(!log.contains("own certificate expired"), "{log}");
     }
