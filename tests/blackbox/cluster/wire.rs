@@ -1,4 +1,4 @@
-//! Who may speak to whom: certificates that are right, and every kind that is not.
+//! Permissions between daemons: valid certificates, and every kind of invalid one.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ fn a_node_speaks_for_itself_only() {
     cluster.start_node("node-a");
     cluster.ready(0);
     cluster.heard(0, "node-a");
-    // The certificate is of another node: it is not used, and the node is nobody to the controller.
+    // The certificate is of another node: it is not used, and the node does not register.
     cluster.start_node("node-b");
     await_that("the certificate is refused", Duration::from_secs(15), || {
         let log = cluster.nodes["node-b"].said();
