@@ -66,7 +66,7 @@ fn goes_on(pool: PoolFs) {
     world.unpublish(&used).unwrap();
     drop(hog);
     world.delete(&fresh).unwrap();
-    assert!(reserve_is_whole(&world), "there is room again, and the reserve is not back");
+    assert!(reserve_is_whole(&world), "there is space again, and the reserve is not restored");
     world.create("new", Use::Block);
     check_tree(&world.attach(&used).unwrap(), 1);
     world.finish();

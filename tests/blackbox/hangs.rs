@@ -80,7 +80,7 @@ fn miroir_276_other_volumes_are_not_held_up_by_a_stuck_child() {
     world.detach(&other);
     world.delete(&other).unwrap();
     world.probe(p::ProbeRequest {}).unwrap();
-    assert!(watch.elapsed() < Duration::from_secs(25), "held up for {:?}", watch.elapsed());
+    assert!(watch.elapsed() < Duration::from_secs(25), "blocked for {:?}", watch.elapsed());
     held.let_go();
     for vol in &stuck {
         world.retried("NodeStage", || world.stage(vol));
@@ -229,7 +229,7 @@ fn a_raw_device_that_cannot_be_written_back_holds_up_no_other_volume() {
     drop(frozen);
     given_up.unwrap_err();
     used.unwrap();
-    assert!(took < Duration::from_secs(20), "held up for {took:?}");
+    assert!(took < Duration::from_secs(20), "blocked for {took:?}");
     world.retried("NodeUnstage", || world.unstage(&stuck));
     world.unpublish(&stuck).unwrap();
     world.delete(&stuck).unwrap();

@@ -135,12 +135,12 @@ fn a_volume_detached_while_staged_goes_on_at_its_home_and_nowhere_else() {
         world.unpublish(&vol).unwrap();
         world.crash();
         world.unpublish(&vol).unwrap();
-        assert!(published_to(&world, &vol).is_empty(), "detached is what the orchestrator is told");
+        assert!(published_to(&world, &vol).is_empty(), "the orchestrator must see it as detached");
         refused(world.publish_to(&vol, "node-b"), &[Code::NotFound, Code::FailedPrecondition]);
         refused(world.delete(&vol), &[Code::FailedPrecondition]);
         refused(world.stage(&vol), &[Code::FailedPrecondition]);
         let said = refused(publish_to_read(&world, &vol), &[Code::FailedPrecondition]);
-        assert!(said.contains(&world.node) && said.contains("unstaged"), "it says what to do: {said}");
+        assert!(said.contains(&world.node) && said.contains("unstaged"), "the error must name the next step: {said}");
         // With reflinks, a snapshot needs no idle volume.
         world.snapshot(&format!("cut-{}", kind.fs_type()), &vol);
         world.unbind(&vol, "pod").unwrap();
@@ -178,7 +178,7 @@ fn a_pod_never_sees_the_next_volume_through_its_device_node() {
     // Its attachment may end, its device may not.
     world.unpublish(&first).unwrap();
     let said = refused(world.delete(&first), &[Code::FailedPrecondition]);
-    assert!(said.contains(path.to_str().unwrap()), "it says where it is used: {said}");
+    assert!(said.contains(path.to_str().unwrap()), "the error must say where it is used: {said}");
     world.crash();
     refused(world.delete(&first), &[Code::FailedPrecondition]);
     let second = world.create("second", Use::Block);
@@ -232,7 +232,7 @@ fn unpublish_of_what_is_not_there_is_ok() {
         let answer = world.controller_get_volume(p::ControllerGetVolumeRequest { volume_id: vol.id.clone() }).unwrap();
         answer.status.unwrap().published_node_ids
     };
-    assert_eq!(status(&world), [world.node.as_str()], "another node's unpublish took this one's grant");
+    assert_eq!(status(&world), [world.node.as_str()], "another node's unpublish removed this node's attachment");
     world.unpublish(&vol).unwrap();
     assert!(status(&world).is_empty());
     world.delete(&vol).unwrap();

@@ -62,7 +62,7 @@ fn a_pool_of_another_node_is_not_served() {
     });
     if daemon.ended().is_some() {
         assert_eq!(daemon.wait(std::time::Duration::from_secs(1)), 2, "{}", daemon.log());
-        assert!(daemon.log().contains(&world.node), "whose it is: {}", daemon.log());
+        assert!(daemon.log().contains(&world.node), "the log must name the owner: {}", daemon.log());
     }
     drop(daemon);
     assert_eq!(fs::read(world.pool.join("pool.json")).unwrap(), before);
@@ -78,7 +78,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     assert!(world.socket.exists(), "kill -9 leaves the socket");
     world.start();
     let mode = fs::symlink_metadata(&world.socket).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600, "only root speaks to the driver");
+    assert_eq!(mode & 0o777, 0o600, "only root may connect to the driver");
     world.terminate();
     assert!(!world.socket.exists(), "the socket goes with the driver");
     let listener = UnixListener::bind(&world.socket).unwrap();

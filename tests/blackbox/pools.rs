@@ -309,7 +309,7 @@ fn calls_that_hang_in_one_pool_leave_room_for_those_of_others() {
     used.unwrap();
     world.delete(&made.unwrap()).unwrap();
     world.delete(&other).unwrap();
-    assert!(took < Duration::from_secs(20), "held up for {took:?}");
+    assert!(took < Duration::from_secs(20), "blocked for {took:?}");
     world.retried("DeleteVolume", || on(&world, "test", "late").and_then(|vol| world.delete(&vol)));
     world.finish();
 }

@@ -173,7 +173,7 @@ fn a_killed_driver_s_socket_is_replaced() {
     kubelet.register();
     let first = kubelet.seen().unwrap();
     world.kill9();
-    assert_eq!(kubelet.seen(), Some(first), "nobody took it away");
+    assert_eq!(kubelet.seen(), Some(first), "the socket must not be removed");
     assert!(UnixStream::connect(kubelet.socket()).is_err());
     world.start();
     kubelet.appears(Some(first));

@@ -96,7 +96,7 @@ fn creates_are_refused_before_the_reserve_is_touched() {
                 Ok(_) => made += 1,
                 Err(status) => break status,
             }
-            assert!(made < 10, "more was given out than there is");
+            assert!(made < 10, "more space was reserved than exists");
         };
         assert!(made >= 5, "only {made}: {refusal:?}");
         let said = refused(Err::<(), _>(refusal), &[Code::ResourceExhausted]);
@@ -125,7 +125,7 @@ fn a_thin_volume_counts_as_what_it_may_become() {
     while world.create_volume(thin(&format!("thin-{made}"), 100 * MIB)).is_ok() {
         made += 1;
         sum += 100 * MIB_U;
-        assert!(sum <= total, "overcommit is 1.0 and more than everything was promised");
+        assert!(sum <= total, "overcommit is 1.0, and more than the whole capacity was reserved");
     }
     refused(world.create_volume(thin("more", 100 * MIB)), &[Code::ResourceExhausted]);
     assert!(made >= 5, "only {made}");

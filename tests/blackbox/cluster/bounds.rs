@@ -197,7 +197,7 @@ fn a_node_lets_go_of_nothing_that_is_not_attached_to_it() {
     asking.into_iter().for_each(|asking| cluster.join(asking));
     assert_eq!(loops(&image), before);
     let refusals = cluster.nodes["node-a"].said().lines().filter(|line| line.contains("Close is refused")).count();
-    assert_eq!(refusals, 1, "a refusal is said once a minute");
+    assert_eq!(refusals, 1, "a refusal is logged once a minute");
     cluster.unstage(&vol).unwrap();
     cluster.unpublish(0, &vol, "node-a").unwrap();
     cluster.delete(0, &vol).unwrap();

@@ -81,7 +81,7 @@ impl Hog {
 
 impl Drop for Hog {
     fn drop(&mut self) {
-        fs::remove_dir_all(&self.directory).expect("room again");
+        fs::remove_dir_all(&self.directory).expect("there is space again");
         nix::unistd::sync();
     }
 }

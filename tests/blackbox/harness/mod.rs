@@ -32,7 +32,7 @@ pub(crate) const MIB: i64 = 1 << 20;
 pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, tonic::Status>, codes: &[tonic::Code]) -> String {
     let status = answer.expect_err("it should have been refused");
     assert!(codes.contains(&status.code()), "{codes:?} was expected: {status:?}");
-    assert!(!status.message().trim().is_empty(), "a refusal without a word: {status:?}");
+    assert!(!status.message().trim().is_empty(), "a refusal without a message: {status:?}");
     assert!(status.details().is_empty(), "details must be empty: {status:?}");
     status.message().to_owned()
 }

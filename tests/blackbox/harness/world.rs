@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(100);
 pub(crate) fn await_that(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
     let watch = Stopwatch::start();
     while !holds() {
-        assert!(watch.elapsed() < limit, "waited {} s in vain: {what}", limit.as_secs());
+        assert!(watch.elapsed() < limit, "{what} did not happen within {} s", limit.as_secs());
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -33,7 +33,7 @@ fn a_hundred_claims_with_their_pods_come_and_go() {
         .collect();
     let unasked: Vec<_> =
         warnings.iter().filter(|warning| warning.contains("does not answer whether it already has")).collect();
-    assert!(unasked.is_empty(), "so many questions at once are answered: {unasked:?}");
+    assert!(unasked.is_empty(), "nodes must answer many queries at once: {unasked:?}");
     for name in names.iter().step_by(17) {
         until("its file", || {
             let read = crate::harness::exec(&space.name, name, &format!("cat /{name}/file"))?;
