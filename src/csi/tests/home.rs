@@ -89,9 +89,9 @@ impl Home for MemoryHome {
 
     fn create_volume(&self, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
         match request.name.as_str() {
-            "panics" => panic!("as its name says"),
+            "panics" => panic!("as its name requests"),
             "unfinished" => return Err(Failure::Dirty(Error::new(Kind::NoCapacity, "half of it is there"))),
-            "broken" => return Err(Failure::Clean(Error::new(Kind::Internal, "nobody expected this"))),
+            "broken" => return Err(Failure::Clean(Error::new(Kind::Internal, "this is unexpected"))),
             slow if slow.starts_with("slow") => self.wait_at_gate(),
             _ => {}
         }
