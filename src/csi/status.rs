@@ -114,7 +114,8 @@ pub(super) fn unimplemented(path: &str) -> Status {
     answer(
         Code::Unimplemented,
         &format!(
-            "{call} is not served on this socket; for the calls that are, see GetPluginCapabilities, ControllerGetCapabilities and NodeGetCapabilities"
+            "{call} is not served on this socket; for the calls that are, see GetPluginCapabilities, \
+             ControllerGetCapabilities and NodeGetCapabilities"
         ),
     )
 }

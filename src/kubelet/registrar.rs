@@ -100,7 +100,10 @@ impl Registrar {
             }
             Ended::Gone => {
                 let pause = self.pause.next();
-                warn!(%socket, again_in = ?pause, "another process removed the registration socket; it is created again");
+                warn!(
+                    %socket, again_in = ?pause,
+                    "another process removed the registration socket; it is created again"
+                );
                 pause
             }
             Ended::Failed(failed) => {

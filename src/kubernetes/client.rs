@@ -25,7 +25,8 @@ pub async fn connect() -> Result<Client> {
     let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
         Error::new(
             Kind::Precondition,
-            "no configuration for the Kubernetes API server was found; run in a pod with a service account token, or set KUBECONFIG",
+            "no configuration for the Kubernetes API server was found; run in a pod with a service account token, or \
+             set KUBECONFIG",
         )
         .because(error)
     };

@@ -58,7 +58,8 @@ impl Vault for KubernetesVault {
             let bytes = data.get(key).map(|bytes| bytes.0.clone());
             bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
                 let why = format!(
-                    "the Secret {name} contains no {key} in PEM; put {CERTIFICATES} and {KEY} of one CA there, or delete it"
+                    "the Secret {name} contains no {key} in PEM; put {CERTIFICATES} and {KEY} of one CA there, or \
+                     delete it"
                 );
                 Error::new(Kind::Precondition, why)
             })

@@ -190,9 +190,15 @@ impl Heard {
             }
             Err(error) => {
                 if self == Self::No {
-                    debug!(%controller, error = error.chain(), "the controller still does not receive this node's heartbeats");
+                    debug!(
+                        %controller, error = error.chain(),
+                        "the controller still does not receive this node's heartbeats"
+                    );
                 } else {
-                    warn!(%controller, error = error.chain(), "the controller does not receive this node's heartbeats; retrying");
+                    warn!(
+                        %controller, error = error.chain(),
+                        "the controller does not receive this node's heartbeats; retrying"
+                    );
                 }
                 Self::No
             }

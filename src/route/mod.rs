@@ -224,7 +224,10 @@ impl Router {
                 Ok(ids) if ids.is_empty() => {}
                 Ok(ids) => found.push((home, ids)),
                 Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Timeout) => {
-                    warn!(node = %home.node(), error = %error.chain(), "the node does not answer whether the name already exists on it");
+                    warn!(
+                        node = %home.node(), error = %error.chain(),
+                        "the node does not answer whether the name already exists on it"
+                    );
                     mute.insert(home.node().clone(), error);
                 }
                 Err(error) => {

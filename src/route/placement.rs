@@ -103,7 +103,9 @@ pub fn place(
             Ok(vec![home.clone()])
         } else {
             Err(no_room(format!(
-                "the source is on node {home}, where the copy must be created, and the request does not allow that node; use a StorageClass with volumeBindingMode: WaitForFirstConsumer and no allowedTopologies that exclude the node"
+                "the source is on node {home}, where the copy must be created, and the request does not allow that \
+                 node; use a StorageClass with volumeBindingMode: WaitForFirstConsumer and no allowedTopologies that \
+                 exclude the node"
             )))
         };
     }
@@ -118,7 +120,8 @@ pub fn place(
             allowed().filter(|seat| first.covers(&seat.segments)).for_each(&mut choose);
             if chosen.is_empty() {
                 return Err(no_room(format!(
-                    "no node of the preferred topology {first} has a pool of this driver; let the scheduler choose another node, or set placement: any in the StorageClass"
+                    "no node of the preferred topology {first} has a pool of this driver; let the scheduler choose \
+                     another node, or set placement: any in the StorageClass"
                 )));
             }
         }
@@ -142,7 +145,8 @@ pub fn place(
         let wanted: Vec<_> = requirement.requisite.iter().map(ToString::to_string).collect();
         let homes: Vec<_> = seats.iter().map(|seat| seat.node.as_str()).collect();
         return Err(no_room(format!(
-            "no node that is allowed for the volume ([{}]) has a pool of this driver; pools are on [{}]; allow one of these nodes",
+            "no node that is allowed for the volume ([{}]) has a pool of this driver; pools are on [{}]; allow one \
+             of these nodes",
             wanted.join("; "),
             homes.join(", ")
         )));

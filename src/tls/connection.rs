@@ -135,7 +135,10 @@ impl Connection {
     fn alive(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if !self.ended && self.end.as_mut().poll(cx).is_ready() {
             self.ended = true;
-            debug!(peer = %self.peer, address = %self.address, "the connection has reached its age limit, or the peer's certificate has expired");
+            debug!(
+                peer = %self.peer, address = %self.address,
+                "the connection has reached its age limit, or the peer's certificate has expired"
+            );
         }
         if let (false, Held::Guest(place)) = (self.ended, &mut self.place) {
             self.ended = place.is_gone(cx);

@@ -98,7 +98,8 @@ impl Credentials {
     #[must_use]
     pub fn plain(metrics: TlsMetrics) -> Self {
         warn!(
-            "connections between daemons are plain text and no peer is verified: every client that reaches the port may do everything; for tests only"
+            "connections between daemons are plain text and no peer is verified: every client that reaches the port \
+             may do everything; for tests only"
         );
         Self::of(Source::Plain, metrics)
     }
@@ -165,7 +166,10 @@ impl Credentials {
         let date = date(material.not_after);
         self.inner.metrics.missing(material.name.as_str(), &format!("it expired on {date}; renew it"));
         if self.inner.complaints.may_say("own", Reason::Expired.label()).is_some() {
-            error!(name = %material.name, "our own certificate expired on {date} and was not renewed: other daemons refuse us; renew it");
+            error!(
+                name = %material.name,
+                "our own certificate expired on {date} and was not renewed: other daemons refuse us; renew it"
+            );
         }
     }
 }
@@ -343,7 +347,10 @@ impl Files {
             let look = tokio::task::spawn_blocking(move || looking.0.look());
             if tokio::time::timeout(LOOK, look).await.is_err() {
                 let place = self.directory.display();
-                warn!(directory = %place, "the certificate files do not answer now; the last certificate that was read is used");
+                warn!(
+                    directory = %place,
+                    "the certificate files do not answer now; the last certificate that was read is used"
+                );
             }
         }
         let state = self.state();

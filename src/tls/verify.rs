@@ -64,12 +64,16 @@ impl<V: ?Sized> Verifier<V> {
             Ok(accepted) => accepted,
             Err(error) => {
                 let why = match (reason_of(&error), read) {
-                    (Reason::Expired, Ok(read)) => format!("the peer's certificate expired on {}", date(read.not_after)),
+                    (Reason::Expired, Ok(read)) => {
+                        format!("the peer's certificate expired on {}", date(read.not_after))
+                    }
                     (Reason::NotYetValid, Ok(read)) => {
                         format!("the peer's certificate is not valid before {}", date(read.not_before))
                     }
                     (Reason::UnknownAuthority, _) if !intermediates.is_empty() => {
-                        "no CA in our ca.crt signed the peer's certificate directly, and intermediate CAs are not accepted; issue it by a CA in ca.crt, or put the CA that issued it there".to_owned()
+                        "no CA in our ca.crt signed the peer's certificate directly, and intermediate CAs are not \
+                         accepted; issue it by a CA in ca.crt, or put the CA that issued it there"
+                            .to_owned()
                     }
                     (Reason::UnknownAuthority, _) => "no CA in our ca.crt signed the peer's certificate".to_owned(),
                     (Reason::WrongRole, _) => self.wrong_role(),

@@ -191,7 +191,8 @@ impl Table {
                     most = self.most.all,
                     of_one = self.most.of_one,
                     client = &**client,
-                    "there are too many connections to {}: idle ones are closed; look for a client that leaves its connections open",
+                    "there are too many connections to {}: idle ones are closed; look for a client that leaves its \
+                     connections open",
                     self.what
                 );
             }

@@ -27,7 +27,8 @@ pub(super) fn create(router: &Router, request: pb::CreateVolumeRequest) -> Resul
         debug!(size = %volume.size, home = %volume.home, "volume created");
         if asked.discards && volume.provisioning == Provisioning::Thick {
             warn!(
-                "mountOptions of the StorageClass include discard, which has no effect: the volume is thick and keeps its blocks; remove discard or set provisioning: thin"
+                "mountOptions of the StorageClass include discard, which has no effect: the volume is thick and \
+                 keeps its blocks; remove discard or set provisioning: thin"
             );
         }
     }

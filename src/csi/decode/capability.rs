@@ -80,7 +80,8 @@ pub(in crate::csi) fn asked(capability: Option<&VolumeCapability>) -> Result<Ask
         Ok(Mode::Unknown) => return Err(missing("volume_capability.access_mode.mode")),
         Ok(many @ (Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter)) => {
             return Err(unsupported(format!(
-                "access mode {} is not served: a volume of this driver is used on one node at a time; use ReadWriteOnce or ReadWriteOncePod",
+                "access mode {} is not served: a volume of this driver is used on one node at a time; use \
+                 ReadWriteOnce or ReadWriteOncePod",
                 many.as_str_name()
             )));
         }
@@ -91,7 +92,8 @@ pub(in crate::csi) fn asked(capability: Option<&VolumeCapability>) -> Result<Ask
         AccessType::Mount(mount) => {
             if !mount.volume_mount_group.is_empty() {
                 return Err(unsupported(
-                    "volume_mount_group is not served: with fsGroupPolicy: File in the CSIDriver, kubelet sets the group"
+                    "volume_mount_group is not served: with fsGroupPolicy: File in the CSIDriver, kubelet sets the \
+                     group"
                         .to_owned(),
                 ));
             }

@@ -59,7 +59,8 @@ pub(in crate::csi) fn create_volume(request: proto::CreateVolumeRequest) -> Resu
         if let VolumeMode::Mount(fs) = capability.mode {
             if *only.get_or_insert(fs) != fs {
                 return Err(invalid(
-                    "volume_capabilities and parameters name two filesystems; a volume has only one; set one fstype in the StorageClass",
+                    "volume_capabilities and parameters name two filesystems; a volume has only one; set one fstype \
+                     in the StorageClass",
                 ));
             }
             MkfsOptions::parse(fs, &parameters.mkfs_options)?;
@@ -70,7 +71,8 @@ pub(in crate::csi) fn create_volume(request: proto::CreateVolumeRequest) -> Resu
     }
     if discards && parameters.provisioning == Some(Provisioning::Thick) {
         return Err(invalid(
-            "the StorageClass sets provisioning: thick and mountOptions: [discard], which exclude each other: a thick volume keeps its blocks; remove discard, or set provisioning: thin",
+            "the StorageClass sets provisioning: thick and mountOptions: [discard], which exclude each other: a \
+             thick volume keeps its blocks; remove discard, or set provisioning: thin",
         ));
     }
     let requirement = requirement(request.accessibility_requirements.as_ref())?;

@@ -74,7 +74,8 @@ pub(in crate::csi) fn node_publish(request: &proto::NodePublishVolumeRequest) ->
 fn refuse_ephemeral(context: &HashMap<String, String>) -> Result<()> {
     if context.get(EPHEMERAL).is_some_and(|value| value == "true") {
         return Err(invalid(
-            "inline ephemeral volumes (csi: in a pod's volumes) are not supported; use a generic ephemeral volume (ephemeral: volumeClaimTemplate:)",
+            "inline ephemeral volumes (csi: in a pod's volumes) are not supported; use a generic ephemeral volume \
+             (ephemeral: volumeClaimTemplate:)",
         ));
     }
     Ok(())

@@ -15,7 +15,8 @@ impl Directory {
             return Some(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "nodes {one} and {other} both report pool {pool}: one of them has a copy of its disks; stop holdfast node on the one with the copy"
+                    "nodes {one} and {other} both report pool {pool}: one of them has a copy of its disks; stop \
+                     holdfast node on the one with the copy"
                 ),
             ));
         }
@@ -31,7 +32,8 @@ impl Directory {
             return Some(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "pool {pool} ({}) on node {} is in quarantine since it was declared lost; check its volumes, then run holdfast pools readmit {pool}",
+                    "pool {pool} ({}) on node {} is in quarantine since it was declared lost; check its volumes, \
+                     then run holdfast pools readmit {pool}",
                     entry.name, entry.node
                 ),
             ));
@@ -40,7 +42,8 @@ impl Directory {
             Some(_) => Error::new(
                 Kind::Unavailable,
                 format!(
-                    "node {} does not serve pool {pool} ({}){}, and no other node does; bring its disks back to that node, or if they are gone for good, add the pool to lostHomes",
+                    "node {} does not serve pool {pool} ({}){}, and no other node does; bring its disks back to that \
+                     node, or if they are gone for good, add the pool to lostHomes",
                     entry.node,
                     entry.name,
                     match state.as_remembered(pool) {
@@ -54,7 +57,8 @@ impl Directory {
                 Error::new(
                     Kind::Unavailable,
                     format!(
-                        "node {}, the home node of pool {pool} ({}), has sent no heartbeat since this controller started; its last heartbeat was {}{}; start it, or if it never returns, add it to lostHomes",
+                        "node {}, the home node of pool {pool} ({}), has sent no heartbeat since this controller \
+                         started; its last heartbeat was {}{}; start it, or if it never returns, add it to lostHomes",
                         entry.node,
                         entry.name,
                         entry.ago(),
@@ -87,7 +91,8 @@ impl Directory {
         Some(Error::new(
             Kind::Unavailable,
             format!(
-                "node {node} reports {left_out} pools more than a controller keeps ({}): their volumes are unknown; check directory.json in its state directory, and whether its key was stolen",
+                "node {node} reports {left_out} pools more than a controller keeps ({}): their volumes are unknown; \
+                 check directory.json in its state directory, and whether its key was stolen",
                 super::MOST_KNOWN
             ),
         ))
@@ -118,7 +123,8 @@ pub(super) fn silent(node: &NodeId, since: Duration) -> Error {
     Error::new(
         Kind::Unavailable,
         format!(
-            "node {node} is unreachable: its last heartbeat was {} s ago; wait for it, check that holdfast runs there, or if it never returns, add it to lostHomes",
+            "node {node} is unreachable: its last heartbeat was {} s ago; wait for it, check that holdfast runs \
+             there, or if it never returns, add it to lostHomes",
             since.as_secs()
         ),
     )
@@ -128,7 +134,8 @@ pub(super) fn nobody(pool: PoolId) -> Error {
     Error::new(
         Kind::Unavailable,
         format!(
-            "no node serves pool {pool} now; start its node, or if its disks were moved, start holdfast on the node that has them and follow its log"
+            "no node serves pool {pool} now; start its node, or if its disks were moved, start holdfast on the node \
+             that has them and follow its log"
         ),
     )
 }

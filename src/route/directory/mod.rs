@@ -260,10 +260,17 @@ impl Directory {
         }
         let node = &heartbeat.node;
         if early > 0 && self.complaints.may_say(node.as_str(), "early").is_some() {
-            warn!(%node, early, "the node's directory has heartbeat times in the future: they are not used; check the clocks of that node and of the controllers");
+            warn!(
+                %node, early,
+                "the node's directory has heartbeat times in the future: they are not used; check the clocks of that \
+                 node and of the controllers"
+            );
         }
         if left_out > 0 && self.complaints.may_say(node.as_str(), "left out").is_some() {
-            warn!(%node, left_out, most = MOST_KNOWN, "the node's directory names more pools of other nodes than are kept; check whether its key was stolen");
+            warn!(
+                %node, left_out, most = MOST_KNOWN,
+                "the node's directory names more pools of other nodes than are kept; check whether its key was stolen"
+            );
         }
         left_out
     }
@@ -277,7 +284,8 @@ impl Directory {
         let new = heartbeat.pools.iter().filter(|pool| is_new(pool.id)).count();
         if new > 0 && new + state.known.values().filter(|entry| own(entry)).count() > MOST_OF_NODE {
             let message = format!(
-                "node {node} has reported more than {MOST_OF_NODE} pools since this controller started: its heartbeats are refused; check whether its key was stolen, then restart the controllers"
+                "node {node} has reported more than {MOST_OF_NODE} pools since this controller started: its \
+                 heartbeats are refused; check whether its key was stolen, then restart the controllers"
             );
             if self.complaints.may_say(node.as_str(), "pools").is_some() {
                 warn!("{message}");
@@ -331,7 +339,8 @@ impl Directory {
         if self.read().members.is_empty() {
             return Err(Error::new(
                 Kind::Unavailable,
-                "no node has registered with this controller; check that holdfast node runs and that its --controllers names this controller",
+                "no node has registered with this controller; check that holdfast node runs and that its \
+                 --controllers names this controller",
             ));
         }
         Ok(())
@@ -573,7 +582,8 @@ impl Directory {
             Answering::Nobody => Err(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "pool {pool} was declared lost (lostHomes in the controller's configuration): its volumes and snapshots can only be deleted"
+                    "pool {pool} was declared lost (lostHomes in the controller's configuration): its volumes and \
+                     snapshots can only be deleted"
                 ),
             )),
         }
@@ -590,7 +600,8 @@ impl Directory {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "pool {pool} on node {node} is declared lost in the configuration of this controller; remove it from lostHomes of every controller first"
+                    "pool {pool} on node {node} is declared lost in the configuration of this controller; remove it \
+                     from lostHomes of every controller first"
                 ),
             ));
         }
