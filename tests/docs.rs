@@ -58,7 +58,7 @@ fn the_chart_s_schema_has_the_parameters_of_the_code() {
     let mut schema: serde_json::Value = serde_json::from_str(&written).unwrap();
     let property = |row: &ParameterRow| {
         let mut property = BTreeMap::from([("description", row.meaning.into()), ("type", "string".into())]);
-        // What a parameter takes is one word, several, or told in a sentence.
+        // The value of a parameter is one word, several, or described by a sentence.
         if row.values.contains(' ') {
             property.insert("minLength", 1.into());
         } else {
@@ -99,7 +99,7 @@ fn the_configuration_files_of_the_chart_are_understood() {
             let lines = block.lines().map_while(|line| line.strip_prefix("    "));
             let text: String = lines.flat_map(|line| [line, "\n"]).collect();
             let file = File::parse(&path, &text).unwrap();
-            // What comes as flags: a node's address, and where certificates come from when no file says it.
+            // The values that are set by flags: a node's address, and the source of certificates if no file sets it.
             let insecure_plain_text = !text.contains("tls:");
             let common = Flags { insecure_plain_text, ..Flags::default() };
             let flags = Flags { listen: Some("10.0.0.1:9811".into()), ..common.clone() };

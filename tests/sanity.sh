@@ -7,10 +7,10 @@ set -euo pipefail
 
 [ $# -ge 1 ] || { echo "usage: $0 BINARY [xfs|ext4 [mount|block]]" >&2; exit 2; }
 if [ -z "${HOLDFAST_SANITY_NAMESPACE:-}" ]; then
-    # A mount namespace of our own: nothing we mount is seen outside, and it goes with us.
+    # A mount namespace of our own: our mounts are not visible outside, and end with this script.
     HOLDFAST_SANITY_NAMESPACE=1 exec unshare --mount --propagation private "$0" "$@"
 fi
-# Shared in it, as on a machine with systemd: the driver stages nothing where nobody else would see it.
+# Shared in it, as on a machine with systemd: the driver stages nothing where other processes would not see it.
 mount --make-rshared /
 
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -44,7 +44,7 @@ fail() {
     exit 1
 }
 
-# With HOLDFAST_SANITY_KEEP=DIR every run leaves its whole log there.
+# With HOLDFAST_SANITY_KEEP=DIR every run writes its whole log there.
 keep() {
     cp "$work/sanity.log" "$HOLDFAST_SANITY_KEEP/sanity-$1.log"
     cp "$work/driver.log" "$HOLDFAST_SANITY_KEEP/driver-$1.log"
@@ -81,7 +81,7 @@ run() {
     local summary
     summary=$(grep -E '^(SUCCESS|FAIL)! --|Passed \|' "$work/sanity.log" | tail -n 1 | sed 's/^.*-- //')
     if [ "$code" != 0 ] || ! grep -q ' 0 Failed' <<<"$summary"; then
-        # The part that tells failures apart: ginkgo repeats them at its end.
+        # The summary of the failures: ginkgo repeats them at its end.
         sed -n '/Summarizing/,$p' "$work/sanity.log" >&2
         [ -z "${HOLDFAST_SANITY_KEEP:-}" ] || keep "$fs-$type"
         fail "$name: ${summary:-csi-sanity ended with $code}"

@@ -1,5 +1,5 @@
-//! What every call passes through once: span, metrics, the caller's deadline, the limits of what arrives, the end of the
-//! process, and the last guard against a panic or a code that tonic chose itself.
+//! The layer around every call: span, metrics, the caller's deadline, limits on arriving requests, shutdown of the
+//! process, and a last guard against a panic or a code that tonic chose itself.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -25,13 +25,13 @@ use crate::telemetry::Metrics;
 use crate::wire::{self, ARRIVAL, Arrival, Arriving, MostArriving, Peer, PeerCall};
 use crate::works::{Slot, reason_of};
 
-/// Bytes of requests on their way in at once.
+/// Bytes of requests that may be arriving at once.
 const MOST_ARRIVING: MostArriving = MostArriving { all: 64 << 20, of_one: 32 << 20 };
 
 type HttpRequest = http::Request<Body>;
 type HttpResponse = http::Response<Body>;
 
-/// What all calls of a server share. Cheap to clone.
+/// State shared by all calls of a server. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Calls(Arc<Shared>);
 
@@ -43,7 +43,7 @@ struct Shared {
 }
 
 impl Calls {
-    /// For a server that has just begun.
+    /// For a server that has just started.
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Shared { metrics, stopping: AtomicBool::new(false), arriving: Arriving::new(MOST_ARRIVING) }))
     }
@@ -53,7 +53,7 @@ impl Calls {
         self.0.stopping.store(true, Ordering::SeqCst);
     }
 
-    /// Lets a call in, or says why not.
+    /// Admits a call, or returns the reason for the refusal.
     fn admit(&self, rpc: Rpc, client: Option<&Arc<str>>) -> Result<Arrival, Status> {
         if self.0.stopping.load(Ordering::SeqCst) {
             return Err(status::stopping(rpc));
@@ -71,7 +71,7 @@ impl<S> Layer<S> for Calls {
     }
 }
 
-/// The generated services behind the layer.
+/// The generated services inside the layer.
 #[derive(Clone, Debug)]
 pub(super) struct CallService<S> {
     inner: S,
@@ -139,14 +139,14 @@ where
     }
 }
 
-/// A refusal that is the caller's affair.
+/// A refusal caused by the caller.
 fn told(refusal: &Status) -> HttpResponse {
     info!("{}", refusal.message());
     refusal.clone().into_http()
 }
 
-/// Whether a call got as far as its handler. Only from then on it is one of its connection's: requests that never arrive
-/// make nobody busy.
+/// Whether a call reached its handler. Only from then on it counts as a call of its connection: a request that never
+/// arrives must not make a connection count as busy.
 #[derive(Clone, Debug)]
 pub(super) struct Begun(Arc<Beginning>);
 
@@ -164,7 +164,7 @@ impl Begun {
         Self(Arc::new(Beginning { begun, peer: peer.cloned(), deadline, call }))
     }
 
-    /// The handler has the decoded request. Until when its caller waits.
+    /// The handler has the decoded request. Returns the caller's deadline.
     pub(super) fn mark<M>(request: &tonic::Request<M>) -> Option<Deadline> {
         let begun: &Self = request.extensions().get()?;
         begun.begin();
@@ -180,13 +180,13 @@ impl Begun {
         self.0.begun.load(Ordering::Relaxed)
     }
 
-    /// The call, if it was begun, to end with its answer.
+    /// The call, if it has started, to be ended with its answer.
     fn call(&self) -> Option<PeerCall> {
         self.0.call.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// Replaces what tonic answers itself, INTERNAL, UNKNOWN or UNIMPLEMENTED, by what this driver means.
+/// Replaces INTERNAL, UNKNOWN and UNIMPLEMENTED answers of tonic itself by the codes of this driver.
 fn guarded(rpc: Rpc, path: &str, begun: &Begun, response: HttpResponse) -> HttpResponse {
     let Some(said) = Status::from_header_map(response.headers()) else { return response };
     if said.code() == Code::Unimplemented {
@@ -204,7 +204,7 @@ fn guarded(rpc: Rpc, path: &str, begun: &Begun, response: HttpResponse) -> HttpR
     }
 }
 
-/// A call that is counted until it leaves, also when its caller goes away first.
+/// A call that is counted until it ends, also when its caller goes away first.
 #[derive(Debug)]
 struct Entered {
     calls: Calls,
@@ -233,7 +233,7 @@ impl Drop for Entered {
     }
 }
 
-/// The specification's name of a code, for metrics.
+/// The name of a code in the specification, for metrics.
 fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
@@ -256,13 +256,13 @@ fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// How long to work before answering the caller: a little less than it gives us, so that our reason arrives.
+/// How long to work before answering the caller: a little less than its timeout, so that our reason arrives.
 fn deadline(headers: &HeaderMap) -> Option<Duration> {
     let given = given(headers)?;
     Some(given.saturating_sub((given / 10).min(Duration::from_millis(200))))
 }
 
-/// How long the caller waits.
+/// The caller's timeout.
 fn given(headers: &HeaderMap) -> Option<Duration> {
     timeout(headers.get("grpc-timeout")?.to_str().ok()?)
 }
@@ -287,9 +287,9 @@ fn timeout(text: &str) -> Option<Duration> {
 
 /// How waiting for an answer ended.
 enum Ended<T> {
-    /// With one.
+    /// With an answer.
     Answered(T),
-    /// The caller's time is over.
+    /// The caller's deadline has passed.
     Overdue,
     /// The request did not arrive in time.
     Unsent,

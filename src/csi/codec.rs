@@ -1,6 +1,6 @@
-//! The codec of the generated services: protobuf, where a message that does not decode is the caller's fault.
+//! The codec of the generated services: protobuf, where a message that does not decode is the caller's error.
 //!
-//! tonic's own codec answers INTERNAL, which the external-provisioner takes for "nothing was made, forget it".
+//! tonic's own codec answers INTERNAL, which the external-provisioner reads as "nothing was created, forget it".
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 use super::status;
 
-/// Protobuf on the wire; build.rs names it in every generated method.
+/// The protobuf codec; build.rs names it in every generated method.
 #[derive(Debug, Clone)]
 pub(crate) struct Codec<T, U>(ProstCodec<T, U>);
 
@@ -40,7 +40,7 @@ where
     }
 }
 
-/// Decodes a message, or says INVALID_ARGUMENT.
+/// Decodes a message, or answers INVALID_ARGUMENT.
 pub(crate) struct StrictDecoder<U>(ProstDecoder<U>);
 
 impl<U> fmt::Debug for StrictDecoder<U> {

@@ -1,12 +1,12 @@
-//! Which pool a call is about, told from the message as it was sent: the calls of a pool whose disk hangs must not take
-//! every thread. Nothing else depends on it, so what cannot be read is a share of its own.
+//! The pool that a call is about, read from the raw message: calls of a pool whose disk hangs must not use up all
+//! threads. Nothing else depends on it, so an id that cannot be read gets a share of its own.
 
 use super::proto as pb;
 use crate::works::Share;
 
-/// A message of a call.
+/// The message of a call.
 pub(super) trait Concern {
-    /// The share of the works that the call is counted in.
+    /// The share of the worker limit that the call counts against.
     fn share(&self) -> Share;
 }
 

@@ -1,4 +1,4 @@
-//! The Controller service: each call decodes, asks the router and encodes, on a thread of its own.
+//! The Controller service: each call decodes, calls the router and encodes, on a thread of its own.
 
 mod snapshots;
 mod volumes;
@@ -27,7 +27,7 @@ pub(super) struct Controller {
 }
 
 impl Controller {
-    /// Over these homes.
+    /// With this router.
     pub(super) fn new(router: Arc<Router>, works: Works) -> Self {
         Self { router, works }
     }
@@ -44,7 +44,7 @@ impl Controller {
     }
 }
 
-/// What the controller can do: exactly what works.
+/// The capabilities of the controller: exactly those that are implemented.
 const CAPABILITIES: [capability::rpc::Type; 13] = {
     use capability::rpc::Type;
     [

@@ -1,4 +1,4 @@
-//! Our types as CSI's answers.
+//! Our types as CSI answers.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use crate::home::{CopyState, Snapshot, Source, Volume};
 use crate::os::Timestamp;
 use crate::route::Segments;
 
-/// A volume. `source` is what the request called its source; without a request it is named by its handle.
+/// A volume. `source` is the source as the request named it; without a request, the source is named by its handle.
 pub(super) fn volume(volume: &Volume, source: Option<proto::VolumeContentSource>) -> proto::Volume {
     proto::Volume {
         capacity_bytes: volume.size.to_i64(),

@@ -1,4 +1,4 @@
-//! The Identity service: who this is, what it can do, whether it can now.
+//! The Identity service: name, capabilities and readiness.
 
 use std::collections::HashMap;
 
@@ -14,14 +14,14 @@ use crate::types::Failure;
 /// The driver's name: the `provisioner` of a StorageClass.
 pub const DRIVER_NAME: &str = "csi.holdfast.storage";
 
-/// Answers on every socket alike, whatever else is served there.
+/// The same on every socket, whatever else is served there.
 #[derive(Debug)]
 pub(super) struct Identity {
     pools: PoolWatch,
 }
 
 impl Identity {
-    /// Ready when these pools are.
+    /// Ready when these pools are ready.
     pub(super) fn new(pools: PoolWatch) -> Self {
         Self { pools }
     }
@@ -61,7 +61,7 @@ impl proto::identity_server::Identity for Identity {
     async fn probe(&self, request: Request<proto::ProbeRequest>) -> Result<Response<proto::ProbeResponse>, Status> {
         Begun::mark(&request);
         match self.pools.readiness().await {
-            // One pool that is not served keeps nobody from the others.
+            // One pool that is not served does not make the driver unready for the others.
             Readiness::Ready(_) | Readiness::Partly { .. } => {
                 Ok(Response::new(proto::ProbeResponse { ready: Some(true) }))
             }
@@ -69,7 +69,7 @@ impl proto::identity_server::Identity for Identity {
                 Ok(Response::new(proto::ProbeResponse { ready: Some(false) }))
             }
             Readiness::Failing(error) => {
-                tracing::error!("not ready: {}", error.chain());
+                tracing::error!("the driver is not ready: {}", error.chain());
                 Err(status::of(Rpc::Probe, &Failure::Clean(error)))
             }
         }

@@ -1,5 +1,5 @@
-//! The services without a socket, for tests that make calls by the ten thousand: messages are encoded and decoded, and
-//! each call passes through everything a served one does, but for the connection.
+//! The services without a socket, for tests that make tens of thousands of calls: messages are encoded and decoded, and
+//! each call passes through the same layers as a served one, except for the connection.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -48,7 +48,7 @@ impl InProcess {
         NodeClient::new(self.clone())
     }
 
-    /// Waits until no call works any more, whether or not its caller is still there; how many do after `grace`.
+    /// Waits until no call is running, whether or not its caller is still there; returns how many run after `grace`.
     pub(crate) async fn ended(&self, grace: Duration) -> usize {
         self.works.ended(grace).await
     }

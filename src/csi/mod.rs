@@ -1,8 +1,8 @@
-//! The gRPC edge, thin: decode a request into our types, call, encode the answer. The one place where errors become
-//! gRPC codes; no rules live here.
+//! The gRPC layer: decode a request into our types, call, encode the answer. Only here errors become gRPC codes; it
+//! contains no rules.
 //!
-//! A call passes through `call` (span, metrics, deadline, limits), runs as a `work` on a thread of its own that
-//! outlives its caller, and its error becomes a code in `status`. [`serve`] puts it on a socket.
+//! A call passes through `call` (span, metrics, deadline, limits) and runs as a `work` on a thread of its own that
+//! outlives its caller. Its error becomes a code in `status`. [`serve`] puts it on a socket.
 
 mod call;
 mod codec;
@@ -31,7 +31,7 @@ pub use server::{ServeConfig, ServeController, serve};
 /// For the model test: calls by the ten thousand.
 #[cfg(test)]
 pub(crate) use in_process::InProcess;
-/// For the fault matrix: which call an error would be answered to, and with which code.
+/// For the fault matrix: the call that an error would be answered to, and the code.
 #[cfg(test)]
 pub(crate) use rpc::{Class as RpcClass, Rpc};
 #[cfg(test)]

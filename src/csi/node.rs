@@ -1,4 +1,4 @@
-//! The Node service: each call decodes, does and encodes, on a thread of its own.
+//! The Node service: each call decodes, runs its workflow and encodes, on a thread of its own.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,12 +22,12 @@ use crate::types::{Bytes, Capability, FsType, NodeId, Result, VolumeId};
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
-/// The node a service speaks for, and its place.
+/// The node that a service serves, and its topology.
 #[derive(Clone)]
 pub struct ThisNode {
     /// Its id.
     pub id: NodeId,
-    /// The storage network it is on; [`crate::route::NO_FABRIC`] without one.
+    /// Its storage network; [`crate::route::NO_FABRIC`] without one.
     pub fabric: String,
     /// Its workflows.
     pub workflows: Arc<Node>,
@@ -69,7 +69,7 @@ impl NodeService {
     }
 }
 
-/// What the node can do: exactly what works.
+/// The capabilities of the node: exactly those that are implemented.
 const CAPABILITIES: [capability::rpc::Type; 4] = {
     use capability::rpc::Type;
     [Type::StageUnstageVolume, Type::GetVolumeStats, Type::ExpandVolume, Type::SingleNodeMultiWriter]
@@ -141,7 +141,7 @@ impl pb::node_server::Node for NodeService {
     }
 }
 
-/// What a volume is to be used as, its own filesystem where the CO names none.
+/// How a volume is to be used, with its own filesystem where the CO names none.
 fn resolved(router: &Router, volume: &VolumeId, asked: &Asked) -> Result<(Capability, MountOptions)> {
     let own = match asked.mode {
         AskedMode::Mount(None) => own_fs(&router.volume(volume)?)?,

@@ -1,28 +1,28 @@
-//! The calls this driver answers, by name, and what an error in each of them must not mean.
+//! The calls that this driver answers, by name, and the meanings that an error of each must not have.
 
-/// What a call does; decides what its errors may be answered as ([`super::status`]).
+/// What a call does; decides the codes of its errors ([`super::status`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Class {
-    /// Makes a volume or snapshot that the CO forgets at a final code.
+    /// Creates a volume or snapshot, which the CO forgets after a final code.
     Creating,
-    /// Attaches, mounts or grows: at a final code the CO believes that nothing is left to take back.
+    /// Attaches, mounts or expands: after a final code the CO believes that nothing is left to undo.
     Bringing,
-    /// Takes away: the CO asks again until it is done.
+    /// Deletes, detaches or unmounts: the CO retries until it succeeds.
     Taking,
-    /// Asks; nothing changes.
+    /// Reads; changes nothing.
     Asking,
-    /// Asks whether this process can serve at all.
+    /// Checks whether this process can serve.
     Probing,
 }
 
-/// Which side of CSI a call belongs to.
+/// The CSI service of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Service {
     /// On every socket.
     Identity,
-    /// Where volumes are made and attached.
+    /// Volumes are created and attached here.
     Controller,
-    /// Where they are mounted.
+    /// Volumes are mounted here.
     Node,
 }
 
@@ -32,14 +32,14 @@ macro_rules! rpcs {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub(crate) enum Rpc {
             $($name,)*
-            /// A question of people about the whole cluster (proto/registry/v1); its service says who may ask.
+            /// A query of operators about the whole cluster (proto/registry/v1); its service checks who may call it.
             Operators,
-            /// Any other path: answered UNIMPLEMENTED.
+            /// Any other path: answered with UNIMPLEMENTED.
             Unimplemented,
         }
 
         impl Rpc {
-            /// All that are answered.
+            /// All calls that are answered.
             #[cfg(test)]
             pub(crate) const ALL: &[Self] = &[$(Self::$name),*];
 
@@ -61,7 +61,7 @@ macro_rules! rpcs {
                 }
             }
 
-            /// What it does.
+            /// Its class.
             pub(crate) fn class(self) -> Class {
                 match self {
                     $(Self::$name => Class::$class,)*
@@ -69,7 +69,7 @@ macro_rules! rpcs {
                 }
             }
 
-            /// Whose it is.
+            /// The service it belongs to.
             pub(crate) fn service(self) -> Service {
                 match self {
                     $(Self::$name => Service::$service,)*

@@ -1,12 +1,12 @@
-//! Debug of every message that carries a secret or mount flags (build.rs lists them): the field is named, its content
-//! never shown. Taking the messages apart field by field makes the compiler ask for every field that is added.
+//! Debug of every message that carries a secret or mount flags (build.rs lists them): it names the field and never
+//! shows the content. Each message is destructured, so a new field is a compile error here.
 
 use std::collections::HashMap;
 use std::fmt;
 
 use super::proto;
 
-/// Stands for a map of secrets: says how many, never which.
+/// Stands for a map of secrets: shows how many, never which.
 struct Hidden(usize);
 
 impl fmt::Debug for Hidden {
@@ -15,7 +15,7 @@ impl fmt::Debug for Hidden {
     }
 }
 
-/// Stands for a context map: its values may carry tokens (KEP-5538), so only its keys are shown.
+/// Stands for a context map: its values may carry tokens (KEP-5538), so only the keys are shown.
 struct Keys<'a>(&'a HashMap<String, String>);
 
 impl fmt::Debug for Keys<'_> {

@@ -1,4 +1,4 @@
-//! One socket, the services of a role, and an orderly end.
+//! One socket, the services of a role, and an orderly shutdown.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -25,58 +25,59 @@ use crate::telemetry::{Metrics, PoolWatch};
 use crate::types::{Error, Kind, Result};
 use crate::wire::{Incoming, Most, Shares};
 
-/// The largest request, in bytes; what gRPC's other implementations allow.
+/// The largest request, in bytes; the default of other gRPC implementations.
 const MOST_REQUEST: usize = 4 << 20;
-/// The largest request of the Identity service, whose messages are empty, and of operators.
+/// The largest request of the Identity service, whose messages are empty, and of operators' queries.
 const MOST_QUESTION: usize = 16 << 10;
 /// The largest header block of a request, in bytes.
 const MOST_HEADERS: u32 = 16 << 10;
-/// Calls at once on one connection; a client keeps further ones back by itself (RFC 9113, section 5.1.2).
+/// Concurrent calls on one connection; a client holds back further ones by itself (RFC 9113, section 5.1.2).
 const MOST_STREAMS: u32 = 128;
-/// How often a connection's client is asked whether it is still there, and how long it may take to say so.
+/// How often a connection's client is probed, and how long it may take to answer.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
-/// How long running work may take to end after the shutdown began.
+/// How long running work may take to finish after the shutdown began.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// Whether the Controller service is on the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServeController {
-    /// It is: controller and standalone.
+    /// Yes: controller and standalone.
     Yes,
-    /// It is not: node.
+    /// No: node.
     No,
 }
 
-/// What is served where.
+/// What is served, and where.
 #[derive(Debug)]
 pub struct ServeConfig {
     /// The Unix socket's absolute path.
     pub socket: PathBuf,
-    /// The homes.
+    /// Finds the home node of each request.
     pub router: Arc<Router>,
     /// Whether the Controller service is served.
     pub controller: ServeController,
-    /// What operators may ask about the whole cluster, if it is served. It takes whoever gets in for one: the socket is
-    /// the CO's and root's alone.
+    /// The operators' queries about the whole cluster, if they are served. Every client of the socket counts as an
+    /// operator: only the CO and root can open it.
     pub operators: Option<RegistryService>,
     /// The node whose Node service is served, if one is.
     pub node: Option<ThisNode>,
     /// Where calls are counted.
     pub metrics: Arc<Metrics>,
-    /// What Probe asks; the caller says when the pools are open.
+    /// The source of Probe; the caller reports when the pools are open.
     pub pools: PoolWatch,
-    /// What the socket may take of the limit of open files.
+    /// The socket's part of the limit of open files.
     pub shares: Shares,
 }
 
-/// Serves until `shutdown` completes; then refuses new calls, gives running work a grace, and removes the socket.
+/// Serves until `shutdown` completes; then refuses new calls, gives running work a grace period, and removes the
+/// socket.
 ///
-/// Work that has not ended by then goes on in its thread: the process should exit without waiting for it (the next
+/// Work that has not finished by then continues in its thread: the process should exit without waiting for it (the next
 /// start finishes or undoes it).
 ///
 /// # Errors
-/// `Precondition` when the socket is taken; `Internal` when it cannot be made.
+/// `Precondition` when the socket is in use; `Internal` when it cannot be created.
 pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
     let (listener, file) = socket::listen(&config.socket, "--endpoint").await?;
     let (calls, works) = (Calls::new(config.metrics), Works::new());
@@ -114,23 +115,23 @@ pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Sen
     tokio::select! {
         ended = &mut serving => {
             let reason = match ended {
-                Ok(Ok(())) => Error::new(Kind::Internal, "CSI is not served any more"),
-                Ok(Err(error)) => Error::new(Kind::Internal, "CSI is not served any more").because(error),
-                Err(error) => Error::new(Kind::Internal, "CSI is not served any more").because(error),
+                Ok(Ok(())) => Error::new(Kind::Internal, "the CSI server has stopped"),
+                Ok(Err(error)) => Error::new(Kind::Internal, "the CSI server has stopped").because(error),
+                Err(error) => Error::new(Kind::Internal, "the CSI server has stopped").because(error),
             };
             return Err(reason);
         }
         () = shutdown => {}
     }
-    info!("stopping: new calls are refused, running ones have {} s to end", GRACE.as_secs());
-    // Connections stay open meanwhile: a refusal says more than a connection that is gone.
+    info!("stopping: new calls are refused; running calls have {} s to finish", GRACE.as_secs());
+    // Connections stay open meanwhile: a refusal is more useful than a closed connection.
     calls.stop();
     let left = works.ended(GRACE).await;
     drop(begin_end);
     if left > 0 {
-        warn!(left, "works have not ended; the next start finishes what they began");
+        warn!(left, "some calls have not finished; the next start finishes or undoes their work");
     }
-    // Connections whose clients do not go away by themselves are cut.
+    // Connections of clients that do not disconnect by themselves are closed.
     if tokio::time::timeout(Duration::from_secs(1), &mut serving).await.is_err() {
         serving.abort();
     }

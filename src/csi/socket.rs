@@ -1,4 +1,4 @@
-//! The Unix socket: made so that nobody but root ever gets in, taken over only from the dead, removed when we go.
+//! The Unix socket: only root can connect; it is taken over only when no process answers on it, and removed at exit.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io;
@@ -11,22 +11,22 @@ use tracing::warn;
 
 use crate::types::{Error, Kind, OsContext, Result};
 
-/// Connections that may wait to be accepted: when they are as many, connect(2) fails for everybody, so the kernel's own
-/// limit (net.core.somaxconn) is to be the least.
+/// Connections that may wait to be accepted. When the queue is full, connect(2) fails for every client, so the kernel's
+/// own limit (net.core.somaxconn) should be the smaller one.
 const BACKLOG: u32 = 4096;
-/// How long whoever holds the socket may take to accept a connection before it counts as alive.
+/// How long the owner of the socket may take to accept a connection; a slower one counts as alive.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The path of a bound socket; removes it when dropped, if it is still ours.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
-    /// As long as this is open, no other file gets its inode's number.
+    /// While this is open, no other file gets its inode number.
     inode: File,
 }
 
 impl SocketFile {
-    /// Whether it is still there, and nothing else in its place.
+    /// Whether the path still is this socket.
     pub(crate) fn is_ours(&self) -> bool {
         let now = std::fs::symlink_metadata(&self.path);
         let same = |now: Metadata, ours: Metadata| (now.dev(), now.ino()) == (ours.dev(), ours.ino());
@@ -39,22 +39,21 @@ impl Drop for SocketFile {
         if self.is_ours()
             && let Err(error) = std::fs::remove_file(&self.path)
         {
-            warn!("socket {} stays behind: {error}", self.path.display());
+            warn!("cannot remove the socket {}: {error}", self.path.display());
         }
     }
 }
 
-/// Listens on `path`; `flag` is where messages say it was chosen.
+/// Listens on `path`; `flag` is the flag that messages name.
 ///
-/// A socket there that nobody answers is replaced; its mode is 0600 before the first connection can be made, because
-/// between bind(2) and listen(2) every connect(2) is refused.
+/// A socket on which no process answers is replaced. Its mode is 0600 before the first connection is possible: between
+/// bind(2) and listen(2) every connect(2) is refused.
 ///
 /// # Errors
-/// `Precondition` when another process answers there, or something that is no socket lies there; `Internal` when the
-/// system refuses.
+/// `Precondition` when another process answers there, or the path is not a socket; `Internal` when the system refuses.
 pub(crate) async fn listen(path: &Path, flag: &str) -> Result<(UnixListener, SocketFile)> {
     clear(path, flag).await?;
-    let socket = UnixSocket::new_stream().at(|| "make a Unix socket")?;
+    let socket = UnixSocket::new_stream().at(|| "create a Unix socket")?;
     socket.bind(path).at(|| format!("bind the socket {}; its directory must exist", path.display()))?;
     let secured = std::fs::set_permissions(path, Permissions::from_mode(0o600))
         .and_then(|()| OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path))
@@ -64,7 +63,7 @@ pub(crate) async fn listen(path: &Path, flag: &str) -> Result<(UnixListener, Soc
     Ok((listener, file))
 }
 
-/// Removes a socket nobody answers any more.
+/// Removes a socket on which no process answers.
 ///
 /// # Errors
 /// Those of [`listen`].
@@ -73,27 +72,25 @@ pub(crate) async fn clear(path: &Path, flag: &str) -> Result<()> {
     let there = match std::fs::symlink_metadata(path) {
         Ok(there) => there,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).at(|| format!("look at the socket {}", path.display())),
+        Err(error) => return Err(error).at(|| format!("check the socket {}", path.display())),
     };
     if !there.file_type().is_socket() {
-        return Err(refused(format!(
-            "something that is not a socket lies there; move it away or choose another {flag}"
-        )));
+        return Err(refused(format!("the path exists and is not a socket; move it away or set another {flag}")));
     }
     match tokio::time::timeout(PATIENCE, UnixStream::connect(path)).await {
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {}
         Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // EAGAIN: its backlog is full, so somebody listens.
+        // EAGAIN: its backlog is full, so a process is listening.
         Ok(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
-            return Err(refused("whether another process answers there cannot be told".into()).because(error));
+            return Err(refused("cannot check whether another process answers there".into()).because(error));
         }
         Ok(Ok(_) | Err(_)) | Err(_) => {
-            return Err(refused(format!("another process answers there; stop it, or give this one another {flag}")));
+            return Err(refused(format!("another process answers there; stop it, or set another {flag} for this one")));
         }
     }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).at(|| format!("remove the dead socket {}", path.display()))
+            Err(error).at(|| format!("remove the unused socket {}", path.display()))
         }
         Ok(()) | Err(_) => Ok(()),
     }
@@ -153,7 +150,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("csi.sock");
         let (listener, file) = listen(&path, "--endpoint").await.unwrap();
-        // A filesystem that gives out numbers again gives the successor ours, once nobody has the old socket open.
+        // A filesystem that reuses inode numbers gives the successor ours, once no process has the old socket open.
         drop(listener);
         std::fs::remove_file(&path).unwrap();
         let _successor = listen(&path, "--endpoint").await.unwrap();

@@ -1,8 +1,8 @@
 //! The one map from errors to gRPC statuses (docs/design.md section 10).
 //!
-//! A final code tells the CO to forget: the external-provisioner forgets a volume, the external-attacher an
-//! attachment, kubelet a mount. So an unexpected failure of a call that makes or brings something is ABORTED, "ask
-//! again", and INTERNAL and UNKNOWN are left to calls that change nothing or are repeated whatever they answer.
+//! After a final code the CO forgets the object: the external-provisioner a volume, the external-attacher an
+//! attachment, kubelet a mount. So an unexpected failure of a call that creates or attaches something is ABORTED
+//! (retry). INTERNAL and UNKNOWN are left to calls that change nothing or that the CO always repeats.
 
 #![expect(clippy::disallowed_methods, reason = "this is where gRPC codes are chosen")]
 
@@ -14,10 +14,10 @@ use super::rpc::{Class, Rpc, Service};
 use crate::types::{Failure, Kind};
 use crate::works::Crowd;
 
-/// The longest message answered, in bytes: it travels percent-encoded in one HTTP/2 header.
+/// The longest message of a status, in bytes: it is sent percent-encoded in one HTTP/2 header.
 const LONGEST: usize = 2048;
 
-/// A failed call's answer.
+/// The status of a failed call.
 pub(super) fn of(rpc: Rpc, failure: &Failure) -> Status {
     match failure {
         Failure::Clean(error) => answer(code(rpc, error.kind()), &error.chain()),
@@ -25,7 +25,7 @@ pub(super) fn of(rpc: Rpc, failure: &Failure) -> Status {
     }
 }
 
-/// The code of a failed call's answer.
+/// The code of a failed call.
 #[cfg(test)]
 pub(crate) fn code_of(rpc: Rpc, failure: &Failure) -> Code {
     of(rpc, failure).code()
@@ -42,10 +42,10 @@ fn code(rpc: Rpc, kind: Kind) -> Code {
         (Kind::InvalidArgument, _) => Code::InvalidArgument,
         (Kind::OutOfRange, _) => Code::OutOfRange,
         (Kind::NoCapacity, Creating) => Code::ResourceExhausted,
-        // The external-resizer lets a claim go back to a smaller size only after a code that says "never" (KEP-1790).
+        // The external-resizer allows a smaller size for the claim only after a final code (KEP-1790).
         (Kind::NoCapacity, Bringing) if rpc == Rpc::ControllerExpandVolume => Code::OutOfRange,
         (Kind::NoCapacity, Bringing) if rpc == Rpc::NodeExpandVolume => Code::ResourceExhausted,
-        // At an attach RESOURCE_EXHAUSTED would say that the node has too many volumes.
+        // For an attach, RESOURCE_EXHAUSTED would mean that the node has too many volumes.
         (Kind::NoCapacity, Bringing | Taking | Asking) => Code::Unavailable,
         (Kind::Busy, _) => Code::Aborted,
         (Kind::InUse | Kind::Precondition, _) => Code::FailedPrecondition,
@@ -53,7 +53,7 @@ fn code(rpc: Rpc, kind: Kind) -> Code {
             Service::Node => Code::FailedPrecondition,
             Service::Identity | Service::Controller => Code::InvalidArgument,
         },
-        // Between daemons only: until a certificate is put right, what an earlier try left behind must not be forgotten.
+        // Between daemons only: an earlier attempt may have left something behind, so the code must not be final while
         (Kind::Unavailable | Kind::Denied, _) => Code::Unavailable,
         (Kind::Timeout, _) => Code::DeadlineExceeded,
         (Kind::Corrupt, Creating | Bringing) => Code::FailedPrecondition,
@@ -63,7 +63,7 @@ fn code(rpc: Rpc, kind: Kind) -> Code {
     }
 }
 
-/// The code of an error that may have left something behind or under way: never a final one.
+/// The code of an error that may have left something behind or in progress: never a final one.
 fn unfinished(rpc: Rpc, kind: Kind) -> Code {
     match kind {
         _ if rpc.class() == Class::Probing => Code::FailedPrecondition,
@@ -91,18 +91,21 @@ fn answer(code: Code, message: &str) -> Status {
 fn presentable(message: &str) -> String {
     let line: String = message.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if line.is_empty() {
-        return "no reason was given; the driver's log has the rest".to_owned();
+        return "no reason was given; see the driver's log".to_owned();
     }
     if line.len() <= LONGEST {
         return line;
     }
     let end = line.floor_char_boundary(LONGEST);
-    format!("{}... (cut; the driver's log has the rest)", line.get(..end).unwrap_or_default())
+    format!("{}... (truncated; the driver's log has the full message)", line.get(..end).unwrap_or_default())
 }
 
-/// A request whose bytes are not the message they should be.
+/// A request that cannot be decoded as the message of its call.
 pub(super) fn undecodable(reason: &str) -> Status {
-    answer(Code::InvalidArgument, &format!("the request is not the CSI v1 message of this call: {reason}"))
+    answer(
+        Code::InvalidArgument,
+        &format!("the request cannot be decoded as the CSI v1 message of this call: {reason}"),
+    )
 }
 
 /// A call that is not served here, by its HTTP path.
@@ -111,32 +114,33 @@ pub(super) fn unimplemented(path: &str) -> Status {
     answer(
         Code::Unimplemented,
         &format!(
-            "{call} is not served on this socket; GetPluginCapabilities, ControllerGetCapabilities and NodeGetCapabilities say what is"
+            "{call} is not served on this socket; for the calls that are, see GetPluginCapabilities, \
+             ControllerGetCapabilities and NodeGetCapabilities"
         ),
     )
 }
 
-/// The work of a call ended in a panic, or its thread could not be had: nothing is known of what it did.
+/// The work of a call panicked, or its thread could not be started: it is unknown what was done.
 pub(super) fn panicked(rpc: Rpc) -> Status {
     answer(
         Code::Unavailable,
-        &format!("{} ended unexpectedly inside the driver; its log has the reason; ask again", rpc.name()),
+        &format!("{} failed unexpectedly inside the driver; see the driver's log for the reason; retry", rpc.name()),
     )
 }
 
-/// The caller's time is about to run out; what was begun goes on.
+/// The caller's deadline is close; the work continues.
 pub(super) fn overdue(rpc: Rpc) -> Status {
     answer(
         Code::DeadlineExceeded,
-        &format!("{} did not end within the caller's time; it goes on here; ask again", rpc.name()),
+        &format!("{} did not finish before the caller's deadline; it continues in the driver; retry", rpc.name()),
     )
 }
 
-/// The daemon stops.
+/// The daemon is stopping.
 pub(super) fn stopping(rpc: Rpc) -> Status {
     answer(
         Code::Unavailable,
-        &format!("{} is refused: this driver process is stopping; ask again when it is back", rpc.name()),
+        &format!("{} is refused: this driver process is stopping; retry when it is running again", rpc.name()),
     )
 }
 
@@ -144,13 +148,17 @@ pub(super) fn stopping(rpc: Rpc) -> Status {
 pub(super) fn unsent(rpc: Rpc, limit: Duration) -> Status {
     answer(
         Code::DeadlineExceeded,
-        &format!("the request of {} did not arrive within {} s; nothing was begun", rpc.name(), limit.as_secs()),
+        &format!(
+            "the request of {} did not arrive within {} s; nothing was started; retry",
+            rpc.name(),
+            limit.as_secs()
+        ),
     )
 }
 
-/// Too much on its way in at once.
+/// Too many bytes of requests are arriving at once.
 pub(super) fn flooded() -> Status {
-    answer(Code::Unavailable, "too many bytes of requests are on their way into this driver; ask again later")
+    answer(Code::Unavailable, "this driver is receiving too many bytes of requests at once; retry later")
 }
 
 /// Too many calls at once.
@@ -180,7 +188,7 @@ mod tests {
         Kind::Internal,
     ];
 
-    /// What a row of the table says, in the order of [`KINDS`].
+    /// A row of the table, in the order of [`KINDS`].
     fn row(rpc: Rpc) -> [Code; 14] {
         use Code::{
             Aborted, AlreadyExists, DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, NotFound,

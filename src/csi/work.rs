@@ -1,5 +1,5 @@
-//! Runs a call's work on a thread of its own. tonic drops a handler's future when its client goes away; the work does
-//! not notice: it owns its locks, ends, and says how it ended in the log.
+//! Runs a call's work on a thread of its own. tonic drops a handler's future when its client disconnects. The work is
+//! not affected: it owns its locks, finishes, and logs its result.
 
 use std::time::Duration;
 
@@ -13,21 +13,21 @@ use super::status;
 use crate::types::{Failure, Kind};
 use crate::works::{self, Ended};
 
-/// Works at once, with those whose caller went away and those whose answer was not taken yet; one more is refused, and
-/// one of a pool that has half of them. The runtime has threads for twice as many.
+/// Works at once, including those whose caller went away or whose answer was not yet read; one more is refused, and so
+/// is one of a pool that has half of them. The runtime has threads for twice as many.
 pub(super) const MOST_WORKS: usize = 256;
 
-/// The works of this server's calls. Cheap to clone; clones count together.
+/// The works of this server's calls. Cheap to clone; clones share the count.
 #[derive(Clone, Debug)]
 pub(super) struct Works(works::Works);
 
 impl Works {
-    /// None yet.
+    /// Empty.
     pub(super) fn new() -> Self {
         Self(works::Works::new(MOST_WORKS))
     }
 
-    /// Waits until none is left, at most `grace`; how many are.
+    /// Waits until none is left, at most `grace`; returns how many are.
     pub(super) async fn ended(&self, grace: Duration) -> usize {
         self.0.ended(grace).await
     }
@@ -59,7 +59,7 @@ impl Works {
     }
 }
 
-/// The one place that logs a call's error, with its meaning and not its code.
+/// Logs a call's error, with its meaning and not its code; nothing else does.
 fn log(failure: &Failure) {
     let left = match failure {
         Failure::Clean(_) => "nothing",

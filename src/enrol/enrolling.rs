@@ -1,4 +1,4 @@
-//! [`Enrolling`]: a node comes to its certificate, and to the next one in time.
+//! [`Enrolling`]: a node requests its certificate, and renews it in time.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,31 +20,31 @@ use crate::os::{Os, Timestamp};
 use crate::tls::{Holder, Issued, Role, Trust, signing_request};
 use crate::types::{Error, Kind, NodeId, OsContext, Result};
 
-/// How often it is looked whether a certificate is wanted: time, or another CA, makes it so.
+/// How often the node checks whether it needs a certificate: because of its age, or another CA.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// The pauses after a try that failed: the first, and the longest.
+/// The pauses after a failed attempt: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How long a controller may take to answer; it asks the API server in that time.
+/// How long a controller may take to answer; it queries the API server in that time.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// How a controller is dialled whose certificate has to be of these CAs; it connects when it is needed.
+/// How a controller is dialled whose certificate must be issued by these CAs; the channel connects when it is used.
 pub type DialEnrol = Box<dyn Fn(Trust, SocketAddr) -> Result<Channel> + Send + Sync>;
 
-/// A node that wants to be certified.
+/// A node that requests certificates.
 pub struct Enrolling {
-    /// Where its disk is.
+    /// Access to its disk.
     pub os: Os,
-    /// Who it is. A certificate for another node is not taken.
+    /// Its id. A certificate for another node is not accepted.
     pub node: NodeId,
-    /// Where controllers certify, `HOST:PORT` each; a host may have several addresses.
+    /// Where controllers issue certificates, `HOST:PORT` each; a host may have several addresses.
     pub servers: Vec<String>,
-    /// The token's file, read at each try.
+    /// The token's file, read at each attempt.
     pub token: PathBuf,
-    /// The file with the CAs by which controllers are believed, read at each look.
+    /// The file with the CAs that controllers' certificates must be issued by, read at each check.
     pub ca: PathBuf,
-    /// Where the certificate is kept.
+    /// Where the certificate is stored.
     pub kept: Kept,
-    /// What it is given to.
+    /// The holder that gets it.
     pub holder: Holder,
     /// How controllers are dialled.
     pub dial: DialEnrol,
@@ -56,7 +56,7 @@ impl fmt::Debug for Enrolling {
     }
 }
 
-/// What a try needs from the disk.
+/// The inputs of an attempt.
 pub(super) struct Wanted {
     why: String,
     ca: Vec<u8>,
@@ -64,26 +64,26 @@ pub(super) struct Wanted {
 }
 
 impl Enrolling {
-    /// Takes what was kept, whether or not it can be used. Blocks.
+    /// Loads the stored certificate, whether or not it can be used. Blocks.
     pub fn take_kept(kept: &Kept, holder: &Holder) {
         let taken = match kept.read() {
             Ok(Some(issued)) => holder.put(&issued),
-            Ok(None) => return holder.missing("this node has not been certified yet"),
+            Ok(None) => return holder.missing("this node has no certificate yet"),
             Err(error) => Err(error),
         };
         if let Err(error) = taken {
             holder.missing(&format!(
-                "what this node has in {} cannot be used: {}",
+                "the certificate of this node in {} cannot be used: {}",
                 kept.file().display(),
                 error.chain()
             ));
         }
     }
 
-    /// Runs until `stop` says so. What is there goes on while nobody certifies.
+    /// Runs until `stop`. The current certificate stays in use while no controller issues one.
     pub async fn run(self, mut stop: watch::Receiver<()>) {
         let this = std::sync::Arc::new(self);
-        let failing = "this node is not certified now, it is tried again; local volumes are served";
+        let failing = "this node cannot get a certificate now and retries; local volumes are served";
         let mut trying = Trying::new(failing, PAUSES);
         loop {
             let looking = std::sync::Arc::clone(&this);
@@ -92,7 +92,9 @@ impl Enrolling {
                 Ok(Ok(None)) => Ok(()),
                 Ok(Ok(Some(wanted))) => std::sync::Arc::clone(&this).enrol(wanted).await,
                 Ok(Err(error)) => Err(error),
-                Err(failed) => Err(Error::new(Kind::Internal, format!("the look for a certificate failed: {failed}"))),
+                Err(failed) => {
+                    Err(Error::new(Kind::Internal, format!("the check of the certificate failed: {failed}")))
+                }
             };
             if let Err(error) = &tried {
                 this.holder.missing(&error.chain());
@@ -103,21 +105,21 @@ impl Enrolling {
         }
     }
 
-    /// Whether a certificate is wanted now, and why. Where what is kept is good it is held: at the start it may not have been, by
-    /// a clock that was wrong or a disk that did not answer. Blocks.
+    /// Whether a certificate is needed now, and why. A good stored certificate is loaded: at the start it may not have
+    /// been, because of a wrong clock or a disk that did not answer. Blocks.
     pub(super) fn wanted(&self) -> Result<Option<Wanted>> {
         let role = Role::Node(self.node.clone());
         let shown = self.ca.display();
         let ca = self.os.read(&self.ca).at(|| format!("read {shown}"))?;
         let usable = |issued: Issued| Ok((issued.renewal(&role)?, issued));
         let why = match self.kept.read().and_then(|kept| kept.map(usable).transpose()) {
-            Ok(None) => "it has none".to_owned(),
-            Err(error) => format!("what it has cannot be used: {}", error.chain()),
+            Ok(None) => "the node has none".to_owned(),
+            Err(error) => format!("the stored one cannot be used: {}", error.chain()),
             Ok(Some((at, _))) if Timestamp::now().seconds() >= at => {
-                "two thirds of the last one's life are over".to_owned()
+                "two thirds of the current one's lifetime have passed".to_owned()
             }
             Ok(Some((_, known))) if ca.as_ref().is_some_and(|ca| ca != known.ca.as_bytes()) => {
-                "the CAs changed".to_owned()
+                "the CAs have changed".to_owned()
             }
             Ok(Some((_, known))) => return self.holder.hold(&known).map(|()| None),
         };
@@ -125,53 +127,62 @@ impl Enrolling {
             return Err(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "there is no CA's certificate in {shown} yet, and this node wants a certificate ({why}). The first \
-                     controller that reaches the API server publishes it, and kubelet brings it here within about a minute; \
-                     if it stays away, look at the log of the controllers, then at the ConfigMap that is mounted here"
+                    "there is no CA certificate in {shown} yet, and this node needs a certificate ({why}). The first \
+                     controller that reaches the API server publishes it, and kubelet mounts it here within about a \
+                     minute; if it does not appear, check the log of the controllers, then the ConfigMap that is \
+                     mounted here"
                 ),
             ));
         };
         Ok(Some(Wanted { why, ca, token: self.token()? }))
     }
 
-    /// One try at every controller, until one certifies.
+    /// One attempt at each controller, until one issues a certificate.
     ///
-    /// 1. A new key and a request for it, in memory.
-    /// 2. A controller certifies it. A crash here leaves a certificate nobody has the key of.
-    /// 3. Key, certificate and CAs are taken for handshakes. A crash leaves what was kept before; that they cannot be kept is an
-    ///    error, and no reason not to use them.
-    /// 4. They replace what is kept, all at once. A crash leaves one or the other, which the next start takes.
+    /// 1. Create a new key and a signing request for it, in memory.
+    /// 2. A controller issues the certificate. A crash here leaves a certificate without a key.
+    /// 3. Use key, certificate and CAs for handshakes. A crash leaves the stored ones. A failure to store them is an
+    ///    error, but they are used all the same.
+    /// 4. Replace the stored ones, all at once. A crash leaves one or the other, which the next start loads.
     pub(super) async fn enrol(self: std::sync::Arc<Self>, Wanted { why, ca, token }: Wanted) -> Result<()> {
-        info!(node = %self.node, "asking for a certificate: {why}");
+        info!(node = %self.node, "requesting a certificate: {why}");
         let trust = Trust::read(&ca, &self.ca)?;
         let (key, request) = signing_request(&self.node)?;
         let ca = String::from_utf8(ca)
-            .map_err(|_| Error::new(Kind::Precondition, format!("{} is not text", self.ca.display())))?;
+            .map_err(|_| Error::new(Kind::Precondition, format!("{} is not UTF-8 text", self.ca.display())))?;
         let asked = self.ask(&trust, &token, &request).await;
-        let certificate = asked.map_err(|error| error.context(format!("no controller certifies this node ({why})")))?;
+        let certificate = asked
+            .map_err(|error| error.context(format!("no controller issues a certificate for this node ({why})")))?;
         let issued = Issued { ca, certificate, key, until: String::new() };
         let until = issued.check(&Role::Node(self.node.clone()))?;
         let write = move || {
             let this = self;
             this.holder.put(&issued)?;
             this.kept.write(&issued)?;
-            info!(node = %this.node, until, file = %this.kept.file().display(), "this node is certified");
+            info!(node = %this.node, until, file = %this.kept.file().display(), "this node has a new certificate");
             Ok(())
         };
         tokio::task::spawn_blocking(write)
             .await
-            .map_err(|failed| Error::new(Kind::Internal, format!("the certificate could not be kept: {failed}")))?
+            .map_err(|failed| Error::new(Kind::Internal, format!("the certificate cannot be stored: {failed}")))?
     }
 
     fn token(&self) -> Result<String> {
         let shown = self.token.display();
         let text = self.os.read(&self.token).at(|| format!("read {shown}"))?.ok_or_else(|| {
-            Error::new(Kind::Unavailable, format!("{shown} is not there; mount a projected service account token"))
+            Error::new(
+                Kind::Unavailable,
+                format!("{shown} does not exist; mount a projected service account token there"),
+            )
         })?;
-        // Nothing of what is there may be in the message.
+        // The message must not contain any of the content.
         let text = String::from_utf8(text).ok().map(|text| text.trim().to_owned());
-        text.filter(|token| !token.is_empty())
-            .ok_or_else(|| Error::new(Kind::Precondition, format!("{shown} holds no token")))
+        text.filter(|token| !token.is_empty()).ok_or_else(|| {
+            Error::new(
+                Kind::Precondition,
+                format!("{shown} contains no token; mount a projected service account token there"),
+            )
+        })
     }
 
     async fn ask(&self, trust: &Trust, token: &str, request: &str) -> Result<String> {
@@ -180,7 +191,7 @@ impl Enrolling {
         for name in &self.servers {
             match tokio::net::lookup_host(name).await {
                 Ok(found) => addresses.extend(found),
-                Err(failed) => said.push(format!("{name} cannot be looked up: {failed}")),
+                Err(failed) => said.push(format!("{name} cannot be resolved: {failed}")),
             }
         }
         for address in addresses {
@@ -191,17 +202,17 @@ impl Enrolling {
             match tokio::time::timeout(ANSWER, client.enrol(message)).await {
                 Ok(Ok(reply)) => return Ok(reply.into_inner().certificate),
                 Ok(Err(status)) => said.push(format!("{address}: {}", reason(&status))),
-                Err(_) => said.push(format!("{address} has not answered within {} s", ANSWER.as_secs())),
+                Err(_) => said.push(format!("{address} did not answer within {} s", ANSWER.as_secs())),
             }
         }
         if said.is_empty() {
-            said.push("no controller has an address".to_owned());
+            said.push("no controller has an address; check the configured names".to_owned());
         }
         Err(Error::new(Kind::Unavailable, said.join("; ")))
     }
 }
 
-/// A status in words: what the controller said, or what is below it.
+/// The reason of a status: the controller's message, or the underlying error.
 fn reason(status: &tonic::Status) -> String {
     let mut text = status.message().to_owned();
     let mut next = std::error::Error::source(status);

@@ -1,4 +1,4 @@
-//! [`Kept`]: what a node was certified with last, on its disk: key, certificate and CAs in one file.
+//! [`Kept`]: the last issued certificate of a node on its disk: key, certificate and CAs in one file.
 
 use std::path::{Path, PathBuf};
 
@@ -9,19 +9,19 @@ use crate::os::Os;
 use crate::tls::{CA, CERTIFICATE, Issued, KEY};
 use crate::types::{Error, Kind, OsContext, Result};
 
-/// The file, in the directory of the node's state.
+/// The file, in the node's state directory.
 const FILE: &str = "certificate.json";
-/// Where files of these names were kept before, and what a crash left beside it.
+/// Where earlier releases stored the files, and what a crash left beside it.
 const EARLIER: [&str; 2] = ["tls", ".tls.new"];
 
-/// Where a node keeps its certificate. Cheap to clone.
+/// Where a node stores its certificate. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Kept {
     os: Os,
     state: PathBuf,
 }
 
-/// What the file holds, each in PEM. What a later release adds is passed over.
+/// The content of the file, each in PEM. Fields of a later release are ignored.
 #[derive(Serialize, Deserialize)]
 struct Content {
     ca: String,
@@ -42,16 +42,16 @@ impl Kept {
         self.state.join(FILE)
     }
 
-    /// What was kept last, whatever it is worth now; `None` when nothing was. Blocks.
+    /// The stored certificate, usable or not; `None` when there is none. Blocks.
     ///
     /// # Errors
-    /// `Corrupt` for what nobody wrote here; nothing of it is in the message. Those of open(2) and read(2).
+    /// `Corrupt` for a damaged file; its content is not in the message. Those of open(2) and read(2).
     pub fn read(&self) -> Result<Option<Issued>> {
         let file = self.file();
         let Some(text) = self.os.read(&file).at(|| format!("read {}", file.display()))? else {
             return self.read_earlier();
         };
-        let damaged = || Error::new(Kind::Corrupt, format!("{}: it is damaged", file.display()));
+        let damaged = || Error::new(Kind::Corrupt, format!("{} is damaged", file.display()));
         let Content { ca, certificate, key } = serde_json::from_slice(&text).map_err(|_| damaged())?;
         Ok(Some(Issued { ca, certificate, key, until: String::new() }))
     }
@@ -67,13 +67,14 @@ impl Kept {
         Ok(all.map(|((ca, certificate), key)| Issued { ca, certificate, key, until: String::new() }))
     }
 
-    /// Replaces what is kept, all at once. Blocks.
+    /// Replaces the stored certificate, all at once. Blocks.
     ///
-    /// 1. The file is replaced ([`Os::replace_file`]). A crash leaves what was kept before, or the new.
-    /// 2. What earlier releases kept is removed. A crash leaves some of it, which nobody reads any more; the next write removes it.
+    /// 1. The file is replaced ([`Os::replace_file`]). A crash leaves the earlier content, or the new.
+    /// 2. The files of earlier releases are removed. A crash leaves some of them, which are not read any more; the next
+    ///    write removes them.
     ///
     /// # Errors
-    /// Those of writing; what was kept before still is, or the new.
+    /// Those of writing; the file then has the earlier content, or the new.
     pub fn write(&self, issued: &Issued) -> Result<()> {
         let (ca, certificate, key) = (issued.ca.clone(), issued.certificate.clone(), issued.key.clone());
         let text = serde_json::to_vec_pretty(&Content { ca, certificate, key })
@@ -82,7 +83,10 @@ impl Kept {
         self.os.replace_file(&file, &text).at(|| format!("write {}", file.display()))?;
         for earlier in EARLIER {
             if let Err(error) = self.remove(&self.state.join(earlier)) {
-                warn!("an earlier certificate and its key stay behind, remove them: {}", error.chain());
+                warn!(
+                    "the certificate and key of an earlier release cannot be removed; remove them: {}",
+                    error.chain()
+                );
             }
         }
         Ok(())

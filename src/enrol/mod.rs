@@ -1,13 +1,16 @@
-//! Certificates without files: the controllers hold a CA in common and certify nodes over the wire (TLS mode `auto`).
+//! Certificate issuance without files: the controllers share a CA and issue certificates to nodes over the network (TLS
+//! mode `auto`).
 //!
-//! [`Keeper`] is the controller's side of the CA: made once, read again, its certificate published, the controller's own
-//! certificate signed from it in memory. [`EnrolService`] certifies nodes. [`Enrolling`] is a node's side: its key never
-//! leaves it, and key and certificate are on its disk ([`Kept`]), so that it starts without a controller.
+//! [`Keeper`] is the controller's side of the CA: created once, read again, its certificate published, the controller's
+//! own certificate signed with it in memory. [`EnrolService`] issues certificates to nodes. [`Enrolling`] is the node's
+//! side: the key never leaves the node, and key and certificate are on its disk ([`Kept`]), so that it starts without a
+//! controller.
 //!
 //! Invariants:
-//! - Who a node is follows from what the API server says of its token ([`rules`]) and from nothing that the node says.
-//! - The CA that is there is never replaced by a controller: who makes one makes it only where there is none.
-//! - Neither token nor key is in a log, an error or a Debug.
+//! - A node's identity follows from the API server's review of its token ([`rules`]), and from nothing that the node
+//!   sends.
+//! - A controller never replaces an existing CA: it creates one only where there is none.
+//! - No log line, error or Debug output contains a token or a key.
 
 mod enrolling;
 mod keeper;

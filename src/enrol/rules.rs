@@ -1,4 +1,4 @@
-//! Whose token it is: the whole decision, without a wire or a cluster.
+//! The node that a token belongs to: the whole decision, without network or cluster.
 
 use std::collections::BTreeMap;
 
@@ -7,59 +7,59 @@ use async_trait::async_trait;
 use crate::kubernetes::ObjectName;
 use crate::types::{NodeId, Result};
 
-/// The audience a token must have been made for: tokens that pods have for the API server are worth nothing here.
+/// The audience that a token must have: the tokens that pods use for the API server are not accepted here.
 pub const AUDIENCE: &str = "holdfast";
-/// Where the API server says which node the pod of a bound token runs on (KEP-4193).
+/// The claim with which the API server names the node of a bound token's pod (KEP-4193).
 pub const NODE_CLAIM: &str = "authentication.kubernetes.io/node-name";
 
-/// What the API server says of a token.
+/// The API server's review of a token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Review {
-    /// Whether it is good at all.
+    /// Whether the token is valid.
     pub authenticated: bool,
-    /// Why it could not be looked at, or is not good.
+    /// Why it is not valid, or why it cannot be reviewed.
     pub error: String,
-    /// Those of the audiences asked for that it was made for.
+    /// Those of the requested audiences that it has.
     pub audiences: Vec<String>,
-    /// Whose it is, such as `system:serviceaccount:NAMESPACE:NAME`.
+    /// Its account, such as `system:serviceaccount:NAMESPACE:NAME`.
     pub account: String,
-    /// What else is known of it.
+    /// Its other claims.
     pub claims: BTreeMap<String, Vec<String>>,
 }
 
-/// Who can say whose a token is.
+/// Reviews tokens.
 #[async_trait]
 pub trait Tokens: Send + Sync {
-    /// What there is to say of a token, asked for this audience. A token that is not good is an answer.
+    /// The review of a token for this audience. A token that is not valid is an answer, not an error.
     ///
     /// # Errors
-    /// Nobody could say. The token is in no error.
+    /// The token cannot be reviewed. No error contains the token.
     async fn review(&self, token: &str, audience: &str) -> Result<Review>;
 }
 
-/// Where the CA is kept in common.
+/// The shared storage of the CA.
 #[async_trait]
 pub trait Vault: Send + Sync {
-    /// The CA's certificates and key, PEM; `None` where there is none yet.
+    /// The CA's certificates and key, PEM; `None` if there is none yet.
     ///
     /// # Errors
-    /// It cannot be known, or what is there is no CA.
+    /// It cannot be read, or is not a CA.
     async fn read(&self) -> Result<Option<CaText>>;
 
-    /// Puts the first one there; false when there is one already, which stays.
+    /// Stores the first CA; false if there is one already, which stays.
     ///
     /// # Errors
-    /// It is not known whether it is there.
+    /// It is unknown whether it was stored.
     async fn create(&self, ca: &CaText) -> Result<bool>;
 
-    /// Makes everybody who may know see exactly these CAs; true when they saw something else before.
+    /// Publishes exactly these CAs to all readers; true when that is a change.
     ///
     /// # Errors
-    /// They may not see it.
+    /// They may not be published.
     async fn publish(&self, certificates: &str) -> Result<bool>;
 }
 
-/// A CA in PEM: its certificate first, perhaps others that are trusted beside it, and its key.
+/// A CA in PEM: its certificate first, perhaps other trusted ones after it, and its key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CaText {
     /// `ca.crt`.
@@ -74,35 +74,39 @@ impl std::fmt::Debug for CaText {
     }
 }
 
-/// Why a node is not certified.
+/// Why a node gets no certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
-    /// The outcome as it is counted.
+    /// The label in the metric.
     pub reason: &'static str,
-    /// The sentence.
+    /// The reason, a sentence.
     pub why: String,
 }
 
-/// The node a token was made for: authenticated, for our audience, of this account, and bound to exactly one node.
+/// The node that a token was created for: the token is valid, for our audience, of this account, and bound to exactly
+/// one node.
 ///
 /// # Errors
-/// The first of these that does not hold.
+/// The first of these conditions that is not met.
 pub fn node_of(review: &Review, account: &ObjectName) -> std::result::Result<NodeId, Denial> {
     let deny = |reason, why: String| Err(Denial { reason, why });
     if !review.authenticated {
         let said = if review.error.is_empty() { "" } else { ": " };
-        return deny("unauthenticated", format!("the API server does not know its token{said}{}", review.error));
+        return deny("unauthenticated", format!("the API server does not accept its token{said}{}", review.error));
     }
     if !review.audiences.iter().any(|audience| audience == AUDIENCE) {
         return deny("audience", format!("its token is not for the audience {AUDIENCE}"));
     }
     let expected = format!("system:serviceaccount:{}:{}", account.namespace(), account.name());
     if review.account != expected {
-        return deny("account", format!("its token is of {}, and nodes are {expected}", review.account));
+        return deny(
+            "account",
+            format!("its token belongs to {}, and the nodes' account is {expected}", review.account),
+        );
     }
     let [name] = review.claims.get(NODE_CLAIM).map(Vec::as_slice).unwrap_or_default() else {
         let why =
-            format!("its token names no node ({NODE_CLAIM}): it has to be bound to a pod, by Kubernetes 1.32 or later");
+            format!("its token names no node ({NODE_CLAIM}): it must be bound to a pod, by Kubernetes 1.32 or later");
         return deny("no_node", why);
     };
     NodeId::from_node_name(name).or_else(|error| deny("no_node", format!("its token names no node: {error}")))
@@ -140,7 +144,7 @@ mod tests {
             assert_eq!(reason(|review| review.account = other.into()), "account", "{other}");
         }
         assert_eq!(reason(|review| review.claims.clear()), "no_node");
-        // The last is how a longer name is shortened: that node's id.
+        // The last is the shortened form of a longer name: that node's id.
         let cut = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-0123456789abcdef";
         for names in [vec![], vec!["a", "b"], vec![""], vec!["a/b"], vec!["a b"], vec![cut]] {
             let names: Vec<_> = names.into_iter().map(str::to_owned).collect();
@@ -150,7 +154,7 @@ mod tests {
                 "{names:?}"
             );
         }
-        // A claim of another name is none.
+        // A claim with another name does not count.
         assert_eq!(
             reason(|review| {
                 let names = review.claims.remove(NODE_CLAIM).unwrap();

@@ -1,4 +1,4 @@
-//! [`EnrolService`]: a controller certifies nodes. It is the only service of its port.
+//! [`EnrolService`]: a controller issues certificates to nodes. It is the only service of its port.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,15 +22,15 @@ use crate::wire::{Allowance, Bounds, Complaints, Door, Guest, MostArriving};
 
 /// The largest message, in bytes: a token and a signing request have some kilobytes.
 pub const MOST_MESSAGE: usize = 64 << 10;
-/// Requests of one network at once, and the bytes of all on their way in.
+/// Concurrent requests of one network, and the bytes of all that may be arriving.
 const MOST_CALLS_OF_ONE: usize = 64;
 const MOST_ARRIVING: MostArriving = MostArriving { all: 16 << 20, of_one: 4 << 20 };
-/// The largest token asked about.
+/// The largest token that is reviewed.
 const MOST_TOKEN: usize = 32 << 10;
-/// Questions to the API server at once, and of one network; others wait for their turn.
+/// Concurrent reviews by the API server, and those of one network; others wait for their turn.
 const MOST_REVIEWS: usize = 16;
 const MOST_REVIEWS_OF_ONE: usize = 4;
-/// The longest wait: with it and the API server's own time a caller still has an answer.
+/// The longest wait: together with the API server's own time, the caller still gets an answer in time.
 const TURN: Duration = Duration::from_secs(4);
 
 /// The gRPC service.
@@ -51,7 +51,7 @@ impl fmt::Debug for EnrolService {
 }
 
 impl EnrolService {
-    /// Certifies nodes whose tokens are of this account, for so long.
+    /// Issues certificates, valid for so long, to nodes whose tokens are of this account.
     #[must_use]
     pub fn new(
         tokens: Arc<dyn Tokens>,
@@ -64,21 +64,21 @@ impl EnrolService {
         Self { tokens, account, signing, life, reviews, metrics, complaints }
     }
 
-    /// The bounds of the port it is served on.
+    /// The limits of the port it is served on.
     #[must_use]
     pub fn bounds(&self) -> Bounds {
         Bounds::new(Anybody, MOST_ARRIVING)
     }
 
-    /// Counts who got no certificate, and says so unless it was said just now.
+    /// Counts a refused client, and logs the reason unless it was logged recently.
     fn refused(&self, who: &Who, reason: &'static str, why: &str) {
         self.metrics.ended(reason);
         if let Some(unsaid) = self.complaints.may_say(&who.network, reason) {
-            tracing::warn!(address = who.address, reason, unsaid, "a node was not certified: {why}");
+            tracing::warn!(address = who.address, reason, unsaid, "no certificate was issued to a node: {why}");
         }
     }
 
-    /// Nobody is to blame: it may be asked again.
+    /// Not the client's fault: it may retry.
     fn not_now(&self, who: &Who, reason: &'static str, error: Error) -> Status {
         self.refused(who, reason, &error.chain());
         wire_answer(&Failure::Clean(error.with_kind(Kind::Unavailable)))
@@ -90,20 +90,20 @@ impl EnrolService {
     }
 }
 
-/// Everybody may ask for a certificate.
+/// Every client may request a certificate.
 struct Anybody;
 
 impl Door for Anybody {
     fn admit(&self, from: &http::Extensions, _path: &str) -> Result<Allowance, Status> {
-        // A message has a head of five bytes.
+        // A message has a header of five bytes.
         Ok(wire_allowance(from, MOST_CALLS_OF_ONE, MOST_MESSAGE + 5))
     }
 }
 
-/// Where a request comes from.
+/// The origin of a request.
 struct Who {
     address: String,
-    /// What it is counted by.
+    /// The key that it is counted by.
     network: String,
     guest: Option<Guest>,
 }
@@ -122,7 +122,7 @@ impl Who {
     }
 }
 
-/// The questions to the API server, in the order in which they came; a network that has many under way waits by itself.
+/// The reviews by the API server, in the order of arrival; a network with many running ones waits by itself.
 struct Reviews {
     all: Semaphore,
     of: Mutex<BTreeMap<String, Weak<Semaphore>>>,
@@ -160,7 +160,7 @@ impl Enrolment for EnrolService {
         let who = Who::asks(request.extensions());
         let EnrolRequest { token, request } = request.into_inner();
         let Some(authority) = self.signing.authority() else {
-            let why = Error::new(Kind::Unavailable, "this controller has no CA yet; its log says why; ask again");
+            let why = Error::new(Kind::Unavailable, "this controller has no CA yet; see its log for the reason; retry");
             return Err(self.not_now(&who, "no_authority", why));
         };
         if token.is_empty() || token.len() > MOST_TOKEN {
@@ -169,14 +169,14 @@ impl Enrolment for EnrolService {
         }
         let Some(_turn) = self.reviews.turn(&who.network).await else {
             let many =
-                format!("{MOST_REVIEWS} tokens, or {MOST_REVIEWS_OF_ONE} of its network, are looked at; ask again");
+                format!("{MOST_REVIEWS} tokens, or {MOST_REVIEWS_OF_ONE} of its network, are being reviewed; retry");
             return Err(self.not_now(&who, "crowded", Error::new(Kind::Unavailable, many)));
         };
         let _looked_at = who.guest.as_ref().map(Guest::looked_at);
         let review = match self.tokens.review(&token, AUDIENCE).await {
             Ok(review) => review,
             Err(error) => {
-                return Err(self.not_now(&who, "unavailable", error.context("the token cannot be looked at")));
+                return Err(self.not_now(&who, "unavailable", error.context("the token cannot be reviewed")));
             }
         };
         drop(token);
@@ -192,7 +192,7 @@ impl Enrolment for EnrolService {
             }
         };
         self.metrics.ended("issued");
-        info!(%node, address = who.address, until, "a node was certified");
+        info!(%node, address = who.address, until, "a certificate was issued to a node");
         Ok(Response::new(EnrolReply { certificate }))
     }
 }

@@ -1,4 +1,4 @@
-//! Controllers and nodes over real TLS, the CA and the tokens behind real HTTP.
+//! Controllers and nodes over real TLS, with the CA and the tokens behind real HTTP.
 
 use std::fs;
 use std::io;
@@ -46,7 +46,7 @@ fn dial(trust: Trust, address: SocketAddr) -> Result<Channel> {
     Ok(endpoint.connect_with_connector_lazy(credentials.connector(&Role::Controller)))
 }
 
-/// An API server, and a controller that certifies.
+/// An API server, and a controller that issues certificates.
 struct Rig {
     api: ApiServer,
     scratch: TempDir,
@@ -109,7 +109,7 @@ impl Rig {
         Credentials::held(Role::Node(node(name)), self.of_node.tls().clone())
     }
 
-    /// What a start with what is kept would have.
+    /// What a start with the stored files would use.
     fn takes_kept(&self, name: &str) -> Result<String> {
         let issued = self.kept().read()?.expect("something is kept");
         self.held(name).1.put(&issued)?;
@@ -169,7 +169,7 @@ async fn controllers_that_start_at_once_make_one_ca() {
     assert!(!map.to_string().contains("PRIVATE KEY"));
     let secret = rig.api.object("secrets/ns/holdfast-ca").unwrap();
     assert_eq!(secret["data"].as_object().unwrap().keys().collect::<Vec<_>>(), ["ca.crt", "ca.key"]);
-    // Whoever comes later takes what is there, and changes nothing.
+    // A later controller uses the existing CA and changes nothing.
     let mut late = rig.controller().await;
     late.keeper.look().await.unwrap();
     assert_eq!(rig.api.object("secrets/ns/holdfast-ca").unwrap(), secret);
@@ -193,12 +193,12 @@ async fn a_node_is_certified_for_what_its_token_says() {
     controller.keeper.look().await.unwrap();
     rig.mount_ca();
     let enrolling = rig.enrolling("node-1", "token-of-1", &controller);
-    let wanted = enrolling.wanted().unwrap().expect("it has none");
+    let wanted = enrolling.wanted().unwrap().expect("the node has none");
     Arc::clone(&enrolling).enrol(wanted).await.unwrap();
     assert!(enrolling.wanted().unwrap().is_none());
     rig.takes_kept("node-1").unwrap();
 
-    // The request is for another name: the token's counts.
+    // The request is for another name: the token decides.
     let (key, request) = signing_request(&node("node-2")).unwrap();
     let certificate = rig.ask(&controller, "token-of-1", &request).await.unwrap();
     let ca = fs::read_to_string(rig.place("ca.crt")).unwrap();
@@ -206,7 +206,7 @@ async fn a_node_is_certified_for_what_its_token_says() {
     issued.check(&Role::Node(node("node-1"))).unwrap();
     issued.check(&Role::Node(node("node-2"))).unwrap_err();
 
-    // A node that got another node's token does not take that node's certificate.
+    // A node that got another node's token does not accept that node's certificate.
     fs::remove_file(rig.kept().file()).unwrap();
     let enrolling = rig.enrolling("node-2", "token-of-1", &controller);
     let wanted = enrolling.wanted().unwrap().unwrap();
@@ -251,7 +251,7 @@ async fn tokens_that_are_not_of_a_node_are_refused_and_counted() {
     // Larger than any token and request: not even read.
     let status = rig.ask(&controller, &"x".repeat(5 << 20), &request).await.unwrap_err();
     assert_ne!(status.code(), Code::PermissionDenied);
-    // Nobody can say now: to be asked again, and no verdict.
+    // The API server cannot answer now: the node retries, and nothing is decided.
     rig.api.answer_with(Some((500, "out of order".to_owned())));
     let status = rig.ask(&controller, "token-of-1", &request).await.unwrap_err();
     assert_ne!(status.code(), Code::PermissionDenied);
@@ -271,7 +271,7 @@ async fn the_port_without_certificates_certifies_and_nothing_else() {
     let heartbeat = HeartbeatRequest { node: "node-1".into(), ..HeartbeatRequest::default() };
     let status = RegistryClient::new(channel).heartbeat(heartbeat).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
-    // A controller of another CA is told nothing.
+    // Nothing is sent to a controller of another CA.
     let foreign = Authority::make().unwrap().0;
     let channel = dial(trust(foreign.bundle().as_bytes()), controller.address).unwrap();
     let (_, request) = signing_request(&node("node-1")).unwrap();
@@ -280,7 +280,7 @@ async fn the_port_without_certificates_certifies_and_nothing_else() {
     assert_eq!(rig.api.asked("POST /apis/authentication.k8s.io/v1/tokenreviews"), 0);
 }
 
-/// Connected from an address of one's choice.
+/// Connected from a chosen address.
 async fn connected(ca: &[u8], from: &str, to: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(format!("{from}:0").parse().unwrap())?;
@@ -358,7 +358,7 @@ async fn another_ca_reaches_everybody_in_steps() {
     let enrolling = rig.enrolling("node-1", "token-of-1", &controller);
     let certified = async || {
         rig.mount_ca();
-        let wanted = enrolling.wanted().unwrap().expect("the CAs changed");
+        let wanted = enrolling.wanted().unwrap().expect("the CAs have changed");
         Arc::clone(&enrolling).enrol(wanted).await.unwrap();
         assert!(enrolling.wanted().unwrap().is_none());
         rig.takes_kept("node-1").unwrap()
@@ -371,7 +371,7 @@ async fn another_ca_reaches_everybody_in_steps() {
         let bytes: k8s_openapi::ByteString = serde_json::from_value(secret["data"]["ca.key"].clone()).unwrap();
         String::from_utf8(bytes.0).unwrap()
     };
-    // Both trusted; then the new one certifies; then it is alone.
+    // Both trusted; then the new one issues; then it is alone.
     for (certificates, key) in [
         (format!("{old}{}", new.bundle()), &old_key),
         (format!("{}{old}", new.bundle()), &new_key),
@@ -381,7 +381,7 @@ async fn another_ca_reaches_everybody_in_steps() {
         controller.keeper.look().await.unwrap();
         assert_eq!(certified().await, certificates);
     }
-    // One that cannot be used changes nothing.
+    // A CA that cannot be used changes nothing.
     rig.keep(new.bundle(), &old_key);
     controller.keeper.look().await.unwrap_err();
     assert_eq!(controller.signing.authority().unwrap().bundle(), new.bundle());
@@ -400,7 +400,7 @@ async fn a_node_goes_on_trying_until_there_is_a_controller() {
     assert!(why.contains("ca.crt") && why.contains("the log of the controllers"), "{why}");
     controller.keeper.look().await.unwrap();
     rig.mount_ca();
-    // A new certificate is used first, and kept after that.
+    // A new certificate is used first, and stored after that.
     for _ in 0..200 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         if rig.of_node.tls().why_missing().is_none() && rig.kept().read().unwrap().is_some() {
@@ -422,12 +422,12 @@ async fn what_is_kept_is_held_also_when_it_was_not_at_the_start() {
     let first = rig.enrolling("node-1", "token-of-1", &controller);
     let wanted = first.wanted().unwrap().unwrap();
     first.enrol(wanted).await.unwrap();
-    // Another life, whose clock or disk was wrong when it looked at the start.
+    // A later process, whose clock or disk was wrong at the start.
     let later = rig.enrolling("node-1", "token-of-1", &controller);
     assert!(rig.of_node.tls().why_missing().is_some());
     assert!(later.wanted().unwrap().is_none());
     assert_eq!(rig.of_node.tls().why_missing(), None);
-    // A clock that was ahead for a while said that it expired.
+    // A clock that was ahead for a while reported that it expired.
     rig.of_node.tls().missing(Role::Node(node("node-1")).name().as_str(), "it expired");
     assert!(later.wanted().unwrap().is_none());
     assert_eq!(rig.of_node.tls().why_missing(), None);
@@ -450,7 +450,7 @@ async fn a_certificate_that_cannot_be_kept_is_used() {
     assert!(rig.kept().read().unwrap().is_none());
 }
 
-/// From the n-th call on nothing works, and names are exchanged never.
+/// From the n-th call on every call fails, and names are never exchanged.
 #[derive(Clone, Default)]
 struct Failing(Arc<(AtomicUsize, AtomicUsize)>);
 
@@ -484,7 +484,7 @@ fn a_certificate_is_kept_where_names_cannot_be_exchanged_and_after_a_crash_anywh
     let (authority, _) = Authority::make().unwrap();
     let issue = || authority.issue(&role, 1).unwrap();
     let (old, new) = (issue(), issue());
-    // The state of an earlier release, and a crash of its.
+    // The state of an earlier release, with the leftovers of its crash.
     old.write(&Os::new(), &rig.place("tls")).unwrap();
     fs::create_dir(rig.place(".tls.new")).unwrap();
     fs::write(rig.place(".tls.new/tls.key"), &old.key).unwrap();
@@ -494,7 +494,7 @@ fn a_certificate_is_kept_where_names_cannot_be_exchanged_and_after_a_crash_anywh
     let kept = Kept::new(&Os::intercepted(Box::new(failing.clone())), rig.scratch.path());
     let mut calls = 0;
     loop {
-        // Everything from this call on fails: what is there is one of the two, whole.
+        // Every call from this one on fails: the file is one of the two, whole.
         failing.from(calls);
         let written = kept.write(&new);
         let there = rig.kept().read().unwrap().unwrap();

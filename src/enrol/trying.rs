@@ -1,4 +1,4 @@
-//! [`Trying`]: work that is done again and again, also when it fails: with pauses, and without saying the same all the time.
+//! [`Trying`]: repeated work, also when it fails: with pauses, and without logging the same reason each time.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use crate::types::{Error, Kind, Result};
 
-/// Between two tries.
+/// The state between two attempts.
 pub(super) struct Trying {
-    /// What is said in front of a reason.
+    /// The text before a reason in the log.
     failing: &'static str,
     first: Duration,
     longest: Duration,
@@ -19,13 +19,13 @@ pub(super) struct Trying {
 }
 
 impl Trying {
-    /// With these pauses after tries that failed: the first, and the longest.
+    /// With these pauses after failed attempts: the first, and the longest.
     pub(super) fn new(failing: &'static str, (first, longest): (Duration, Duration)) -> Self {
         Self { failing, first, longest, pause: first, told: String::new() }
     }
 
-    /// Waits for the next try, as long as the last one says if it worked; false when `stop` came first. A reason is said when it
-    /// is new.
+    /// Waits for the next attempt: after a success, for the time it returned. False when `stop` came first. A reason is
+    /// logged when it is new.
     pub(super) async fn next(&mut self, tried: Result<Duration>, stop: &mut watch::Receiver<()>) -> bool {
         let wait = match tried {
             Ok(wait) => {
@@ -51,9 +51,10 @@ impl Trying {
         self.told.clear();
     }
 
-    /// How long to wait, and whether the reason is another than the last time.
+    /// How long to wait, and whether the reason differs from the last one.
     ///
-    /// The pause doubles each time. Up to half of it is left out by chance: many who failed at one moment do not come back at one.
+    /// The pause doubles each time. A random part, up to half, is left out, so that many nodes that failed at the same
+    /// moment do not retry at the same moment.
     fn failed(&mut self, error: &Error) -> (Duration, bool) {
         let half = self.pause / 2;
         let wait = half + half.mul_f64(chance());
@@ -67,7 +68,7 @@ impl Trying {
     fn say(&self, kind: Kind) {
         let (failing, why) = (self.failing, &self.told);
         match kind {
-            // Nothing gets better by waiting: somebody has to do something.
+            // Waiting does not help: an operator must act.
             Kind::Precondition | Kind::Denied => error!("{failing}: {why}"),
             _ => warn!("{failing}: {why}"),
         }
@@ -110,7 +111,7 @@ mod tests {
             let (wait, _) = trying.failed(&error("no"));
             seconds[usize::try_from(wait.as_secs().min(59)).unwrap()] += 1;
         }
-        // 33 in each of 30 seconds, give or take.
+        // 33 in each of 30 seconds, on average.
         assert!(seconds.iter().all(|n| *n < 100), "{seconds:?}");
     }
 

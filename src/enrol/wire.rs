@@ -1,4 +1,4 @@
-//! As `home::remote::wire`, of this interface.
+//! As `home::remote::wire`, for this interface.
 
 use prost::Message as _;
 
@@ -11,7 +11,7 @@ fn messages_of_every_release_are_read_as_they_were_meant() {
         package: "holdfast.enrol.v1",
         descriptors: include_bytes!(concat!(env!("OUT_DIR"), "/enrol.bin")),
         generated: generated!(pb: EnrolRequest, EnrolReply),
-        // What the messages carry is text, and its meaning is that of tokens and of PEM.
+        // The messages carry text: tokens and PEM.
         ours: Vec::new(),
         spared: &[],
     };

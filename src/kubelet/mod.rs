@@ -1,16 +1,16 @@
-//! How kubelet gets to know the driver, without a registrar beside it: a socket in the directory that kubelet watches
-//! says who we are and where CSI is served (docs/operations.md).
+//! Registration of the driver with kubelet, without a separate registrar: a socket in the directory that kubelet
+//! watches names the driver and its CSI socket (docs/operations.md).
 //!
-//! What kubelet does (pkg/kubelet/pluginmanager) decides what happens here:
+//! Kubelet (pkg/kubelet/pluginmanager) behaves like this:
 //!
-//! - It asks every socket that appears in the directory or lies there when kubelet starts, and takes one that goes away
-//!   for a driver that is gone. Volumes that are mounted stay so either way; what it has to do with the driver it tries
-//!   again until the driver is back.
-//! - After a refusal of its own checks it asks again by itself. When the driver's NodeGetInfo or the cluster's answer was
-//!   the reason it does not, ever: the socket must be made anew.
+//! - It queries every socket that appears in the directory or is there when kubelet starts. When a socket disappears,
+//!   it unregisters the driver. Mounted volumes stay mounted either way. Kubelet retries operations that need the
+//!   driver until it is registered again.
+//! - After a failure of its own checks it queries the socket again by itself. After a failure of the driver's
+//!   NodeGetInfo or of the API server it never does: the socket must be created anew.
 //!
-//! Nothing here speaks to the cluster, and nothing here ends the process: mounts are served whether kubelet knows us or
-//! not.
+//! Nothing here calls the API server, and nothing here ends the process: mounts are served whether or not the driver is
+//! registered.
 
 pub mod proto;
 mod registrar;

@@ -1,4 +1,4 @@
-//! [`Registrar`]: keeps the socket there for as long as we serve.
+//! [`Registrar`]: keeps the registration socket there while the driver serves.
 
 use std::time::Duration;
 
@@ -21,21 +21,21 @@ use crate::wire::{self, Allowance, Bounds, Door, Incoming, Most, MostArriving};
 
 /// The flag that messages name.
 const FLAG: &str = "--kubelet-registration";
-/// How long CSI may take to answer before that is said.
+/// How long CSI may take to answer before an error is logged.
 const CSI_PATIENCE: Duration = Duration::from_secs(10);
 const CSI_PAUSE: Duration = Duration::from_millis(20);
-/// How long connections have to end when the socket is made anew.
+/// How long connections have to end when the socket is created anew.
 const GRACE: Duration = Duration::from_secs(1);
-/// The largest request, in bytes: kubelet's reason why not.
+/// The largest request, in bytes: it contains kubelet's error.
 const MOST_REQUEST: usize = 1 << 20;
 /// Connections at once; kubelet has one.
 const MOST_CONNECTIONS: usize = 8;
 /// Calls at once on one connection.
 const MOST_CALLS: usize = 16;
-/// Bytes of requests on their way in.
+/// Bytes of requests that may be arriving at once.
 const MOST_ARRIVING: MostArriving = MostArriving { all: 4 << 20, of_one: 2 << 20 };
 
-/// Whoever may open the socket may make both calls.
+/// Every client of the socket may make both calls.
 struct Anybody;
 
 impl Door for Anybody {
@@ -46,7 +46,7 @@ impl Door for Anybody {
     }
 }
 
-/// Offers the driver to kubelet, again whenever that is needed.
+/// Registers the driver with kubelet, again whenever that is needed.
 #[derive(Debug)]
 pub struct Registrar {
     registration: Registration,
@@ -54,25 +54,25 @@ pub struct Registrar {
     pause: Pause,
 }
 
-/// Why the socket is not there any more.
+/// Why the socket is gone.
 #[derive(Debug)]
 enum Ended {
-    /// Kubelet refused, and had time to think about it.
+    /// Kubelet refused, and did not register the driver afterwards.
     Refused,
-    /// Somebody else took the file away, or put another in its place.
+    /// Another process removed the file, or replaced it.
     Gone,
-    /// It could not be made, or not be served.
+    /// It could not be created or served.
     Failed(Error),
 }
 
 impl Registrar {
-    /// Nothing is done before [`Registrar::run`].
+    /// Does nothing before [`Registrar::run`].
     #[must_use]
     pub fn new(registration: Registration, metrics: KubeletMetrics) -> Self {
         Self { registration, metrics, pause: Pause::new() }
     }
 
-    /// Runs until `stopped` completes or the future is dropped; either way the socket is gone then.
+    /// Runs until `stopped` completes or the future is dropped; then the socket is removed.
     pub async fn run(mut self, stopped: impl Future<Output = ()>) {
         self.metrics.unknown();
         let metrics = self.metrics.clone();
@@ -82,37 +82,40 @@ impl Registrar {
             }
         };
         tokio::select! {
-            () = stopped => info!("the registration with kubelet is taken back"),
+            () = stopped => info!("the registration with kubelet is withdrawn"),
             () = offering => {}
         }
         metrics.unknown();
     }
 
-    /// Offers the driver once, and waits when that was in vain.
+    /// Offers the driver once, and pauses after a failure.
     async fn again(&mut self) {
         let ended = self.offer().await;
         self.metrics.unknown();
         let socket = self.registration.socket.display();
         let pause = match &ended {
             Ended::Refused => {
-                info!(%socket, "the socket is made anew, so that kubelet asks again");
+                info!(%socket, "the registration socket is created anew, so that kubelet queries it again");
                 return;
             }
             Ended::Gone => {
                 let pause = self.pause.next();
-                warn!(%socket, again_in = ?pause, "the registration's socket was taken away by somebody else");
+                warn!(
+                    %socket, again_in = ?pause,
+                    "another process removed the registration socket; it is created again"
+                );
                 pause
             }
             Ended::Failed(failed) => {
                 let pause = self.pause.next();
-                error!(again_in = ?pause, "the driver cannot be offered to kubelet: {}", failed.chain());
+                error!(again_in = ?pause, "the driver cannot be registered with kubelet: {}", failed.chain());
                 pause
             }
         };
         sleep(pause).await;
     }
 
-    /// Offers the driver until that comes to an end.
+    /// Offers the driver until that ends.
     async fn offer(&mut self) -> Ended {
         self.try_offer().await.unwrap_or_else(Ended::Failed)
     }
@@ -125,13 +128,12 @@ impl Registrar {
         info!(
             socket = %self.registration.socket.display(),
             endpoint = self.registration.endpoint,
-            "the driver is offered to kubelet"
+            "the driver waits for registration by kubelet"
         );
         let (verdicts, heard) = mpsc::channel(8);
         let (close, closed) = oneshot::channel::<()>();
         let service = Service::new(&self.registration.endpoint, verdicts);
-        let incoming =
-            Incoming::new(listener, "the socket of the registration with kubelet", Most::of_socket(MOST_CONNECTIONS));
+        let incoming = Incoming::new(listener, "the registration socket", Most::of_socket(MOST_CONNECTIONS));
         let server = wire::server()
             .layer(Bounds::new(Anybody, MOST_ARRIVING))
             .add_service(RegistrationServer::new(service).max_decoding_message_size(MOST_REQUEST))
@@ -139,7 +141,7 @@ impl Registrar {
         let mut server = Box::pin(server);
         let ended = tokio::select! {
             served = &mut server => {
-                let failed = Error::new(Kind::Internal, "the registration's socket is not served any more");
+                let failed = Error::new(Kind::Internal, "the registration socket is not served any more");
                 return Err(match served {
                     Ok(()) => failed,
                     Err(error) => failed.because(error),
@@ -150,12 +152,12 @@ impl Registrar {
         };
         drop(file);
         drop(close);
-        // Connections that stay longer are cut.
+        // Connections that stay longer are closed.
         let _ = timeout(GRACE, server).await;
         Ok(ended)
     }
 
-    /// Listens to kubelet; completes when it refused and did not think better of it.
+    /// Processes kubelet's notifications; completes when it refused and did not register the driver afterwards.
     async fn refused(&mut self, mut heard: mpsc::Receiver<Verdict>) {
         let mut until = None;
         loop {
@@ -176,16 +178,16 @@ impl Registrar {
                 Some(Verdict::Refused(reason)) => {
                     let pause = self.pause.next();
                     self.metrics.refused();
-                    error!(reason, again_in = ?pause, "kubelet has not registered the driver");
+                    error!(reason, again_in = ?pause, "kubelet refused to register the driver");
                     until = Some(Instant::now() + pause);
                 }
-                // The service is gone, and with it the socket: that ends the offer elsewhere.
+                // The service is gone, and with it the socket: the offer ends elsewhere.
                 None => std::future::pending().await,
             }
         }
     }
 
-    /// Waits until CSI answers on its socket: kubelet asks there as soon as it has seen ours.
+    /// Waits until CSI answers on its socket: kubelet calls it as soon as it has seen ours.
     async fn csi_answers(&self) -> Result<()> {
         let mut last = None;
         let answered = async {
@@ -200,7 +202,11 @@ impl Registrar {
         }
         let silent = Error::new(
             Kind::Unavailable,
-            format!("CSI does not answer on {} since {} s", self.registration.csi.display(), CSI_PATIENCE.as_secs()),
+            format!(
+                "the CSI socket {} has not answered for {} s",
+                self.registration.csi.display(),
+                CSI_PATIENCE.as_secs()
+            ),
         );
         Err(match last {
             Some(error) => silent.because(error),
@@ -210,7 +216,7 @@ impl Registrar {
 
     async fn ask_csi(&self) -> Result<()> {
         let socket = self.registration.csi.display();
-        let unanswered = || Error::new(Kind::Unavailable, format!("ask on {socket} who serves there"));
+        let unanswered = || Error::new(Kind::Unavailable, format!("call GetPluginInfo on {socket}"));
         let endpoint =
             Endpoint::from_shared(format!("unix://{socket}")).map_err(|error| unanswered().because(error))?;
         let channel = endpoint.connect().await.map_err(|error| unanswered().because(error))?;
@@ -219,14 +225,18 @@ impl Registrar {
         if name == DRIVER_NAME {
             return Ok(());
         }
-        Err(Error::new(Kind::Precondition, format!("another driver, {name:?}, answers on {socket}")))
+        Err(Error::new(
+            Kind::Precondition,
+            format!("another driver, {name:?}, answers on {socket}; stop it, or set another --endpoint"),
+        ))
     }
 
-    /// Sees files of the directory go. Without it (a machine may be out of watches) the socket is served all the same.
+    /// Watches the directory for removed files. Without it (the machine may have no inotify watch left) the socket is
+    /// served all the same.
     fn watch(&self) -> Option<DirectoryWatch> {
         let directory = self.registration.directory();
         let watch = DirectoryWatch::new(directory)
-            .at(|| format!("watch {}: a socket that is taken away there goes unnoticed", directory.display()));
+            .at(|| format!("watch {}: removal of the registration socket is not detected", directory.display()));
         watch.inspect_err(|error| warn!("{}", error.chain())).ok()
     }
 }
@@ -236,13 +246,13 @@ async fn taken_away(watch: Option<DirectoryWatch>, file: &SocketFile) {
     let Some(watch) = watch else { return std::future::pending().await };
     while file.is_ours() {
         if let Err(error) = watch.changed().await {
-            warn!("a socket that is taken away goes unnoticed from now on: {error}");
+            warn!("removal of the registration socket is not detected from now on: {error}");
             return std::future::pending().await;
         }
     }
 }
 
-/// From one second to a minute, twice as long each time.
+/// Pauses from one second to a minute, twice as long each time.
 #[derive(Debug)]
 pub(super) struct Pause(Duration);
 

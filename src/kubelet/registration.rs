@@ -1,17 +1,17 @@
-//! What is registered, and where.
+//! The registration: names and paths.
 
 use std::path::{Path, PathBuf};
 
 use crate::csi::DRIVER_NAME;
 
-/// A driver that offers itself to kubelet.
+/// The registration of a driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
     /// Our socket in the directory that kubelet watches.
     pub socket: PathBuf,
-    /// The socket the standard registrar would make there for this driver: nobody may answer on it.
+    /// The socket that the standard registrar would create there for this driver: no process may answer on it.
     pub registrar: PathBuf,
-    /// The socket CSI is served on, as this process sees it.
+    /// The CSI socket, as this process sees it.
     pub csi: PathBuf,
     /// The same as kubelet sees it.
     pub endpoint: String,
@@ -21,9 +21,9 @@ impl Registration {
     /// In a directory that kubelet watches.
     ///
     /// Kubelet calls with the socket's path as `:authority`, which grpc-go writes as `%2Fvar%2Flib%2F..`
-    /// (clientconn.go, `encodeAuthority`; dial in kubelet's operation_generator.go). HTTP/2 servers that check it refuse that with
-    /// PROTOCOL_ERROR: a host may have no `%`. What stands before an `@` may (RFC 3986, userinfo), and `@` is not
-    /// escaped: hence the socket's name. Kubelet takes any.
+    /// (clientconn.go, `encodeAuthority`; dial in kubelet's operation_generator.go). HTTP/2 servers that check it
+    /// answer PROTOCOL_ERROR: a host may not contain `%`. The part before an `@` may (RFC 3986, userinfo), and `@` is
+    /// not escaped: hence the socket's name. Kubelet accepts any name.
     #[must_use]
     pub fn within(directory: &Path, csi: &Path, endpoint: &str) -> Self {
         Self {
@@ -34,7 +34,7 @@ impl Registration {
         }
     }
 
-    /// Kubelet's root directory on the host, where what it is told has the usual names.
+    /// Kubelet's root directory on the host, if its paths have the usual names.
     #[must_use]
     pub fn kubelet_root(&self) -> Option<PathBuf> {
         let usual = format!("/plugins/{DRIVER_NAME}/csi.sock");
@@ -45,7 +45,7 @@ impl Registration {
         root.parent().is_some().then_some(root)
     }
 
-    /// The registration's socket as kubelet finds it, where that is known.
+    /// The registration socket as kubelet finds it, if known.
     #[must_use]
     pub fn socket_of_kubelet(&self) -> Option<PathBuf> {
         Some(self.kubelet_root()?.join("plugins_registry").join(self.socket.file_name()?))

@@ -1,4 +1,4 @@
-//! What kubelet asks and says on the socket.
+//! The calls of kubelet on the socket.
 
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
@@ -10,18 +10,18 @@ use crate::csi::DRIVER_NAME;
 
 /// The interface's version as kubelet compares it: all of CSI 1.x.
 const VERSION: &str = "1.0.0";
-/// The most of kubelet's reason that is passed on, in characters.
+/// The most characters of kubelet's error that are passed on.
 const MOST_REASON: usize = 2000;
 
-/// What kubelet made of us.
+/// The result that kubelet reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Registered,
-    /// Not, in kubelet's words.
+    /// Refused, with kubelet's error.
     Refused(String),
 }
 
-/// Answers kubelet, and passes on what it says.
+/// Answers kubelet, and passes on its result.
 #[derive(Debug)]
 pub(super) struct Service {
     endpoint: String,
@@ -38,7 +38,7 @@ impl Service {
 #[tonic::async_trait]
 impl Registration for Service {
     async fn get_info(&self, _request: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
-        debug!(endpoint = self.endpoint, "kubelet asks who we are");
+        debug!(endpoint = self.endpoint, "kubelet calls GetInfo");
         Ok(Response::new(PluginInfo {
             r#type: "CSIPlugin".to_owned(),
             name: DRIVER_NAME.to_owned(),
@@ -57,7 +57,7 @@ impl Registration for Service {
         } else {
             Verdict::Refused(error.chars().take(MOST_REASON).collect())
         };
-        // Nobody listens any more when the socket is about to go: then it does not matter what was said of it.
+        // The receiver is gone only when the socket is about to be removed: then the result does not matter.
         let _ = self.verdicts.send(verdict).await;
         Ok(Response::new(RegistrationStatusResponse {}))
     }

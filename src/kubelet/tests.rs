@@ -20,7 +20,7 @@ use crate::csi::proto::{GetPluginInfoRequest, GetPluginInfoResponse};
 use crate::os::{Activity, Stopwatch};
 use crate::telemetry::{Metrics, Sampled};
 
-/// A driver that only says its name.
+/// A driver that only answers with its name.
 struct Named(&'static str);
 
 #[tonic::async_trait]
@@ -92,7 +92,7 @@ impl Scene {
     }
 
     async fn kubelet(&self) -> RegistrationClient<Channel> {
-        // As kubelet's gRPC library makes an authority of a path.
+        // As kubelet's gRPC library derives an authority from a path.
         let authority = self.socket().display().to_string().replace('/', "%2F");
         let endpoint = Endpoint::from_shared(format!("unix://{}", self.socket().display())).unwrap();
         let endpoint = endpoint.origin(format!("http://{authority}").parse().unwrap());
@@ -118,7 +118,7 @@ impl Scene {
     }
 }
 
-/// Which file it is: numbers of inodes are given out again, so with the time it was made.
+/// Identifies a file: inode numbers are reused, so with its creation time.
 type Identity = (u64, i64, i64);
 
 fn identity(path: &Path) -> Option<Identity> {
@@ -129,7 +129,7 @@ fn identity(path: &Path) -> Option<Identity> {
 async fn kubelet_is_told_who_serves_where_and_only_once_csi_answers() {
     let scene = Scene::new();
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(!scene.socket().exists(), "kubelet would have asked a CSI socket that is not there");
+    assert!(!scene.socket().exists(), "kubelet would have called a CSI socket that does not exist");
     scene.serve_csi(DRIVER_NAME);
     scene.appears(None).await;
     assert_eq!(std::fs::metadata(scene.socket()).unwrap().permissions().mode() & 0o777, 0o600);
@@ -212,7 +212,7 @@ async fn what_lies_in_its_place_is_left_alone() {
     std::fs::rename(&precious, scene.socket()).unwrap();
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(std::fs::read_to_string(scene.socket()).unwrap(), "precious");
-    assert!(!scene.running.is_finished(), "it would go on as soon as the file is gone");
+    assert!(!scene.running.is_finished(), "it continues as soon as the file is gone");
     drop(scene.stop.take());
     (&mut scene.running).await.unwrap();
     assert_eq!(std::fs::read_to_string(scene.socket()).unwrap(), "precious");

@@ -1,4 +1,4 @@
-//! A client of the API server, and what its errors mean.
+//! A client of the API server, and the meaning of its errors.
 
 use std::fmt;
 use std::future::Future;
@@ -10,13 +10,13 @@ use kube::{Client, Config};
 
 use crate::types::{Error, Kind, Result};
 
-/// The longest that one request takes.
+/// The longest time of one request.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 /// To connect, and then for each answer.
 const STEP: Duration = Duration::from_secs(5);
 
-/// A client with this process's account: that of `KUBECONFIG` where it is set; in a pod, the pod's; otherwise that of
-/// `~/.kube/config`. Sends nothing yet. Needs a running tokio runtime; tokens from files are read again as they change.
+/// A client with this process's account: that of `KUBECONFIG` if it is set; in a pod, the pod's; otherwise that of
+/// `~/.kube/config`. Sends nothing yet. Needs a running tokio runtime; tokens in files are read again when they change.
 ///
 /// # Errors
 /// `Precondition` when there is no such configuration, or it cannot be used.
@@ -25,7 +25,8 @@ pub async fn connect() -> Result<Client> {
     let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
         Error::new(
             Kind::Precondition,
-            "there is no way to the API server of Kubernetes; run in a pod with a service account's token, or set KUBECONFIG",
+            "no configuration for the Kubernetes API server was found; run in a pod with a service account token, or \
+             set KUBECONFIG",
         )
         .because(error)
     };
@@ -37,27 +38,27 @@ pub async fn connect() -> Result<Client> {
     client(config)
 }
 
-/// A client by this configuration, with our times. What the API server turns away for now (429, 503, 504) is not sent
-/// again: somebody waits for the answer, or asks again by himself.
+/// A client with this configuration and our timeouts. Requests that the API server rejects for now (429, 503, 504) are
+/// not repeated: the caller waits for the answer, or retries itself.
 pub(super) fn client(mut config: Config) -> Result<Client> {
     config.default_retry = false;
     config.connect_timeout = Some(STEP);
     config.read_timeout = Some(STEP);
     config.write_timeout = Some(STEP);
     config.reset_reader_on_write = true;
-    Client::try_from(config).map_err(|error| meaning("the API server of Kubernetes cannot be asked", error))
+    Client::try_from(config).map_err(|error| meaning("cannot create a client of the Kubernetes API server", error))
 }
 
-/// One request, ended by [`PATIENCE`] in any case. `what` says what is asked, as in `get the Secret a/b`.
+/// One request, limited by [`PATIENCE`]. `what` names the request, as in `get the Secret a/b`.
 ///
 /// # Errors
-/// `NotFound`, `AlreadyExists` (also for a change somebody else made first), `Denied` when the account may not do it,
-/// `InvalidArgument` for what the API server holds for wrong, `Unavailable` for everything else.
+/// `NotFound`, `AlreadyExists` (also for a conflicting change of another client), `Denied` when the account may not do
+/// it, `InvalidArgument` when the API server finds the request invalid, `Unavailable` for everything else.
 pub async fn ask<T>(what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T> {
     match tokio::time::timeout(PATIENCE, request).await {
         Ok(answer) => answer.map_err(|error| meaning(what, error)),
         Err(_) => {
-            let message = format!("{what}: the API server has not answered within {} s", PATIENCE.as_secs());
+            let message = format!("{what}: the API server did not answer within {} s", PATIENCE.as_secs());
             Err(Error::new(Kind::Unavailable, message))
         }
     }
@@ -74,14 +75,14 @@ fn meaning(what: &str, error: kube::Error) -> Error {
                 _ => Kind::Unavailable,
             };
             let next = match kind {
-                Kind::Denied => "; give this process's service account that right",
+                Kind::Denied => "; grant this permission to the service account of this process",
                 _ => "",
             };
             Error::new(kind, format!("{what}: {} (HTTP {}){next}", status.message, status.code))
         }
-        // Its text may quote what it was about.
+        // The error's text may quote the content.
         kube::Error::SerdeError(_) => {
-            Error::new(Kind::Unavailable, format!("{what}: the API server's answer is not what Kubernetes answers"))
+            Error::new(Kind::Unavailable, format!("{what}: the API server's answer is not a valid Kubernetes object"))
         }
         other => Error::new(Kind::Unavailable, format!("{what}: the API server does not answer")).because(other),
     }
@@ -117,7 +118,7 @@ impl fmt::Display for ObjectName {
 impl FromStr for ObjectName {
     type Err = Error;
 
-    /// Namespaces are DNS labels, names DNS subdomains (RFC 1123): nothing else gets into a path of the API.
+    /// Namespaces are DNS labels, names DNS subdomains (RFC 1123): no other text reaches a path of the API.
     fn from_str(text: &str) -> Result<Self> {
         let label = |label: &str| {
             let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
@@ -133,7 +134,7 @@ impl FromStr for ObjectName {
             }
             _ => Err(Error::new(
                 Kind::InvalidArgument,
-                format!("{text:?} is not the name of an object of Kubernetes; write NAMESPACE/NAME"),
+                format!("{text:?} is not a Kubernetes object name; use NAMESPACE/NAME"),
             )),
         }
     }

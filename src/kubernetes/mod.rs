@@ -1,7 +1,7 @@
-//! The API server of Kubernetes, asked as a plain client: single requests, no watches, no controllers.
+//! A plain client of the Kubernetes API server: single requests, no watches, no controllers.
 //!
-//! Nothing here is needed where Holdfast runs without Kubernetes: who uses it was told to by a flag. Every request has an
-//! end in time ([`PATIENCE`]), and an error says what was asked for and what to do; the content of a Secret is in none.
+//! Holdfast does not need it outside Kubernetes: only flags enable it. Every request has a time limit ([`PATIENCE`]).
+//! An error names the request and the next step, and never contains the content of a Secret.
 
 mod client;
 #[cfg(test)]

@@ -37,7 +37,7 @@ async fn a_ca_is_put_there_once_and_published_as_often_as_it_changes() {
     assert!(vault.publish("cert 1").await.unwrap());
     assert!(!vault.publish("cert 1").await.unwrap());
     assert!(vault.publish("cert 2").await.unwrap());
-    // Exactly the certificate: what else somebody put there is gone.
+    // Exactly the certificate: other keys are removed.
     assert_eq!(published(), Some(json!({"ca.crt": "cert 2"})));
     server.put("configmaps/ns/holdfast-ca", &json!({"ca.crt": "cert 2", "more": "x"}));
     assert!(vault.publish("cert 2").await.unwrap());

@@ -1,4 +1,4 @@
-//! Whose a token is: TokenReview.
+//! Reviews tokens with TokenReview.
 
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
@@ -9,7 +9,7 @@ use super::client::ask;
 use crate::enrol::rules::{Review, Tokens};
 use crate::types::Result;
 
-/// Asks the API server. The account needs to create tokenreviews.
+/// Uses the API server. The account needs the permission to create tokenreviews.
 #[derive(Clone)]
 pub struct KubernetesTokens(Api<TokenReview>);
 
@@ -20,7 +20,7 @@ impl std::fmt::Debug for KubernetesTokens {
 }
 
 impl KubernetesTokens {
-    /// By this client.
+    /// With this client.
     #[must_use]
     pub fn new(client: &Client) -> Self {
         Self(Api::all(client.clone()))

@@ -12,12 +12,13 @@ use super::client::{ObjectName, ask};
 use crate::enrol::rules::{CaText, Vault};
 use crate::types::{Error, Kind, Result};
 
-/// The keys in the Secret; the first one in the ConfigMap as well. `holdfast ca` reads a directory of the same names.
+/// The keys in the Secret; the first one is in the ConfigMap as well. `holdfast ca` reads a directory with the same
+/// names.
 const CERTIFICATES: &str = "ca.crt";
 const KEY: &str = "ca.key";
 
-/// A Secret and a ConfigMap. The account needs: create secrets and configmaps; get on this Secret; get and update on this
-/// ConfigMap.
+/// A Secret and a ConfigMap. The account needs these permissions: create secrets and configmaps; get this Secret; get
+/// and update this ConfigMap.
 #[derive(Clone)]
 pub struct KubernetesVault {
     secrets: Api<Secret>,
@@ -32,7 +33,7 @@ impl std::fmt::Debug for KubernetesVault {
 }
 
 impl KubernetesVault {
-    /// Of these names.
+    /// With these names.
     #[must_use]
     pub fn new(client: &Client, name: ObjectName) -> Self {
         let secrets = Api::namespaced(client.clone(), name.namespace());
@@ -57,7 +58,8 @@ impl Vault for KubernetesVault {
             let bytes = data.get(key).map(|bytes| bytes.0.clone());
             bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
                 let why = format!(
-                    "the Secret {name} holds no {key} in PEM; put {CERTIFICATES} and {KEY} of one CA there, or delete it"
+                    "the Secret {name} contains no {key} in PEM; put {CERTIFICATES} and {KEY} of one CA there, or \
+                     delete it"
                 );
                 Error::new(Kind::Precondition, why)
             })
@@ -90,7 +92,7 @@ impl Vault for KubernetesVault {
         let changed = match got {
             Some(map) if map.data.as_ref() == Some(&data) => return Ok(false),
             Some(map) => {
-                // With the version that was read: who changed it meanwhile is looked at again.
+                // With the version that was read: a conflicting change makes the next check read it again.
                 let map = ConfigMap { data: Some(data), binary_data: None, ..map };
                 let what = format!("update the ConfigMap {name}");
                 ask(&what, self.maps.replace(name.name(), &PostParams::default(), &map)).await
@@ -103,7 +105,7 @@ impl Vault for KubernetesVault {
         };
         match changed {
             Ok(_) => Ok(true),
-            // Another controller was first: it publishes the same, or the next look does.
+            // Another controller was first: it publishes the same, or the next check does.
             Err(error) if error.kind() == Kind::AlreadyExists => Ok(false),
             Err(error) => Err(error),
         }

@@ -1,5 +1,5 @@
-//! The directory as a node keeps it on its disk, so that what is where is known when every controller is down, and to a
-//! controller that has just started.
+//! The directory of pools that a node keeps on its disk. It says where each pool is when every controller is down, and
+//! tells it to a controller that has just started.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,11 +20,11 @@ pub struct Card {
     os: Os,
     path: PathBuf,
     entries: BTreeMap<PoolId, Entry>,
-    /// When each was heard last according to the file.
+    /// When the last heartbeat of each was, according to the file.
     written: BTreeMap<PoolId, Timestamp>,
 }
 
-/// The largest file: what is longer is not read (`Os::read_plain`).
+/// The largest file: a longer one is not read (`Os::read_plain`).
 const LARGEST: usize = 1 << 20;
 
 #[derive(Serialize, Deserialize)]
@@ -43,24 +43,27 @@ struct Line {
 }
 
 impl Card {
-    /// The card in a directory; empty where there is none. One that cannot be read is told in the log and replaced by
-    /// what the controllers say: nothing depends on it but how soon silent homes are known again.
+    /// The directory file in a directory; empty where there is none. An unreadable file is logged and replaced by what
+    /// the controllers report: it only decides how soon unreachable home nodes are known again.
     ///
     /// # Errors
-    /// `NotFound` when the directory does not exist; `Internal` when it cannot be looked at.
+    /// `NotFound` when the directory does not exist; `Internal` when it cannot be accessed.
     pub fn open(os: &Os, directory: &Path) -> Result<Self> {
         let shown = directory.display();
-        if os.identity(directory).at(|| format!("look at {shown}"))?.is_none() {
+        if os.identity(directory).at(|| format!("access {shown}"))?.is_none() {
             return Err(Error::new(
                 Kind::NotFound,
-                format!("the state directory {shown} does not exist; make it: mkdir -p {shown}"),
+                format!("the state directory {shown} does not exist; create it: mkdir -p {shown}"),
             ));
         }
         let path = directory.join("directory.json");
         let read = match Self::read(os, &path) {
             Ok(entries) => entries,
             Err(error) => {
-                warn!(error = error.chain(), "the directory of pools on this node's disk is begun anew");
+                warn!(
+                    error = error.chain(),
+                    "the directory of pools on this node's disk cannot be used and is replaced by a new one"
+                );
                 Vec::new()
             }
         };
@@ -72,23 +75,25 @@ impl Card {
     fn read(os: &Os, path: &Path) -> Result<Vec<Entry>> {
         let Some(text) = os.read_plain(path).at(|| format!("read {}", path.display()))? else { return Ok(Vec::new()) };
         let stored: Stored = serde_json::from_slice(&text).map_err(|error| {
-            Error::new(Kind::Corrupt, format!("{} is not a directory of pools", path.display())).because(error)
+            Error::new(Kind::Corrupt, format!("{} is not a valid directory of pools", path.display())).because(error)
         })?;
         if stored.schema > SCHEMA {
-            let message = format!("{} has schema {}, this release reads {SCHEMA}", path.display(), stored.schema);
+            let message =
+                format!("{} has schema {}, but this release reads only schema {SCHEMA}", path.display(), stored.schema);
             return Err(Error::new(Kind::Unsupported, message));
         }
         let entry = |Line { pool, name, node, endpoint, heard }| Entry { pool, name, node, endpoint, heard };
         Ok(stored.pools.into_iter().map(entry).collect())
     }
 
-    /// What is known.
+    /// All entries.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
         self.entries.values().cloned().collect()
     }
 
-    /// The pools a node is known to have had: a controller heard it serve them, and no other node since.
+    /// The pools that a node is known to have: a controller received its heartbeat with them, and no later one of
+    /// another node.
     #[must_use]
     pub fn pools_of(&self, node: &NodeId) -> Vec<(PoolName, PoolId)> {
         // The latest first: a pool that was replaced by one of the same name is still known.
@@ -97,9 +102,9 @@ impl Card {
         of_node.into_iter().map(|entry| (entry.name.clone(), entry.pool)).collect()
     }
 
-    /// Takes in what a controller said. It is written when it says something new of where a pool is, or half an hour
-    /// after the last writing: that a pool was heard again is no reason to write. A later time wins, and a time that has not
-    /// come yet wins over nothing: a clock was wrong.
+    /// Stores the entries of a controller. The file is written when an entry is new or a pool has moved, or half an
+    /// hour after the last write: a newer heartbeat alone is no reason to write. A later time wins, and a time in the
+    /// future wins over nothing: a clock was wrong.
     ///
     /// # Errors
     /// Those of writing the file.
@@ -115,7 +120,7 @@ impl Card {
                 known.node != entry.node || known.endpoint != entry.endpoint || known.name != entry.name
             });
             if moved {
-                info!(pool = %entry.pool, node = %entry.node, endpoint = entry.endpoint, "where a pool is");
+                info!(pool = %entry.pool, node = %entry.node, endpoint = entry.endpoint, "location of a pool");
             }
             let written = self.written.get(&entry.pool).map_or(0, |at| at.as_nanos());
             let later = entry.heard.as_nanos().saturating_sub(written);
@@ -125,7 +130,7 @@ impl Card {
         if write { self.write() } else { Ok(()) }
     }
 
-    /// Leaves out those that were heard longest ago, until so many are left.
+    /// Removes the entries with the oldest heartbeats, until so many are left.
     fn keep(&mut self, most: usize) {
         let left_out = self.entries.len().saturating_sub(most);
         if left_out == 0 {
@@ -136,7 +141,7 @@ impl Card {
         for (_, pool) in by_age.into_iter().take(left_out) {
             self.entries.remove(&pool);
         }
-        warn!(left_out, most, "more pools are known than can be kept: those heard longest ago are left out");
+        warn!(left_out, most, "more pools are known than can be stored: those with the oldest heartbeats are left out");
     }
 
     fn text(&self) -> Result<Vec<u8>> {

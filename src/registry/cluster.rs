@@ -1,4 +1,4 @@
-//! [`Cluster`]: the whole cluster as a controller knows it, for the commands of people.
+//! [`Cluster`]: the whole cluster as a controller knows it, for the command line.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::os::Timestamp;
 use crate::route::Entry;
 use crate::types::{NodeId, PoolId, Result};
 
-/// A controller asks homes for at most 20 s.
+/// A controller queries home nodes for at most 20 s.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The largest answer, in bytes.
 const MOST_REPLY: usize = 256 << 20;
@@ -25,11 +25,11 @@ pub struct NodeRow {
     pub node: NodeId,
     /// Its release.
     pub version: String,
-    /// Where its home is dialled.
+    /// The address of its home service.
     pub endpoint: String,
     /// The storage network it is on.
     pub fabric: String,
-    /// When it was last heard.
+    /// Its last heartbeat.
     pub heard: Timestamp,
     /// Whether that is too long ago.
     pub silence: crate::route::Silence,
@@ -40,9 +40,9 @@ pub struct NodeRow {
 /// Nodes, and pools that no node serves now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Nodes {
-    /// Every node heard.
+    /// Every node that sent a heartbeat.
     pub nodes: Vec<NodeRow>,
-    /// Known and not served.
+    /// Known pools that are not served.
     pub missing: Vec<Entry>,
 }
 
@@ -53,11 +53,11 @@ pub struct Everything {
     pub volumes: Vec<Volume>,
     /// The snapshots.
     pub snapshots: Vec<Snapshot>,
-    /// Why some may be missing, a sentence each.
+    /// Why some may be missing, one sentence each.
     pub unheard: Vec<String>,
 }
 
-/// A controller, asked.
+/// A client of a controller.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     client: RegistryClient<Channel>,
@@ -66,10 +66,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The controller behind a channel; `address` is what messages call it.
+    /// The controller behind a channel; `address` is its name in messages.
     ///
     /// # Errors
-    /// None that can be met: the name is fixed.
+    /// None in practice: the name is a constant.
     pub fn new(address: impl Into<String>, channel: Channel) -> Result<Self> {
         let client = RegistryClient::new(channel).max_decoding_message_size(MOST_REPLY);
         Ok(Self { client, address: address.into(), controller: "controller".parse()? })
@@ -111,7 +111,7 @@ impl Cluster {
         })
     }
 
-    /// Everything its nodes have.
+    /// The volumes and snapshots of its nodes.
     ///
     /// # Errors
     /// As [`Cluster::nodes`].
@@ -129,7 +129,7 @@ impl Cluster {
         })
     }
 
-    /// What is wrong in its nodes' own pools, with the node; and why some may be missing, a sentence each.
+    /// Problems in its nodes' own pools, each with the node; and why some may be missing, one sentence each.
     ///
     /// # Errors
     /// As [`Cluster::nodes`].
@@ -140,10 +140,10 @@ impl Cluster {
         Ok((reply.findings.into_iter().map(found).collect(), reply.unheard))
     }
 
-    /// Takes a pool out of quarantine.
+    /// Removes a pool from quarantine.
     ///
     /// # Errors
-    /// `Precondition` while it is declared lost; `Unavailable` when its node is not heard; as [`Cluster::nodes`].
+    /// `Precondition` while it is declared lost; `Unavailable` when its node is unreachable; as [`Cluster::nodes`].
     pub async fn readmit(&mut self, pool: PoolId) -> Result<()> {
         let answer = self.client.readmit(Self::request(pb::ReadmitRequest { pool: pool.to_string() })).await;
         self.said("Readmit", answer).map(drop)

@@ -9,21 +9,21 @@ use crate::os::Timestamp;
 use crate::route::{Entry, Heartbeat, MOST_KNOWN};
 use crate::types::{Error, Kind, NodeId, Result, cut_printable, is_printable};
 
-/// The longest name of an endpoint, a boot or a version that is taken.
+/// The longest endpoint, boot id or version that is accepted.
 const LONGEST: usize = 255;
-/// The most of a sentence of another that is kept, in bytes.
+/// The most bytes kept of a message of another process.
 const LONGEST_SENTENCE: usize = 2048;
-/// Pools that one node may have.
+/// The most pools of one node.
 pub(super) const MOST_POOLS: usize = 1024;
 
 fn text<T: FromStr<Err = Error>>(text: &str) -> Result<T> {
     text.parse()
 }
 
-/// A text that is shown and dialled, never made into a path.
+/// A text that is shown and dialled, never used as a path.
 fn plain(what: &str, text: String) -> Result<String> {
     if text.len() > LONGEST || !text.chars().all(is_printable) {
-        return Err(Error::new(Kind::InvalidArgument, format!("{what} is too long or has control characters")));
+        return Err(Error::new(Kind::InvalidArgument, format!("{what} is too long or contains control characters")));
     }
     Ok(text)
 }
@@ -61,17 +61,17 @@ pub(super) fn health_out(pool: &PoolHealth) -> pb::PoolHealth {
 pub(super) fn health_in(pool: pb::PoolHealth) -> Result<PoolHealth> {
     use pb::pool_health::State;
     let health = match pool.state {
-        // Figures this release cannot read make that one pool unusable, not its node silent.
+        // Figures that this release cannot read make that one pool unusable, not its node unreachable.
         Some(State::Figures(report)) => match remote::pool_report(report) {
             Ok(report) if report.id.to_string() != pool.id || report.name.as_str() != pool.name => {
-                Health::Failing("its figures are those of another pool".to_owned())
+                Health::Failing("its figures belong to another pool".to_owned())
             }
             Ok(report) => Health::Served(Box::new(report)),
-            Err(error) => Health::Failing(format!("its figures are not understood: {}", error.chain())),
+            Err(error) => Health::Failing(format!("its figures cannot be read: {}", error.chain())),
         },
         Some(State::Failing(why)) => Health::Failing(cut_printable(&why, LONGEST_SENTENCE)),
         Some(State::Quarantined(since)) => Health::Quarantined(Timestamp::from_nanos(since)),
-        None => Health::Failing("in a state that this release does not know".to_owned()),
+        None => Health::Failing("its state is unknown to this release".to_owned()),
     };
     Ok(PoolHealth { id: text(&pool.id)?, name: text(&pool.name)?, health })
 }
@@ -88,15 +88,15 @@ pub(super) fn heartbeat_out(heartbeat: &Heartbeat) -> pb::HeartbeatRequest {
     }
 }
 
-/// What a node says. Of what it remembers of others no more is taken than can be kept.
+/// A node's heartbeat. Of its directory entries, no more are accepted than can be kept.
 ///
 /// # Errors
-/// `InvalidArgument` for what is no heartbeat, or more pools than a node may have.
+/// `InvalidArgument` for an invalid heartbeat, or more pools than a node may have.
 pub(super) fn heartbeat_in(request: pb::HeartbeatRequest) -> Result<Heartbeat> {
     let node: NodeId = text(&request.node)?;
     if request.pools.len() > MOST_POOLS {
         let said = request.pools.len();
-        let message = format!("node {node} says that it has {said} pools; a node has at most {MOST_POOLS}");
+        let message = format!("node {node} reports {said} pools; at most {MOST_POOLS} are allowed");
         return Err(Error::new(Kind::InvalidArgument, message));
     }
     let fabric = text::<NodeId>(&request.fabric).map_err(|error| error.context("a fabric's name"))?.to_string();

@@ -1,8 +1,9 @@
-//! How homes and controllers find each other (docs/design.md, docs/operations.md): every node tells every controller
-//! every few seconds what it is and has, and gets the directory, which it keeps on its disk.
+//! How home nodes and controllers find each other (docs/design.md, docs/operations.md). Every few seconds, every node
+//! sends every controller a heartbeat with its state and pools. The answer is the directory of pools, which the node
+//! keeps on its disk.
 //!
-//! [`Reporter`] runs on a node, [`RegistryService`] in a controller; both speak proto/registry/v1/registry.proto.
-//! People look at the whole cluster through the same service ([`Cluster`]).
+//! [`Reporter`] runs on a node, [`RegistryService`] in a controller; both use proto/registry/v1/registry.proto. The
+//! command line queries the whole cluster through the same service ([`Cluster`]).
 
 mod card;
 mod cluster;

@@ -1,4 +1,4 @@
-//! [`Reporter`]: a node makes itself known to every controller.
+//! [`Reporter`]: a node registers itself with every controller.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -20,20 +20,21 @@ use crate::types::{Error, Kind, PoolId, Result};
 /// How long a controller may take to answer a heartbeat.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Where controllers are: `HOST:PORT` each; a host may be a name with several addresses, each of which is a controller.
+/// The addresses of the controllers, `HOST:PORT` each; a host may be a name with several addresses, each of which is a
+/// controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Controllers(pub Vec<String>);
 
-/// What a controller said of this node's pools: those it holds for lost.
+/// Called with those of this node's pools that a controller declares lost.
 pub type Said = Box<dyn Fn(&[PoolId]) + Send + Sync>;
 
-/// How a controller's address is dialled; it connects when it is needed.
+/// How a controller's address is dialled; the channel connects when it is used.
 pub type DialController = Box<dyn Fn(SocketAddr) -> Result<Channel> + Send + Sync>;
 
-/// What this node is and has now. May take a while, and is asked off the runtime's threads.
+/// The current state of this node. May take a while, and does not run on the runtime's threads.
 pub type Look = Arc<dyn Fn() -> Heartbeat + Send + Sync>;
 
-/// Tells every controller, again and again.
+/// Sends heartbeats to every controller.
 pub struct Reporter {
     controllers: Controllers,
     interval: Duration,
@@ -50,7 +51,8 @@ impl std::fmt::Debug for Reporter {
 }
 
 impl Reporter {
-    /// For these controllers. `look` fills everything of a heartbeat but what is known, which is the card's.
+    /// For these controllers. `look` fills everything in a heartbeat except `known`, which comes from the directory on
+    /// disk.
     #[must_use]
     pub fn new(
         controllers: Controllers,
@@ -63,8 +65,8 @@ impl Reporter {
         Arc::new(Self { controllers, interval, dial, look, said, card: Mutex::new(card) })
     }
 
-    /// Runs until `stop` says so. Names are looked up again at every interval; each address has a task of its own, so
-    /// that one controller that does not answer keeps no word from the others. The figures are read once for all.
+    /// Runs until `stop`. Names are resolved again at every interval. Each address has a task of its own, so that one
+    /// controller that does not answer delays no other. The figures are read once for all.
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<()>) {
         let mut telling = BTreeMap::<SocketAddr, Telling>::new();
         let (news, latest) = watch::channel(None::<Arc<Heartbeat>>);
@@ -76,7 +78,7 @@ impl Reporter {
                 _ = stop.changed() => return,
             }
             let addresses = self.addresses().await;
-            // A name that cannot be looked up now is no reason to leave the controllers that are known.
+            // If a name cannot be resolved now, the known controllers are kept.
             if !addresses.is_empty() {
                 telling.retain(|address, _| addresses.contains(address));
             }
@@ -93,7 +95,7 @@ impl Reporter {
             let heartbeat = match tokio::task::spawn_blocking(look).await {
                 Ok(heartbeat) => heartbeat,
                 Err(failed) => {
-                    error!(error = %failed, "what this node has could not be looked at");
+                    error!(error = %failed, "the state of this node cannot be read; no heartbeat is sent now");
                     continue;
                 }
             };
@@ -106,13 +108,13 @@ impl Reporter {
         for name in &self.controllers.0 {
             match tokio::net::lookup_host(name).await {
                 Ok(found) => all.extend(found),
-                Err(failed) => warn!(controller = name, error = %failed, "the controller's name cannot be looked up"),
+                Err(failed) => warn!(controller = name, error = %failed, "the controller's name cannot be resolved"),
             }
         }
         all
     }
 
-    /// One controller: a heartbeat whenever there is a new one.
+    /// One controller: sends each new heartbeat.
     async fn tell(self: Arc<Self>, address: SocketAddr, mut latest: watch::Receiver<Option<Arc<Heartbeat>>>) {
         let mut client = match (self.dial)(address) {
             Ok(channel) => RegistryClient::new(channel),
@@ -128,7 +130,7 @@ impl Reporter {
                 let said = match answer {
                     Ok(Ok(reply)) => Arc::clone(&self).take_in(reply.into_inner()).await,
                     Ok(Err(status)) => Err(Error::new(Kind::Unavailable, status.message().to_owned())),
-                    Err(_) => Err(Error::new(Kind::Timeout, "it does not answer")),
+                    Err(_) => Err(Error::new(Kind::Timeout, "the controller does not answer")),
                 };
                 heard = heard.then(address, said);
             }
@@ -142,7 +144,7 @@ impl Reporter {
         self.card.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps what a controller said, in a thread of its own: the disk may be slow.
+    /// Stores the directory of a controller, in a thread of its own: the disk may be slow.
     async fn take_in(self: Arc<Self>, reply: super::proto::HeartbeatReply) -> Result<()> {
         let keep = move || {
             let lost = reply.lost.iter().map(|pool| pool.parse()).collect::<Result<Vec<PoolId>>>()?;
@@ -155,7 +157,7 @@ impl Reporter {
         };
         let ended = tokio::task::spawn_blocking(keep).await;
         ended.unwrap_or_else(|ended| {
-            Err(Error::new(Kind::Internal, "what a controller said was not kept").because(ended))
+            Err(Error::new(Kind::Internal, "the answer of a controller cannot be stored").because(ended))
         })
     }
 }
@@ -169,7 +171,7 @@ impl Drop for Telling {
     }
 }
 
-/// Whether a controller hears us: said when it changes, not every five seconds.
+/// Whether a controller accepts our heartbeats: logged when it changes, not every five seconds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Heard {
     NotYet,
@@ -182,15 +184,21 @@ impl Heard {
         match said {
             Ok(()) => {
                 if self != Self::Yes {
-                    info!(%controller, "known to the controller");
+                    info!(%controller, "registered with the controller");
                 }
                 Self::Yes
             }
             Err(error) => {
                 if self == Self::No {
-                    debug!(%controller, error = error.chain(), "the controller still does not hear this node");
+                    debug!(
+                        %controller, error = error.chain(),
+                        "the controller still does not receive this node's heartbeats"
+                    );
                 } else {
-                    warn!(%controller, error = error.chain(), "the controller does not hear this node; goes on trying");
+                    warn!(
+                        %controller, error = error.chain(),
+                        "the controller does not receive this node's heartbeats; retrying"
+                    );
                 }
                 Self::No
             }

@@ -1,4 +1,4 @@
-//! [`RegistryService`]: a controller hears nodes, and people.
+//! [`RegistryService`]: a controller receives heartbeats and answers the command line.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,16 +18,16 @@ use crate::works::{Ended, Share, Works};
 
 /// The largest heartbeat, in bytes: some thousand pools.
 pub const MOST_HEARTBEAT: usize = 4 << 20;
-/// Works at once for people.
+/// Concurrent works for the command line.
 const MOST_WORKS: usize = 32;
-/// Heartbeats that are taken in at once, and of one node.
+/// Heartbeats processed at once, and those of one node.
 const MOST_HEARTBEATS: usize = 256;
 const MOST_OF_NODE: usize = 1;
-/// Calls of a node at once, with those whose answers it has not taken yet.
+/// Concurrent calls of a node, including those whose answers it has not read yet.
 const MOST_CALLS_OF_NODE: usize = 4;
-/// Calls of controllers and operators at once, and the bytes of each.
+/// Concurrent calls of controllers and operators, and the most bytes of each.
 const MOST_QUESTIONS: (usize, usize) = (256, 16 << 10);
-/// Bytes of requests on their way in.
+/// Bytes of requests that may be arriving at once.
 const MOST_ARRIVING: MostArriving = MostArriving { all: 64 << 20, of_one: 12 << 20 };
 
 /// The gRPC service.
@@ -40,12 +40,12 @@ pub struct RegistryService {
     metrics: HomeMetrics,
 }
 
-/// How requests come in.
+/// Where requests come from.
 #[derive(Clone, Copy, Debug)]
 enum Way {
-    /// From other machines: who asks is in each request's [`Peer`].
+    /// From other machines: the caller is in each request's [`Peer`].
     Wire,
-    /// Through a Unix socket that only this machine's root can open: who asks is an operator.
+    /// Through a Unix socket that only root on this machine can open: the caller is an operator.
     Private,
 }
 
@@ -58,14 +58,14 @@ impl fmt::Debug for RegistryService {
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
 impl RegistryService {
-    /// Feeds the router's directory with what each node says of itself, and answers operators and controllers.
+    /// Updates the router's directory with the heartbeats, and answers operators and controllers.
     #[must_use]
     pub fn new(router: Arc<Router>) -> Self {
         Self::behind(Way::Wire, router)
     }
 
-    /// Answers what operators may ask, and nobody else's questions, to whoever can open the socket it is served on: that
-    /// must be a Unix socket of mode 0600.
+    /// Answers the operators' queries, and no other call, to any client of the socket it is served on: that must be a
+    /// Unix socket of mode 0600.
     #[must_use]
     pub fn of_private_socket(router: Arc<Router>) -> Self {
         Self::behind(Way::Private, router)
@@ -76,19 +76,19 @@ impl RegistryService {
         Self { router, way, works, heartbeats, of_nodes: Turns::default(), metrics: HomeMetrics::default() }
     }
 
-    /// The bounds of the port it is served on.
+    /// The limits of the port it is served on.
     #[must_use]
     pub fn bounds(&self) -> Bounds {
         Bounds::new(RegistryDoor(self.metrics.clone()), MOST_ARRIVING)
     }
 
-    /// The same, with what it refuses counted.
+    /// The same, with refused calls counted.
     #[must_use]
     pub fn counted(self, metrics: HomeMetrics) -> Self {
         Self { metrics, ..self }
     }
 
-    /// Lets a call in, if who asks has one of these roles.
+    /// Admits a call if the caller has one of these roles.
     fn admit<Q>(&self, what: &'static str, request: &Request<Q>, roles: &[Role]) -> std::result::Result<(), Status> {
         let operator = Peer::Verified(Role::Operator.name());
         let peer = match self.way {
@@ -98,7 +98,7 @@ impl RegistryService {
         wire_admit(&self.metrics, what, peer, roles)
     }
 
-    /// A question of people, which may take as long as the slowest home.
+    /// A query of the command line, which may take as long as the slowest home node.
     async fn ask<Q, R, F>(&self, what: &'static str, request: Request<Q>, work: F) -> Answer<R>
     where
         Q: Send + 'static,
@@ -111,14 +111,14 @@ impl RegistryService {
         match self.works.run(what, Share::of_all(), None, move || work(&router, message)).await {
             Ended::Done(answer) => answer.map(Response::new).map_err(|error| wire_answer(&Failure::Clean(error))),
             Ended::Panicked | Ended::Crowded(_) => {
-                let message = format!("{what} could not be answered; ask again later");
+                let message = format!("{what} cannot be answered now; retry later");
                 Err(wire_answer(&Failure::Clean(Error::new(Kind::Unavailable, message))))
             }
         }
     }
 }
 
-/// The door of the port where nodes make themselves known.
+/// Admission to the port where nodes register themselves.
 struct RegistryDoor(HomeMetrics);
 
 impl Door for RegistryDoor {
@@ -130,7 +130,7 @@ impl Door for RegistryDoor {
             (Some("Heartbeat"), peer) => {
                 let who = peer.as_ref().map_or_else(|_| "unknown".to_owned(), ToString::to_string);
                 self.0.refused("Heartbeat", "unknown");
-                return Err(wire_denied(format!("Heartbeat is refused to {who}: it is for nodes")));
+                return Err(wire_denied(format!("Heartbeat is refused to {who}: only nodes may send it")));
             }
             (what, _) => {
                 let known = ["ListNodes", "ListInventory", "ListFindings", "Readmit"];

@@ -1,4 +1,4 @@
-//! As `home::remote::wire`, of this interface.
+//! As `home::remote::wire`, for this interface.
 
 use prost::Message as _;
 
@@ -18,7 +18,7 @@ fn messages_of_every_release_are_read_as_they_were_meant() {
             let heard = convert::heartbeat_in(pb::HeartbeatRequest::decode(bytes).unwrap())?;
             Ok(Some(convert::heartbeat_out(&heard).encode_to_vec()))
         })],
-        spared: &[("holdfast.home.v1.Pool.default_provisioning", "figures are not understood")],
+        spared: &[("holdfast.home.v1.Pool.default_provisioning", "figures cannot be read")],
     };
     interface.check();
 }

@@ -1,4 +1,4 @@
-//! Fifty claims at once, on a machine that has no time for them: real homes over gRPC, one of which is asked slowly.
+//! Fifty claims at once on a machine without CPU time for them: real homes over gRPC, one of which answers slowly.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use crate::pool;
 use crate::pool::scratch::{Ground, Scratch, spec};
 use crate::types::*;
 
-/// One answer after the other, and each takes its time.
+/// Delays each answer, one after the other.
 struct Slow(Mutex<()>, Duration);
 
 impl Interceptor for Slow {
@@ -44,13 +44,13 @@ fn home(scratch: &Scratch, name: &str, os: &Os) -> (Loopback, Vec<PoolId>) {
 fn fifty_creates_at_once_are_made_though_a_home_has_no_time_for_fifty_questions() {
     const CLAIMS: usize = 50;
     let scratch = Scratch::in_memory(Ground::Xfs, 1024);
-    // A fiftieth of what was once the limit of each question.
+    // A fiftieth of the earlier limit of each query.
     let slow = Os::intercepted(Box::new(Slow(Mutex::default(), Duration::from_millis(40))));
     let homes = [home(&scratch, "node-a", &Os::new()), home(&scratch, "node-b", &slow)];
     let known = homes.iter().map(|(wire, pools)| (wire.home(), pools.clone()));
     let router = Router::new(Directory::of_homes(known));
     let at = |node: &str| Segments::of_node(&node.parse().unwrap(), NO_FABRIC);
-    // As the provisioner asks without --strict-topology: the whole cluster, the selected node first.
+    // As the external-provisioner requests without --strict-topology: the whole cluster, the selected node first.
     let requirement =
         Requirement { requisite: vec![at("node-a"), at("node-b")], preferred: vec![at("node-a"), at("node-b")] };
     let request = |number: usize| CreateVolume {

@@ -1,4 +1,4 @@
-//! A controller and nodes with a valid certificate that lie.
+//! A controller and nodes with a valid certificate that send false answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::home::{FormatState, Formatting, Health, NodeExpansion, Opened, PoolHe
 use crate::os::Timestamp;
 use crate::types::{AccessMode, Capability, FsType, Placement, Provisioning, VolumeMode, VolumeParameters};
 
-/// What a home says that it has of names it is asked for.
+/// What a home node answers when it is asked for a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Says {
     /// Nothing: it is honest, and empty.
@@ -23,7 +23,7 @@ enum Says {
     Has(&'static str),
 }
 
-/// A home that makes whatever is asked for.
+/// A home that creates whatever is requested.
 struct Teller {
     node: NodeId,
     /// The pool it names in its answers.
@@ -50,7 +50,7 @@ impl Teller {
 }
 
 fn nobody_asks<T>() -> T {
-    panic!("it is not asked")
+    panic!("this call is not expected")
 }
 
 impl Home for Teller {
@@ -182,7 +182,7 @@ fn node(name: &str) -> NodeId {
     name.parse().unwrap()
 }
 
-/// The pool of a node that is called after it.
+/// The pool of a node, derived from its name.
 fn pool_of(name: &str) -> PoolId {
     format!("{:016x}", name.bytes().fold(0_u64, |sum, byte| sum << 8 | u64::from(byte))).parse().unwrap()
 }
@@ -206,7 +206,7 @@ fn entry(pool: PoolId, of: &str, heard: Timestamp) -> Entry {
     Entry { pool, name: "test".parse().unwrap(), node: node(of), endpoint: format!("{of}:1"), heard }
 }
 
-/// A node, what it says, and the node whose pool it names in its answers.
+/// A node, its answers, and the node whose pool it names in them.
 type Told = (&'static str, Says, &'static str);
 
 /// A controller's directory that dials these.
@@ -219,12 +219,12 @@ fn directory_of(tellers: &[Told], interval: Duration) -> Directory {
     Directory::of_controller(Box::new(dial), Rhythm { interval }, BTreeSet::new())
 }
 
-/// The same, whose nodes are never silent.
+/// The same, whose nodes are never unreachable.
 fn directory(tellers: &[Told]) -> Directory {
     directory_of(tellers, Duration::from_secs(3600))
 }
 
-/// Routers that have heard all of theirs, long enough.
+/// Routers that received heartbeats of all their nodes, for long enough.
 fn routers<const N: usize>(all: [&[Told]; N]) -> [Router; N] {
     let interval = Duration::from_secs(2);
     let routers = all.map(|tellers| Router::new(directory_of(tellers, interval)));
@@ -261,14 +261,14 @@ fn a_node_that_says_yes_to_every_name_captures_no_create_and_keeps_none_from_oth
         &[honest, ("other", Says::Has("pvc-1"), "other")],
     ]);
     for router in [under_any_name, hiding] {
-        // Where any node would do, and where the liar's is not allowed at all.
+        // Where any node would do, and where the lying node is not allowed.
         for requirement in [first_on("honest", &["liar"]), first_on("honest", &[])] {
             let made = router.create_volume(&request("pvc-1"), &requirement);
             let made = made.map_err(|failure| failure.error().chain()).unwrap().into_inner();
             assert_eq!((made.home.as_str(), made.id.pool), ("honest", pool_of("honest")));
         }
     }
-    // One that has it shows it: it is found where it was made before, whatever is preferred now.
+    // A node that has it shows it: it is found where it was created before, whatever is preferred now.
     let found = having.create_volume(&request("pvc-1"), &first_on("honest", &["other"])).unwrap().into_inner();
     assert_eq!(found.home.as_str(), "other");
 }
@@ -282,14 +282,14 @@ fn what_a_node_says_of_another_s_pool_is_not_used_and_names_it() {
     ]]);
     let made = router.create_volume(&request("pvc-1"), &first_on("honest", &["third"])).unwrap().into_inner();
     assert_eq!(made.home.as_str(), "honest");
-    // It is asked to make one, and names a volume in the pool of another.
+    // The lying node is asked to create one, and names a volume in the pool of another.
     let failure = router.create_volume(&request("pvc-2"), &first_on("liar", &[])).unwrap_err();
     let said = failure.error().chain();
     assert!(matches!(failure, Failure::Dirty(_)), "{said}");
     assert!(said.contains("node liar") && said.contains(&pool_of("honest").to_string()), "{said}");
     let error = router.volumes(None, 0).unwrap_err();
     assert!(error.kind() == Kind::Unavailable && error.chain().contains("liar"), "{}", error.chain());
-    // People are told of the others, and who it is.
+    // The command line lists the others, and names the lying node.
     let found = router.inventory();
     assert_eq!(found.volumes.len(), 6);
     assert!(found.unheard.iter().any(|why| why.contains("node liar")), "{:?}", found.unheard);
@@ -318,12 +318,12 @@ fn a_time_that_has_not_come_is_nobody_s_last_word() {
             assert_eq!((told.node.as_str(), told.heard), ("home", honest.heard));
             assert!(said.contains("node home") && !said.contains("wrong"), "{said}");
         }
-        // Nobody knows better: it is kept, without the time, and it is said who says so.
+        // No better entry exists: it is kept without its time, and the message names its source.
         let (told, said) = heard_of(std::slice::from_ref(&lie), &[]);
         assert_eq!(told.heard, Timestamp::from_nanos(0));
-        assert!(said.contains("a time that is not known") && said.contains("as node a remembers"), "{said}");
+        assert!(said.contains("an unknown time") && said.contains("according to the directory of node a"), "{said}");
     }
-    // Clocks differ a little: what was heard a moment from now was heard now.
+    // Clocks differ a little: a heartbeat a moment in the future counts as received now.
     let (told, _) = heard_of(&[entry(pool_of("gone"), "home", later(60))], &[]);
     assert!(told.heard >= now && told.heard < later(60), "{told:?}");
 }
@@ -343,7 +343,7 @@ fn what_nodes_remember_is_bounded_and_no_partial_list_is_given() {
     // A node's own pools are always known.
     assert_eq!(told.len(), MOST_KNOWN + 1);
     let unheard = directory.unheard();
-    assert!(unheard.iter().any(|why| why.contains("node b names 500 pools more")), "{}", unheard.len());
+    assert!(unheard.iter().any(|why| why.contains("node b reports 500 pools more")), "{}", unheard.len());
     // Long names count by their bytes.
     let directory = self::directory(&[("a", Says::Nothing, "a")]);
     let long = many(1 << 32, most).into_iter().map(|entry| Entry { endpoint: "x".repeat(1000), ..entry }).collect();
@@ -359,6 +359,6 @@ fn a_node_names_so_many_pools_and_no_more() {
     directory.hear(heartbeat("a", &pools(1))).unwrap();
     let error = directory.hear(heartbeat("a", &pools(1000))).unwrap_err();
     assert!(error.kind() == Kind::InvalidArgument && error.to_string().contains("node a"), "{error}");
-    // What it said before goes on.
+    // Its earlier report remains valid.
     directory.hear(heartbeat("a", &pools(1))).unwrap();
 }

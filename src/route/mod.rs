@@ -1,4 +1,5 @@
-//! The controller's side: finds the home of what a call is about and passes it on. No rules, no locks, no state.
+//! The controller's side: finds the home node of each request and forwards the request to it. It contains no rules,
+//! locks or state.
 
 #[cfg(test)]
 mod burst;
@@ -31,23 +32,23 @@ use crate::types::{
     Bytes, CapacityRange, Error, Failure, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
 };
 
-/// How long homes are asked for everything they have.
+/// How long home nodes may take to list everything they have.
 const LOOKING: Duration = Duration::from_secs(20);
-/// So many images are named in the metrics: those that are near the limit of cloning.
+/// The metrics name at most so many images: the most fragmented ones, which are nearest to the limit of cloning.
 const MOST_EXTENTS: usize = 100;
 
-/// What there is, for people.
+/// All volumes and snapshots, for the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
     /// Volumes that can be used.
     pub volumes: Vec<Volume>,
     /// Snapshots, ready or not.
     pub snapshots: Vec<Snapshot>,
-    /// Why some may be missing, a sentence each.
+    /// Why some may be missing, one sentence each.
     pub unheard: Vec<String>,
 }
 
-/// Passes calls to homes. All methods block.
+/// Forwards calls to home nodes. All methods block.
 #[derive(Debug)]
 pub struct Router {
     directory: Directory,
@@ -55,28 +56,29 @@ pub struct Router {
 }
 
 impl Router {
-    /// For these homes.
+    /// With this directory.
     #[must_use]
     pub fn new(directory: Directory) -> Self {
         Self { directory, questions: Questions::default() }
     }
 
-    /// The homes and nodes it knows.
+    /// The home nodes and the other nodes it knows.
     #[must_use]
     pub fn directory(&self) -> &Directory {
         &self.directory
     }
 
-    /// Makes a volume where the requirement, the class and the source allow, or finds it where a try before made it.
+    /// Creates a volume where the requirement, the StorageClass and the source allow it, or finds the one that an
+    /// earlier attempt created.
     ///
     /// # Errors
-    /// As [`Home::create_volume`]; `NoCapacity` when every allowed home said that it has no room or not the pool;
-    /// `Unavailable` when one of them could not be asked; `AlreadyExists` when the volume is on a node that the requirement
-    /// leaves out.
+    /// As [`Home::create_volume`]; `NoCapacity` when every allowed home node reported that it lacks the space or the
+    /// pool; `Unavailable` when one of them cannot be queried; `AlreadyExists` when the volume is on a node that the
+    /// requirement excludes.
     pub fn create_volume(&self, request: &CreateVolume, requirement: &Requirement) -> Result<Created<Volume>, Failure> {
         self.directory.settled()?;
         let placed = self.placed(request, requirement);
-        // The one home that may have it sees that itself.
+        // The only home node that may have it checks that itself.
         let sees_itself = placed.is_ok() && self.directory.heard().len() < 2;
         let mut mute = Mute::new();
         if !sees_itself {
@@ -87,10 +89,10 @@ impl Router {
             }
         }
         let homes = placed?;
-        // Each home sees itself what it has when it is its turn. One behind it that is heard and does not say may have
-        // the volume from a try before.
+        // Each home node checks its own volumes when it is its turn. A later one that is reachable and does not answer
+        // may have the volume from an earlier attempt.
         if let Some((node, error)) = homes.iter().skip(1).find_map(|node| mute.remove_entry(node)) {
-            let sentence = format!("node {node} does not say whether it has volume {:?} already", request.name);
+            let sentence = format!("node {node} does not answer whether it already has volume {:?}", request.name);
             return Err(Failure::Dirty(error.with_kind(Kind::Unavailable).context(sentence)));
         }
         let (mut refusals, mut silent) = (Vec::new(), None);
@@ -106,7 +108,7 @@ impl Router {
                 Err(Failure::Clean(error)) if error.kind() != Kind::AlreadyExists => error,
                 answer => return answer,
             };
-            // It says so of the pools it serves; a try before may have been in one that it lost.
+            // It answers only for the pools it serves; an earlier attempt may have used one that it lost.
             match self.directory.unserved_on(node, request.parameters.pool.as_ref()) {
                 Some(lost) => {
                     silent.get_or_insert(lost);
@@ -116,14 +118,14 @@ impl Router {
             }
             refusals.push((node, error));
         }
-        // What a silent home may have from a try before is not to be forgotten.
+        // An unreachable home node may have the volume from an earlier attempt: the CO must not forget it.
         match silent {
             Some(error) => Err(Failure::Dirty(error)),
             None => Err(Failure::Clean(no_home_had_room(refusals))),
         }
     }
 
-    /// The homes to try for a new volume, in order.
+    /// The home nodes to try for a new volume, in order.
     fn placed(&self, request: &CreateVolume, requirement: &Requirement) -> Result<Vec<NodeId>> {
         let source_home = match source_pool(request) {
             None => None,
@@ -133,7 +135,7 @@ impl Router {
         place(requirement, &seats, request.parameters.placement, source_home.as_ref(), serving)
     }
 
-    /// Asks the home that has a volume of this name whether it is the one that is meant.
+    /// Asks the home node that has a volume of this name whether it matches the request.
     fn made_on(
         &self,
         home: &dyn Home,
@@ -146,23 +148,24 @@ impl Router {
         };
         let seats = self.directory.seats();
         if !seats.iter().any(|seat| seat.node == *home.node() && requirement.allows(&seat.segments)) {
-            return other("which this request does not allow");
+            return other("which this request does not allow; delete that volume, or allow the node");
         }
         if let Some(pool) = source_pool(request)
             && self.directory.home_of(pool)?.node() != home.node()
         {
-            return other("and its content source is not the one asked for");
+            return other("with another content source than this request names; delete it, or use another name");
         }
         home.create_volume(request)
     }
 
-    /// The home that has a volume of this name, and the nodes that were asked and did not say: all that are heard are
-    /// asked, at once, and as long as they answer anybody (`questions.rs`). A silent one that might have it holds nothing up where the volume may be made on
-    /// others; if it has, `doctor` shows the volume twice.
+    /// The home node that has a volume of this name, and the nodes that did not answer. All reachable nodes are queried
+    /// at the same time, and as long as they answer any query (`questions.rs`). An unreachable node that may have the
+    /// volume does not block a volume that may be created on other nodes; if it has the volume, `doctor` lists both.
     ///
-    /// Nodes are asked by the name's uuid. One that says yes has to show the volume with its name, which the uuid does not tell:
-    /// a node that says yes to everything cannot. What is being made or deleted is not shown; its home tells when it is asked to
-    /// make it, and it keeps no other from that.
+    /// The query names the uuid that follows from the name. A node that reports the volume must also show it with its
+    /// name, which the uuid does not reveal: a node that answers yes to every query cannot. A volume that is being
+    /// created or deleted is not shown. Its home node reports that when it is asked to create the volume, and blocks no
+    /// other node.
     fn made_before(&self, name: &str) -> Result<(Option<Arc<dyn Home>>, Mute), Failure> {
         let uuid = ObjectUuid::of_volume(name);
         let (found, mute) =
@@ -170,7 +173,7 @@ impl Router {
         Ok((first_by_pool(name, found, |id| id.pool), mute))
     }
 
-    /// As [`Router::made_before`], of a snapshot.
+    /// As [`Router::made_before`], for a snapshot.
     fn cut_before(&self, name: &str) -> Result<Option<Arc<dyn Home>>, Failure> {
         let uuid = ObjectUuid::of_snapshot(name);
         let (found, _) =
@@ -178,13 +181,13 @@ impl Router {
         Ok(first_by_pool(name, found, |id| id.pool))
     }
 
-    /// The answer to a CreateVolume that this release refuses for its words; see [`Error::unless_made`].
+    /// The answer to a CreateVolume that this release refuses for its content; see [`Error::unless_made`].
     pub fn refused_volume(&self, name: &str, error: Error) -> Failure {
         let uuid = ObjectUuid::of_volume(name);
         self.refused(&format!("volume {name:?}"), error, |home| home.find_volume(uuid))
     }
 
-    /// As [`Router::refused_volume`], of a CreateSnapshot.
+    /// As [`Router::refused_volume`], for a CreateSnapshot.
     pub fn refused_snapshot(&self, name: &str, error: Error) -> Failure {
         let uuid = ObjectUuid::of_snapshot(name);
         self.refused(&format!("snapshot {name:?}"), error, |home| home.find_snapshot(uuid))
@@ -200,7 +203,7 @@ impl Router {
             return Failure::Clean(error);
         }
         error.unless_made(object, || {
-            // As for a list: every home has to say so.
+            // As for a list: every home node must answer.
             let homes = self.directory.all()?;
             let answers = asked(homes, Deadline::after(ASKING), ask);
             let of_node =
@@ -209,7 +212,7 @@ impl Router {
         })
     }
 
-    /// What every home has of a name, and the nodes that did not say.
+    /// What every home node has under a name, and the nodes that did not answer.
     fn ask_all<I: Send>(
         &self,
         ask: impl Fn(&dyn Home) -> Result<Vec<I>> + Sync,
@@ -221,11 +224,14 @@ impl Router {
                 Ok(ids) if ids.is_empty() => {}
                 Ok(ids) => found.push((home, ids)),
                 Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Timeout) => {
-                    warn!(node = %home.node(), error = %error.chain(), "does not say whether it has the name already");
+                    warn!(
+                        node = %home.node(), error = %error.chain(),
+                        "the node does not answer whether the name already exists on it"
+                    );
                     mute.insert(home.node().clone(), error);
                 }
                 Err(error) => {
-                    let sentence = format!("whether node {} has the name already is not known", home.node());
+                    let sentence = format!("cannot check whether the name already exists on node {}", home.node());
                     return Err(Failure::Dirty(error.context(sentence)));
                 }
             }
@@ -252,29 +258,29 @@ impl Router {
         self.directory.home_of(id.pool)?.volume(id)
     }
 
-    /// Volumes of all homes in the order of (pool, uuid).
+    /// Volumes of all home nodes in the order of (pool, uuid).
     ///
     /// # Errors
-    /// `Unavailable` when one home does not answer: never a partial list.
+    /// `Unavailable` when one home node does not answer: never a partial list.
     pub fn volumes(&self, after: Option<VolumeId>, limit: usize) -> Result<Page<Volume, VolumeId>> {
         let pages = self.pages(|home| home.volumes(after, limit))?;
         Ok(merged(pages, limit, |volume| volume.id))
     }
 
-    /// Grants a volume to a node.
+    /// Attaches a volume to a node.
     ///
     /// # Errors
-    /// As [`Home::grant`]; `NotFound` for a node nobody knows.
+    /// As [`Home::grant`]; `NotFound` for an unknown node.
     pub fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
         let home = self.directory.home_of(id.pool)?;
         if !self.directory.knows(&request.node) {
             home.volume(id)?;
-            return Err(Error::new(Kind::NotFound, format!("node {} does not exist for this driver", request.node)));
+            return Err(Error::new(Kind::NotFound, format!("node {} is unknown to this driver", request.node)));
         }
         home.grant(id, request)
     }
 
-    /// Takes a node's grant back, or all.
+    /// Detaches a volume from a node, or from all nodes.
     ///
     /// # Errors
     /// As [`Home::revoke`]; `Unavailable` when its pool is not served.
@@ -285,7 +291,7 @@ impl Router {
         }
     }
 
-    /// Grows a volume.
+    /// Expands a volume.
     ///
     /// # Errors
     /// As [`Home::expand`]; `Unavailable` when its pool is not served.
@@ -293,14 +299,14 @@ impl Router {
         self.directory.home_of(id.pool)?.expand(id, range)
     }
 
-    /// Makes a snapshot where its source is.
+    /// Creates a snapshot on the home node of its source.
     ///
     /// # Errors
-    /// As [`Home::create_snapshot`]; `Unavailable` when the pool is not served; `AlreadyExists` when another home has
-    /// a snapshot of this name.
+    /// As [`Home::create_snapshot`]; `Unavailable` when the pool is not served; `AlreadyExists` when another home node
+    /// has a snapshot of this name.
     pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
         let home = self.directory.home_of(request.source.pool)?;
-        // One home sees that itself.
+        // A single home node checks that itself.
         if self.directory.heard().len() > 1
             && let Some(other) = self.cut_before(&request.name)?
             && other.node() != home.node()
@@ -308,7 +314,7 @@ impl Router {
             return Err(Failure::Clean(Error::new(
                 Kind::AlreadyExists,
                 format!(
-                    "snapshot {:?} exists on node {}, of another volume; delete it or ask for another name",
+                    "snapshot {:?} already exists on node {}, of another volume; delete it or use another name",
                     request.name,
                     other.node()
                 ),
@@ -336,10 +342,10 @@ impl Router {
         self.directory.home_of(id.pool)?.snapshot(id)
     }
 
-    /// Snapshots of all homes in the order of (pool, uuid), or of the one home of the source asked for.
+    /// Snapshots of all home nodes in the order of (pool, uuid), or of the one home node of the requested source.
     ///
     /// # Errors
-    /// `Unavailable` when one home does not answer: never a partial list.
+    /// `Unavailable` when one home node does not answer: never a partial list.
     pub fn snapshots(
         &self,
         filter: &SnapshotFilter,
@@ -353,13 +359,14 @@ impl Router {
         Ok(merged(pages, limit, |snapshot| snapshot.id))
     }
 
-    /// A page of every home.
+    /// A page from every home node.
     fn pages<T: Send>(&self, ask: impl Fn(&dyn Home) -> Result<T> + Sync) -> Result<Vec<T>> {
         let answers = asked(self.directory.all()?, None, ask);
         answers.into_iter().map(|(home, page)| page.map_err(|error| silent(&*home, error))).collect()
     }
 
-    /// Everything that every home has, for people. Homes that do not answer are named, and the rest is told.
+    /// All volumes and snapshots of all home nodes, for the command line. Nodes that do not answer are named, and the
+    /// rest is listed.
     #[must_use]
     pub fn inventory(&self) -> Inventory {
         let mut found = Inventory::default();
@@ -379,7 +386,7 @@ impl Router {
         found
     }
 
-    /// What is wrong in the nodes' own pools, for people; and why some of it may be missing, a sentence each.
+    /// Problems in the nodes' own pools, for the command line; and why some may be missing, one sentence each.
     #[must_use]
     pub fn findings(&self) -> (Vec<(NodeId, Finding)>, Vec<String>) {
         let (mut found, mut unheard) = (Vec::new(), Vec::new());
@@ -393,17 +400,17 @@ impl Router {
         (found, unheard)
     }
 
-    /// Takes a pool out of the quarantine it was put in when it was declared lost.
+    /// Removes a pool that was declared lost from quarantine.
     ///
     /// # Errors
-    /// `Precondition` while it is still declared lost here; `Unavailable` when its node is not heard; as
+    /// `Precondition` while it is still declared lost here; `Unavailable` when its node is unreachable; as
     /// [`Home::readmit`].
     pub fn readmit(&self, pool: PoolId) -> Result<Changed> {
         self.directory.holder(pool)?.readmit(pool)
     }
 
-    /// What could still be made in a topology: room of all its homes together, sizes of the best of them. Where there
-    /// are heartbeats it comes from them, and a silent home has no room.
+    /// What can still be created in a topology: the free space of all its home nodes together, and the best sizes among
+    /// them. With heartbeats it is computed from them, and an unreachable node has no capacity.
     ///
     /// # Errors
     /// As [`Home::capacity`].
@@ -440,7 +447,7 @@ impl Router {
             Some(reported) => reported,
             None => {
                 let ask = |home: &Arc<dyn Home>| {
-                    let context = || format!("the pools of node {} cannot be read", home.node());
+                    let context = || format!("cannot read the pools of node {}", home.node());
                     Ok((home.node().clone(), home.report().map_err(|error| error.context(context()))?))
                 };
                 self.directory.heard().iter().map(ask).collect::<Result<_>>()?
@@ -452,7 +459,7 @@ impl Router {
         Ok(reported.into_iter().flat_map(figures).collect())
     }
 
-    /// The images in the most pieces, for metrics.
+    /// The most fragmented images, for metrics.
     ///
     /// # Errors
     /// As [`Home::extents`].
@@ -472,7 +479,7 @@ impl Router {
     }
 }
 
-/// What metrics say of a pool.
+/// The metrics of a pool.
 #[must_use]
 pub fn figures_of(node: &NodeId, report: PoolReport) -> PoolFigures {
     PoolFigures {
@@ -492,12 +499,12 @@ pub fn figures_of(node: &NodeId, report: PoolReport) -> PoolFigures {
     }
 }
 
-/// The pool of what a volume is filled from.
+/// The pool of a volume's content source.
 fn source_pool(request: &CreateVolume) -> Option<PoolId> {
     request.source.map(|(Source::Volume(VolumeId { pool, .. }) | Source::Snapshot(SnapshotId { pool, .. }))| pool)
 }
 
-/// Whether the next home may be tried: this one has no room, or not the pool a blank volume asks for.
+/// Whether the next home node may be tried: this one lacks the space, or the pool of a blank volume.
 fn passes_on(error: &Error, request: &CreateVolume) -> bool {
     match error.kind() {
         Kind::NoCapacity => true,
@@ -506,7 +513,7 @@ fn passes_on(error: &Error, request: &CreateVolume) -> bool {
     }
 }
 
-/// One error out of what every home said.
+/// One error out of the refusals of all home nodes.
 fn no_home_had_room(mut refusals: Vec<(&NodeId, Error)>) -> Error {
     if refusals.len() == 1
         && let Some((_, only)) = refusals.pop()
@@ -514,17 +521,17 @@ fn no_home_had_room(mut refusals: Vec<(&NodeId, Error)>) -> Error {
         return only.with_kind(Kind::NoCapacity);
     }
     let said: Vec<_> = refusals.iter().map(|(node, error)| format!("{node}: {}", error.chain())).collect();
-    Error::new(Kind::NoCapacity, format!("no node has room for the volume: {}", said.join("; ")))
+    Error::new(Kind::NoCapacity, format!("no node has enough free space for the volume: {}", said.join("; ")))
 }
 
-/// Nodes that are heard and did not say whether they have a name, and why.
+/// Reachable nodes that did not answer whether they have a name, with the reason.
 type Mute = BTreeMap<NodeId, Error>;
 
-/// A home with what it has of a name.
+/// A home node with what it has under a name.
 type Has<I> = (Arc<dyn Home>, Vec<I>);
 
-/// Asks homes at once, each in a thread of its own where there are several. A home that does not answer in time is left
-/// to itself: it holds up its own thread.
+/// Queries home nodes at the same time, each in a thread of its own if there are several. A home node that does not
+/// answer in time blocks only its own thread.
 fn asked<T: Send>(
     homes: Vec<Arc<dyn Home>>,
     deadline: Option<Deadline>,
@@ -541,14 +548,14 @@ fn asked<T: Send>(
         several => thread::scope(|scope| {
             let one = &one;
             let asking: Vec<_> = several.iter().map(|home| scope.spawn(move || one(home))).collect();
-            let panicked = || Err(Error::new(Kind::Internal, "asking a home ended unexpectedly"));
+            let panicked = || Err(Error::new(Kind::Internal, "the query of a home node panicked"));
             asking.into_iter().map(|thread| thread.join().unwrap_or_else(|_| panicked())).collect()
         }),
     };
     homes.into_iter().zip(answers).collect()
 }
 
-/// What a home says that it has of a name, if it shows it all under that name.
+/// What a home node has under a name, if it shows all of it with that name.
 fn shown<I: fmt::Display>(
     home: &dyn Home,
     name: &str,
@@ -558,30 +565,33 @@ fn shown<I: fmt::Display>(
     for id in &ids {
         let unproven = |why: &str| {
             let node = home.node();
-            Error::new(Kind::Unavailable, format!("node {node} says that it has {id} and {why}"))
+            Error::new(Kind::Unavailable, format!("node {node} reports that it has {id} and {why}"))
         };
         match look(id) {
             Ok(there) if there == name => {}
-            Ok(_) => return Err(unproven("shows it under another name: it is not believed")),
-            Err(error) => return Err(unproven("does not show it: it is being made or deleted").because(error)),
+            Ok(_) => return Err(unproven("shows it under another name: its answer is not used")),
+            Err(error) => {
+                return Err(unproven("does not show it: it is being created or deleted; retry").because(error));
+            }
         }
     }
     Ok(ids)
 }
 
-/// The home of the name's object; of several, the one in the smallest pool id, so that every controller says the same.
+/// The home node of the object with this name; of several, the one with the smallest pool id, so that every controller
+/// selects the same.
 fn first_by_pool<I>(name: &str, found: Vec<Has<I>>, pool: impl Fn(&I) -> PoolId) -> Option<Arc<dyn Home>> {
     if found.len() > 1 {
         let nodes: Vec<_> = found.iter().map(|(home, _)| home.node().as_str()).collect();
-        warn!(name, nodes = nodes.join(", "), "one name exists on several nodes; holdfast doctor lists them");
+        warn!(name, nodes = nodes.join(", "), "one name exists on several nodes; run holdfast doctor to list them");
     }
     let first = found.into_iter().min_by_key(|(_, ids)| ids.iter().map(&pool).min());
     first.map(|(home, _)| home)
 }
 
-/// The answer for something in a pool that a human declared lost.
+/// The answer for an object in a pool that an operator declared lost.
 fn given_up(id: &dyn fmt::Display, done: &str) -> Changed {
-    warn!(%id, "{done} without its home, which was declared lost (lostHomes)");
+    warn!(%id, "{done} without its home node, which was declared lost (lostHomes)");
     Changed::No
 }
 
@@ -589,9 +599,9 @@ fn silent(home: &dyn Home, error: Error) -> Error {
     error.with_kind(Kind::Unavailable).context(format!("node {}", home.node()))
 }
 
-/// One page out of one from each home, each in the order of its keys.
+/// One page out of one page of each home node, each in the order of its keys.
 fn merged<T, K: Ord + Copy>(pages: Vec<Page<T, K>>, limit: usize, key: impl Fn(&T) -> K) -> Page<T, K> {
-    // Behind the last key a home gave there may be more of its own: nothing later belongs on this page.
+    // After its last key a home node may have more entries: nothing later belongs on this page.
     let bound = pages.iter().filter_map(|page| page.next).min();
     let mut entries: Vec<T> = pages.into_iter().flat_map(|page| page.entries).collect();
     entries.retain(|entry| bound.is_none_or(|bound| key(entry) <= bound));
@@ -615,7 +625,7 @@ mod tests {
     #[test]
     fn pages_of_several_homes_become_one_in_order_and_none_is_lost() {
         assert_eq!(merged(vec![page(&[1, 5], None), page(&[2, 3], None)], 0, |k| *k), page(&[1, 2, 3, 5], None));
-        // Each home gave its first two; what lies behind the cut is asked for again after the token.
+        // Each home node returned its first two; the token requests the rest again.
         assert_eq!(merged(vec![page(&[1, 5], Some(5)), page(&[2, 3], Some(3))], 2, |k| *k), page(&[1, 2], Some(2)));
         assert_eq!(merged(vec![page(&[1, 5], Some(5)), page(&[2, 9], None)], 0, |k| *k), page(&[1, 2, 5], Some(5)));
         assert_eq!(merged(vec![page(&[1], None), page(&[2], None)], 1, |k| *k), page(&[1], Some(1)));

@@ -1,7 +1,7 @@
-//! [`OwnedHome`]: a home whose answers are believed as far as they are about what is its own.
+//! [`OwnedHome`]: a home whose answers are accepted only about its own objects.
 //!
-//! A node with a valid certificate is that node and no more: it may name its own pools, objects in them, and itself as their home.
-//! What it says of anything else is not used, and said in the log with its name.
+//! A node with a valid certificate may name its own pools, objects in them, and itself as their home node. An answer
+//! about anything else is not used, and is logged with the node's name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,20 +19,20 @@ use crate::types::{
 };
 use crate::wire::Complaints;
 
-/// Nodes that a volume may be attached to at once, as far as is believed.
+/// The most nodes that a volume may be attached to in an accepted answer.
 const MOST_PUBLISHED: usize = 1024;
 
-/// The pools that a home serves by its last heartbeat. Cheap to clone; clones are the same.
+/// The pools in the last heartbeat of a home node. Cheap to clone; clones share their content.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pools(Arc<RwLock<BTreeSet<PoolId>>>);
 
 impl Pools {
-    /// These.
+    /// With these pools.
     pub(super) fn of(pools: &BTreeSet<PoolId>) -> Self {
         Self(Arc::new(RwLock::new(pools.clone())))
     }
 
-    /// From now on these.
+    /// Replaces the pools.
     pub(super) fn set(&self, pools: &BTreeSet<PoolId>) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).clone_from(pools);
     }
@@ -42,7 +42,7 @@ impl Pools {
     }
 }
 
-/// A home behind the question whose things it speaks of.
+/// A home whose answers are checked.
 pub(super) struct OwnedHome {
     inner: Arc<dyn Home>,
     pools: Pools,
@@ -61,15 +61,14 @@ impl OwnedHome {
         Self { inner, pools, complaints: Complaints::default() }
     }
 
-    /// An answer that is not about what is the home's own.
+    /// The error for an answer about something that is not the home node's own.
     fn foreign(&self, what: &'static str, why: &str) -> Error {
         let node = self.inner.node();
         if let Some(unsaid) = self.complaints.may_say(node.as_str(), what) {
-            warn!(%node, what, unsaid, "an answer is not believed: {why}; look at that node, and whether somebody has its key");
+            warn!(%node, what, unsaid, "an answer is not used: {why}; check that node, and whether its key was stolen");
         }
-        let message = format!(
-            "{what}: the answer of node {node} is not used: {why}; look at the log and the release of that node"
-        );
+        let message =
+            format!("{what}: the answer of node {node} is not used: {why}; check the log and the release of that node");
         Error::new(Kind::Unavailable, message)
     }
 
@@ -84,14 +83,14 @@ impl OwnedHome {
         if home == self.inner.node() {
             return Ok(());
         }
-        Err(self.foreign(what, &format!("it names node {home} as the home")))
+        Err(self.foreign(what, &format!("it names node {home} as the home node")))
     }
 
     fn checked_volume(&self, what: &'static str, volume: Volume) -> Result<Volume> {
         self.pool(what, volume.id.pool)?;
         self.home(what, &volume.home)?;
         if volume.published.len() > MOST_PUBLISHED {
-            return Err(self.foreign(what, "it names too many nodes that have the volume"));
+            return Err(self.foreign(what, "it names too many nodes that the volume is attached to"));
         }
         Ok(volume)
     }
@@ -105,7 +104,7 @@ impl OwnedHome {
         Ok(snapshot)
     }
 
-    /// A page in the order that was asked for, no longer than was asked for.
+    /// A page in the requested order, no longer than requested.
     fn page<T, K: Ord + Copy>(
         &self,
         what: &'static str,
@@ -116,14 +115,14 @@ impl OwnedHome {
     ) -> Result<Page<T, K>> {
         let keys = page.entries.iter().map(&key);
         let all: Vec<K> = after.into_iter().chain(keys).chain(page.next).collect();
-        // The token is the last entry's key, or one behind it.
+        // The token is the last entry's key, or a later one.
         let last = all.len().checked_sub(2).filter(|_| page.next.is_some());
         let is_ordered = all.windows(2).enumerate().all(|(at, pair)| match pair {
             [one, other] => one < other || (Some(at) == last && one == other),
             _ => true,
         });
         if !is_ordered || (limit != 0 && page.entries.len() > limit) {
-            return Err(self.foreign(what, "its list is not in order, or longer than was asked for"));
+            return Err(self.foreign(what, "its list is not in order, or longer than requested"));
         }
         let entries = page.entries.into_iter().map(check).collect::<Result<_>>()?;
         Ok(Page { entries, next: page.next })
@@ -141,7 +140,7 @@ impl OwnedHome {
             let (pool, uuid) = part(*id);
             self.pool(what, pool)?;
             if uuid != wanted || !seen.insert(pool) {
-                return Err(self.foreign(what, "it names what was not asked for"));
+                return Err(self.foreign(what, "it names an object that was not requested"));
             }
         }
         Ok(ids)
@@ -162,7 +161,7 @@ impl Home for OwnedHome {
             }
             Ok(volume)
         };
-        // Whatever it did, something may be there.
+        // Whatever it did, something may exist there.
         Ok(match self.inner.create_volume(request)? {
             Created::New(volume) => Created::New(check(volume).map_err(Failure::Dirty)?),
             Created::Existing(volume) => Created::Existing(check(volume).map_err(Failure::Dirty)?),

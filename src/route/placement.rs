@@ -1,4 +1,5 @@
-//! Where a new volume may be made (docs/design.md section 11): a pure function of what the CO asks for and where homes are.
+//! Placement of a new volume (docs/design.md section 11): a pure function of the CO's request and the home nodes'
+//! topology.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,7 +29,7 @@ impl Segments {
         Self::new([(NODE_KEY.to_owned(), node.to_string()), (FABRIC_KEY.to_owned(), fabric.to_owned())])
     }
 
-    /// The one segment that says from where a local volume of this home can be used.
+    /// The one segment that says which node can use a local volume of this home node.
     #[must_use]
     pub fn of_local_volume(home: &NodeId) -> Self {
         Self::new([(NODE_KEY.to_owned(), home.to_string())])
@@ -39,7 +40,7 @@ impl Segments {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// Whether a place with the segments of `seat` is in this topology. CSI compares keys case-insensitively.
+    /// Whether a node with the segments of `seat` is in this topology. CSI compares keys case-insensitively.
     #[must_use]
     pub fn covers(&self, seat: &Self) -> bool {
         self.iter().all(|(key, value)| seat.iter().any(|(k, v)| k.eq_ignore_ascii_case(key) && v == value))
@@ -56,21 +57,21 @@ impl fmt::Display for Segments {
 /// CSI's TopologyRequirement.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requirement {
-    /// The volume must be usable from one of these; none: from anywhere.
+    /// The volume must be usable from one of these; empty: from anywhere.
     pub requisite: Vec<Segments>,
-    /// In this order, if possible.
+    /// Preferred ones, in this order.
     pub preferred: Vec<Segments>,
 }
 
 impl Requirement {
-    /// Whether a volume may be at a seat.
+    /// Whether a volume may be on a node with these segments.
     #[must_use]
     pub fn allows(&self, seat: &Segments) -> bool {
         self.requisite.is_empty() || self.requisite.iter().any(|topology| topology.covers(seat))
     }
 }
 
-/// A home and where it is.
+/// A home node and its topology.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seat {
     /// The node.
@@ -79,12 +80,12 @@ pub struct Seat {
     pub segments: Segments,
 }
 
-/// The homes to try for a new volume, in order; never empty.
+/// The home nodes to try for a new volume, in order; never empty.
 ///
-/// - A clone or restore goes to the home of its source, whatever is preferred.
-/// - A blank volume goes to the first preferred topology only, or with `placement: any` to any in that order, then to
-///   the rest of the requisite ones.
-/// - With requisite ones only: to the first with room.
+/// - A clone or restore goes to the home node of its source, whatever is preferred.
+/// - A blank volume goes to the first preferred topology only, or with `placement: any` to each of them in that order,
+///   then to the rest of the requisite ones.
+/// - With requisite topologies only: to the first with enough space.
 /// - Without any topology: to the node that serves the call.
 ///
 /// # Errors
@@ -102,7 +103,9 @@ pub fn place(
             Ok(vec![home.clone()])
         } else {
             Err(no_room(format!(
-                "the source is on node {home}, where the copy has to be made, and the request does not allow that node; use a class with volumeBindingMode: WaitForFirstConsumer and no allowedTopologies that leave it out"
+                "the source is on node {home}, where the copy must be created, and the request does not allow that \
+                 node; use a StorageClass with volumeBindingMode: WaitForFirstConsumer and no allowedTopologies that \
+                 exclude the node"
             )))
         };
     }
@@ -117,7 +120,8 @@ pub fn place(
             allowed().filter(|seat| first.covers(&seat.segments)).for_each(&mut choose);
             if chosen.is_empty() {
                 return Err(no_room(format!(
-                    "no node of the preferred topology {first} has a pool of this driver; let the scheduler choose another node, or set placement: any in the class"
+                    "no node of the preferred topology {first} has a pool of this driver; let the scheduler choose \
+                     another node, or set placement: any in the StorageClass"
                 )));
             }
         }
@@ -141,7 +145,8 @@ pub fn place(
         let wanted: Vec<_> = requirement.requisite.iter().map(ToString::to_string).collect();
         let homes: Vec<_> = seats.iter().map(|seat| seat.node.as_str()).collect();
         return Err(no_room(format!(
-            "no node that may have the volume ([{}]) has a pool of this driver; pools are on [{}]",
+            "no node that is allowed for the volume ([{}]) has a pool of this driver; pools are on [{}]; allow one \
+             of these nodes",
             wanted.join("; "),
             homes.join(", ")
         )));

@@ -1,9 +1,9 @@
-//! Questions to homes that many calls have at the same time: whether a home has a name already.
+//! Queries to home nodes that many calls have at the same time: whether a name already exists there.
 //!
-//! Fifty creates at once ask each home fifty questions. A home without processor time answers all of them, later than any
-//! limit of one question. So a few are under way to one home at a time, the rest wait for their turn without a clock
-//! of their own, and a home counts as one that does not answer only when it answered nothing at all meanwhile. All that
-//! were waiting then are told so at once: a home that hangs holds each call up once.
+//! Fifty creates at once send fifty queries to each home node. A home node without CPU time answers all of them, but
+//! later than any limit of one query. So only a few queries to one home node run at a time, and the rest wait for their
+//! turn without a limit of their own. A home node counts as one that does not answer only when it answered no query at
+//! all meanwhile. All waiting calls then fail at once: a home node that hangs delays each call once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,18 +12,18 @@ use std::time::Duration;
 use crate::os::Deadline;
 use crate::types::{Error, Kind, NodeId, Result};
 
-/// How long one question may take, of which a home is given half.
+/// How long one query may take; the home node gets half of it.
 pub(super) const ASKING: Duration = Duration::from_secs(4);
-/// Questions at once to one home.
+/// Concurrent queries to one home node.
 const AT_ONCE: usize = 8;
 
-/// The questions to all homes.
+/// The queries to all home nodes.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
     queues: Mutex<HashMap<NodeId, Arc<Queue>>>,
 }
 
-/// The questions to one home.
+/// The queries to one home node.
 #[derive(Debug, Default)]
 struct Queue {
     state: Mutex<State>,
@@ -34,19 +34,19 @@ struct Queue {
 struct State {
     under_way: usize,
     waiting: u64,
-    /// How many were answered, and how often it was found not to answer.
+    /// How many were answered, and how often the home node was found not to answer.
     answered: u64,
     unanswered: u64,
-    /// What was said when it last did not.
+    /// The error when it last did not answer.
     why: String,
 }
 
 impl Questions {
-    /// Asks a home, when it is this question's turn, until it answers or does not answer anything.
+    /// Sends a query when it is its turn, until the home node answers it or does not answer any query.
     ///
     /// # Errors
-    /// Those of `ask`; `Timeout` when the home answered none of the questions that were under way, or the caller's time is
-    /// over.
+    /// Those of `ask`; `Timeout` when the home node answered none of the running queries, or the caller's deadline has
+    /// passed.
     pub(super) fn ask<T>(&self, node: &NodeId, ask: impl Fn() -> Result<T>) -> Result<T> {
         let queue =
             Arc::clone(self.queues.lock().unwrap_or_else(PoisonError::into_inner).entry(node.clone()).or_default());
@@ -57,7 +57,7 @@ impl Questions {
             let mut state = queue.lock();
             match &answer {
                 Err(error) if error.kind() == Kind::Timeout => {
-                    // It answers others: this question is lost among them, or the home is slow.
+                    // It answers others: this query is queued behind them, or the node is slow.
                     if state.answered != before && Deadline::current().is_none_or(|caller| caller.left() > ASKING) {
                         drop((state, turn));
                         continue;
@@ -78,7 +78,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a place; the number of questions answered until then.
+    /// Waits for a turn; returns the number of queries answered until then.
     fn take_turn(&self, node: &NodeId) -> Result<u64> {
         let mut state = self.lock();
         let before = state.unanswered;
@@ -86,7 +86,7 @@ impl Queue {
             let left = Deadline::current().map_or(ASKING, Deadline::left);
             let timeout = |why: &str| Err(Error::new(Kind::Timeout, why.to_owned()));
             if left.is_zero() {
-                return timeout(&format!("node {node} still answers questions that were asked before this one; retry"));
+                return timeout(&format!("node {node} is still answering earlier queries; retry"));
             }
             state.waiting += 1;
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -100,7 +100,7 @@ impl Queue {
     }
 }
 
-/// A place among the questions under way.
+/// A slot among the running queries.
 struct Turn<'q>(&'q Queue);
 
 impl Drop for Turn<'_> {
@@ -125,7 +125,7 @@ mod tests {
         Err(Error::new(Kind::Timeout, "node-a has not answered in time"))
     }
 
-    /// Asks so many at once and gives what each was answered.
+    /// Sends so many queries at once and returns their answers.
     fn many<T: Send>(count: usize, questions: &Questions, ask: impl Fn() -> Result<T> + Sync) -> Vec<Result<T>> {
         thread::scope(|scope| {
             let asking: Vec<_> = (0..count).map(|_| scope.spawn(|| questions.ask(&node(), &ask))).collect();
@@ -150,7 +150,7 @@ mod tests {
         questions.queues.lock().unwrap().get(&node()).map_or(0, |queue| figure(&queue.lock()))
     }
 
-    /// Of four one is answered, and the rest are overdue meanwhile: a home that has no time.
+    /// One of four is answered, and the rest time out meanwhile: a home node without CPU time.
     #[test]
     fn a_slow_home_that_answers_one_after_the_other_is_asked_until_it_has_answered_all() {
         let (questions, asked) = (Questions::default(), AtomicUsize::new(0));
@@ -190,7 +190,7 @@ mod tests {
         });
         assert!(answers.iter().all(|answer| answer.as_ref().unwrap_err().kind() == Kind::Timeout));
         assert_eq!(asked.load(Ordering::SeqCst), AT_ONCE);
-        // Another time it answers again.
+        // Later it answers again.
         assert!(questions.ask(&node(), || Ok(())).is_ok());
     }
 

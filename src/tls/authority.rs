@@ -1,4 +1,4 @@
-//! The authority that certifies roles: a CA of its own, good for nothing else.
+//! The authority that issues certificates for roles: a CA of its own, valid for nothing else.
 
 use std::fmt;
 use std::path::Path;
@@ -24,22 +24,22 @@ use crate::types::{Error, Kind, NodeId, OsContext, Result};
 
 /// The CA's private key, beside its `ca.crt`.
 const CA_KEY: &str = "ca.key";
-/// The signing request a node makes, beside its `tls.key`.
+/// The signing request that a node creates, beside its `tls.key`.
 const REQUEST: &str = "tls.csr";
-/// How long a CA lives, days.
+/// The lifetime of a CA, in days.
 const CA_DAYS: u32 = 3650;
-/// The longest a certificate may live, days.
+/// The longest lifetime of a certificate, in days.
 const MOST_DAYS: u32 = 825;
-/// Clocks may differ by so many seconds: certificates are good from that much earlier.
+/// The clocks of machines may differ by so many seconds: certificates are valid from that much earlier.
 const SKEW: i64 = 300;
 const DAY: i64 = 86_400;
-/// The largest signing request looked at, bytes.
+/// The largest signing request that is read, in bytes.
 const MOST_REQUEST: usize = 64 << 10;
 
 /// A CA with its key: ECDSA P-256, constrained to our names.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// What `ca.crt` holds: the CA first, perhaps others trusted beside it.
+    /// The content of `ca.crt`: the CA first, perhaps other trusted ones after it.
     bundle: String,
     not_after: i64,
 }
@@ -52,20 +52,20 @@ pub struct Issued {
     pub certificate: String,
     /// Its private key.
     pub key: String,
-    /// When the certificate expires, for people.
+    /// When the certificate expires, for messages.
     pub until: String,
 }
 
 impl Authority {
-    /// A new CA for ten years, in memory. Its parts for `ca.crt` and `ca.key` come with it.
+    /// A new CA for ten years, in memory, with the content of its `ca.key`.
     ///
     /// # Errors
-    /// `Internal` when no key can be made.
+    /// `Internal` when no key can be created.
     pub fn make() -> Result<(Self, String)> {
         Self::make_for(span(CA_DAYS))
     }
 
-    /// The same, good from and to these seconds since 1970.
+    /// The same, valid from and to these seconds since 1970.
     pub(super) fn make_for(span: (i64, i64)) -> Result<(Self, String)> {
         let key = new_key()?;
         let mut params = params(span)?;
@@ -83,53 +83,53 @@ impl Authority {
         Ok((Self { issuer: Issuer::new(params, key), bundle, not_after }, key_pem))
     }
 
-    /// The CA whose `ca.crt` and `ca.key` these are; the first certificate is the CA's.
+    /// The CA with these `ca.crt` and `ca.key`; the first certificate is the CA's.
     ///
     /// # Errors
-    /// `Precondition` when they are not PEM, do not fit or have expired; nothing of the key is in the message.
+    /// `Precondition` when they are not PEM, do not match or have expired; the message contains nothing of the key.
     pub fn read(ca: &[u8], key: &[u8]) -> Result<Self> {
         let wrong = |why: String| Error::new(Kind::Precondition, why);
         let certificates = pem::certificates(ca).map_err(|why| wrong(format!("{CA}: {why}")))?;
         let first = certificates.first().ok_or_else(|| wrong(format!("{CA} is empty")))?;
         let facts = Certificate::read(first).map_err(|error| wrong(format!("{CA}: {error}")))?;
         let key = pem::key(key).map_err(|why| wrong(format!("{CA_KEY}: {why}")))?;
-        let key = KeyPair::try_from(&key).map_err(|_| wrong(format!("{CA_KEY} is no key that can sign")))?;
+        let key = KeyPair::try_from(&key).map_err(|_| wrong(format!("{CA_KEY} is not a key that can sign")))?;
         if key.subject_public_key_info() != facts.public_key {
             return Err(wrong(format!(
-                "{CA_KEY} is not the key of the first certificate in {CA}; put both of one CA there"
+                "{CA_KEY} is not the key of the first certificate in {CA}; write both files of one CA there"
             )));
         }
         if facts.not_after < Timestamp::now().seconds() {
             let on = date(facts.not_after);
             return Err(wrong(format!(
-                "the CA expired on {on}; make a new one in another directory and issue all anew"
+                "the CA expired on {on}; create a new one in another directory and issue all certificates again"
             )));
         }
         let issuer =
             Issuer::from_ca_cert_der(first, key).map_err(|error| wrong(format!("{CA} cannot be used: {error}")))?;
-        // Certificates alone: it is published, and a file may hold its key as well.
+        // Certificates only: the text is published, and the file may contain its key as well.
         let bundle = certificates.iter().map(|certificate| pem::encode(pem::CERTIFICATE, certificate)).collect();
         Ok(Self { issuer, bundle, not_after: facts.not_after })
     }
 
-    /// The CA kept in a directory.
+    /// The CA in a directory.
     ///
     /// # Errors
-    /// `Precondition` when it is not there, or not whole.
+    /// `Precondition` when it does not exist, or is incomplete.
     pub fn open(os: &Os, directory: &Path) -> Result<Self> {
         let read = |name: &str| {
             let file = directory.join(name);
             let text = os.read(&file).at(|| format!("read {}", file.display()))?;
             text.ok_or_else(|| {
                 let place = directory.display();
-                Error::new(Kind::Precondition, format!("there is no {name} in {place}; name the directory of a CA"))
+                Error::new(Kind::Precondition, format!("there is no {name} in {place}; pass the directory of a CA"))
             })
         };
         let place = || format!("the CA in {} cannot be used", directory.display());
         Self::read(&read(CA)?, &read(CA_KEY)?).map_err(|error| error.context(place()))
     }
 
-    /// The same; a new one is made there when the directory is empty or does not exist. True when it was.
+    /// The same; a new CA is created when the directory is empty or does not exist. True when it was.
     ///
     /// # Errors
     /// Those of [`Authority::open`] and [`write_directory`].
@@ -142,24 +142,24 @@ impl Authority {
         Ok((made, true))
     }
 
-    /// What is to be trusted with it, PEM: its certificate first.
+    /// The trusted CAs, PEM: its certificate first.
     #[must_use]
     pub fn bundle(&self) -> &str {
         &self.bundle
     }
 
-    /// A new key and a certificate for a role, for so many days but not beyond the CA's own end.
+    /// A new key and a certificate for a role, valid for so many days but not beyond the end of the CA.
     ///
     /// # Errors
-    /// `OutOfRange` for 0 days or more than 825, `Internal` when nothing can be made.
+    /// `OutOfRange` for 0 days or more than 825, `Internal` when the certificate cannot be created.
     pub fn issue(&self, role: &Role, days: u32) -> Result<Issued> {
         self.issue_lasting(role, in_days(days)?)
     }
 
-    /// The same for any time.
+    /// The same for any lifetime.
     ///
     /// # Errors
-    /// `Internal` when nothing can be made.
+    /// `Internal` when the certificate cannot be created.
     pub fn issue_lasting(&self, role: &Role, life: Duration) -> Result<Issued> {
         let key = new_key()?;
         let (certificate, not_after) = self.certify(role, &key, life)?;
@@ -167,30 +167,31 @@ impl Authority {
         Ok(Issued { ca: self.bundle.clone(), certificate, key, until: date(not_after) })
     }
 
-    /// A certificate for the public key in a signing request (PEM), for exactly this node. Nothing else that the request
-    /// asks for is looked at; its own signature is checked, so that nobody is certified with another's key. Gives the
-    /// certificate in PEM and its end for people.
+    /// A certificate for the public key in a signing request (PEM), for exactly this node. The rest of the request is
+    /// ignored. Its signature is checked, so that no certificate is issued for a key of another owner. Returns the
+    /// certificate in PEM and its end for messages.
     ///
     /// # Errors
-    /// `InvalidArgument` for what is no request with a good signature; those of [`Authority::issue`].
+    /// `InvalidArgument` for an invalid request or signature; those of [`Authority::issue`].
     pub fn sign(&self, request: &[u8], node: &NodeId, days: u32) -> Result<(String, String)> {
         self.sign_lasting(request, node, in_days(days)?)
     }
 
-    /// The same for any time.
+    /// The same for any lifetime.
     ///
     /// # Errors
-    /// `InvalidArgument` for what is no request with a good signature, `Internal` when nothing can be made.
+    /// `InvalidArgument` for an invalid request or signature, `Internal` when the certificate cannot be created.
     pub fn sign_lasting(&self, request: &[u8], node: &NodeId, life: Duration) -> Result<(String, String)> {
         let wrong = |why: &str| Error::new(Kind::InvalidArgument, format!("the signing request is refused: {why}"));
         if request.len() > MOST_REQUEST {
             return Err(wrong("it is larger than 64 KiB"));
         }
         let der = pem::signing_request(request).map_err(wrong)?;
-        let (_, parsed) = X509CertificationRequest::from_der(&der).map_err(|_| wrong("it is not PKCS #10"))?;
-        parsed.verify_signature().map_err(|_| wrong("its signature is not by the key it asks for"))?;
+        let (_, parsed) =
+            X509CertificationRequest::from_der(&der).map_err(|_| wrong("it is not a PKCS #10 request"))?;
+        parsed.verify_signature().map_err(|_| wrong("its signature was not made by the key in it"))?;
         let key = SubjectPublicKeyInfo::from_der(parsed.certification_request_info.subject_pki.raw)
-            .map_err(|_| wrong("its key is of a kind that is not used here; make an ECDSA P-256 key"))?;
+            .map_err(|_| wrong("its key type is not supported; create an ECDSA P-256 key"))?;
         let (certificate, not_after) = self.certify(&Role::Node(node.clone()), &key, life)?;
         Ok((certificate, date(not_after)))
     }
@@ -202,7 +203,7 @@ impl Authority {
         Ok((self.certify_names(&[role.name().as_str()], key, from, to)?, to))
     }
 
-    /// A certificate with these names, good from and to these seconds since 1970.
+    /// A certificate with these names, valid from and to these seconds since 1970.
     pub(super) fn certify_names(&self, names: &[&str], key: &impl PublicKeyData, from: i64, to: i64) -> Result<String> {
         let mut params = params((from, to))?;
         for name in names {
@@ -219,16 +220,16 @@ impl Authority {
 }
 
 impl Issued {
-    /// Makes sure that it can be used by a process of this role: key and certificate fit, a CA of `ca` made it, its name and
-    /// dates are right. Gives its end for people.
+    /// Checks that a process of this role can use it: key and certificate match, a CA of `ca` issued it, its name and
+    /// dates are right. Returns its end for messages.
     ///
     /// # Errors
-    /// `Precondition` naming what is wrong; nothing of the key is in it.
+    /// `Precondition` naming what is wrong; the message contains nothing of the key.
     pub fn check(&self, role: &Role) -> Result<String> {
         Ok(date(self.fit(role)?.not_after))
     }
 
-    /// When the second third of its life is over, in seconds since 1970: the time to renew it.
+    /// When two thirds of its lifetime have passed, in seconds since 1970: the time to renew it.
     ///
     /// # Errors
     /// Those of [`Issued::check`].
@@ -251,7 +252,8 @@ impl Issued {
         Material::build(&parts, Path::new("in memory"), role)
     }
 
-    /// Writes `ca.crt`, `tls.crt` and `tls.key` into a directory, all at once; those of an earlier issue are replaced.
+    /// Writes `ca.crt`, `tls.crt` and `tls.key` into a directory, all at once; the files of an earlier issue are
+    /// replaced.
     ///
     /// # Errors
     /// Those of [`write_directory`].
@@ -261,10 +263,10 @@ impl Issued {
     }
 }
 
-/// When the second third of a certificate's life (PEM) is over, in seconds since 1970: the time to renew it.
+/// When two thirds of the lifetime of a certificate (PEM) have passed, in seconds since 1970: the time to renew it.
 ///
 /// # Errors
-/// `Corrupt` when it is none.
+/// `Corrupt` when it is not a certificate.
 pub fn renewal_of(certificate: &[u8]) -> Result<i64> {
     let chain = pem::certificates(certificate).map_err(|why| Error::new(Kind::Corrupt, why))?;
     let own = chain.first().ok_or_else(|| Error::new(Kind::Corrupt, "there is no certificate"))?;
@@ -272,15 +274,15 @@ pub fn renewal_of(certificate: &[u8]) -> Result<i64> {
     Ok(two_thirds(own.not_before, own.not_after))
 }
 
-/// Certificates begin before they are made, by what clocks may differ.
+/// A certificate begins before it is created, by the allowed difference of clocks.
 fn two_thirds(not_before: i64, not_after: i64) -> i64 {
     not_after - (not_after - not_before - SKEW).max(0) / 3
 }
 
-/// A new key and a request that it be certified for this node, PEM.
+/// A new key and a signing request with it for this node, PEM.
 ///
 /// # Errors
-/// `Internal` when no key can be made.
+/// `Internal` when no key can be created.
 pub fn signing_request(node: &NodeId) -> Result<(String, String)> {
     let key = new_key()?;
     let name = Role::Node(node.clone()).name();
@@ -289,10 +291,11 @@ pub fn signing_request(node: &NodeId) -> Result<(String, String)> {
     Ok((pem::encode(pem::PRIVATE_KEY, key.serialized_der()), pem::encode(pem::REQUEST, request.der())))
 }
 
-/// Makes a key (`tls.key`) and a signing request for a node (`tls.csr`) in a new directory: the key never leaves the node.
+/// Creates a key (`tls.key`) and a signing request (`tls.csr`) for a node in a new directory: the key never leaves the
+/// node.
 ///
 /// # Errors
-/// Those of [`write_directory`]; `Internal` when no key can be made.
+/// Those of [`write_directory`]; `Internal` when no key can be created.
 pub fn request(os: &Os, node: &NodeId, directory: &Path) -> Result<()> {
     let (key, request) = signing_request(node)?;
     write_directory(os, directory, &[(KEY, &key), (REQUEST, &request)], &[])
@@ -303,17 +306,18 @@ pub(super) fn new_key() -> Result<KeyPair> {
 }
 
 fn not_made(error: rcgen::Error) -> Error {
-    Error::new(Kind::Internal, "the certificate cannot be made").because(error)
+    Error::new(Kind::Internal, "the certificate cannot be created").because(error)
 }
 
 fn moment(seconds_since_1970: i64) -> Result<OffsetDateTime> {
-    OffsetDateTime::from_unix_timestamp(seconds_since_1970)
-        .map_err(|error| Error::new(Kind::OutOfRange, "this machine's clock is out of range").because(error))
+    OffsetDateTime::from_unix_timestamp(seconds_since_1970).map_err(|error| {
+        Error::new(Kind::OutOfRange, "the clock of this machine is out of range; set it").because(error)
+    })
 }
 
 fn in_days(days: u32) -> Result<Duration> {
     if days == 0 || days > MOST_DAYS {
-        let why = format!("a certificate is good for 1 to {MOST_DAYS} days, not {days}");
+        let why = format!("a certificate can be valid for 1 to {MOST_DAYS} days, not {days}");
         return Err(Error::new(Kind::OutOfRange, why));
     }
     Ok(Duration::from_secs(u64::from(days) * 86_400))
@@ -325,7 +329,7 @@ fn span(days: u32) -> (i64, i64) {
     (now - SKEW, now + i64::from(days) * DAY)
 }
 
-/// What all our certificates have.
+/// The parameters that all our certificates have in common.
 fn params((from, to): (i64, i64)) -> Result<CertificateParams> {
     let mut params = CertificateParams::default();
     params.not_before = moment(from)?;

@@ -1,4 +1,4 @@
-//! What a certificate says of itself. Nothing here is verified: that is `verify`'s.
+//! The content of a certificate. Nothing is verified here: `verify` does that.
 
 use rustls::pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -8,16 +8,16 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::role::RoleName;
 use crate::types::{Error, Kind, Result};
 
-/// The most of a stranger's names that a message repeats, in bytes.
+/// The most bytes of a peer's names that a message repeats.
 const MOST_SHOWN: usize = 200;
 
 /// Names and dates of a certificate.
 #[derive(Clone, Debug)]
 pub(super) struct Certificate {
     names: Vec<String>,
-    /// First second it is good, since 1970.
+    /// First second of validity, since 1970.
     pub(super) not_before: i64,
-    /// Last second it is good, since 1970.
+    /// Last second of validity, since 1970.
     pub(super) not_after: i64,
     /// The subject's public key, DER.
     pub(super) public_key: Vec<u8>,
@@ -27,13 +27,15 @@ impl Certificate {
     /// Reads one.
     ///
     /// # Errors
-    /// `Corrupt` when it is no X.509 certificate.
+    /// `Corrupt` when it is not an X.509 certificate.
     pub(super) fn read(der: &CertificateDer<'_>) -> Result<Self> {
         let unreadable = |_| Error::new(Kind::Corrupt, "it is not an X.509 certificate");
         let (_, parsed) = X509Certificate::from_der(der).map_err(unreadable)?;
         let mut names = Vec::new();
         let extension = parsed.subject_alternative_name();
-        if let Some(extension) = extension.map_err(|_| Error::new(Kind::Corrupt, "its names cannot be read"))? {
+        if let Some(extension) =
+            extension.map_err(|_| Error::new(Kind::Corrupt, "the names in the certificate cannot be read"))?
+        {
             for name in &extension.value.general_names {
                 if let GeneralName::DNSName(name) = name {
                     names.push((*name).to_owned());
@@ -48,10 +50,10 @@ impl Certificate {
         })
     }
 
-    /// The one role it is for. Names outside our domain are not looked at; in it there must be exactly one, a role's.
+    /// The one role it is for. Names outside our domain are ignored; inside it, there must be exactly one, of a role.
     ///
     /// # Errors
-    /// `Precondition`, naming what is there instead.
+    /// `Precondition`, listing the names that are there.
     pub(super) fn role(&self) -> Result<RoleName> {
         let ours: Vec<_> = self.names.iter().filter(|name| RoleName::is_ours(name)).collect();
         match ours.as_slice() {
@@ -60,11 +62,14 @@ impl Certificate {
         }
         .ok_or_else(|| {
             let there = self.shown();
-            Error::new(Kind::Precondition, format!("its SAN does not hold exactly one role's name; it holds {there}"))
+            Error::new(
+                Kind::Precondition,
+                format!("the certificate's SAN must contain exactly one role name; it contains {there}"),
+            )
         })
     }
 
-    /// Its names for a message, escaped and cut: they may be a stranger's.
+    /// Its names for a message, escaped and shortened: an unverified peer may have chosen them.
     pub(super) fn shown(&self) -> String {
         let all = self.names.iter().map(|name| name.escape_default().to_string()).collect::<Vec<_>>().join(", ");
         match all.get(..all.floor_char_boundary(MOST_SHOWN)) {
@@ -75,7 +80,7 @@ impl Certificate {
     }
 }
 
-/// A point in time for people, in UTC.
+/// A point in time for messages, in UTC.
 pub(super) fn date(seconds_since_1970: i64) -> String {
     match OffsetDateTime::from_unix_timestamp(seconds_since_1970) {
         Ok(at) => format!(

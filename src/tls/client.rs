@@ -1,4 +1,4 @@
-//! Connecting to a server of one role.
+//! Connecting to a server with one role.
 
 use std::fmt;
 use std::future::Future;
@@ -23,16 +23,16 @@ use crate::os::Timestamp;
 use crate::types::{Error, Kind, Result};
 
 const SIDE: &str = "client";
-/// Finding the address and dialling.
+/// The limit for name resolution and dialling.
 const DIAL: Duration = Duration::from_secs(5);
-/// The handshake after it.
+/// The limit for the handshake after that.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// A tower service from an address (`http://HOST:PORT`) to a connection whose server is of exactly the role asked for.
+/// A tower service from an address (`http://HOST:PORT`) to a connection whose server has exactly the expected role.
 ///
 /// # Errors
-/// Of a call: `Unavailable` when nobody answers, `Denied` when who answers is not that role or refuses us during the
-/// handshake. A TLS 1.3 server may refuse us a moment later: the first call on the connection then fails.
+/// Of a call: `Unavailable` when no server answers, `Denied` when the server has another role or refuses us during the
+/// handshake. A TLS 1.3 server may refuse us a moment later: then the first call on the connection fails.
 #[derive(Clone)]
 pub struct Connector {
     credentials: Credentials,
@@ -47,7 +47,12 @@ impl Connector {
     async fn connect(self, uri: Uri) -> Result<Connection> {
         let (host, port) = match (uri.host(), uri.port_u16()) {
             (Some(host), Some(port)) => (host.trim_start_matches('[').trim_end_matches(']').to_owned(), port),
-            _ => return Err(Error::new(Kind::InvalidArgument, format!("{uri} is no address; use http://HOST:PORT"))),
+            _ => {
+                return Err(Error::new(
+                    Kind::InvalidArgument,
+                    format!("{uri} is not an address; use http://HOST:PORT"),
+                ));
+            }
         };
         let address = uri.authority().map(ToString::to_string).unwrap_or_default();
         let refuse = |kind, names: Option<&str>, refusal: &Refusal| {
@@ -63,7 +68,7 @@ impl Connector {
             }
             Now::Trusting(trust) => Some(trust.client(&self.expected)?),
             Now::Missing(why) => {
-                let why = format!("this process has no certificate to show: {why}");
+                let why = format!("this process has no certificate: {why}");
                 return Err(refuse(Kind::Unavailable, None, &Refusal::new(Reason::NoOwnCertificate, why)));
             }
         };
@@ -73,11 +78,11 @@ impl Connector {
                 return Err(refuse(Kind::Unavailable, None, &Refusal::new(Reason::NoAnswer, error.to_string())));
             }
             Err(_) => {
-                let why = format!("it does not answer within {} s", DIAL.as_secs());
+                let why = format!("the server did not answer within {} s", DIAL.as_secs());
                 return Err(refuse(Kind::Unavailable, None, &Refusal::new(Reason::NoAnswer, why)));
             }
         };
-        // Small messages wait for nothing; a socket that cannot be told so works as well.
+        // Small messages are sent without delay; a socket that does not support it works as well.
         let _ = tcp.set_nodelay(true);
         let broken = |refusal| refuse(Kind::Denied, None, &refusal);
         let Some((config, seen)) = config else {
@@ -85,7 +90,7 @@ impl Connector {
             return Connection::new(wire, &Known::Plain, SIDE, address.clone(), credentials).map_err(broken);
         };
         let name = ServerName::try_from(self.expected.as_str().to_owned())
-            .map_err(|error| Error::new(Kind::Internal, "a role's name is no DNS name").because(error))?;
+            .map_err(|error| Error::new(Kind::Internal, "a role's name is not a DNS name").because(error))?;
         let handshake = TlsConnector::from(Arc::new(config)).connect(name, tcp);
         match timeout(HANDSHAKE, handshake).await {
             Ok(Ok(stream)) => {
@@ -100,7 +105,7 @@ impl Connector {
                 Err(refuse(kind, seen.shown.as_deref(), &refusal))
             }
             Err(_) => {
-                let why = format!("the handshake does not end within {} s", HANDSHAKE.as_secs());
+                let why = format!("the handshake did not finish within {} s", HANDSHAKE.as_secs());
                 Err(refuse(Kind::Unavailable, None, &Refusal::new(Reason::Timeout, why)))
             }
         }

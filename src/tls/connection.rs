@@ -1,4 +1,4 @@
-//! A connection that was made: bytes, who is at the other end, and an end.
+//! An established connection: bytes, the identity of the peer, and an end.
 
 use std::fmt;
 use std::io;
@@ -22,34 +22,35 @@ use super::verify::Seen;
 use crate::os::{Stopwatch, Timestamp};
 use crate::wire::{self, Guest, GuestPlace};
 
-/// When a server should tell its clients to connect anew (tonic's `max_connection_age`): what left `ca.crt` is gone by then.
+/// When a server should tell its clients to reconnect (tonic's `max_connection_age`): a CA removed from `ca.crt` is not
+/// used longer.
 pub const CONNECTION_AGE: Duration = Duration::from_secs(60 * 60);
-/// When a connection is cut, told or not.
+/// When a connection is closed in any case.
 const MOST_AGE: Duration = Duration::from_secs(70 * 60);
-/// When a connection of somebody without a certificate is cut.
+/// When a connection without a client certificate is closed.
 const ANONYMOUS_AGE: Duration = Duration::from_secs(30);
 
-/// How the other side is known.
+/// How the peer is identified.
 pub(super) enum Known<'a> {
     /// Not at all: plain text.
     Plain,
-    /// By what the handshake showed.
+    /// By the certificate of the handshake.
     Seen(&'a Mutex<Seen>),
-    /// It showed nothing, and was not asked to.
+    /// Without a certificate, which was not requested.
     Anonymous(IpAddr),
 }
 
-/// What counts it, given back when it goes.
+/// The place that the connection occupies, released when it is dropped.
 pub(super) enum Held {
-    /// Nothing: a client's.
+    /// None: a client's connection.
     Nothing,
-    /// Among those that are known.
+    /// Among those with an identity.
     Known(#[expect(dead_code, reason = "it counts as long as it is there")] super::server::Place),
-    /// Among those that are not.
+    /// Among those without one.
     Guest(GuestPlace),
 }
 
-/// Plain or encrypted.
+/// Plain text or encrypted.
 pub(super) enum Wire {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
@@ -70,8 +71,8 @@ macro_rules! on_wire {
     };
 }
 
-/// One connection between daemons. It ends when the other side's certificate expires, and after [`CONNECTION_AGE`] and ten
-/// minutes in any case.
+/// One connection between daemons. It ends when the peer's certificate expires, and ten minutes after
+/// [`CONNECTION_AGE`] in any case.
 pub struct Connection {
     wire: Wire,
     peer: Peer,
@@ -82,12 +83,12 @@ pub struct Connection {
     ended: bool,
     told: bool,
     place: Held,
-    /// The same connection as its calls see it.
+    /// The same connection, as its calls use it.
     link: Arc<wire::Peer>,
 }
 
 impl Connection {
-    /// What a handshake ended as.
+    /// From the result of a handshake.
     pub(super) fn new(
         wire: Wire,
         known: &Known<'_>,
@@ -101,7 +102,7 @@ impl Connection {
             Known::Seen(seen) => {
                 let verified = seen.lock().unwrap_or_else(PoisonError::into_inner).verified.clone();
                 let Some((name, not_after)) = verified else {
-                    return Err(Refusal::new(Reason::NoCertificate, "it was not verified"));
+                    return Err(Refusal::new(Reason::NoCertificate, "the peer was not verified"));
                 };
                 let left = not_after.saturating_sub(Timestamp::now().seconds()).saturating_add(1);
                 let left = Duration::from_secs(u64::try_from(left).unwrap_or_default());
@@ -124,17 +125,20 @@ impl Connection {
         self
     }
 
-    /// Who is at the other end.
+    /// The peer.
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
 
-    /// An error once its time is over, or its place another's.
+    /// An error once its time is over, or another connection took its place.
     fn alive(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if !self.ended && self.end.as_mut().poll(cx).is_ready() {
             self.ended = true;
-            debug!(peer = %self.peer, address = %self.address, "a connection has reached its age or its certificate's end");
+            debug!(
+                peer = %self.peer, address = %self.address,
+                "the connection has reached its age limit, or the peer's certificate has expired"
+            );
         }
         if let (false, Held::Guest(place)) = (self.ended, &mut self.place) {
             self.ended = place.is_gone(cx);
@@ -145,7 +149,7 @@ impl Connection {
         if self.ended { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 
-    /// A TLS 1.3 client learns only now that the server refused it.
+    /// Only now a TLS 1.3 client learns that the server refused it.
     fn look_at(&mut self, error: &io::Error) {
         if let Some(refusal) = Refusal::by_peer(error)
             && !std::mem::replace(&mut self.told, true)

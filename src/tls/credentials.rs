@@ -1,4 +1,4 @@
-//! What handshakes are made with now: read again when the files change, kept when they cannot be used.
+//! The certificate that handshakes use now: read again when the files change; the last usable one stays in use.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,12 +22,12 @@ use crate::telemetry::TlsMetrics;
 use crate::types::Result;
 use crate::wire::Complaints;
 
-/// How long a handshake waits for the files to be looked at; then it goes on with what there is.
+/// How long a handshake waits for the check of the files; then it uses what was read before.
 const LOOK: Duration = Duration::from_secs(2);
-/// Files that could not be used are read again after so long even if nothing changed: a date may have come.
+/// Unusable files are read again after so long even if they did not change: the certificate may have become valid.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// How a process proves who it is, and makes sure of others. Cheap to clone.
+/// How a process proves its identity and verifies others. Cheap to clone.
 #[derive(Clone)]
 pub struct Credentials {
     inner: Arc<Inner>,
@@ -47,15 +47,15 @@ enum Source {
     Trusting(Trust),
 }
 
-/// What there is to make a handshake with.
+/// The inputs of a handshake.
 pub(super) enum Now {
-    /// Nothing, on purpose.
+    /// None, on purpose.
     Plain,
-    /// A certificate to show, and CAs to believe.
+    /// A certificate, and trusted CAs.
     Mutual(Arc<Material>),
-    /// CAs to believe, and nothing to show: for a client.
+    /// Trusted CAs and no certificate: for a client.
     Trusting(Trust),
-    /// A certificate is wanted and not there, for this reason.
+    /// A certificate is required and missing, for this reason.
     Missing(String),
 }
 
@@ -63,41 +63,43 @@ impl Credentials {
     /// From `ca.crt`, `tls.crt` and `tls.key` in a directory, for a process of this role. Blocks.
     ///
     /// # Errors
-    /// `Precondition` naming the file, what is wrong with it and what to do.
+    /// `Precondition` naming the file, the problem and the next step.
     pub fn from_files(os: Os, directory: &Path, role: Role, metrics: TlsMetrics) -> Result<Self> {
         let files = Files::load(os, directory, role, metrics.clone())?;
         Ok(Self::of(Source::Files(Arc::new(files)), metrics))
     }
 
-    /// The same, and never refused: as long as the files cannot be used there are no connections, it is said why, and the files
-    /// are looked at again whenever one is wanted. Blocks.
+    /// The same, but without an error: while the files cannot be used there are no connections, the reason is logged,
+    /// and each attempt to connect checks the files again. Blocks.
     #[must_use]
     pub fn from_files_in_time(os: Os, directory: &Path, role: Role, metrics: TlsMetrics) -> Self {
         let files = Files::load_in_time(os, directory, role, metrics.clone());
         Self::of(Source::Files(Arc::new(files)), metrics)
     }
 
-    /// For a process of this role whose certificate is given to the holder, again and again; before that there are no
-    /// connections.
+    /// For a process of this role whose certificate comes from the holder, also later ones; before the first there are
+    /// no connections.
     #[must_use]
     pub fn held(role: Role, metrics: TlsMetrics) -> (Self, Holder) {
         let held = Arc::new(Held { role, metrics: metrics.clone(), state: Mutex::default() });
         let holder = Holder(Arc::clone(&held));
-        holder.missing("this process has not been certified yet");
+        holder.missing("this process has no certificate yet");
         (Self::of(Source::Held(held), metrics), holder)
     }
 
-    /// For a client that shows no certificate, and accepts servers of these CAs.
+    /// For a client without a certificate that accepts servers of these CAs.
     #[must_use]
     pub fn trusting(trust: Trust, metrics: TlsMetrics) -> Self {
         Self::of(Source::Trusting(trust), metrics)
     }
 
-    /// No encryption, nobody verified, everybody may do everything: for tests, behind a flag that says so. Warns.
+    /// No encryption, no verification, every permission for every client: for tests, with a flag that says so. Logs a
+    /// warning.
     #[must_use]
     pub fn plain(metrics: TlsMetrics) -> Self {
         warn!(
-            "connections between daemons are plain text and nobody is verified: whoever reaches the port may do everything; for tests only"
+            "connections between daemons are plain text and no peer is verified: every client that reaches the port \
+             may do everything; for tests only"
         );
         Self::of(Source::Plain, metrics)
     }
@@ -113,20 +115,20 @@ impl Credentials {
         Incoming::new(listener, self.clone(), Clients::Certified)
     }
 
-    /// The same from clients that are not asked for a certificate. Each request has a [`super::Peer::Anonymous`], which may do
-    /// nothing; each connection ends after 30 s, and few are taken.
+    /// The same from clients that need no certificate. Each request has a [`super::Peer::Anonymous`], which has no
+    /// permissions; each connection ends after 30 s, and their number is small.
     #[must_use]
     pub fn incoming_from_anybody(&self, listener: TcpListener) -> Incoming {
         Incoming::new(listener, self.clone(), Clients::Anybody)
     }
 
-    /// Connects to servers of exactly this role, for tonic's `connect_with_connector_lazy`.
+    /// Connects to servers with exactly this role, for tonic's `connect_with_connector_lazy`.
     #[must_use]
     pub fn connector(&self, role: &Role) -> Connector {
         Connector::new(self.clone(), role.name())
     }
 
-    /// What to make a handshake with now.
+    /// The inputs of a handshake now.
     pub(super) async fn current(&self) -> Now {
         match &self.inner.source {
             Source::Plain => Now::Plain,
@@ -140,8 +142,8 @@ impl Credentials {
         &self.inner.metrics
     }
 
-    /// Counts a connection that was not made, and says so unless it was said just now. `address` is the other side's,
-    /// `place` what tells apart who is complained about.
+    /// Counts a refused connection, and logs it unless that was done recently. `address` is the peer's, `place` is the
+    /// key of the limit on log lines.
     pub(super) fn refused(
         &self,
         side: &'static str,
@@ -156,15 +158,18 @@ impl Credentials {
         warn!(side, address, names, reason, unsaid, "connection refused: {}", refusal.why);
     }
 
-    /// Says that our own certificate has expired, unless that was said just now.
+    /// Logs that our own certificate has expired, unless that was done recently.
     pub(super) fn look_at_own(&self, material: &Material, now: i64) {
         if material.not_after >= now {
             return;
         }
         let date = date(material.not_after);
-        self.inner.metrics.missing(material.name.as_str(), &format!("it expired on {date}"));
+        self.inner.metrics.missing(material.name.as_str(), &format!("it expired on {date}; renew it"));
         if self.inner.complaints.may_say("own", Reason::Expired.label()).is_some() {
-            error!(name = %material.name, "our own certificate expired on {date} and was not renewed: others refuse us; renew it");
+            error!(
+                name = %material.name,
+                "our own certificate expired on {date} and was not renewed: other daemons refuse us; renew it"
+            );
         }
     }
 }
@@ -185,7 +190,7 @@ struct Held {
 #[derive(Default)]
 struct Holding {
     material: Option<Arc<Material>>,
-    /// The certificate and the CAs it was made of.
+    /// The certificate and the CAs that it came with.
     of: Option<(String, String)>,
     /// Why there is none.
     why: String,
@@ -216,14 +221,14 @@ impl fmt::Debug for Held {
 pub struct Holder(Arc<Held>);
 
 impl Holder {
-    /// From now on handshakes are made with this one; connections that are there go on.
+    /// New handshakes use this certificate; existing connections continue.
     ///
     /// # Errors
-    /// `Precondition` when it cannot be used; the one before goes on.
+    /// `Precondition` when it cannot be used; the current one stays in use.
     pub fn put(&self, issued: &Issued) -> Result<()> {
         let material = issued.material(&self.0.role)?;
         self.0.metrics.expires(material.name.as_str(), material.not_after);
-        info!(name = %material.name, until = %date(material.not_after), "certificate taken");
+        info!(name = %material.name, until = %date(material.not_after), "certificate accepted");
         for remark in &material.remarks {
             warn!("{remark}");
         }
@@ -238,7 +243,8 @@ impl Holder {
         Ok(())
     }
 
-    /// The same as [`Holder::put`], unless it is this one already; that it is good is said again then: a clock may have been wrong.
+    /// As [`Holder::put`], unless it is in use already; the metrics then report it as valid again, because a clock may
+    /// have been wrong.
     ///
     /// # Errors
     /// Those of [`Holder::put`].
@@ -257,7 +263,7 @@ impl Holder {
         }
     }
 
-    /// Says why there is none, and what to do. As long as the one that was put is good nothing is missing, and nothing is said.
+    /// Records why there is no certificate, and the next step. Does nothing while the current certificate is valid.
     pub fn missing(&self, why: &str) {
         let mut state = self.0.state();
         if state.material.as_ref().is_none_or(|material| material.not_after < Timestamp::now().seconds()) {
@@ -267,7 +273,7 @@ impl Holder {
     }
 }
 
-/// Three files and what was last made of them.
+/// Three files and the result of their last reading.
 struct Files {
     os: Os,
     directory: PathBuf,
@@ -278,9 +284,9 @@ struct Files {
 }
 
 struct State {
-    /// The last that could be used; none at all before the first.
+    /// The last usable certificate; none before the first.
     material: Option<Arc<Material>>,
-    /// The versions last read, whatever came of it.
+    /// The versions that were read last, usable or not.
     seen: Versions,
     failed: Option<Failed>,
 }
@@ -290,7 +296,7 @@ struct Failed {
     why: String,
 }
 
-/// Ends a look, also one that panics.
+/// Ends a check, also one that panics.
 struct Looking(Arc<Files>);
 
 impl Drop for Looking {
@@ -333,15 +339,18 @@ impl Files {
         }
     }
 
-    /// The material to use. The files are looked at in a thread, one at a time: a filesystem that hangs costs that thread
-    /// and [`LOOK`] of one handshake; others do not wait.
+    /// The certificate to use. The files are checked in a thread, one check at a time: a filesystem that hangs costs
+    /// that thread and [`LOOK`] of one handshake; others do not wait.
     async fn current(self: &Arc<Self>) -> Now {
         if !self.looking.swap(true, Ordering::Acquire) {
             let looking = Looking(Arc::clone(self));
             let look = tokio::task::spawn_blocking(move || looking.0.look());
             if tokio::time::timeout(LOOK, look).await.is_err() {
                 let place = self.directory.display();
-                warn!(directory = %place, "the certificate files cannot be looked at now; what was read before is used");
+                warn!(
+                    directory = %place,
+                    "the certificate files do not answer now; the last certificate that was read is used"
+                );
             }
         }
         let state = self.state();
@@ -365,7 +374,7 @@ impl Files {
         self.read(versions);
     }
 
-    /// Reads the files, which were of these versions before.
+    /// Reads the files, whose versions were these before.
     fn read(&self, versions: Versions) {
         let loaded = Material::load(&self.os, &self.directory, &self.role);
         let mut state = self.state();
@@ -387,12 +396,12 @@ impl Files {
                     Some(before) => {
                         self.metrics.reloaded("failed");
                         let until = date(before.not_after);
-                        error!(%until, "the renewed certificate cannot be used, the one before goes on: {why}");
+                        error!(%until, "the renewed certificate cannot be used; the one before stays in use: {why}");
                     }
                     None => {
                         self.metrics.missing(self.role.name().as_str(), &why);
                         warn!(
-                            "there is no certificate to use, other daemons are not reached until there is one: {why}"
+                            "there is no usable certificate; other daemons cannot be reached until there is one: {why}"
                         );
                     }
                 }

@@ -1,38 +1,40 @@
-//! A directory of key files, written all at once: whoever reads it meets the old files or the new, never some of each.
+//! A directory of key files, written all at once: a reader sees the old files or the new ones, never a mixture.
 
 use std::path::{Path, PathBuf};
 
 use crate::os::Os;
 use crate::types::{Error, Kind, OsContext, Result};
 
-/// Makes a directory (0700) hold exactly these files (0600). It may exist if it is empty, or holds nothing but `replaced`.
+/// Makes a directory (0700) contain exactly these files (0600). It may exist if it is empty, or contains only
+/// `replaced`.
 ///
-/// 1. The files are written beside it, in `.NAME.new`, and made durable. A crash leaves that; the next write clears it.
-/// 2. It is renamed into place, or exchanged with what is there. A crash leaves the new files, and the old in `.NAME.new`.
-/// 3. The old are removed.
+/// 1. Write the files beside it, in `.NAME.new`, and sync them. A crash leaves that directory; the next write removes
+///    it.
+/// 2. Rename it into place, or exchange it with the existing one. A crash leaves the new files, and the old in
+///    `.NAME.new`.
+/// 3. Remove the old files.
 ///
 /// # Errors
-/// `Precondition` when something else is in the directory, or its name cannot be exchanged (a mount point); the old
-/// files are still there then.
+/// `Precondition` when something else is in the directory, or it cannot be exchanged (a mount point); the old files
+/// still exist then.
 pub fn write_directory(os: &Os, directory: &Path, files: &[(&str, &str)], replaced: &[&str]) -> Result<()> {
     let target = resolve(os, directory)?;
     let shown = target.display();
     let staging = staging(&target)?;
     let there = os.list_dir(&target).at(|| format!("list {shown}"))?;
     if let Some(other) = there.iter().find(|name| !replaced.contains(&name.as_str())) {
-        let why = format!("{shown} already holds {other}, which is not overwritten; name an empty or a new directory");
+        let why =
+            format!("{shown} already contains {other}, which is not overwritten; pass an empty or a new directory");
         return Err(Error::new(Kind::Precondition, why));
     }
     let ours: Vec<&str> = files.iter().map(|(name, _)| *name).chain(replaced.iter().copied()).collect();
     clear(os, &staging, &ours)?;
     let written = write(os, &staging, files).and_then(|()| {
         let placed = if there.is_empty() { os.rename(&staging, &target) } else { os.exchange(&staging, &target) };
-        placed.at(|| {
-            format!("put {} in the place of {shown}; name a directory that does not exist yet", staging.display())
-        })
+        placed.at(|| format!("replace {shown} by {}; pass a directory that does not exist yet", staging.display()))
     });
     if let Err(error) = written {
-        // What stays is cleared by the next write; the error to tell is the first.
+        // The next write removes what is left; the first error is returned.
         let _ = clear(os, &staging, &ours);
         return Err(error.with_kind(Kind::Precondition));
     }
@@ -41,7 +43,7 @@ pub fn write_directory(os: &Os, directory: &Path, files: &[(&str, &str)], replac
     clear(os, &staging, &ours)
 }
 
-/// The directory without symbolic links; only its last part need not exist.
+/// The directory without symbolic links; only its last component may be missing.
 fn resolve(os: &Os, directory: &Path) -> Result<PathBuf> {
     let canonical = |path: &Path| os.canonical(path).at(|| format!("resolve {}", path.display()));
     if let Some(found) = canonical(directory)? {
@@ -54,19 +56,21 @@ fn resolve(os: &Os, directory: &Path) -> Result<PathBuf> {
     };
     match (canonical(parent)?, directory.file_name()) {
         (Some(parent), Some(name)) => Ok(parent.join(name)),
-        _ => Err(Error::new(Kind::Precondition, format!("{} does not exist; make it first", parent.display()))),
+        _ => Err(Error::new(Kind::Precondition, format!("{} does not exist; create it first", parent.display()))),
     }
 }
 
 fn staging(target: &Path) -> Result<PathBuf> {
     match target.file_name().and_then(|name| name.to_str()) {
         Some(name) => Ok(target.with_file_name(format!(".{name}.new"))),
-        None => Err(Error::new(Kind::Precondition, format!("{} is no place for keys", target.display()))),
+        None => {
+            Err(Error::new(Kind::Precondition, format!("{} cannot be used as a directory for keys", target.display())))
+        }
     }
 }
 
 fn write(os: &Os, staging: &Path, files: &[(&str, &str)]) -> Result<()> {
-    os.create_dir(staging).at(|| format!("make {}", staging.display()))?;
+    os.create_dir(staging).at(|| format!("create {}", staging.display()))?;
     for (name, content) in files {
         let file = staging.join(name);
         os.write_new(&file, content.as_bytes()).at(|| format!("write {}", file.display()))?;
@@ -93,7 +97,7 @@ mod tests {
         let (os, scratch) = (Os::new(), tempfile::tempdir().unwrap());
         let place = scratch.path().join("certs");
         write_directory(&os, &place, &[("a", "1"), ("b", "1")], &["a", "b"]).unwrap();
-        // What a crash left is no obstacle.
+        // Leftovers of a crash do not matter.
         fs::create_dir(scratch.path().join(".certs.new")).unwrap();
         fs::write(scratch.path().join(".certs.new/a"), "old").unwrap();
         write_directory(&os, &place, &[("a", "2")], &["a", "b"]).unwrap();

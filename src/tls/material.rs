@@ -1,5 +1,5 @@
-//! What a process shows and trusts: `ca.crt`, `tls.crt` and `tls.key` of one directory, as a Secret of type
-//! kubernetes.io/tls holds them and cert-manager writes them.
+//! The certificate and CAs of a process: `ca.crt`, `tls.crt` and `tls.key` of one directory, as in a Secret of type
+//! kubernetes.io/tls and as written by cert-manager.
 
 use std::fmt;
 use std::path::Path;
@@ -22,29 +22,29 @@ use super::verify::{DIRECTLY, Seen, Verifier};
 use crate::os::{FileVersion, Os, Timestamp};
 use crate::types::{Error, Kind, OsContext, Result};
 
-/// The CAs whose certificates are good: one, or several while a CA is replaced.
+/// The trusted CAs: one, or several while a CA is replaced.
 pub const CA: &str = "ca.crt";
-/// Our certificate and what leads from it to a CA.
+/// Our certificate and its chain to a CA.
 pub const CERTIFICATE: &str = "tls.crt";
 /// Its private key.
 pub const KEY: &str = "tls.key";
 
-/// What both sides speak.
+/// The protocol that both sides speak.
 const ALPN: &[u8] = b"h2";
 pub(super) const VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
 /// How often files that change while they are read are read again.
 const TRIES: u32 = 3;
 
-/// The three files' versions, missing ones as `None`.
+/// The versions of the three files, `None` for missing ones.
 pub(super) type Versions = [Option<FileVersion>; 3];
 
-/// Looks which versions the files are of now.
+/// Reads the versions of the files.
 pub(super) fn versions(os: &Os, directory: &Path) -> Versions {
-    // What cannot be looked at is told when it is read.
+    // An error is reported when the file is read.
     [CA, CERTIFICATE, KEY].map(|name| os.version(&directory.join(name)).ok().flatten())
 }
 
-/// What both sides speak, for a configuration.
+/// The protocol that both sides speak, for a configuration.
 pub(super) fn alpn() -> Vec<Vec<u8>> {
     vec![ALPN.to_vec()]
 }
@@ -60,13 +60,13 @@ pub(super) struct Parts {
 pub(super) struct Material {
     /// Our role's name.
     pub(super) name: RoleName,
-    /// When our certificate began to be good, in seconds since 1970.
+    /// When our certificate begins to be valid, in seconds since 1970.
     pub(super) not_before: i64,
     /// When our certificate expires, in seconds since 1970.
     pub(super) not_after: i64,
-    /// What is not as it should be, though it works.
+    /// Problems that do not prevent its use.
     pub(super) remarks: Vec<String>,
-    /// Why who trusts the same CAs would not accept our certificate, if so. Remarked too.
+    /// Why a peer that trusts the same CAs would not accept our certificate, if so. Also in `remarks`.
     pub(super) unfit: Option<String>,
     provider: Arc<CryptoProvider>,
     key: Arc<CertifiedKey>,
@@ -78,7 +78,7 @@ impl Material {
     /// Reads and checks the files of a directory for a process of this role.
     ///
     /// # Errors
-    /// `Precondition` naming the file, what is wrong with it and what to do; nothing of a key is in it.
+    /// `Precondition` naming the file, the problem and the next step; the message contains nothing of a key.
     pub(super) fn load(os: &Os, directory: &Path, role: &Role) -> Result<(Self, Versions)> {
         for _ in 0..TRIES {
             let before = versions(os, directory);
@@ -90,7 +90,7 @@ impl Material {
         let place = directory.display();
         Err(Error::new(
             Kind::Precondition,
-            format!("the certificate files in {place} change all the time; write them once"),
+            format!("the certificate files in {place} keep changing while they are read; write them only once"),
         ))
     }
 
@@ -99,19 +99,19 @@ impl Material {
             let file = directory.join(name);
             let text = os.read(&file).at(|| format!("read {}", file.display()));
             text.map_err(|error| error.with_kind(Kind::Precondition))?.ok_or_else(|| {
-                let next = "make the files with `holdfast ca issue`, or mount the Secret there";
-                Error::new(Kind::Precondition, format!("{}: it does not exist; {next}", file.display()))
+                let next = "create the files with `holdfast ca issue`, or mount the Secret there";
+                Error::new(Kind::Precondition, format!("{} does not exist; {next}", file.display()))
             })
         };
         let parts = Parts { ca: read(CA)?, certificate: read(CERTIFICATE)?, key: read(KEY)? };
         let mut made = Self::build(&parts, directory, role)?;
         if versions.last().copied().flatten().is_some_and(|version| version.readable_by_all()) {
-            made.remarks.push(format!("{KEY} may be read by every user of this machine; chmod it to 0600 or 0640"));
+            made.remarks.push(format!("{KEY} can be read by every user of this machine; chmod it to 0600 or 0640"));
         }
         Ok(made)
     }
 
-    /// Checks what was read; `place` is where messages say it is.
+    /// Checks the content; `place` is its location in messages.
     ///
     /// # Errors
     /// As [`Material::load`].
@@ -121,38 +121,40 @@ impl Material {
             let file = place.join(name);
             Error::new(Kind::Precondition, format!("{}: {why}; {next}", file.display()))
         };
-        let issue = format!("issue one for {role} (`holdfast ca issue --role {role}`)");
+        let issue = format!("issue one for {role} (run `holdfast ca issue --role {role}`)");
         let mut remarks = Vec::new();
 
         let roots = super::trust::roots(&parts.ca, &place.join(CA), now, &mut remarks)?;
 
         let chain = pem::certificates(&parts.certificate).map_err(|why| wrong(CERTIFICATE, why, &issue))?;
-        let Some(own) = chain.first() else { return Err(wrong(CERTIFICATE, "it is empty", &issue)) };
+        let Some(own) = chain.first() else { return Err(wrong(CERTIFICATE, "the file is empty", &issue)) };
         let own = Certificate::read(own).map_err(|error| wrong(CERTIFICATE, &error.to_string(), &issue))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let key = pem::key(&parts.key).map_err(|why| wrong(KEY, why, "write the certificate's key there"))?;
         let key = provider
             .key_provider
             .load_private_key(key)
-            .map_err(|_| wrong(KEY, "it is no RSA, ECDSA or Ed25519 key that can be used", "issue another"))?;
+            .map_err(|_| wrong(KEY, "it is not a usable RSA, ECDSA or Ed25519 key", "issue another"))?;
         let key = Arc::new(CertifiedKey::new(chain, key));
         key.keys_match().map_err(|_| {
-            wrong(KEY, &format!("it is not the key of {CERTIFICATE} beside it"), "write both of one and the same issue")
+            wrong(KEY, &format!("it is not the key of {CERTIFICATE} beside it"), "write both files of the same issue")
         })?;
         if own.not_after < now {
             return Err(wrong(CERTIFICATE, &format!("it expired on {}", date(own.not_after)), &issue));
         }
         if own.not_before > now {
             let why = format!("it is not valid before {}", date(own.not_before));
-            return Err(wrong(CERTIFICATE, &why, "wait, or set this machine's clock"));
+            return Err(wrong(CERTIFICATE, &why, "wait, or set the clock of this machine"));
         }
         let name = own.role().map_err(|error| wrong(CERTIFICATE, &error.to_string(), &issue))?;
         if name != role.name() {
-            return Err(wrong(CERTIFICATE, &format!("it is for {name}, and this is {}", role.name()), &issue));
+            return Err(wrong(CERTIFICATE, &format!("it is for {name}, but this process is {}", role.name()), &issue));
         }
 
         let roots = Arc::new(roots);
-        let unusable = |error: &dyn fmt::Display| wrong(CA, &format!("it cannot be used ({error})"), "write CAs there");
+        let unusable = |error: &dyn fmt::Display| {
+            wrong(CA, &format!("it cannot be used ({error})"), "write the CA certificates there")
+        };
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
         let clients = clients.build().map_err(|error| unusable(&error))?;
         let servers = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
@@ -161,13 +163,13 @@ impl Material {
         let verified = key.cert.first().map(|own| clients.verify_client_cert(own, DIRECTLY, at));
         let unfit = verified
             .and_then(Result::err)
-            .map(|error| format!("{CERTIFICATE} would not be accepted by who trusts the same {CA} ({error})"));
+            .map(|error| format!("{CERTIFICATE} would not be accepted by a peer that trusts the same {CA} ({error})"));
         remarks.extend(unfit.clone());
         let (not_before, not_after) = (own.not_before, own.not_after);
         Ok(Self { name, not_before, not_after, remarks, unfit, provider, key, clients, servers })
     }
 
-    /// To accept one connection with, and what will be seen in it.
+    /// To accept one connection, and what the handshake will show.
     pub(super) fn server(&self) -> Result<(ServerConfig, Arc<Mutex<Seen>>)> {
         let verifier = Arc::new(Verifier::new(Arc::clone(&self.clients), None));
         let seen = verifier.seen();
@@ -182,7 +184,7 @@ impl Material {
         Ok((config, seen))
     }
 
-    /// To accept one connection with from somebody who shows no certificate.
+    /// To accept one connection of a client without a certificate.
     pub(super) fn server_of_anybody(&self) -> Result<ServerConfig> {
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(VERSIONS)
@@ -194,7 +196,7 @@ impl Material {
         Ok(config)
     }
 
-    /// To make one connection with to a server of that role, and what will be seen in it.
+    /// To make one connection to a server of that role, and what the handshake will show.
     pub(super) fn client(&self, expected: &RoleName) -> Result<(ClientConfig, Arc<Mutex<Seen>>)> {
         let verifier = Arc::new(Verifier::new(Arc::clone(&self.servers), Some(expected.clone())));
         let seen = verifier.seen();
@@ -206,7 +208,7 @@ impl Material {
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.key))));
         config.alpn_protocols = alpn();
         config.resumption = rustls::client::Resumption::disabled();
-        // Whom we look for is nobody's business on the way.
+        // The name of the server is not sent in clear text.
         config.enable_sni = false;
         Ok((config, seen))
     }

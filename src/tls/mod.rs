@@ -1,16 +1,17 @@
-//! Who speaks to whom between daemons: mutual TLS 1.3, certificates from files, a small authority to make them.
+//! Mutual TLS 1.3 between daemons, with certificates from files, and a small authority that issues them.
 //!
-//! Used by what serves and calls homes, and by the command line; knows neither CSI nor what the calls mean.
+//! The servers and clients of homes and the command line use it; it knows neither CSI nor the meaning of the calls.
 //!
 //! Invariants:
-//! - Who a peer is follows from the one role name (SAN) in its verified certificate and from nothing else ([`Peer`]).
-//! - A client accepts a server of exactly the role it wants to reach, a server any role: services authorise each call.
-//! - A port that asks for no certificate gives its clients no role ([`Peer::Anonymous`]).
-//! - Files are looked at when a handshake begins, never by a timer; what cannot be used never replaces what can.
-//! - No key is in a log, an error or a Debug.
+//! - A peer's identity follows from the one role name (SAN) in its verified certificate and from nothing else
+//!   ([`Peer`]).
+//! - A client accepts only a server of exactly the expected role, a server any role: services authorise each call.
+//! - A port without client certificates gives its clients no role ([`Peer::Anonymous`]).
+//! - Files are checked when a handshake begins, never by a timer; an unusable certificate never replaces a usable one.
+//! - No log line, error or Debug output contains a key.
 //!
-//! It does not revoke: a certificate is good until it expires or its CA leaves `ca.crt`, and no connection lasts longer
-//! than [`CONNECTION_AGE`] and a grace.
+//! There is no revocation: a certificate is valid until it expires or its CA is removed from `ca.crt`, and no
+//! connection lasts longer than [`CONNECTION_AGE`] and a grace period.
 
 mod authority;
 mod certificate;

@@ -1,4 +1,4 @@
-//! PEM, out and in. What cannot be read is told without quoting it: it may be a key.
+//! Reading and writing PEM. Errors never quote the text: it may be a key.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -12,7 +12,7 @@ pub(super) const PRIVATE_KEY: &str = "PRIVATE KEY";
 /// The label of a signing request.
 pub(super) const REQUEST: &str = "CERTIFICATE REQUEST";
 
-/// One section, with lines of 64 (RFC 7468).
+/// One section, with lines of 64 characters (RFC 7468).
 pub(super) fn encode(label: &str, der: &[u8]) -> String {
     let body = STANDARD.encode(der);
     let mut text = format!("-----BEGIN {label}-----\n");
@@ -32,18 +32,18 @@ pub(super) fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
-        _ => Err("it holds no certificate in PEM"),
+        _ => Err("it contains no certificate in PEM"),
     }
 }
 
 /// The key of a file: PKCS#8, PKCS#1 or SEC1.
 pub(super) fn key(text: &[u8]) -> Result<PrivateKeyDer<'static>, &'static str> {
-    PrivateKeyDer::from_pem_slice(text).map_err(|_| "it holds no unencrypted private key in PEM")
+    PrivateKeyDer::from_pem_slice(text).map_err(|_| "it contains no unencrypted private key in PEM")
 }
 
 /// The signing request of a file.
 pub(super) fn signing_request(text: &[u8]) -> Result<CertificateSigningRequestDer<'static>, &'static str> {
-    CertificateSigningRequestDer::from_pem_slice(text).map_err(|_| "it holds no certificate signing request in PEM")
+    CertificateSigningRequestDer::from_pem_slice(text).map_err(|_| "it contains no certificate signing request in PEM")
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Why a connection was not made, as counted and as said.
+//! Why a connection was refused, as a metric label and as a message.
 
 use std::io;
 
@@ -49,7 +49,7 @@ impl Reason {
     }
 }
 
-/// A cause with its sentence.
+/// A cause with its message.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
     pub(super) reason: Reason,
@@ -61,17 +61,19 @@ impl Refusal {
         Self { reason, why: why.into() }
     }
 
-    /// What rustls or the network said of a handshake.
+    /// From an error of rustls or the network in a handshake.
     pub(super) fn of(error: &io::Error) -> Self {
         match rustls_error(error) {
             Some(error) => Self::new(reason_of(error), sentence(error)),
-            None if error.kind() == io::ErrorKind::UnexpectedEof => Self::new(Reason::Gone, "it went away midway"),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Self::new(Reason::Gone, "the peer closed the connection during the handshake")
+            }
             None => Self::new(Reason::Gone, format!("the connection broke: {error}")),
         }
     }
 
-    /// The other side's refusal in an error of a connection that seemed made: a TLS 1.3 client learns only then what the
-    /// server thinks of its certificate.
+    /// The peer's refusal in an error of a connection that seemed established: only then a TLS 1.3 client learns
+    /// whether the server accepts its certificate.
     pub(super) fn by_peer(error: &io::Error) -> Option<Self> {
         matches!(rustls_error(error), Some(Error::AlertReceived(_))).then(|| Self::of(error))
     }
@@ -82,7 +84,7 @@ fn rustls_error(error: &io::Error) -> Option<&Error> {
     inner.downcast_ref().or_else(|| inner.source()?.downcast_ref())
 }
 
-/// The cause that an error of rustls stands for.
+/// The cause of an error of rustls.
 pub(super) fn reason_of(error: &Error) -> Reason {
     match error {
         Error::NoCertificatesPresented => Reason::NoCertificate,
@@ -102,10 +104,10 @@ pub(super) fn reason_of(error: &Error) -> Reason {
 
 fn sentence(error: &Error) -> String {
     match (reason_of(error), error) {
-        (Reason::NoCertificate, _) => "it showed no certificate".to_owned(),
-        (Reason::NotTls, _) => format!("what it sent is not TLS ({error})"),
-        (Reason::OldProtocol, _) => format!("it does not speak TLS 1.3 as we do ({error})"),
-        (Reason::RefusedByPeer, Error::AlertReceived(alert)) => format!("it refused us with the alert {alert:?}"),
+        (Reason::NoCertificate, _) => "the peer showed no certificate".to_owned(),
+        (Reason::NotTls, _) => format!("the peer does not speak TLS ({error})"),
+        (Reason::OldProtocol, _) => format!("the peer does not support TLS 1.3 as this driver uses it ({error})"),
+        (Reason::RefusedByPeer, Error::AlertReceived(alert)) => format!("the peer refused us with the alert {alert:?}"),
         _ => error.to_string(),
     }
 }

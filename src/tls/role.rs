@@ -1,4 +1,4 @@
-//! Roles, the names certificates give them, and who is at the other end of a connection.
+//! Roles, their names in certificates, and the identity of a peer.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,25 +9,25 @@ use http::Extensions;
 use crate::types::{Error, Kind, NodeId, Result};
 use crate::wire::{self, Guest};
 
-/// Every name of a role lies below this DNS name; names outside it say nothing to us.
+/// Every name of a role is below this DNS name; other names are ignored.
 const DOMAIN: &str = "csi.holdfast.storage";
-/// Where nodes whose id is not a DNS name have their names, as so many hex digits of a SHA-256.
+/// Nodes whose id is not a DNS name are named below this, by so many hex digits of a SHA-256.
 const HASHED: &str = ".hashed-node";
 const HASH_DIGITS: usize = 40;
 
-/// What a process is to the others.
+/// The role of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// `holdfast controller`: may ask everything of every home.
+    /// `holdfast controller`: may call every home.
     Controller,
-    /// `holdfast node` of that node: a home, and a user of volumes granted to it.
+    /// `holdfast node` of that node: a home, and a user of the volumes attached to it.
     Node(NodeId),
-    /// A person at the command line.
+    /// An operator at the command line.
     Operator,
 }
 
 impl Role {
-    /// The name its certificate has.
+    /// The name in its certificate.
     #[must_use]
     pub fn name(&self) -> RoleName {
         RoleName(match self {
@@ -70,8 +70,8 @@ impl FromStr for Role {
     }
 }
 
-/// Lower-case labels of letters, digits and inner hyphens. A [`NodeId`] is at most 63 bytes, so no label is too long. Two
-/// ids never have one name: DNS does not tell upper from lower case, so an id with capitals is none.
+/// Lower-case labels of letters, digits and inner hyphens. A [`NodeId`] is at most 63 bytes, so no label is too long.
+/// Two ids never have the same name: DNS ignores case, so an id with capitals is not a DNS name here.
 fn is_dns_name(text: &str) -> bool {
     let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     text.split('.').all(|label| {
@@ -82,8 +82,8 @@ fn is_dns_name(text: &str) -> bool {
     })
 }
 
-/// The name of a role as certificates carry it, one DNS name of the SAN. Roles are compared by it: a hashed node name cannot
-/// be turned back.
+/// The name of a role in certificates, one DNS name of the SAN. Roles are compared by it: a hashed node name cannot be
+/// reversed.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RoleName(String);
 
@@ -94,13 +94,13 @@ impl RoleName {
         &self.0
     }
 
-    /// Whether a DNS name lies in the part of the name space that is ours, where every name must be a role's.
+    /// Whether a DNS name is in our domain, where every name must be that of a role.
     pub(super) fn is_ours(name: &str) -> bool {
         let name = name.to_ascii_lowercase();
         name == DOMAIN || name.strip_suffix(DOMAIN).is_some_and(|rest| rest.ends_with('.'))
     }
 
-    /// The role's name that a certificate's DNS name is; `None` when it is none.
+    /// The role name in a DNS name; `None` when there is none.
     pub(super) fn parse(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
         let rest = name.strip_suffix(DOMAIN)?.strip_suffix('.')?;
@@ -130,36 +130,36 @@ impl fmt::Debug for RoleName {
     }
 }
 
-/// A connection as its requests show it: who is at the other end, and how it is closed.
+/// A connection as its requests show it: the peer, and a way to close it.
 #[derive(Clone, Debug)]
 pub struct Link {
-    /// Who.
+    /// The peer.
     pub peer: Peer,
     /// The connection.
     pub connection: Arc<wire::Peer>,
 }
 
-/// Who is at the other end of a connection. A server finds it in the extensions of each request ([`Peer::of`]).
+/// The peer of a connection. A server finds it in the extensions of each request ([`Peer::of`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// Its certificate was verified and is of this role.
     Verified(RoleName),
-    /// Plain text, for tests: nothing is known of it, and it may do everything.
+    /// Plain text, for tests: its identity is unknown, and it may do everything.
     Unverified,
-    /// On a port that asks for no certificate: it may do nothing that a role is needed for.
+    /// On a port without client certificates: it may do nothing that requires a role.
     Anonymous(Guest),
 }
 
 impl Peer {
-    /// Who made a request.
+    /// The peer of a request.
     ///
     /// # Errors
-    /// `Denied` when the request did not come over an [`super::Incoming`]: nobody is taken for somebody by default.
+    /// `Denied` when the request did not come over an [`super::Incoming`]: there is no default identity.
     pub fn of(extensions: &Extensions) -> Result<&Self> {
         let linked = extensions.get::<Link>().map(|link| &link.peer);
-        linked.or_else(|| extensions.get::<Self>()).ok_or_else(|| {
-            Error::new(Kind::Denied, "nothing is known of who asks; this call needs a verified connection")
-        })
+        linked
+            .or_else(|| extensions.get::<Self>())
+            .ok_or_else(|| Error::new(Kind::Denied, "the caller is unknown; this call requires a verified connection"))
     }
 
     fn has(&self, role: &Role) -> bool {
@@ -170,19 +170,19 @@ impl Peer {
         }
     }
 
-    /// Whether it may do what a controller may.
+    /// Whether it has the permissions of a controller.
     #[must_use]
     pub fn is_controller(&self) -> bool {
         self.has(&Role::Controller)
     }
 
-    /// Whether it may do what this node may.
+    /// Whether it has the permissions of this node.
     #[must_use]
     pub fn is_node(&self, id: &NodeId) -> bool {
         self.has(&Role::Node(id.clone()))
     }
 
-    /// Whether it is a node, whichever.
+    /// Whether it is a node, any node.
     #[must_use]
     pub fn is_some_node(&self) -> bool {
         match self {
@@ -192,7 +192,7 @@ impl Peer {
         }
     }
 
-    /// Whether it may do what an operator may.
+    /// Whether it has the permissions of an operator.
     #[must_use]
     pub fn is_operator(&self) -> bool {
         self.has(&Role::Operator)
@@ -201,7 +201,7 @@ impl Peer {
     /// Requires one of these roles; `what` names the call in the message.
     ///
     /// # Errors
-    /// `Denied`, naming who asked and who may.
+    /// `Denied`, naming the caller and the permitted roles.
     pub fn require(&self, what: &str, roles: &[Role]) -> Result<()> {
         if roles.iter().any(|role| self.has(role)) {
             return Ok(());
@@ -209,14 +209,17 @@ impl Peer {
         let may: Vec<_> = roles.iter().map(|role| role.name().to_string()).collect();
         Err(Error::new(
             Kind::Denied,
-            format!("{what} is refused to {self}: it is for {}; look at the certificate of who asks", may.join(" or ")),
+            format!(
+                "{what} is refused to {self}: it requires {}; check the certificate of the caller",
+                may.join(" or ")
+            ),
         ))
     }
 
     /// Requires a controller.
     ///
     /// # Errors
-    /// `Denied`, naming who asked and who may.
+    /// `Denied`, naming the caller and the permitted roles.
     pub fn require_controller(&self, what: &str) -> Result<()> {
         self.require(what, &[Role::Controller])
     }
@@ -224,7 +227,7 @@ impl Peer {
     /// Requires that node.
     ///
     /// # Errors
-    /// `Denied`, naming who asked and who may.
+    /// `Denied`, naming the caller and the permitted roles.
     pub fn require_node(&self, what: &str, id: &NodeId) -> Result<()> {
         self.require(what, &[Role::Node(id.clone())])
     }
@@ -234,7 +237,7 @@ impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Verified(name) => name.fmt(f),
-            Self::Unverified => f.write_str("somebody unverified"),
+            Self::Unverified => f.write_str("an unverified peer"),
             Self::Anonymous(guest) => guest.fmt(f),
         }
     }
@@ -260,7 +263,7 @@ mod tests {
         }
         assert_ne!(node("Host7").name(), node("host7").name());
         assert_ne!(node("Host7").name(), node("HOST7").name());
-        // An id that looks like the hashed form of another is not the other.
+        // An id that looks like the hashed form of another is not that other node.
         let hashed = node("Host7").name();
         let label = hashed.as_str().split('.').next().unwrap();
         assert_ne!(node(label).name(), hashed);

@@ -1,4 +1,4 @@
-//! Accepting connections: handshakes in tasks of their own, bounded in time and number.
+//! Accepting connections: handshakes in tasks of their own, limited in time and number.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -23,28 +23,29 @@ use crate::os::Timestamp;
 use crate::wire::{Guests, Network, Shares};
 
 const SIDE: &str = "server";
-/// A whole handshake.
+/// The limit for a whole handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes at once. The oldest gives way to one more: an honest one is over in milliseconds, whoever stalls is not waited for.
+/// Concurrent handshakes. One more ends the oldest: a normal one takes milliseconds, and a stalled one is not waited
+/// for.
 const MOST_HANDSHAKES: usize = 256;
-/// Connections at once.
+/// Concurrent connections.
 const MOST_CONNECTIONS: usize = 1024;
-/// Connections of one role's name at once, so that one peer gone mad leaves room for the others.
+/// Concurrent connections of one role name, so that a faulty peer does not take the places of others.
 const MOST_OF_ONE: usize = 64;
 /// How long to wait after accept(2) failed: it fails again at once when file descriptors or memory are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Who is connected.
+/// The current connections.
 #[derive(Debug)]
 struct Table {
     most: usize,
     all: usize,
-    /// By the verified role's name.
+    /// By verified role name.
     named: BTreeMap<RoleName, usize>,
 }
 
 impl Table {
-    /// With places for so many.
+    /// With so many places.
     fn of(most: usize) -> Self {
         Self { most, all: 0, named: BTreeMap::new() }
     }
@@ -56,7 +57,7 @@ impl Default for Table {
     }
 }
 
-/// A connection's place in the table, given back when dropped.
+/// A connection's place in the table, released when dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     table: Arc<Mutex<Table>>,
@@ -64,10 +65,11 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// A place for one more.
+    /// Takes one more place.
     fn take(table: &Arc<Mutex<Table>>, name: Option<&RoleName>) -> Result<Self, Refusal> {
         let mut open = table.lock().unwrap_or_else(PoisonError::into_inner);
-        let crowded = |most| Refusal::new(Reason::Crowded, format!("there are {most} connections already"));
+        let crowded =
+            |most| Refusal::new(Reason::Crowded, format!("the limit of {most} connections is reached; retry later"));
         if open.all >= open.most {
             return Err(crowded(open.most));
         }
@@ -106,16 +108,21 @@ struct Places {
 }
 
 impl Places {
-    /// The connection with a place, if there is one for it.
+    /// The connection with a place, if there is a free one.
     fn admit(&self, made: Connection, credentials: &Credentials) -> Result<Connection, Refusal> {
         let place = match made.peer() {
             Peer::Verified(name) => Held::Known(Place::take(&self.known, Some(name))?),
             Peer::Unverified => Held::Known(Place::take(&self.known, None)?),
             Peer::Anonymous(guest) => {
-                let full = || Refusal::new(Reason::Crowded, "all places are taken, by others who came just now");
+                let full = || {
+                    Refusal::new(
+                        Reason::Crowded,
+                        "all places for clients without a certificate are taken by recent ones; retry later",
+                    )
+                };
                 let (place, left) = self.guests.admit(guest).ok_or_else(full)?;
                 if let Some(left) = left {
-                    let why = "it had its place long enough, or others from there have many, and another wanted it";
+                    let why = "a new client needed the place: this client had it long enough, or its network has many";
                     let refusal = Refusal::new(Reason::Crowded, why);
                     credentials.refused(SIDE, &left.network().to_string(), &left.to_string(), None, &refusal);
                 }
@@ -126,16 +133,16 @@ impl Places {
     }
 }
 
-/// Whom a port is for.
+/// The clients that a port accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Clients {
     /// Those with a certificate.
     Certified,
-    /// Everybody; a certificate is not asked for, and nobody has a role.
+    /// All; a certificate is not requested, and no client has a role.
     Anybody,
 }
 
-/// Connections whose handshake is done, for ever. Those that are refused are logged and counted, and never an item.
+/// Connections whose handshake is done, without end. Refused ones are logged and counted, and never an item.
 #[derive(Debug)]
 pub struct Incoming {
     listener: TcpListener,
@@ -156,7 +163,7 @@ impl Incoming {
         Self { listener, credentials, clients, places, handshakes, order, most_handshakes, pause: None }
     }
 
-    /// With no more connections than this port's share.
+    /// With no more connections than the port's share.
     #[must_use]
     pub fn within(mut self, shares: Shares) -> Self {
         self.most_handshakes = shares.handshakes();
@@ -172,7 +179,8 @@ impl Incoming {
         while self.order.len() >= self.most_handshakes {
             let Some(oldest) = self.order.pop_front() else { break };
             oldest.abort();
-            let refusal = Refusal::new(Reason::Timeout, "unfinished handshakes give way to new ones");
+            let refusal =
+                Refusal::new(Reason::Timeout, "too many handshakes: the oldest unfinished one is ended for a new one");
             self.credentials.refused(SIDE, "many", "many", None, &refusal);
         }
         let handshake = accept(tcp, address, self.credentials.clone(), self.clients, self.places.clone());
@@ -190,7 +198,7 @@ impl Stream for Incoming {
                 Poll::Ready(Some(Ok(None))) => continue,
                 Poll::Ready(Some(Err(ended))) => {
                     if ended.is_panic() {
-                        error!("a handshake ended in a panic: {ended}");
+                        error!("a handshake panicked: {ended}");
                     }
                     continue;
                 }
@@ -203,7 +211,7 @@ impl Stream for Incoming {
             match ready!(self.listener.poll_accept(cx)) {
                 Ok((tcp, address)) => self.begin(tcp, address),
                 Err(error) => {
-                    let refusal = Refusal::new(Reason::Crowded, format!("accept failed, it is tried again: {error}"));
+                    let refusal = Refusal::new(Reason::Crowded, format!("accept failed and is retried: {error}"));
                     self.credentials.refused(SIDE, "listener", "any", None, &refusal);
                     self.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
                 }
@@ -212,7 +220,7 @@ impl Stream for Incoming {
     }
 }
 
-/// One handshake; what it is refused for is logged and counted here.
+/// One handshake; a refusal is logged and counted here.
 async fn accept(
     tcp: TcpStream,
     address: SocketAddr,
@@ -224,7 +232,7 @@ async fn accept(
     let made = match timeout(HANDSHAKE, handshake(tcp, address, &credentials, clients, &mut names)).await {
         Ok(made) => made,
         Err(_) => {
-            let why = format!("the handshake did not end within {} s", HANDSHAKE.as_secs());
+            let why = format!("the handshake did not finish within {} s", HANDSHAKE.as_secs());
             Err(Refusal::new(Reason::Timeout, why))
         }
     };
@@ -243,7 +251,7 @@ async fn handshake(
     clients: Clients,
     names: &mut Option<String>,
 ) -> Result<Connection, Refusal> {
-    // Small messages wait for nothing; a socket that cannot be told so works as well.
+    // Small messages are sent without delay; a socket that does not support it works as well.
     let _ = tcp.set_nodelay(true);
     let material = match credentials.current().await {
         Now::Plain => {
@@ -251,7 +259,7 @@ async fn handshake(
         }
         Now::Mutual(material) => material,
         Now::Missing(why) => {
-            let why = format!("this process has no certificate to show: {why}");
+            let why = format!("this process has no certificate: {why}");
             return Err(Refusal::new(Reason::NoOwnCertificate, why));
         }
         Now::Trusting(_) => {

@@ -1,4 +1,4 @@
-//! CAs: whom they certified is believed.
+//! Trusted CAs.
 
 use std::fmt;
 use std::path::Path;
@@ -17,7 +17,7 @@ use super::verify::{Seen, Verifier};
 use crate::os::Timestamp;
 use crate::types::{Error, Kind, Result};
 
-/// CAs by which a server is believed, for who has no certificate of its own (yet).
+/// The CAs that a server's certificate must be issued by, for a process that has no certificate (yet).
 #[derive(Clone)]
 pub struct Trust {
     provider: Arc<CryptoProvider>,
@@ -25,10 +25,10 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// The CAs of a text in PEM; `place` is what messages call it.
+    /// The CAs of a text in PEM; `place` is its name in messages.
     ///
     /// # Errors
-    /// `Precondition` when it holds no CA that is still good.
+    /// `Precondition` when it contains no CA that is still valid.
     pub fn read(text: &[u8], place: &Path) -> Result<Self> {
         let roots = roots(text, place, Timestamp::now().seconds(), &mut Vec::new())?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -39,7 +39,7 @@ impl Trust {
         Ok(Self { provider, servers })
     }
 
-    /// To make one connection with to a server of that role, showing nothing, and what will be seen in it.
+    /// To make one connection without a certificate to a server of that role, and what the handshake will show.
     pub(super) fn client(&self, expected: &RoleName) -> Result<(ClientConfig, Arc<Mutex<Seen>>)> {
         let verifier = Arc::new(Verifier::new(Arc::clone(&self.servers), Some(expected.clone())));
         let seen = verifier.seen();
@@ -62,7 +62,7 @@ impl fmt::Debug for Trust {
     }
 }
 
-/// The CAs of a text; those that have expired are left out and remarked.
+/// The CAs of a text; expired ones are left out and noted in `remarks`.
 pub(super) fn roots(text: &[u8], place: &Path, now: i64, remarks: &mut Vec<String>) -> Result<RootCertStore> {
     let wrong = |why: &str, next: &str| Error::new(Kind::Precondition, format!("{}: {why}; {next}", place.display()));
     let name = place.file_name().unwrap_or(place.as_os_str()).display();
@@ -73,15 +73,17 @@ pub(super) fn roots(text: &[u8], place: &Path, now: i64, remarks: &mut Vec<Strin
             Certificate::read(&der).map_err(|error| wrong(&error.to_string(), "write the CA's certificate there"))?;
         if ca.not_after < now {
             last = Some(ca.not_after);
-            remarks.push(format!("a CA in {name} expired on {} and is left out", date(ca.not_after)));
+            remarks.push(format!("a CA in {name} expired on {} and is left out; remove it", date(ca.not_after)));
             continue;
         }
-        roots.add(der).map_err(|_| wrong("a certificate in it cannot be a CA", "write CAs only there"))?;
+        roots
+            .add(der)
+            .map_err(|_| wrong("a certificate in it is not a CA certificate", "write only CA certificates there"))?;
     }
     match last {
         Some(last) if roots.is_empty() => {
             let why = format!("every CA in it has expired, the last on {}", date(last));
-            Err(wrong(&why, "make a new CA and issue all certificates anew"))
+            Err(wrong(&why, "create a new CA and issue all certificates again"))
         }
         _ => Ok(roots),
     }

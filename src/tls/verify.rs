@@ -1,5 +1,5 @@
-//! Verifying the other side's certificate: rustls (webpki) checks chain, dates and purpose; then the role is read, and what
-//! was seen is noted for the log. One verifier a handshake.
+//! Verification of the peer's certificate: rustls (webpki) checks chain, dates and purpose; then the role is read, and
+//! the result is noted for the log. One verifier per handshake.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,11 +12,11 @@ use super::certificate::{Certificate, date};
 use super::refusal::{Reason, Refusal, reason_of};
 use super::role::RoleName;
 
-/// The CAs between a certificate and a root that are believed on the way: none. A CA in `ca.crt` signs every certificate
-/// itself; what it lets others sign is not ours.
+/// The accepted CAs between a certificate and a root: none. A CA in `ca.crt` signs every certificate itself;
+/// intermediate CAs are not supported.
 pub(super) const DIRECTLY: &[CertificateDer<'static>] = &[];
 
-/// What a handshake showed of the other side.
+/// What a handshake showed of the peer.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
     /// Its verified role and when its certificate expires, in seconds since 1970.
@@ -27,7 +27,7 @@ pub(super) struct Seen {
     pub(super) refusal: Option<Refusal>,
 }
 
-/// Verifies and takes notes. `expected` is the role a server must be of; any is good for a client.
+/// Verifies and takes notes. `expected` is the required role of a server; for a client, any role is accepted.
 #[derive(Debug)]
 pub(super) struct Verifier<V: ?Sized> {
     expected: Option<RoleName>,
@@ -40,12 +40,12 @@ impl<V: ?Sized> Verifier<V> {
         Self { expected, seen: Arc::default(), rules }
     }
 
-    /// Where the notes are.
+    /// The notes.
     pub(super) fn seen(&self) -> Arc<Mutex<Seen>> {
         Arc::clone(&self.seen)
     }
 
-    /// The verdict over a certificate that webpki accepted or not.
+    /// The decision about a certificate after the result of webpki.
     fn judge<T>(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -64,16 +64,20 @@ impl<V: ?Sized> Verifier<V> {
             Ok(accepted) => accepted,
             Err(error) => {
                 let why = match (reason_of(&error), read) {
-                    (Reason::Expired, Ok(read)) => format!("its certificate expired on {}", date(read.not_after)),
+                    (Reason::Expired, Ok(read)) => {
+                        format!("the peer's certificate expired on {}", date(read.not_after))
+                    }
                     (Reason::NotYetValid, Ok(read)) => {
-                        format!("its certificate is not valid before {}", date(read.not_before))
+                        format!("the peer's certificate is not valid before {}", date(read.not_before))
                     }
                     (Reason::UnknownAuthority, _) if !intermediates.is_empty() => {
-                        "no CA in our ca.crt signed its certificate itself, and the CAs that it showed beside are not believed; issue it by a CA in ca.crt, or put the CA that issued it there".to_owned()
+                        "no CA in our ca.crt signed the peer's certificate directly, and intermediate CAs are not \
+                         accepted; issue it by a CA in ca.crt, or put the CA that issued it there"
+                            .to_owned()
                     }
-                    (Reason::UnknownAuthority, _) => "no CA in our ca.crt signed its certificate".to_owned(),
+                    (Reason::UnknownAuthority, _) => "no CA in our ca.crt signed the peer's certificate".to_owned(),
                     (Reason::WrongRole, _) => self.wrong_role(),
-                    _ => format!("its certificate is not accepted: {error}"),
+                    _ => format!("the peer's certificate is not accepted: {error}"),
                 };
                 return refuse(reason_of(&error), why, error);
             }
@@ -93,11 +97,11 @@ impl<V: ?Sized> Verifier<V> {
 
     fn wrong_role(&self) -> String {
         let expected = self.expected.as_ref().map_or("a role", RoleName::as_str);
-        format!("it is not {expected}, which was to be reached")
+        format!("the peer is not {expected}, which is expected at this address")
     }
 }
 
-/// Signatures are webpki's business on both sides.
+/// webpki verifies signatures on both sides.
 macro_rules! signatures {
     () => {
         fn verify_tls12_signature(

@@ -1,5 +1,5 @@
-//! The bounds of a gRPC port that others reach over the network. They hold before a call is looked at: who may not make
-//! it is told so before its message is read.
+//! The limits of a gRPC port that is reachable over the network. They apply before a call is processed: a client
+//! without permission is refused before its message is read.
 
 #![expect(clippy::disallowed_methods, reason = "these refusals are made before any service has the call")]
 
@@ -25,16 +25,16 @@ use super::turns::{Turn, Turns};
 type HttpRequest = http::Request<Body>;
 type HttpResponse = http::Response<Body>;
 
-/// Calls at once on one connection; a client keeps further ones back by itself (RFC 9113, section 5.1.2).
+/// Concurrent calls on one connection; a client holds back further ones by itself (RFC 9113, section 5.1.2).
 const MOST_STREAMS: u32 = 128;
 /// The largest header block of a request, in bytes.
 const MOST_HEADERS: u32 = 16 << 10;
-/// Streams that a client opened and gave up at once, before it is hung up on.
+/// Streams that a client may open and reset at once, before its connection is closed.
 const MOST_RESETS: usize = 64;
-/// What a client may send ahead of what was read of it, in bytes: on one stream, and on one connection.
+/// The most bytes that a client may send ahead of what was read: on one stream, and on one connection.
 const AHEAD: (u32, u32) = (128 << 10, 512 << 10);
-/// How often a connection's other side is asked whether it is still there, and how long it may take to say so: a machine
-/// that lost its power says nothing.
+/// How often a connection's peer is probed, and how long it may take to answer: a machine that lost power closes no
+/// connection.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
 
@@ -51,29 +51,29 @@ pub fn server() -> Server {
         .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
 }
 
-/// What the client of a call may have under way.
+/// What the client of a call may have in progress.
 #[derive(Clone, Debug)]
 pub struct Allowance {
-    /// What it is counted by.
+    /// The key that it is counted by.
     pub client: Arc<str>,
     /// The connection the call came on.
     pub connection: Option<Arc<Peer>>,
-    /// Its calls at once, with those whose answers it has not taken yet.
+    /// Its concurrent calls, including those whose answers it has not read yet.
     pub calls: usize,
     /// The bytes of this call's request.
     pub bytes: usize,
 }
 
-/// Who may make which call, as far as the request's head shows.
+/// Decides which client may make which call, by the request's head.
 pub trait Door: Send + Sync + 'static {
-    /// Lets a call in, by what is known of its connection and by its HTTP path.
+    /// Admits a call, by its connection and its HTTP path.
     ///
     /// # Errors
-    /// The answer of a call that is not let in.
+    /// The answer of a call that is refused.
     fn admit(&self, from: &Extensions, path: &str) -> Result<Allowance, Status>;
 }
 
-/// The bounds of one port, as a layer of its server. Cheap to clone; clones count together.
+/// The limits of one port, as a layer of its server. Cheap to clone; clones share the counts.
 #[derive(Clone)]
 pub struct Bounds(Arc<Shared>);
 
@@ -112,7 +112,7 @@ impl<S> Layer<S> for Bounds {
     }
 }
 
-/// Services behind the bounds.
+/// Services with the limits.
 #[derive(Clone, Debug)]
 pub struct Bounded<S> {
     inner: S,
@@ -142,7 +142,8 @@ where
         let mut ready = std::mem::replace(&mut self.inner, inner);
         Box::pin(async move {
             let response = ready.call(request).await?;
-            // Requests that never arrive make nobody busy: a connection has a call once there is something to be taken.
+            // A request that never arrives must not make a connection count as busy: its call begins once there is a
+            // message.
             let is_taken = response.body().is_end_stream();
             let call = allowance.connection.filter(|_| !is_taken).map(|connection| connection.call());
             Ok(response.map(|body| answer(body, call, Some(turn))))
@@ -151,18 +152,21 @@ where
 }
 
 fn crowded() -> Status {
-    Status::unavailable("this client has too many calls under way at this port; retry when some have ended")
+    Status::unavailable("this client has too many calls in progress at this port; retry when some have finished")
 }
 
 fn flooded() -> Status {
-    Status::unavailable("too many bytes of requests of this client are on their way into this port; retry later")
+    Status::unavailable("this port is receiving too many bytes of requests of this client at once; retry later")
 }
 
 fn late() -> Status {
-    Status::unavailable(format!("the request did not arrive within {} s; nothing was begun", ARRIVAL.as_secs()))
+    Status::unavailable(format!(
+        "the request did not arrive within {} s; nothing was started; retry",
+        ARRIVAL.as_secs()
+    ))
 }
 
-/// A message of more parts than its length is worth.
+/// A message with more parts than its length justifies.
 pub(super) fn crumbled(most: usize) -> Status {
     Status::invalid_argument(format!("the message has more than {most} parts, which is too many for its length"))
 }

@@ -1,7 +1,7 @@
-//! Protobuf between daemons, where a message of many tiny parts is refused before they are made.
+//! Protobuf between daemons, where a message of many tiny parts is refused before it is decoded.
 //!
-//! Each part of a message costs some hundred bytes of memory, whatever it is on the wire: two bytes are enough for an empty one. So a
-//! message of 4 MiB could become half a GiB.
+//! Each part of a message costs some hundred bytes of memory, whatever its encoded size: an empty one has two bytes. So
+//! a message of 4 MiB could need half a GiB.
 
 use std::fmt;
 
@@ -11,9 +11,9 @@ use tonic::Status;
 use tonic::codec::{DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// Parts that a message may have whatever their size.
+/// The parts that a message may have whatever their size.
 const FREE: usize = 4096;
-/// The least that a part has on an average, in bytes, in a message of more. A pool's id alone has 18.
+/// In a message with more parts, the least average size of a part, in bytes. A pool's id alone has 18.
 const LEAST: usize = 16;
 
 /// Protobuf; build.rs names it in every generated method.
@@ -45,7 +45,7 @@ where
     }
 }
 
-/// Decodes a message that is worth its memory.
+/// Decodes a message whose size justifies its memory.
 pub struct FrugalDecoder<U>(ProstDecoder<U>);
 
 impl<U> fmt::Debug for FrugalDecoder<U> {
@@ -71,8 +71,8 @@ impl<U: Message + Default> Decoder for FrugalDecoder<U> {
     }
 }
 
-/// Whether a message has more fields than `most`, counting each element of a list. What is no message has not: the decoder says
-/// what is wrong with it.
+/// Whether a message has more fields than `most`, counting each element of a list. False for an invalid message: the
+/// decoder reports what is wrong with it.
 fn has_more_parts(mut bytes: &[u8], most: usize) -> bool {
     let mut parts = 0_usize;
     while let Some(key) = varint(&mut bytes) {
@@ -85,7 +85,7 @@ fn has_more_parts(mut bytes: &[u8], most: usize) -> bool {
             1 => Some(8),
             2 => varint(&mut bytes).and_then(|length| usize::try_from(length).ok()),
             5 => Some(4),
-            // Where a group begins and ends: what lies between is counted as it comes.
+            // The begin and end of a group: the fields in it are counted one by one.
             3 | 4 => Some(0),
             _ => None,
         };
@@ -97,7 +97,7 @@ fn has_more_parts(mut bytes: &[u8], most: usize) -> bool {
     false
 }
 
-/// The number at the beginning (Base 128 Varints in the encoding's description).
+/// The number at the beginning (Base 128 Varints in the description of the encoding).
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
@@ -126,7 +126,7 @@ mod tests {
         // Two bytes each: an empty entry.
         let crumbs = [0x3a, 0].repeat(1 << 20);
         assert!(has_more_parts(&crumbs, crumbs.len() / LEAST + FREE));
-        // An unknown group, which a decoder skips, hides nothing.
+        // An unknown group, which a decoder skips, does not hide fields.
         let behind = [&[0x7b, 0x7c], crumbs.as_slice()].concat();
         assert!(has_more_parts(&behind, behind.len() / LEAST + FREE));
     }

@@ -1,4 +1,5 @@
-//! What is said of those who are refused: each cause of each address once a minute, so that a flood fills no log.
+//! A limit on log lines about refused clients: each cause of each address once a minute, so that a flood does not fill
+//! the log.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,12 +7,12 @@ use std::time::Duration;
 
 use crate::os::Stopwatch;
 
-/// The same thing is not said again for so long.
+/// The least time between two identical log lines.
 const SAID_EVERY: Duration = Duration::from_secs(60);
-/// Addresses and causes kept in mind; what more come is counted only.
+/// The most addresses and causes that are kept; further ones are only counted.
 const MOST: usize = 256;
 
-/// Who was complained about, and what for.
+/// The logged clients and causes.
 #[derive(Debug, Default)]
 pub struct Complaints {
     said: Mutex<BTreeMap<(String, &'static str), Said>>,
@@ -24,7 +25,7 @@ struct Said {
 }
 
 impl Complaints {
-    /// How often it happened since it was said; `None` when it is not to be said now.
+    /// How often it happened since it was last logged; `None` when it must not be logged now.
     pub fn may_say(&self, who: &str, reason: &'static str) -> Option<u64> {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.len() >= MOST {

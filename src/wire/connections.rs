@@ -1,12 +1,13 @@
-//! The connections to one port or socket, never more than a few hundred: file descriptors and memory are for the work.
+//! The connections to one port or socket, at most a few hundred: most file descriptors and most memory are for the
+//! work.
 //!
-//! One more than the limit is let in, and the quietest is closed for it: one that never made a call before one that did,
-//! the longest without a call first, never one with a call under way. So a client that opens connections and leaves
-//! them, or sends what is no call, makes room for those that do; an idle sidecar that loses its connection makes a new
-//! one at its next call.
+//! One connection more than the limit is accepted, and an idle one is closed for it. A connection that never made a
+//! call is closed before one that did, then the one with the longest time since its last call; never one with a call in
+//! progress. So a client that opens connections and leaves them idle, or sends invalid calls, loses its places to
+//! others. An idle sidecar that loses its connection reconnects at its next call.
 //!
-//! On a TCP port one network has a share of the places. When it has used its share, its own quietest connection is
-//! closed for its next one, so that one client cannot take the place of another.
+//! On a TCP port one network has a share of the places. When it has used its share, its own most idle connection is
+//! closed for its next one, so that one client cannot take the places of others.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,24 +28,24 @@ use tracing::{debug, warn};
 use super::guests::Network;
 use crate::os::Stopwatch;
 
-/// How many may be open besides, because they were told to close and have not yet; until one has, others wait.
+/// How many more may be open, because they were told to close and have not yet; until one has, others wait.
 const MOST_CLOSING: usize = 256;
-/// How long they wait before it is looked again.
+/// How long they wait before the next check.
 const CLOSING_PAUSE: Duration = Duration::from_millis(5);
 /// How long to wait after accept(2) failed: it fails again at once when file descriptors or memory are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// The same thing is not said again for so long.
+/// The least time between two identical log lines.
 const SAID_EVERY: Duration = Duration::from_secs(60);
 
-/// A connection as its calls see it.
+/// A connection, as its calls use it.
 #[derive(Debug)]
 pub struct Peer {
-    /// What its bytes on their way in are counted by.
+    /// The key that its arriving bytes are counted by.
     name: Arc<str>,
-    /// Calls whose answer it has not taken yet.
+    /// Calls whose answer it has not read yet.
     under_way: AtomicUsize,
     served: AtomicBool,
-    /// Milliseconds on the table's clock: when it came or its last call ended.
+    /// When it was accepted or its last call ended, in milliseconds on the table's clock.
     quiet_since: AtomicU64,
     closed: AtomicBool,
     waker: AtomicWaker,
@@ -52,7 +53,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A connection that was just made, of this client.
+    /// A new connection of this client.
     pub(crate) fn new(name: &str, clock: Stopwatch) -> Self {
         let peer = Self {
             name: name.into(),
@@ -71,36 +72,36 @@ impl Peer {
         self.quiet_since.store(u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// What its bytes on their way in are counted by.
+    /// The key that its arriving bytes are counted by.
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// A call of this connection, until the guard goes.
+    /// Begins a call of this connection, until the guard is dropped.
     pub(crate) fn call(self: &Arc<Self>) -> PeerCall {
         self.under_way.fetch_add(1, Ordering::SeqCst);
         PeerCall(Arc::clone(self))
     }
 
-    /// Closes the connection, whatever is under way.
+    /// Closes the connection, whatever is in progress.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.waker.wake();
     }
 
-    /// Whether it was told to close; the task is woken when it is.
+    /// Whether it was told to close; otherwise the task is woken when it is.
     pub(crate) fn is_closed(&self, cx: &Context<'_>) -> bool {
         self.waker.register(cx.waker());
         self.closed.load(Ordering::SeqCst)
     }
 }
 
-/// A call of a connection, which is not quiet meanwhile.
+/// A call of a connection, which is not idle meanwhile.
 #[derive(Debug)]
 pub(crate) struct PeerCall(Arc<Peer>);
 
 impl PeerCall {
-    /// Whose it is, while that is open.
+    /// Its connection, while that is open.
     pub(crate) fn weak(&self) -> Weak<Peer> {
         Arc::downgrade(&self.0)
     }
@@ -114,17 +115,17 @@ impl Drop for PeerCall {
     }
 }
 
-/// How many connections a port takes.
+/// The most connections of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Most {
-    /// All together.
+    /// Of all clients together.
     pub(crate) all: usize,
-    /// Of one client: a network, or everybody who may open a Unix socket.
+    /// Of one client: a network, or all clients of a Unix socket.
     pub(crate) of_one: usize,
 }
 
 impl Most {
-    /// So many, whoever they are of.
+    /// So many, of any client.
     pub(crate) fn of_socket(all: usize) -> Self {
         Self { all, of_one: all }
     }
@@ -133,7 +134,7 @@ impl Most {
 /// All connections of a socket.
 #[derive(Debug)]
 struct Table {
-    /// The port, for messages.
+    /// The port's name in messages.
     what: &'static str,
     clock: Stopwatch,
     most: Most,
@@ -143,13 +144,13 @@ struct Table {
 #[derive(Debug, Default)]
 struct Open {
     next: u64,
-    /// With the client each is of.
+    /// With the client of each.
     peers: BTreeMap<u64, (Arc<str>, Arc<Peer>)>,
     said: Option<Stopwatch>,
 }
 
 impl Open {
-    /// Whether it is time to say so again.
+    /// Whether it may be logged again.
     fn may_say(&mut self) -> bool {
         let again = self.said.is_none_or(|said| said.elapsed() >= SAID_EVERY);
         if again {
@@ -164,13 +165,13 @@ impl Table {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether those that were told to close have to go before another is let in.
+    /// Whether connections that were told to close must do so before another is accepted.
     fn closing(&self) -> bool {
         let open = self.open();
         open.peers.len() >= self.most.all + MOST_CLOSING.min(self.most.all)
     }
 
-    /// A place for one more of this client; `None` when all are taken and none is quiet.
+    /// A place for one more of this client; `None` when all are taken and none is idle.
     fn admit(self: &Arc<Self>, client: &Arc<str>) -> Option<Place> {
         let mut open = self.open();
         let staying = || open.peers.values().filter(|(_, peer)| !peer.closed.load(Ordering::SeqCst));
@@ -190,7 +191,8 @@ impl Table {
                     most = self.most.all,
                     of_one = self.most.of_one,
                     client = &**client,
-                    "there are too many connections to {}: the quietest are closed; look for a client that leaves them open",
+                    "there are too many connections to {}: idle ones are closed; look for a client that leaves its \
+                     connections open",
                     self.what
                 );
             }
@@ -204,7 +206,7 @@ impl Table {
     }
 }
 
-/// A connection's place in the table, given back when dropped.
+/// A connection's place in the table, released when dropped.
 #[derive(Debug)]
 struct Place {
     table: Arc<Table>,
@@ -218,12 +220,12 @@ impl Drop for Place {
     }
 }
 
-/// What connections are accepted from.
+/// A source of connections.
 pub(crate) trait Listener: Send + Unpin + 'static {
     /// A connection.
     type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
-    /// The next connection and the client it is of.
+    /// The next connection and its client.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Self::Io, Arc<str>)>>;
 }
 
@@ -244,7 +246,7 @@ impl Listener for TcpListener {
     }
 }
 
-/// Accepts, for ever.
+/// Accepts connections, without end.
 #[derive(Debug)]
 pub(crate) struct Incoming<L> {
     listener: L,
@@ -253,7 +255,7 @@ pub(crate) struct Incoming<L> {
 }
 
 impl<L: Listener> Incoming<L> {
-    /// From this listener, called so in messages, at most so many at once.
+    /// From this listener, with this name in messages and these limits.
     pub(crate) fn new(listener: L, what: &'static str, most: Most) -> Self {
         let table = Table { what, clock: Stopwatch::start(), most, open: Mutex::default() };
         Self { listener, table: Arc::new(table), pause: None }
@@ -276,11 +278,11 @@ impl<L: Listener> Stream for Incoming<L> {
             match ready!(self.listener.poll_accept(cx)) {
                 Ok((io, client)) => match self.table.admit(&client) {
                     Some(place) => return Poll::Ready(Some(Ok(Connection { io, place }))),
-                    None => debug!("a connection is refused: all others have calls under way"),
+                    None => debug!("a connection is refused: all others have calls in progress"),
                 },
                 Err(error) => {
                     if self.table.open().may_say() {
-                        warn!("connections to {} cannot be accepted now: {error}; it is tried again", self.table.what);
+                        warn!("cannot accept connections to {}: {error}; retrying", self.table.what);
                     }
                     self.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
                 }
@@ -289,8 +291,8 @@ impl<L: Listener> Stream for Incoming<L> {
     }
 }
 
-/// One connection, which is broken once it was told to close, for reading and for writing: a server that waits for room
-/// to write does not read.
+/// One connection, which fails once it was told to close, for reading and for writing: a server that waits until it can
+/// write does not read.
 #[derive(Debug)]
 pub(crate) struct Connection<T> {
     io: T,
@@ -298,7 +300,7 @@ pub(crate) struct Connection<T> {
 }
 
 impl<T: Unpin> Connection<T> {
-    /// The connection as its calls see it.
+    /// The connection, as its calls use it.
     pub(crate) fn peer(&self) -> &Arc<Peer> {
         &self.place.peer
     }
@@ -381,7 +383,7 @@ mod tests {
         let fourth = table.admit(&root()).unwrap();
         assert_eq!(places.iter().map(closed).collect::<Vec<_>>(), [false, false, true]);
         assert!(!closed(&fourth));
-        // It is the fourth's turn now: the second made a call once, the first is at it.
+        // Now the fourth is next: the second has made a call, the first has one in progress.
         let fifth = table.admit(&root()).unwrap();
         assert!(closed(&fourth) && !closed(&places[1]) && !closed(&fifth));
         drop(calling);
@@ -417,7 +419,7 @@ mod tests {
         assert_eq!(greedy.iter().map(closed).collect::<Vec<_>>(), [true, false, false]);
         assert!(!closed(&quiet));
         let calls: Vec<_> = greedy.iter().map(|place| place.peer.call()).collect();
-        assert!(table.admit(&one).is_none(), "all of its own have calls under way");
+        assert!(table.admit(&one).is_none(), "all of its own have calls in progress");
         assert!(table.admit(&other).is_some() && !closed(&quiet));
         drop(calls);
     }

@@ -1,12 +1,16 @@
-//! Clients that show no certificate, and their places: who holds many gives way to who holds few.
+//! Places for clients without a certificate: a network with many places loses one to a network with few.
 //!
-//! A place is worth some milliseconds of a node that is certified; whoever keeps one longer only waits. So when all are taken:
+//! A node that is certified needs a place for some milliseconds; a client that keeps one longer only waits. So when all
+//! places are taken:
 //!
-//! - A newcomer of a network that would still have fewer places than the most crowded one takes a place of that one, at once.
-//! - Otherwise it takes one of a network that has no fewer than its own, from somebody who had [`FIRST`] for himself; if there is
-//!   nobody, the newcomer is refused. So a thousand nodes at once get through one after the other and do not push each other out.
+//! - If the new client's network would still have fewer places than the network with the most, it takes a place of that
+//!   one, at once.
+//! - Otherwise it takes a place of a network that has no fewer than its own, from a client that had it for at least
+//!   [`FIRST`]; if there is none, the new client is refused. So a thousand nodes at once are served one after the other
+//!   and do not displace each other.
 //!
-//! Of several the first to go is one that proved nothing and is not being looked at, then the oldest. Few are looked at at a time.
+//! Among several, first a client without a proof or a review in progress loses its place, then the oldest. Few are
+//! reviewed at a time.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -23,19 +27,19 @@ use tokio::sync::oneshot;
 
 use crate::os::Stopwatch;
 
-/// Places.
+/// The number of places.
 const MOST: usize = 128;
-/// What everybody has to come to an end, as far as networks with no more places are concerned.
+/// The time that each client has, as far as networks with no more places are concerned.
 const FIRST: Duration = Duration::from_secs(2);
-/// The part of an IPv6 address that tells networks apart: who has one address has its whole /64.
+/// The part of an IPv6 address that identifies a network: the owner of one address has its whole /64.
 const NETWORK_BITS: u32 = 64;
 
-/// What clients are counted by: an IPv4 address, or the /64 of an IPv6 address.
+/// The key that clients are counted by: an IPv4 address, or the /64 of an IPv6 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Network(IpAddr);
 
 impl Network {
-    /// Where an address is.
+    /// The network of an address.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
@@ -64,11 +68,11 @@ pub struct Guest {
 #[derive(Debug, Default)]
 struct Known {
     proven: AtomicBool,
-    /// How many of its proofs are being looked at.
+    /// How many of its proofs are being reviewed.
     looked_at: AtomicUsize,
 }
 
-/// A proof that is being looked at; no more when dropped.
+/// A proof under review, until it is dropped.
 #[derive(Debug)]
 pub struct LookedAt(Arc<Known>);
 
@@ -79,31 +83,31 @@ impl Drop for LookedAt {
 }
 
 impl Guest {
-    /// From this address, and nothing more is known.
+    /// From this address, and otherwise unknown.
     #[must_use]
     pub fn new(address: IpAddr) -> Self {
         Self { address: address.to_canonical(), known: Arc::default() }
     }
 
-    /// What it is counted by.
+    /// Its network.
     #[must_use]
     pub fn network(&self) -> Network {
         Network::of(self.address)
     }
 
-    /// It turned out to be somebody: others give way before it does.
+    /// It has proved its identity: others lose their places before it does.
     pub fn prove(&self) {
         self.known.proven.store(true, Ordering::Relaxed);
     }
 
-    /// What it brings forward is being looked at: until that is over, others give way before it does.
+    /// Its proof is under review: until that ends, others lose their places before it does.
     #[must_use]
     pub fn looked_at(&self) -> LookedAt {
         self.known.looked_at.fetch_add(1, Ordering::Relaxed);
         LookedAt(Arc::clone(&self.known))
     }
 
-    /// The last to go come last.
+    /// The order of losing places; greater ones are last.
     fn rank(&self) -> (bool, bool) {
         (self.known.proven.load(Ordering::Relaxed), self.known.looked_at.load(Ordering::Relaxed) > 0)
     }
@@ -141,7 +145,7 @@ struct Seats {
 struct Seat {
     guest: Guest,
     since: Stopwatch,
-    /// Dropped with the seat, which is how the connection learns of it.
+    /// Dropped with the seat, which notifies the connection.
     _stay: oneshot::Sender<Infallible>,
 }
 
@@ -152,7 +156,7 @@ impl Default for Guests {
 }
 
 impl Guests {
-    /// At most so many.
+    /// With at most so many.
     pub(crate) fn of(most: usize) -> Self {
         Self::new(most, FIRST)
     }
@@ -165,7 +169,7 @@ impl Guests {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place, and who gave way for it; `None` when nobody does.
+    /// A place, and the client that lost one for it; `None` when there is none.
     pub(crate) fn admit(self: &Arc<Self>, guest: &Guest) -> Option<(GuestPlace, Option<Guest>)> {
         let mut seats = self.seats();
         let left = if seats.taken.len() >= self.most {
@@ -199,7 +203,7 @@ impl Seats {
     }
 }
 
-/// A place, given back when dropped.
+/// A place, released when dropped.
 #[derive(Debug)]
 pub(crate) struct GuestPlace {
     guests: Arc<Guests>,
@@ -208,7 +212,7 @@ pub(crate) struct GuestPlace {
 }
 
 impl GuestPlace {
-    /// Whether another has it now; the task is woken when it comes to that.
+    /// Whether another client has the place now; otherwise the task is woken when that happens.
     pub(crate) fn is_gone(&mut self, cx: &mut Context<'_>) -> bool {
         matches!(Pin::new(&mut self.gone).poll(cx), Poll::Ready(Err(_)))
     }
@@ -256,7 +260,7 @@ mod tests {
             assert_eq!(left.as_ref(), Some(&gone.0), "the oldest");
             others.push(place);
         }
-        // Four of one and one each of four: one of these has no claim to a second.
+        // Four of one network and one each of four: one of these has no claim to a second.
         assert!(guests.admit(&guest("10.0.0.1")).is_none());
         assert!(guests.admit(&guest("10.0.0.2")).unwrap().1.as_ref() == Some(&greedy[4].0));
     }

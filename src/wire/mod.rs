@@ -1,7 +1,7 @@
-//! What every port and socket has in common: how many connections, how long a request may take to arrive and an answer
-//! to be taken, how many bytes and calls one client may have under way, and what is left for the work.
+//! The limits that all ports and sockets have in common: the number of connections, the time that a request may take to
+//! arrive and an answer to be read, and the bytes and calls that one client may have in progress.
 //!
-//! Knows neither who may ask what (a [`Door`] says that) nor what the calls mean.
+//! It knows neither permissions (a [`Door`] decides) nor the meaning of the calls.
 
 mod bounds;
 mod codec;

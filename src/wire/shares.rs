@@ -1,25 +1,25 @@
-//! File descriptors: what each port may take of the process's limit, so that enough are left for the work. Each is scaled
-//! down where the limit is low.
+//! File descriptors: the part of the process's limit that each port may use, so that enough are left for the work. The
+//! parts are scaled down where the limit is low.
 
-/// The limit of open files of this process, shared out.
+/// The limit of open files of this process, divided among its ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
     limit: usize,
 }
 
-/// The least that a port has.
+/// The least that a port gets.
 const LEAST: usize = 8;
-/// With so many every port has all the connections it may ever have.
+/// With so many, every port has its full number of connections.
 const ENOUGH: usize = 8192;
 
 impl Shares {
-    /// Of this limit.
+    /// For this limit.
     #[must_use]
     pub fn of(limit: u64) -> Self {
         Self { limit: usize::try_from(limit).unwrap_or(usize::MAX) }
     }
 
-    /// The limit that would be enough, where this one is not.
+    /// The limit that would be sufficient, if this one is not.
     #[must_use]
     pub fn wanted(self) -> Option<usize> {
         (self.limit < ENOUGH).then_some(ENOUGH)
@@ -29,7 +29,7 @@ impl Shares {
         (self.limit / parts).clamp(LEAST, most)
     }
 
-    /// Connections to the CSI socket. As many may be open besides, on their way to be closed.
+    /// Connections to the CSI socket. As many more may be open while they are being closed.
     #[must_use]
     pub fn csi(self) -> usize {
         self.part(8, 256)
@@ -41,13 +41,13 @@ impl Shares {
         self.part(8, 1024)
     }
 
-    /// Handshakes with other daemons, and with nodes that ask for a certificate: for each of the two ports.
+    /// Handshakes with other daemons, and with nodes that request a certificate: for each of the two ports.
     #[must_use]
     pub fn handshakes(self) -> usize {
         self.part(32, 256)
     }
 
-    /// Connections of nodes that ask for a certificate.
+    /// Connections of nodes that request a certificate.
     #[must_use]
     pub fn enrolling(self) -> usize {
         self.part(32, 128)
@@ -74,7 +74,7 @@ mod tests {
     fn all_ports_together_leave_a_third_for_the_work_whatever_the_limit() {
         for limit in [256, 512, 1024, 4096, 8192, 1 << 20, u64::MAX] {
             let shares = Shares::of(limit);
-            // Each port that closes the quietest may have as many again for a moment.
+            // Each port that closes idle connections may have as many again for a moment.
             let taken = 2 * (shares.csi() + shares.health() + shares.registration())
                 + shares.daemons()
                 + 2 * shares.handshakes()

@@ -1,5 +1,5 @@
-//! Requests on their way in and answers on their way out: both have a time limit, and requests a limit together, so that
-//! clients that send or read slowly hold neither memory nor anybody else's turn.
+//! Arriving requests and outgoing answers: both have a time limit, and requests a common size limit, so that clients
+//! that send or read slowly hold neither memory nor the turn of others.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,12 +21,12 @@ use super::connections::PeerCall;
 
 /// How long a request may take to arrive.
 pub(crate) const ARRIVAL: Duration = Duration::from_secs(10);
-/// How long an answer may wait to be taken.
+/// How long an answer may wait to be read.
 const TAKING: Duration = Duration::from_secs(30);
-/// What a request on its way in costs before its first byte: its headers and state.
+/// The cost of an arriving request before its first byte: its headers and state.
 const ONE_ARRIVING: usize = 16 << 10;
 
-/// What may be on its way in at once, in bytes.
+/// The most bytes that may be arriving at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MostArriving {
     /// Of all clients together.
@@ -35,7 +35,7 @@ pub struct MostArriving {
     pub of_one: usize,
 }
 
-/// What is on its way in. Cheap to clone; clones count together.
+/// The bytes that are arriving. Cheap to clone; clones share the count.
 #[derive(Clone, Debug)]
 pub(crate) struct Arriving(Arc<Counted>);
 
@@ -43,17 +43,17 @@ pub(crate) struct Arriving(Arc<Counted>);
 struct Counted {
     most: MostArriving,
     all: AtomicUsize,
-    /// By client; without those that have nothing on its way.
+    /// By client; without those that have none arriving.
     of: Mutex<BTreeMap<Arc<str>, usize>>,
 }
 
 impl Arriving {
-    /// Nothing yet.
+    /// Empty.
     pub(crate) fn new(most: MostArriving) -> Self {
         Self(Arc::new(Counted { most, all: AtomicUsize::new(0), of: Mutex::default() }))
     }
 
-    /// A request of a client that begins to arrive; `None` when there is no room for it.
+    /// A request of a client that begins to arrive; `None` when the limit is reached.
     pub(crate) fn admit(&self, client: &Arc<str>) -> Option<Arrival> {
         let mut arrival = Arrival { all: self.clone(), client: Arc::clone(client), bytes: 0 };
         arrival.grow(ONE_ARRIVING).then_some(arrival)
@@ -64,7 +64,7 @@ impl Arriving {
     }
 }
 
-/// A request on its way in; what it took is given back when dropped.
+/// An arriving request; its bytes are released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Arrival {
     all: Arriving,
@@ -73,7 +73,7 @@ pub(crate) struct Arrival {
 }
 
 impl Arrival {
-    /// Takes so many bytes more; false when there are none.
+    /// Adds so many bytes; false when the limit is reached.
     fn grow(&mut self, bytes: usize) -> bool {
         let counted = &self.all.0;
         let before = counted.all.fetch_add(bytes, Ordering::SeqCst);
@@ -87,12 +87,12 @@ impl Arrival {
         before.saturating_add(bytes) <= counted.most.all && own <= counted.most.of_one
     }
 
-    /// The request's body, which counts until it has ended. One that does not come whole ends as `refused` says.
+    /// The request's body, counted until it has ended. An incomplete one ends with the status `refused`.
     pub(crate) fn body(self, inner: Body, refused: fn() -> Status) -> Body {
         Body::new(ArrivingBody { inner, arrival: Some(self), refused, limit: None })
     }
 
-    /// The same, of at most so many bytes, within [`ARRIVAL`].
+    /// The same, with at most so many bytes, within [`ARRIVAL`].
     pub(crate) fn bounded(self, inner: Body, most: usize, refused: fn() -> Status, late: fn() -> Status) -> Body {
         let limit = Limit { left: most, end: Box::pin(sleep(ARRIVAL)), late };
         Body::new(ArrivingBody { inner, arrival: Some(self), refused, limit: Some(limit) })
@@ -112,7 +112,7 @@ impl Drop for Arrival {
     }
 }
 
-/// What one request may take.
+/// The limits of one request.
 struct Limit {
     /// Bytes.
     left: usize,
@@ -169,7 +169,7 @@ impl HttpBody for ArrivingBody {
     }
 }
 
-/// An answer's body; until it was taken, its call is under way for its connection, and its work's slot is not free.
+/// An answer's body; until it was read, its call is in progress for its connection, and its work's slot is not free.
 pub(crate) fn answer<S: Send + Unpin + 'static>(inner: Body, call: Option<PeerCall>, slot: Option<S>) -> Body {
     if inner.is_end_stream() {
         return inner;
@@ -179,7 +179,7 @@ pub(crate) fn answer<S: Send + Unpin + 'static>(inner: Body, call: Option<PeerCa
         let patience = async move {
             tokio::time::sleep(TAKING).await;
             if let Some(peer) = peer.upgrade() {
-                info!("the client does not read its answer: its connection is closed");
+                info!("the client does not read its answer; its connection is closed");
                 peer.close();
             }
         };
@@ -243,7 +243,7 @@ mod tests {
         assert!(first.grow(MOST.of_one - ONE_ARRIVING));
         let mut second = arriving.admit(&client("b")).unwrap();
         assert!(second.grow(MOST.all - MOST.of_one - ONE_ARRIVING));
-        assert!(arriving.admit(&client("c")).is_none(), "the room is full");
+        assert!(arriving.admit(&client("c")).is_none(), "the limit is reached");
         drop(first);
         assert!(arriving.admit(&client("c")).is_some());
         drop(second);

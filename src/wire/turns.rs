@@ -1,4 +1,4 @@
-//! How much of one thing each client has under way.
+//! A limit on how much of one thing each client has in progress.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,5 +1,5 @@
-//! Clients that misbehave: the daemon says so or hangs up, serves the others meanwhile, keeps its memory, and has its
-//! file descriptors back afterwards.
+//! Clients that misbehave: the daemon refuses them or closes their connections, serves the others meanwhile, limits its
+//! memory, and releases all file descriptors afterwards.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -17,14 +17,14 @@ use crate::harness::raw::{Raw, figures};
 use crate::harness::{MIB, PoolFs, Use, World, await_that, create_request, refused, run};
 use crate::observability::get;
 
-/// How much more memory than idle the daemon may have under any of this, KiB. Hundreds of calls under way have a thread
-/// each, of which the stack and malloc's arena stay a while.
+/// How much more memory than idle the daemon may use in these tests, in KiB. Each of hundreds of running calls has a
+/// thread, whose stack and malloc arena remain for a while.
 const MOST_MORE: u64 = 96 << 10;
-/// The daemon's limit of connections (src/csi/connections.rs), and what may be open besides for work under way.
+/// The daemon's limit of connections (src/csi/connections.rs), and what may be open besides for running work.
 const MOST_CONNECTIONS: usize = 256;
 const FOR_WORK: usize = 300;
 
-/// The daemon's figures over a test: the peak is looked for as long as this lives.
+/// The daemon's figures over a test: the peak is measured as long as this exists.
 struct Watch {
     pid: u32,
     before: (u64, usize),
@@ -51,7 +51,7 @@ impl Watch {
         Self { pid, before: figures(pid).unwrap(), peak, fds, stop, looking: Some(looking) }
     }
 
-    /// The daemon lives, kept to its memory, serves, and has its descriptors back.
+    /// The daemon still runs, stays within its memory, serves, and has released its descriptors.
     fn ended(mut self, what: &str, world: &mut World) {
         self.stop.store(1, Ordering::Relaxed);
         self.looking.take().unwrap().join().unwrap();
@@ -80,7 +80,7 @@ fn served(world: &World) {
     assert!(watch.elapsed() < Duration::from_secs(5), "a new client waited {:?}", watch.elapsed());
 }
 
-/// This process may have as many connections as it is allowed at all; the daemon, started before, has the usual limit.
+/// Raises the limit of this process; the daemon, started before, has the usual limit.
 fn many_descriptors() {
     let pid = std::process::id().to_string();
     run("/usr/bin/prlimit", &["--pid", &pid, "--nofile=16384:"]);
@@ -131,7 +131,7 @@ fn what_is_no_call_is_hung_up_on_or_refused() {
         assert!(raw.closed_within(soon), "{what}: the connection stays");
         served(&world);
     }
-    // A message that is too long is refused in words, however it is sent.
+    // A message that is too long is refused with an error, however it is sent.
     let mut request = create_request("n", Use::Block, 16 * MIB);
     request.name = "n".repeat(5 << 20);
     let said =
@@ -192,14 +192,14 @@ fn requests_that_never_arrive_take_nobody_s_turn() {
         raw.greet(65_535);
         for stream in 0..100 {
             raw.call(stream * 2 + 1, path, &[]);
-            // The beginning of a message that would be allowed.
+            // The beginning of a message with an allowed length.
             raw.message(stream * 2 + 1, 60_000, &[0; 500], false);
         }
     }
     let vol = world.create("vol", Use::Block);
     world.publish(&vol).unwrap();
     served(&world);
-    // And in the end they are told: two of three, for Identity takes no such message at all.
+    // In the end they are refused: two of three, because Identity accepts no such message.
     await_that("all were ended", Duration::from_secs(60), || {
         world.log().lines().filter(|line| line.contains("did not arrive within")).count() >= 2600
     });
@@ -226,9 +226,9 @@ fn answers_nobody_reads_do_not_fill_memory() {
             raw.message(stream * 2 + 1, 0, b"", true);
         }
     }
-    // They say that they are there: it is not the keepalive that ends them.
+    // They answer pings: the keepalive does not close them.
     let pings: Vec<_> = deaf.iter().map(Raw::answer_pings).collect();
-    // Questions whose answers need no work are answered; the rest is when the deaf ones are hung up on.
+    // Calls that need no work are answered; the other clients are closed because they read no answer.
     world.probe(p::ProbeRequest {}).unwrap();
     await_that("all turns are taken", Duration::from_secs(30), || {
         let listed = world.list_volumes(p::ListVolumesRequest::default());
@@ -238,7 +238,7 @@ fn answers_nobody_reads_do_not_fill_memory() {
     await_that("others are served again", Duration::from_secs(60), || {
         world.list_volumes(p::ListVolumesRequest::default()).is_ok()
     });
-    // Those whose answers were made are closed; the others were told that there were too many.
+    // Those whose answers were ready are closed; the others were refused because there were too many.
     await_that("one is hung up on", Duration::from_secs(10), || pings.iter().any(std::thread::JoinHandle::is_finished));
     deaf.iter().for_each(Raw::hang_up);
     pings.into_iter().for_each(|pings| pings.join().unwrap());
@@ -247,7 +247,7 @@ fn answers_nobody_reads_do_not_fill_memory() {
     world.finish();
 }
 
-/// So many calls at once over so many connections; how many had which code.
+/// So many calls at once over so many connections; returns how many had which code.
 fn storm(
     world: &World,
     connections: usize,
@@ -280,7 +280,7 @@ fn tally(what: &str, codes: &[Code]) {
         *told.entry(format!("{code:?}")).or_default() += 1;
     }
     eprintln!("{what}: {told:?}");
-    // All of these mean "ask again" to every sidecar.
+    // All of these mean "retry" to every sidecar.
     let retried = [Code::Ok, Code::Aborted, Code::Unavailable, Code::DeadlineExceeded];
     assert!(codes.iter().all(|code| retried.contains(code)), "{what}: {told:?}");
     assert!(codes.contains(&Code::Ok), "{what}: none got through");
@@ -305,7 +305,7 @@ fn ten_thousand_calls_at_once_on_one_volume_and_on_many() {
     world.finish();
 }
 
-/// What the daemon's port of metrics has of connections at most (src/wire/shares.rs), and of one network.
+/// The most connections of the daemon's metrics port (src/wire/shares.rs), and those of one network.
 const MOST_OF_METRICS: usize = 64;
 const MOST_OF_ONE: usize = MOST_OF_METRICS / 4;
 
@@ -349,7 +349,7 @@ fn half_requests_to_the_port_of_metrics_take_nothing_from_the_rest() {
     };
     let open = all.iter_mut().filter_map(|stream| is_open(stream).then_some(())).count();
     assert!(open <= MOST_OF_ONE, "{open} of 1500 connections are open");
-    // What is longer than a head, and what never comes, is hung up on.
+    // A request longer than a header block, or one that never arrives, closes the connection.
     let mut long = TcpStream::connect(&world.metrics).unwrap();
     let _ = long.write_all(b"GET /metrics HTTP/1.1\r\n");
     let _ = (0..64).try_for_each(|i| long.write_all(format!("x-{i}: {}\r\n", "y".repeat(1000)).as_bytes()));

@@ -1,4 +1,4 @@
-//! Bad input of every request field: the code the specification asks for, a message, and nothing left.
+//! Bad input in every request field: the code of the specification, a message, and nothing left behind.
 
 use std::collections::HashMap;
 
@@ -181,7 +181,7 @@ fn the_same_name_with_another_wish_already_exists() {
         let mut request = create_request("vol", Use::Ext4, 32 * MIB);
         request.volume_content_source = from_snapshot(&snapshot.snapshot_id);
         refused(world.create_volume(request), &[Code::AlreadyExists]);
-        // Compatible wishes are the same volume.
+        // Compatible requests get the same volume.
         for (required_bytes, limit_bytes) in [(32 * MIB, 0), (1, 32 * MIB), (32 * MIB - 5, 0)] {
             let mut request = create_request("vol", Use::Ext4, 32 * MIB);
             request.capacity_range = Some(p::CapacityRange { required_bytes, limit_bytes });
@@ -319,14 +319,14 @@ fn the_other_controller_calls_say_what_is_wrong() {
     said(get(&id), missing);
     said(world.drop_snapshot(""), invalid);
     world.drop_snapshot("fake").unwrap();
-    // A volume's handle is no snapshot's: the volume stays.
+    // A volume's handle is not a snapshot's handle: the volume stays.
     world.drop_snapshot(&id).unwrap();
     assert_eq!(world.volume_ids(), [id]);
     assert!(world.in_pool("snapshots").is_empty());
     let mut request = create_request("clone", Use::Ext4, 32 * MIB);
     request.volume_content_source = from_volume(&vol);
     request.volume_capabilities = vec![capability(Use::Block)];
-    // A filesystem's content as a raw device would cross Kubernetes' guard on volume modes only if we let it.
+    // A filesystem's content as a raw device would bypass Kubernetes' guard on volume modes if the driver allowed it.
     drop(world.create_volume(request));
     world.finish();
 }

@@ -23,7 +23,7 @@ impl Desk {
         self.0.path().join(name)
     }
 
-    /// `holdfast ca`, with `@name` standing for a path on the desk.
+    /// `holdfast ca`, with `@name` as a path in the scratch directory.
     fn ca(&self, arguments: &str) -> Finished {
         let arguments: Vec<String> = arguments
             .split_ascii_whitespace()
@@ -60,7 +60,7 @@ fn names(place: &Path) -> Vec<String> {
     Os::new().list_dir(place).unwrap()
 }
 
-/// Whether a process of the role takes the files.
+/// Whether a process of the role accepts the files.
 fn fits(place: &Path, role: &str) -> Result<(), String> {
     let metrics = Metrics::new(Activity::default());
     let loaded = Credentials::from_files(Os::new(), place, role.parse::<Role>().unwrap(), metrics.tls().clone());
@@ -76,7 +76,7 @@ fn a_certificate_for_each_role_is_issued_and_renewed() {
         let said = desk.works(&format!("issue --dir @ca --role {role} --days 7 --out @{out}"));
         assert!(!said.contains("made a CA"), "{said}");
         fits(&desk.path(out), role).unwrap();
-        assert!(fits(&desk.path(out), "controller").unwrap_err().contains("and this is controller"));
+        assert!(fits(&desk.path(out), "controller").unwrap_err().contains("but this process is controller"));
     }
     assert_eq!(names(&desk.path("controller")), ["ca.crt", "tls.crt", "tls.key"]);
     for file in ["ca/ca.key", "controller/tls.key"] {
@@ -103,10 +103,10 @@ fn a_node_s_key_is_made_on_the_node_and_only_its_request_travels() {
     desk.works("sign --dir @ca --csr @node/tls.csr --node host-7 --out @node/tls.crt");
     fs::copy(desk.path("ca/ca.crt"), desk.path("node/ca.crt")).unwrap();
     fits(&desk.path("node"), "node:host-7").unwrap();
-    // Signed for another node it is that node's, whatever the request says.
+    // Signed for another node, the certificate is for that node, whatever the request contains.
     desk.works("sign --dir @ca --csr @node/tls.csr --node host-8 --out @node/tls.crt");
     assert!(fits(&desk.path("node"), "node:host-7").unwrap_err().contains("it is for host-8.node"));
-    desk.refuses("request --node host-7 --out @node", &["already holds"]);
+    desk.refuses("request --node host-7 --out @node", &["already contains"]);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Crash anywhere: the driver is killed at moments nobody chose, under several callers; repeated calls end as if
-//! nothing had happened, and nothing is left. The systematic version is the fault matrix beside the code.
+//! Crashes at any moment: the driver is killed at random times, under several callers; repeated calls end as if nothing
+//! had happened, and nothing is left. The systematic version is the fault matrix beside the code.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -14,15 +14,15 @@ use tonic::transport::Channel;
 use crate::harness::calls::from_volume;
 use crate::harness::{MIB, PoolFs, Use, World, check_tree, create_request, write_tree};
 
-/// A few microseconds more each round, so that the kills spread over the whole of a call.
+/// A few microseconds more each round, so that the kills cover a whole call.
 fn pause(round: u64) -> Duration {
     Duration::from_micros(round * 1733 % 60_000)
 }
 
-/// The handles an orchestrator was given: it asks for their deletion until that is answered.
+/// The handles that an orchestrator received: it retries their deletion until that succeeds.
 type Given = Arc<Mutex<BTreeSet<String>>>;
 
-/// Four callers, each through a volume's life again and again, until the driver is gone.
+/// Four callers, each repeating a volume's lifecycle, until the driver is killed.
 async fn churn(channel: Channel, caller: u64, node: String, staging: String, given: Given) {
     let (mut controller, mut nodes) = (ControllerClient::new(channel.clone()), NodeClient::new(channel));
     for turn in 0.. {
@@ -93,14 +93,14 @@ fn topolvm_223_killed_under_load_it_converges_and_leaves_nothing() {
         check_tree(&world.target(&keeper, "pod"), 1);
         let temporary = |part: &str| world.in_pool(part).into_iter().filter(|name| name.starts_with('.')).count();
         assert_eq!(temporary("volumes") + temporary("snapshots"), 0, "temporaries outlive the restart");
-        // The CO tidies up after its failed calls: by then unknown volumes are unstaged and deleted.
+        // The CO cleans up after its failed calls: volumes that are unknown by then are unstaged and deleted.
         for id in world.volume_ids().into_iter().filter(|id| *id != keeper.id) {
             let staging_target_path = staging.join(&id).to_str().unwrap().into();
             let request = p::NodeUnstageVolumeRequest { volume_id: id, staging_target_path };
             world.retried("NodeUnstage", || world.node_unstage_volume(request.clone()));
         }
     }
-    // A delete cut off between its mark and its end is in no list; whoever asked for it asks again.
+    // A delete interrupted between its mark and its end is in no list; its caller retries.
     for id in given.lock().unwrap().iter() {
         if id.starts_with("hfs1_") {
             world.retried("DeleteSnapshot", || world.drop_snapshot(id));
@@ -114,7 +114,7 @@ fn topolvm_223_killed_under_load_it_converges_and_leaves_nothing() {
     world.finish();
 }
 
-/// One call, killed at a later moment each round, then repeated: it ends as an undisturbed one.
+/// One call, killed at a later moment each round, then repeated: it ends like an undisturbed one.
 fn killed_in_the_middle(
     rounds: u64,
     kind: Use,
@@ -247,7 +247,7 @@ fn an_expansion_killed_anywhere_is_finished_by_the_next() {
         assert_eq!(world.expand(&vol, size).unwrap().capacity_bytes, size);
         assert_eq!(world.node_expand(&vol, size).unwrap(), size);
         check_tree(&path, 1);
-        // An XFS grows again once its superblock is written: unmounting does that at once.
+        // An XFS can grow again once its superblock is written: unmounting does that at once.
         world.detach(&vol);
         world.attach(&vol).unwrap();
     }

@@ -1,4 +1,5 @@
-//! Format once (docs/design.md section 8): what a volume holds is never written over because it could not be told.
+//! Format once (docs/design.md section 8): the content of a volume is never overwritten because it could not be
+//! identified.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -12,7 +13,7 @@ use crate::harness::{
     superblock_uuid, try_run, with_mode, write_device, write_tree,
 };
 
-/// What a volume that needs a human may be answered with.
+/// The codes for a volume that needs an operator.
 const NEEDS_A_HUMAN: &[Code] = &[Code::FailedPrecondition, Code::Internal, Code::DataLoss];
 
 fn put(image: &Path, offset: u64, bytes: &[u8]) {
@@ -29,7 +30,7 @@ fn a_foreign_byte_is_never_formatted_over(pool: PoolFs) {
             ("first", 0, b"x".as_slice()),
             ("middle", size / 2 + 12_345, b"x"),
             ("last", size - 1, b"x"),
-            // A zero that somebody wrote is content too: it is told from allocation, not from reading.
+            // A zero that was written is content too: it is recognized by allocation, not by reading.
             ("written-zero", size / 3, b"\0"),
         ] {
             let vol = world.create(&format!("{place}-{}", kind.fs_type()), kind);
@@ -42,7 +43,7 @@ fn a_foreign_byte_is_never_formatted_over(pool: PoolFs) {
             }
             assert_eq!(checksum(&world.image(&vol)), before, "{place}: something was written");
             assert_eq!(world.record(&vol)["format"]["state"], "never");
-            // It is the user's to delete: no state in between that keeps it.
+            // The user may delete it: no state in between prevents that.
             world.unstage(&vol).unwrap();
             world.unpublish(&vol).unwrap();
             assert_eq!(checksum(&world.image(&vol)), before, "{place}: something was written");
@@ -67,7 +68,7 @@ fn hetzner_1346_a_foreign_byte_anywhere_is_never_formatted_over_on_btrfs() {
     a_foreign_byte_is_never_formatted_over(PoolFs::Btrfs);
 }
 
-/// A formatted volume whose image is spoilt while nobody uses it: the stage is refused and nothing is written.
+/// A formatted volume whose image is damaged while it is not in use: the stage is refused and nothing is written.
 fn what_is_not_its_filesystem_is_refused(kind: Use, spoil: impl Fn(&Path)) {
     let world = World::new(PoolFs::Xfs);
     let vol = world.create("vol", kind);
@@ -185,7 +186,7 @@ fn a_killed_mkfs_is_begun_again_on_a_device_proved_blank() {
         assert_eq!(world.record(&vol)["format"]["state"], "formatting");
         world.kill9();
         held.let_go();
-        // As if it had come half way.
+        // As if it had been interrupted half way.
         write_device(&world.image(&vol), 9, 0, 2);
         world.start();
         let path = world.attach(&vol).unwrap();
@@ -212,7 +213,7 @@ fn while_formatting_a_strange_filesystem_is_left_alone() {
     held.wait_for_call(1);
     world.kill9();
     held.let_go();
-    // Somebody's rescue, a wrong image moved here: a valid superblock that is not the planned one.
+    // A restored or wrong image: a valid superblock that is not the planned one.
     run("/usr/sbin/mkfs.ext4", &["-q", "-F", world.image(&vol).to_str().unwrap()]);
     let before = checksum(&world.image(&vol));
     let calls = held.calls().len();

@@ -1,5 +1,5 @@
-//! Checking a filesystem: only when its superblock says errors, never because nobody unmounted it, never against the
-//! class's word.
+//! Filesystem checks: only when the superblock reports errors, never because of a missing unmount, never against the
+//! StorageClass.
 
 use holdfast::csi::proto as p;
 use tonic::Code;
@@ -8,7 +8,7 @@ use crate::harness::{
     HeldTool, PoolFs, Use, Vol, World, check_tree, checksum, create_request, refused, run, write_tree,
 };
 
-/// A volume with content whose superblock says errors.
+/// A volume with content whose superblock reports errors.
 fn with_errors(world: &World, name: &str, fsck: &str) -> Vol {
     let mut request = create_request(name, Use::Ext4, Use::Ext4.size());
     request.parameters.insert("fsck".into(), fsck.into());
@@ -26,7 +26,7 @@ fn azure_local_458_an_unclean_unmount_is_replayed_not_checked() {
     for kind in Use::FILESYSTEMS {
         let vol = world.create(kind.fs_type(), kind);
         write_tree(&world.attach(&vol).unwrap(), 1);
-        // A snapshot of a mounted filesystem is what a power cut leaves.
+        // A snapshot of a mounted filesystem is like a filesystem after a power cut.
         let snapshot = world.snapshot(&format!("snap-{}", kind.fs_type()), &vol);
         let calls = held.calls().len();
         let restored = world.restore(&format!("restored-{}", kind.fs_type()), kind, &snapshot.snapshot_id, vol.size);

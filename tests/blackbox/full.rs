@@ -1,5 +1,5 @@
-//! A pool that somebody filled from outside to the last block and inode: what is there goes on, is attached, detached
-//! and deleted; nothing new is made.
+//! A pool that another process filled to the last block and inode: existing volumes continue, are attached, detached
+//! and deleted; nothing new is created.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,7 +12,7 @@ use crate::harness::{
     empty_filesystem, fill_filesystem, is_dense, refused, try_run, write_device, write_tree,
 };
 
-/// Whether the room for records is held.
+/// Whether space for records is reserved.
 fn reserve_is_whole(world: &World) -> bool {
     allocated(&world.pool.join("reserve")) >= 1 << 20
 }
@@ -39,7 +39,7 @@ fn goes_on(pool: PoolFs) {
         world.detach(&used);
         hog.take_blocks();
         match pool {
-            // Thick: its filesystem finds its room.
+            // Thick: its filesystem has its space.
             PoolFs::Xfs | PoolFs::Ext4 => check_tree(&world.attach(&used).unwrap(), 1),
             PoolFs::Btrfs => world.publish(&used).unwrap(),
         }
@@ -47,7 +47,7 @@ fn goes_on(pool: PoolFs) {
     // The first attach of another, as a raw device.
     world.attach(&fresh).unwrap();
     world.detach(&fresh);
-    // The driver starts in a full pool, and still has what it needs.
+    // The driver starts in a full pool, and still has the space it needs.
     world.crash();
     if pool != PoolFs::Btrfs {
         check_tree(&world.target(&used, "pod"), 1);
@@ -57,7 +57,7 @@ fn goes_on(pool: PoolFs) {
     world.crash();
     world.unpublish(&used).unwrap();
     nothing_new_is_made(&world, &used);
-    // Deleting makes room, and is no less possible.
+    // Deleting frees space, and still works.
     world.drop_snapshot(&snapshot.snapshot_id).unwrap();
     hog.take_blocks();
     world.delete(&doomed).unwrap();
@@ -66,7 +66,7 @@ fn goes_on(pool: PoolFs) {
     world.unpublish(&used).unwrap();
     drop(hog);
     world.delete(&fresh).unwrap();
-    assert!(reserve_is_whole(&world), "there is room again, and the reserve is not back");
+    assert!(reserve_is_whole(&world), "there is space again, and the reserve is not restored");
     world.create("new", Use::Block);
     check_tree(&world.attach(&used).unwrap(), 1);
     world.finish();
@@ -87,7 +87,7 @@ fn a_full_pool_attaches_detaches_and_deletes_on_btrfs() {
     goes_on(PoolFs::Btrfs);
 }
 
-/// Every byte of a volume in use, written anew, durably, and read back; the small ones twice, with an fstrim between.
+/// Every byte of a volume in use, written again, durably, and read back; the small ones twice, with an fstrim between.
 fn every_byte_is_written(path: &Path, vol: &Vol) {
     let rounds: &[u64] = if vol.kind == Use::Xfs { &[10] } else { &[10, 5000] };
     for seed in rounds.iter().copied() {
@@ -110,7 +110,7 @@ fn every_byte_is_written(path: &Path, vol: &Vol) {
 fn thick_volumes_never_meet_it(pool: PoolFs) {
     let world = World::sized(pool, 2 << 30);
     let used: Vec<_> = Use::ALL.iter().map(|kind| world.create(&format!("{kind:?}").to_lowercase(), *kind)).collect();
-    // One of them was never mounted before the pool is full: its filesystem is made then.
+    // One of them was never mounted before the pool is full: its filesystem is created then.
     let late = world.create("late", Use::Ext4);
     let paths: Vec<_> = used.iter().map(|vol| world.attach(vol).unwrap()).collect();
     for (vol, path) in used.iter().zip(&paths).filter(|(vol, _)| vol.kind != Use::Block) {
@@ -143,7 +143,7 @@ fn thick_volumes_are_written_to_the_last_byte_in_a_full_pool_on_ext4() {
     thick_volumes_never_meet_it(PoolFs::Ext4);
 }
 
-/// Filled from inside, with nothing kept free besides: what is promised to volumes that share blocks is there.
+/// Filled from inside, with nothing else kept free: the space reserved for volumes that share blocks is there.
 #[test]
 fn what_is_promised_for_shared_blocks_is_there_to_the_last_byte() {
     let mut world = World::stopped(PoolFs::Xfs, 1 << 30);
@@ -180,8 +180,8 @@ fn what_is_promised_for_shared_blocks_is_there_to_the_last_byte() {
     world.finish();
 }
 
-/// The ledger binds who asks the driver. Somebody else can take the room of blocks that are shared: then the write is
-/// an error, at once and each time, doctor says why, and the snapshot stays what it was.
+/// The ledger limits only requests to the driver. Another process can take the space of shared blocks. Then the write
+/// fails, at once and each time, doctor reports why, and the snapshot is unchanged.
 #[test]
 fn room_for_shared_blocks_is_not_held_against_others_and_that_is_said() {
     let world = World::sized(PoolFs::Xfs, 1 << 30);
@@ -210,7 +210,7 @@ fn write_durably(path: &Path) -> std::io::Result<()> {
     file.sync_all()
 }
 
-/// btrfs pools are thin only: the user's word. The error is seen, not once but each time.
+/// btrfs pools are thin only, by the user's choice. The error occurs not once but each time.
 #[test]
 fn a_volume_of_a_full_btrfs_pool_sees_the_error_at_every_fsync() {
     let world = World::sized(PoolFs::Btrfs, 1 << 30);
@@ -228,7 +228,7 @@ fn a_volume_of_a_full_btrfs_pool_sees_the_error_at_every_fsync() {
     world.finish();
 }
 
-/// ext4, whose inodes are made with the filesystem; XFS makes them of blocks, btrfs does not count them.
+/// ext4 creates its inodes with the filesystem; XFS creates them of blocks, btrfs does not count them.
 #[test]
 fn inodes_taken_from_outside_refuse_what_is_new_and_nothing_else() {
     let world = World::sized(PoolFs::Ext4, 512 << 20);

@@ -1,4 +1,4 @@
-//! Growth: online, at the next stage, repeated, too far; never a byte lost.
+//! Expansion: online, at the next stage, repeated, beyond the limits; no byte is lost.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ fn grows_while_mounted(pool: PoolFs, kind: Use) {
     world.finish();
 }
 
-/// Cut off, resize2fs leaves a superblock whose checksum is wrong (fs/ext4.rs).
+/// If resize2fs is interrupted, it leaves a superblock with a wrong checksum (fs/ext4.rs).
 #[test]
 fn a_resize_is_not_cut_off_by_the_driver_s_death() {
     if can_grow_ext4_online() {
@@ -79,14 +79,14 @@ fn ext4_blocks(image: &std::path::Path) -> u32 {
     u32::from_le_bytes(field)
 }
 
-/// A recovery that begins at the second growth meets headers of a group the superblock on disk does not know: the first
-/// growth has to be on disk before (fs/xfs.rs).
+/// A log recovery that begins at the second expansion meets headers of a group that the superblock on disk does not
+/// know: the first expansion must be on disk before (fs/xfs.rs).
 #[test]
 fn an_xfs_that_grew_twice_in_a_row_is_mountable_in_a_snapshot() {
     let world = World::new(PoolFs::Xfs);
     let vol = world.create("vol", Use::Xfs);
     let path = world.attach(&vol).unwrap();
-    // Mounted anew, its log is empty: the growth is all there is to recover.
+    // After a new mount its log is empty: only the expansion is recovered.
     world.detach(&vol);
     world.attach(&vol).unwrap();
     world.expand(&vol, vol.size + 32 * MIB).unwrap();
@@ -105,7 +105,7 @@ fn an_xfs_that_grew_twice_in_a_row_is_mountable_in_a_snapshot() {
     let beside = world.attach(&restored).unwrap();
     check_tree(&beside, 10);
     check_tree(&beside, 30);
-    // It is only put off: unmounted, the superblock is written.
+    // It is only delayed: the unmount writes the superblock.
     world.detach(&vol);
     world.attach(&vol).unwrap();
     assert_eq!(world.node_expand(&vol, vol.size + 64 * MIB).unwrap(), vol.size + 64 * MIB);
@@ -143,7 +143,7 @@ fn ext4_grows_while_mounted_or_says_what_is_missing() {
     let said = refused(world.node_expand(&vol, size), &[Code::FailedPrecondition]);
     assert!(said.contains("CAP_SYS_RESOURCE"), "{said}");
     check_tree(&path, 1);
-    // Nothing is lost by it: the next stage grows the filesystem.
+    // Nothing is lost: the next stage grows the filesystem.
     world.detach(&vol);
     let path = world.attach(&vol).unwrap();
     check_tree(&path, 1);
@@ -190,8 +190,8 @@ fn a_raw_volume_grows_while_it_is_used() {
     let path = world.attach(&vol).unwrap();
     write_device(&path, 1, 0, 16);
     let answer = world.expand(&vol, 40 * MIB).unwrap();
-    // Where the pod has a device-mapper device, that has to follow; where it has the loop device, the kubelet calls it
-    // anyway (aws-ebs#346, vsphere#2182).
+    // If the pod has a device-mapper device, that must follow; if it has the loop device, the kubelet calls it anyway
+    // (aws-ebs#346, vsphere#2182).
     let follows = matches!(Os::new().dm_support().unwrap(), DmSupport::Yes(_));
     assert_eq!((answer.capacity_bytes, answer.node_expansion_required), (40 * MIB, follows));
     assert_eq!(world.node_expand(&vol, 40 * MIB).unwrap(), 40 * MIB);
@@ -237,7 +237,7 @@ fn an_expansion_that_does_not_fit_changes_nothing() {
     refused(world.expand(&vol, i64::MAX), &[Code::OutOfRange]);
     assert_eq!((std::fs::metadata(&image).unwrap().len(), world.capacity()), before);
     assert_eq!(world.expand(&vol, 1).unwrap().capacity_bytes, vol.size);
-    // The user gives up and asks for less (KEP-1790).
+    // The user gives up and requests a smaller size (KEP-1790).
     let less = vol.size + 10 * MIB;
     assert_eq!(world.expand(&vol, less).unwrap().capacity_bytes, less);
     check_tree(&path, 1);
@@ -259,7 +259,7 @@ fn node_expand_at_a_strange_path_or_volume_is_not_found() {
     refused(world.node_expand_volume(request(&vol.id, "/tmp")), &[Code::NotFound]);
     let path = world.target(&vol, "pod");
     refused(world.node_expand_volume(request("fake-vol-id", path.to_str().unwrap())), &[Code::NotFound]);
-    // No range, no capability, no staging path: grow to what there is.
+    // No range, no capability, no staging path: grow to the size of the device.
     world.node_expand_volume(request(&vol.id, path.to_str().unwrap())).unwrap();
     let staging = world.staging(&vol);
     world.node_expand_volume(request(&vol.id, staging.to_str().unwrap())).unwrap();

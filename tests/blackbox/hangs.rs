@@ -1,4 +1,4 @@
-//! No hang spreads, and work goes on when its caller goes away: mkfs is held back where it stands.
+//! A hang does not spread, and work continues when its caller disconnects: mkfs is stopped in the middle.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::harness::{
     write_tree,
 };
 
-/// A stage whose mkfs does not come back, called by somebody who has gone.
+/// A stage whose mkfs hangs, and whose caller disconnected.
 fn stage_abandoned(world: &World, held: &HeldTool, vol: &Vol) -> u32 {
     let before = held.calls().len();
     world.publish(vol).unwrap();
@@ -43,12 +43,12 @@ fn ceph_csi_4851_the_second_caller_is_told_which_child_holds_the_volume_and_sinc
         }
         let age = |unit: &str| said.contains(unit);
         assert!((1..30).any(|seconds| age(&format!(" {seconds} s"))), "no age: {said}");
-        // Whatever else is asked of this volume has to wait too, and nothing is final.
+        // Every other call for this volume must wait too, and no answer is final.
         for answer in [world.unstage(&vol), world.bind(&vol, "pod").map(drop)] {
             let code = answer.unwrap_err().code();
             assert!([Code::Aborted, Code::FailedPrecondition].contains(&code), "{code:?}");
         }
-        // The attachment may end, which is nothing to the child: the volume stays its node's.
+        // The attachment may end, which does not affect the child: the volume stays on its node.
         world.unpublish(&vol).unwrap();
         assert!(world.delete(&vol).is_err());
         world.publish(&vol).unwrap();
@@ -80,7 +80,7 @@ fn miroir_276_other_volumes_are_not_held_up_by_a_stuck_child() {
     world.detach(&other);
     world.delete(&other).unwrap();
     world.probe(p::ProbeRequest {}).unwrap();
-    assert!(watch.elapsed() < Duration::from_secs(25), "held up for {:?}", watch.elapsed());
+    assert!(watch.elapsed() < Duration::from_secs(25), "blocked for {:?}", watch.elapsed());
     held.let_go();
     for vol in &stuck {
         world.retried("NodeStage", || world.stage(vol));
@@ -115,7 +115,7 @@ fn running_work_is_given_a_grace_when_the_driver_ends() {
     let stage = world.spawn(async move { client.node_stage_volume(request).await });
     held.wait_for_call(1);
     world.daemon().signal(nix::sys::signal::Signal::SIGTERM);
-    // No new work while it waits: the socket goes, or calls are refused.
+    // No new work while it waits: the socket is removed, or calls are refused.
     await_that("no new work is taken", Duration::from_secs(20), || {
         let answer = world.create_volume(create_request("late", Use::Block, 16 << 20));
         matches!(answer, Err(status) if status.code() == Code::Unavailable)
@@ -229,7 +229,7 @@ fn a_raw_device_that_cannot_be_written_back_holds_up_no_other_volume() {
     drop(frozen);
     given_up.unwrap_err();
     used.unwrap();
-    assert!(took < Duration::from_secs(20), "held up for {took:?}");
+    assert!(took < Duration::from_secs(20), "blocked for {took:?}");
     world.retried("NodeUnstage", || world.unstage(&stuck));
     world.unpublish(&stuck).unwrap();
     world.delete(&stuck).unwrap();

@@ -1,4 +1,4 @@
-//! A volume's whole life, as a filesystem and raw, on every kind of pool: the content is compared byte for byte.
+//! A volume's whole lifecycle, as a filesystem and raw, on every kind of pool: the content is compared byte for byte.
 
 use std::fs;
 
@@ -38,7 +38,7 @@ fn content_survives_everything(pool: PoolFs) {
     world.crash();
     for vol in &volumes {
         check(&world, vol, 1);
-        // The CO repeats what it is not sure of; nothing is stacked, nothing changes.
+        // The CO repeats calls; nothing is mounted twice, nothing changes.
         world.attach(vol).unwrap();
         assert_eq!(mounts().depth(&world.target(vol, "pod")), 1);
         check(&world, vol, 1);
@@ -157,7 +157,7 @@ fn a_pool_not_copied_whole_is_not_served_as_if_it_were() {
     let whole = fs::read(&record).unwrap();
     fs::write(&record, &whole[..whole.len() / 2]).unwrap();
     world.start();
-    // A list without it would make the attacher think it is gone.
+    // In a list without it, the attacher would treat it as deleted.
     assert!(world.list_volumes(p::ListVolumesRequest::default()).is_err());
     assert!(world.attach(&vol).is_err());
     assert!(world.delete(&vol).is_err(), "what cannot be read is not deleted");

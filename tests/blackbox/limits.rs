@@ -1,4 +1,4 @@
-//! Limits of the process and places on its machine: what cannot be done is said, and ends nothing.
+//! Limits of the process and unusual outputs: a failure is reported and ends nothing else.
 
 use tonic::Code;
 
@@ -28,7 +28,7 @@ fn output_that_cannot_be_written_is_no_success() {
             said.contains("standard output cannot be written") && said.contains("No space left"),
             "{command}: {said}"
         );
-        // A reader that went away has what it wanted.
+        // A reader that closed the pipe has read enough.
         let (code, said) = in_shell(&format!("HOLDFAST {command} | true; true"));
         assert_eq!((code, said.as_str()), (Some(0), ""), "{command}");
     }
@@ -90,7 +90,7 @@ fn a_node_whose_own_files_would_be_in_its_pool_does_not_start() {
     let certificates =
         node(&["--endpoint", &socket, "--state", &at("beside"), "--kubelet-registration", &at("plugins_registry")]);
     assert!(certificates.contains("kubelet's directory"), "{certificates}");
-    // What holdfast node says by default, with the pool that the README once had.
+    // The default output of holdfast node, with the pool of the former README.
     let done = try_run(
         driver_binary(),
         &[

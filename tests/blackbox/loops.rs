@@ -1,4 +1,5 @@
-//! Loop devices belong to the whole machine: what a pod, an administrator or a broken disk does to one harms nobody else.
+//! Loop devices are shared by the whole machine: what a pod, an administrator or a broken disk does to one affects no
+//! other volume.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +19,7 @@ fn doctor(world: &World) -> String {
     try_run(driver_binary(), &["doctor", "--pool", &format!("test=file:{}", world.pool.display())]).stdout
 }
 
-/// LOOP_CLR_FD needs no capability, only a descriptor: the pod has one.
+/// LOOP_CLR_FD needs no capability, only a descriptor, which the pod has.
 fn clear(path: &Path) {
     run("/usr/sbin/losetup", &["-d", path.to_str().unwrap()]);
 }
@@ -44,7 +45,7 @@ fn a_pod_that_clears_its_device_sees_no_other_volume_after_a_kill() {
         world.detach(&next);
         world.delete(&next).unwrap();
     }
-    // The pod ends: its stale path goes, and the next one has the data.
+    // The pod ends: its stale path is removed, and the next one has the data.
     world.unbind(&first, "pod").unwrap();
     world.stage(&first).unwrap();
     check_device(&world.bind(&first, "pod").unwrap(), 1, 0, 2);

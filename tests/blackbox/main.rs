@@ -1,4 +1,4 @@
-//! Black-box tests: the real binary, asked over its gRPC socket as an orchestrator would, on real filesystems and loop
+//! Black-box tests: the real binary, called over its gRPC socket as an orchestrator would, on real filesystems and loop
 //! devices. Each test has a mount namespace and a scratch filesystem of its own and ends with a leak check; needs root.
 
 #![allow(

@@ -1,11 +1,11 @@
-//! What is mounted for a pod is seen by it, and a filesystem that stopped is told.
+//! The pod sees what is mounted for it, and a filesystem that was shut down is reported.
 
 use tonic::Code;
 
 use crate::harness::{PoolFs, Use, World, mounts, refused, run, write_tree};
 use crate::observability::{command, get, value};
 
-/// As it happens after I/O errors: the filesystem gives up, and mountinfo says it for ext4 only.
+/// As after I/O errors: the filesystem shuts down, and only for ext4 mountinfo shows it.
 #[test]
 fn a_stopped_filesystem_is_found_counted_and_refused() {
     let world = World::sized(PoolFs::Xfs, 4 << 30);
@@ -16,7 +16,7 @@ fn a_stopped_filesystem_is_found_counted_and_refused() {
         let pod = world.attach(&vol).unwrap();
         write_tree(&pod, 1);
         assert!(command(&world, "doctor", &["--output", "json"]).stdout.contains("[]"));
-        // Made before: the harness looks at directories that cannot be read afterwards.
+        // Created before: the harness reads directories that cannot be read afterwards.
         let (second, again) = (world.bind_request(&vol, "second"), world.stage_request(&vol));
         run("/usr/sbin/xfs_io", &["-x", "-c", "shutdown", pod.to_str().unwrap()]);
 
@@ -31,9 +31,9 @@ fn a_stopped_filesystem_is_found_counted_and_refused() {
         refused(world.node_expand(&vol, vol.size), &[Code::FailedPrecondition]);
         let (_, metrics) = get(&world, "/metrics");
         let counted = value(&metrics, "holdfast_findings", &["kind=\"filesystem\""]);
-        // One measurement is kept for ten minutes: only the first time says what is so now.
+        // One measurement is cached for ten minutes: only the first call shows the current state.
         assert_eq!(counted, Some(1.0), "{metrics}");
-        // The next pod gets it checked and mounted again.
+        // For the next pod it is checked and mounted again.
         world.unbind(&vol, "pod").unwrap();
         world.unstage(&vol).unwrap();
         write_tree(&world.attach(&vol).unwrap(), 2);

@@ -1,4 +1,4 @@
-//! What an operator sees: metrics, health, logs, and commands that read the pools while the driver runs.
+//! The operator's view: metrics, health, logs, and commands that read the pools while the driver runs.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -69,7 +69,7 @@ fn metrics_count_calls_by_code_and_show_the_pool() {
 
 #[test]
 fn the_extents_of_images_are_counted() {
-    // What a reflink costs grows with them; the limit above which it is refused must be seen coming.
+    // The cost of a reflink grows with them; the limit above which it is refused must be visible before.
     let world = World::new(PoolFs::Xfs);
     let vol = world.create("vol", Use::Ext4);
     write_tree(&world.attach(&vol).unwrap(), 1);

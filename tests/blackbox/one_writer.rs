@@ -1,4 +1,4 @@
-//! One writer: a volume is one node's at a time, used one way at a time, and never taken from under its user.
+//! One writer: a volume is used by one node at a time, in one way at a time, and never removed while in use.
 
 use std::path::Path;
 
@@ -15,13 +15,13 @@ use crate::harness::{
 fn a_second_node_is_refused_and_told_whose_it_is() {
     let world = World::new(PoolFs::Xfs);
     let vol = world.create("vol", Use::Ext4);
-    // A local volume is its home's, attached or not.
+    // A local volume belongs to its home node, attached or not.
     for attached in [false, true] {
         if attached {
             world.publish(&vol).unwrap();
         }
         match world.publish_to(&vol, "node-b").unwrap_err() {
-            // Where there is one node only, another is not known at all.
+            // With one node only, no other node is known.
             status if status.code() == Code::NotFound => assert!(status.message().contains("node-b"), "{status:?}"),
             status => {
                 let said = refused(Err::<(), _>(status), &[Code::FailedPrecondition]);
@@ -92,7 +92,8 @@ fn a_volume_in_use_is_not_deleted_attached_or_not() {
         let vol = world.create(&format!("vol-{}", kind.fs_type()), kind);
         let path = world.attach(&vol).unwrap();
         write(kind, &path);
-        // miroir PR#250: LOOP_CLR_FD says 0 for a held loop, and the image was unlinked under a running pod.
+        // miroir PR#250: LOOP_CLR_FD returns 0 for a loop device in use, and the image was unlinked under a running
+        // pod.
         for attached in [true, false, false] {
             if !attached {
                 world.unpublish(&vol).unwrap();
@@ -109,7 +110,7 @@ fn a_volume_in_use_is_not_deleted_attached_or_not() {
         // Staged, not published.
         world.unbind(&vol, "pod").unwrap();
         refused(world.delete(&vol), &[Code::FailedPrecondition]);
-        // Granted, not staged.
+        // Attached, not staged.
         world.unstage(&vol).unwrap();
         refused(world.delete(&vol), &[Code::FailedPrecondition]);
         world.attach(&vol).unwrap();
@@ -120,8 +121,9 @@ fn a_volume_in_use_is_not_deleted_attached_or_not() {
     world.finish();
 }
 
-/// Kubernetes ends the attachment of a node whose object was deleted, or whose kubelet was away for six minutes, without an
-/// unstage. The next pod wants the volume on the same node: kubelet waits for the attachment to end, and the pod for both.
+/// Kubernetes ends the attachment of a node whose object was deleted, or whose kubelet was away for six minutes,
+/// without an unstage. The next pod needs the volume on the same node: kubelet waits until the attachment ends, and the
+/// pod waits for both.
 #[test]
 fn a_volume_detached_while_staged_goes_on_at_its_home_and_nowhere_else() {
     let mut world = World::new(PoolFs::Xfs);
@@ -129,17 +131,17 @@ fn a_volume_detached_while_staged_goes_on_at_its_home_and_nowhere_else() {
         let vol = world.create(&format!("vol-{}", kind.fs_type()), kind);
         let path = world.attach(&vol).unwrap();
         write(kind, &path);
-        // Kubelet comes back, takes the old pod's path away, and leaves the stage: the next pod wants the volume.
+        // Kubelet returns, removes the old pod's path, and keeps the stage: the next pod uses the volume.
         world.unpublish(&vol).unwrap();
         world.crash();
         world.unpublish(&vol).unwrap();
-        assert!(published_to(&world, &vol).is_empty(), "detached is what the orchestrator is told");
+        assert!(published_to(&world, &vol).is_empty(), "the orchestrator must see it as detached");
         refused(world.publish_to(&vol, "node-b"), &[Code::NotFound, Code::FailedPrecondition]);
         refused(world.delete(&vol), &[Code::FailedPrecondition]);
         refused(world.stage(&vol), &[Code::FailedPrecondition]);
         let said = refused(publish_to_read(&world, &vol), &[Code::FailedPrecondition]);
-        assert!(said.contains(&world.node) && said.contains("unstaged"), "it says what to do: {said}");
-        // A snapshot needs no rest where there are reflinks.
+        assert!(said.contains(&world.node) && said.contains("unstaged"), "the error must name the next step: {said}");
+        // With reflinks, a snapshot needs no idle volume.
         world.snapshot(&format!("cut-{}", kind.fs_type()), &vol);
         world.unbind(&vol, "pod").unwrap();
         let next = {
@@ -151,7 +153,7 @@ fn a_volume_detached_while_staged_goes_on_at_its_home_and_nowhere_else() {
         write(kind, &next);
         world.unbind(&vol, "next").unwrap();
 
-        // Once more, and unstaged while it is detached: then it is as any other.
+        // Once more, and unstaged while it is detached: then it is a normal volume again.
         world.bind(&vol, "pod").unwrap();
         world.unpublish(&vol).unwrap();
         world.unbind(&vol, "pod").unwrap();
@@ -165,7 +167,8 @@ fn a_volume_detached_while_staged_goes_on_at_its_home_and_nowhere_else() {
     world.finish();
 }
 
-/// A bound device node does not keep its loop: cleared, the number goes to the next image, and the pod writes there.
+/// A bound device node does not keep its loop device: once that is cleared, its number goes to the next image, and the
+/// pod writes there.
 #[test]
 fn a_pod_never_sees_the_next_volume_through_its_device_node() {
     let mut world = World::new(PoolFs::Xfs);
@@ -175,7 +178,7 @@ fn a_pod_never_sees_the_next_volume_through_its_device_node() {
     // Its attachment may end, its device may not.
     world.unpublish(&first).unwrap();
     let said = refused(world.delete(&first), &[Code::FailedPrecondition]);
-    assert!(said.contains(path.to_str().unwrap()), "it says where it is used: {said}");
+    assert!(said.contains(path.to_str().unwrap()), "the error must say where it is used: {said}");
     world.crash();
     refused(world.delete(&first), &[Code::FailedPrecondition]);
     let second = world.create("second", Use::Block);
@@ -194,7 +197,7 @@ fn a_raw_device_a_pod_still_has_open_is_not_taken_away() {
     let path = world.attach(&vol).unwrap();
     write_device(&path, 1, 0, 2);
     let held = std::fs::File::options().read(true).write(true).open(&path).unwrap();
-    // The pod is said to have gone but its process still has the device: not idle is not taken away.
+    // The CO reports that the pod has ended, but its process still has the device: a device in use is not removed.
     refused(world.unbind(&vol, "pod"), &[Code::FailedPrecondition, Code::Aborted]);
     refused(world.unstage(&vol), &[Code::FailedPrecondition, Code::Aborted]);
     refused(world.delete(&vol), &[Code::FailedPrecondition]);
@@ -229,7 +232,7 @@ fn unpublish_of_what_is_not_there_is_ok() {
         let answer = world.controller_get_volume(p::ControllerGetVolumeRequest { volume_id: vol.id.clone() }).unwrap();
         answer.status.unwrap().published_node_ids
     };
-    assert_eq!(status(&world), [world.node.as_str()], "another node's unpublish took this one's grant");
+    assert_eq!(status(&world), [world.node.as_str()], "another node's unpublish removed this node's attachment");
     world.unpublish(&vol).unwrap();
     assert!(status(&world).is_empty());
     world.delete(&vol).unwrap();

@@ -1,4 +1,4 @@
-//! Starting and ending: one owner a pool, sockets that are not ours, clear refusals, and volumes that stay mounted.
+//! Start and stop: one owner per pool, sockets of other processes, clear refusals, and volumes that stay mounted.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -8,7 +8,7 @@ use tonic::Code;
 
 use crate::harness::{Daemon, Finished, PoolFs, Use, World, check_tree, driver_binary, refused, try_run, write_tree};
 
-/// Runs the driver with arguments that must make it refuse: exit code 2 and one line that names the words.
+/// Runs the driver with arguments that it must refuse: exit code 2 and one line with these words.
 fn refuses(arguments: &[String], words: &[&str]) -> Finished {
     let arguments: Vec<&str> =
         std::iter::once("30").chain([driver_binary()]).chain(arguments.iter().map(String::as_str)).collect();
@@ -38,7 +38,7 @@ fn a_second_daemon_on_the_pool_is_refused_and_the_first_goes_on() {
     let arguments = replace(&replace(&world.arguments(), "--endpoint", &other), "--metrics", "127.0.0.1:0");
     refuses(&arguments, &[world.pool.to_str().unwrap()]);
     assert!(!world.scratch.path().join("second.sock").exists());
-    // The same by another name of the same directory.
+    // The same directory by another path.
     let alias = world.scratch.path().join("alias");
     std::os::unix::fs::symlink(&world.pool, &alias).unwrap();
     refuses(&replace(&arguments, "--pool", &format!("test=file:{}", alias.display())), &[]);
@@ -62,7 +62,7 @@ fn a_pool_of_another_node_is_not_served() {
     });
     if daemon.ended().is_some() {
         assert_eq!(daemon.wait(std::time::Duration::from_secs(1)), 2, "{}", daemon.log());
-        assert!(daemon.log().contains(&world.node), "whose it is: {}", daemon.log());
+        assert!(daemon.log().contains(&world.node), "the log must name the owner: {}", daemon.log());
     }
     drop(daemon);
     assert_eq!(fs::read(world.pool.join("pool.json")).unwrap(), before);
@@ -78,7 +78,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     assert!(world.socket.exists(), "kill -9 leaves the socket");
     world.start();
     let mode = fs::symlink_metadata(&world.socket).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600, "only root speaks to the driver");
+    assert_eq!(mode & 0o777, 0o600, "only root may connect to the driver");
     world.terminate();
     assert!(!world.socket.exists(), "the socket goes with the driver");
     let listener = UnixListener::bind(&world.socket).unwrap();
@@ -179,7 +179,7 @@ fn a_pool_that_cannot_be_trusted_is_refused() {
         refuses(&world.arguments(), &[]);
         assert_eq!(fs::read(&identity).unwrap(), bad, "what cannot be read is not replaced");
     }
-    // Volumes without an identity: a pool half copied is not a new pool.
+    // Volumes without an identity: a half copied pool is not a new pool.
     fs::remove_file(&identity).unwrap();
     refuses(&world.arguments(), &[]);
     assert!(!identity.exists());
@@ -200,7 +200,7 @@ fn unknown_pools_are_unavailable_and_unknown_volumes_not_found() {
     let stranger = vol.id.replacen(vol.id.split('_').nth(1).unwrap(), "0123456789abcdef", 1);
     let mut other = vol.clone();
     other.id = stranger;
-    // A silent pool's volume is not gone: NOT_FOUND would let the CO forget it.
+    // A volume of an unavailable pool is not deleted: after NOT_FOUND the CO would forget it.
     refused(world.publish(&other), &[Code::Unavailable]);
     refused(world.delete(&other), &[Code::Unavailable]);
     refused(world.expand(&other, 64 << 20), &[Code::Unavailable]);

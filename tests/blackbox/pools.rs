@@ -1,5 +1,5 @@
-//! A pool is the directory that was opened, not a path: what happens when it goes away, is moved, is mounted over, or
-//! is not there yet; and pools that cannot be served beside pools that can.
+//! A pool is the directory that was opened, not a path: it disappears, is moved, is mounted over, or is not there yet;
+//! and pools that cannot be served beside pools that can.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::observability::get;
 
 const SOON: Duration = Duration::from_secs(40);
 
-/// A disk in a file, mounted where a pool is: the pool's directory is the mount point itself.
+/// A disk in a file, mounted at the pool's directory.
 struct Disk {
     image: PathBuf,
     point: PathBuf,
@@ -67,7 +67,7 @@ fn listed(world: &World) -> Result<Vec<String>, tonic::Status> {
     Ok(entries.into_iter().map(|entry| entry.volume.unwrap().volume_id).collect())
 }
 
-/// Every call that concerns a volume of a pool that is not there is UNAVAILABLE and names the pool and its place.
+/// Every call for a volume of a missing pool is UNAVAILABLE and names the pool and its path.
 fn is_unavailable(world: &World, vol: &Vol, disk: &Disk) {
     let place = disk.point.to_str().unwrap();
     let said = [
@@ -116,7 +116,7 @@ fn a_pool_whose_filesystem_is_unmounted_or_moved_is_unavailable_and_served_again
     let found =
         findings.lines().any(|line| line.starts_with("holdfast_findings{pool=\"second\",kind=\"unreadable\"} 1"));
     assert!(found, "{findings}");
-    // The pod goes on meanwhile.
+    // The pod continues meanwhile.
     check_tree(&pod, 1);
     write_tree(&pod, 2);
     disk.mount();
@@ -125,7 +125,7 @@ fn a_pool_whose_filesystem_is_unmounted_or_moved_is_unavailable_and_served_again
     check_tree(&pod, 2);
     world.detach(&vol);
     world.delete(&vol).unwrap();
-    // Nothing keeps the filesystem: it can be unmounted, and another driver may have it meanwhile.
+    // The driver keeps no reference to the filesystem: it can be unmounted, and another driver may use it meanwhile.
     disk.detach();
     is_unavailable(&world, &idle, &disk);
     await_that("the pool is let go", SOON, || loops_of(&disk.image) == 0);
@@ -148,7 +148,7 @@ fn loops_of(image: &Path) -> usize {
 fn nothing_is_made_or_deleted_in_a_pool_that_is_mounted_over_another() {
     let mut world = World::stopped(PoolFs::Xfs, 1 << 30);
     let (disk, over) = (Disk::new(&world, "second"), Disk::new(&world, "over"));
-    // Another pool of this node and this name, as a disk that was forgotten in the machine would have it.
+    // Another pool of this node with this name, such as a forgotten disk of the machine.
     over.mount_at(&disk.point);
     world.add_arguments(&["--pool", &disk.flag()]);
     world.start();
@@ -166,7 +166,7 @@ fn nothing_is_made_or_deleted_in_a_pool_that_is_mounted_over_another() {
     disk.unmount();
     is_back(&world);
     world.delete(&vol).unwrap();
-    // A directory that was moved, and another in its place.
+    // A directory that was moved, with another in its place.
     assert_eq!(world.terminate(), 0);
     disk.unmount();
     let (place, moved) = (world.scratch.root().join("own"), world.scratch.root().join("moved"));
@@ -205,7 +205,7 @@ fn a_pool_has_one_owner_whatever_becomes_of_its_lock_file() {
     fs::remove_file(world.pool.join("lock")).unwrap();
     let refused = second(&world);
     assert!(refused.code == Some(2) && refused.stderr.contains("owned by another"), "{refused:?}");
-    // Release 0.1.0 locks the file alone.
+    // Release 0.1.0 locks only the file.
     world.terminate();
     let file = File::options().write(true).create(true).truncate(false).open(world.pool.join("lock")).unwrap();
     let held = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
@@ -254,7 +254,7 @@ fn bad_pools_keep_no_good_one_from_being_served_and_are_served_when_they_are_men
     fs::write(place("damaged").join("pool.json"), &good).unwrap();
     drop(lock);
     dead.unmount();
-    // What is empty may be a mount point without its disk: no pool is made there behind anybody's back.
+    // An empty directory may be a mount point without its disk: no pool is created there by itself.
     fs::create_dir(place("missing")).unwrap();
     await_that("both are looked at again", SOON, || get(&world, "/readyz").1.matches("creates no pool").count() == 2);
     assert_eq!(fs::read_dir(place("missing")).unwrap().count() + fs::read_dir(&dead.point).unwrap().count(), 0);
@@ -309,7 +309,7 @@ fn calls_that_hang_in_one_pool_leave_room_for_those_of_others() {
     used.unwrap();
     world.delete(&made.unwrap()).unwrap();
     world.delete(&other).unwrap();
-    assert!(took < Duration::from_secs(20), "held up for {took:?}");
+    assert!(took < Duration::from_secs(20), "blocked for {took:?}");
     world.retried("DeleteVolume", || on(&world, "test", "late").and_then(|vol| world.delete(&vol)));
     world.finish();
 }

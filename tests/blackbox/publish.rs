@@ -1,4 +1,4 @@
-//! Into pods: several on one node, read-only for real, never onto the root disk, mount flags, stats.
+//! Publishing to pods: several on one node, enforced read-only, never onto the root disk, mount flags, stats.
 
 use std::fs;
 use std::path::Path;
@@ -71,7 +71,7 @@ fn a_read_only_raw_device_cannot_be_written() {
     };
     world.node_publish_volume(request.clone()).unwrap();
     refuses_writes();
-    // Killed and started again it stays so, and what its pod did to the device changes nothing.
+    // After a kill and a restart it stays so, and what its pod did to the device changes nothing.
     world.crash();
     refuses_writes();
     world.node_publish_volume(request).unwrap();
@@ -170,7 +170,7 @@ fn what_is_at_the_target_and_not_ours_stays() {
     let target = world.target(&vol, "pod");
     fs::create_dir_all(&target).unwrap();
     fs::write(target.join("precious"), "x").unwrap();
-    // Unpublish removes what publish made, never a tree (moosefs-csi#34).
+    // Unpublish removes what publish created, never a tree (moosefs-csi#34).
     let _ = world.unbind(&vol, "pod");
     assert!(target.join("precious").exists());
     fs::remove_file(target.join("precious")).unwrap();
@@ -197,7 +197,7 @@ fn mount_flags_are_taken_from_a_list_and_nothing_else() {
             assert!(all().any(|has| has == option), "{option} is missing: {entry:?}");
         }
         assert!(kind != Use::Xfs || entry.super_options.iter().any(|option| option == "nouuid"), "{entry:?}");
-        // Other flags are another stage.
+        // Other flags make it another stage.
         let other = vol.with(with_flags(kind, &["noexec"]));
         refused(world.stage(&other), &[Code::AlreadyExists]);
         write_tree(&path, 1);
@@ -279,7 +279,7 @@ fn unstage_and_unpublish_of_what_is_gone_are_ok() {
     world.unstage(&vol).unwrap();
     world.unbind(&vol, "pod").unwrap();
     let target_path = world.scratch.path().join("nothing").to_str().unwrap().to_owned();
-    // kubernetes#101911: an id nobody knows any more must not keep the kubelet in a loop.
+    // kubernetes#101911: an unknown id must not keep the kubelet in a loop.
     let other_pool = "hf1_0123456789abcdef_0123456789abcdef0123456789abcdef".to_owned();
     for volume_id in [other_pool, vol.id.replacen(vol.uuid(), "0123456789abcdef0123456789abcdef", 1)] {
         let request = p::NodeUnpublishVolumeRequest { volume_id: volume_id.clone(), target_path: target_path.clone() };

@@ -1,4 +1,4 @@
-//! The registration with kubelet, by a small client that does what kubelet's watcher does.
+//! The registration with kubelet, by a small client that behaves like kubelet's watcher.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -19,19 +19,19 @@ use crate::observability::get;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Kubelet, as far as drivers see it: it watches a directory and knows paths of its own.
+/// Kubelet, as drivers see it: it watches a directory and has its own paths.
 pub(crate) struct Kubelet {
     directory: PathBuf,
     runtime: Runtime,
 }
 
-/// One file at a path: inodes' numbers are given out again, so with the time it was made.
+/// One file at a path: inode numbers are reused, so with its creation time.
 type Seen = (u64, i64, i64);
 
 impl Kubelet {
     /// Below a directory of the test.
     pub(crate) fn new(root: &Path) -> Self {
-        // In a root of its own, as kubelet's is: no pool may lie in it.
+        // In its own root, like kubelet's: no pool may be in it.
         let directory = root.join("kubelet/plugins_registry");
         fs::create_dir_all(&directory).unwrap();
         Self { directory, runtime: Builder::new_current_thread().enable_all().build().unwrap() }
@@ -53,7 +53,7 @@ impl Kubelet {
         fs::symlink_metadata(self.socket()).ok().map(|there| (there.ino(), there.mtime(), there.mtime_nsec()))
     }
 
-    /// Waits for a socket, another than the one that was seen before.
+    /// Waits for a socket that is not the one seen before.
     fn appears(&self, before: Option<Seen>) -> Seen {
         await_that("a socket appears in kubelet's directory", PATIENCE, || {
             self.seen().is_some_and(|now| Some(now) != before) && UnixStream::connect(self.socket()).is_ok()
@@ -77,7 +77,7 @@ impl Kubelet {
         self.runtime.block_on(client.notify_registration_status(status)).unwrap();
     }
 
-    /// Everything kubelet does with a socket that appeared; the node id it has then.
+    /// Everything kubelet does with a new socket; returns the node id.
     pub(crate) fn register(&self) -> String {
         self.appears(None);
         let info = self.info();
@@ -117,7 +117,7 @@ fn kubelet_finds_the_driver_and_loses_it_when_it_ends() {
     assert_eq!(fs::read_dir(&kubelet.directory).unwrap().count(), 0, "a driver that is gone is still offered");
     check_tree(&target, 7);
 
-    // The next release takes its place; the pod went on all the time.
+    // The next release replaces it; the pod ran all the time.
     world.start();
     assert_eq!(kubelet.register(), world.node);
     check_tree(&target, 7);
@@ -173,7 +173,7 @@ fn a_killed_driver_s_socket_is_replaced() {
     kubelet.register();
     let first = kubelet.seen().unwrap();
     world.kill9();
-    assert_eq!(kubelet.seen(), Some(first), "nobody took it away");
+    assert_eq!(kubelet.seen(), Some(first), "the socket must not be removed");
     assert!(UnixStream::connect(kubelet.socket()).is_err());
     world.start();
     kubelet.appears(Some(first));

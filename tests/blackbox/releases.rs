@@ -1,4 +1,4 @@
-//! A later release was here before a downgrade: nothing of it is answered as gone, or forgotten. And sizes that are no
+//! A downgrade from a later release: its objects are never reported as deleted, or forgotten. And sizes that are not
 //! whole MiB, as claims have them.
 
 use holdfast::csi::proto as p;
@@ -56,7 +56,7 @@ fn an_id_of_a_later_release_is_never_answered_as_gone() {
             of("ListSnapshots", world.list_snapshots(filter).map(drop));
         }
     }
-    // The harness knows volumes by the directories of its own that were made for them.
+    // The harness knows volumes by the directories that it created for them.
     for part in ["stage", "pods"] {
         std::fs::remove_dir_all(world.scratch.path().join(part)).unwrap();
     }
@@ -104,7 +104,7 @@ fn a_create_refused_for_its_words_is_not_final_where_its_name_exists() {
     world.finish();
 }
 
-/// A request as the external-provisioner makes it of a claim: no limit.
+/// A request as the external-provisioner derives it from a claim: no limit.
 fn claimed(
     name: &str,
     kind: Use,

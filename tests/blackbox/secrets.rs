@@ -1,5 +1,5 @@
-//! Secrets and mount flags are nowhere: not in logs at any level, errors, arguments of processes, files of the pool,
-//! metrics.
+//! Secrets and mount flags appear nowhere: not in logs at any level, errors, arguments of processes, files of the pool,
+//! or metrics.
 
 use std::collections::HashMap;
 use std::fs;
@@ -66,7 +66,7 @@ fn nowhere_in_what_is_written(format: &str) {
         })),
         ..capability(Use::Ext4)
     };
-    // Every call once as it works and once as it fails, with marks wherever secrets and flags can be.
+    // Every call, once successful and once failing, with marks in every place for secrets and flags.
     let mut create = create_request("vol", Use::Ext4, 32 * MIB);
     create.secrets = secrets();
     let vol = world.try_create(Use::Ext4, &create).unwrap();
@@ -162,7 +162,7 @@ fn nowhere_in_what_is_written(format: &str) {
         node_id: world.node.clone(),
         secrets: secrets(),
     };
-    // Its own node still uses it: that attachment may end, and nothing else.
+    // Its own node still uses it: the attachment may end, and nothing else.
     world.controller_unpublish_volume(unpublish).unwrap();
     let delete = p::DeleteVolumeRequest { volume_id: vol.id.clone(), secrets: secrets() };
     failed(world.delete_volume(delete).unwrap_err());
@@ -195,9 +195,9 @@ fn secrets_and_mount_flags_are_nowhere_with_json_logs() {
     nowhere_in_what_is_written("json");
 }
 
-/// A message of one call whose bytes are no such message, or too many of them: the refusal repeats none.
+/// A message of one call that does not decode, or is too long: the refusal repeats none of it.
 fn undecodable(world: &World, path: &'static str, field: u8) -> tonic::Status {
-    // A map entry whose key is marked and whose value is no UTF-8.
+    // A map entry with a marked key and a value that is not UTF-8.
     let (key, value) = (SECRET.as_bytes(), b"xyzzy\xff\xfe");
     let length = |bytes: &[u8]| u8::try_from(bytes.len()).unwrap();
     let entry = [&[0x0a, length(key)], key, &[0x12, length(value)], value].concat();
@@ -244,7 +244,7 @@ fn what_fails_late_or_is_no_request_repeats_nothing() {
     let mut world = World::with_arguments(PoolFs::Xfs, 4 << 30, &["--log-level", "trace"]);
     let mut said: Vec<String> = Vec::new();
     let contexts = || HashMap::from([("token".to_owned(), SECRET.to_owned())]);
-    // Bytes that are no message, in the secrets of every call that has some.
+    // Bytes that do not decode, in the secrets of every call that has some.
     let fields = [
         ("/csi.v1.Controller/CreateVolume", 5),
         ("/csi.v1.Controller/DeleteVolume", 2),

@@ -117,7 +117,7 @@ fn a_restore_smaller_than_its_snapshot_is_refused() {
         refused(world.create_volume(request), &[Code::OutOfRange]);
     }
     assert_eq!(world.in_pool("volumes").len(), 1);
-    // Without a wish the size is the source's.
+    // Without a requested size, the source's size is used.
     let mut request = create_request("same", Use::Ext4, 0);
     request.capacity_range = None;
     request.volume_content_source = from_snapshot(&snapshot.snapshot_id);
@@ -144,7 +144,7 @@ fn a_snapshot_outlives_its_source_and_a_restore_outlives_its_snapshot() {
         for vol in [restored, clone] {
             check_tree(&world.attach(&vol).unwrap(), 1);
         }
-        // The name is free again, and a new volume under it knows nothing of the old one.
+        // The name is free again, and a new volume with it has nothing of the old one.
         let again = world.create("source", Use::Ext4);
         assert!(!world.attach(&again).unwrap().join("tree-1").exists());
         world.finish();
@@ -204,7 +204,7 @@ fn a_torn_copy_is_not_made_an_attached_volume_on_ext4_is_refused() {
     refused(world.create_volume(request), &[Code::FailedPrecondition]);
     assert_eq!((world.in_pool("snapshots").len(), world.in_pool("volumes").len()), (0, 1), "something was left");
     check_tree(&path, 1);
-    // Granted is enough to be moving.
+    // An attached volume may change.
     world.unbind(&vol, "pod").unwrap();
     world.unstage(&vol).unwrap();
     refused(world.try_snapshot("snap", &vol), &[Code::FailedPrecondition]);
@@ -213,7 +213,7 @@ fn a_torn_copy_is_not_made_an_attached_volume_on_ext4_is_refused() {
     world.finish();
 }
 
-/// A raw volume on ext4 with enough in it that copying takes a while.
+/// A raw volume on ext4 with enough content to make copying take a while.
 fn slow_to_copy(world: &World) -> Vol {
     let vol = world.try_create(Use::Block, &create_request("big", Use::Block, 256 * MIB)).unwrap();
     write_device(&world.attach(&vol).unwrap(), 1, 0, 256);
@@ -237,7 +237,7 @@ fn a_copied_snapshot_is_not_ready_holds_the_source_and_is_resumed_after_kill() {
     await_that("the snapshot is cut", Duration::from_secs(10), || {
         world.in_pool("snapshots").iter().any(|name| !name.starts_with('.'))
     });
-    // Nothing moves while the pool's filesystem is frozen, so what is seen now is the middle of the copy.
+    // Nothing changes while the pool's filesystem is frozen, so the state now is the middle of the copy.
     let frozen = Frozen::new(&world.scratch.root());
     let first = world.block_on(call).unwrap().unwrap().into_inner().snapshot.unwrap();
     let get =
@@ -337,7 +337,7 @@ fn snapshots_are_listed_by_filter_and_in_pages() {
     loop {
         let (ids, next) = list(p::ListSnapshotsRequest { max_entries: 2, starting_token: token, ..base() });
         assert!(ids.len() <= 2);
-        // A token survives the removal of what it was made from.
+        // A token survives the removal of the object it was created from.
         if seen.is_empty() {
             world.drop_snapshot(ids.last().unwrap()).unwrap();
         }
@@ -356,7 +356,7 @@ fn snapshots_are_listed_by_filter_and_in_pages() {
     world.finish();
 }
 
-/// Every byte may be read, and written too: so nobody vouches for the filesystem any more, and it is never mounted again.
+/// Every byte may be read, and written too: so the filesystem is not trusted any more, and is never mounted again.
 #[test]
 fn a_filesystem_restored_as_a_raw_device_is_raw_for_good() {
     let world = World::new(PoolFs::Xfs);

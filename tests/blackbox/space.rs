@@ -30,7 +30,7 @@ fn thick_stays_thick(pool: PoolFs) {
         try_run("/usr/sbin/fstrim", &[path.to_str().unwrap()]);
         assert!(is_dense(&world.image(&vol)), "fstrim made holes");
         world.detach(&vol);
-        // Somebody made it sparse; the next stage heals it.
+        // Another process made it sparse; the next stage repairs it.
         let file = File::options().write(true).open(world.image(&vol)).unwrap();
         let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&file, punch, vol.size - 8 * MIB, 4 * MIB).unwrap();
@@ -96,7 +96,7 @@ fn creates_are_refused_before_the_reserve_is_touched() {
                 Ok(_) => made += 1,
                 Err(status) => break status,
             }
-            assert!(made < 10, "more was given out than there is");
+            assert!(made < 10, "more space was reserved than exists");
         };
         assert!(made >= 5, "only {made}: {refusal:?}");
         let said = refused(Err::<(), _>(refusal), &[Code::ResourceExhausted]);
@@ -125,7 +125,7 @@ fn a_thin_volume_counts_as_what_it_may_become() {
     while world.create_volume(thin(&format!("thin-{made}"), 100 * MIB)).is_ok() {
         made += 1;
         sum += 100 * MIB_U;
-        assert!(sum <= total, "overcommit is 1.0 and more than everything was promised");
+        assert!(sum <= total, "overcommit is 1.0, and more than the whole capacity was reserved");
     }
     refused(world.create_volume(thin("more", 100 * MIB)), &[Code::ResourceExhausted]);
     assert!(made >= 5, "only {made}");
@@ -188,7 +188,7 @@ fn a_snapshot_of_a_thick_volume_reserves_its_size_or_is_refused() {
     let before = world.capacity();
     world.crash();
     assert_eq!(world.capacity(), before, "a reservation was forgotten");
-    // What was reserved is there: every block of the volume is written anew, and again.
+    // The reserved space is there: every block of the volume is written again, twice.
     let path = world.attach(&vol).unwrap();
     for seed in [1, 1000] {
         crate::harness::write_device(&path, seed, 0, 100);
@@ -204,7 +204,7 @@ fn a_full_filesystem_is_resource_exhausted_and_nothing_is_left() {
         let vol = world.create("vol", Use::Ext4);
         write_tree(&world.attach(&vol).unwrap(), 1);
         world.detach(&vol);
-        // Somebody else fills the pool's filesystem.
+        // Another process fills the pool's filesystem.
         let (free, _) = world.statfs();
         let hog = File::create(world.scratch.root().join("hog")).unwrap();
         fallocate(&hog, FallocateFlags::empty(), 0, i64::try_from(free).unwrap() - 8 * MIB).unwrap();
@@ -214,12 +214,12 @@ fn a_full_filesystem_is_resource_exhausted_and_nothing_is_left() {
         refused(world.try_snapshot("snap", &vol), &[Code::ResourceExhausted]);
         assert_eq!(world.capacity().available_capacity, 0);
         assert_eq!((world.in_pool("volumes").len(), world.in_pool("snapshots").len()), (1, 0));
-        // What was promised is still good.
+        // The reserved space is still there.
         let path = world.attach(&vol).unwrap();
         write_tree(&path, 2);
         drop(hog);
         std::fs::remove_file(world.scratch.root().join("hog")).unwrap();
-        // XFS frees what was deleted a moment later.
+        // XFS frees deleted space a moment later.
         await_that("there is room again", Duration::from_secs(20), || world.create_volume(request.clone()).is_ok());
         world.finish();
     }

@@ -1,4 +1,4 @@
-//! Who the driver says it is, where its volumes are, which ways of access it serves: exactly what works.
+//! The driver's identity, the topology of its volumes, and its access modes: exactly what works.
 
 use std::collections::HashSet;
 
@@ -104,7 +104,7 @@ fn a_volume_is_where_its_pool_is() {
     assert_eq!(create("selected", &["node-b", node], &[node, "node-b"]).unwrap(), here);
     assert_eq!(create("requisite", &["node-b", node], &[]).unwrap(), here);
     assert_eq!(create("preferred", &[], &[node]).unwrap(), here);
-    // The scheduler chose another node: making it here would leave the pod unschedulable.
+    // The scheduler chose another node: a volume here would leave the pod unschedulable.
     refused(create("other", &["node-b", node], &["node-b", node]), &[Code::ResourceExhausted]);
     refused(create("elsewhere", &["node-b"], &["node-b"]), &[Code::ResourceExhausted]);
     refused(create("elsewhere", &["node-b"], &[]), &[Code::ResourceExhausted]);
@@ -223,7 +223,7 @@ fn lists_come_in_pages_that_survive_change() {
     assert_eq!(page(&world, 7, ""), page(&world, 0, ""));
     let (first, token) = page(&world, 3, "");
     assert_eq!(first.len(), 3);
-    // The volume the token was made from goes, the driver restarts: the rest is listed all the same.
+    // The volume of the token is deleted, the driver restarts: the rest is listed all the same.
     let last = all.iter().find(|vol| vol.id == first[2]).unwrap();
     world.delete(last).unwrap();
     world.crash();

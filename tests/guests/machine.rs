@@ -15,13 +15,13 @@ use base64::engine::general_purpose::STANDARD;
 use crate::harness::await_that;
 use crate::root;
 
-/// How long a guest may take to come up, and one command to end: emulated, on a machine with other work.
+/// How long a guest may take to boot, and one command to finish: emulated, on a busy machine.
 const BOOT: Duration = Duration::from_secs(120);
 const COMMAND: Duration = Duration::from_secs(200);
-/// Lines of the console shown when something failed.
+/// Lines of the console shown after a failure.
 const SHOWN: usize = 40;
 
-/// A running guest; ends with the value.
+/// A running guest; stopped when dropped.
 #[derive(Debug)]
 pub(crate) struct Guest {
     name: String,
@@ -31,7 +31,7 @@ pub(crate) struct Guest {
     sent: u64,
 }
 
-/// How a command ended and what it said, both streams together.
+/// The exit status of a command and its output, both streams together.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) code: i32,
@@ -39,7 +39,7 @@ pub(crate) struct Answer {
 }
 
 impl Guest {
-    /// Boots one with a root of its own; its disks, if any, are /dev/vdb and on.
+    /// Boots a guest with a root of its own; its disks, if any, are /dev/vdb and on.
     pub(crate) fn boot(name: &str, disks: &[&Path]) -> Self {
         let directory = tempfile::Builder::new().prefix("holdfast-guest-").tempdir().unwrap();
         let image = directory.path().join("root");
@@ -75,7 +75,7 @@ impl Guest {
         Answer { code: code.unwrap(), output }
     }
 
-    /// Runs one that must succeed; what it said.
+    /// Runs a line that must succeed; returns its output.
     pub(crate) fn must(&mut self, line: &str) -> String {
         let answer = self.run(line);
         assert_eq!(answer.code, 0, "{}: `{line}`: {}{}", self.name, answer.output, self.console());
@@ -100,7 +100,7 @@ impl Guest {
         self.channel.get_mut().set_read_timeout(Some(limit)).unwrap();
     }
 
-    /// Reads lines up to one that is the end; those before it.
+    /// Reads lines up to the end marker; returns those before it.
     fn until(&mut self, mut is_end: impl FnMut(&str) -> bool) -> String {
         let mut lines = String::new();
         loop {
@@ -131,7 +131,7 @@ fn start(directory: &Path, image: &Path, disks: &[&Path]) -> Child {
     qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35", "-smp", "1", "-m", "1024"]);
     qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
     qemu.arg("-kernel").arg(prepared.join("vmlinux")).arg("-initrd").arg(prepared.join("initramfs"));
-    // no_timer_check: a machine that is busy makes the check of the timer fail.
+    // no_timer_check: on a busy machine the check of the timer fails.
     qemu.args(["-append", "console=ttyS0 panic=-1 reboot=t quiet mitigations=off no_timer_check"]);
     qemu.arg("-serial").arg(format!("file:{}", directory.join("console").display()));
     for (number, disk) in std::iter::once(&image).chain(disks).enumerate() {

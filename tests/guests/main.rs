@@ -1,7 +1,8 @@
-//! The driver on a kernel that this machine need not have: small QEMU guests with Debian's cloud kernel.
+//! The driver on another kernel than this machine's: small QEMU guests with Debian's cloud kernel.
 //!
-//! `make guests` makes what a guest boots and runs the tests of this file's modules on the host. Each starts a guest and
-//! runs tests of [`inside`] in it: this same program, which is part of the guest's root. docs/testing.md says how.
+//! `make guests` builds the files that a guest boots and runs the tests of this file's modules on the host. Each starts
+//! a guest and runs tests of [`inside`] in it: this same program, which is part of the guest's root. See
+//! docs/testing.md.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,15 +1,15 @@
-//! Raw block volumes where device-mapper exists. One guest for several tests: booting it costs as much as one.
+//! Raw block volumes on a kernel with device-mapper. One guest for several tests: booting takes as long as a test.
 
 use crate::machine::Guest;
 
 #[test]
 fn raw_block_volumes_are_published_through_device_mapper() {
     let mut guest = Guest::boot("published", &[]);
-    // First: device-mapper is a module there, and the driver's own question has to load it.
+    // First: device-mapper is a module there, and the driver's own check must load it.
     guest.test("raw_block::its_pod_cannot_control_what_is_below_it");
     guest.test("raw_block::it_grows_under_its_pod");
     guest.test("raw_block::a_pod_that_may_only_read_gets_a_device_that_refuses_writes");
-    // Last: it takes device-mapper away for a while.
+    // Last: it removes device-mapper for a while.
     guest.test("raw_block::a_volume_published_as_a_loop_device_stays_one_until_it_is_unstaged");
 }
 

@@ -1,4 +1,4 @@
-//! The root of a guest: the driver, this program, the tools they call, with the libraries of the host they were built on.
+//! The root of a guest: the driver, this program, and the tools they call, with the libraries of the build host.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::harness::{driver_binary, run};
 
-/// What the driver and the tests call; a new test adds what it needs.
+/// The tools of the driver and the tests; a new test adds what it needs.
 const TOOLS: [&str; 12] = [
     "/usr/bin/env",
     "/usr/bin/findmnt",
@@ -24,14 +24,14 @@ const TOOLS: [&str; 12] = [
 /// Where filesystems of the running system are mounted.
 const MOUNT_POINTS: [&str; 6] = ["dev", "proc", "sys", "tmp", "run", "var"];
 
-/// What `tests/guests/build` made.
+/// The output of `tests/guests/build`.
 pub(crate) fn prepared() -> PathBuf {
     let prepared = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("guests");
     assert!(prepared.join("made").exists(), "{} has no kernel: run `make guests`", prepared.display());
     prepared
 }
 
-/// Makes the image of a root.
+/// Creates the image of a root.
 pub(crate) fn make(image: &Path) {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
@@ -52,7 +52,7 @@ pub(crate) fn make(image: &Path) {
     for program in programs {
         let to = host(program);
         fs::create_dir_all(to.parent().unwrap()).unwrap();
-        // Without what only a debugger reads, which is most of them.
+        // Without debug information, which is most of their size.
         run(
             "/usr/bin/env",
             &["strip", "-o", to.to_str().unwrap(), fs::canonicalize(program).unwrap().to_str().unwrap()],
@@ -82,7 +82,7 @@ pub(crate) fn make(image: &Path) {
     run("/usr/sbin/mkfs.ext4", &["-q", "-F", "-O", "^has_journal", "-d", from, image.to_str().unwrap()]);
 }
 
-/// The libraries a program is linked with, as the host has them.
+/// The libraries that a program is linked with, on the host.
 fn libraries(program: &str) -> Vec<PathBuf> {
     let said = run("/usr/bin/env", &["ldd", program]);
     let path = |line: &str| {

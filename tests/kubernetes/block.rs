@@ -18,7 +18,7 @@ fn a_raw_block_volume_keeps_every_byte() {
     space.end();
 }
 
-/// With the annotation that the snapshot-controller asks for, a snapshot of a filesystem is read as a raw device.
+/// With the annotation that the snapshot-controller requires, a snapshot of a filesystem is read as a raw device.
 #[test]
 fn a_snapshot_of_a_filesystem_is_restored_as_a_raw_device() {
     let space = Space::new("block-restored");
@@ -59,13 +59,13 @@ fn a_claim_that_is_read_only_gives_its_pod_a_device_that_refuses_writes() {
     );
     assert!(refused.contains("REFUSED"), "{refused}");
     assert_eq!(space.exec("writer", read), sum);
-    // What the writer changes is seen, and the reader outlives it.
+    // The reader sees the writer's changes, and outlives it.
     let sum = space.exec("writer", &format!("head -c 8M /dev/urandom > /tmp/x && {write} && sha256sum < /tmp/x"));
     assert_eq!(space.exec("reader", read), sum);
     space.end_pod("writer");
     assert_eq!(space.exec("reader", read), sum);
     space.end_pod("reader");
-    // A pod that only reads is the first one to use it too.
+    // A read-only pod is also the first user of the volume.
     space.run(&Pod::new("alone").device_to_read("disk"));
     assert_eq!(space.exec("alone", read), sum);
     space.end();

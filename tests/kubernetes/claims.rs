@@ -1,4 +1,4 @@
-//! A claim's whole life.
+//! A claim's whole lifecycle.
 
 use crate::harness::{Claim, Pod, Space, explained, get, text, until, volume_of};
 
@@ -21,7 +21,7 @@ fn a_claim_waits_for_its_pod_and_becomes_a_volume_of_its_size_and_name() {
     assert_eq!(text(&object, "/spec/capacity/storage"), "300Mi");
     space.exec("user", "echo 1 > /data/file && sync /data/file && df -B1 --output=size /data | tail -1");
 
-    // While a pod has it, a deleted claim stays, and so does the volume.
+    // While a pod uses it, a deleted claim remains, and so does the volume.
     crate::harness::delete("pvc", &space.name, "data");
     explained(&space.name, "data", &["pod user to be deleted", "still used", "delete pod user"]);
     space.exec("user", "grep -qx 1 /data/file");
@@ -40,7 +40,7 @@ rm -f /data/db/postmaster.pid
 su postgres -c \"$(command -v postgres) -D /data/db -k /tmp\" &
 ";
 
-/// A statement's answer, as soon as the database answers.
+/// The answer to a statement, once the database answers.
 fn sql(space: &Space, pod: &str, statement: &str) -> String {
     let script = format!("psql -h /tmp -U postgres -v ON_ERROR_STOP=1 -Atc \"{statement}\"");
     until("the database answers", || crate::harness::exec(&space.name, pod, &script)).trim().to_owned()
@@ -55,7 +55,7 @@ fn a_database_has_the_same_rows_in_the_next_pod() {
     sql(&space, "db", "create table t as select i, md5(i::text) from generate_series(1, 20000) i");
     let before = sql(&space, "db", "select count(*), md5(string_agg(md5, '' order by i)) from t");
     assert!(before.starts_with("20000|"), "{before}");
-    // Without a goodbye: its log is replayed.
+    // Without a graceful shutdown: its log is replayed.
     space.exec("db", "for exe in /proc/[0-9]*/exe; do case $(readlink $exe || :) in */postgres) p=${exe#/proc/}; kill -9 ${p%/exe} || :;; esac; done");
     space.end_pod("db");
 

@@ -1,4 +1,4 @@
-//! Classes side by side, volumes that stay, and volumes that are named by hand.
+//! StorageClasses side by side, retained volumes, and volumes that are bound by hand.
 
 use serde_json::json;
 
@@ -37,7 +37,7 @@ fn one_class_deletes_and_the_other_retains() {
         assert!(said.contains(word), "{word}: {said}");
     }
 
-    // The object is deleted too: the data stays, and what `volumes show --pv` prints brings it back.
+    // The object is deleted too: the data stays, and the output of `volumes show --pv` restores it.
     kubectl(&["delete", "pv", &stays]);
     let mut pv: serde_json::Value =
         serde_json::from_str(&driver_exec(&["volumes", "show", &volume.handle, "--pv", "--output", "json"]).unwrap())
@@ -59,7 +59,7 @@ fn one_class_deletes_and_the_other_retains() {
     space.end_pod("reader");
     space.gone("pvc", "again");
 
-    // By hand, at last.
+    // Finally deleted by hand.
     crate::harness::patch("pv", "default", "by-hand", &json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}}));
     gone("by-hand");
     assert!(volume_of(&stays).is_none());
@@ -104,7 +104,7 @@ fn a_volume_named_by_its_claim_is_that_volume() {
     crate::harness::patch("pv", "default", &pv, &json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}}));
     space.end_pod("user");
     space.gone("pvc", "first");
-    // The way an administrator hands a released volume on.
+    // How an administrator reuses a released volume.
     crate::harness::patch("pv", "default", &pv, &json!({"spec": {"claimRef": null}}));
     space.claim(&Claim::new("second").size("64Mi").of_volume(&pv));
     space.run(&Pod::new("next").mounts("second"));

@@ -1,4 +1,4 @@
-//! Claims that grow.
+//! Expansion of claims.
 
 use serde_json::json;
 
@@ -49,7 +49,7 @@ fn ext4_grows_between_two_pods() {
     let before = room(&space, "user");
     space.end_pod("user");
     grow(&space, "data", "256Mi");
-    // The rest is the node's part: the filesystem grows when it is staged.
+    // The rest is done by the node: the filesystem grows when it is staged.
     space.run(&Pod::new("user").mounts("data"));
     has_grown(&space, "data", "256Mi");
     assert!(room(&space, "user") > before + 100 * MIB);
@@ -69,7 +69,7 @@ fn growth_beyond_the_pool_is_refused_in_words_and_harms_nothing() {
     let words = ["grow from 320Mi to 10Ti", "OutOfRange", "default", "as little as 320Mi", "edit pvc data"];
     explained(&space.name, "data", &words);
     assert_eq!(space.exec("user", "cat /data/file").trim(), "here");
-    // What was asked for in vain is taken back, and a size that fits is given.
+    // The size that cannot be reached is withdrawn, and a smaller one succeeds.
     grow(&space, "data", "384Mi");
     has_grown(&space, "data", "384Mi");
     space.end();

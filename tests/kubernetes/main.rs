@@ -1,7 +1,8 @@
 //! Holdfast as its users deploy it: installed by Helm into a real cluster of two nodes, with the real sidecars.
 //!
-//! `make e2e` builds and starts the cluster, installs the chart and runs these; `HOLDFAST_E2E` names the cluster's directory.
-//! Each test has a namespace of its own and deletes it. Those in [`alone`] disturb others and run by themselves.
+//! `make e2e` builds and starts the cluster, installs the chart and runs these; `HOLDFAST_E2E` names the cluster's
+//! directory. Each test has a namespace of its own and deletes it. Those in [`alone`] disturb others and run one at a
+//! time.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! What pods ask of their volumes: replicas, owners, readers, one pod only.
+//! Ways in which pods use volumes: replicas, owners, readers, one pod only.
 
 use serde_json::json;
 

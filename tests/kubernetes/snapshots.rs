@@ -14,11 +14,11 @@ fn filled(name: &str, node: &str) -> Space {
 #[test]
 fn a_snapshot_of_a_volume_in_use_is_restored_also_larger() {
     let space = filled("snapshots-restore", "node1");
-    // Asked for too early: it says what it misses, and is filled as soon as that is there.
+    // Requested too early: the event names what is missing, and the claim is filled as soon as that exists.
     space.claim(&Claim::new("early").class("holdfast-xfs").size("320Mi").of_snapshot("cut"));
     space.pod(&Pod::new("early").mounts("early"));
     explained(&space.name, "early", &["snapshots-restore/cut, which does not exist", "get volumesnapshot"]);
-    // One that is never cut.
+    // A snapshot that never becomes ready.
     space.apply(&snapshot("broken", "nowhere"));
     space.claim(&Claim::new("never").class("holdfast-xfs").size("320Mi").of_snapshot("broken"));
     explained(
@@ -40,7 +40,7 @@ fn a_snapshot_of_a_volume_in_use_is_restored_also_larger() {
     space.running("early");
     assert_eq!(space.exec("early", "cat /early/file").trim(), "before");
 
-    // Neither lives on the other.
+    // Each is independent of the other.
     space.end_pod("user");
     space.gone("pvc", "data");
     space.gone("volumesnapshot", "cut");

@@ -56,7 +56,7 @@ fn called(room: &Room, known: &mut Known, input: &mut Unstructured) -> arbitrary
 fn judged(path: &str, status: &tonic::Status, is_told: bool) {
     let (code, said) = (status.code(), status.message());
     assert!(!said.is_empty() && said.len() < 3000 && !said.contains("panicked"), "{path}: {status:?}");
-    assert!(!said.contains("ended unexpectedly inside the driver"), "{path}: {status:?}");
+    assert!(!said.contains("failed unexpectedly inside the driver"), "{path}: {status:?}");
     assert!(!matches!(code, Code::Unknown | Code::Cancelled | Code::DataLoss), "{path}: {status:?}");
     if path.contains("/Create") {
         assert_ne!(code, Code::Internal, "{path}: {status:?}");

@@ -1,4 +1,4 @@
-//! The calls about snapshots. All block.
+//! The snapshot calls. All block.
 
 use tracing::{Span, debug, field};
 
@@ -23,14 +23,14 @@ pub(super) fn create(
     let (Created::New(snapshot) | Created::Existing(snapshot)) = &created;
     in_span(&snapshot.id);
     if let Created::New(snapshot) = &created {
-        debug!(size = %snapshot.size, home = %snapshot.home, "snapshot cut");
+        debug!(size = %snapshot.size, home = %snapshot.home, "snapshot created");
     }
     Ok(pb::CreateSnapshotResponse { snapshot: Some(encode::snapshot(&created.into_inner())) })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 pub(super) fn delete(router: &Router, request: pb::DeleteSnapshotRequest) -> Result<pb::DeleteSnapshotResponse> {
-    // What is no handle of this driver was never cut here: it is gone already.
+    // Not a handle of this driver: such a snapshot never existed here, so it is already deleted.
     if let Some(id) = id_of_ours(decode::required("snapshot_id", &request.snapshot_id)?)? {
         in_span(&id);
         if router.delete_snapshot(&id)? == Changed::Yes {
@@ -59,7 +59,7 @@ pub(super) fn list(router: &Router, request: pb::ListSnapshotsRequest) -> Result
     Ok(pb::ListSnapshotsResponse { entries, next_token: page.next.map_or_else(String::new, |id| id.to_string()) })
 }
 
-/// One snapshot as a list: empty when it does not exist or is of another source.
+/// One snapshot as a list: empty when it does not exist or has another source.
 fn one(router: &Router, id: &SnapshotId, source: Option<VolumeId>) -> Result<Vec<Snapshot>> {
     match router.snapshot(id) {
         Ok(snapshot) if source.is_none_or(|source| snapshot.source == source) => Ok(vec![snapshot]),

@@ -1,4 +1,4 @@
-//! The calls about volumes. All block.
+//! The volume calls. All block.
 
 use std::collections::HashMap;
 
@@ -10,24 +10,25 @@ use crate::home::{Changed, Created, GrantRequest, NodeExpansion, Volume};
 use crate::route::Router;
 use crate::types::{Capability, Error, Failure, FsType, Kind, Provisioning, Result, VolumeId, VolumeMode, id_of_ours};
 
-/// Names the volume in every line of the call.
+/// Adds the volume to every log line of the call.
 pub(in crate::csi) fn in_span(id: &VolumeId) {
     Span::current().record("volume", field::display(id));
 }
 
 pub(super) fn create(router: &Router, request: pb::CreateVolumeRequest) -> Result<pb::CreateVolumeResponse, Failure> {
     let name = request.name.clone();
-    // What is refused here may have been made by a later release that takes it: then it is not to be forgotten.
+    // A later release may have accepted the request and created the volume: then the CO must not forget it.
     let asked = decode::create_volume(request).map_err(|error| router.refused_volume(&name, error))?;
     Span::current().record("name", &asked.request.name);
     let created = router.create_volume(&asked.request, &asked.requirement)?;
     let (Created::New(volume) | Created::Existing(volume)) = &created;
     in_span(&volume.id);
     if let Created::New(volume) = &created {
-        debug!(size = %volume.size, home = %volume.home, "volume made");
+        debug!(size = %volume.size, home = %volume.home, "volume created");
         if asked.discards && volume.provisioning == Provisioning::Thick {
             warn!(
-                "its class's mountOptions have discard, which does nothing: the volume is thick and keeps its blocks"
+                "mountOptions of the StorageClass include discard, which has no effect: the volume is thick and \
+                 keeps its blocks; remove discard or set provisioning: thin"
             );
         }
     }
@@ -36,7 +37,7 @@ pub(super) fn create(router: &Router, request: pb::CreateVolumeRequest) -> Resul
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 pub(super) fn delete(router: &Router, request: pb::DeleteVolumeRequest) -> Result<pb::DeleteVolumeResponse> {
-    // What is no handle of this driver was never made here: it is gone already.
+    // Not a handle of this driver: such a volume never existed here, so it is already deleted.
     if let Some(id) = id_of_ours(decode::required("volume_id", &request.volume_id)?)? {
         in_span(&id);
         if router.delete_volume(&id)? == Changed::Yes {
@@ -46,7 +47,7 @@ pub(super) fn delete(router: &Router, request: pb::DeleteVolumeRequest) -> Resul
     Ok(pb::DeleteVolumeResponse {})
 }
 
-/// The volume's own filesystem, for a capability that names none.
+/// The volume's own filesystem, for a capability without a filesystem type.
 pub(in crate::csi) fn own_fs(volume: &Volume) -> Result<FsType> {
     let own = volume.modes.iter().find_map(|mode| match mode {
         VolumeMode::Mount(fs) => Some(*fs),
@@ -55,7 +56,7 @@ pub(in crate::csi) fn own_fs(volume: &Volume) -> Result<FsType> {
     own.ok_or_else(|| {
         Error::new(
             Kind::InvalidArgument,
-            format!("volume {} was made for raw block use; ask for it with volumeMode: Block", volume.id),
+            format!("volume {} was created as a raw block volume; set volumeMode: Block to use it", volume.id),
         )
     })
 }
@@ -72,7 +73,7 @@ pub(super) fn publish(
     let grant = GrantRequest { node: asked.node, mode, access: asked.asked.access, read_only: asked.read_only };
     let granted = router.grant(&asked.volume, &grant)?;
     if granted.changed == Changed::Yes {
-        debug!(epoch = granted.epoch, "volume granted");
+        debug!(epoch = granted.epoch, "volume attached");
     }
     let publish_context =
         HashMap::from([("home".to_owned(), granted.home.to_string()), ("epoch".to_owned(), granted.epoch.to_string())]);
@@ -94,9 +95,9 @@ pub(super) fn unpublish(
         Span::current().record("node", node.as_str());
     }
     match router.revoke(&id, node.as_ref()) {
-        Ok(Changed::Yes) => debug!("volume's grant taken back"),
+        Ok(Changed::Yes) => debug!("volume detached"),
         Ok(Changed::No) => {}
-        // A volume that is gone is attached nowhere (spec, ControllerUnpublishVolume).
+        // A deleted volume is attached nowhere (spec, ControllerUnpublishVolume).
         Err(error) if error.kind() == Kind::NotFound => {}
         Err(error) => return Err(error),
     }
@@ -125,7 +126,7 @@ pub(super) fn validate(
     })
 }
 
-/// What a volume is used as by this wish, if it was made for it.
+/// The mode of the requested capability, if the volume was created for it.
 fn confirmed(volume: &Volume, asked: &decode::Asked) -> Result<VolumeMode> {
     let own = match asked.mode {
         decode::AskedMode::Mount(None) => own_fs(volume)?,
@@ -136,7 +137,7 @@ fn confirmed(volume: &Volume, asked: &decode::Asked) -> Result<VolumeMode> {
         let made: Vec<_> = volume.modes.iter().map(ToString::to_string).collect();
         return Err(Error::new(
             Kind::Unsupported,
-            format!("volume {} was made to be used as {}, not as {mode}", volume.id, made.join(", ")),
+            format!("volume {} was created for use as {}, not as {mode}", volume.id, made.join(", ")),
         ));
     }
     Ok(mode)
@@ -189,7 +190,7 @@ pub(super) fn expand(
     in_span(&asked.volume);
     let expanded = router.expand(&asked.volume, &asked.range)?;
     if expanded.changed == Changed::Yes {
-        debug!(size = %expanded.size, "volume grown");
+        debug!(size = %expanded.size, "volume expanded");
     }
     Ok(pb::ControllerExpandVolumeResponse {
         capacity_bytes: expanded.size.to_i64(),

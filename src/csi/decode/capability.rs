@@ -1,5 +1,5 @@
-//! CSI's VolumeCapability. A malformed one is refused; a well-formed one this driver cannot serve is `Unsupported`, which
-//! ValidateVolumeCapabilities answers in words and everything else refuses.
+//! CSI's VolumeCapability. A malformed one is refused; a well-formed one that this driver cannot serve is
+//! `Unsupported`, which ValidateVolumeCapabilities reports as a message and every other call refuses.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::csi::proto::{VolumeCapability, volume_capability::AccessType};
 use crate::fs::MountOptions;
 use crate::types::{AccessMode, Capability, Error, FsType, Kind, Result, VolumeMode};
 
-/// Block, or a filesystem that may be left to the class.
+/// Block, or a filesystem whose type may be left to the StorageClass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::csi) enum AskedMode {
     /// The device itself.
@@ -28,12 +28,12 @@ impl AskedMode {
     }
 }
 
-/// One capability as it was asked for.
+/// One requested capability.
 #[derive(Clone, PartialEq, Eq)]
 pub(in crate::csi) struct Asked {
     /// Block or filesystem.
     pub(in crate::csi) mode: AskedMode,
-    /// Who may write from where.
+    /// The access mode.
     pub(in crate::csi) access: AccessMode,
     /// Sensitive (spec, VolumeCapability.MountVolume): never shown.
     flags: Vec<String>,
@@ -64,7 +64,7 @@ fn unsupported(message: String) -> Error {
     Error::new(Kind::Unsupported, message)
 }
 
-/// A capability of a request, if this driver can serve it.
+/// The requested capability, if this driver can serve it.
 ///
 /// # Errors
 /// `InvalidArgument` when it is missing or malformed, `Unsupported` when it cannot be served.
@@ -80,18 +80,20 @@ pub(in crate::csi) fn asked(capability: Option<&VolumeCapability>) -> Result<Ask
         Ok(Mode::Unknown) => return Err(missing("volume_capability.access_mode.mode")),
         Ok(many @ (Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter)) => {
             return Err(unsupported(format!(
-                "access mode {} is not served: a volume of this driver is used on one node at a time; use ReadWriteOnce or ReadWriteOncePod",
+                "access mode {} is not served: a volume of this driver is used on one node at a time; use \
+                 ReadWriteOnce or ReadWriteOncePod",
                 many.as_str_name()
             )));
         }
-        Err(_) => return Err(unsupported(format!("access mode {mode} is not known to CSI 1.13"))),
+        Err(_) => return Err(unsupported(format!("access mode {mode} does not exist in CSI 1.13"))),
     };
     match access_type {
         AccessType::Block(_) => Ok(Asked { mode: AskedMode::Block, access, flags: Vec::new() }),
         AccessType::Mount(mount) => {
             if !mount.volume_mount_group.is_empty() {
                 return Err(unsupported(
-                    "volume_mount_group is not served: the CSIDriver's fsGroupPolicy File gives files their group"
+                    "volume_mount_group is not served: with fsGroupPolicy: File in the CSIDriver, kubelet sets the \
+                     group"
                         .to_owned(),
                 ));
             }
@@ -108,7 +110,7 @@ pub(in crate::csi) fn asked(capability: Option<&VolumeCapability>) -> Result<Ask
     }
 }
 
-/// As [`asked`], for calls where what cannot be served is the caller's mistake.
+/// As [`asked`], for calls where an unsupported capability is the caller's error.
 ///
 /// # Errors
 /// `InvalidArgument`.

@@ -1,4 +1,4 @@
-//! The requests of the controller service.
+//! The requests of the Controller service.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use crate::types::{
     id_of_ours,
 };
 
-/// The most entries of a page: a list without a limit still fits a 4 MiB message.
+/// The most entries of a page: a list without a limit still fits a message of 4 MiB.
 const MAX_PAGE: usize = 4000;
 /// Keys the external-snapshotter adds with --extra-create-metadata.
 const SNAPSHOT_METADATA: [&str; 3] = [
@@ -24,11 +24,11 @@ const SNAPSHOT_METADATA: [&str; 3] = [
 /// CreateVolume.
 #[derive(Debug)]
 pub(in crate::csi) struct NewVolume {
-    /// What the home is asked.
+    /// The request to the home node.
     pub(in crate::csi) request: home::CreateVolume,
-    /// Where it may be.
+    /// Where the volume may be.
     pub(in crate::csi) requirement: Requirement,
-    /// The source as the request names it, to be answered.
+    /// The source as the request names it, for the answer.
     pub(in crate::csi) source: Option<proto::VolumeContentSource>,
     /// Whether its filesystem is to be mounted with `discard`, which a thick volume ignores.
     pub(in crate::csi) discards: bool,
@@ -45,7 +45,9 @@ pub(in crate::csi) fn create_volume(request: proto::CreateVolumeRequest) -> Resu
     let range = range(request.capacity_range.as_ref())?;
     let parameters = parameters(&request.parameters)?;
     if !request.mutable_parameters.is_empty() {
-        return Err(invalid("mutable_parameters are not served: this driver has no VolumeAttributesClass parameters"));
+        return Err(invalid(
+            "mutable_parameters are not supported: this driver has no VolumeAttributesClass parameters",
+        ));
     }
     let own = parameters.fs_type.unwrap_or(DEFAULT_FS);
     let mut capabilities = Vec::new();
@@ -56,7 +58,10 @@ pub(in crate::csi) fn create_volume(request: proto::CreateVolumeRequest) -> Resu
         discards |= options.discards();
         if let VolumeMode::Mount(fs) = capability.mode {
             if *only.get_or_insert(fs) != fs {
-                return Err(invalid("volume_capabilities and parameters name two filesystems; a volume has one"));
+                return Err(invalid(
+                    "volume_capabilities and parameters name two filesystems; a volume has only one; set one fstype \
+                     in the StorageClass",
+                ));
             }
             MkfsOptions::parse(fs, &parameters.mkfs_options)?;
         }
@@ -66,7 +71,8 @@ pub(in crate::csi) fn create_volume(request: proto::CreateVolumeRequest) -> Resu
     }
     if discards && parameters.provisioning == Some(Provisioning::Thick) {
         return Err(invalid(
-            "the class says provisioning: thick and mountOptions: [discard], which exclude each other: a thick volume keeps its blocks; drop discard, or use provisioning: thin",
+            "the StorageClass sets provisioning: thick and mountOptions: [discard], which exclude each other: a \
+             thick volume keeps its blocks; remove discard, or set provisioning: thin",
         ));
     }
     let requirement = requirement(request.accessibility_requirements.as_ref())?;
@@ -115,13 +121,13 @@ fn requirement(value: Option<&proto::TopologyRequirement>) -> Result<Requirement
 /// ControllerPublishVolume.
 #[derive(Debug)]
 pub(in crate::csi) struct Publish {
-    /// Which volume.
+    /// The volume.
     pub(in crate::csi) volume: VolumeId,
-    /// To which node.
+    /// The node.
     pub(in crate::csi) node: NodeId,
-    /// As what.
+    /// The capability.
     pub(in crate::csi) asked: Asked,
-    /// Whether it is only read.
+    /// Whether it is used read-only.
     pub(in crate::csi) read_only: ReadOnly,
 }
 
@@ -137,13 +143,13 @@ pub(in crate::csi) fn publish(request: &proto::ControllerPublishVolumeRequest) -
     let node = node.ok_or_else(|| {
         Error::new(
             Kind::NotFound,
-            format!("node {:?} does not exist: no node of this driver has such an id", request.node_id),
+            format!("node {:?} does not exist: it is not a valid node id of this driver", request.node_id),
         )
     })?;
     Ok(Publish { volume, node, asked, read_only })
 }
 
-/// A node's id; `None` for one that no node can have.
+/// A node's id; `None` for a text that cannot be one.
 fn node_id(text: &str) -> Result<Option<NodeId>> {
     if text.len() > MAX_NODE_ID {
         return Err(invalid(format!("node_id has {} bytes; at most {MAX_NODE_ID} are allowed", text.len())));
@@ -158,7 +164,7 @@ pub(in crate::csi) enum Unpublish {
     NotOurs,
     /// From all nodes.
     Everywhere(VolumeId),
-    /// From one.
+    /// From one node.
     From(VolumeId, NodeId),
 }
 
@@ -177,14 +183,14 @@ pub(in crate::csi) fn unpublish(request: &proto::ControllerUnpublishVolumeReques
 /// ValidateVolumeCapabilities.
 #[derive(Debug)]
 pub(in crate::csi) struct Validate {
-    /// Which volume.
+    /// The volume.
     pub(in crate::csi) volume: VolumeId,
-    /// What it should be able to, or why it never can.
+    /// The capabilities to check, or why they can never be served.
     pub(in crate::csi) verdict: Result<Vec<Asked>>,
 }
 
 /// # Errors
-/// `InvalidArgument` for a malformed request; what is well-formed and cannot be served is in the verdict.
+/// `InvalidArgument` for a malformed request; a well-formed one that cannot be served is in the verdict.
 pub(in crate::csi) fn validate(request: &proto::ValidateVolumeCapabilitiesRequest) -> Result<Validate> {
     let volume = required("volume_id", &request.volume_id)?;
     if request.volume_capabilities.is_empty() {
@@ -202,7 +208,7 @@ pub(in crate::csi) fn validate(request: &proto::ValidateVolumeCapabilitiesReques
         }
     }
     if verdict.is_ok() && !request.mutable_parameters.is_empty() {
-        verdict = Err(invalid("mutable_parameters are not served"));
+        verdict = Err(invalid("mutable_parameters are not supported"));
     }
     if verdict.is_ok()
         && let Err(error) = VolumeParameters::parse(&request.parameters)
@@ -215,9 +221,9 @@ pub(in crate::csi) fn validate(request: &proto::ValidateVolumeCapabilitiesReques
 /// One page of a list.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::csi) struct ListOf<K> {
-    /// The last key seen.
+    /// The last key of the page before.
     pub(in crate::csi) after: Option<K>,
-    /// How many entries at most; never zero.
+    /// The most entries; never zero.
     pub(in crate::csi) limit: usize,
 }
 
@@ -231,7 +237,7 @@ fn list<K: std::str::FromStr>(max_entries: i32, token: &str) -> Result<ListOf<K>
         "" => None,
         // `Busy` is ABORTED, CSI's answer to a token that is not valid (any more).
         token => Some(token.parse().map_err(|_| {
-            Error::new(Kind::Busy, "starting_token is not one of this list; begin the list again without a token")
+            Error::new(Kind::Busy, "starting_token is not a token of this list; start the list again without a token")
         })?),
     };
     Ok(ListOf { after, limit })
@@ -248,9 +254,9 @@ pub(in crate::csi) fn list_volumes(request: &proto::ListVolumesRequest) -> Resul
 pub(in crate::csi) enum ListSnapshots {
     /// An id in the filter cannot be ours: the list is empty.
     NotOurs,
-    /// The one snapshot, if it exists and is of the source, if one is named.
+    /// The one snapshot, if it exists and has the source, if one is given.
     One(SnapshotId, Option<VolumeId>),
-    /// A page of all, or of one source's.
+    /// A page of all snapshots, or of one source.
     Page(ListOf<SnapshotId>, Option<VolumeId>),
 }
 
@@ -274,9 +280,9 @@ pub(in crate::csi) fn list_snapshots(request: &proto::ListSnapshotsRequest) -> R
 /// GetCapacity.
 #[derive(Debug)]
 pub(in crate::csi) enum CapacityOf {
-    /// The capabilities asked about cannot be served: no room for such volumes.
+    /// The requested capabilities cannot be served: the capacity for such volumes is zero.
     Nothing,
-    /// What the homes are asked, and where.
+    /// The query for the home nodes, and the topology.
     Query(CapacityQuery, Option<Segments>),
 }
 
@@ -284,8 +290,8 @@ pub(in crate::csi) enum CapacityOf {
 /// `InvalidArgument`.
 pub(in crate::csi) fn capacity(request: &proto::GetCapacityRequest) -> Result<CapacityOf> {
     bounded("parameters", &request.parameters)?;
-    // A wrong class is refused by CreateVolume, in words that the claim shows. Were it refused here, no node would seem to have
-    // room, and the pod would be told so for ever.
+    // CreateVolume refuses a wrong StorageClass with an error that the claim shows. If GetCapacity refused it, every
+    // node would seem to be full, and the pod's events would say so for ever.
     let parameters = VolumeParameters::readable(&request.parameters);
     let own = parameters.fs_type.unwrap_or(DEFAULT_FS);
     let mut capabilities = Vec::new();
@@ -312,7 +318,7 @@ pub(in crate::csi) fn create_snapshot(request: &proto::CreateSnapshotRequest) ->
     bounded("parameters", &request.parameters)?;
     if let Some(unknown) = request.parameters.keys().find(|key| !SNAPSHOT_METADATA.contains(&key.as_str())) {
         return Err(invalid(format!(
-            "parameter {unknown:?} is not known; a VolumeSnapshotClass of this driver has none"
+            "parameter {unknown:?} is unknown; a VolumeSnapshotClass of this driver has no parameters; remove it"
         )));
     }
     Ok(home::CreateSnapshot { name, source: source.parse()? })
@@ -321,9 +327,9 @@ pub(in crate::csi) fn create_snapshot(request: &proto::CreateSnapshotRequest) ->
 /// ControllerExpandVolume.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::csi) struct Expand {
-    /// Which volume.
+    /// The volume.
     pub(in crate::csi) volume: VolumeId,
-    /// How big.
+    /// The new size.
     pub(in crate::csi) range: CapacityRange,
 }
 

@@ -1,5 +1,5 @@
-//! Requests as our types. A handler never sees a raw string: what is required is asked for first, then everything is
-//! checked for its form, ids last, so that a bad request is INVALID_ARGUMENT whatever its id. Secrets are dropped here.
+//! Requests as our types. A handler never sees a raw string: required fields are checked first, then the form of
+//! everything, ids last, so that a bad request is INVALID_ARGUMENT whatever its id. Secrets are dropped here.
 
 mod capability;
 mod controller;
@@ -18,13 +18,13 @@ use std::path::{Component, Path, PathBuf};
 use super::proto;
 use crate::types::{Bytes, CapacityRange, Error, FsType, Kind, Result};
 
-/// The filesystem where neither capability nor class names one.
+/// The filesystem where neither capability nor StorageClass names one.
 const DEFAULT_FS: FsType = FsType::Ext4;
 /// The longest name, in bytes (CSI's limit for any string without one of its own).
 const MAX_NAME: usize = 128;
 /// The longest node id, in bytes.
 const MAX_NODE_ID: usize = 256;
-/// The most a map or the mount flags may hold, in bytes.
+/// The most bytes of a map or of the mount flags.
 const MAX_MAP: usize = 4096;
 /// The longest path, in bytes (PATH_MAX of limits.h, with its terminator).
 const MAX_PATH: usize = 4095;
@@ -42,19 +42,19 @@ pub(super) fn required<'a>(field: &str, value: &'a str) -> Result<&'a str> {
     if value.is_empty() { Err(missing(field)) } else { Ok(value) }
 }
 
-/// What CSI forbids in names: control characters but tab, line feed and carriage return.
+/// The characters that CSI forbids in names: control characters except tab, line feed and carriage return.
 fn forbidden(c: char) -> bool {
     c.is_control() && !matches!(c, '\t' | '\n' | '\r')
 }
 
-/// A CO's name for a volume or snapshot.
+/// The CO's name for a volume or snapshot.
 fn name(field: &str, value: &str) -> Result<String> {
     required(field, value)?;
     if value.len() > MAX_NAME {
         return Err(invalid(format!("{field} has {} bytes; at most {MAX_NAME} are allowed", value.len())));
     }
     if value.chars().any(forbidden) {
-        return Err(invalid(format!("{field} {value:?} has control characters, which CSI forbids")));
+        return Err(invalid(format!("{field} {value:?} contains control characters, which CSI forbids")));
     }
     Ok(value.to_owned())
 }
@@ -75,23 +75,25 @@ fn path(field: &str, value: &str) -> Result<PathBuf> {
         return Err(invalid(format!("{field} has {} bytes; a path has at most {MAX_PATH}", value.len())));
     }
     if value.contains('\0') {
-        return Err(invalid(format!("{field} has a NUL byte")));
+        return Err(invalid(format!("{field} contains a NUL byte")));
     }
     let path = Path::new(value);
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     if !path.is_absolute() || !plain || path.file_name().is_none() {
-        return Err(invalid(format!("{field} {value:?} must be an absolute path without .. and not the root")));
+        return Err(invalid(format!(
+            "{field} {value:?} must be an absolute path without .. and not the root directory"
+        )));
     }
     Ok(path.components().collect())
 }
 
-/// The path of a volume that is to be looked at: one that cannot be one of ours is not found, as csi-sanity wants.
+/// The path of a volume to query: one that cannot be ours is not found, as csi-sanity expects.
 fn known_path(field: &str, value: &str) -> Result<PathBuf> {
     required(field, value)?;
     path(field, value).map_err(|error| error.with_kind(Kind::NotFound))
 }
 
-/// A path that may be left out.
+/// An optional path.
 fn optional_path(field: &str, value: &str) -> Result<Option<PathBuf>> {
     if value.is_empty() { Ok(None) } else { path(field, value).map(Some) }
 }
@@ -120,7 +122,7 @@ fn range(value: Option<&proto::CapacityRange>) -> Result<CapacityRange> {
     Ok(range)
 }
 
-/// The range of an expansion: it must say something.
+/// The range of an expansion: it must have a bound.
 fn some_range(value: Option<&proto::CapacityRange>) -> Result<CapacityRange> {
     let parsed = range(value)?;
     if parsed == CapacityRange::default() {

@@ -1,4 +1,4 @@
-//! The requests of the node service.
+//! The requests of the Node service.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,11 +15,11 @@ const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 /// NodeStageVolume.
 #[derive(Debug)]
 pub(in crate::csi) struct NodeStage {
-    /// Which volume.
+    /// The volume.
     pub(in crate::csi) volume: VolumeId,
-    /// Where.
+    /// The staging path.
     pub(in crate::csi) staging: PathBuf,
-    /// As what.
+    /// The capability.
     pub(in crate::csi) asked: Asked,
 }
 
@@ -45,13 +45,13 @@ pub(in crate::csi) fn node_unstage(request: &proto::NodeUnstageVolumeRequest) ->
 /// NodePublishVolume.
 #[derive(Debug)]
 pub(in crate::csi) struct NodePublish {
-    /// Which volume.
+    /// The volume.
     pub(in crate::csi) volume: VolumeId,
-    /// Where it is staged, if the CO says so.
+    /// The staging path, if the CO gives it.
     pub(in crate::csi) staging: Option<PathBuf>,
-    /// Where the pod finds it.
+    /// The path of the pod.
     pub(in crate::csi) target: PathBuf,
-    /// As what.
+    /// The capability.
     pub(in crate::csi) asked: Asked,
     /// Whether this pod only reads.
     pub(in crate::csi) read_only: ReadOnly,
@@ -74,7 +74,8 @@ pub(in crate::csi) fn node_publish(request: &proto::NodePublishVolumeRequest) ->
 fn refuse_ephemeral(context: &HashMap<String, String>) -> Result<()> {
     if context.get(EPHEMERAL).is_some_and(|value| value == "true") {
         return Err(invalid(
-            "inline ephemeral volumes (a pod's csi: source) are not served; use a generic ephemeral volume (ephemeral: volumeClaimTemplate:)",
+            "inline ephemeral volumes (csi: in a pod's volumes) are not supported; use a generic ephemeral volume \
+             (ephemeral: volumeClaimTemplate:)",
         ));
     }
     Ok(())
@@ -89,7 +90,7 @@ pub(in crate::csi) fn node_unpublish(request: &proto::NodeUnpublishVolumeRequest
 }
 
 /// # Errors
-/// `InvalidArgument` for what is missing; `NotFound` for an id or a path that cannot be ours.
+/// `InvalidArgument` for a missing field; `NotFound` for an id or a path that cannot be ours.
 pub(in crate::csi) fn node_stats(request: &proto::NodeGetVolumeStatsRequest) -> Result<(VolumeId, PathBuf)> {
     let volume = required("volume_id", &request.volume_id)?;
     let looked_at = known_path("volume_path", &request.volume_path)?;
@@ -97,7 +98,7 @@ pub(in crate::csi) fn node_stats(request: &proto::NodeGetVolumeStatsRequest) -> 
 }
 
 /// # Errors
-/// `InvalidArgument` for what is missing or malformed; `NotFound` for an id or a path that cannot be ours.
+/// `InvalidArgument` for a missing or malformed field; `NotFound` for an id or a path that cannot be ours.
 pub(in crate::csi) fn node_expand(request: &proto::NodeExpandVolumeRequest) -> Result<ExpandRequest> {
     let volume = required("volume_id", &request.volume_id)?;
     required("volume_path", &request.volume_path)?;

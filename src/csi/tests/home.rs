@@ -1,4 +1,4 @@
-//! A home made of memory. The name of a volume says what making it does.
+//! A home in memory. The name of a volume selects what creating it does.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex};
@@ -44,7 +44,7 @@ impl MemoryHome {
         }
     }
 
-    /// Lets the slow ones go on.
+    /// Lets the slow ones continue.
     pub(super) fn open_gate(&self) {
         self.gate.lock().unwrap().open = true;
         self.moved.notify_all();
@@ -67,7 +67,7 @@ impl MemoryHome {
     fn wait_at_gate(&self) {
         let mut gate = self.gate.lock().unwrap();
         gate.waiting += 1;
-        // Not for ever: a test that fails must end.
+        // With a limit: a test that fails must end.
         let (mut gate, _) = self.moved.wait_timeout_while(gate, Duration::from_secs(10), |gate| !gate.open).unwrap();
         gate.waiting -= 1;
     }
@@ -89,9 +89,9 @@ impl Home for MemoryHome {
 
     fn create_volume(&self, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
         match request.name.as_str() {
-            "panics" => panic!("as its name says"),
+            "panics" => panic!("as its name requests"),
             "unfinished" => return Err(Failure::Dirty(Error::new(Kind::NoCapacity, "half of it is there"))),
-            "broken" => return Err(Failure::Clean(Error::new(Kind::Internal, "nobody expected this"))),
+            "broken" => return Err(Failure::Clean(Error::new(Kind::Internal, "this is unexpected"))),
             slow if slow.starts_with("slow") => self.wait_at_gate(),
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! The edge as a client sees it: over a real socket, with a home made of memory.
+//! The gRPC layer as a client sees it: over a real socket, with a home in memory.
 
 mod home;
 mod redaction;

@@ -1,4 +1,4 @@
-//! Promise 8: whatever message is printed, no secret and no mount flag is in it.
+//! Promise 8: no printed message contains a secret or a mount flag.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -29,7 +29,7 @@ fn carries(message: &MessageDescriptor) -> bool {
     })
 }
 
-/// A message with every field set; what is sensitive carries the mark.
+/// A message with every field set; sensitive fields carry the mark.
 fn filled(descriptor: &MessageDescriptor) -> DynamicMessage {
     let mut message = DynamicMessage::new(descriptor.clone());
     for field in descriptor.fields() {

@@ -189,7 +189,10 @@ async fn a_deadline_answers_the_caller_and_the_work_goes_on() {
     request.set_timeout(Duration::from_millis(300));
     let error = served.controller().create_volume(request).await.unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded);
-    assert!(error.message().contains("it goes on here"), "our reason arrives before the client gives up: {error:?}");
+    assert!(
+        error.message().contains("it continues in the driver"),
+        "our reason arrives before the client gives up: {error:?}"
+    );
     assert_eq!((served.home.waiting(), served.home.len()), (1, 0));
     served.home.open_gate();
     served.until(|home| home.len() == 1).await;
@@ -246,7 +249,7 @@ async fn a_message_that_does_not_decode_is_the_callers_fault_and_an_unknown_call
     let served = served().await;
     let mut grpc = tonic::client::Grpc::new(served.channel.clone());
     grpc.ready().await.unwrap();
-    // Field 1 of CreateVolumeRequest is a name; here it is a name that is no UTF-8, sent as bytes of another message.
+    // Field 1 of CreateVolumeRequest is a name; here it is not UTF-8, sent as bytes of another message.
     let path = http::uri::PathAndQuery::from_static("/csi.v1.Controller/CreateVolume");
     let codec = tonic_prost::ProstCodec::<BadName, pb::CreateVolumeResponse>::default();
     let request = Request::new(BadName { name: vec![0xff, 0xfe] });

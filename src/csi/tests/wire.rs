@@ -1,4 +1,4 @@
-//! proto/csi/v1/csi.proto is our own text; proto/csi/v1/wire.txt lists what the published interface has on the wire.
+//! proto/csi/v1/csi.proto is our own text; proto/csi/v1/wire.txt lists the wire format of the published interface.
 
 use std::fmt::Write as _;
 

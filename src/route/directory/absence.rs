@@ -1,4 +1,5 @@
-//! What is not there: silent nodes, pools that nobody serves, and why, in words that name the next step.
+//! What is missing: unreachable nodes and pools that no node serves, with errors that name the reason and the next
+//! step.
 
 use std::time::Duration;
 
@@ -7,14 +8,15 @@ use crate::home::Health;
 use crate::types::{Error, Kind, NodeId, PoolId};
 
 impl Directory {
-    /// What keeps a known pool from being served, if anything does and it is not lost.
+    /// Why a known pool that is not declared lost is not served; `None` if it is.
     pub(super) fn unserved(&self, state: &State, pool: PoolId, entry: Option<&Entry>) -> Option<Error> {
         let serving: Vec<_> = self.serving_pool(state, pool);
         if let [(one, _), (other, _), ..] = serving.as_slice() {
             return Some(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "nodes {one} and {other} both say that they serve pool {pool}: one of them has a copy of its disks; stop one of the two"
+                    "nodes {one} and {other} both report pool {pool}: one of them has a copy of its disks; stop \
+                     holdfast node on the one with the copy"
                 ),
             ));
         }
@@ -30,7 +32,8 @@ impl Directory {
             return Some(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "pool {pool} ({}) on node {} is in quarantine since it was declared lost; look at it and readmit it: holdfast pools readmit {pool}",
+                    "pool {pool} ({}) on node {} is in quarantine since it was declared lost; check its volumes, \
+                     then run holdfast pools readmit {pool}",
                     entry.name, entry.node
                 ),
             ));
@@ -39,7 +42,8 @@ impl Directory {
             Some(_) => Error::new(
                 Kind::Unavailable,
                 format!(
-                    "node {} does not serve pool {pool} ({}){}, and no other node does; give it its disks back, or if they are gone for good name the pool in lostHomes",
+                    "node {} does not serve pool {pool} ({}){}, and no other node does; bring its disks back to that \
+                     node, or if they are gone for good, add the pool to lostHomes",
                     entry.node,
                     entry.name,
                     match state.as_remembered(pool) {
@@ -48,12 +52,13 @@ impl Directory {
                     }
                 ),
             ),
-            // It may come with its next heartbeat: what others told of it is no judgement yet.
+            // Its next heartbeat may report it: reports of other nodes are not enough to decide that it is missing.
             None => self.starting().unwrap_or_else(|| {
                 Error::new(
                     Kind::Unavailable,
                     format!(
-                        "node {}, the home of pool {pool} ({}), has not been heard since this controller started, and was last heard {}{}; start it, or if it never returns name it in lostHomes",
+                        "node {}, the home node of pool {pool} ({}), has sent no heartbeat since this controller \
+                         started; its last heartbeat was {}{}; start it, or if it never returns, add it to lostHomes",
                         entry.node,
                         entry.name,
                         entry.ago(),
@@ -64,7 +69,7 @@ impl Directory {
         })
     }
 
-    /// Why something that exists may not be told of: silent nodes and missing pools, a sentence each.
+    /// Why existing objects may be missing from a list: unreachable nodes and missing pools, one sentence each.
     #[must_use]
     pub fn unheard(&self) -> Vec<String> {
         let state = self.read();
@@ -75,7 +80,7 @@ impl Directory {
         silent_nodes.chain(missing).chain(cut).map(|error| error.to_string()).collect()
     }
 
-    /// That not all pools are known: a node that is heard names more than can be kept.
+    /// The error when not all pools are known: a reachable node reports more than the controller keeps.
     pub(super) fn left_out(&self, state: &State) -> Option<Error> {
         let heard = state.members.iter().filter(|(_, member)| self.silence(member).is_none());
         let cut = |(node, member): (&NodeId, &super::Member)| {
@@ -86,13 +91,14 @@ impl Directory {
         Some(Error::new(
             Kind::Unavailable,
             format!(
-                "node {node} names {left_out} pools more than a controller keeps ({}): what is in them is not known; look at directory.json in its state directory, and whether somebody has its key",
+                "node {node} reports {left_out} pools more than a controller keeps ({}): their volumes are unknown; \
+                 check directory.json in its state directory, and whether its key was stolen",
                 super::MOST_KNOWN
             ),
         ))
     }
 
-    /// Pools that are known and not served now, lost ones among them.
+    /// Pools that are known and not served now, including lost ones.
     #[must_use]
     pub fn missing(&self) -> Vec<Entry> {
         let state = self.read();
@@ -104,7 +110,7 @@ impl Directory {
     }
 }
 
-/// Whether the node that had a pool last keeps it out of use.
+/// Whether the node that had a pool last keeps it in quarantine.
 pub(super) fn quarantined(state: &State, pool: PoolId, entry: &Entry) -> bool {
     let last = state.members.get(&entry.node).and_then(|member| member.last.as_ref());
     last.is_some_and(|last| {
@@ -117,7 +123,8 @@ pub(super) fn silent(node: &NodeId, since: Duration) -> Error {
     Error::new(
         Kind::Unavailable,
         format!(
-            "node {node} has not been heard for {} s; wait for it, look whether holdfast runs there, or if it never returns name it in lostHomes",
+            "node {node} is unreachable: its last heartbeat was {} s ago; wait for it, check that holdfast runs \
+             there, or if it never returns, add it to lostHomes",
             since.as_secs()
         ),
     )
@@ -127,7 +134,8 @@ pub(super) fn nobody(pool: PoolId) -> Error {
     Error::new(
         Kind::Unavailable,
         format!(
-            "pool {pool} is served by no node now: start its node; if its disks were moved, start holdfast where they are: it says what to change"
+            "no node serves pool {pool} now; start its node, or if its disks were moved, start holdfast on the node \
+             that has them and follow its log"
         ),
     )
 }
@@ -142,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_controller_that_just_started_judges_no_node() {
-        // The node that tells of the other need not be reached for that.
+        // The node that reports the other one is not dialled in this test.
         let dial = |node: &NodeId, _: &str| Err(Error::new(Kind::Unavailable, format!("{node} is not dialled here")));
         let rhythm = Rhythm { interval: Duration::from_millis(200) };
         let directory = Directory::of_controller(Box::new(dial), rhythm, BTreeSet::new());

@@ -1,4 +1,4 @@
-//! What nodes say of themselves, how often, and what is kept of it.
+//! Heartbeats of nodes, their interval, and the entries kept from them.
 
 use std::time::Duration;
 
@@ -9,21 +9,21 @@ use crate::types::{NodeId, PoolId, PoolName};
 /// A node's heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// Who.
+    /// The node.
     pub node: NodeId,
-    /// The boot of its machine.
+    /// The boot id of its machine.
     pub boot_id: String,
     /// Its release.
     pub version: String,
-    /// Where its home is dialled, `HOST:PORT`.
+    /// The address of its home service, `HOST:PORT`.
     pub endpoint: String,
     /// The storage network it is on; [`NO_FABRIC`](crate::route::NO_FABRIC) without one.
     pub fabric: String,
-    /// What it has.
+    /// Its pools.
     pub pools: Vec<PoolHealth>,
-    /// What it was told before, as much of it as is taken.
+    /// The directory entries it has stored, as many as are accepted.
     pub known: Vec<Entry>,
-    /// How many more it named.
+    /// How many more entries it sent.
     pub left_out: usize,
 }
 
@@ -32,56 +32,56 @@ pub struct Heartbeat {
 pub struct Entry {
     /// The pool.
     pub pool: PoolId,
-    /// What people call it.
+    /// The pool's name.
     pub name: PoolName,
     /// The node that served it last.
     pub node: NodeId,
-    /// Where that was dialled.
+    /// The address of that node.
     pub endpoint: String,
-    /// When a controller last heard so; zero where that is not known.
+    /// When a controller last received a heartbeat of it; zero if unknown.
     pub heard: Timestamp,
 }
 
 impl Entry {
-    /// How long ago it was heard, for people.
+    /// The time since that heartbeat, for messages.
     #[must_use]
     pub fn ago(&self) -> String {
         if self.heard == Timestamp::from_nanos(0) {
-            return "at a time that is not known".to_owned();
+            return "at an unknown time".to_owned();
         }
         format!("{} s ago", self.heard.age().as_secs())
     }
 
-    /// What it takes in a message, about, in bytes.
+    /// Its approximate size in a message, in bytes.
     pub(super) fn size(&self) -> usize {
         64 + self.node.as_str().len() + self.name.as_str().len() + self.endpoint.len()
     }
 }
 
-/// A node as people are shown it.
+/// A node as the command line shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Its last heartbeat; `known` is empty.
     pub heartbeat: Heartbeat,
-    /// When that was.
+    /// When that was received.
     pub heard: Timestamp,
-    /// Whether it is too long ago for calls to be sent there.
+    /// Whether the node is unreachable.
     pub silence: Silence,
 }
 
-/// Whether a node is heard.
+/// Whether a node is reachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Silence {
-    /// It is.
+    /// Reachable.
     Heard,
-    /// It is not.
+    /// Unreachable.
     Silent,
 }
 
-/// How often nodes are heard.
+/// The interval of heartbeats and the limits derived from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rhythm {
-    /// Time between two heartbeats of a node.
+    /// The time between two heartbeats of a node.
     pub interval: Duration,
 }
 
@@ -92,17 +92,17 @@ impl Default for Rhythm {
 }
 
 impl Rhythm {
-    /// Not heard for so long, a node is silent.
+    /// After so long without a heartbeat, a node is unreachable.
     pub(super) fn patience(self) -> Duration {
         self.interval * 3
     }
 
-    /// Figures older than this are not capacity.
+    /// Older figures are not used as capacity.
     pub(super) fn fresh(self) -> Duration {
         self.interval * 6
     }
 
-    /// A controller that just started waits so long for the nodes to be heard.
+    /// A controller that just started waits so long for heartbeats.
     #[must_use]
     pub fn settling(self) -> Duration {
         self.interval * 2

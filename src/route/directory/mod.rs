@@ -1,9 +1,10 @@
-//! Which home serves which pool: looked up at each call, because pools move between nodes and handles do not change.
+//! Which home node serves which pool: looked up at each call, because pools move between nodes and handles do not
+//! change.
 //!
-//! In `standalone` there is one home, which is always there. A controller knows only what nodes tell it: each heartbeat
-//! says what its node serves, and what the node was told before of all the others, so that a controller that has just
-//! started learns of homes that are silent now. Nothing here is written to a disk, and nothing is concluded from
-//! silence: a pool that nobody serves still has its volumes.
+//! In `standalone` there is one home node, which is always there. A controller knows only what nodes report. Each
+//! heartbeat names the pools that its node serves, and the directory entries that the node has stored. So a controller
+//! that has just started learns of home nodes that are unreachable now. Nothing is written to disk here. An unreachable
+//! node is never treated as lost: a pool that no node serves still has its volumes.
 
 mod absence;
 mod heartbeat;
@@ -26,46 +27,47 @@ use crate::telemetry::{HomeFigures, HomeState};
 use crate::types::{Error, Kind, NodeId, PoolId, PoolName, Result};
 use crate::wire::Complaints;
 
-/// Pools that are kept in mind because somebody remembers them, in number and in bytes: the answer to each heartbeat has them all.
+/// The most pools that are kept because a node has them in its directory, in number and in bytes: the answer to each
+/// heartbeat contains them all.
 pub const MOST_KNOWN: usize = 8192;
 const MOST_KNOWN_BYTES: usize = 2 << 20;
-/// Pools that one node may have had since this controller started.
+/// The most pools that one node may have had since this controller started.
 const MOST_OF_NODE: usize = 1024;
-/// Clocks of machines may differ by so much: what was heard later than that from now on was not heard then.
+/// The clocks of machines may differ by so much: a time later than that is not used.
 const SKEW: Duration = Duration::from_secs(300);
 
-/// What a human declared lost: a node with all its pools, or one pool.
+/// What an operator declared lost: a node with all its pools, or one pool.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lost {
     /// Every pool that was last served by this node.
     Node(NodeId),
-    /// This pool, wherever it was.
+    /// This pool, on any node.
     Pool(PoolId),
 }
 
-/// Who answers for a pool.
+/// The answer to which node serves a pool.
 pub enum Answering {
-    /// Its home.
+    /// Its home node.
     Home(Arc<dyn Home>),
-    /// Nobody ever again: a human declared it lost.
+    /// None, for good: an operator declared it lost.
     Nobody,
 }
 
-/// How a home is dialled: the node that must answer, and where.
+/// How a home node is dialled: the node that must answer, and its address.
 pub type Dial = Box<dyn Fn(&NodeId, &str) -> Result<Arc<dyn Home>> + Send + Sync>;
 
-/// The homes there are and the nodes that are known.
+/// The home nodes and the other known nodes.
 pub struct Directory {
     kind: Roles,
     state: RwLock<State>,
     complaints: Complaints,
 }
 
-/// What the directory is made of.
+/// The source of the directory.
 enum Roles {
-    /// Homes that are always there, and the node that serves the calls, if one of them does.
+    /// Home nodes that are always there, and the node that serves the calls, if one of them does.
     Fixed { serving: Option<NodeId>, others: BTreeSet<NodeId> },
-    /// Homes on nodes, which make themselves known.
+    /// Home nodes that register themselves by heartbeats.
     Controller { dial: Dial, rhythm: Rhythm, lost: BTreeSet<Lost>, since: Stopwatch },
 }
 
@@ -73,15 +75,15 @@ enum Roles {
 struct State {
     members: BTreeMap<NodeId, Member>,
     known: BTreeMap<PoolId, Entry>,
-    /// The nodes that say they serve a pool, silent ones among them: the other way round than in `members`.
+    /// The nodes that report a pool, unreachable ones included: the inverse of `members`.
     serving: BTreeMap<PoolId, BTreeSet<NodeId>>,
-    /// Who remembers a pool that was not heard here.
+    /// The node that reported a pool of which no heartbeat arrived here.
     hearsay: BTreeMap<PoolId, NodeId>,
     known_bytes: usize,
 }
 
 impl State {
-    /// Keeps where a pool is, or was.
+    /// Stores where a pool is, or was.
     fn know(&mut self, entry: Entry) -> Option<Entry> {
         self.known_bytes += entry.size();
         let before = self.known.insert(entry.pool, entry);
@@ -89,7 +91,7 @@ impl State {
         before
     }
 
-    /// Keeps what a node has now, in place of what it had.
+    /// Stores what a node has now, in place of what it had.
     fn join(&mut self, member: Member) {
         let node = member.seat.node.clone();
         let before = self.members.get(&node).map(|before| before.pools.clone()).unwrap_or_default();
@@ -107,18 +109,18 @@ impl State {
         self.members.insert(node, member);
     }
 
-    /// Who says so of a pool that was not heard here, for messages.
+    /// The node that reported a pool without a heartbeat here, for messages.
     fn as_remembered(&self, pool: PoolId) -> String {
-        self.hearsay.get(&pool).map_or_else(String::new, |node| format!(", as node {node} remembers"))
+        self.hearsay.get(&pool).map_or_else(String::new, |node| format!(", according to the directory of node {node}"))
     }
 }
 
-/// A node that was heard in this life.
+/// A node that sent a heartbeat to this process.
 struct Member {
     home: Arc<dyn Home>,
     seat: Seat,
     pools: BTreeSet<PoolId>,
-    /// The same, as its answers are checked by.
+    /// The same, used to check its answers.
     owned: Pools,
     last: Option<Last>,
 }
@@ -126,7 +128,7 @@ struct Member {
 /// The last heartbeat.
 struct Last {
     heartbeat: Heartbeat,
-    /// How many pools that it remembers are not kept.
+    /// How many entries of its directory are not kept.
     left_out: usize,
     at: Timestamp,
     since: Stopwatch,
@@ -141,14 +143,14 @@ impl fmt::Debug for Directory {
 }
 
 impl Directory {
-    /// One home that is all there is, and serves the calls itself.
+    /// One home node, which serves the calls itself.
     #[must_use]
     pub fn standalone(home: Arc<dyn Home>, pools: impl IntoIterator<Item = PoolId>) -> Self {
         let serving = Some(home.node().clone());
         Self::fixed(serving, [(home, pools.into_iter().collect())])
     }
 
-    /// Homes with their pools that are always there; none of them serves the calls.
+    /// Home nodes with their pools that are always there; none of them serves the calls.
     pub fn of_homes(homes: impl IntoIterator<Item = (Arc<dyn Home>, Vec<PoolId>)>) -> Self {
         Self::fixed(None, homes)
     }
@@ -166,7 +168,7 @@ impl Directory {
         Self { kind, state: RwLock::new(state), complaints: Complaints::default() }
     }
 
-    /// The same with nodes that have no pool of their own but may use volumes, where homes are always there.
+    /// The same with nodes that have no pool but may use volumes, where the home nodes are always there.
     #[must_use]
     pub fn with_nodes(mut self, nodes: impl IntoIterator<Item = NodeId>) -> Self {
         if let Roles::Fixed { others, .. } = &mut self.kind {
@@ -175,7 +177,7 @@ impl Directory {
         self
     }
 
-    /// A controller's: empty until nodes are heard.
+    /// The directory of a controller: empty until heartbeats arrive.
     #[must_use]
     pub fn of_controller(dial: Dial, rhythm: Rhythm, lost: BTreeSet<Lost>) -> Self {
         let kind = Roles::Controller { dial, rhythm, lost, since: Stopwatch::start() };
@@ -186,10 +188,11 @@ impl Directory {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a heartbeat in. The answer is what the node keeps on its disk, and which of its pools were declared lost.
+    /// Processes a heartbeat. Returns the entries that the node stores on its disk, and those of its pools that are
+    /// declared lost.
     ///
     /// # Errors
-    /// `InvalidArgument` for an endpoint that is none, and for a node that names ever more pools.
+    /// `InvalidArgument` for an invalid endpoint, and for a node that reports more and more pools.
     pub fn hear(&self, heartbeat: Heartbeat) -> Result<(Vec<Entry>, Vec<PoolId>)> {
         let Roles::Controller { dial, .. } = &self.kind else { return Ok((Vec::new(), Vec::new())) };
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
@@ -212,7 +215,7 @@ impl Directory {
             before => {
                 if before.is_none() || self.complaints.may_say(node.as_str(), "heard again").is_some() {
                     info!(%node, endpoint = heartbeat.endpoint, version = heartbeat.version, pools = served.len(),
-                        again = before.is_some(), "node heard");
+                        again = before.is_some(), "node registered");
                 }
                 let owned = Pools::of(&served);
                 let home: Arc<dyn Home> = Arc::new(OwnedHome::new(dial(&node, &heartbeat.endpoint)?, owned.clone()));
@@ -227,9 +230,9 @@ impl Directory {
         Ok((state.known.values().cloned().collect(), lost))
     }
 
-    /// Takes in what a node was told before of others; how many pools are left out. What was heard here is newer than what a node
-    /// remembers, whatever the clocks of machines say. A time that has not come yet is taken for one that is not known: anybody
-    /// else's word is better.
+    /// Processes the directory entries of a node; returns how many pools are left out. A heartbeat received here is
+    /// newer than an entry, whatever the clocks say. A time in the future counts as unknown: any other node's entry is
+    /// better.
     fn remember(&self, state: &mut State, heartbeat: &Heartbeat, now: Timestamp) -> usize {
         let latest = now.as_nanos().saturating_add(u64::try_from(SKEW.as_nanos()).unwrap_or(u64::MAX));
         let (mut left_out, mut early) = (heartbeat.left_out, 0_usize);
@@ -257,24 +260,32 @@ impl Directory {
         }
         let node = &heartbeat.node;
         if early > 0 && self.complaints.may_say(node.as_str(), "early").is_some() {
-            warn!(%node, early, "it says of pools that they were heard at a time that has not come yet: that time is not used; look at the clocks of that node and of the controllers");
+            warn!(
+                %node, early,
+                "the node's directory has heartbeat times in the future: they are not used; check the clocks of that \
+                 node and of the controllers"
+            );
         }
         if left_out > 0 && self.complaints.may_say(node.as_str(), "left out").is_some() {
-            warn!(%node, left_out, most = MOST_KNOWN, "it names more pools of others than are kept: look whether somebody has its key");
+            warn!(
+                %node, left_out, most = MOST_KNOWN,
+                "the node's directory names more pools of other nodes than are kept; check whether its key was stolen"
+            );
         }
         left_out
     }
 
-    /// Takes in what a node has itself.
+    /// Processes the node's own pools.
     fn learn(&self, state: &mut State, heartbeat: &Heartbeat, now: Timestamp) -> Result<()> {
         let node = &heartbeat.node;
-        // What another node remembers of this one does not count: it may be invented.
+        // Entries of other nodes about this one do not count: they may be invented.
         let own = |entry: &Entry| entry.node == *node && !state.hearsay.contains_key(&entry.pool);
         let is_new = |pool: PoolId| state.known.get(&pool).is_none_or(|known| !own(known));
         let new = heartbeat.pools.iter().filter(|pool| is_new(pool.id)).count();
         if new > 0 && new + state.known.values().filter(|entry| own(entry)).count() > MOST_OF_NODE {
             let message = format!(
-                "node {node} has named more than {MOST_OF_NODE} pools since this controller started: it is not heard any more; look whether somebody has its key, then restart the controllers"
+                "node {node} has reported more than {MOST_OF_NODE} pools since this controller started: its \
+                 heartbeats are refused; check whether its key was stolen, then restart the controllers"
             );
             if self.complaints.may_say(node.as_str(), "pools").is_some() {
                 warn!("{message}");
@@ -294,7 +305,7 @@ impl Directory {
                 && before.node != *node
                 && self.complaints.may_say(&format!("{node} {}", pool.id), "moved").is_some()
             {
-                warn!(pool = %pool.id, from = %before.node, to = %node, "a pool is on another node now");
+                warn!(pool = %pool.id, from = %before.node, to = %node, "a pool has moved to another node");
             }
         }
         Ok(())
@@ -309,17 +320,17 @@ impl Directory {
         }
     }
 
-    /// Since when a member is silent, if it is.
+    /// How long a member has been unreachable; `None` if it is reachable.
     fn silence(&self, member: &Member) -> Option<Duration> {
         let (Roles::Controller { rhythm, .. }, Some(last)) = (&self.kind, &member.last) else { return None };
         let since = last.since.elapsed();
         (since > rhythm.patience()).then_some(since)
     }
 
-    /// Whether enough was heard to say what exists and what does not.
+    /// Whether enough heartbeats arrived to decide what exists.
     ///
     /// # Errors
-    /// `Unavailable` for a controller in its first two intervals, and for one that heard no node at all.
+    /// `Unavailable` for a controller in its first two intervals, and for one that received no heartbeat at all.
     pub fn settled(&self) -> Result<()> {
         let Roles::Controller { .. } = &self.kind else { return Ok(()) };
         if let Some(starting) = self.starting() {
@@ -328,26 +339,27 @@ impl Directory {
         if self.read().members.is_empty() {
             return Err(Error::new(
                 Kind::Unavailable,
-                "no node has made itself known to this controller; is holdfast node running, and does its --controllers name this controller?",
+                "no node has registered with this controller; check that holdfast node runs and that its \
+                 --controllers names this controller",
             ));
         }
         Ok(())
     }
 
-    /// What a controller in its first two intervals says: it has not heard all nodes yet.
+    /// The error of a controller in its first two intervals: it has not received the heartbeats of all nodes yet.
     fn starting(&self) -> Option<Error> {
         let Roles::Controller { rhythm, since, .. } = &self.kind else { return None };
         let left = rhythm.settling().checked_sub(since.elapsed())?;
         Some(Error::new(
             Kind::Unavailable,
             format!(
-                "this controller has just started and still waits to hear from the nodes; ask again in {} s",
+                "this controller has just started and waits for the heartbeats of the nodes; retry in {} s",
                 left.as_secs() + 1
             ),
         ))
     }
 
-    /// Whether a node exists: heard, or said by another to have had a pool.
+    /// Whether a node is known: it sent a heartbeat, or another node has an entry of it.
     #[must_use]
     pub fn knows(&self, node: &NodeId) -> bool {
         if let Roles::Fixed { others, .. } = &self.kind
@@ -359,7 +371,7 @@ impl Directory {
         state.members.contains_key(node) || state.known.values().any(|entry| entry.node == *node)
     }
 
-    /// The node that serves the calls, if it is a home.
+    /// The node that serves the calls, if it is a home node.
     #[must_use]
     pub fn serving(&self) -> Option<&NodeId> {
         match &self.kind {
@@ -368,7 +380,7 @@ impl Directory {
         }
     }
 
-    /// Every home that can be asked now, in the order of their nodes.
+    /// Every reachable home node, in the order of their node ids.
     #[must_use]
     pub fn heard(&self) -> Vec<Arc<dyn Home>> {
         let state = self.read();
@@ -376,19 +388,20 @@ impl Directory {
         heard.map(|member| Arc::clone(&member.home)).collect()
     }
 
-    /// Every home, for a list that has to be whole.
+    /// Every home node, for a list that must be complete.
     ///
     /// # Errors
-    /// `Unavailable` naming a node that is silent and since when, or a pool nobody serves; see [`Directory::settled`].
+    /// `Unavailable` naming an unreachable node and its last heartbeat, or a pool that no node serves; see
+    /// [`Directory::settled`].
     pub fn all(&self) -> Result<Vec<Arc<dyn Home>>> {
         self.settled()?;
         let state = self.read();
-        let partial = |error: Error| error.context("the list would be incomplete, so none is given");
+        let partial = |error: Error| error.context("the list would be incomplete and is not returned");
         if let Some(error) = self.left_out(&state) {
             return Err(partial(error));
         }
         for (pool, entry) in &state.known {
-            // Out of use since it was declared lost: in no list until a human has looked at it.
+            // In quarantine since it was declared lost: in no list until an operator has readmitted it.
             if quarantined(&state, *pool, entry) {
                 continue;
             }
@@ -396,17 +409,18 @@ impl Directory {
                 return Err(partial(error));
             }
         }
-        // Every pool was answered for: a silent node that is left has none, lost ones, or some that are another's now.
+        // Every pool is accounted for: an unreachable node that is left has none, lost ones, or some that another node
+        // serves.
         let heard = state.members.values().filter(|member| self.silence(member).is_none());
         Ok(heard.map(|member| Arc::clone(&member.home)).collect())
     }
 
-    /// Where homes are, silent ones among them: what a home may have, no other home can deny. Without what was declared
-    /// lost.
+    /// The topology of the home nodes, unreachable ones included: no home node knows what another one may have. Without
+    /// those declared lost.
     #[must_use]
     pub fn seats(&self) -> Vec<Seat> {
         let state = self.read();
-        // The home that serves the calls says itself which pools it has by now.
+        // The home node that serves the calls knows its pools itself.
         let there = |member: &&Member| {
             let serves = matches!(&self.kind, Roles::Fixed { serving: Some(node), .. } if *node == member.seat.node);
             serves || member.pools.iter().any(|pool| !self.is_lost(*pool, &member.seat.node))
@@ -414,7 +428,7 @@ impl Directory {
         let mut seats: BTreeMap<_, _> =
             state.members.values().filter(there).map(|member| (&member.seat.node, member.seat.clone())).collect();
         for (pool, entry) in &state.known {
-            // Not heard since this controller started, or heard and without its pool: that still has its volumes.
+            // No heartbeat since this controller started, or one without the pool: the pool still has its volumes.
             if !self.is_lost(*pool, &entry.node) {
                 seats.entry(&entry.node).or_insert_with(|| match state.members.get(&entry.node) {
                     Some(member) => member.seat.clone(),
@@ -425,7 +439,8 @@ impl Directory {
         seats.into_values().collect()
     }
 
-    /// Why a pool that a node had last is not served now, if there is one and it is not lost; of this name, if one is given.
+    /// Why a pool (of this name, if one is given) that a node had last is not served now; `None` if it is served or
+    /// lost.
     #[must_use]
     pub fn unserved_on(&self, node: &NodeId, name: Option<&PoolName>) -> Option<Error> {
         let state = self.read();
@@ -434,8 +449,8 @@ impl Directory {
         had.find_map(|(pool, entry)| self.unserved(&state, *pool, Some(entry)))
     }
 
-    /// Every home with its state, for metrics. One that is silent and has nothing any more, because another node serves
-    /// its pools, is left out.
+    /// Every home node with its state, for metrics. An unreachable one that has no pool any more, because other nodes
+    /// serve its pools, is left out.
     #[must_use]
     pub fn homes(&self) -> Vec<HomeFigures> {
         let Roles::Controller { lost, .. } = &self.kind else { return Vec::new() };
@@ -474,8 +489,8 @@ impl Directory {
         nodes.into_iter().filter_map(figures).collect()
     }
 
-    /// The figures of the pools of every node inside a topology (all without one), from heartbeats that are not too
-    /// old; `None` where there are no heartbeats and the home is to be asked.
+    /// The figures of the pools of every node in a topology (of all without one), from recent heartbeats; `None` where
+    /// there are no heartbeats and the home node has to be queried.
     #[must_use]
     pub fn figures_in(&self, topology: Option<&Segments>) -> Option<Vec<(NodeId, Vec<PoolReport>)>> {
         let Roles::Controller { rhythm, .. } = &self.kind else { return None };
@@ -499,7 +514,7 @@ impl Directory {
     /// The home on a node.
     ///
     /// # Errors
-    /// `Unavailable` when there is none, or it is silent.
+    /// `Unavailable` when there is none, or it is unreachable.
     pub fn home_on(&self, node: &NodeId) -> Result<Arc<dyn Home>> {
         let state = self.read();
         match state.members.get(node) {
@@ -509,15 +524,16 @@ impl Directory {
             },
             None => Err(Error::new(
                 Kind::Unavailable,
-                format!("node {node} serves no pools now; wait for it, or start holdfast there"),
+                format!("node {node} serves no pool now; wait for it, or start holdfast there"),
             )),
         }
     }
 
-    /// Who answers for a pool now.
+    /// The node that serves a pool now.
     ///
     /// # Errors
-    /// `Unavailable`, never `NotFound`: a pool nobody serves still has its volumes. It names the node and since when.
+    /// `Unavailable`, never `NotFound`: a pool that no node serves still has its volumes. It names the node and its
+    /// last heartbeat.
     pub fn answering(&self, pool: PoolId) -> Result<Answering> {
         let state = self.read();
         let entry = state.known.get(&pool);
@@ -525,7 +541,7 @@ impl Directory {
         if let Roles::Controller { lost, .. } = &self.kind
             && (lost.contains(&Lost::Pool(pool)) || node.is_some_and(|node| lost.contains(&Lost::Node(node.clone()))))
         {
-            // What only others remember is no word of its home: that has its time to say otherwise.
+            // An entry of another node does not count until its own home node had the time to report.
             if !lost.contains(&Lost::Pool(pool))
                 && state.hearsay.contains_key(&pool)
                 && let Some(starting) = self.starting()
@@ -543,12 +559,12 @@ impl Directory {
         }
     }
 
-    /// The nodes that say they serve a pool. One that is silent does not count where another says so now: its disks were
-    /// moved away and claimed, or it would not be another's.
+    /// The nodes that report a pool. An unreachable one does not count if a reachable one reports it: its disks were
+    /// moved there and claimed.
     fn serving_pool<'a>(&self, state: &'a State, pool: PoolId) -> Vec<(&'a NodeId, &'a Member)> {
         let nodes = state.serving.get(&pool).into_iter().flatten();
         let said: Vec<_> = nodes.filter_map(|node| state.members.get_key_value(node)).collect();
-        // The home that serves the calls itself says why it does not serve a pool, or not yet.
+        // The home node that serves the calls itself knows why it does not serve a pool, or not yet.
         if let (Roles::Fixed { serving: Some(node), .. }, true) = (&self.kind, said.is_empty()) {
             return state.members.get_key_value(node).into_iter().collect();
         }
@@ -556,7 +572,7 @@ impl Directory {
         if heard.is_empty() { said } else { heard }
     }
 
-    /// The home that serves a pool now.
+    /// The home node that serves a pool now.
     ///
     /// # Errors
     /// `Unavailable` as [`Directory::answering`]; also for a pool that was declared lost.
@@ -566,30 +582,33 @@ impl Directory {
             Answering::Nobody => Err(Error::new(
                 Kind::Unavailable,
                 format!(
-                    "pool {pool} was declared lost (lostHomes in the controller's configuration): what was in it can only be deleted"
+                    "pool {pool} was declared lost (lostHomes in the controller's configuration): its volumes and \
+                     snapshots can only be deleted"
                 ),
             )),
         }
     }
 
-    /// The home that has a pool, served or in quarantine.
+    /// The home node that has a pool, served or in quarantine.
     ///
     /// # Errors
-    /// `Precondition` for a pool that is declared lost here; `Unavailable` when the node that had it last is not heard.
+    /// `Precondition` for a pool that is declared lost here; `Unavailable` when the node that had it last is
+    /// unreachable.
     pub fn holder(&self, pool: PoolId) -> Result<Arc<dyn Home>> {
         let node = self.read().known.get(&pool).map(|entry| entry.node.clone()).ok_or_else(|| nobody(pool))?;
         if self.is_lost(pool, &node) {
             return Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "pool {pool} on node {node} is declared lost in the configuration of this controller; take it out of lostHomes of every controller first"
+                    "pool {pool} on node {node} is declared lost in the configuration of this controller; remove it \
+                     from lostHomes of every controller first"
                 ),
             ));
         }
         self.home_on(&node)
     }
 
-    /// Every node heard in this life.
+    /// Every node that sent a heartbeat to this process.
     #[must_use]
     pub fn seen(&self) -> Vec<Seen> {
         let state = self.read();

@@ -1,4 +1,4 @@
-//! What is said of files that cannot be used, what the authority certifies, and that no key is seen.
+//! The errors for unusable files, what the authority issues, and that no key is shown.
 
 use rcgen::{CertificateParams, IsCa, SanType};
 
@@ -45,7 +45,11 @@ fn each_fault_of_a_file_is_named_with_what_to_do() {
     says("expired", &held(by(name.as_str(), -2 * DAY, -DAY)), &["tls.crt", "expired on", &today[..10], issue]);
     says("early", &held(by(name.as_str(), DAY, 2 * DAY)), &["tls.crt", "not valid before", "clock"]);
     says("no-role", &held(by("x.csi.holdfast.storage", -DAY, DAY)), &["tls.crt", "exactly one role", "x.csi", issue]);
-    says("other", &held(by("c.node.csi.holdfast.storage", -DAY, DAY)), &["c.node.csi", "this is b.node.csi", issue]);
+    says(
+        "other",
+        &held(by("c.node.csi.holdfast.storage", -DAY, DAY)),
+        &["c.node.csi", "this process is b.node.csi", issue],
+    );
     says(
         "a-file",
         &|place| {
@@ -65,8 +69,8 @@ fn what_works_but_should_not_be_is_remarked() {
     std::os::unix::fs::PermissionsExt::set_mode(&mut fs::metadata(place.join("tls.key")).unwrap().permissions(), 0o644);
     rig.load(&place, &role).unwrap();
     let place = place.to_str().unwrap();
-    assert_eq!(rig.log.lines(&["WARN", place, "tls.key may be read by every user"]), 1, "{}", rig.log.text());
-    assert_eq!(rig.log.lines(&["WARN", place, "would not be accepted by who trusts the same ca.crt"]), 1);
+    assert_eq!(rig.log.lines(&["WARN", place, "tls.key can be read by every user"]), 1, "{}", rig.log.text());
+    assert_eq!(rig.log.lines(&["WARN", place, "would not be accepted by a peer that trusts the same ca.crt"]), 1);
 }
 
 fn read(certificate: &str) -> Certificate {
@@ -91,7 +95,7 @@ fn a_node_is_certified_for_itself_whatever_it_asks() {
     let (_, parsed) = x509_parser::parse_x509_certificate(der).unwrap();
     assert!(!parsed.is_ca());
 
-    // A byte of the request changed: somebody else's key in it, or anything else.
+    // A byte of the request changed: another key in it, or anything else.
     for at in [request.der().len() / 2, request.der().len() - 5] {
         let mut der = request.der().to_vec();
         der[at] ^= 1;
@@ -152,7 +156,7 @@ fn a_ca_that_has_expired_certifies_nobody_any_more() {
     let place = place.to_str().unwrap();
     assert_eq!(rig.log.lines(&["WARN", place, "is left out"]), 1);
     assert_eq!(rig.log.lines(&["WARN", place, "would not be accepted"]), 1);
-    // Nobody is certified for longer than the CA lives.
+    // No certificate lasts longer than the CA.
     let (short, _) = Authority::make_for((now() - DAY, now() + 2 * DAY)).unwrap();
     assert!(read(&short.issue(&role, 30).unwrap().certificate).not_after <= now() + 2 * DAY);
 }

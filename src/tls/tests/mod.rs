@@ -79,7 +79,7 @@ impl io::Write for Log {
     }
 }
 
-/// A certificate and key as a stranger's program would hold them.
+/// A certificate and key as an unknown program would have them.
 #[derive(Clone)]
 struct Held {
     certificate: String,
@@ -87,7 +87,7 @@ struct Held {
 }
 
 impl Held {
-    /// Names and dates of one's choice.
+    /// With chosen names and dates.
     fn by(authority: &Authority, names: &[&str], from: i64, to: i64) -> Self {
         let key = new_key().unwrap();
         let certificate = authority.certify_names(names, &key, from, to).unwrap();
@@ -170,7 +170,7 @@ impl Rig {
     }
 }
 
-/// Accepts; tells each client who it is in one line, then echoes.
+/// Accepts; sends each client its identity in one line, then echoes.
 async fn echo(credentials: &Credentials) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -196,7 +196,7 @@ async fn connect(credentials: &Credentials, role: &Role, address: SocketAddr) ->
     credentials.connector(role).call(uri).await.map(hyper_util::rt::TokioIo::into_inner)
 }
 
-/// Connects, and gives what the server says one is.
+/// Connects, and returns the identity that the server sends.
 async fn greeted(
     credentials: &Credentials,
     role: &Role,
@@ -218,7 +218,7 @@ async fn echoes(stream: &mut BufReader<Connection>) -> io::Result<()> {
     Ok(())
 }
 
-/// A client of its own making, to servers of the CA; gives the server's certificate or what went wrong.
+/// A client written for the test, to servers of the CA; returns the server's certificate or the error.
 async fn stranger(
     ca: &str,
     held: Option<&Held>,
@@ -240,7 +240,7 @@ async fn stranger(
     let name = ServerName::try_from(server.name().to_string()).unwrap();
     let tcp = TcpStream::connect(address).await?;
     let mut stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
-    // What the server thinks of the client's certificate comes after the handshake.
+    // The server's decision about the client's certificate comes after the handshake.
     stream.read_u8().await?;
     Ok(stream.get_ref().1.peer_certificates().unwrap()[0].clone())
 }

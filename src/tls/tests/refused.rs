@@ -1,4 +1,4 @@
-//! Who is let in and who is not, and what is said and counted of it.
+//! Which peers are accepted and which are refused, and the log lines and counts of refusals.
 
 use rustls::ServerConfig;
 use tokio_rustls::TlsAcceptor;
@@ -54,7 +54,7 @@ async fn clients_with_the_wrong_certificate_or_none_are_refused_named_and_counte
     stranger(&rig.ca, by(&[good], -DAY, DAY).as_ref(), &server, address).await.unwrap();
 }
 
-/// A server of its own making, which asks nobody for a certificate.
+/// A server written for the test, which requests no certificate.
 async fn impostor(held: &Held) -> SocketAddr {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
@@ -85,7 +85,7 @@ async fn servers_that_are_not_exactly_the_one_wanted_are_refused() {
         ("not_yet_valid", by(&[good], DAY, 2 * DAY)),
         ("unknown_authority", Held::by(&foreign, &[good], now() - DAY, now() + DAY)),
         ("wrong_role", by(&["c.node.csi.holdfast.storage"], -DAY, DAY)),
-        // It matches by the rules of DNS names and is no role's name all the same.
+        // It matches by the rules of DNS names, but is not a role name.
         ("no_role", by(&["*.node.csi.holdfast.storage"], -DAY, DAY)),
     ];
     for (reason, held) in cases {
@@ -100,7 +100,7 @@ async fn servers_that_are_not_exactly_the_one_wanted_are_refused() {
     }
     let address = impostor(&by(&[good], -DAY, DAY)).await;
     assert_eq!(greeted(&client, &wanted, address).await.unwrap().1, "welcome");
-    // Our own server of another node, as a controller that dials a stale address would meet it.
+    // Our own server of another node, as a controller with a stale address would reach it.
     let other = echo(&rig.credentials(&node("c"))).await;
     assert_eq!(connect(&client, &wanted, other).await.unwrap_err().kind(), Kind::Denied);
     rig.await_refusals("server", "refused_by_peer", 1).await;
@@ -216,7 +216,7 @@ async fn tls_1_2_and_plain_text_are_refused_on_a_tls_port() {
 
     drop(TcpStream::connect(address).await.unwrap());
     rig.await_refusals("server", "gone", 1).await;
-    // And the other way: a server in plain text is none of ours.
+    // The other way round: a plain-text server is refused.
     let address = echo(&Credentials::plain(rig.metrics.tls().clone())).await;
     connect(&rig.credentials(&Role::Controller), &node("b"), address).await.unwrap_err();
 }
@@ -232,7 +232,7 @@ async fn silent_clients_hold_nobody_up_and_are_dropped_in_time() {
     }
     let begun = Stopwatch::start();
     greeted(&rig.credentials(&Role::Controller), &node("b"), address).await.unwrap();
-    // The oldest gave way, the youngest has its time.
+    // The oldest is ended, the youngest keeps its time.
     let mut byte = [0];
     let oldest = silent.first_mut().unwrap().read(&mut byte);
     assert!(matches!(tokio::time::timeout(Duration::from_secs(5), oldest).await, Ok(Ok(0) | Err(_))));
@@ -251,7 +251,7 @@ async fn plain_text_verifies_nobody_and_warns() {
     assert!(rig.log.lines(&["WARN", "plain text", "for tests only"]) >= 1);
     let address = echo(&plain).await;
     let (mut stream, greeting) = greeted(&plain, &node("b"), address).await.unwrap();
-    assert_eq!((greeting.as_str(), stream.get_ref().peer()), ("somebody unverified", &Peer::Unverified));
+    assert_eq!((greeting.as_str(), stream.get_ref().peer()), ("an unverified peer", &Peer::Unverified));
     echoes(&mut stream).await.unwrap();
     assert_eq!(rig.count("holdfast_tls_connections{side=\"server\"}"), 1);
     drop(stream);

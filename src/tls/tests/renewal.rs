@@ -1,4 +1,4 @@
-//! Certificates that change, or expire, while connections are there.
+//! Certificates that change or expire while connections exist.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -65,9 +65,9 @@ async fn a_broken_renewal_keeps_the_old_and_is_said_once() {
     let crt = place.join("tls.crt");
     let other = rig.authority.issue(&server, 60).unwrap();
     let broken = [
-        ("tls.crt", "nonsense", "tls.crt: it holds no certificate in PEM"),
+        ("tls.crt", "nonsense", "tls.crt: it contains no certificate in PEM"),
         ("tls.crt", &other.certificate, "tls.key: it is not the key of tls.crt beside it"),
-        ("ca.crt", "", "ca.crt: it holds no certificate in PEM"),
+        ("ca.crt", "", "ca.crt: it contains no certificate in PEM"),
     ];
     let (good_ca, mut count) = (fs::read(place.join("ca.crt")).unwrap(), 0);
     for (name, text, why) in broken {
@@ -77,7 +77,7 @@ async fn a_broken_renewal_keeps_the_old_and_is_said_once() {
             assert_eq!(shown(&rig, &server, address).await, before);
             assert_eq!(rig.count(failed), count, "{why}");
         }
-        let said = ["ERROR", "the one before goes on", why, place.to_str().unwrap()];
+        let said = ["ERROR", "the one before stays in use", why, place.to_str().unwrap()];
         assert_eq!(rig.log.lines(&said), 1, "{name} {}", rig.log.text());
     }
     fs::write(place.join("ca.crt"), good_ca).unwrap();
@@ -99,7 +99,7 @@ async fn a_renewal_whose_time_has_not_come_is_used_when_it_has() {
     early.write(&place, &rig.ca);
     assert_eq!(shown(&rig, &server, address).await, before);
     tokio::time::sleep(Duration::from_secs(6)).await;
-    // It was tried again, and what is known is not said again.
+    // It was tried again, and a known reason is not logged again.
     assert_eq!(shown(&rig, &server, address).await, before);
     assert_eq!(rig.count("holdfast_tls_reloads_total{outcome=\"failed\"}"), 1);
     assert_eq!(rig.log.lines(&["ERROR", "not valid before", place.to_str().unwrap()]), 1);
@@ -198,7 +198,7 @@ async fn files_on_a_disk_that_hangs_cost_one_handshake_two_seconds() {
     let before = shown(&rig, &server, address).await;
     rig.authority.issue(&server, 60).unwrap().write(&Os::new(), &place).unwrap();
     hung.store(false, Ordering::SeqCst);
-    // The look that hung comes to its end, and the next sees the change.
+    // The check that hung ends, and the next one sees the change.
     let begun = Stopwatch::start();
     while shown(&rig, &server, address).await == before {
         assert!(begun.elapsed() < Duration::from_secs(10));

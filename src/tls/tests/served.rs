@@ -1,4 +1,4 @@
-//! With tonic: who asks is known to the service, which decides.
+//! With tonic: the service gets the peer's identity and decides.
 
 #![expect(clippy::disallowed_methods, reason = "the service of this test answers with a code of its own")]
 

@@ -1,4 +1,4 @@
-//! Certificates that the controllers make, nodes that have none yet, and none any more.
+//! Certificates that the controllers issue, nodes that have none yet, and nodes whose certificate is gone.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,7 +15,7 @@ use crate::observability::http;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// Has `--metrics`; the address.
+/// Has `--metrics`; returns the address.
 fn with_metrics(machine: &mut Machine) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -32,7 +32,7 @@ fn node(cluster: &mut Cluster) -> &mut Machine {
     cluster.nodes.get_mut("node-a").unwrap()
 }
 
-/// Starts the pair, until the node is heard.
+/// Starts the pair, until the node is registered.
 fn begin(cluster: &mut Cluster) {
     cluster.start_controller(0);
     if cluster.wire == Wire::Auto {
@@ -43,7 +43,7 @@ fn begin(cluster: &mut Cluster) {
     cluster.heard(0, "node-a");
 }
 
-/// A pair that ran, with a volume that is attached and written. The node is down; the address of its metrics.
+/// A pair that ran, with a volume that is attached and written. The node is down; returns the address of its metrics.
 fn with_a_volume(wire: Wire) -> (Cluster, Vol, String) {
     let mut cluster = pair(wire);
     let metrics = with_metrics(node(&mut cluster));
@@ -61,7 +61,7 @@ fn serves_its_volume(cluster: &mut Cluster, vol: &Vol, times: usize) {
     cluster.start_node("node-a");
     await_that("the node serves", SOON, || {
         let node = &cluster.nodes["node-a"];
-        // It says so first, and then makes its socket.
+        // It reports that first, and then creates its socket.
         node.said().matches("holdfast node serves").count() == times && UnixStream::connect(&node.socket).is_ok()
     });
     check_tree(&cluster.stage(vol).unwrap(), 1);
@@ -72,7 +72,7 @@ fn kept(cluster: &Cluster) -> PathBuf {
     cluster.nodes["node-a"].directory.join("state/certificate.json")
 }
 
-/// As it was kept at first: three files.
+/// The format of the first release: three files.
 fn keep_as_before(cluster: &Cluster) {
     let content: serde_json::Value = serde_json::from_slice(&fs::read(kept(cluster)).unwrap()).unwrap();
     let earlier = kept(cluster).with_file_name("tls");
@@ -115,7 +115,7 @@ fn a_pod_that_is_no_node_is_not_certified() {
     let mut cluster = Cluster::stopped(&["node-a", "node-b"], 1, Wire::Auto);
     let api = cluster.api.as_ref().unwrap();
     api.know("token-of-a-pod", "system:serviceaccount:holdfast:default", &["holdfast"], Some("node-b"));
-    // A token of the node's account, from the other node: what that pod says of itself counts for nothing.
+    // A token of the node's account, from the other node: what the pod sends about itself does not count.
     api.know("token-of-a", NODE_ACCOUNT, &["holdfast"], Some("node-a"));
     let file = cluster.nodes["node-b"].directory.join("token");
     fs::write(&file, "token-of-a-pod").unwrap();
@@ -128,16 +128,18 @@ fn a_pod_that_is_no_node_is_not_certified() {
     await_that("the refusal is told", SOON, || {
         let log = cluster.controllers[0].said();
         log.lines().any(|line| {
-            line.contains("a node was not certified") && line.contains("holdfast:default") && line.contains("127.0.0.1")
+            line.contains("no certificate was issued to a node")
+                && line.contains("holdfast:default")
+                && line.contains("127.0.0.1")
         })
     });
     fs::write(&file, "token-of-a").unwrap();
     await_that("the other node's certificate is not taken", SOON, || {
         let log = cluster.nodes["node-b"].said();
-        log.contains("it is for node-a.node.csi.holdfast.storage, and this is node-b.node.csi.holdfast.storage")
+        log.contains("it is for node-a.node.csi.holdfast.storage, but this process is node-b.node.csi.holdfast.storage")
     });
     let log = cluster.controllers[0].said();
-    assert!(!log.lines().any(|line| line.contains("node heard") && line.contains("node-b")), "{log}");
+    assert!(!log.lines().any(|line| line.contains("node registered") && line.contains("node-b")), "{log}");
     assert!(!log.contains("token-of-a"), "{log}");
     fs::write(&file, "token-of-node-b").unwrap();
     cluster.heard(0, "node-b");
@@ -152,7 +154,7 @@ fn certificates_are_renewed_without_a_restart_and_before_they_expire() {
     let vol = cluster.create("vol", Use::Block, "node-a");
     let (begun, mut cut) = (Stopwatch::start(), 0);
     while begun.elapsed() < Duration::from_secs(45) {
-        // A connection ends with the certificate it was made with, and a call that is on it then is asked again.
+        // A connection ends with its certificate, and a call that runs on it then is retried.
         let both = cluster.publish(0, &vol, "node-a").and_then(|_| cluster.unpublish(0, &vol, "node-a"));
         cut += usize::from(both.is_err());
         std::thread::sleep(Duration::from_millis(500));
@@ -160,8 +162,8 @@ fn certificates_are_renewed_without_a_restart_and_before_they_expire() {
     assert!(cut <= 3, "{cut} calls failed");
     cluster.unpublish(0, &vol, "node-a").unwrap();
     let (node, controller) = (cluster.nodes["node-a"].said(), cluster.controllers[0].said());
-    assert!(node.matches("this node is certified").count() >= 3, "{node}");
-    assert!(controller.matches("certificate taken").count() >= 3, "{controller}");
+    assert!(node.matches("this node has a new certificate").count() >= 3, "{node}");
+    assert!(controller.matches("certificate accepted").count() >= 3, "{controller}");
     for log in [&node, &controller] {
         assert!(!log.contains("own certificate expired"), "{log}");
     }
@@ -174,7 +176,7 @@ fn a_node_serves_its_volumes_without_controllers_with_its_certificate_and_withou
     let (mut cluster, vol, metrics) = with_a_volume(Wire::Auto);
     assert_eq!(cluster.controllers[0].terminate(), 0);
 
-    // With the certificate it kept, and with one that an earlier release kept.
+    // With the stored certificate, and with one that an earlier release stored.
     serves_its_volume(&mut cluster, &vol, 2);
     assert_eq!(ready(&metrics), (200, "ok\n".to_owned()));
     assert_eq!(node(&mut cluster).terminate(), 0);
@@ -182,7 +184,7 @@ fn a_node_serves_its_volumes_without_controllers_with_its_certificate_and_withou
     serves_its_volume(&mut cluster, &vol, 3);
     assert_eq!(ready(&metrics), (200, "ok\n".to_owned()));
 
-    // Never certified, and nobody there to do it.
+    // Never certified, and no controller is there to do it.
     assert_eq!(node(&mut cluster).terminate(), 0);
     fs::remove_dir_all(kept(&cluster).with_file_name("tls")).unwrap();
     serves_its_volume(&mut cluster, &vol, 4);
@@ -191,7 +193,7 @@ fn a_node_serves_its_volumes_without_controllers_with_its_certificate_and_withou
     let usable = "holdfast_tls_certificate_usable{name=\"node-a.node.csi.holdfast.storage\"}";
     assert!(http(&metrics, "/metrics", SOON).1.contains(&format!("{usable} 0")));
 
-    // The controller comes back: the node joins by itself.
+    // The controller returns: the node registers by itself.
     cluster.start_controller(0);
     await_that("the node is heard", Duration::from_secs(90), || cluster.unpublish(0, &vol, "node-a").is_ok());
     assert_eq!(ready(&metrics), (200, "ok\n".to_owned()));
@@ -214,17 +216,14 @@ fn without_a_ca_it_is_said_what_is_missing_and_what_to_do() {
     }
     await_that("the node says what it waits for", SOON, || ready(&of_node).1.contains("published.crt"));
     let (code, text) = ready(&of_node);
-    assert!(
-        code == 200 && text.contains("no CA's certificate") && text.contains("the log of the controllers"),
-        "{text}"
-    );
+    assert!(code == 200 && text.contains("no CA certificate") && text.contains("the log of the controllers"), "{text}");
     std::thread::sleep(Duration::from_secs(5));
     let (code, text) = ready(&of_controller);
     assert!(code == 503 && text.contains("no CA yet") && text.contains("the Secret holdfast/holdfast-ca"), "{text}");
-    // By nobody but our own loop, after about 0, 1, 3 and 7 seconds.
+    // Only by the retry loop, after about 0, 1, 3 and 7 seconds.
     let asked = cluster.api.as_ref().unwrap().asked("GET /api/v1/namespaces/holdfast/secrets/holdfast-ca");
     assert!((2..=6).contains(&asked), "{asked}");
-    assert_eq!(cluster.controllers[0].said().matches("the CA cannot be looked after now").count(), 1);
+    assert_eq!(cluster.controllers[0].said().matches("the CA cannot be checked now").count(), 1);
 
     cluster.api.as_ref().unwrap().answer_with(None);
     cluster.mount_ca("node-a");

@@ -1,4 +1,4 @@
-//! One node with a valid certificate that does what it can: to the memory of others, to their devices, to their turns.
+//! One node with a valid certificate that attacks: the memory of others, their devices, their turns.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -22,11 +22,11 @@ use super::harness::{Cluster, Wire};
 use crate::harness::raw::figures;
 use crate::harness::{Use, run};
 
-/// How much more memory a daemon may have under any of this, KiB.
+/// How much more memory a daemon may use in these tests, in KiB.
 const MOST_MORE: u64 = 64 << 10;
 
 impl Cluster {
-    /// A way to a daemon with the certificate of a node.
+    /// A channel to a daemon with the certificate of a node.
     fn as_node(&self, name: &str, server: &Role, address: &str) -> Channel {
         let directory = self.authority().with_file_name(format!("tls-of-{name}"));
         if !directory.exists() {
@@ -66,7 +66,7 @@ impl http_body::Body for Unfinished {
     }
 }
 
-/// A call that is begun and never made.
+/// A call that begins and never completes.
 async fn begin(channel: Channel, path: &'static str) -> Option<Code> {
     let request = http::Request::builder()
         .method("POST")
@@ -178,7 +178,7 @@ fn a_node_lets_go_of_nothing_that_is_not_attached_to_it() {
     assert_eq!(cluster.call(home.close(in_another_s_name)).unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(loops(&image), before);
 
-    // As fast as it can, and others have their turns all the same.
+    // As fast as it can, and others still get their turns.
     let asking: Vec<_> = (0..64)
         .map(|_| {
             let (mut home, request) = (home.clone(), h::CloseRequest { id: id.clone(), node: own.clone() });
@@ -197,7 +197,7 @@ fn a_node_lets_go_of_nothing_that_is_not_attached_to_it() {
     asking.into_iter().for_each(|asking| cluster.join(asking));
     assert_eq!(loops(&image), before);
     let refusals = cluster.nodes["node-a"].said().lines().filter(|line| line.contains("Close is refused")).count();
-    assert_eq!(refusals, 1, "a refusal is said once a minute");
+    assert_eq!(refusals, 1, "a refusal is logged once a minute");
     cluster.unstage(&vol).unwrap();
     cluster.unpublish(0, &vol, "node-a").unwrap();
     cluster.delete(0, &vol).unwrap();

@@ -1,4 +1,4 @@
-//! A cluster: started, spoken to, taken apart.
+//! A cluster for a test: start, calls, and cleanup.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -33,23 +33,23 @@ pub(super) const NODE_KEY: &str = "csi.holdfast.storage/node";
 pub(super) struct Machine {
     pub(super) name: String,
     daemon: Option<Daemon>,
-    /// Of CSI.
+    /// The CSI socket.
     pub(super) socket: PathBuf,
-    /// Of the wire.
+    /// The port for other daemons.
     pub(super) address: String,
     pub(super) directory: PathBuf,
     pub(super) extra: Vec<String>,
-    /// Where a controller certifies, with [`Wire::Auto`].
+    /// Where a controller issues certificates, with [`Wire::Auto`].
     pub(super) enrol: String,
     variables: Vec<(String, String)>,
 }
 
-/// How daemons know each other.
+/// How daemons identify each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wire {
     Plain,
     Tls,
-    /// The controllers make them.
+    /// The controllers issue them.
     Auto,
 }
 
@@ -116,7 +116,7 @@ impl Machine {
         self.daemon.take().expect("it runs").kill9();
     }
 
-    /// A daemon that still runs and does nothing any more.
+    /// A stopped daemon: it exists and does nothing.
     pub(super) fn freeze(&self) {
         self.daemon.as_ref().expect("it runs").signal(nix::sys::signal::Signal::SIGSTOP);
     }
@@ -137,7 +137,7 @@ impl Machine {
 }
 
 impl Cluster {
-    /// Running, ready, with every node heard by every controller.
+    /// Running, ready, and every node is registered with every controller.
     pub(super) fn new(nodes: &[&str], controllers: usize) -> Self {
         Self::wired(nodes, controllers, Wire::Plain)
     }
@@ -164,9 +164,9 @@ impl Cluster {
         cluster
     }
 
-    /// Everything but the daemons.
+    /// Everything except the daemons.
     pub(super) fn stopped(nodes: &[&str], controllers: usize, wire: Wire) -> Self {
-        // All filesystems first: each makes a mount namespace, and all daemons belong into the last.
+        // All filesystems first: each creates a mount namespace, and all daemons run in the last one.
         let scratches: BTreeMap<String, Scratch> =
             nodes.iter().map(|name| ((*name).to_owned(), Scratch::new(PoolFs::Xfs, 2 << 30))).collect();
         let mut machines = BTreeMap::new();
@@ -205,7 +205,7 @@ impl Cluster {
         cluster
     }
 
-    /// What kubelet does: the published certificate of the CA becomes a file of the node, once it is published.
+    /// What kubelet does: the published CA certificate becomes a file of the node.
     pub(super) fn mount_ca(&self, name: &str) {
         let file = self.nodes[name].directory.join("published.crt");
         await_that("the CA is published", Duration::from_secs(30), || {
@@ -261,7 +261,7 @@ impl Cluster {
         self.controllers[index].start(arguments);
     }
 
-    /// The pool of a node, where it was made.
+    /// The pool of a node, at its original place.
     pub(super) fn pool_of(&self, name: &str) -> PathBuf {
         self.scratches[name].root().join("pool")
     }
@@ -292,7 +292,7 @@ impl Cluster {
         self.nodes.get_mut(name).expect("a node of the cluster").start(arguments);
     }
 
-    /// A way to a socket.
+    /// A channel to a socket.
     pub(super) fn channel_of(&self, socket: &Path) -> Channel {
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
         self.runtime.block_on(async { endpoint.connect_lazy() })
@@ -314,12 +314,12 @@ impl Cluster {
         answer.map(Response::into_inner)
     }
 
-    /// Runs something to its end.
+    /// Runs a future to its end.
     pub(super) fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }
 
-    /// Runs a call beside others.
+    /// Runs a call in the background.
     pub(super) fn spawn<T: Send + 'static>(
         &self,
         call: impl Future<Output = T> + Send + 'static,
@@ -327,12 +327,12 @@ impl Cluster {
         self.runtime.spawn(call)
     }
 
-    /// Waits for something that was spawned.
+    /// Waits for a background call.
     pub(super) fn join<T>(&self, task: tokio::task::JoinHandle<T>) -> T {
         self.runtime.block_on(task).unwrap()
     }
 
-    /// Waits until a controller says it is ready.
+    /// Waits until a controller reports that it is ready.
     pub(super) fn ready(&mut self, index: usize) {
         let mut client = IdentityClient::new(self.channel_of(&self.controllers[index].socket));
         await_that("the controller is ready", Duration::from_secs(30), || {
@@ -341,22 +341,22 @@ impl Cluster {
         });
     }
 
-    /// What a node still can take, as a controller says.
+    /// The free capacity of a node, as a controller reports it.
     pub(super) fn capacity(&self, index: usize, node: &str) -> i64 {
         let topology = on(node).preferred.into_iter().next();
         let request = p::GetCapacityRequest { accessible_topology: topology, ..Default::default() };
         self.call(self.controller(index).get_capacity(request)).map_or(0, |answer| answer.available_capacity)
     }
 
-    /// Waits until a controller has heard a node.
+    /// Waits until a node is registered with a controller.
     pub(super) fn heard(&self, index: usize, node: &str) {
         await_that("the node is heard", Duration::from_secs(30), || {
             let log = self.controllers[index].said();
-            log.lines().any(|line| line.contains("node heard") && line.contains(node))
+            log.lines().any(|line| line.contains("node registered") && line.contains(node))
         });
     }
 
-    /// Waits until a controller answers for a volume as it should: OK or this code.
+    /// Waits until a controller answers for a volume as expected: OK or this code.
     pub(super) fn until(&self, index: usize, vol: &Vol, wanted: Code) {
         await_that("the controller says so of the volume", Duration::from_secs(30), || {
             let request = p::ControllerGetVolumeRequest { volume_id: vol.id.clone() };
@@ -367,7 +367,7 @@ impl Cluster {
         });
     }
 
-    /// One try at a volume on a node, through a controller.
+    /// One attempt to create a volume on a node, through a controller.
     pub(super) fn try_create(&self, index: usize, name: &str, kind: Use, node: &str) -> Result<Vol, Status> {
         let request = p::CreateVolumeRequest {
             accessibility_requirements: Some(on(node)),
@@ -376,7 +376,7 @@ impl Cluster {
         self.create_from(index, kind, request)
     }
 
-    /// One try at a volume.
+    /// One attempt to create a volume.
     pub(super) fn create_from(&self, index: usize, kind: Use, request: p::CreateVolumeRequest) -> Result<Vol, Status> {
         let volume = self.call(self.controller(index).create_volume(request))?.volume.unwrap();
         let node = volume.accessible_topology[0].segments[NODE_KEY].clone();
@@ -416,7 +416,7 @@ impl Cluster {
         self.scratches[&vol.node].path().join("stage").join(&vol.id)
     }
 
-    /// NodeStage on the volume's node: where it is mounted.
+    /// NodeStage on the volume's node: returns where it is mounted.
     pub(super) fn stage(&self, vol: &Vol) -> Result<PathBuf, Status> {
         let staging = self.staging(vol);
         fs::create_dir_all(&staging).unwrap();
@@ -452,7 +452,7 @@ impl Cluster {
         Ok(answer.entries.into_iter().map(|entry| entry.volume.unwrap().volume_id).collect())
     }
 
-    /// A command of people against a controller.
+    /// An operator's command to a controller.
     pub(super) fn command(&self, index: usize, arguments: &[&str]) -> Finished {
         let address = self.controllers[index].address.clone();
         let directory = self.controllers[index].directory.join("tls").display().to_string();
@@ -472,7 +472,7 @@ impl Cluster {
         serde_json::from_slice::<serde_json::Value>(&text).unwrap()["id"].as_str().unwrap().to_owned()
     }
 
-    /// Everything ends without a complaint, and nothing is left (the scratches look).
+    /// Everything ends without an error, and nothing is left (the scratch filesystems check that).
     pub(super) fn finish(mut self) {
         for machine in self.nodes.values_mut().chain(&mut self.controllers) {
             if machine.daemon.is_some() {

@@ -1,4 +1,4 @@
-//! A node of several registers itself with its kubelet.
+//! One node of several registers itself with its kubelet.
 
 use super::harness::Cluster;
 use crate::registration::Kubelet;

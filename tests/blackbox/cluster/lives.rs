@@ -1,4 +1,4 @@
-//! A volume's life when its home and the controller are different processes.
+//! A volume's lifecycle when its home node and the controller are different processes.
 
 use holdfast::csi::proto as p;
 use tonic::Code;
@@ -41,7 +41,7 @@ fn a_restore_is_made_where_its_source_is() {
     let request =
         p::CreateSnapshotRequest { source_volume_id: vol.id.clone(), name: "snap".into(), ..Default::default() };
     let snapshot = cluster.call(cluster.controller(0).create_snapshot(request)).unwrap().snapshot.unwrap();
-    // The scheduler chose the other node and left the source's allowed: the answer says where it went.
+    // The scheduler chose the other node and allowed the source's node: the answer names the real one.
     let mut requirement = on("node-a");
     requirement.requisite.extend(on("node-b").requisite);
     let request = p::CreateVolumeRequest {
@@ -53,7 +53,7 @@ fn a_restore_is_made_where_its_source_is() {
     assert_eq!(restored.node, "node-b");
     cluster.publish(0, &restored, "node-b").unwrap();
     check_tree(&cluster.stage(&restored).unwrap(), 1);
-    // Only the other node allowed: no room there for it, ever.
+    // Only the other node is allowed: the copy can never be there.
     let request = p::CreateVolumeRequest {
         accessibility_requirements: Some(on("node-a")),
         volume_content_source: from_snapshot(&snapshot.snapshot_id),
@@ -97,7 +97,7 @@ fn capacity_is_told_node_by_node_and_placement_follows_it() {
         &[Code::ResourceExhausted],
     );
     assert!(said.contains("node-a") || said.contains("pool"), "{said}");
-    // `placement: any` walks on to the node with room.
+    // `placement: any` continues to the node with free space.
     let mut requirement = on("node-a");
     requirement.requisite.extend(on("node-b").requisite);
     requirement.preferred.extend(on("node-b").preferred);

@@ -1,4 +1,5 @@
-//! A home that never returns is declared so by a human, and only then; one that returns after all is kept out.
+//! A home node that never returns is declared lost by an operator, and only then; one that returns after all is
+//! quarantined.
 
 use std::fs;
 use std::time::Duration;
@@ -34,7 +35,7 @@ fn only_a_human_gives_up_a_home_and_it_comes_back_in_quarantine() {
     cluster.delete(0, &gone).unwrap();
     refused(cluster.publish(0, &kept, "node-b"), &[Code::Unavailable]);
 
-    // It was not gone: nothing in it is served or listed until a human has looked.
+    // It was not lost: nothing in it is served or listed until an operator has readmitted it.
     cluster.start_node("node-b");
     await_that("it is in quarantine", Duration::from_secs(10), || {
         cluster.nodes["node-b"].said().contains("in quarantine until an operator readmits it")
@@ -51,7 +52,7 @@ fn only_a_human_gives_up_a_home_and_it_comes_back_in_quarantine() {
         cluster.publish(0, &kept, "node-b").is_err_and(|status| status.message().contains("readmit"))
     });
     assert_eq!(cluster.list(0).unwrap(), std::slice::from_ref(&here.id));
-    // And the home's own lives.
+    // The home node's own volumes continue.
     assert_eq!(cluster.nodes.get_mut("node-b").unwrap().terminate(), 0);
     cluster.start_node("node-b");
     refused(cluster.publish(0, &kept, "node-b"), &[Code::Unavailable]);
@@ -62,7 +63,7 @@ fn only_a_human_gives_up_a_home_and_it_comes_back_in_quarantine() {
     await_that("everything is listed again", Duration::from_secs(10), || {
         cluster.list(0).is_ok_and(|ids| ids.len() == 3)
     });
-    // What was given up is still there, with its grant: a human decides.
+    // The deleted volume still exists there, with its attachment: the operator decides.
     refused(cluster.delete(0, &gone), &[Code::FailedPrecondition]);
     cluster.unpublish(0, &gone, "node-b").unwrap();
     for vol in [here, gone, kept] {

@@ -1,5 +1,5 @@
 //! Several nodes and controllers as processes of this machine: each node with its own pool, socket and directory, the
-//! controllers elsewhere. What one node promises has to hold for all of them, whoever is silent.
+//! controllers separate. The guarantees of one node must hold for all of them, whichever is unreachable.
 
 mod auto;
 mod bounds;

@@ -1,4 +1,4 @@
-//! The network between a controller and a node stops carrying, without a word to either side.
+//! The network between a controller and a node stops transporting bytes, without an error on either side.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use tonic::Code;
 use super::harness::{Cluster, Wire, on};
 use crate::harness::{Use, await_that, create_request, refused};
 
-/// Which ways bytes are held up; they are not lost, as in a network that comes back.
+/// The directions in which bytes are delayed; they are not lost, as in a network that recovers.
 #[derive(Default)]
 struct Held {
     to_node: AtomicBool,
@@ -36,7 +36,7 @@ fn carry(mut from: TcpStream, mut to: TcpStream, held: impl Fn() -> bool + Send 
     });
 }
 
-/// A way to `node` that can be held up: where to dial.
+/// A relay to `node` that can delay bytes: the address to dial.
 fn way_to(node: String) -> (String, Arc<Held>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, held) = (listener.local_addr().unwrap().to_string(), Arc::<Held>::default());
@@ -57,7 +57,7 @@ fn way_to(node: String) -> (String, Arc<Held>) {
 fn a_network_that_stops_carrying_is_noticed_named_and_forgiven() {
     let mut cluster = Cluster::stopped(&["node-a", "node-b"], 1, Wire::Plain);
     let (address, held) = way_to(cluster.nodes["node-b"].address.clone());
-    // Heartbeats still arrive: only the way from the controller to the node is cut.
+    // Heartbeats still arrive: only the direction from the controller to the node is cut.
     cluster.nodes.get_mut("node-b").unwrap().extra = vec!["--advertise".to_owned(), address];
     cluster.start_controller(0);
     cluster.start_node("node-a");
@@ -69,7 +69,7 @@ fn a_network_that_stops_carrying_is_noticed_named_and_forgiven() {
     for (name, both) in [("both", true), ("replies", false)] {
         held.to_node.store(both, Ordering::SeqCst);
         held.to_controller.store(true, Ordering::SeqCst);
-        // A caller with a deadline hears in time, and which node it is.
+        // A caller with a deadline gets an answer in time, and it names the node.
         let mut request = tonic::Request::new(p::CreateVolumeRequest {
             accessibility_requirements: Some(on("node-b")),
             ..create_request(name, Use::Block, Use::Block.size())
@@ -81,7 +81,7 @@ fn a_network_that_stops_carrying_is_noticed_named_and_forgiven() {
             &[Code::Unavailable, Code::DeadlineExceeded],
         );
         assert!(begun.elapsed() < Duration::from_secs(6) && said.contains("node-b"), "{:?}: {said}", begun.elapsed());
-        // One without hears when the connection is given up: 10 s to the next ping, 5 s for its answer.
+        // One without a deadline gets it when the connection is closed: 10 s to the next ping, 5 s for its answer.
         let begun = Stopwatch::start();
         let said = refused(cluster.publish(0, &there, "node-b"), &[Code::Unavailable, Code::DeadlineExceeded]);
         println!("{name}: without a deadline answered after {:?}: {said}", begun.elapsed());

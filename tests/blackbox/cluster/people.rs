@@ -1,4 +1,4 @@
-//! People ask a controller through its own socket, where no certificate is needed, and get nothing else there.
+//! Operators query a controller through its own socket, which needs no certificate, and can do nothing else there.
 
 use holdfast::registry::proto as r;
 use holdfast::registry::proto::registry_client::RegistryClient;
@@ -37,7 +37,7 @@ fn operators_are_answered_on_the_controllers_own_socket() {
     let readmitted = ask(&["pools", "readmit", &cluster.pool_id("node-a")]);
     said(&readmitted, 0);
 
-    // The variable is where nothing else is said, and gives way to pools of this machine.
+    // The variable is the default, and pools of this machine override it.
     let by_variable = try_run_with(driver_binary(), &["pools"], &[(VARIABLE, &address)]);
     assert!(said(&by_variable, 0).contains("node-b"));
     let spec = format!("test=file:{}", cluster.pool_of("node-a").display());
@@ -50,7 +50,7 @@ fn operators_are_answered_on_the_controllers_own_socket() {
     let nowhere = try_run(driver_binary(), &["pools", "--tls", "/nowhere"]);
     assert!(said(&nowhere, 2).is_empty() && nowhere.stderr.contains("--controller"), "{}", nowhere.stderr);
 
-    // No node is believed there, and a node's socket answers no questions about the cluster.
+    // The socket accepts no heartbeat, and a node's socket answers no queries about the cluster.
     let mut registry = RegistryClient::new(cluster.channel_of(&cluster.controllers[0].socket));
     let heartbeat = r::HeartbeatRequest { node: "node-z".into(), endpoint: "127.0.0.1:1".into(), ..Default::default() };
     refused(cluster.call(registry.heartbeat(heartbeat)), &[Code::PermissionDenied]);
@@ -59,7 +59,7 @@ fn operators_are_answered_on_the_controllers_own_socket() {
     let wrong = try_run(driver_binary(), &["pools", "--controller", &node]);
     assert!(said(&wrong, 2).is_empty() && wrong.stderr.contains("not served on this socket"), "{}", wrong.stderr);
 
-    // A home that does not answer is waited for longer than a request may take to arrive, and named.
+    // A home node that does not answer is waited for longer than a request may take to arrive, and named.
     cluster.nodes["node-b"].freeze();
     let partial = ask(&["volumes"]);
     assert!(said(&partial, 1).is_empty() || !partial.stdout.contains(handle), "{}", partial.stdout);
@@ -87,7 +87,7 @@ fn doctor_tells_what_each_node_finds_in_its_pools_and_removes_nothing() {
         let plain = uuid.replace('-', "");
         names.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().replace('-', "") == plain).unwrap()
     };
-    // An image whose record is gone, a name that never was one, and a loop device over a volume nobody has.
+    // An image whose record is gone, an invalid name, and a loop device over an unknown volume.
     fs::remove_file(record(&lost).join("volume.json")).unwrap();
     fs::create_dir(pool.join("volumes/.tmp-left")).unwrap();
     let image = record(&kept).join("data");
@@ -108,7 +108,7 @@ fn doctor_tells_what_each_node_finds_in_its_pools_and_removes_nothing() {
     cluster.nodes.get_mut("node-a").unwrap().kill9();
     await_that("the silent one is named", Duration::from_secs(20), || {
         let doctor = cluster.command(0, &["doctor"]);
-        doctor.stdout.contains("node-a has not been heard") && doctor.stdout.contains(".tmp-left")
+        doctor.stdout.contains("node-a is unreachable") && doctor.stdout.contains(".tmp-left")
     });
     cluster.finish();
 }

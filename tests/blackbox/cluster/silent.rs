@@ -1,4 +1,4 @@
-//! A home that is not heard: its volumes say so, everything else goes on, and nothing is concluded from silence.
+//! An unreachable home node: errors name it, everything else continues, and it is never treated as lost.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ fn a_silent_home_is_named_and_the_others_go_on() {
     cluster.publish(0, &there, "node-b").unwrap();
     write_tree(&cluster.stage(&there).unwrap(), 1);
     cluster.nodes.get_mut("node-b").unwrap().kill9();
-    // At once: nobody answers where it was.
+    // At once: no process answers at its address.
     refused(cluster.publish(0, &there, "node-b"), &[Code::Unavailable]);
     await_that("it is known to be silent", Duration::from_secs(10), || {
-        cluster.delete(0, &there).is_err_and(|status| status.message().contains("has not been heard for"))
+        cluster.delete(0, &there).is_err_and(|status| status.message().contains("is unreachable"))
     });
     for index in 0..2 {
         let said = refused(cluster.unpublish(index, &there, "node-b"), &[Code::Unavailable]);
@@ -32,7 +32,7 @@ fn a_silent_home_is_named_and_the_others_go_on() {
     let more = cluster.create("more", Use::Block, "node-a");
     refused(cluster.try_create(0, "none", Use::Block, "node-b"), &[Code::Unavailable, Code::ResourceExhausted]);
 
-    // A controller that begins a new life has only the others' word for it.
+    // A restarted controller knows the node only from the directories of others.
     cluster.controllers[0].kill9();
     cluster.start_controller(0);
     let said = refused(cluster.delete(0, &there), &[Code::Unavailable]);
@@ -65,7 +65,7 @@ fn a_home_that_hangs_slows_no_other() {
     let cluster = Cluster::new(&["node-a", "node-b"], 1);
     let (here, there) = (cluster.create("here", Use::Ext4, "node-a"), cluster.create("there", Use::Ext4, "node-b"));
     cluster.nodes["node-b"].freeze();
-    // More callers than the controller has threads for: one home may have only so many of them.
+    // More callers than the controller has threads: one home node may use only so many of them.
     let clients: Vec<_> = (0..4).map(|_| cluster.controller(0)).collect();
     let stuck: Vec<_> = (0..400)
         .map(|caller: usize| {
@@ -76,7 +76,7 @@ fn a_home_that_hangs_slows_no_other() {
         })
         .collect();
     std::thread::sleep(Duration::from_millis(300));
-    // So many at once are told to ask again, like any sidecar; then the other home is there as ever.
+    // The excess callers are told to retry, like any sidecar; then the other home node still answers.
     await_that("the other home is reached", Duration::from_secs(20), || cluster.publish(0, &here, "node-a").is_ok());
     cluster.unpublish(0, &here, "node-a").unwrap();
     for _ in 0..10 {
@@ -132,12 +132,12 @@ fn disks_that_moved_bring_their_volumes_under_the_same_handles() {
     assert_eq!(cluster.nodes.get_mut("node-c").unwrap().terminate(), 0);
     let pool = cluster.pool_of("node-a");
     let spec = format!("test=file:{}", pool.display());
-    // Not before somebody says that they are here to stay.
+    // Not before an operator has claimed them.
     let driver = crate::harness::driver_binary();
     crate::harness::run(driver, &["pools", "claim", "--node-name", "node-c", "--pool", &spec]);
     cluster.start_node_on("node-c", Some(&pool));
     cluster.until(0, &vol, Code::Ok);
-    // The old home is silent for good, and has nothing that a list would miss.
+    // The old home node stays unreachable, and has nothing that a list would miss.
     await_that("the old home is known to be silent", Duration::from_secs(10), || {
         let nodes = cluster.command(0, &["pools", "--output", "json"]);
         nodes.stdout.contains("\"unreachable\"")

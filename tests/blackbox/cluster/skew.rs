@@ -1,4 +1,4 @@
-//! Releases that do not know the same calls.
+//! Releases with different calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use crate::harness::{Use, await_that, create_request, refused};
 const POOL: &str = "00000000000000aa";
 const OLD: &str = "node-old";
 
-/// A heartbeat of a node that knows less and more than this release.
+/// A heartbeat of a node with unknown fields, and without known ones.
 fn heartbeat(endpoint: &str, provisioning: i32) -> r::HeartbeatRequest {
     let figures = Pool {
         id: POOL.into(),
@@ -43,7 +43,7 @@ fn heartbeat(endpoint: &str, provisioning: i32) -> r::HeartbeatRequest {
     }
 }
 
-/// Heartbeats until the flag falls.
+/// Heartbeats until the flag is cleared.
 async fn beat(mut registry: RegistryClient<Channel>, message: r::HeartbeatRequest, on: Arc<AtomicBool>) {
     while on.load(Ordering::SeqCst) {
         let _ = registry.heartbeat(message.clone()).await;
@@ -58,7 +58,7 @@ fn a_home_without_a_call_is_named_on_the_csi_socket_with_what_to_do() {
     let address = cluster.controllers[0].address.clone();
     let listener = cluster.wait(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let endpoint = listener.local_addr().unwrap().to_string();
-    // It serves gRPC, and none of today's calls.
+    // It serves gRPC, and none of the current calls.
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     let serving = cluster.spawn(Server::builder().add_routes(Routes::default()).serve_with_incoming(incoming));
     let registry = RegistryClient::new(
@@ -86,7 +86,7 @@ fn a_home_without_a_call_is_named_on_the_csi_socket_with_what_to_do() {
     told("Expand", refused(cluster.call(csi.controller_expand_volume(grow)), &[Code::Unavailable]));
     told("CreateVolume", refused(cluster.try_create(0, "new", Use::Block, OLD), &[Code::Unavailable]));
     told("ListVolumes", refused(cluster.list(0), &[Code::Unavailable]));
-    // Others go on, and people see which node it is.
+    // Others continue, and the commands name the node.
     cluster.publish(0, &here, "node-a").unwrap();
     cluster.unpublish(0, &here, "node-a").unwrap();
     let doctor = cluster.command(0, &["doctor"]);
@@ -95,13 +95,13 @@ fn a_home_without_a_call_is_named_on_the_csi_socket_with_what_to_do() {
     on.store(false, Ordering::SeqCst);
     cluster.join(beating);
 
-    // A word in its figures that a later release will know: that pool is unusable, and the node is heard.
+    // A value in its figures that only a later release knows: that pool is unusable, and the node stays reachable.
     on.store(true, Ordering::SeqCst);
     let beating = cluster.spawn(beat(registry, heartbeat(&endpoint, 99), Arc::clone(&on)));
     let mut pools = String::new();
     await_that("the pool is told to be unknown", Duration::from_secs(10), || {
         pools = cluster.command(0, &["pools"]).stdout;
-        pools.lines().any(|line| line.contains(OLD) && line.contains("not understood"))
+        pools.lines().any(|line| line.contains(OLD) && line.contains("cannot be read"))
     });
     assert!(pools.lines().any(|line| line.contains("node-a") && line.contains("served")), "{pools}");
     on.store(false, Ordering::SeqCst);
@@ -111,7 +111,7 @@ fn a_home_without_a_call_is_named_on_the_csi_socket_with_what_to_do() {
     cluster.finish();
 }
 
-/// A later release made a volume with a parameter that this one does not know, and was downgraded.
+/// A later release created a volume with a parameter that this one does not know, before a downgrade.
 #[test]
 fn a_create_refused_for_its_words_is_final_only_when_every_home_says_that_it_has_no_such_name() {
     let mut cluster = Cluster::new(&["node-a", "node-b"], 1);

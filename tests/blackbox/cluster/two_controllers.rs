@@ -1,4 +1,4 @@
-//! Controllers keep nothing: two of them give the same answers, also at the same moment.
+//! Controllers are stateless: two of them give the same answers, also at the same moment.
 
 use holdfast::csi::proto as p;
 use tonic::Code;

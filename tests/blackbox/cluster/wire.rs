@@ -1,4 +1,4 @@
-//! Who may speak to whom: certificates that are right, and every kind that is not.
+//! Permissions between daemons: valid certificates, and every kind of invalid one.
 
 use std::time::Duration;
 
@@ -22,7 +22,9 @@ fn a_node_of_another_authority_is_not_heard() {
     await_that("the refusal is told", Duration::from_secs(15), || {
         cluster.controllers[0].said().contains("connection refused")
     });
-    assert!(!cluster.controllers[0].said().lines().any(|line| line.contains("node heard") && line.contains("node-b")));
+    assert!(
+        !cluster.controllers[0].said().lines().any(|line| line.contains("node registered") && line.contains("node-b"))
+    );
     refused(cluster.try_create(0, "vol", Use::Block, "node-b"), &[Code::ResourceExhausted, Code::Unavailable]);
     cluster.finish();
 }
@@ -37,14 +39,16 @@ fn a_node_speaks_for_itself_only() {
     cluster.start_node("node-a");
     cluster.ready(0);
     cluster.heard(0, "node-a");
-    // The certificate is of another node: it is not used, and the node is nobody to the controller.
+    // The certificate is of another node: it is not used, and the node does not register.
     cluster.start_node("node-b");
     await_that("the certificate is refused", Duration::from_secs(15), || {
         let log = cluster.nodes["node-b"].said();
-        log.contains("there is no certificate to use") && log.contains("node-z")
+        log.contains("there is no usable certificate") && log.contains("node-z")
     });
     std::thread::sleep(Duration::from_secs(1));
-    assert!(!cluster.controllers[0].said().lines().any(|line| line.contains("node heard") && line.contains("node-b")));
+    assert!(
+        !cluster.controllers[0].said().lines().any(|line| line.contains("node registered") && line.contains("node-b"))
+    );
     cluster.finish();
 }
 

@@ -1,4 +1,4 @@
-//! The few paths of the Kubernetes API that Holdfast asks, over real HTTP: Secrets, ConfigMaps and TokenReviews.
+//! The few paths of the Kubernetes API that Holdfast uses, over real HTTP: Secrets, ConfigMaps and TokenReviews.
 
 #![allow(dead_code, reason = "unit tests and black-box tests each use a part of it")]
 
@@ -18,7 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
-/// The bearer token this server takes.
+/// The bearer token that this server accepts.
 pub(crate) const TOKEN: &str = "controllers-own-token";
 
 /// One server; gone when dropped.
@@ -82,7 +82,7 @@ impl ApiServer {
         format!("http://{}", self.address)
     }
 
-    /// A configuration of clients of this server.
+    /// A client configuration for this server.
     pub(crate) fn kubeconfig(&self) -> String {
         let cluster = json!({"name": "test", "cluster": {"server": self.url()}});
         let user = json!({"name": "test", "user": {"token": TOKEN}});
@@ -97,7 +97,7 @@ impl ApiServer {
         kept(&self.shared).objects.get(key).cloned()
     }
 
-    /// Somebody puts this data into an object, `KIND/NAMESPACE/NAME`.
+    /// Another client writes this data into an object, `KIND/NAMESPACE/NAME`.
     pub(crate) fn put(&self, key: &str, data: &Value) {
         let mut kept = kept(&self.shared);
         kept.version += 1;
@@ -107,12 +107,12 @@ impl ApiServer {
         kept.objects.insert(key.to_owned(), json!({"metadata": metadata, "data": data}));
     }
 
-    /// Somebody deletes an object.
+    /// Another client deletes an object.
     pub(crate) fn remove(&self, key: &str) {
         kept(&self.shared).objects.remove(key);
     }
 
-    /// A token, whose it is, what for, and which node its pod is on.
+    /// Registers a token: its account, audiences, and the node of its pod.
     pub(crate) fn know(&self, token: &str, account: &str, audiences: &[&str], node: Option<&str>) {
         let mut user = json!({"username": account, "uid": "1", "groups": ["system:serviceaccounts"]});
         if let Some(node) = node {
@@ -122,12 +122,12 @@ impl ApiServer {
         kept(&self.shared).tokens.insert(token.to_owned(), status);
     }
 
-    /// How often something was asked, `METHOD PATH`.
+    /// The number of requests, `METHOD PATH`.
     pub(crate) fn asked(&self, what: &str) -> usize {
         kept(&self.shared).asked.iter().filter(|asked| *asked == what).count()
     }
 
-    /// Every request is answered so, or as it should be again.
+    /// Every request gets this answer, or with `None` the normal one again.
     pub(crate) fn answer_with(&self, answer: Option<(u16, String)>) {
         kept(&self.shared).override_answer = answer;
     }
@@ -231,7 +231,8 @@ async fn review(State(shared): State<Shared>, body: Bytes) -> Response {
     let asked: Vec<String> = serde_json::from_value(value["spec"]["audiences"].clone()).unwrap_or_default();
     let unknown = || json!({"user": {}, "error": "[invalid bearer token, token lookup failed]"});
     let mut answer = match kept(&shared).tokens.get(&token) {
-        // As the API server: a token is good when it has one of the audiences asked for, and those it has are in the answer.
+        // Like the API server: a token is valid if it has one of the requested audiences; the answer names those it
+        // has.
         Some(known)
             if known["audiences"]
                 .as_array()

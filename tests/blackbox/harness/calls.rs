@@ -1,4 +1,4 @@
-//! Calls that block, and the short way through a volume's life with sane defaults.
+//! Blocking calls, and short forms of a volume's lifecycle with sane defaults.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 use super::{Use, Vol, World, await_that, create_request};
 
-/// One blocking method a CSI call.
+/// One blocking method per CSI call.
 macro_rules! calls {
     ($($client:ident { $($method:ident($request:ident) -> $answer:ident;)* })*) => {
         impl World {
@@ -61,7 +61,7 @@ calls! {
     }
 }
 
-/// What a restore or clone is filled from.
+/// The content source of a restore or clone.
 pub(crate) fn from_snapshot(id: &str) -> Option<p::VolumeContentSource> {
     use p::volume_content_source::{SnapshotSource, Type};
     Some(p::VolumeContentSource { r#type: Some(Type::Snapshot(SnapshotSource { snapshot_id: id.into() })) })
@@ -74,19 +74,19 @@ pub(crate) fn from_volume(vol: &Vol) -> Option<p::VolumeContentSource> {
 }
 
 impl World {
-    /// Creates from a request; `kind` is what the volume is used as.
+    /// Creates from a request; `kind` is the volume's use.
     pub(crate) fn try_create(&self, kind: Use, request: &p::CreateVolumeRequest) -> Result<Vol, Status> {
         let capability = request.volume_capabilities.first().cloned().unwrap_or_else(|| super::capability(kind));
         let volume = self.create_volume(request.clone())?.volume.expect("a created volume");
         Ok(Vol { id: volume.volume_id, kind, size: volume.capacity_bytes, capability, context: volume.volume_context })
     }
 
-    /// Creates, and asks again while the driver says that it is under way.
+    /// Creates, and retries while the driver answers that it is in progress.
     pub(crate) fn create_from(&self, kind: Use, request: &p::CreateVolumeRequest) -> Vol {
         self.retried("CreateVolume", || self.try_create(kind, request))
     }
 
-    /// A blank volume of its use's usual size.
+    /// A blank volume of the usual size of its use.
     pub(crate) fn create(&self, name: &str, kind: Use) -> Vol {
         self.try_create(kind, &create_request(name, kind, kind.size())).unwrap()
     }
@@ -189,7 +189,7 @@ impl World {
         }
     }
 
-    /// NodePublish into a pod; where it is to be found there.
+    /// NodePublish into a pod; returns its path there.
     pub(crate) fn bind(&self, vol: &Vol, pod: &str) -> Result<PathBuf, Status> {
         self.node_publish_volume(self.bind_request(vol, pod))?;
         Ok(self.target(vol, pod))
@@ -201,7 +201,7 @@ impl World {
         self.node_unpublish_volume(p::NodeUnpublishVolumeRequest { volume_id: vol.id.clone(), target_path }).map(drop)
     }
 
-    /// ControllerPublish, stage, publish into a pod called `pod`: the path.
+    /// ControllerPublish, stage, publish into a pod called `pod`: returns the path.
     pub(crate) fn attach(&self, vol: &Vol) -> Result<PathBuf, Status> {
         self.publish(vol)?;
         self.stage(vol)?;
@@ -220,14 +220,14 @@ impl World {
         self.delete_volume(p::DeleteVolumeRequest { volume_id: vol.id.clone(), ..Default::default() }).map(drop)
     }
 
-    /// One try at a snapshot.
+    /// One attempt to create a snapshot.
     pub(crate) fn try_snapshot(&self, name: &str, vol: &Vol) -> Result<p::Snapshot, Status> {
         let request =
             p::CreateSnapshotRequest { source_volume_id: vol.id.clone(), name: name.into(), ..Default::default() };
         Ok(self.create_snapshot(request)?.snapshot.expect("a snapshot"))
     }
 
-    /// A snapshot, asked for until it is ready to use.
+    /// A snapshot, requested until it is ready to use.
     pub(crate) fn snapshot(&self, name: &str, vol: &Vol) -> p::Snapshot {
         let mut made = None;
         await_that("the snapshot is ready", Duration::from_secs(60), || {
@@ -278,12 +278,12 @@ impl World {
         Ok(answer.capacity_bytes)
     }
 
-    /// What a new volume of a use could still take.
+    /// The capacity for a new volume of a use.
     pub(crate) fn capacity(&self) -> p::GetCapacityResponse {
         self.get_capacity(p::GetCapacityRequest::default()).unwrap()
     }
 
-    /// Undoes everything through the driver, ends it, and proves that nothing is left: not in the pool, not on the machine.
+    /// Removes everything through the driver, stops it, and checks that nothing is left in the pool or on the machine.
     pub(crate) fn finish(mut self) {
         let (staged, targets) = self.in_use();
         for (volume_id, target) in targets {

@@ -1,4 +1,4 @@
-//! Content that can be told again byte for byte, and what can be seen of an image from outside.
+//! Content that can be verified byte for byte, and the properties of an image that are visible from outside.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -55,8 +55,8 @@ pub(crate) fn check_tree(root: &Path, seed: u64) {
     }
 }
 
-/// Writes files of 1 MiB, each durable, until the filesystem mounted here is full to its last byte; how many. Whatever
-/// write fails, it is for want of its own room: an fsync never does.
+/// Writes files of 1 MiB, each durable, until the filesystem mounted here is full to its last byte; returns how many.
+/// Only a write may fail, for lack of the volume's own space: an fsync never does.
 pub(crate) fn fill_filesystem(root: &Path, seed: u64) -> u64 {
     fs::create_dir(root.join("full")).unwrap();
     for number in 0.. {
@@ -81,7 +81,7 @@ fn ends(root: &Path, number: u64, error: &std::io::Error) -> u64 {
     number
 }
 
-/// Compares what [`fill_filesystem`] wrote, from the device, and takes it away.
+/// Compares what [`fill_filesystem`] wrote, from the device, and deletes it.
 pub(crate) fn empty_filesystem(root: &Path, seed: u64, count: u64) {
     for number in 0..count {
         let path = root.join("full").join(number.to_string());
@@ -111,7 +111,7 @@ pub(crate) fn check_device(path: &Path, seed: u64, offset: u64, mib: u64) {
     }
 }
 
-/// Writes a piece into a file that is made if it is missing, or into a device, at an offset; durably.
+/// Writes a chunk at an offset, durably, into a device or into a file, which is created if it is missing.
 pub(crate) fn write_piece(path: &Path, seed: u64, offset: u64, length: usize) {
     let missing = !path.exists();
     let file = File::options().write(true).create(missing).open(path).unwrap();
@@ -122,7 +122,7 @@ pub(crate) fn write_piece(path: &Path, seed: u64, offset: u64, length: usize) {
     }
 }
 
-/// Compares a piece with what was written; what is wrong, in words.
+/// Compares a chunk with what was written; returns the difference as text.
 pub(crate) fn check_piece(path: &Path, seed: u64, offset: u64, length: usize) -> Result<(), String> {
     let mut found = vec![0; length];
     let read = File::open(path).and_then(|file| file.read_exact_at(&mut found, offset));
@@ -144,7 +144,8 @@ pub(crate) fn checksum(path: &Path) -> (u64, u32) {
     let mut sum = 0;
     let mut block = [0; BLOCK];
     let mut at = 0;
-    // Holes and unwritten extents read as zeroes and may look like either: only what is not zero counts, and where.
+    // Holes and unwritten extents read as zeroes, and either may look like the other: only non-zero bytes and their
+    // offsets count.
     while let Ok(data) = lseek64(&file, at, Whence::SeekData) {
         let hole = lseek64(&file, data, Whence::SeekHole).unwrap();
         at = data / 4096 * 4096;
@@ -170,7 +171,7 @@ pub(crate) fn is_dense(path: &Path) -> bool {
     allocated(path) >= fs::metadata(path).unwrap().len()
 }
 
-/// Bytes of a mounted filesystem, as df tells them.
+/// The size of a mounted filesystem in bytes, as df reports it.
 pub(crate) fn fs_size(path: &Path) -> u64 {
     let stat = nix::sys::statvfs::statvfs(path).unwrap();
     stat.blocks() * stat.fragment_size()

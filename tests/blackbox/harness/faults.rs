@@ -1,4 +1,4 @@
-//! Things that go wrong outside the driver: a tool that does not come back, a filesystem that does not answer.
+//! Faults outside the driver: a tool that hangs, a filesystem that does not answer.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Scratch, await_that, run, try_run};
 
-/// A system tool replaced, in this test's mount namespace only, by one that waits until it is let go.
+/// A system tool replaced, in this test's mount namespace only, by one that waits until it is released.
 #[derive(Debug)]
 pub(crate) struct HeldTool {
     real: PathBuf,
@@ -23,13 +23,13 @@ impl Drop for HeldTool {
 }
 
 impl HeldTool {
-    /// Stands in for a tool such as `mkfs.ext4`; it notes each call but a question for its
-    /// version and, while the gate is shut, waits.
+    /// Replaces a tool such as `mkfs.ext4`. It logs each call except a query of its version and, while the gate is
+    /// closed, waits.
     pub(crate) fn new(scratch: &Scratch, tool: &str) -> Self {
         let directory = scratch.path().join(format!("tool-{tool}"));
         fs::create_dir(&directory).unwrap();
         let real = fs::canonicalize(Path::new("/usr/sbin").join(tool)).unwrap();
-        // The copy is called like the tool: mke2fs looks at its own name.
+        // The copy has the tool's name: mke2fs checks its own name.
         let copy = directory.join(tool);
         fs::copy(&real, &copy).unwrap();
         let (gate, calls, script) = (directory.join("gate"), directory.join("calls"), directory.join("script"));
@@ -46,29 +46,29 @@ impl HeldTool {
         Self { real, gate, calls }
     }
 
-    /// From now on the tool does not come back.
+    /// From now on the tool hangs.
     pub(crate) fn hold(&self) {
         fs::write(&self.gate, "").unwrap();
     }
 
-    /// Lets it go on.
+    /// Lets it continue.
     pub(crate) fn let_go(&self) {
         let _ = fs::remove_file(&self.gate);
     }
 
-    /// One line a call: pid and arguments.
+    /// One line per call: pid and arguments.
     pub(crate) fn calls(&self) -> Vec<String> {
         fs::read_to_string(&self.calls).unwrap().lines().map(str::to_owned).collect()
     }
 
-    /// Waits until the tool was called so many times; the pid of the last call.
+    /// Waits until the tool was called so many times; returns the pid of the last call.
     pub(crate) fn wait_for_call(&self, count: usize) -> u32 {
         await_that("the tool is called", Duration::from_secs(30), || self.calls().len() >= count);
         self.calls().last().unwrap().split(' ').next().unwrap().parse().unwrap()
     }
 }
 
-/// A filesystem that takes no writes until this is dropped (FIFREEZE): whoever writes, waits.
+/// A filesystem that blocks writes until this is dropped (FIFREEZE): every writer waits.
 #[derive(Debug)]
 pub(crate) struct Frozen {
     point: PathBuf,

@@ -1,4 +1,4 @@
-//! Somebody who fills the pool's filesystem from outside, to the last block and the last inode.
+//! Another process that fills the pool's filesystem, to the last block and the last inode.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use nix::sys::statvfs::statvfs;
 /// Filesystems with fewer inodes than this are filled with empty files too.
 const COUNTED: u64 = 100_000;
 
-/// What fills a filesystem until it is dropped.
+/// Files that fill a filesystem until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Hog {
     directory: PathBuf,
@@ -18,8 +18,8 @@ pub(crate) struct Hog {
 }
 
 impl Hog {
-    /// Takes every inode, if they are counted and few, then every block, then what small and empty files still find:
-    /// as root, so what is kept for root goes too.
+    /// Takes every inode, if they are counted and few, then every block, then the rest with small and empty files: as
+    /// root, so also the space reserved for root.
     pub(crate) fn fill(root: &Path) -> Self {
         let mut hog = Self::in_directory(root);
         if (1..COUNTED).contains(&statvfs(root).unwrap().files()) {
@@ -29,7 +29,7 @@ impl Hog {
         hog
     }
 
-    /// Takes every inode and leaves the blocks.
+    /// Takes every inode and no blocks.
     pub(crate) fn inodes(root: &Path) -> Self {
         let mut hog = Self::in_directory(root);
         hog.take_inodes();
@@ -39,13 +39,13 @@ impl Hog {
     fn in_directory(root: &Path) -> Self {
         let directory = root.join("hog");
         fs::create_dir(&directory).unwrap();
-        // Made while there is room.
+        // Created while there is space.
         let mut big = Self { directory, files: 0 };
         big.next().unwrap();
         big
     }
 
-    /// What was freed since is taken too.
+    /// Takes also the space that was freed since.
     pub(crate) fn take_blocks(&mut self) {
         let mut big = File::options().append(true).open(self.directory.join("0")).unwrap();
         let mut piece = 1_i64 << 30;
@@ -57,10 +57,10 @@ impl Hog {
         }
         while big.write_all(&[1; 4096]).and_then(|()| big.sync_all()).is_ok() {}
         if statvfs(&self.directory).unwrap().files() == 0 {
-            // btrfs: its metadata has room of its own.
+            // btrfs: its metadata has its own space.
             return;
         }
-        // Small enough to lie beside its inode, where the filesystem does that.
+        // Small enough to be stored in its inode, where the filesystem does that.
         for content in [&[1; 1500][..], &[]] {
             while self.next().and_then(|mut file| file.write_all(content)).is_ok() {}
         }
@@ -81,7 +81,7 @@ impl Hog {
 
 impl Drop for Hog {
     fn drop(&mut self) {
-        fs::remove_dir_all(&self.directory).expect("room again");
+        fs::remove_dir_all(&self.directory).expect("there is space again");
         nix::unistd::sync();
     }
 }

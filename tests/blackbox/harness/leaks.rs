@@ -1,5 +1,5 @@
-//! What must not be left when a test is over: loop devices on the scratch filesystem, mounts below the temporary
-//! directory, processes in the test's mount namespace.
+//! Checks that a test leaves no loop devices on the scratch filesystem, no mounts below the temporary directory, and no
+//! processes in its mount namespace.
 
 use std::fs;
 use std::path::Path;
@@ -9,13 +9,13 @@ use holdfast::os::{FileIdentity, LoopStatus, Os};
 
 use super::scratch::{Scratch, mounts};
 
-/// Loop devices whose image lies on this filesystem.
+/// Loop devices whose image is on this filesystem.
 pub(crate) fn loops_on(device: u64) -> Vec<LoopStatus> {
     let filesystem = FileIdentity { device, inode: 0, size: 0, allocated: 0 };
     Os::new().loops_beside(&filesystem).unwrap()
 }
 
-/// Everything left, in words.
+/// Everything that is left, as text.
 pub(super) fn find(scratch: &Scratch) -> Vec<String> {
     let loops = loops_on(scratch.device()).into_iter().map(|status| format!("loop {status:?}"));
     let table = mounts();
@@ -25,7 +25,7 @@ pub(super) fn find(scratch: &Scratch) -> Vec<String> {
     loops.chain(below).chain(others_here(None)).collect()
 }
 
-/// Takes loops away, whoever left them; a held one goes with its last user.
+/// Detaches loop devices of any owner; one in use is released by its last user.
 pub(super) fn clear_loops(device: u64) {
     for status in loops_on(device) {
         let _ = Os::new().loop_clear(&status);
@@ -42,8 +42,8 @@ fn here() -> Vec<fs::DirEntry> {
     all.filter(|entry| namespace(&entry.path()) == ours && ours.is_some()).collect()
 }
 
-/// Processes of other programs in this thread's mount namespace, but for a known one; those that are just going are
-/// given a moment.
+/// Processes of other programs in this thread's mount namespace, except a known one; those that are exiting get a
+/// moment.
 pub(crate) fn others_here(known: Option<u32>) -> Vec<String> {
     let expected = [Some(std::process::id()), known].map(|pid| pid.map(|pid| pid.to_string()).unwrap_or_default());
     let look = || {
@@ -70,14 +70,14 @@ pub(crate) fn others_here(known: Option<u32>) -> Vec<String> {
 pub(crate) struct Running {
     /// Its number and the tool's name.
     pub(crate) process: String,
-    /// Whether it has been killed: it dies as soon as it is let, and does not go on.
+    /// Whether it was killed: it dies as soon as it can, and does not continue.
     pub(crate) is_killed: bool,
 }
 
 /// The processes of tools whose names begin so in this thread's mount namespace.
 ///
 /// A parent's death signal (PR_SET_PDEATHSIG) is sent before the parent can be reaped, and SIGKILL stays among the
-/// pending signals until the process is gone: one that does not show it goes on.
+/// pending signals until the process is gone: a process without it continues.
 pub(crate) fn tools_here(names: &str) -> Vec<Running> {
     let running = |entry: fs::DirEntry| {
         let comm = fs::read_to_string(entry.path().join("comm")).ok().filter(|comm| comm.starts_with(names))?;

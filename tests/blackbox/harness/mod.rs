@@ -1,5 +1,5 @@
-//! What a test stands on: a scratch filesystem in a mount namespace of its own, the driver as a child process, blocking
-//! calls, content to compare, tools that can be held back, and a leak check at the end.
+//! The base of the tests: a scratch filesystem in a mount namespace of its own, the driver as a child process, blocking
+//! calls, content to compare, tools that can be blocked, and a leak check at the end.
 
 pub(crate) mod api_server;
 pub(crate) mod calls;
@@ -28,11 +28,11 @@ pub(crate) use world::{Vol, World, await_that, can_grow_ext4_online};
 /// One MiB, for sizes as CSI's signed numbers.
 pub(crate) const MIB: i64 = 1 << 20;
 
-/// An answer that must be a refusal with one of these codes: its message, which must not be empty.
+/// Requires a refusal with one of these codes; returns its message, which must not be empty.
 pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, tonic::Status>, codes: &[tonic::Code]) -> String {
     let status = answer.expect_err("it should have been refused");
     assert!(codes.contains(&status.code()), "{codes:?} was expected: {status:?}");
-    assert!(!status.message().trim().is_empty(), "a refusal without a word: {status:?}");
+    assert!(!status.message().trim().is_empty(), "a refusal without a message: {status:?}");
     assert!(status.details().is_empty(), "details must be empty: {status:?}");
     status.message().to_owned()
 }

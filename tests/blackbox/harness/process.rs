@@ -1,4 +1,4 @@
-//! Child processes of the tests: tools run to their end, and the driver under test.
+//! Child processes of the tests: tools run to completion, and the driver under test.
 
 #![expect(
     clippy::disallowed_methods,
@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::await_that;
 
-/// How a tool ended and what it said.
+/// The exit status and output of a tool.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
@@ -29,7 +29,7 @@ pub(crate) fn driver_binary() -> &'static str {
     env!("CARGO_BIN_EXE_holdfast")
 }
 
-/// Runs a program to its end, whatever it comes to.
+/// Runs a program to its end, with any result.
 pub(crate) fn try_run(program: &str, arguments: &[&str]) -> Finished {
     try_run_with(program, arguments, &[])
 }
@@ -49,7 +49,7 @@ pub(crate) fn try_run_with(program: &str, arguments: &[&str], variables: &[(&str
     Finished { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
 }
 
-/// Runs a program that must succeed; its standard output.
+/// Runs a program that must succeed; returns its standard output.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let finished = try_run(program, arguments);
     assert_eq!(finished.code, Some(0), "{program} {arguments:?}: {} {}", finished.stdout, finished.stderr);
@@ -64,7 +64,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the driver in this thread's mount namespace; everything it says is added to `log`.
+    /// Starts the driver in this thread's mount namespace; its output is appended to `log`.
     pub(crate) fn start(arguments: &[String], log: &Path) -> Self {
         Self::start_with(arguments, &[], log)
     }
@@ -104,7 +104,7 @@ impl Daemon {
         self.child.try_wait().unwrap()
     }
 
-    /// Waits for the end and tells the exit code; a signal is told as its negative number.
+    /// Waits for the exit and returns the exit code; a signal as its negative number.
     pub(crate) fn wait(&mut self, limit: Duration) -> i32 {
         await_that("the driver ends", limit, || self.child.try_wait().unwrap().is_some());
         let status = self.child.try_wait().unwrap().unwrap();
@@ -123,7 +123,7 @@ impl Daemon {
         self.wait(Duration::from_secs(60))
     }
 
-    /// Everything it and its predecessors with the same log said.
+    /// The output of this process and its predecessors with the same log.
     pub(crate) fn log(&self) -> String {
         let mut text = String::new();
         std::io::Read::read_to_string(&mut File::open(&self.log).unwrap(), &mut text).unwrap();

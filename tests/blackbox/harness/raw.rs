@@ -1,5 +1,4 @@
-//! A client that speaks HTTP/2 by hand (RFC 9113), as well or badly as a test wants, and figures of the process it
-//! speaks to.
+//! A low-level HTTP/2 client (RFC 9113) that can also violate the protocol, and figures of the server process.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -23,14 +22,14 @@ const WINDOW: [u8; 2] = [0, 4];
 pub(crate) struct Raw(UnixStream);
 
 impl Raw {
-    /// Connects, and says nothing yet. Writes give up after a while: a server that does not read any more has answered.
+    /// Connects, and sends nothing yet. Writes have a timeout: a server that stops reading has answered.
     pub(crate) fn connect(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
         Self(stream)
     }
 
-    /// Sends bytes as they are; false when the server has closed, or does not take them.
+    /// Sends bytes as they are; false when the server has closed, or does not read them.
     pub(crate) fn say(&mut self, bytes: &[u8]) -> bool {
         self.0.write_all(bytes).is_ok()
     }
@@ -78,7 +77,8 @@ impl Raw {
         })
     }
 
-    /// Answers the server's pings (RFC 9113, section 6.7) from now on, and reads nothing else; ends when the server closes.
+    /// Answers the server's pings (RFC 9113, section 6.7) from now on, and reads nothing else; ends when the server
+    /// closes.
     pub(crate) fn answer_pings(&self) -> std::thread::JoinHandle<()> {
         let mut raw = Self(self.0.try_clone().unwrap());
         std::thread::spawn(move || {
@@ -95,17 +95,17 @@ impl Raw {
         })
     }
 
-    /// The client sends nothing more, and stays to listen.
+    /// The client sends nothing more, and still reads.
     pub(crate) fn hang_up_half(&self) {
         self.0.shutdown(std::net::Shutdown::Write).unwrap();
     }
 
-    /// The client goes.
+    /// The client disconnects.
     pub(crate) fn hang_up(&self) {
         let _ = self.0.shutdown(std::net::Shutdown::Both);
     }
 
-    /// Whether the server closes the connection within the time; what it says before is dropped.
+    /// Whether the server closes the connection within the time; what it sends before is dropped.
     pub(crate) fn closed_within(&mut self, limit: Duration) -> bool {
         self.0.set_read_timeout(Some(limit)).unwrap();
         let mut buffer = [0; 4096];

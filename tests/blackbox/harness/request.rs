@@ -1,4 +1,4 @@
-//! Requests with sane defaults; a test changes the field it is about.
+//! Requests with sane defaults; a test changes the field under test.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use holdfast::csi::proto::{CapacityRange, CreateVolumeRequest, Topology, VolumeC
 
 use super::MIB;
 
-/// What a volume is used as.
+/// The use of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
     Ext4,
@@ -22,7 +22,7 @@ impl Use {
     /// The two filesystems.
     pub(crate) const FILESYSTEMS: [Self; 2] = [Self::Ext4, Self::Xfs];
 
-    /// A small size that does for it.
+    /// A small size that is sufficient for it.
     pub(crate) fn size(self) -> i64 {
         match self {
             Self::Ext4 => 32 * MIB,

@@ -1,4 +1,4 @@
-//! A filesystem for pools to live on, in a temporary directory and a mount namespace of its own.
+//! A filesystem for pools, in a temporary directory and a mount namespace of its own.
 
 #![expect(clippy::disallowed_methods, reason = "the test makes its own mount namespace and cleans it up")]
 
@@ -13,10 +13,10 @@ use tempfile::TempDir;
 
 use super::{leaks, run, try_run};
 
-/// What a pool lives on.
+/// The filesystem of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PoolFs {
-    /// XFS with reflinks: everything can be done.
+    /// XFS with reflinks: everything is supported.
     Xfs,
     /// ext4: no reflinks.
     Ext4,
@@ -37,21 +37,21 @@ impl PoolFs {
     }
 }
 
-/// The scratch filesystem. Dropping it takes everything below it away again, and fails the test when the driver left
-/// something that it should have taken away itself.
+/// The scratch filesystem. Dropping it removes everything below it, and fails the test if the driver left something
+/// that it should have removed.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     directory: TempDir,
     device: u64,
 }
 
-/// The mounts this thread sees.
+/// The mounts visible to this thread.
 pub(crate) fn mounts() -> MountTable {
     MountTable::parse(&fs::read("/proc/thread-self/mountinfo").unwrap()).unwrap()
 }
 
-/// A mount namespace of the thread's own, whose mounts are shared as on a machine with systemd: the driver stages nothing
-/// where nobody else would see it.
+/// A mount namespace of the thread's own, with shared mounts as on a machine with systemd: the driver stages nothing
+/// where other processes would not see it.
 pub(crate) fn own_mounts() {
     unshare(CloneFlags::CLONE_NEWNS).expect("black-box tests need root");
     for propagation in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
@@ -59,7 +59,7 @@ pub(crate) fn own_mounts() {
     }
 }
 
-/// Again when the free loop device that was found is another test's by then.
+/// Retries if another test has taken the free loop device meanwhile.
 fn mount_file(image: &Path, point: &Path) {
     let arguments = ["-o", "loop", image.to_str().unwrap(), point.to_str().unwrap()];
     for _ in 0..20 {
@@ -72,7 +72,7 @@ fn mount_file(image: &Path, point: &Path) {
 }
 
 impl Scratch {
-    /// Makes and mounts one of `size` bytes; sparse, so it costs what is written.
+    /// Creates and mounts one of `size` bytes; sparse, so it needs only the written space.
     pub(crate) fn new(kind: PoolFs, size: u64) -> Self {
         own_mounts();
         let directory = tempfile::Builder::new().prefix("holdfast-test-").tempdir().unwrap();
@@ -82,13 +82,14 @@ impl Scratch {
         fs::create_dir(&point).unwrap();
         kind.make(image.to_str().unwrap());
         mount_file(&image, &point);
-        // Nothing of it is left even when the test is killed: the loop goes with the mount, the mount with the namespace.
+        // Nothing is left even when the test is killed: the loop device goes with the mount, the mount with the
+        // namespace.
         fs::remove_file(&image).unwrap();
         let device = fs::metadata(&point).unwrap().dev();
         Self { directory, device }
     }
 
-    /// On a disk of the test's own, in the mount namespace the thread has already; made anew if a kind is given.
+    /// On a separate disk, in the mount namespace that the thread already has; formatted if a kind is given.
     pub(crate) fn over(disk: &Path, make: Option<PoolFs>) -> Self {
         let directory = tempfile::Builder::new().prefix("holdfast-test-").tempdir().unwrap();
         let point = directory.path().join("fs");
@@ -97,7 +98,7 @@ impl Scratch {
             kind.make(disk.to_str().unwrap());
         }
         mount_file(disk, &point);
-        // Direct I/O: requests go through side by side, and one that is not answered holds up no flush.
+        // Direct I/O: requests are processed in parallel, and one without an answer blocks no flush.
         let source = run("/usr/bin/findmnt", &["-n", "-o", "SOURCE", point.to_str().unwrap()]);
         run("/usr/sbin/losetup", &["--direct-io=on", source.trim()]);
         let device = fs::metadata(&point).unwrap().dev();

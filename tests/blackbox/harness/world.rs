@@ -1,4 +1,4 @@
-//! A scratch filesystem with a driver on it, and the short way through a volume's life.
+//! A scratch filesystem with a driver on it, and short forms of a volume's lifecycle.
 
 use std::collections::HashMap;
 use std::fs;
@@ -16,14 +16,14 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{Daemon, PoolFs, Scratch, Use};
 
-/// How long any one answer may take before the test gives up.
+/// How long any answer may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(100);
 
-/// Waits for a condition, looking often.
+/// Polls for a condition.
 pub(crate) fn await_that(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
     let watch = Stopwatch::start();
     while !holds() {
-        assert!(watch.elapsed() < limit, "waited {} s in vain: {what}", limit.as_secs());
+        assert!(watch.elapsed() < limit, "{what} did not happen within {} s", limit.as_secs());
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -51,7 +51,7 @@ impl Vol {
         self.id.split('_').nth(2).unwrap()
     }
 
-    /// The same volume, used another way from now on.
+    /// The same volume with another use.
     pub(crate) fn used_as(&self, kind: Use) -> Self {
         Self { kind, capability: super::capability(kind), ..self.clone() }
     }
@@ -62,7 +62,7 @@ impl Vol {
     }
 }
 
-/// A driver, its pool and what the test did with them. [`World::finish`] undoes all of it through the driver.
+/// A driver, its pool and the objects of the test. [`World::finish`] removes all of them through the driver.
 #[derive(Debug)]
 pub(crate) struct World {
     daemon: Option<Daemon>,
@@ -99,12 +99,12 @@ impl World {
         world
     }
 
-    /// Everything but the driver.
+    /// Everything except the driver.
     pub(crate) fn stopped(kind: PoolFs, size: u64) -> Self {
         Self::over(Scratch::new(kind, size))
     }
 
-    /// Everything but the driver, on a filesystem that may have a pool already.
+    /// Everything except the driver, on a filesystem that may have a pool already.
     pub(crate) fn over(scratch: Scratch) -> Self {
         let pool = scratch.root().join("pool");
         fs::create_dir_all(&pool).unwrap();
@@ -124,8 +124,8 @@ impl World {
         }
     }
 
-    /// Another caller of the same driver, for a thread of its own: it connects anew whenever it has to, and lets go of
-    /// a call that takes longer than `patience`.
+    /// Another caller of the same driver, for a thread of its own: it reconnects when necessary, and abandons a call
+    /// that takes longer than `patience`.
     pub(crate) fn caller(&self, patience: Duration) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let endpoint = self.endpoint().timeout(patience);
@@ -177,7 +177,7 @@ impl World {
         own.into_iter().chain(pool).chain(level).chain(self.extra.iter().cloned()).collect()
     }
 
-    /// Starts the driver and waits for nothing.
+    /// Starts the driver without waiting.
     pub(crate) fn launch(&mut self) {
         assert!(self.daemon.is_none(), "it runs already");
         self.daemon = Some(Daemon::start(&self.arguments(), &self.log_path()));
@@ -185,13 +185,13 @@ impl World {
         self.channel = Some(self.block_on(async { endpoint.connect_lazy() }));
     }
 
-    /// Starts the driver and waits until Probe says ready.
+    /// Starts the driver and waits until Probe reports ready.
     pub(crate) fn start(&mut self) {
         self.launch();
         self.await_ready();
     }
 
-    /// Waits until Probe says ready.
+    /// Waits until Probe reports ready.
     pub(crate) fn await_ready(&mut self) {
         await_that("the driver is ready", Duration::from_secs(30), || {
             let daemon = self.daemon.as_mut().unwrap();
@@ -207,12 +207,12 @@ impl World {
         self.extra.extend(extra.iter().map(|argument| (*argument).to_owned()));
     }
 
-    /// Takes the last further arguments back.
+    /// Removes the last further arguments.
     pub(crate) fn drop_arguments(&mut self, count: usize) {
         self.extra.truncate(self.extra.len() - count);
     }
 
-    /// The driver has ended without our killing it.
+    /// The driver has exited without a kill by the test.
     pub(crate) fn stopped_by_itself(&mut self) {
         let mut daemon = self.daemon.take().expect("it was running");
         assert!(daemon.ended().is_some());
@@ -226,7 +226,7 @@ impl World {
         self.daemon.as_mut().expect("the driver runs")
     }
 
-    /// Everything the driver said so far.
+    /// All output of the driver so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
@@ -247,7 +247,7 @@ impl World {
         self.start();
     }
 
-    /// The pool's disks come to a fresh install: nothing else is kept, and they are mounted elsewhere.
+    /// The pool's disks move to a fresh install: nothing else is kept, and they are mounted elsewhere.
     pub(crate) fn reinstall(&mut self) {
         assert_eq!(self.terminate(), 0);
         let moved = self.scratch.root().join("moved");
@@ -257,7 +257,7 @@ impl World {
         self.start();
     }
 
-    /// The connection, for calls that are to overlap.
+    /// The connection, for concurrent calls.
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone().expect("the driver was started")
     }
@@ -270,7 +270,7 @@ impl World {
         self.runtime.spawn(call)
     }
 
-    /// Waits for it, within reason.
+    /// Waits for it, with a limit.
     pub(crate) fn block_on<T>(&self, call: impl Future<Output = T>) -> T {
         self.runtime.block_on(async { tokio::time::timeout(PATIENCE, call).await.expect("the driver does not answer") })
     }
@@ -296,7 +296,7 @@ impl World {
         self.scratch.path().join("pods").join(pod).join(&vol.id).join("mount")
     }
 
-    /// What lies in a part of the pool: names of volumes, snapshots or trash.
+    /// The content of a part of the pool: names of volumes, snapshots or trash.
     pub(crate) fn in_pool(&self, part: &str) -> Vec<String> {
         let entries = fs::read_dir(self.pool.join(part)).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -304,7 +304,7 @@ impl World {
         names
     }
 
-    /// Free bytes of the pool's filesystem and all its bytes, for ordinary users.
+    /// Free and total bytes of the pool's filesystem, for ordinary users.
     pub(crate) fn statfs(&self) -> (u64, u64) {
         let stat = nix::sys::statvfs::statvfs(&self.pool).unwrap();
         (stat.blocks_available() * stat.fragment_size(), stat.blocks() * stat.fragment_size())

@@ -1,5 +1,5 @@
-//! What may be found on a device that is not ours: made by the tools of a Debian where they are installed, and written as
-//! bytes where they are not.
+//! Foreign content that a device may have: created by the tools of a Debian system if they are installed, or written as
+//! bytes.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -9,16 +9,16 @@ use nix::unistd::{Whence, lseek64};
 
 use crate::harness::{run, try_run};
 
-/// The size of every device of the corpus, bytes: the least that an XFS can be made on.
+/// The size of every device of the corpus, in bytes: the smallest possible XFS.
 pub(super) const SIZE: u64 = 320 << 20;
 const SIZE_AS_INDEX: i64 = 320 << 20;
 
-/// One thing that may be found.
+/// One kind of foreign content.
 pub(super) struct Specimen {
     pub(super) name: &'static str,
-    /// Words of which one must be in the refusal; none where nothing can be told.
+    /// Words of which one must be in the refusal; none where the content cannot be identified.
     pub(super) said: &'static [&'static str],
-    /// What lies where.
+    /// The content.
     pub(super) pieces: Vec<(u64, Vec<u8>)>,
 }
 
@@ -61,7 +61,7 @@ const MORE_TOOLS: &[Tool] = &[
     ("f2fs", "mkfs.f2fs", &["-q", "-f"], &["F2FS"]),
 ];
 
-/// All of it; `ground` is a directory to make it in.
+/// All of it; `ground` is a scratch directory.
 pub(super) fn all(ground: &Path) -> Vec<Specimen> {
     let mut found: Vec<_> = TOOLS.iter().map(|tool| made(ground, tool).unwrap_or_else(|| missing(tool))).collect();
     found.extend(MORE_TOOLS.iter().filter_map(|tool| made(ground, tool)));
@@ -75,7 +75,7 @@ fn missing((_, program, ..): &Tool) -> Specimen {
     panic!("{program} is missing: scripts/prepare test installs it")
 }
 
-/// What a tool makes of an empty device; `None` where it is not installed.
+/// The result of a tool on an empty device; `None` if the tool is not installed.
 fn made(ground: &Path, (name, program, arguments, said): &Tool) -> Option<Specimen> {
     let found = ["/usr/sbin", "/sbin", "/usr/bin"].iter().map(|place| Path::new(place).join(program));
     let program = found.into_iter().find(|path| path.exists())?;
@@ -90,7 +90,7 @@ fn made(ground: &Path, (name, program, arguments, said): &Tool) -> Option<Specim
     Some(specimen)
 }
 
-/// Where a file has something else than zeroes, in blocks.
+/// Where a file is not zero, in blocks.
 fn pieces(image: &Path) -> Vec<(u64, Vec<u8>)> {
     let file = File::open(image).unwrap();
     let mut found = Vec::new();
@@ -112,7 +112,7 @@ fn label(name: &'static str, said: &'static [&'static str], pieces: &[(u64, &[u8
     Specimen { name, said, pieces: pieces.iter().map(|(offset, bytes)| (*offset, bytes.to_vec())).collect() }
 }
 
-/// Labels whose tools need a kernel or packages that are not everywhere, byte for byte where blkid looks for them.
+/// Labels whose tools need a kernel or packages that are not everywhere, written where blkid looks for them.
 fn labels() -> Vec<Specimen> {
     const RAID: &[u8] = b"\xfc\x4e\x2b\xa9\x01\x00\x00\x00";
     const UBERBLOCK: &[u8] = b"\x0c\xb1\xba\x00\x00\x00\x00\x00\x88\x13";
@@ -158,7 +158,7 @@ fn labels() -> Vec<Specimen> {
     ]
 }
 
-/// Bytes that mean nothing, wherever one would rather not look.
+/// Bytes without a meaning, in places that a probe may miss.
 fn bytes_anywhere() -> Vec<Specimen> {
     vec![
         label("the first byte", &["at byte 0", "no superblock"], &[(0, b"x")]),

@@ -1,4 +1,4 @@
-//! Foreign content in an image: before its first stage, and in place of what a first life left.
+//! Foreign content in an image: before its first stage, and in place of earlier content.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ fn create(world: &World, kind: Use) -> Vol {
     world.try_create(kind, &create_request("victim", kind, i64::try_from(SIZE).unwrap())).unwrap()
 }
 
-/// Staging is refused, says what was found, and changes nothing.
+/// The stage is refused, names the content, and changes nothing.
 fn is_refused(world: &World, vol: &Vol, specimen: &Specimen) {
     let volume = world.image(vol).parent().unwrap().to_owned();
     let before = everything(&volume);
@@ -79,8 +79,8 @@ fn what_is_found_in_place_of_a_filesystem_is_refused_and_the_image_put_back_is_w
         let (image, pristine) = (world.image(&vol), world.scratch.root().join("pristine"));
         corpus::reflink(&image, &pristine);
         for specimen in &specimens {
-            // A few bytes far inside a whole filesystem are a file's content: no driver can know them. Here the
-            // filesystem is gone, and they are all there is.
+            // A few bytes far inside a whole filesystem are a file's content, which no driver can recognize. Here the
+            // filesystem is gone, and only they are left.
             blank(&image);
             specimen.write(&image);
             is_refused(&world, &vol, specimen);

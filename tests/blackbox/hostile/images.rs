@@ -1,5 +1,5 @@
-//! Images that are not what their records say: cut, longer, gone, another's, no file at all; and filesystems that were
-//! whole and are not.
+//! Images that do not match their records: truncated, longer, missing, another volume's, not a file; and damaged
+//! filesystems.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
@@ -13,10 +13,10 @@ use crate::harness::{PoolFs, Use, Vol, World, check_tree, checksum, refused, run
 use super::corpus::reflink;
 use super::{NEEDS_A_HUMAN, Neighbour, blank, everything, put};
 
-/// A way to spoil an image.
+/// A way to damage an image.
 type Spoil = (&'static str, fn(&Path));
 
-/// What a volume is not staged with, whatever its format state.
+/// With these, a volume is not staged, whatever its format state.
 const NEVER_SERVED: &[Spoil] = &[
     ("missing", |image| fs::remove_file(image).unwrap()),
     ("cut by a block", |image| resize(image, |length| length - 4096)),
@@ -45,7 +45,7 @@ const NEVER_SERVED: &[Spoil] = &[
     }),
 ];
 
-/// What a volume is not staged with that has been formatted.
+/// With these, a formatted volume is not staged.
 const NOT_ITS_FILESYSTEM: &[Spoil] = &[
     ("blank", blank),
     ("zeroes written over it", |image| {
@@ -65,14 +65,14 @@ const NOT_ITS_FILESYSTEM: &[Spoil] = &[
         put(image, 0, &head);
     }),
     ("both filesystems", |image| {
-        // Each leaves the other's superblock alone: ext4 begins at byte 1024, XFS fills its sector only.
+        // Each keeps the other's superblock: ext4 begins at byte 1024, XFS fills only its sector.
         let (head, xfs) = (head_of_the_other(image), magic(image) == *b"XFSB");
         let (from, until) = if xfs { (1024, 2048) } else { (0, 512) };
         put(image, u64::try_from(from).unwrap(), &head[from..until]);
     }),
 ];
 
-/// The first 64 KiB of a whole XFS where the image has an ext4, and the other way round.
+/// The first 64 KiB of a valid XFS where the image has an ext4, and the other way round.
 fn head_of_the_other(image: &Path) -> Vec<u8> {
     let other = image.with_file_name("other");
     File::create(&other).unwrap().set_len(320 << 20).unwrap();
@@ -106,7 +106,7 @@ fn other_uuid(image: &Path) {
     assert_ne!(superblock_uuid(image), before);
 }
 
-/// Refused, in words that name the volume and say what to do, and nothing of its directory changes.
+/// Refused, with an error that names the volume and the next step; nothing in its directory changes.
 fn is_refused(world: &World, vol: &Vol, name: &str) {
     let volume = world.image(vol).parent().unwrap().to_owned();
     let before = everything(&volume);
@@ -163,7 +163,7 @@ fn an_image_that_is_not_the_record_s_is_refused_and_put_back_it_is_whole() {
     world.finish();
 }
 
-/// Takes away whatever stands in for an image.
+/// Removes whatever replaces an image.
 fn clear(image: &Path) {
     let _ = fs::remove_dir(image);
     let _ = fs::remove_file(image);
@@ -242,7 +242,7 @@ fn one_image_under_two_names_is_never_on_two_devices() {
         let said = refused(world.stage(&two), NEEDS_A_HUMAN);
         assert!(said.contains(two.uuid()), "{said}");
         check_tree(&world.target(&one, "pod"), 1);
-        // Nobody uses the other: the image is still not the one its record speaks of.
+        // The other volume is not in use: the image is still not the one of its record.
         world.detach(&one);
         let before = checksum(&world.image(&one));
         refused(world.stage(&two), NEEDS_A_HUMAN);
@@ -295,7 +295,7 @@ fn a_filesystem_whose_superblock_is_all_that_is_left_is_not_made_again() {
         put(&image, 0, &head);
         world.publish(&vol).unwrap();
         refused(world.stage(&vol), NEEDS_A_HUMAN);
-        // The kernel may note in the superblock that it met errors; nobody makes another filesystem.
+        // The kernel may record errors in the superblock; nothing formats it again.
         assert_eq!(superblock_uuid(&image), uuid);
         assert_eq!(world.record(&vol)["format"]["uuid"], uuid.to_string());
         world.unstage(&vol).unwrap();

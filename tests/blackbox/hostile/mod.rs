@@ -1,6 +1,6 @@
-//! Hostile devices: what somebody else wrote to an image, before its first use and after its life began, and records that
-//! lie. Each is refused with an error that says what was found where and what to do, not one byte changes, and the other
-//! volumes go on.
+//! Hostile devices: foreign content in an image, before its first use or later, and records that are wrong. Each is
+//! refused with an error that names the content, its location and the next step; not one byte changes, and the other
+//! volumes continue.
 
 mod corpus;
 mod devices;
@@ -17,10 +17,10 @@ use tonic::Code;
 
 use crate::harness::{Use, Vol, World, check_tree, checksum, write_tree};
 
-/// What a volume that needs a human may be answered with.
+/// The codes for a volume that needs an operator.
 const NEEDS_A_HUMAN: &[Code] = &[Code::FailedPrecondition, Code::Internal, Code::DataLoss];
 
-/// Everything below a path, told apart to the byte: names, kinds, link targets, lengths, contents.
+/// Everything below a path, exact to the byte: names, kinds, link targets, lengths, contents.
 fn everything(path: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let Ok(meta) = fs::symlink_metadata(path) else { return found };
@@ -56,7 +56,7 @@ fn blank(image: &Path) {
     file.sync_all().unwrap();
 }
 
-/// A volume in use all the while.
+/// A volume in use during the test.
 struct Neighbour {
     vol: Vol,
     seed: u64,
@@ -81,7 +81,8 @@ impl Neighbour {
                 let mut listed = list.entries.into_iter().filter_map(|entry| entry.volume);
                 assert!(listed.any(|volume| volume.volume_id == self.vol.id));
             }
-            // A partial list would detach what it does not name (docs/design.md section 10): it is none, and says why.
+            // A partial list would detach the volumes that it omits (docs/design.md section 10): there is no list, and
+            // an error says why.
             Err(status) => {
                 assert_eq!(status.code(), Code::Unavailable, "{status:?}");
                 assert!(status.message().contains("doctor"), "{status:?}");

@@ -1,4 +1,4 @@
-//! Records of a later release: served for attach and detach, and not changed otherwise.
+//! Records of a later release: accepted for attach and detach, and not changed otherwise.
 
 use std::fs;
 

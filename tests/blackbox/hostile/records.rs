@@ -1,4 +1,5 @@
-//! Records that lie or are gone: their volume is refused for everything, untouched, and comes back with the record.
+//! Records that are wrong or missing: every call for their volume is refused, nothing is touched, and it works again
+//! with the restored record.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,7 +13,7 @@ use crate::harness::{MIB, PoolFs, Use, Vol, World, check_tree, create_request, r
 
 use super::{Neighbour, everything};
 
-/// A way to spoil a record, given its path.
+/// A way to damage a record, given its path.
 type Spoil = (&'static str, fn(&Path));
 
 /// A call's name and the call.
@@ -82,7 +83,7 @@ fn remove(path: &Path) {
     let _ = fs::remove_file(path.with_file_name("moved.json"));
 }
 
-/// Why there is no list: which object, what to do, each word once, and nothing against the node.
+/// The error in place of a list: the object, the next step, no repetition, and no blame of the node.
 fn is_said_once(said: &str, uuid: &str, name: &str) {
     for word in ["incomplete", "holdfast doctor"] {
         assert_eq!(said.matches(word).count(), 1, "{name}: {word}: {said}");
@@ -90,7 +91,7 @@ fn is_said_once(said: &str, uuid: &str, name: &str) {
     assert!(said.contains(uuid) && !said.contains("cannot be asked"), "{name}: {said}");
 }
 
-/// Every call that could change or use a volume. None may do it, and none may claim that it did.
+/// Every call that could change or use a volume. None may do it, or answer that it did.
 fn every_call_is_refused(world: &World, vol: &Vol, name: &str) {
     let before = everything(&world.pool.join("volumes").join(vol.uuid()));
     let again = create_request("victim", vol.kind, vol.size);
@@ -112,7 +113,7 @@ fn every_call_is_refused(world: &World, vol: &Vol, name: &str) {
         }
         assert_ne!(status.code(), Code::NotFound, "{name}: {call}: it is there: {status:?}");
     }
-    // A list without it would make the attacher think it is gone.
+    // In a list without it, the attacher would treat it as deleted.
     let said = refused(world.list_volumes(p::ListVolumesRequest::default()), &[Code::Unavailable]);
     is_said_once(&said, vol.uuid(), name);
     assert_eq!(everything(&world.pool.join("volumes").join(vol.uuid())), before, "{name}: something was changed");

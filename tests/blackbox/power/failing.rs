@@ -1,4 +1,4 @@
-//! Reads that fail, take long or come short: a device that cannot be read is refused, never taken for a blank one.
+//! Reads that fail, are slow or return too few bytes: a device that cannot be read is refused, never treated as blank.
 
 use std::fs::File;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use super::interrupted::place;
 use super::layer::Fault;
 use super::recorded;
 
-/// A stage may be refused so, and asked for again.
+/// A stage may be refused with these codes, and retried.
 const REFUSED: &[Code] = &[Code::Aborted, Code::Internal, Code::FailedPrecondition];
 
 fn formatted_volumes(pool: PoolFs) {
@@ -48,7 +48,7 @@ fn formatted_volumes(pool: PoolFs) {
         ];
         for fault in others {
             layer.fault(Some(fault.clone()));
-            // It may be served or refused: the bytes asked for were right, late, or an error. It is never made again.
+            // It may be served or refused: the bytes were right, late, or an error. It is never formatted again.
             match world.stage(&vol) {
                 Ok(()) => world.unstage(&vol).unwrap(),
                 Err(status) => assert!(REFUSED.contains(&status.code()), "{fault:?}: {status:?}"),

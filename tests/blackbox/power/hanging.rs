@@ -1,6 +1,6 @@
-//! What never comes back: mkfs, a check, mount, umount and the reads before them, each stuck in the kernel below the real
-//! driver. Its own volume is told what it waits for and since when, the others go on as fast as before, the metrics show
-//! it, SIGTERM ends the driver in its grace, and nothing is formatted twice after.
+//! Hangs: mkfs, a check, mount, umount and the reads before them, each blocked in the kernel below the real driver.
+//! Errors of its own volume say what it waits for and since when; the others are as fast as before; the metrics show
+//! it; SIGTERM ends the driver within its grace period; and nothing is formatted twice.
 
 use std::fs;
 use std::sync::mpsc;
@@ -19,21 +19,21 @@ use super::interrupted::{calls as formats, place};
 use super::layer::{Fault, Layer};
 use super::recorded;
 
-/// How much slower others may be: the machine is shared, and the quickest of some tries is compared.
+/// How much slower others may be: the machine is shared, and the fastest of several attempts is compared.
 const RATIO: u32 = 4;
 const TRIES: usize = 5;
 
-/// A volume, and how a call on it is made to hang and let go.
+/// A volume, and how a call on it is blocked and released.
 struct Stuck<'a> {
     vol: Vol,
     call: &'static str,
     hold: &'a dyn Fn(&Vol),
-    /// Whether it stands there now.
+    /// Whether it is blocked now.
     stands: &'a dyn Fn() -> bool,
     release: &'a dyn Fn(),
-    /// What the next caller and the metrics are told.
+    /// The text for the next caller and the metrics.
     waits_for: &'static str,
-    /// In a child: its pid is told.
+    /// In a child: its pid is reported.
     child: bool,
 }
 
@@ -81,7 +81,7 @@ fn spreads_to_nobody(world: &mut World, other: &Vol, stuck: &Stuck<'_>) {
     assert!(shown, "{what} is not in the metrics:\n{metrics}");
     world.daemon().signal(Signal::SIGTERM);
     let watch = Stopwatch::start();
-    // A thread in the kernel keeps the process a little longer than its work: what can end, has ended by then.
+    // A thread in the kernel keeps the process a little longer than its work: what can end has ended by then.
     let stopped = || world.log().contains("holdfast::csi::server: stopped");
     await_that("the driver stops in its grace", Duration::from_secs(30), stopped);
     assert!(watch.elapsed() < Duration::from_secs(25), "{:?}", watch.elapsed());
@@ -93,7 +93,7 @@ fn spreads_to_nobody(world: &mut World, other: &Vol, stuck: &Stuck<'_>) {
     world.start();
 }
 
-/// A driver on a disk that can be told not to answer, with a volume that is not concerned.
+/// A driver on a disk that can be told not to answer, with a volume that is not affected.
 fn with_other() -> (World, Layer, Vol) {
     let (world, layer, _) = recorded(PoolFs::Xfs, 2 << 30);
     let other = world.create("other", Use::Ext4);

@@ -1,4 +1,4 @@
-//! mkfs cut off: by the power, by a disk that fails, and by the death of the driver that began it.
+//! Interrupted mkfs: by a power cut, by a disk that fails, and by the death of the driver that started it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::layer::{Fault, Ground, Layer};
 use super::log::Left;
 use super::recorded;
 
-/// Where an image lies on the disk that carries the pool, bytes.
+/// The position of an image on the disk of the pool, in bytes.
 pub(super) fn place(image: &Path) -> std::ops::Range<u64> {
     let said = run("/usr/sbin/filefrag", &["-v", "-b4096", image.to_str().unwrap()]);
     let numbers = |line: &str| -> Option<(u64, u64)> {
@@ -28,7 +28,7 @@ pub(super) fn place(image: &Path) -> std::ops::Range<u64> {
     from * 4096..(to + 1) * 4096
 }
 
-/// Staged, it has one filesystem, the recorded one, and keeps what is written to it.
+/// Once staged, it has one filesystem, the recorded one, and keeps what is written to it.
 fn works(world: &World, vol: &Vol, what: &str) {
     world.publish(vol).unwrap();
     world.retried("NodeStage", || match world.stage(vol) {
@@ -61,7 +61,7 @@ fn a_mkfs_cut_off_by_the_power_is_made_once(pool: PoolFs, kind: Use) {
     let log = layer.into_log();
     let bytes: usize = log.written(from..to);
     let (cut, torn) = (30, 1);
-    // In the order they were written, and, as a disk with a cache may, any of those since the last flush.
+    // In the order of the writes and, as on a disk with a cache, any of those since the last flush.
     let in_order = (0..cut).map(|point| Left::Bytes(from, bytes * point / (cut - 1)));
     let points: Vec<_> =
         in_order.chain((flush..last).flat_map(|flush| (0..torn).map(move |seed| Left::Torn(flush, seed)))).collect();
@@ -98,7 +98,7 @@ fn mkfs_xfs_cut_off_by_the_power_is_made_once() {
     a_mkfs_cut_off_by_the_power_is_made_once(PoolFs::Ext4, Use::Xfs);
 }
 
-/// The bytes mkfs writes, found by letting it.
+/// The bytes that mkfs writes, measured with a complete run.
 fn bytes_of_mkfs(world: &World, layer: &Layer, kind: Use) -> u64 {
     let vol = world.create("measure", kind);
     world.publish(&vol).unwrap();
@@ -129,7 +129,7 @@ fn a_mkfs_whose_disk_fails_is_an_error_and_made_once_when_it_works_again() {
                     status.message().contains(vol.uuid()) || status.message().contains("mkfs"),
                     "{what}: {status:?}"
                 );
-                // Once it is made and recorded, it is the mount that fails.
+                // Once it is formatted and recorded, the mount fails.
                 unfinished += u64::from(world.record(&vol)["format"]["state"] == "formatting");
             }
             assert!(layer.hits() > 0, "{what}: nothing failed");
@@ -161,7 +161,7 @@ fn a_mkfs_of_a_killed_driver_never_writes_beside_a_second_one() {
         let (pid, device) =
             (call.split(' ').next().unwrap().to_owned(), call.split(' ').next_back().unwrap().to_owned());
         world.kill9();
-        // Killed with its parent, yet in the kernel until the disk answers: it still holds the device.
+        // Killed with its parent, but in the kernel until the disk answers: it still holds the device.
         world.start();
         let mut client = NodeClient::new(world.channel());
         let request = world.stage_request(&vol);

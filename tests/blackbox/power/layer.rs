@@ -1,6 +1,6 @@
 //! A disk in user space: one file of a FUSE filesystem, over which a loop device carries the pool's filesystem. It logs
-//! every write and flush that reaches it, fails or delays or cuts the requests it is told to, and can be built again as
-//! it was at any moment a power cut could have left it in.
+//! every write and flush, can fail, delay or shorten requests, and can be rebuilt as it was at any moment of a power
+//! cut.
 
 #![expect(clippy::disallowed_methods, reason = "the test mounts the ground its disks lie on")]
 
@@ -28,22 +28,22 @@ const DISK: INodeNo = INodeNo(2);
 /// The kernel asks again each time.
 const KNOWN_FOR: Duration = Duration::ZERO;
 
-/// What is done to requests instead of serving them.
+/// A fault in place of normal requests.
 #[derive(Clone, Debug)]
 pub(crate) enum Fault {
     /// Reads of these bytes fail.
     FailReads(Range<u64>),
-    /// They answer half of what was asked, in whole sectors, or nothing.
+    /// They return half of the requested bytes, in whole sectors, or nothing.
     ShortReads(Range<u64>),
     /// They take this long.
     SlowReads(Range<u64>, Duration),
-    /// They are not answered while this stands.
+    /// They are not answered while this fault is set.
     HoldReads(Range<u64>),
     /// What the disk's file is, its size and owner, is not answered while this stands.
     HoldAttributes,
     /// Writes of these bytes fail, once so many bytes were written there.
     FailWrites(Range<u64>, u64),
-    /// Writes of these bytes are not answered while this stands, once so many bytes were written there.
+    /// Writes of these bytes are not answered while this fault is set, once so many bytes were written there.
     HoldWrites(Range<u64>, u64),
 }
 
@@ -54,7 +54,7 @@ struct State {
     fault: Option<Fault>,
     /// Bytes written in the fault's range since it was set.
     written: u64,
-    /// How often the fault did something.
+    /// How often the fault took effect.
     hits: usize,
     /// Writes that are not answered yet.
     held: Vec<(u64, Vec<u8>, ReplyWrite)>,
@@ -86,7 +86,7 @@ impl Shared {
     }
 }
 
-/// A tmpfs in a mount namespace of the thread's own: quick, and gone with the thread.
+/// A tmpfs in a mount namespace of the thread's own: fast, and removed with the thread.
 #[derive(Debug)]
 pub(crate) struct Ground {
     directory: tempfile::TempDir,
@@ -107,7 +107,7 @@ impl Ground {
 
 impl Drop for Ground {
     fn drop(&mut self) {
-        // Who still holds a file of it lets go of it in a moment: a loop device that is going.
+        // The remaining holder of a file, a loop device that is being detached, releases it in a moment.
         let _ = umount2(self.directory.path(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
     }
 }
@@ -130,7 +130,7 @@ impl Layer {
         let shared = Arc::new(Shared { file, state: Mutex::default() });
         let disk = Disk { size, shared: Arc::clone(&shared) };
         let mut config = Config::default();
-        // A slow read must not keep all others waiting.
+        // A slow read must not delay all others.
         config.n_threads = Some(4);
         let session = fuser::spawn_mount(disk, &point, &config).expect("FUSE: /dev/fuse and root are needed");
         Self { shared, session: Some(session), ground, size }
@@ -151,7 +151,7 @@ impl Layer {
         self.shared.lock().log.len()
     }
 
-    /// From now on; the one before ends.
+    /// Sets a fault; the one before ends.
     pub(crate) fn fault(&self, fault: Option<Fault>) {
         let mut state = self.shared.lock();
         state.fault = fault;
@@ -172,17 +172,17 @@ impl Layer {
         }
     }
 
-    /// How often the fault that stands did something.
+    /// How often the current fault took effect.
     pub(crate) fn hits(&self) -> usize {
         self.shared.lock().hits
     }
 
-    /// The bytes written so far in the range of the fault that stands.
+    /// The bytes written so far in the range of the current fault.
     pub(crate) fn written(&self) -> u64 {
         self.shared.lock().written
     }
 
-    /// What it was told, when nobody uses it any more.
+    /// The log, once the disk is not used any more.
     pub(crate) fn into_log(mut self) -> Log {
         self.end();
         let entries = std::mem::take(&mut self.shared.lock().log);
@@ -295,7 +295,7 @@ impl Disk {
 
 impl Filesystem for Disk {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // Writes that are held must not use up the requests that may be under way.
+        // Blocked writes must not use up the requests that may be in progress.
         let _ = config.set_max_background(4096);
         let _ = config.set_congestion_threshold(4096);
         config.add_capabilities(InitFlags::FUSE_ASYNC_DIO).expect("a kernel with asynchronous direct I/O in FUSE");
@@ -365,7 +365,7 @@ impl Filesystem for Disk {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // close(2): a disk knows nothing of it.
+        // close(2): it means nothing to a disk.
         reply.ok();
     }
 
@@ -377,7 +377,7 @@ impl Filesystem for Disk {
     }
 
     fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
-        // A disk without discard: what is freed is not told to it.
+        // A disk without discard: it is not informed of freed blocks.
         reply.error(Errno::EOPNOTSUPP);
     }
 }

@@ -1,4 +1,4 @@
-//! A life whose every step is noted with the disk's flushes before it began and when it was answered.
+//! A volume lifecycle; for each step it notes the disk's flushes before it began and when it was answered.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use crate::harness::{MIB, PoolFs, Use, Vol, World, create_request, write_tree};
 
 use super::layer::Layer;
 
-/// What a step did.
+/// The effect of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum What {
     Create,
@@ -14,7 +14,7 @@ pub(super) enum What {
     Unpublish,
     /// With the UUID that was recorded.
     Stage(String),
-    /// A tree of files, each fsynced; or that of the snapshot it was made from.
+    /// A tree of files, each fsynced; or that of the source snapshot.
     Write(u64),
     Expand(i64),
     Delete,
@@ -23,14 +23,14 @@ pub(super) enum What {
     DropSnapshot(String),
 }
 
-/// How far a step is in a state of the disk.
+/// The possible progress of a step in a state of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stand {
-    /// Nothing of it can be there.
+    /// Nothing of it can exist.
     Not,
-    /// It was under way: all of it or nothing.
+    /// It was in progress: all of it or nothing exists.
     Maybe,
-    /// It was answered: it must be there.
+    /// It was answered: it must exist.
     Done,
 }
 
@@ -43,8 +43,8 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// In the state after so many flushes. What was answered when no more than these had been is in it: nothing that
-    /// came later can have made it durable.
+    /// In the state after so many flushes. A step that was answered before more flushes came is in it: nothing later
+    /// can have made it durable.
     pub(super) fn at(&self, flushes: usize) -> Stand {
         match (self.done <= flushes, self.begun <= flushes) {
             (true, _) => Stand::Done,
@@ -151,12 +151,12 @@ impl Life {
         self.steps.iter().filter(move |step| step.volume == volume)
     }
 
-    /// How far the first step is that `is` the one.
+    /// The progress of the first step for which `is` is true.
     pub(super) fn stand(&self, volume: &str, flushes: usize, is: impl Fn(&What) -> bool) -> Stand {
         self.steps_of(volume).find(|step| is(&step.what)).map_or(Stand::Not, |step| step.at(flushes))
     }
 
-    /// The request a volume was made by.
+    /// The request that created a volume.
     pub(super) fn request(&self, volume: &str) -> holdfast::csi::proto::CreateVolumeRequest {
         let vol = &self.volumes[volume];
         create_request(volume, vol.kind, vol.size)

@@ -1,4 +1,4 @@
-//! What a disk was told, and the disk as a power cut at any moment would have left it.
+//! The requests of a disk, and the disk after a power cut at any moment.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// What a disk writes at once, whatever it was asked: a request may be torn there.
+/// A disk writes so many bytes atomically: a request may be torn there.
 pub(super) const SECTOR: usize = 4096;
 
 /// One request that changed something.
@@ -16,18 +16,18 @@ pub(super) enum Entry {
     Flush,
 }
 
-/// What is left of a disk's writes at a power cut.
+/// The surviving writes of a disk after a power cut.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Left {
     /// Everything up to a flush, by its number, and nothing after it.
     Flushed(usize),
-    /// That, and of what was written until the next flush some sectors, chosen by this seed.
+    /// That, and some sectors written before the next flush, chosen by this seed.
     Torn(usize, u64),
     /// The first so many requests, and so many bytes of those that follow: a disk that writes in order.
     Bytes(usize, usize),
 }
 
-/// Everything a disk was told.
+/// All requests of a disk.
 pub(crate) struct Log {
     pub(super) entries: Vec<Entry>,
     pub(super) size: u64,
@@ -60,7 +60,7 @@ impl Log {
             .map_or(0, |position| position + 1)
     }
 
-    /// Builds the disk as the power cut left it.
+    /// Builds the disk after the power cut.
     pub(crate) fn build(&self, left: Left, file: &Path) {
         let file = File::create_new(file).unwrap();
         file.set_len(self.size).unwrap();
@@ -96,7 +96,7 @@ impl Log {
     }
 }
 
-/// Flush numbers to try: those asked for, and so many more, evenly over these.
+/// Flush numbers to try: the requested ones, and so many more, evenly distributed.
 pub(crate) fn points(among: Range<usize>, wanted: impl IntoIterator<Item = usize>, more: usize) -> Vec<usize> {
     let even = (0..more).map(|n| among.start + n * among.len() / more.max(1));
     let mut points: Vec<_> = wanted.into_iter().chain(even).filter(|point| among.contains(point)).collect();

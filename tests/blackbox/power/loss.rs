@@ -1,5 +1,5 @@
-//! The power goes: at each flush the disk is built as the cut left it, the pool's filesystem mounted, the driver started,
-//! and everything that was answered must be there, and nothing that was not may be there by halves.
+//! Power loss: at each flush the disk is rebuilt as the cut left it, the pool's filesystem mounted and the driver
+//! started. Everything that was answered must exist, and nothing else may exist partially.
 
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ fn everything_answered_survives(kind: PoolFs) {
     let watch = Stopwatch::start();
     let (world, layer, born) = recorded(kind, 2 << 30);
     let life = Life::of(&world, &layer, kind);
-    // Every point is before the end, which only makes the log to be had.
+    // Every point is before the end, which only completes the log.
     let all = layer.flushes();
     world.finish();
     let log = layer.into_log();
-    // Right after each answer there is nothing else that could have made it durable.
+    // Right after each answer, nothing else could have made it durable.
     let answers = life.steps.iter().map(|step| step.done);
     let chosen = points(born..all + 1, answers, more());
     let mut cuts = 0;
@@ -82,7 +82,7 @@ fn check(log: &Log, life: &Life, point: usize, left: Left) {
     world.finish();
 }
 
-/// The retry of a snapshot that was under way finds it, ends it, makes it or is refused: it is never there by halves.
+/// The retry of a snapshot in progress finds it, finishes it, creates it or is refused: it never exists partially.
 fn ask_again(world: &World, name: &str, vol: &Vol) {
     await_that("a snapshot asked for again is ready or refused", Duration::from_secs(60), || {
         match world.try_snapshot(name, vol) {
@@ -100,7 +100,7 @@ fn no_temporary_name(world: &World, what: &str) {
     }
 }
 
-/// Whether a thing may, must or must not be there.
+/// Whether an object may, must or must not exist.
 fn there(made: Stand, gone: Stand, is: bool, what: &str, name: &str) {
     match (made, gone) {
         (Stand::Not, _) => assert!(!is, "{what}: {name} is there and was not asked for"),
@@ -124,7 +124,7 @@ fn check_volume(world: &World, life: &Life, name: &str, vol: &Vol, point: usize,
         return;
     }
     if made == Stand::Maybe && name != "r" {
-        // Absent or whole: the retry ends with a volume that works, and it is the one that is there.
+        // Absent or whole: the retry ends with a usable volume, and it is the existing one.
         let again = world.create_from(vol.kind, &life.request(name));
         assert!(!is || again.id == vol.id, "{what}: {name} was made twice");
         write_tree(&world.attach(&again).unwrap(), 99);
@@ -153,7 +153,7 @@ fn check_volume(world: &World, life: &Life, name: &str, vol: &Vol, point: usize,
     }
 }
 
-/// A grant that was answered stands, one that was taken back is gone.
+/// An answered attachment remains, a removed one is gone.
 fn grants(life: &Life, name: &str, point: usize, record: &serde_json::Value, what: &str) {
     let changes = life.steps_of(name).filter(|step| matches!(step.what, What::Publish | What::Unpublish));
     let begun: Vec<_> = changes.filter(|step| step.at(point) != Stand::Not).collect();

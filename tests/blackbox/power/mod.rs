@@ -1,5 +1,5 @@
-//! Power loss, a disk that fails, and mkfs cut off: the pool's filesystem lies on a disk in user space that logs every
-//! write and flush, so it can be had again as any power cut would have left it.
+//! Power loss, a failing disk, and interrupted mkfs: the pool's filesystem is on a disk in user space that logs every
+//! write and flush, so that the state after any power cut can be rebuilt.
 
 mod failing;
 mod hanging;
@@ -15,7 +15,7 @@ use layer::Layer;
 
 use crate::harness::{PoolFs, Scratch, World};
 
-/// A running driver on a pool on a recorded disk, and the disk's flushes before the driver's first breath.
+/// A running driver on a pool on a recorded disk, and the number of the disk's flushes before the driver started.
 fn recorded(kind: PoolFs, size: u64) -> (World, Layer, usize) {
     let layer = Layer::new(size);
     let scratch = Scratch::over(&layer.disk(), Some(kind));

@@ -1,4 +1,4 @@
-//! A caller: it asks again until it is answered, as the sidecars do, and remembers what it was told.
+//! A caller: it retries until it gets an answer, as the sidecars do, and stores the results.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -16,11 +16,11 @@ use super::dice::Dice;
 use super::shared::{Shared, Stand};
 use super::volume::{Snapshot, Volume};
 
-/// Longer than this no call is repeated in vain, however often the driver is killed meanwhile.
+/// No call is repeated without success for longer than this, however often the driver is killed meanwhile.
 const STUCK: Duration = Duration::from_secs(240);
 /// After so many tries a caller waits longer for the answer, as kubelet and the sidecars do.
 const CUTS: usize = 100;
-/// Between a failed call and the next try.
+/// The pause between a failed call and the next attempt.
 pub(super) const PAUSE: Duration = Duration::from_millis(5);
 
 /// One of the callers; lives in a thread of its own.
@@ -35,12 +35,12 @@ pub(super) struct Caller {
     pub(super) shared: Arc<Shared>,
     pub(super) volumes: Vec<Volume>,
     pub(super) snapshots: Vec<Snapshot>,
-    /// The life all contents were last compared in.
+    /// The driver process in which all contents were last compared.
     checked: Cell<usize>,
 }
 
-/// Whether the same call is to be made again: the connection broke, patience ended (then the status was made on this
-/// side and has a source), or the driver asks for it.
+/// Whether the same call is repeated: the connection broke, the caller's timeout passed (then the status is from this
+/// side and has a source), or the driver requests it.
 fn again(status: &Status) -> bool {
     status.source().is_some() || matches!(status.code(), Code::Aborted | Code::Unavailable)
 }
@@ -98,7 +98,7 @@ impl Caller {
         }
     }
 
-    /// The same call with the same arguments until it is answered with OK; `between` the tries something may happen.
+    /// The same call with the same arguments until it is answered with OK; `between` runs between the attempts.
     pub(super) fn until_ok<T>(
         &self,
         rpc: &'static str,
@@ -134,7 +134,7 @@ impl Caller {
         unreachable!("tries end with an answer")
     }
 
-    /// A call without an answer to keep; now and then it is made once more when it is done.
+    /// A call whose answer is not stored; now and then it is repeated after success.
     pub(super) fn ask(&self, rpc: &'static str, call: impl Fn(&World) -> Result<(), Status>) {
         self.until_ok(rpc, || (), &call);
         if self.dice.one_in(8) {
@@ -142,7 +142,7 @@ impl Caller {
         }
     }
 
-    /// After every start of the driver all that is mounted is read, but for the volume a call is under way for.
+    /// After every start of the driver all mounted volumes are read, except one with a call in progress.
     fn check_in_new_life(&self) {
         let life = self.shared.life.load(Ordering::SeqCst);
         if self.checked.replace(life) != life {
@@ -152,7 +152,7 @@ impl Caller {
         }
     }
 
-    /// Compares what is mounted with what was fsynced.
+    /// Compares mounted volumes with what was fsynced.
     pub(super) fn check(&self, volume: &Volume) {
         for root in volume.roots(&self.world) {
             match volume.content.check(&root) {

@@ -1,4 +1,4 @@
-//! What a volume must hold: the pieces that were fsynced, and nothing else.
+//! The expected content of a volume: the chunks that were fsynced, and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,7 +8,7 @@ use crate::harness::{MIB, Use, check_piece, write_piece};
 
 /// A block volume has a slot at every MiB, a filesystem so many files.
 const FILES: u64 = 12;
-/// Slots of a block volume that are read even if nobody wrote them.
+/// Slots of a block volume that are read even if nothing was written to them.
 const ALWAYS_READ: u64 = 16;
 const BLOCK_PIECE: usize = 64 << 10;
 /// A file keeps its slot's length, so that writing it again is writing in place.
@@ -18,11 +18,11 @@ const FILE_LENGTHS: [usize; 5] = [11, 4097, 70_001, 0, 200_000];
 #[derive(Clone, Debug)]
 pub(super) struct Content {
     pub(super) kind: Use,
-    /// Slot and the seed of its bytes.
+    /// Slot and seed of its bytes.
     pieces: BTreeMap<u64, u64>,
-    /// Slots that were being written when it was cut: whatever they hold is right.
+    /// Slots that were being written when the snapshot was taken: any content is right.
     unsure: BTreeSet<u64>,
-    /// A volume's size and that of the filesystem on it, when both were last seen to fit together.
+    /// The sizes of a volume and its filesystem, when both last matched.
     pub(super) fitted: Option<(i64, i64)>,
 }
 
@@ -40,7 +40,7 @@ impl Content {
         choice % self.slots(size)
     }
 
-    /// A slot nothing is known of, from `choice` on.
+    /// A slot without known content, from `choice` on.
     pub(super) fn free_slot(&self, size: i64, choice: u64) -> Option<u64> {
         let slots = self.slots(size);
         (0..slots).map(|step| (choice + step) % slots).find(|slot| !self.pieces.contains_key(slot))
@@ -55,7 +55,7 @@ impl Content {
         (root.join(format!("file-{slot}")), 0, length)
     }
 
-    /// Writes a slot, durably; known from now on.
+    /// Writes a slot, durably; its content is known from now on.
     pub(super) fn write(&mut self, root: &Path, slot: u64, seed: u64) {
         let (path, offset, length) = self.place(root, slot);
         write_piece(&path, seed, offset, length);
@@ -63,14 +63,14 @@ impl Content {
         self.unsure.remove(&slot);
     }
 
-    /// What a cut holds that was made at some moment between `self` and now, while only slots free in `self` were
-    /// written.
+    /// The content of a snapshot taken at some moment between `self` and now, while only slots that are free in `self`
+    /// were written.
     pub(super) fn cut(&self, now: &Self) -> Self {
         let written = now.pieces.keys().filter(|slot| !self.pieces.contains_key(slot));
         Self { unsure: self.unsure.iter().chain(written).copied().collect(), ..self.clone() }
     }
 
-    /// Reads all of it: how many bytes were compared, or what is wrong.
+    /// Reads all of it: returns how many bytes were compared, or the difference.
     pub(super) fn check(&self, root: &Path) -> Result<u64, String> {
         let mut bytes = 0;
         for (slot, seed) in &self.pieces {

@@ -1,4 +1,4 @@
-//! Choices that a seed repeats.
+//! Random choices that a seed repeats.
 
 use std::cell::Cell;
 use std::time::Duration;

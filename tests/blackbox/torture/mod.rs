@@ -1,9 +1,9 @@
-//! SIGKILL at random moments under callers that ask again: nothing that was acknowledged is lost, nothing is leaked.
+//! SIGKILL at random moments under callers that retry: nothing that was acknowledged is lost, nothing is leaked.
 //!
-//! A life is one start of the driver to its kill. The callers keep what they were told and what they fsynced, go on
-//! through all lives with seeded choices, and compare at every turn; now and then all rest, and the machine is compared
-//! with what they have. `make torture N=1000`; `HOLDFAST_TORTURE_SEED=` repeats the choices of a run, as far as a race
-//! can be repeated.
+//! A run consists of many driver processes, each from its start to its kill. The callers store their answers and what
+//! they fsynced, continue through all processes with seeded choices, and compare at every step. Now and then all pause,
+//! and the machine is compared with what they have. `make torture N=1000`; `HOLDFAST_TORTURE_SEED=` repeats the choices
+//! of a run, as far as races can be repeated.
 
 mod caller;
 mod content;
@@ -29,17 +29,17 @@ use dice::Dice;
 use shared::{Shared, Stand};
 
 const CALLERS: usize = 8;
-/// These cut a call after a moment and retry it while its work may go on.
+/// These callers abandon a call after a moment and retry while its work may continue.
 const IMPATIENT: usize = 2;
 const MOMENT: Duration = Duration::from_millis(40);
 const LONG: Duration = Duration::from_secs(60);
-/// After so many lives everybody rests once.
+/// After so many kills all callers pause once.
 const REST: usize = 10;
-/// Tools that are left to finish when the driver dies.
+/// Tools that may finish when the driver dies.
 const OUTLIVING: [&str; 2] = ["e2fsck", "resize2fs"];
 const POOL: u64 = 32 << 30;
 
-/// `make torture N=` sets how many lives a run has.
+/// `make torture N=` sets the number of kills in a run.
 fn lives() -> usize {
     std::env::var("HOLDFAST_TORTURE_LIVES").map_or(150, |text| text.parse().expect("a number of lives"))
 }
@@ -49,7 +49,7 @@ fn seed() -> u64 {
         .map_or_else(|_| uuid::Uuid::new_v4().as_u64_pair().0 >> 32, |text| text.parse().expect("a number"))
 }
 
-/// The callers' threads; whatever happens they end before the driver and its filesystem go.
+/// The callers' threads; in any case they end before the driver and its filesystem are removed.
 struct Crowd {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -68,12 +68,12 @@ impl Crowd {
         Self { threads: threads.collect(), shared: Arc::clone(&shared) }
     }
 
-    /// None has failed.
+    /// No caller has failed.
     fn is_well(&self) -> bool {
         self.threads.iter().all(|thread| !thread.is_finished())
     }
 
-    /// They delete everything and end.
+    /// The callers delete everything and end.
     fn end(mut self) -> Arc<Shared> {
         self.shared.ending.store(true, Ordering::SeqCst);
         for thread in self.threads.drain(..) {
@@ -94,7 +94,7 @@ impl Drop for Crowd {
     }
 }
 
-/// Everything there is, against what the callers have between two steps.
+/// Compares everything on the machine with what the callers have between two steps.
 fn compare(world: &mut World, stands: &[Stand]) {
     let all = |part: fn(&Stand) -> &BTreeSet<String>| -> BTreeSet<&str> {
         stands.iter().flat_map(part).map(String::as_str).collect()
@@ -131,11 +131,11 @@ fn compare(world: &mut World, stands: &[Stand]) {
     assert_eq!(doctor.code, Some(0), "doctor: {doctor:?}");
 }
 
-/// Something without a name of its own in the pool: its path, its inode, and when that last changed, for an inode's number
-/// is soon used again.
+/// An entry without a name of its own in the pool: its path, its inode, and its change time, because inode numbers are
+/// soon reused.
 type Nameless = (PathBuf, u64, i64, i64);
 
-/// What is being made or removed in the pool.
+/// What is being created or removed in the pool.
 fn nameless(world: &World) -> BTreeSet<Nameless> {
     let mut found = BTreeSet::new();
     for part in ["", "volumes", "snapshots", "trash"] {
@@ -151,7 +151,7 @@ fn nameless(world: &World) -> BTreeSet<Nameless> {
     found
 }
 
-/// When a life ends: so long from the start of the process, or from when it serves; or in the middle of something.
+/// When the driver is killed: so long after its start, or after it serves; or in the middle of an operation.
 enum Kill {
     FromStart(Duration),
     Serving(Duration),
@@ -159,7 +159,7 @@ enum Kill {
     HalfMade,
 }
 
-/// How long such a middle is waited for.
+/// How long to wait for the middle of an operation.
 const MIDDLE: Duration = Duration::from_secs(2);
 
 fn kill(dice: &Dice) -> Kill {
@@ -174,7 +174,7 @@ fn kill(dice: &Dice) -> Kill {
     }
 }
 
-/// Whether it came.
+/// Whether it occurred.
 fn await_middle(comes: impl Fn() -> bool) -> bool {
     let watch = Stopwatch::start();
     while watch.elapsed() < MIDDLE {
@@ -186,7 +186,7 @@ fn await_middle(comes: impl Fn() -> bool) -> bool {
     false
 }
 
-/// The driver serves, and what its predecessor left is gone.
+/// The driver serves, and the leftovers of its predecessor are gone.
 fn serves(world: &mut World, shared: &Shared, left: &BTreeSet<Nameless>) {
     world.await_ready();
     let still: Vec<_> = nameless(world).intersection(left).cloned().collect();
@@ -239,7 +239,7 @@ fn torture(pool: PoolFs, lives: usize) {
         let alive: Vec<_> =
             tools_here("mkfs.").into_iter().filter(|tool| !tool.is_killed).map(|tool| tool.process).collect();
         assert_eq!(alive, Vec::<String>::new(), "LEAKED: outlives its driver");
-        // Not always, so that what the kernel still ends meets the next driver.
+        // Not always, so that the next driver meets what the kernel still finishes.
         if dice.one_in(2) {
             let mut left = others_here(None);
             left.retain(|process| !OUTLIVING.iter().any(|tool| process.contains(tool)));

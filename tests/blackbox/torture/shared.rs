@@ -1,4 +1,4 @@
-//! What the callers and the killer know of each other, and the figures of a run.
+//! The state shared by the callers and the killer, and the figures of a run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, RwLock};
 
-/// What a caller has between two steps: what must be there, and nothing beside it.
+/// What a caller has between two steps: this must exist, and nothing else.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stand {
     /// Handles.
@@ -14,15 +14,15 @@ pub(super) struct Stand {
     pub(super) snapshots: BTreeSet<String>,
     /// The uuids of volumes with a device.
     pub(super) devices: BTreeSet<String>,
-    /// Staging and target paths something is mounted at.
+    /// Staging and target paths with a mount.
     pub(super) mounts: BTreeSet<PathBuf>,
 }
 
-/// Known to all threads of a run.
+/// Shared by all threads of a run.
 pub(super) struct Shared {
-    /// Held for reading by a caller during a step; for writing while all rest.
+    /// Held for reading by a caller during a step; for writing while all pause.
     pub(super) gate: RwLock<()>,
-    /// Grows with every start of the driver.
+    /// Incremented at every start of the driver.
     pub(super) life: AtomicUsize,
     /// Callers delete what they have and end.
     pub(super) ending: AtomicBool,
@@ -57,9 +57,9 @@ pub(super) struct Figures {
     pub(super) checks: usize,
     pub(super) bytes: u64,
     pub(super) rests: usize,
-    /// mkfs that ran when their driver was killed.
+    /// mkfs processes that ran when their driver was killed.
     pub(super) mkfs_cut: usize,
-    /// What a killed driver had half made or half removed, and the next start swept away.
+    /// What a killed driver left half created or half removed, and the next start removed.
     pub(super) swept: usize,
     pub(super) deletes_refused: usize,
 }

@@ -1,4 +1,4 @@
-//! A volume and a snapshot as their caller knows them, and the steps of their lives.
+//! A volume and a snapshot as their caller knows them, and the steps of their lifecycles.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ use super::content::Content;
 
 const VOLUMES: usize = 3;
 const SNAPSHOTS: usize = 3;
-/// Names are used again when they are free.
+/// Names are reused when they are free.
 const NAMES: u64 = 5;
 /// The pod whose path is expanded, and another one.
 const PODS: [&str; 2] = ["pod", "second"];
@@ -32,7 +32,7 @@ pub(super) struct Volume {
     published: bool,
     pub(super) staged: bool,
     pods: BTreeSet<&'static str>,
-    /// Grown, and the node was not asked yet.
+    /// Expanded, and the node was not called yet.
     unfitted: bool,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Snapshot {
 }
 
 impl Volume {
-    /// Where its content is to be seen.
+    /// Where its content is visible.
     pub(super) fn roots(&self, world: &World) -> Vec<PathBuf> {
         self.pods.iter().map(|pod| world.target(&self.vol, pod)).collect()
     }
@@ -62,14 +62,14 @@ impl Volume {
 }
 
 impl Caller {
-    /// One step, chosen by the dice; one that cannot be taken now is a step forward of some volume.
+    /// One random step; if it is not possible now, another volume makes a step forward.
     pub(super) fn step(&mut self) {
         let choice = self.dice.below(100);
         if self.volumes.is_empty() || (choice < 16 && self.volumes.len() < VOLUMES) {
             return self.create();
         }
         let index = self.dice.index(self.volumes.len());
-        // Out of the list, it is not looked at while a call for it is under way.
+        // While it is out of the list, it is not compared during a call for it.
         let mut volume = self.volumes.swap_remove(index);
         match choice {
             0..=29 => self.forward(&mut volume),
@@ -89,7 +89,7 @@ impl Caller {
         self.volumes.push(volume);
     }
 
-    /// Nothing is left of what this caller made.
+    /// Nothing is left of this caller's objects.
     pub(super) fn wind_up(&mut self) {
         while let Some(volume) = self.volumes.pop() {
             self.delete(volume);
@@ -150,7 +150,7 @@ impl Caller {
         self.volumes.push(Volume { name, vol, content, published, staged, pods: BTreeSet::new(), unfitted });
     }
 
-    /// Published, staged, in a pod, in a second one.
+    /// Attached, staged, in a pod, in a second one.
     fn forward(&self, volume: &mut Volume) {
         let vol = volume.vol.clone();
         if !volume.published {
@@ -201,7 +201,7 @@ impl Caller {
         }
     }
 
-    /// While the call is repeated, the pods write on: the cut may be before or after what they write.
+    /// While the call is repeated, the pods continue to write: the snapshot may be before or after their writes.
     fn snapshot(&mut self, volume: &mut Volume) {
         let at_rest_only = self.pool == PoolFs::Ext4 && volume.published;
         if at_rest_only || self.snapshots.len() == SNAPSHOTS {
@@ -235,7 +235,7 @@ impl Caller {
 
     fn expand(&self, volume: &mut Volume) {
         let size = volume.vol.size + GROWTH;
-        // An XFS in use that grew a moment ago is not grown again for half a minute.
+        // An XFS in use that was just expanded is not expanded again for half a minute.
         let slow = volume.vol.kind == Use::Xfs && volume.content.fitted.is_some_and(|(size, _)| size > Use::Xfs.size());
         if size > volume.vol.kind.size() + MOST_GROWTH || (slow && !self.dice.one_in(6)) {
             return self.forward(volume);
@@ -249,7 +249,7 @@ impl Caller {
         self.fit(volume);
     }
 
-    /// The node grows what is on the device; then both sizes fit together.
+    /// The node grows the filesystem on the device; then both sizes match.
     fn fit(&self, volume: &mut Volume) {
         if !volume.pods.contains(PODS[0]) || !volume.grows_in_use() {
             return;
@@ -273,7 +273,7 @@ impl Caller {
         volume.content.fitted = Some((vol.size, found));
     }
 
-    /// While it is granted, a volume is deleted for nobody.
+    /// While it is attached, no caller can delete the volume.
     fn refused_delete(&self, volume: &Volume) {
         if !volume.published {
             return;
@@ -291,7 +291,7 @@ impl Caller {
         self.check(volume);
     }
 
-    /// Read once more, taken away everywhere, deleted.
+    /// Read once more, unpublished and unstaged everywhere, deleted.
     fn delete(&self, mut volume: Volume) {
         self.check(&volume);
         while volume.published {

@@ -11,10 +11,10 @@ use std::path::Path;
 
 use crate::harness::try_run_with;
 
-/// Where the attacker finds its target.
+/// The path of the target for the attacker.
 const TARGET: &str = "HOLDFAST_ATTACKED";
 
-/// include/uapi/linux/loop.h and fs.h: what takes no argument, a number, or a pointer to at most a buffer's length.
+/// include/uapi/linux/loop.h and fs.h: calls with no argument, a number, or a pointer to at most a buffer's length.
 const ON_THE_DEVICE: [(&str, libc::Ioctl); 11] = [
     ("LOOP_GET_STATUS64", 0x4C05),
     ("LOOP_SET_STATUS64", 0x4C04),
@@ -28,7 +28,8 @@ const ON_THE_DEVICE: [(&str, libc::Ioctl); 11] = [
     ("BLKRRPART", 0x125F),
     ("BLKROSET", 0x125D),
 ];
-/// include/uapi/linux/dm-ioctl.h: DM_REMOVE_ALL, DM_DEV_CREATE, DM_DEV_REMOVE, DM_DEV_SUSPEND, DM_TABLE_LOAD, DM_TABLE_STATUS.
+/// include/uapi/linux/dm-ioctl.h: DM_REMOVE_ALL, DM_DEV_CREATE, DM_DEV_REMOVE, DM_DEV_SUSPEND, DM_TABLE_LOAD,
+/// DM_TABLE_STATUS.
 const ON_THE_CONTROL_NODE: [(&str, libc::Ioctl); 6] = [
     ("DM_REMOVE_ALL", 0xC138_FD01),
     ("DM_DEV_CREATE", 0xC138_FD03),
@@ -38,8 +39,8 @@ const ON_THE_CONTROL_NODE: [(&str, libc::Ioctl); 6] = [
     ("DM_TABLE_STATUS", 0xC138_FD0C),
 ];
 
-/// What a process without capabilities could do with a block device's node, by name; those the kernel refused are not
-/// in it. The node can be opened to write, or the attack says nothing.
+/// The calls that a process without capabilities can make on a block device's node, by name, without those that the
+/// kernel refused. The node must be open for writing, or the attack proves nothing.
 pub(crate) fn succeeds_with(node: &Path) -> Vec<String> {
     let itself = std::env::current_exe().unwrap();
     let drop_all = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"];
@@ -63,7 +64,7 @@ fn attacker() {
     let node = OpenOptions::new().read(true).write(true).open(&target).unwrap();
     // After the test's name, which has no end of line.
     println!();
-    // LOOP_CLR_FD near the end: after it nothing else would have a device to act on.
+    // LOOP_CLR_FD near the end: after it the other calls would have no device.
     attempt(&node, &ON_THE_DEVICE);
     let control = OpenOptions::new().read(true).write(true).open("/dev/mapper/control").unwrap();
     attempt(&control, &ON_THE_CONTROL_NODE);
@@ -71,14 +72,16 @@ fn attacker() {
 
 fn attempt(file: &File, requests: &[(&str, libc::Ioctl)]) {
     for (name, request) in requests {
-        // The head of a dm message: version 4.0.0, its size and where its data begins; to a loop device it is zeroes enough.
+        // The head of a dm message: version 4.0.0, its size and where its data begins; to a loop device it is zeroes
+        // enough.
         let mut buffer = [0_u8; 4096];
         if name.starts_with("DM_") {
             buffer[0] = 4;
             buffer[12..16].copy_from_slice(&4096_u32.to_ne_bytes());
             buffer[16..20].copy_from_slice(&312_u32.to_ne_bytes());
         }
-        // SAFETY: the kernel reads or writes at most one structure of these interfaces, all shorter than the buffer; those
+        // SAFETY: the kernel reads or writes at most one structure of these interfaces, all shorter than the buffer;
+        // those
         // that take a number take the pointer for one.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), *request, buffer.as_mut_ptr()) };
         let error = std::io::Error::last_os_error();

@@ -1,4 +1,5 @@
-//! The device-mapper device over a loop device by itself: what crashes leave, who else is there, and what kernels do.
+//! The device-mapper device over a loop device by itself: leftovers of crashes, other users, and differences between
+//! kernels.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -82,7 +83,7 @@ fn what_a_crash_leaves_is_finished_or_removed() {
             assert!(os.devices_above(below).unwrap().is_empty());
         }
     }
-    // A growth cut off before its table was live.
+    // An expansion interrupted before its table was live.
     linear.ensure(&id, below, Bytes::new(8 << 20)).unwrap();
     os.dm_load(&uuid, &whole, DmMode::Writable).unwrap();
     assert_eq!(linear.device(&id).unwrap().unwrap().size, Bytes::new(8 << 20));
@@ -168,7 +169,7 @@ fn a_device_that_is_open_or_not_ours_stays_as_it_is() {
     let path = os.device_node(made.number).unwrap();
     assert_eq!(number_of(&path), made.number);
 
-    // The loop device has its user, which no one who wants it for himself overlooks.
+    // The loop device has its user, which is visible to every other process that wants it exclusively.
     assert!(os.open_exclusive(&node).unwrap().is_none());
     assert!(!os.loop_clear(&status).unwrap());
     let refused = |result: holdfast::types::Result<_>| result.unwrap_err().kind();
@@ -179,7 +180,7 @@ fn a_device_that_is_open_or_not_ours_stays_as_it_is() {
     assert_eq!(linear.device(&a).unwrap(), Some(made));
     drop(open);
 
-    // A mount of the loop device keeps its volume's device from being made.
+    // A mount of the loop device prevents the creation of its volume's device.
     run("/usr/sbin/mkfs.ext4", &["-q", &format!("/dev/loop{}", other.minor)]);
     let point = scratch.path().join("point");
     fs::create_dir(&point).unwrap();
@@ -188,7 +189,7 @@ fn a_device_that_is_open_or_not_ours_stays_as_it_is() {
     run("/usr/bin/umount", &[point.to_str().unwrap()]);
     linear.ensure(&b, other, SIZE).unwrap();
 
-    // A node that was left in /dev, one that is missing, and something else in its place.
+    // A leftover node in /dev, a missing one, and another file in its place.
     fs::remove_file(&path).unwrap();
     assert_eq!(number_of(&os.device_node(made.number).unwrap()), made.number);
     fs::remove_file(&path).unwrap();
@@ -196,7 +197,7 @@ fn a_device_that_is_open_or_not_ours_stays_as_it_is() {
     assert!(os.device_node(made.number).is_err());
     fs::remove_file(&path).unwrap();
 
-    // Somebody else's table under the volume's uuid is left alone, and suspended devices go on.
+    // A foreign table under the volume's uuid is left alone, and suspended devices are resumed.
     let uuid = format!("{OURS}{}-{}", a.pool, a.uuid);
     let whole = DmTarget { start: 0, length: 32768, kind: "linear".into(), parameters: format!("{below} 0") };
     os.dm_load(&uuid, &[whole], DmMode::Writable).unwrap();
@@ -241,7 +242,7 @@ fn a_device_that_only_reads_refuses_writes() {
     assert!(os.loop_clear(&status).unwrap());
 }
 
-/// Why the table has two targets: a fact about kernels, told should it change.
+/// Why the table has two targets: a property of kernels; the test fails if it changes.
 #[test]
 #[ignore = "in a guest: make guests"]
 fn one_target_would_hand_the_loop_device_s_controls_through() {
@@ -264,7 +265,7 @@ fn one_target_would_hand_the_loop_device_s_controls_through() {
     let through_one = allowed(&[target(0, 32768)]);
     assert!(through_one.iter().any(|name| name == "LOOP_CLR_FD"), "{through_one:?}");
     os.dm_remove("TEST-1").unwrap();
-    // It was marked to go with its last user, and has gone.
+    // It was marked for removal with its last user, and is gone.
     assert_eq!(os.loop_status(status.device).unwrap(), None);
     drop(node);
 }

@@ -1,4 +1,4 @@
-//! What runs in a guest: each test is started there by name. None runs on the host.
+//! The tests that run in a guest: each is started there by name. None runs on the host.
 
 mod attack;
 mod linear_device;
@@ -10,10 +10,10 @@ use std::path::Path;
 
 use holdfast::os::{DevNum, Os};
 
-/// What every dm uuid of the driver's raw volumes begins with.
+/// The prefix of every dm uuid of the driver's raw volumes.
 const OURS: &str = "HOLDFAST-RAW-";
 
-/// The number of the block device a node stands for.
+/// The number of the block device behind a node.
 fn number_of(path: &Path) -> DevNum {
     DevNum::from_dev_t(fs::metadata(path).unwrap().rdev())
 }

@@ -58,11 +58,11 @@ fn its_pod_cannot_control_what_is_below_it() {
     assert_eq!(number_of(&world.bind(&vol, "third").unwrap()), number);
     check_device(&path, 1, 0, 2);
 
-    // While pods have it, nothing goes.
+    // While pods use it, nothing is removed.
     assert!(world.unstage(&vol).is_err() && world.delete(&vol).is_err());
     world.unbind(&vol, "other").unwrap();
     world.unbind(&vol, "third").unwrap();
-    // A descriptor that outlives the bind, as of a container with a node of its own: the device stays until it is closed.
+    // A descriptor that outlives the bind, as of a container with its own node: the device stays until it is closed.
     let open = File::open(Os::new().device_node(number).unwrap()).unwrap();
     world.unbind(&vol, "pod").unwrap();
     let refused = world.unstage(&vol).unwrap_err();
@@ -72,7 +72,7 @@ fn its_pod_cannot_control_what_is_below_it() {
     none_left();
     assert_eq!(loops_on(world.scratch.device()), Vec::new());
 
-    // Used again it has what was written.
+    // Used again, it has the earlier content.
     world.stage(&vol).unwrap();
     let path = world.bind(&vol, "pod").unwrap();
     let (another, _) = through_device_mapper(&path, &vol);
@@ -107,7 +107,7 @@ fn it_grows_under_its_pod() {
     }
     write_device(&path, 2, 16 << 20, 2);
     drop(held);
-    // Grown while no pod has it: the next stage or publish lets the device follow.
+    // Expanded while no pod uses it: the next stage or publish updates the device.
     world.unbind(&vol, "pod").unwrap();
     world.expand(&vol, 40 * MIB).unwrap();
     let path = world.bind(&vol, "pod").unwrap();
@@ -153,7 +153,7 @@ fn a_pod_that_may_only_read_gets_a_device_that_refuses_writes() {
     world.expand(&vol, 24 * MIB).unwrap();
     world.node_expand(&vol, 24 * MIB).unwrap();
     assert_eq!((device_size(&reader), device_size(&writer)), (24 * MIB, 24 * MIB));
-    // It shows what the writer synced.
+    // It shows the writer's synced content.
     write_device(&writer, 2, 16 << 20, 2);
     check_device(&world.target(&vol, "second"), 2, 16 << 20, 2);
     world.unbind(&vol, "pod").unwrap();

@@ -1,10 +1,10 @@
-//! Room: where a pod lands, and what is said when there is none.
+//! Capacity: where a pod is scheduled, and what is reported when there is not enough.
 
 use serde_json::Value;
 
 use crate::harness::{Claim, Pod, Space, driver_exec, explained, list, text, until, within};
 
-/// What each node's pool can still give, in bytes, by the driver.
+/// The free capacity of each node's pool, in bytes, as the driver reports it.
 fn available() -> Vec<(String, u64)> {
     let said: Value = serde_json::from_str(&driver_exec(&["pools", "--output", "json"]).unwrap()).unwrap();
     let rows = said.pointer("/pools").unwrap_or(&said).as_array().unwrap().clone();
@@ -26,7 +26,7 @@ fn bytes(quantity: &str) -> u64 {
     digits.parse::<u64>().unwrap() * unit
 }
 
-/// The same by the objects the scheduler looks at.
+/// The same, in the objects that the scheduler reads.
 fn published(class: &str) -> Vec<(String, u64)> {
     let mut found: Vec<_> = list("csistoragecapacities", "holdfast")
         .iter()
@@ -44,7 +44,7 @@ fn published(class: &str) -> Vec<(String, u64)> {
 fn a_pod_lands_where_there_is_room_and_is_told_when_there_is_none() {
     let space = Space::new("capacity");
     let each = available().iter().map(|(_, room)| *room).min().unwrap();
-    // More than half of what a node has: a node takes one.
+    // More than half of a node's capacity: each node can have one.
     let size = format!("{}Mi", each / (1 << 20) * 6 / 10);
     for name in ["a", "b"] {
         space.claim(&Claim::new(name).size(&size));

@@ -1,11 +1,11 @@
-//! An attachment that ends while its node still has the volume staged: kubelet waits for it to end before it mounts the volume for the next
-//! pod, so the home has to let it end.
+//! An attachment that ends while its node still has the volume staged: kubelet waits for that before it mounts the
+//! volume for the next pod, so the home node must allow the end.
 
 use crate::harness::{Claim, Crashed, Pod, Space, get, kubectl, list, node_ready, text, try_kubectl, until};
 
 const NODE: &str = "node1";
 
-/// A pod on the node with a filesystem and a raw device, in both of which something is written.
+/// A pod on the node with a filesystem and a raw device, with data in both.
 fn first_pod(space: &Space) {
     space.claim(&Claim::new("data").size("64Mi"));
     space.claim(&Claim::new("disk").size("64Mi").block());
@@ -24,7 +24,7 @@ fn attachments(space: &Space) -> Vec<String> {
     all.map(|one| text(&one, "/metadata/name").to_owned()).collect()
 }
 
-/// The pod is gone for the API server, and runs on where nobody ends it.
+/// The pod is deleted in the API server, and continues to run where no kubelet stops it.
 fn forget_first(space: &Space) {
     kubectl(&["-n", &space.name, "delete", "pod", "first", "--grace-period=0", "--force"]);
     until("the pod is forgotten", || match get("pod", &space.name, "first") {
@@ -33,14 +33,14 @@ fn forget_first(space: &Space) {
     });
 }
 
-/// The next pod finds what the first one wrote, and can write; then nothing is left.
+/// The next pod finds the data of the first one, and can write; then nothing is left.
 fn second_pod_works(space: Space) {
     space.running("second");
     assert_eq!(space.exec("second", "cat /data/file").trim(), "kept");
     assert_eq!(space.exec("second", "head -c 3 /dev/disk"), "raw");
     space.exec("second", "echo more > /data/other && sync /data/other");
     space.end_pod("second");
-    // Deleted like any other: the home's records say nothing of a use any more.
+    // Deleted like any other: the records of the home node show no use any more.
     space.end();
 }
 
@@ -49,14 +49,15 @@ fn back(crashed: Crashed) {
     until("the driver is registered", || if node_ready(NODE) { Ok(()) } else { Err("not yet".to_owned()) });
 }
 
-/// As the controller does for a node that does not say any more what it uses.
+/// As the controller does for a node that does not report the volumes in use any more.
 fn delete_attachments(names: &[String]) {
     for name in names {
         drop(try_kubectl(&["delete", "volumeattachment", name, "--wait=false"], None));
     }
 }
 
-/// `kubectl delete node`, and its kubelet comes back: the attachments end while kubelet is away and the volumes are in use.
+/// `kubectl delete node`, and its kubelet returns: the attachments end while kubelet is away and the volumes are in
+/// use.
 #[test]
 fn a_node_that_was_deleted_and_is_back_gets_its_volumes_again() {
     let space = Space::new("detached-node");
@@ -74,8 +75,9 @@ fn a_node_that_was_deleted_and_is_back_gets_its_volumes_again() {
     second_pod_works(space);
 }
 
-/// The node is away, its pod is deleted by force and its attachments are (as the controller does after six minutes). They cannot end while
-/// nobody answers there; when the node is back, its kubelet waits for that, with the volumes staged.
+/// The node is away, its pod and its attachments are deleted by force (as the controller does after six minutes). The
+/// attachments cannot end while the node does not answer; when it is back, its kubelet waits for that, with the volumes
+/// staged.
 #[test]
 fn a_node_whose_attachments_were_deleted_while_it_was_away_gets_its_volumes_again() {
     let space = Space::new("detached-away");

@@ -1,4 +1,4 @@
-//! A node that is gone for a while.
+//! A node that is unreachable for a while.
 
 use super::writer::Writer;
 use crate::harness::{Claim, Crashed, Pod, Space, driver_exec, explained, node_ready, until};
@@ -34,7 +34,7 @@ fn while_a_home_is_down_its_volumes_say_so_and_the_others_work() {
         let said = driver_exec(&["pools"]).unwrap_or_else(|said| said);
         if said.contains("unreachable") { Err(said) } else { Ok(()) }
     });
-    // Its pod was taken away or lives on; either way the data is there.
+    // Its pod was evicted or still runs; either way the data is there.
     space.gone("pod", "there");
     space.run(&Pod::new("there").on("node2").mounts("there"));
     assert_eq!(space.exec("there", "cat /there/file").trim(), "kept");

@@ -1,4 +1,4 @@
-//! Uninstall, install, upgrade; under running pods where that is possible.
+//! Uninstall, install, upgrade; with running pods where possible.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use crate::harness::{
 
 const NODES: [&str; 2] = ["node1", "node2"];
 
-/// Installs, if the test ended before it did.
+/// Installs the chart, if the test ended before it did.
 struct Installed;
 
 impl Drop for Installed {
@@ -94,7 +94,7 @@ fn a_pod_scheduled_before_the_plugin_registers_says_so_and_runs_when_it_does() {
     space.end();
 }
 
-/// Of the controllers' and nodes' pods.
+/// Of the pods of the controllers and nodes.
 fn uids() -> Vec<String> {
     let ours =
         |pod: &Value| ["controller", "node"].contains(&text(pod, "/metadata/labels/app.kubernetes.io~1component"));
@@ -104,7 +104,7 @@ fn uids() -> Vec<String> {
 #[test]
 fn an_upgrade_from_the_chart_before_is_not_noticed_by_pods() {
     let space = Space::new("installation-upgrade");
-    // Another level of the log, so that everything is restarted whatever the charts differ in.
+    // Another log level, so that everything restarts whatever the difference of the charts.
     install(&previous_chart(), &["--set", "log.level=debug"]);
     driver_ready();
     let writer = Writer::start(&space, "writer", "node2");

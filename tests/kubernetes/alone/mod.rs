@@ -1,4 +1,4 @@
-//! What disturbs others, or is disturbed by them: run by itself, after the rest.
+//! Tests that disturb others, or are disturbed by them: run one at a time, after the rest.
 
 mod capacity;
 mod detached;

@@ -1,4 +1,4 @@
-//! Parts that are restarted under running pods.
+//! Components that restart under running pods.
 
 use serde_json::json;
 
@@ -54,7 +54,7 @@ fn a_controller_killed_among_twenty_claims_loses_none_and_doubles_none() {
         .flat_map(|name| [Claim::new(name).size("64Mi").manifest(), Pod::new(name).mounts(name).manifest()])
         .collect();
     space.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}));
-    // Whoever leads: one after the other, without a goodbye.
+    // All leaders, one after the other, without a graceful shutdown.
     for name in controller_pods() {
         kubectl(&["-n", "holdfast", "delete", "pod", &name, "--grace-period=0", "--force"]);
         until("it is back", || match get("pod", "holdfast", &name) {

@@ -1,11 +1,11 @@
-//! A pod that writes all the time and would notice.
+//! A pod that writes continuously and detects interruptions.
 
 use std::thread;
 use std::time::Duration;
 
 use crate::harness::{Claim, Pod, Space, get, text, until};
 
-/// Appends a line and syncs it, again and again; the first error ends that and is kept.
+/// Appends a line and syncs it, in a loop; the first error ends the loop and is stored.
 const SCRIPT: &str = "
 i=$(tail -n 1 /data/log 2>/dev/null || echo 0)
 while :; do
@@ -39,17 +39,17 @@ impl<'s> Writer<'s> {
         writer
     }
 
-    /// The last line, after all before it were found in order.
+    /// The last line, after a check that all lines before it are in order.
     pub(super) fn lines(&self) -> u64 {
         let script = format!("awk '$1 != NR {{exit 1}} END {{print NR}}' /{}/log", self.name);
-        // The last line may be half written.
+        // The last line may be incomplete.
         until("the lines are whole", || crate::harness::exec(&self.space.name, &self.name, &script))
             .trim()
             .parse()
             .unwrap()
     }
 
-    /// It writes, as the same pod, with nothing restarted and nothing failed.
+    /// It still writes, as the same pod, without a restart or an error.
     pub(super) fn goes_on(&self) {
         let before = until("it has written", || match self.lines() {
             0 => Err("nothing yet".to_owned()),

@@ -1,4 +1,4 @@
-//! kubectl, Helm, a command on a node; and waiting.
+//! kubectl, Helm, commands on a node; and waiting.
 
 use std::env;
 use std::io::Write as _;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// How long anything may take that is no test of time: both cores are shared with all other tests.
+/// The limit for everything that is not a test of time: both cores are shared with all other tests.
 const PATIENCE: u64 = 180;
 
 fn directory() -> PathBuf {
@@ -40,7 +40,7 @@ fn run(mut command: Command, input: Option<&str>) -> Result<String, String> {
     Err(format!("{command:?}: {}\n{out}{}", output.status, String::from_utf8_lossy(&output.stderr)))
 }
 
-/// kubectl, which may fail: what it printed, or what it said.
+/// kubectl, which may fail: returns its output, or its error.
 pub(crate) fn try_kubectl(arguments: &[&str], input: Option<&str>) -> Result<String, String> {
     let mut kubectl = command("kubectl");
     kubectl.args(arguments);
@@ -66,14 +66,14 @@ pub(crate) fn on_node(node: &str, arguments: &[&str]) -> Result<String, String> 
     run(on, None)
 }
 
-/// An object, `None` when there is none. The namespace is not looked at for those that have none.
+/// An object, `None` when there is none. The namespace is ignored for kinds without one.
 pub(crate) fn get(kind: &str, namespace: &str, name: &str) -> Option<Value> {
     let said = try_kubectl(&["-n", namespace, "get", kind, name, "-o", "json", "--ignore-not-found"], None);
     let said = said.unwrap_or_else(|said| panic!("{said}"));
     if said.trim().is_empty() { None } else { Some(serde_json::from_str(&said).unwrap()) }
 }
 
-/// Whether an object is there.
+/// Whether an object exists.
 pub(crate) fn exists(kind: &str, namespace: &str, name: &str) -> bool {
     get(kind, namespace, name).is_some()
 }
@@ -88,7 +88,7 @@ pub(crate) fn list(kind: &str, namespace: &str) -> Vec<Value> {
     }
 }
 
-/// Deletes without waiting for the end.
+/// Deletes without waiting.
 pub(crate) fn delete(kind: &str, namespace: &str, name: &str) {
     kubectl(&["-n", namespace, "delete", kind, name, "--wait=false", "--ignore-not-found"]);
 }
@@ -98,20 +98,20 @@ pub(crate) fn patch(kind: &str, namespace: &str, name: &str, patch: &Value) {
     kubectl(&["-n", namespace, "patch", kind, name, "--type=merge", "-p", &patch.to_string()]);
 }
 
-/// A shell command in a pod's container: what it printed, or what it said.
+/// A shell command in a pod's container: returns its output, or its error.
 pub(crate) fn exec(namespace: &str, pod: &str, script: &str) -> Result<String, String> {
     try_kubectl(&["-n", namespace, "exec", pod, "--", "sh", "-ec", script], None)
 }
 
-/// A string of an object; empty when it is not there.
+/// A string field of an object; empty when it is missing.
 pub(crate) fn text<'v>(value: &'v Value, pointer: &str) -> &'v str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// Asks until it is so, for as long as anything may take.
+/// Polls until it succeeds, within the general limit.
 ///
 /// # Panics
-/// With the last reason against it.
+/// With the last error.
 pub(crate) fn until<T>(what: &str, ask: impl FnMut() -> Result<T, String>) -> T {
     within(PATIENCE, what, ask)
 }

@@ -1,4 +1,4 @@
-//! The driver as an operator asks it, by `kubectl exec`.
+//! The driver's commands, by `kubectl exec`.
 
 use serde_json::Value;
 
@@ -49,7 +49,7 @@ pub(crate) fn node_pod(node: &str) -> String {
     })
 }
 
-/// Whether kubelet knows the driver on a node.
+/// Whether the driver is registered with kubelet on a node.
 pub(crate) fn node_ready(node: &str) -> bool {
     get("csinode", "default", node).is_some_and(|found| {
         found
@@ -59,7 +59,7 @@ pub(crate) fn node_ready(node: &str) -> bool {
     })
 }
 
-/// A holdfast command in a controller's pod: what it printed, or what it said.
+/// A holdfast command in a controller's pod: returns its output, or its error.
 pub(crate) fn driver_exec(arguments: &[&str]) -> Result<String, String> {
     let pod = until("a controller is ready", || controller_pods().pop().ok_or_else(|| "none".to_owned()));
     let mut all = vec!["-n", NAMESPACE, "exec", &pod, "-c", CONTAINER, "--", "holdfast"];
@@ -67,7 +67,7 @@ pub(crate) fn driver_exec(arguments: &[&str]) -> Result<String, String> {
     try_kubectl(&all, None)
 }
 
-/// Every volume of the cluster. Asked again while a home is silent.
+/// Every volume of the cluster. Retried while a home node is unreachable.
 pub(crate) fn volumes() -> Vec<Volume> {
     let rows = until("the volumes are listed", || {
         let said = driver_exec(&["volumes", "--output", "json"])?;
@@ -91,7 +91,8 @@ pub(crate) fn volume_of(name: &str) -> Option<Volume> {
     volumes().into_iter().find(|volume| volume.name == name)
 }
 
-/// What `holdfast why` says of a claim that waits: with all these words, since when, and the next command, on one screen.
+/// Runs `holdfast why` for a waiting claim: the output has all these words, the time, and the next command, on one
+/// screen.
 pub(crate) fn explained(namespace: &str, claim: &str, words: &[&str]) {
     let said = driver_exec(&["why", &format!("{namespace}/{claim}")]).expect_err("something waits");
     for word in words.iter().chain(&["!!", " waits for ", " (for ", "    do  "]) {

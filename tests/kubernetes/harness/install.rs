@@ -1,4 +1,4 @@
-//! The chart, and nodes that are taken away.
+//! The chart, and nodes that are stopped.
 
 use std::env;
 use std::fs;
@@ -21,12 +21,12 @@ pub(crate) fn installed_chart() -> String {
     top().join("charts/holdfast").display().to_string()
 }
 
-/// The values the tests install with.
+/// The values of the tests.
 fn values() -> String {
     top().join("tests/kubernetes/values.yaml").display().to_string()
 }
 
-/// The chart as it was before its last change in git's history. This one, where there is no such commit.
+/// The chart before its last change in git's history. The current one, if there is no such commit.
 pub(crate) fn previous_chart() -> String {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").arg("-C").arg(top()).args(arguments).output().expect("git runs");
@@ -48,7 +48,7 @@ pub(crate) fn previous_chart() -> String {
     into.join("charts/holdfast").display().to_string()
 }
 
-/// Installs or upgrades with a chart, as a user does.
+/// Installs or upgrades a chart, as a user does.
 pub(crate) fn install(chart: &str, more: &[&str]) {
     let values = values();
     let mut arguments = vec!["-n", NAMESPACE, "upgrade", "--install", "holdfast", chart, "--create-namespace"];
@@ -93,13 +93,13 @@ pub(crate) fn restart_kubelet(node: &str) {
     up();
 }
 
-/// A node whose kubelet, and perhaps driver, were killed; it returns at the latest when this is dropped.
+/// A node whose kubelet, and perhaps driver, were killed; it is started at the latest when this is dropped.
 pub(crate) struct Crashed {
     node: String,
 }
 
 impl Crashed {
-    /// Kills a node's kubelet: what runs there runs on, the driver too.
+    /// Kills a node's kubelet: its containers continue, also the driver.
     pub(crate) fn kubelet(node: &str) -> Self {
         kill(&node.replace("node", "kubelet"));
         Self { node: node.to_owned() }
@@ -116,7 +116,7 @@ impl Crashed {
         crashed
     }
 
-    /// Starts the node's kubelet again, which starts the rest.
+    /// Starts the node's kubelet, which starts the rest.
     pub(crate) fn returns(self) {
         let node = self.node.clone();
         drop(self);

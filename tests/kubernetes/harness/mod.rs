@@ -1,4 +1,4 @@
-//! The cluster as kubectl shows it.
+//! The cluster, as kubectl shows it.
 
 mod cluster;
 mod driver;

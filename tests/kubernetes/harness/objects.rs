@@ -1,8 +1,8 @@
-//! Claims, pods and classes, as manifests.
+//! Manifests of claims, pods and classes.
 
 use serde_json::{Value, json};
 
-/// A claim. What is not set is usual: 256Mi of the class `holdfast`, a filesystem, one node.
+/// A claim. Defaults: 256Mi of the class `holdfast`, a filesystem, one node.
 #[derive(Clone, Debug)]
 pub(crate) struct Claim {
     pub(crate) name: String,
@@ -105,7 +105,7 @@ pub(crate) struct Pod {
     security: Value,
 }
 
-/// Ends at once on SIGTERM, which a shell as process 1 would not.
+/// Exits at once on SIGTERM, which a shell as process 1 would not.
 const IDLE: &str = "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done";
 
 impl Pod {
@@ -167,7 +167,7 @@ impl Pod {
         self
     }
 
-    /// A claim of the pod's own, at `/NAME`.
+    /// An ephemeral claim of the pod, at `/NAME`.
     pub(crate) fn ephemeral(mut self, claim: &Claim) -> Self {
         let template = json!({"spec": claim.spec()});
         self.volumes.push(json!({"name": claim.name, "ephemeral": {"volumeClaimTemplate": template}}));

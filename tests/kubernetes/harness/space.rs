@@ -1,4 +1,4 @@
-//! A namespace of one test, which leaves nothing.
+//! A namespace of one test, which leaves nothing behind.
 
 use std::thread;
 
@@ -8,7 +8,7 @@ use super::cluster::{delete, exec, get, kubectl, list, text, try_kubectl, until}
 use super::objects::{Claim, Pod};
 use super::volumes;
 
-/// A namespace. Dropped, it is deleted; [`Space::end`] also proves that no volume of it is left.
+/// A namespace. It is deleted when dropped; [`Space::end`] also checks that no volume of it is left.
 pub(crate) struct Space {
     pub(crate) name: String,
     ended: bool,
@@ -39,12 +39,12 @@ impl Space {
         self.apply(&claim.manifest());
     }
 
-    /// Makes a pod and does not wait for it.
+    /// Creates a pod and does not wait for it.
     pub(crate) fn pod(&self, pod: &Pod) {
         self.apply(&pod.manifest());
     }
 
-    /// Makes a pod and waits until it runs.
+    /// Creates a pod and waits until it runs.
     pub(crate) fn run(&self, pod: &Pod) {
         self.pod(pod);
         self.running(&pod.name);
@@ -110,7 +110,7 @@ impl Space {
         });
     }
 
-    /// Waits until an event about an object holds all these words; gives its message.
+    /// Waits until an event about an object contains all these words; returns its message.
     pub(crate) fn event(&self, object: &str, words: &[&str]) -> String {
         until(&format!("an event of {object} says {words:?}"), || {
             list("events", &self.name)
@@ -122,7 +122,7 @@ impl Space {
         })
     }
 
-    /// What was said in this namespace, for a failing test.
+    /// The events of this namespace, for a failing test.
     pub(crate) fn events(&self) -> String {
         list("events", &self.name)
             .iter()
@@ -130,7 +130,7 @@ impl Space {
             .collect()
     }
 
-    /// Deletes the namespace and proves that none of its volumes and snapshots is left, in Kubernetes and in the pools.
+    /// Deletes the namespace and checks that none of its volumes and snapshots is left, in Kubernetes and in the pools.
     pub(crate) fn end(mut self) {
         let names: Vec<_> = list("pv", "default")
             .iter()

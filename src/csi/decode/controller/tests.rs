@@ -103,7 +103,7 @@ fn discard_on_a_thick_class_is_refused_or_known() {
     let (kind, text) = said(of(&[("provisioning", "thick")], &["noatime,discard"]));
     assert!(kind == Kind::InvalidArgument && text.contains("discard") && text.contains("thin"), "{text}");
     assert!(of(&[("provisioning", "thin")], &["discard"]).unwrap());
-    assert!(of(&[], &["discard"]).unwrap(), "the pool decides, and the log says it");
+    assert!(of(&[], &["discard"]).unwrap(), "the pool decides, and the log reports it");
     assert!(!of(&[("provisioning", "thick")], &["nodiscard"]).unwrap());
 }
 
@@ -244,7 +244,7 @@ fn every_field_of_capacity_snapshot_and_expand() {
         volume_capabilities: vec![proto::VolumeCapability::default()] => InvalidArgument "access_type",
         parameters: big() => InvalidArgument "4096",
     );
-    // What is wrong in a class is for CreateVolume to refuse.
+    // CreateVolume refuses a wrong StorageClass.
     let wrong = proto::GetCapacityRequest { parameters: map(&[("poool", "x"), ("pool", "fast")]), ..empty() };
     let CapacityOf::Query(query, None) = capacity(&wrong).unwrap() else { panic!("it is a question") };
     assert_eq!(query.pool.unwrap().to_string(), "fast");
