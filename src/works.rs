@@ -16,7 +16,7 @@ use crate::os::Deadline;
 
 /// The running workflows. Cheap to clone; clones share their counts.
 #[derive(Clone, Debug)]
-pub struct Works {
+pub struct WorkerPool {
     running: Arc<watch::Sender<usize>>,
     slots: Arc<Mutex<Slots>>,
     most: usize,
@@ -55,7 +55,7 @@ impl Share {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Crowd {
     /// The limit for all workflows is reached.
-    Works(usize),
+    WorkerPool(usize),
     /// The limit for this pool is reached.
     Pool {
         /// The pool, by id or name.
@@ -68,7 +68,7 @@ pub enum Crowd {
 impl std::fmt::Display for Crowd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Works(most) => write!(f, "{most} calls are already running"),
+            Self::WorkerPool(most) => write!(f, "{most} calls are already running"),
             Self::Pool { pool, running } if pool == "*" => {
                 write!(
                     f,
@@ -137,7 +137,7 @@ pub enum Ended<T> {
     Crowded(Crowd),
 }
 
-impl Works {
+impl WorkerPool {
     /// None yet, and never more than `most` at once.
     #[must_use]
     pub fn new(most: usize) -> Self {
@@ -152,7 +152,7 @@ impl Works {
         let mut slots = lock(&self.slots);
         let free = self.most.saturating_sub(slots.taken);
         if free == 0 {
-            return Err(Crowd::Works(self.most));
+            return Err(Crowd::WorkerPool(self.most));
         }
         let running = slots.of.get(&share).copied().unwrap_or_default();
         if running >= free {
@@ -191,7 +191,7 @@ impl Works {
         }
     }
 
-    /// As [`Works::run`], in a slot that was taken before.
+    /// As [`WorkerPool::run`], in a slot that was taken before.
     pub async fn run_in<T: Send + 'static>(
         &self,
         slot: &Slot,
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_free_when_work_and_answer_are_done_with_it() {
-        let works = Works::new(5);
+        let works = WorkerPool::new(5);
         let slots: Vec<_> = (0..3).map(|_| works.slot(any()).unwrap()).collect();
         let answer = slots[0].clone();
         assert!(works.slot(any()).is_err());
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn however_many_pools_hang_there_is_a_slot_for_another() {
-        let works = Works::new(256);
+        let works = WorkerPool::new(256);
         let mut held = Vec::new();
         let mut taken = Vec::new();
         for pool in ["a", "b", "c", "d"] {
@@ -277,7 +277,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_work_goes_on_without_its_caller_and_a_panic_is_told() {
-        let works = Works::new(3);
+        let works = WorkerPool::new(3);
         let (begin, begun) = std::sync::mpsc::channel::<()>();
         let gone = tokio::spawn({
             let works = works.clone();
@@ -290,13 +290,15 @@ mod tests {
         begin.send(()).unwrap();
         assert_eq!(works.ended(Duration::from_secs(10)).await, 0);
         assert!(matches!(works.run("panics", any(), None, || panic!("on purpose")).await, Ended::<()>::Panicked));
-        assert!(matches!(Works::new(0).run("late", any(), None, || ()).await, Ended::Crowded(_)));
+        assert!(matches!(WorkerPool::new(0).run("late", any(), None, || ()).await, Ended::Crowded(_)));
     }
 
     #[tokio::test]
     async fn a_work_knows_how_long_its_caller_waits() {
         let deadline = Deadline::after(Duration::from_secs(7));
-        let Ended::Done(seen) = Works::new(1).run("asks", any(), deadline, Deadline::current).await else { panic!() };
+        let Ended::Done(seen) = WorkerPool::new(1).run("asks", any(), deadline, Deadline::current).await else {
+            panic!()
+        };
         assert_eq!(seen, deadline);
     }
 }

@@ -167,7 +167,7 @@ fn every_metric_is_in_the_table_and_no_other() {
     metrics.kubelet().registered();
     let homes = metrics.homes();
     let heard = std::time::Duration::ZERO;
-    homes.watch(move || vec![HomeFigures { node: "n".to_owned(), state: HomeState::Heard, heard }]);
+    homes.watch(move || vec![HomeFigures { node: "n".to_owned(), state: HomeState::Reachable, heard }]);
     homes.call_began("n");
     homes.crowded("n");
     homes.refused("Grant", "node");

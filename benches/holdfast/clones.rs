@@ -6,14 +6,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::figures::{Pair, Series, ms, print, ratio};
-use crate::ground::Ground;
+use crate::ground::BackingFs;
 use crate::harness::{MIB, Use, Vol, World, create_request, run as command};
 
 const TIMES: usize = 3;
 const WRITTEN: usize = 64 << 20;
 
 pub(crate) fn run() {
-    Ground::Disk.with(128 << 30, |world| all(world));
+    BackingFs::Disk.with(128 << 30, |world| all(world));
 }
 
 fn all(world: &World) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Attach, Attached, Wanted};
-use crate::home::{Coordinates, Home};
+use crate::home::{DeviceAddress, Home};
 use crate::os::{DevNum, Os};
 use crate::types::{Bytes, Error, Kind, NodeId, OsContext, Result, VolumeId};
 
@@ -24,7 +24,7 @@ impl Local {
 
 impl Attach for Local {
     fn attach(&self, volume: &VolumeId, wanted: &Wanted) -> Result<Attached> {
-        let Coordinates::Local { device: path } = &wanted.at;
+        let DeviceAddress::Local { device: path } = &wanted.at;
         let shown = path.display();
         let moved = |why: &str| {
             Error::new(Kind::Busy, format!("{shown} is no longer the device of volume {volume}: it {why}; retry"))

@@ -1,6 +1,6 @@
 //! How a node attaches and detaches a volume's block device.
 //!
-//! A new way to attach volumes is one file here, and one arm in the caller that selects by [`Coordinates`].
+//! A new way to attach volumes is one file here, and one arm in the caller that selects by [`DeviceAddress`].
 
 mod linear;
 mod local;
@@ -10,7 +10,7 @@ pub use linear::{Linear, LinearDevice};
 pub use local::Local;
 pub use read_only::ReadOnlyViews;
 
-use crate::home::{Coordinates, Opened};
+use crate::home::{DeviceAddress, OpenVolume};
 use crate::os::{BlockDevice, DevNum};
 use crate::types::{Bytes, Result, VolumeId};
 
@@ -18,15 +18,15 @@ use crate::types::{Bytes, Result, VolumeId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// The device's address.
-    pub at: Coordinates,
+    pub at: DeviceAddress,
     /// Minimum size, bytes: larger while an expansion is being recorded, never smaller.
     pub size: Bytes,
     /// Logical block size, bytes.
     pub block_size: u32,
 }
 
-impl From<&Opened> for Wanted {
-    fn from(opened: &Opened) -> Self {
+impl From<&OpenVolume> for Wanted {
+    fn from(opened: &OpenVolume) -> Self {
         Self { at: opened.at.clone(), size: opened.size, block_size: opened.block_size }
     }
 }

@@ -25,7 +25,7 @@ const KUBELET: &str = "/var/lib/kubelet";
 const TEMPORARY: &str = ".tmp-";
 
 /// Findings of one pool.
-struct Ward<'a> {
+struct PoolExaminer<'a> {
     os: &'a Os,
     pool: String,
     findings: Vec<Finding>,
@@ -82,7 +82,7 @@ fn examine_served(
     let mut findings = Vec::new();
     let mut healthy = Vec::new();
     for config in pools {
-        let mut ward = Ward { os, pool: config.spec.name.to_string(), findings: Vec::new() };
+        let mut ward = PoolExaminer { os, pool: config.spec.name.to_string(), findings: Vec::new() };
         if let Some(outage) = outages.get(&config.spec.name) {
             ward.found(
                 FindingKind::Unreadable,
@@ -183,7 +183,7 @@ fn tell(healthy: &[String], findings: &[Finding]) {
     }
 }
 
-impl Ward<'_> {
+impl PoolExaminer<'_> {
     fn found(&mut self, kind: FindingKind, what: String, place: String, remedy: String) {
         self.findings.push(Finding { kind, pool: self.pool.clone(), what, place, remedy });
     }

@@ -11,7 +11,7 @@ use holdfast::home::remote::HomeService;
 use holdfast::home::remote::proto::home_server::HomeServer;
 use holdfast::home::{Home, LocalHome, PoolHealth};
 use holdfast::os::{Os, Timestamp};
-use holdfast::registry::{Card, Controllers, Reporter};
+use holdfast::registry::{Controllers, DirectoryCache, Reporter};
 use holdfast::route::{Directory, Entry, Heartbeat, Router};
 use holdfast::telemetry::Metrics;
 use holdfast::tls::{Credentials, Role};
@@ -23,7 +23,7 @@ use super::PoolArguments;
 use super::auto::{self, Certified, EnrolArguments};
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop, WireArguments};
 use super::doctor;
-use super::serving::{self, Opened, Registering};
+use super::serving::{self, OpenVolume, Registering};
 
 /// The largest request of a controller, in bytes.
 const MOST_REQUEST: usize = 4 << 20;
@@ -96,10 +96,10 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     let pools = serving::watch(&served, &os, &config.pools);
     let shares = serving::shares(&os)?;
     let health = serving::health(config.serving.metrics, &metrics, &pools, shares).await?;
-    let mut card = Card::open(&os, &config.state)?;
+    let mut card = DirectoryCache::open(&os, &config.state)?;
     let (credentials, certified) = credentials(&config, &os, &metrics).await?;
     let (incoming, address) = serving::listen(&credentials, config.listen, shares).await?;
-    let Opened { home, node, said } =
+    let OpenVolume { home, node, said } =
         serving::open(&os, config.pools.clone(), config.node.clone(), card.pools_of(&config.node)).await?;
     let node = Arc::new(node);
     remember(&mut card, &config, &home);
@@ -160,7 +160,7 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
 
 /// Stores which pools this node serves, so that a later start does not create a new pool where a disk is missing. A
 /// report of a controller about a pool counts as newer than this.
-fn remember(card: &mut Card, config: &NodeConfig, home: &LocalHome) {
+fn remember(card: &mut DirectoryCache, config: &NodeConfig, home: &LocalHome) {
     let entry = |pool: PoolHealth| Entry {
         pool: pool.id,
         name: pool.name,
@@ -196,7 +196,7 @@ fn reporter(
     os: &Os,
     home: &LocalHome,
     credentials: Credentials,
-    card: Card,
+    card: DirectoryCache,
 ) -> Result<Arc<Reporter>> {
     let boot_id = os.boot_id().context("read the machine's boot id")?;
     let about = Heartbeat {

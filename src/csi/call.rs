@@ -199,8 +199,8 @@ fn guarded(rpc: Rpc, path: &str, begun: &Begun, response: HttpResponse) -> HttpR
         return status::undecodable(said.message()).into_http();
     }
     match rpc.class() {
-        Class::Creating | Class::Bringing => status::panicked(rpc).into_http(),
-        Class::Taking | Class::Asking | Class::Probing => response,
+        Class::Create | Class::Attach => status::panicked(rpc).into_http(),
+        Class::Release | Class::Query | Class::Probe => response,
     }
 }
 

@@ -13,7 +13,7 @@ use super::call::Begun;
 use super::concern::Concern;
 use super::proto::{self as pb, controller_service_capability as capability};
 use super::rpc::Rpc;
-use super::work::Works;
+use super::work::WorkerPool;
 use crate::route::Router;
 use crate::types::Failure;
 
@@ -23,12 +23,12 @@ type Answer<T> = Result<Response<T>, Status>;
 #[derive(Debug)]
 pub(super) struct Controller {
     router: Arc<Router>,
-    works: Works,
+    works: WorkerPool,
 }
 
 impl Controller {
     /// With this router.
-    pub(super) fn new(router: Arc<Router>, works: Works) -> Self {
+    pub(super) fn new(router: Arc<Router>, works: WorkerPool) -> Self {
         Self { router, works }
     }
 

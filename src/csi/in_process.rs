@@ -19,7 +19,7 @@ use super::proto::controller_client::ControllerClient;
 use super::proto::controller_server::ControllerServer;
 use super::proto::node_client::NodeClient;
 use super::proto::node_server::NodeServer;
-use super::work::Works;
+use super::work::WorkerPool;
 use crate::os::Activity;
 use crate::route::Router;
 use crate::telemetry::Metrics;
@@ -28,12 +28,12 @@ use crate::telemetry::Metrics;
 #[derive(Clone)]
 pub(crate) struct InProcess {
     service: CallService<Routes>,
-    works: Works,
+    works: WorkerPool,
 }
 
 impl InProcess {
     pub(crate) fn new(router: &Arc<Router>, node: ThisNode) -> Self {
-        let works = Works::new();
+        let works = WorkerPool::new();
         let controller = ControllerServer::new(Controller::new(Arc::clone(router), works.clone()));
         let node = NodeServer::new(NodeService::new(node, Arc::clone(router), works.clone()));
         let routes = Routes::new(controller).add_service(node).prepare();

@@ -9,11 +9,11 @@ use tracing::info;
 use super::call::Begun;
 use super::concern::Concern;
 use super::controller::{in_span, own_fs};
-use super::decode::{self, Asked, AskedMode};
+use super::decode::{self, RequestedCapability, RequestedMode};
 use super::encode;
 use super::proto::{self as pb, node_service_capability as capability};
 use super::rpc::Rpc;
-use super::work::Works;
+use super::work::WorkerPool;
 use crate::fs::MountOptions;
 use crate::home::Changed;
 use crate::node::{Node, PublishRequest, StageRequest, Stats, Usage};
@@ -43,7 +43,7 @@ impl fmt::Debug for ThisNode {
 #[derive(Debug)]
 pub(super) struct NodeService {
     inner: Arc<Inner>,
-    works: Works,
+    works: WorkerPool,
 }
 
 #[derive(Debug)]
@@ -54,7 +54,7 @@ struct Inner {
 
 impl NodeService {
     /// For this node; the router knows the volumes' own filesystems.
-    pub(super) fn new(node: ThisNode, router: Arc<Router>, works: Works) -> Self {
+    pub(super) fn new(node: ThisNode, router: Arc<Router>, works: WorkerPool) -> Self {
         Self { inner: Arc::new(Inner { node, router }), works }
     }
 
@@ -142,10 +142,10 @@ impl pb::node_server::Node for NodeService {
 }
 
 /// How a volume is to be used, with its own filesystem where the CO names none.
-fn resolved(router: &Router, volume: &VolumeId, asked: &Asked) -> Result<(Capability, MountOptions)> {
+fn resolved(router: &Router, volume: &VolumeId, asked: &RequestedCapability) -> Result<(Capability, MountOptions)> {
     let own = match asked.mode {
-        AskedMode::Mount(None) => own_fs(&router.volume(volume)?)?,
-        AskedMode::Mount(Some(_)) | AskedMode::Block => FsType::Ext4,
+        RequestedMode::Mount(None) => own_fs(&router.volume(volume)?)?,
+        RequestedMode::Mount(Some(_)) | RequestedMode::Block => FsType::Ext4,
     };
     asked.resolved(own)
 }

@@ -4,15 +4,15 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Class {
     /// Creates a volume or snapshot, which the CO forgets after a final code.
-    Creating,
+    Create,
     /// Attaches, mounts or expands: after a final code the CO believes that nothing is left to undo.
-    Bringing,
+    Attach,
     /// Deletes, detaches or unmounts: the CO retries until it succeeds.
-    Taking,
+    Release,
     /// Reads; changes nothing.
-    Asking,
+    Query,
     /// Checks whether this process can serve.
-    Probing,
+    Probe,
 }
 
 /// The CSI service of a call.
@@ -65,7 +65,7 @@ macro_rules! rpcs {
             pub(crate) fn class(self) -> Class {
                 match self {
                     $(Self::$name => Class::$class,)*
-                    Self::Operators | Self::Unimplemented => Class::Asking,
+                    Self::Operators | Self::Unimplemented => Class::Query,
                 }
             }
 
@@ -81,31 +81,31 @@ macro_rules! rpcs {
 }
 
 rpcs! {
-    Identity/GetPluginInfo: Asking,
-    Identity/GetPluginCapabilities: Asking,
-    Identity/Probe: Probing,
-    Controller/CreateVolume: Creating,
-    Controller/DeleteVolume: Taking,
-    Controller/ControllerPublishVolume: Bringing,
-    Controller/ControllerUnpublishVolume: Taking,
-    Controller/ValidateVolumeCapabilities: Asking,
-    Controller/ListVolumes: Asking,
-    Controller/GetCapacity: Asking,
-    Controller/ControllerGetCapabilities: Asking,
-    Controller/CreateSnapshot: Creating,
-    Controller/DeleteSnapshot: Taking,
-    Controller/ListSnapshots: Asking,
-    Controller/GetSnapshot: Asking,
-    Controller/ControllerExpandVolume: Bringing,
-    Controller/ControllerGetVolume: Asking,
-    Node/NodeStageVolume: Bringing,
-    Node/NodeUnstageVolume: Taking,
-    Node/NodePublishVolume: Bringing,
-    Node/NodeUnpublishVolume: Taking,
-    Node/NodeGetVolumeStats: Asking,
-    Node/NodeExpandVolume: Bringing,
-    Node/NodeGetCapabilities: Asking,
-    Node/NodeGetInfo: Asking,
+    Identity/GetPluginInfo: Query,
+    Identity/GetPluginCapabilities: Query,
+    Identity/Probe: Probe,
+    Controller/CreateVolume: Create,
+    Controller/DeleteVolume: Release,
+    Controller/ControllerPublishVolume: Attach,
+    Controller/ControllerUnpublishVolume: Release,
+    Controller/ValidateVolumeCapabilities: Query,
+    Controller/ListVolumes: Query,
+    Controller/GetCapacity: Query,
+    Controller/ControllerGetCapabilities: Query,
+    Controller/CreateSnapshot: Create,
+    Controller/DeleteSnapshot: Release,
+    Controller/ListSnapshots: Query,
+    Controller/GetSnapshot: Query,
+    Controller/ControllerExpandVolume: Attach,
+    Controller/ControllerGetVolume: Query,
+    Node/NodeStageVolume: Attach,
+    Node/NodeUnstageVolume: Release,
+    Node/NodePublishVolume: Attach,
+    Node/NodeUnpublishVolume: Release,
+    Node/NodeGetVolumeStats: Query,
+    Node/NodeExpandVolume: Attach,
+    Node/NodeGetCapabilities: Query,
+    Node/NodeGetInfo: Query,
 }
 
 #[cfg(test)]

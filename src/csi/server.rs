@@ -17,7 +17,7 @@ use super::proto::controller_server::ControllerServer;
 use super::proto::identity_server::IdentityServer;
 use super::proto::node_server::NodeServer;
 use super::socket;
-use super::work::Works;
+use super::work::WorkerPool;
 use crate::registry::RegistryService;
 use crate::registry::proto::registry_server::RegistryServer;
 use crate::route::Router;
@@ -80,7 +80,7 @@ pub struct ServeConfig {
 /// `Precondition` when the socket is in use; `Internal` when it cannot be created.
 pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
     let (listener, file) = socket::listen(&config.socket, "--endpoint").await?;
-    let (calls, works) = (Calls::new(config.metrics), Works::new());
+    let (calls, works) = (Calls::new(config.metrics), WorkerPool::new());
     let controller = (config.controller == ServeController::Yes).then(|| {
         ControllerServer::new(Controller::new(Arc::clone(&config.router), works.clone()))
             .max_decoding_message_size(MOST_REQUEST)

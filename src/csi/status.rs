@@ -33,20 +33,20 @@ pub(crate) fn code_of(rpc: Rpc, failure: &Failure) -> Code {
 
 /// The code of an error that left nothing behind.
 fn code(rpc: Rpc, kind: Kind) -> Code {
-    use Class::{Asking, Bringing, Creating, Probing, Taking};
-    let making = matches!(rpc.class(), Creating | Bringing);
+    use Class::{Attach, Create, Probe, Query, Release};
+    let making = matches!(rpc.class(), Create | Attach);
     match (kind, rpc.class()) {
-        (_, Probing) => Code::FailedPrecondition,
+        (_, Probe) => Code::FailedPrecondition,
         (Kind::NotFound, _) => Code::NotFound,
         (Kind::AlreadyExists, _) => Code::AlreadyExists,
         (Kind::InvalidArgument, _) => Code::InvalidArgument,
         (Kind::OutOfRange, _) => Code::OutOfRange,
-        (Kind::NoCapacity, Creating) => Code::ResourceExhausted,
+        (Kind::NoCapacity, Create) => Code::ResourceExhausted,
         // The external-resizer allows a smaller size for the claim only after a final code (KEP-1790).
-        (Kind::NoCapacity, Bringing) if rpc == Rpc::ControllerExpandVolume => Code::OutOfRange,
-        (Kind::NoCapacity, Bringing) if rpc == Rpc::NodeExpandVolume => Code::ResourceExhausted,
+        (Kind::NoCapacity, Attach) if rpc == Rpc::ControllerExpandVolume => Code::OutOfRange,
+        (Kind::NoCapacity, Attach) if rpc == Rpc::NodeExpandVolume => Code::ResourceExhausted,
         // For an attach, RESOURCE_EXHAUSTED would mean that the node has too many volumes.
-        (Kind::NoCapacity, Bringing | Taking | Asking) => Code::Unavailable,
+        (Kind::NoCapacity, Attach | Release | Query) => Code::Unavailable,
         (Kind::Busy, _) => Code::Aborted,
         (Kind::InUse | Kind::Precondition, _) => Code::FailedPrecondition,
         (Kind::Unsupported, _) => match rpc.service() {
@@ -56,8 +56,8 @@ fn code(rpc: Rpc, kind: Kind) -> Code {
         // Between daemons only: an earlier attempt may have left something behind, so the code must not be final while
         (Kind::Unavailable | Kind::Denied, _) => Code::Unavailable,
         (Kind::Timeout, _) => Code::DeadlineExceeded,
-        (Kind::Corrupt, Creating | Bringing) => Code::FailedPrecondition,
-        (Kind::Corrupt, Taking | Asking) => Code::Internal,
+        (Kind::Corrupt, Create | Attach) => Code::FailedPrecondition,
+        (Kind::Corrupt, Release | Query) => Code::Internal,
         (Kind::Internal, _) if making => Code::Aborted,
         (Kind::Internal, _) => Code::Internal,
     }
@@ -66,7 +66,7 @@ fn code(rpc: Rpc, kind: Kind) -> Code {
 /// The code of an error that may have left something behind or in progress: never a final one.
 fn unfinished(rpc: Rpc, kind: Kind) -> Code {
     match kind {
-        _ if rpc.class() == Class::Probing => Code::FailedPrecondition,
+        _ if rpc.class() == Class::Probe => Code::FailedPrecondition,
         Kind::Unavailable | Kind::Denied => Code::Unavailable,
         Kind::Timeout => Code::DeadlineExceeded,
         Kind::NotFound
@@ -196,12 +196,12 @@ mod tests {
         };
         let unsupported = if rpc.service() == Service::Node { FailedPrecondition } else { InvalidArgument };
         let (room, corrupt, internal) = match rpc.class() {
-            Class::Creating => (ResourceExhausted, FailedPrecondition, Aborted),
-            Class::Bringing if rpc == Rpc::ControllerExpandVolume => (OutOfRange, FailedPrecondition, Aborted),
-            Class::Bringing if rpc == Rpc::NodeExpandVolume => (ResourceExhausted, FailedPrecondition, Aborted),
-            Class::Bringing => (Unavailable, FailedPrecondition, Aborted),
-            Class::Taking | Class::Asking => (Unavailable, Internal, Internal),
-            Class::Probing => return [FailedPrecondition; 14],
+            Class::Create => (ResourceExhausted, FailedPrecondition, Aborted),
+            Class::Attach if rpc == Rpc::ControllerExpandVolume => (OutOfRange, FailedPrecondition, Aborted),
+            Class::Attach if rpc == Rpc::NodeExpandVolume => (ResourceExhausted, FailedPrecondition, Aborted),
+            Class::Attach => (Unavailable, FailedPrecondition, Aborted),
+            Class::Release | Class::Query => (Unavailable, Internal, Internal),
+            Class::Probe => return [FailedPrecondition; 14],
         };
         [
             NotFound,
@@ -243,7 +243,7 @@ mod tests {
                 let dirty = of(rpc, &Failure::Dirty(Error::new(kind, "x"))).code();
                 assert!(background.contains(&dirty), "{rpc:?} {kind:?} {dirty:?}");
             }
-            for status in [panicked(rpc), overdue(rpc), stopping(rpc), crowded(rpc, &Crowd::Works(1))] {
+            for status in [panicked(rpc), overdue(rpc), stopping(rpc), crowded(rpc, &Crowd::WorkerPool(1))] {
                 assert!(background.contains(&status.code()), "{status:?}");
             }
         }

@@ -13,18 +13,18 @@ use super::status;
 use crate::types::{Failure, Kind};
 use crate::works::{self, Ended};
 
-/// Works at once, including those whose caller went away or whose answer was not yet read; one more is refused, and so
+/// WorkerPool at once, including those whose caller went away or whose answer was not yet read; one more is refused, and so
 /// is one of a pool that has half of them. The runtime has threads for twice as many.
 pub(super) const MOST_WORKS: usize = 256;
 
 /// The works of this server's calls. Cheap to clone; clones share the count.
 #[derive(Clone, Debug)]
-pub(super) struct Works(works::Works);
+pub(super) struct WorkerPool(works::WorkerPool);
 
-impl Works {
+impl WorkerPool {
     /// Empty.
     pub(super) fn new() -> Self {
-        Self(works::Works::new(MOST_WORKS))
+        Self(works::WorkerPool::new(MOST_WORKS))
     }
 
     /// Waits until none is left, at most `grace`; returns how many are.

@@ -18,7 +18,7 @@ use crate::kubernetes::ObjectName;
 use crate::telemetry::EnrolMetrics;
 use crate::tls::Peer;
 use crate::types::{Error, Failure, Kind};
-use crate::wire::{Allowance, Bounds, Complaints, Door, Guest, MostArriving};
+use crate::wire::{Allowance, Bounds, Door, MostArriving, RateLimitedLog, UnauthenticatedClient};
 
 /// The largest message, in bytes: a token and a signing request have some kilobytes.
 pub const MOST_MESSAGE: usize = 64 << 10;
@@ -41,7 +41,7 @@ pub struct EnrolService {
     life: Duration,
     reviews: Reviews,
     metrics: EnrolMetrics,
-    complaints: Complaints,
+    complaints: RateLimitedLog,
 }
 
 impl fmt::Debug for EnrolService {
@@ -60,7 +60,7 @@ impl EnrolService {
         life: Duration,
         metrics: EnrolMetrics,
     ) -> Self {
-        let (reviews, complaints) = (Reviews::default(), Complaints::default());
+        let (reviews, complaints) = (Reviews::default(), RateLimitedLog::default());
         Self { tokens, account, signing, life, reviews, metrics, complaints }
     }
 
@@ -105,7 +105,7 @@ struct Who {
     address: String,
     /// The key that it is counted by.
     network: String,
-    guest: Option<Guest>,
+    guest: Option<UnauthenticatedClient>,
 }
 
 impl Who {
@@ -170,9 +170,9 @@ impl Enrolment for EnrolService {
         let Some(_turn) = self.reviews.turn(&who.network).await else {
             let many =
                 format!("{MOST_REVIEWS} tokens, or {MOST_REVIEWS_OF_ONE} of its network, are being reviewed; retry");
-            return Err(self.not_now(&who, "crowded", Error::new(Kind::Unavailable, many)));
+            return Err(self.not_now(&who, "overloaded", Error::new(Kind::Unavailable, many)));
         };
-        let _looked_at = who.guest.as_ref().map(Guest::looked_at);
+        let _looked_at = who.guest.as_ref().map(UnauthenticatedClient::looked_at);
         let review = match self.tokens.review(&token, AUDIENCE).await {
             Ok(review) => review,
             Err(error) => {

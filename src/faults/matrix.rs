@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tonic::Code;
 
-use super::hand::{BEHIND, Blow, Moment};
+use super::fault_injector::{BEHIND, Disturbance, Moment};
 use super::state::State;
 use super::table::{Fault, Row, row};
 use super::world::{Answer, Ended, Failed, World};
 use crate::csi::{Rpc, RpcClass};
 use crate::os::{Call, Stopwatch};
-use crate::pool::scratch::Ground;
+use crate::pool::scratch::BackingFs;
 
 /// So many points failed that the rest need not be tried.
 const ENOUGH: usize = 12;
@@ -21,7 +21,7 @@ const ENOUGH: usize = 12;
 #[derive(Clone, Copy)]
 pub(super) struct Operation {
     pub(super) name: &'static str,
-    pub(super) ground: Ground,
+    pub(super) ground: BackingFs,
     /// Size of the pool's filesystem, MiB.
     pub(super) mib: u64,
     /// Done once.
@@ -60,7 +60,7 @@ struct Point<'a> {
     operation: &'a str,
     n: usize,
     call: &'a (Call, String),
-    blow: Blow,
+    blow: Disturbance,
     then: Then,
 }
 
@@ -68,8 +68,8 @@ impl fmt::Display for Point<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (call, target) = self.call;
         let fault = match self.blow {
-            Blow::Once(_, which) | Blow::Storm(_, which) => row(*call).faults().get(which).copied(),
-            Blow::Kill => None,
+            Disturbance::Once(_, which) | Disturbance::Storm(_, which) => row(*call).faults().get(which).copied(),
+            Disturbance::Kill => None,
         };
         write!(
             f,
@@ -80,31 +80,31 @@ impl fmt::Display for Point<'_> {
 }
 
 /// The points of one call.
-fn points((call, target): &(Call, String), give_up: GiveUp) -> Vec<(Blow, Then)> {
+fn points((call, target): &(Call, String), give_up: GiveUp) -> Vec<(Disturbance, Then)> {
     let row = row(*call);
     let faults = row.faults();
     let mut points = Vec::new();
     for which in 0..faults.len() {
-        points.push((Blow::Once(Moment::Before, which), Then::Retry));
+        points.push((Disturbance::Once(Moment::Before, which), Then::Retry));
     }
-    points.push((Blow::Kill, Then::Restart));
+    points.push((Disturbance::Kill, Then::Restart));
     // Final errors are the dangerous ones when undoing fails: each is tried.
     for (which, fault) in faults.iter().enumerate() {
         if *fault != Fault::Killed {
-            points.push((Blow::Storm(Moment::Before, which), Then::Retry));
+            points.push((Disturbance::Storm(Moment::Before, which), Then::Retry));
         }
     }
     let late = if let Row::Acts(_) = row { Moment::After } else { Moment::Before };
     if late == Moment::After {
-        points.push((Blow::Once(late, 0), Then::Retry));
-        points.push((Blow::Storm(late, usize::from(faults.first() == Some(&Fault::Killed))), Then::Retry));
-        points.push((Blow::Once(late, 0), Then::Restart));
+        points.push((Disturbance::Once(late, 0), Then::Retry));
+        points.push((Disturbance::Storm(late, usize::from(faults.first() == Some(&Fault::Killed))), Then::Retry));
+        points.push((Disturbance::Once(late, 0), Then::Restart));
     }
     if give_up == GiveUp::Yes && late == Moment::After {
-        points.push((Blow::Once(late, 0), Then::Undo));
+        points.push((Disturbance::Once(late, 0), Then::Undo));
     }
     // A copy undoes nothing: it only tries again.
-    points.retain(|(blow, _)| !(matches!(blow, Blow::Storm(..)) && target.ends_with(BEHIND)));
+    points.retain(|(blow, _)| !(matches!(blow, Disturbance::Storm(..)) && target.ends_with(BEHIND)));
     points
 }
 
@@ -197,7 +197,7 @@ fn disturb(ready: &Ready, operation: &Operation, point: &Point<'_>) -> Result<Me
     if let Ended::Answered(Err(failed)) = &ended {
         judge(failed, world, start, &at)?;
     }
-    if let (Ended::Answered(Err(failed)), Blow::Once(Moment::Before, _)) = (&ended, point.blow) {
+    if let (Ended::Answered(Err(failed)), Disturbance::Once(Moment::Before, _)) = (&ended, point.blow) {
         takes_back(failed, world, start, &at)?;
     }
     if matches!(ended, Ended::Killed) || point.then == Then::Restart {
@@ -222,7 +222,7 @@ fn disturb(ready: &Ready, operation: &Operation, point: &Point<'_>) -> Result<Me
 /// Whether the code was right for what is left behind at this moment (docs/design.md section 10).
 fn judge(failed: &Failed, world: &World, start: &State, at: &str) -> Result<(), String> {
     let (Some(rpc), Some(code)) = (failed.rpc, failed.code()) else { return Ok(()) };
-    let making = matches!(rpc.class(), RpcClass::Creating | RpcClass::Bringing);
+    let making = matches!(rpc.class(), RpcClass::Create | RpcClass::Attach);
     if making && matches!(code, Code::Internal | Code::Unknown) {
         return Err(format!("{at}: {code:?} of a call that makes something"));
     }

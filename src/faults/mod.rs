@@ -5,7 +5,7 @@
 //! Real filesystems, loop devices, mounts and tools. Faults go in at `os`, below pool, fs, attach, home and node, so
 //! every path an error takes through them is walked by itself: no second stand-in for those traits is needed.
 
-mod hand;
+mod fault_injector;
 mod hangs;
 mod matrix;
 mod operations;
@@ -14,4 +14,4 @@ mod state;
 mod table;
 mod world;
 
-pub(crate) use hand::{Blow, Hand, Moment};
+pub(crate) use fault_injector::{Disturbance, FaultInjector, Moment};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::hand::Hand;
+use super::fault_injector::FaultInjector;
 use crate::csi::{Rpc, code_of};
 use crate::fs::MountOptions;
 use crate::home::{
@@ -17,7 +17,7 @@ use crate::home::{
 };
 use crate::node::{ExpandRequest, Node, PublishRequest, StageRequest};
 use crate::os::{Os, Stopwatch};
-use crate::pool::scratch::{Ground, Scratch, home as node_id, spec};
+use crate::pool::scratch::{BackingFs, Scratch, home as node_id, spec};
 use crate::pool::{self, Pool};
 use crate::types::*;
 
@@ -86,7 +86,7 @@ struct Life {
 
 pub(super) struct World {
     life: RefCell<Option<Life>>,
-    hand: RefCell<Hand>,
+    hand: RefCell<FaultInjector>,
     /// What growth of this round begins from, MiB: sizes are compared relative to it.
     pub(super) base: Cell<u64>,
     /// Undisturbed.
@@ -97,9 +97,9 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(ground: Ground, mib: u64) -> Self {
+    pub(super) fn new(ground: BackingFs, mib: u64) -> Self {
         let scratch = Scratch::of(ground, mib);
-        let hand = Hand::default();
+        let hand = FaultInjector::default();
         let tools = StandIns::new(&hand);
         let world = Self {
             life: RefCell::default(),
@@ -114,7 +114,7 @@ impl World {
         world
     }
 
-    pub(super) fn hand(&self) -> Hand {
+    pub(super) fn hand(&self) -> FaultInjector {
         self.hand.borrow().clone()
     }
 
@@ -373,7 +373,7 @@ struct StandIns {
 }
 
 impl StandIns {
-    fn new(hand: &Hand) -> Self {
+    fn new(hand: &FaultInjector) -> Self {
         let mut places = Vec::new();
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().canonicalize().unwrap();

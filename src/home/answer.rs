@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{CapacityQuery, Source};
 use crate::os::Timestamp;
-use crate::pool::Room;
+use crate::pool::FreeSpace;
 use crate::types::{
     AccessMode, Bytes, FsType, FsckPolicy, NodeId, PoolId, PoolName, Provisioning, SnapshotId, VolumeId, VolumeMode,
 };
@@ -233,7 +233,7 @@ pub struct Granted {
 
 /// Where the device of an attached volume is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Coordinates {
+pub enum DeviceAddress {
     /// On this node: the pool's own device.
     Local {
         /// Its path, for example `/dev/loop3`.
@@ -243,9 +243,9 @@ pub enum Coordinates {
 
 /// Everything a node needs to use a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Opened {
+pub struct OpenVolume {
     /// Where its device is.
-    pub at: Coordinates,
+    pub at: DeviceAddress,
     /// The size the device must have.
     pub size: Bytes,
     /// The logical block size the device must have.
@@ -270,7 +270,7 @@ pub struct Opened {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Formatting {
     /// Where the device is now: it may have been detached and attached elsewhere.
-    pub at: Coordinates,
+    pub at: DeviceAddress,
     /// The UUID the filesystem must have.
     pub planned_uuid: Uuid,
 }
@@ -360,7 +360,7 @@ pub struct PoolReport {
     /// Its location.
     pub place: String,
     /// Space as the filesystem reports it.
-    pub room: Room,
+    pub room: FreeSpace,
     /// Capacity for new volumes with the pool's default provisioning.
     pub available: Bytes,
     /// Capacity for thick volumes, where the pool supports them.

@@ -20,7 +20,7 @@ use super::create::describe;
 use super::grant::granted_to;
 use super::local::{PoolState, Shared};
 use super::record::{Record, VolumeRecord};
-use super::{Coordinates, FormatState, Formatting, ReadOnly};
+use super::{DeviceAddress, FormatState, Formatting, ReadOnly};
 use crate::fs::{probe, signature};
 use crate::pool::Blankness;
 use crate::types::{Error, FsType, Kind, NodeId, Result, VolumeId};
@@ -72,7 +72,7 @@ impl Shared {
         info!(volume = %record.handle, fs = %fs, uuid = %planned_uuid, "formatting begins");
         let device = state.pool.activate(id.uuid, &record.geometry())?;
         lock.works_on(&device.path.display());
-        Ok(Formatting { at: Coordinates::Local { device: device.path }, planned_uuid })
+        Ok(Formatting { at: DeviceAddress::Local { device: device.path }, planned_uuid })
     }
 
     /// The error says what was found, at which offset, and what to do.

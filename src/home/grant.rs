@@ -5,7 +5,7 @@ use tracing::{info, warn};
 use super::format::usable_raw;
 use super::local::{Key, PoolState, Shared};
 use super::record::{AttachPath, Attachment, DeviceMark, GrantState, Record, VolumeRecord};
-use super::{Changed, Coordinates, GrantRequest, Granted, Opened};
+use super::{Changed, DeviceAddress, GrantRequest, Granted, OpenVolume};
 use crate::pool::Object;
 use crate::types::{Bytes, Error, Kind, NodeId, Provisioning, Result, VolumeId, VolumeMode};
 
@@ -106,7 +106,7 @@ impl Shared {
 
     /// The location of an attached volume's device. First finishes an interrupted expansion and fills a thick image's
     /// holes, so that every stage gets a complete device.
-    pub(super) fn open(&self, id: &VolumeId, node: &NodeId) -> Result<Opened> {
+    pub(super) fn open(&self, id: &VolumeId, node: &NodeId) -> Result<OpenVolume> {
         let state = self.pool(id.pool)?;
         let lock = self.lock_volume(id, "open")?;
         let mut record = self.ready_volume(id)?;
@@ -134,8 +134,8 @@ impl Shared {
                 Err(undo) => error.and_undo_failed(&undo),
             })?;
         }
-        Ok(Opened {
-            at: Coordinates::Local { device: device.path },
+        Ok(OpenVolume {
+            at: DeviceAddress::Local { device: device.path },
             size: record.size,
             block_size: record.block_size,
             format: record.format.known,

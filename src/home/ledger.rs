@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::SpaceLimits;
 use crate::os::Stopwatch;
-use crate::pool::{Object, Pool, Room};
+use crate::pool::{FreeSpace, Object, Pool};
 use crate::types::{Bytes, Error, Failure, Kind, MIB, Provisioning, Result};
 
 /// Fewer free inodes than this are never used: a volume takes three.
@@ -42,7 +42,7 @@ impl Entry {
     /// Whether the unallocated part of its reservation may have changed by now.
     fn owes(&self) -> bool {
         match self.debt {
-            Debt::None | Debt::UsersWord => false,
+            Debt::None | Debt::Overcommitted => false,
             Debt::Unallocated => true,
             Debt::Shared => self.promised > Bytes::ZERO,
         }
@@ -59,7 +59,7 @@ pub(super) enum Debt {
     /// The part that is shared with another image and needs new space when either is written.
     Shared,
     /// None, whatever is missing: a thin image of an overcommitted pool has no guaranteed space.
-    UsersWord,
+    Overcommitted,
 }
 
 /// The space that an object may take.
@@ -111,7 +111,7 @@ impl Ledger {
     /// How a reservation counts for a provisioning.
     pub(super) fn debt_of(&self, provisioning: Provisioning, otherwise: Debt) -> Debt {
         match provisioning {
-            Provisioning::Thin if !self.limits.overcommit.is_honest() => Debt::UsersWord,
+            Provisioning::Thin if !self.limits.overcommit.is_honest() => Debt::Overcommitted,
             Provisioning::Thin if otherwise == Debt::None => Debt::Unallocated,
             Provisioning::Thin | Provisioning::Thick => otherwise,
         }
@@ -169,7 +169,7 @@ impl Ledger {
             ));
         }
         // Until the space is allocated, all of it is promised.
-        let owed = if claim.debt == Debt::UsersWord { Bytes::ZERO } else { more };
+        let owed = if claim.debt == Debt::Overcommitted { Bytes::ZERO } else { more };
         let promised = before.map_or(Bytes::ZERO, |entry| entry.promised).saturating_add(owed);
         entries.insert(object, Entry { reserved: claim.size, promised, debt: claim.debt });
         Ok(Reservation { ledger: self, object, before, debt: claim.debt, kept: Kept::NotYet })
@@ -186,7 +186,7 @@ impl Ledger {
         Ok(self.available_in(&room, &entries, debt))
     }
 
-    fn available_in(&self, room: &Room, entries: &HashMap<Object, Entry>, debt: Debt) -> Bytes {
+    fn available_in(&self, room: &FreeSpace, entries: &HashMap<Object, Entry>, debt: Debt) -> Bytes {
         let min_free = self.limits.min_free.of(room.total);
         let totals = sum(entries);
         let by_filesystem = room.available.saturating_sub(min_free).saturating_sub(totals.promised);
@@ -197,7 +197,7 @@ impl Ledger {
             _ => false,
         };
         // Promised space must exist, with minFree on top; an overcommitted thin volume only needs some space at first.
-        let least = if debt == Debt::UsersWord { by_promise } else { by_filesystem.min(by_promise) };
+        let least = if debt == Debt::Overcommitted { by_promise } else { by_filesystem.min(by_promise) };
         let enough = by_filesystem > Bytes::ZERO && !no_inodes;
         if enough { Bytes::new(least.get() / MIB * MIB) } else { Bytes::ZERO }
     }
@@ -239,7 +239,7 @@ impl Ledger {
     /// What an image has not allocated of its claim; all of it when this cannot be determined.
     fn owed(&self, object: Object, claim: Claim) -> Bytes {
         match claim.debt {
-            Debt::None | Debt::UsersWord => Bytes::ZERO,
+            Debt::None | Debt::Overcommitted => Bytes::ZERO,
             Debt::Unallocated => {
                 let facts = self.pool.facts(object).ok().flatten();
                 claim.size.saturating_sub(facts.map_or(Bytes::ZERO, |facts| facts.allocated))

@@ -9,7 +9,7 @@ use tracing::warn;
 use super::local::{Key, PoolState, Shared, no_snapshot, no_volume};
 use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
 use super::{Capacity, CapacityQuery, Changed, CopyState, Page, PoolReport, Snapshot, SnapshotFilter, Volume};
-use crate::pool::{Ability, Class, Object};
+use crate::pool::{Ability, Object, ObjectKind};
 use crate::types::{Bytes, Error, Kind, ObjectUuid, PoolId, Provisioning, Result, SnapshotId, VolumeId, VolumeMode};
 
 impl Shared {
@@ -96,7 +96,7 @@ impl Shared {
     }
 
     pub(super) fn volumes(&self, after: Option<VolumeId>, limit: usize) -> Result<Page<Volume, VolumeId>> {
-        self.page(Class::Volume, after.map(|id| (id.pool, id.uuid)), limit, |pool, uuid| {
+        self.page(ObjectKind::Volume, after.map(|id| (id.pool, id.uuid)), limit, |pool, uuid| {
             let id = VolumeId { pool, uuid };
             let record = self.volume_record(&id)?.filter(|record| record.phase == Phase::Ready);
             Ok(record.map(|record| (id, self.view_volume(&record))))
@@ -113,7 +113,7 @@ impl Shared {
             // If its pool is not served, its snapshots are unknown: that is not "no snapshots".
             self.pool(source.pool)?;
         }
-        self.page(Class::Snapshot, after.map(|id| (id.pool, id.uuid)), limit, |pool, uuid| {
+        self.page(ObjectKind::Snapshot, after.map(|id| (id.pool, id.uuid)), limit, |pool, uuid| {
             let id = SnapshotId { pool, uuid };
             let record = self.snapshot_record(&id)?.filter(|record| record.phase != Phase::Deleting);
             let wanted = record.filter(|record| filter.source.is_none_or(|source| record.source == source));
@@ -125,7 +125,7 @@ impl Shared {
     /// are more. An object that is deleted meanwhile is left out; one that cannot be read fails the list.
     fn page<T, K: Copy>(
         &self,
-        class: Class,
+        class: ObjectKind,
         after: Option<(PoolId, ObjectUuid)>,
         limit: usize,
         look: impl Fn(PoolId, ObjectUuid) -> Result<Option<(K, T)>>,
@@ -189,7 +189,7 @@ impl Shared {
             if slot.present(state).is_err() {
                 continue;
             }
-            for uuid in state.pool.list(Class::Volume)? {
+            for uuid in state.pool.list(ObjectKind::Volume)? {
                 if let Ok(count) = state.pool.extent_count(Object::Volume(uuid)) {
                     counts.insert(VolumeId { pool, uuid }, count);
                 }

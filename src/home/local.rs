@@ -14,7 +14,7 @@ use super::pools::Slot;
 use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
 use super::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
-    GrantRequest, Granted, Home, LockGuard, Locks, Opened, Page, PoolCondition, PoolHealth, PoolReport, Snapshot,
+    GrantRequest, Granted, Home, LockGuard, Locks, OpenVolume, Page, PoolCondition, PoolHealth, PoolReport, Snapshot,
     SnapshotFilter, SpaceLimits, Volume,
 };
 use crate::os::{DevNum, Os, Timestamp};
@@ -385,7 +385,7 @@ impl Home for LocalHome {
         self.shared.revoke(id, node)
     }
 
-    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<Opened> {
+    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<OpenVolume> {
         self.shared.open(id, node)
     }
 

@@ -16,12 +16,12 @@ mod grant;
 mod ledger;
 mod limits;
 mod list;
+mod load;
 mod local;
 mod locks;
 mod part;
 mod patient;
 mod pools;
-mod reading;
 pub mod record;
 pub mod remote;
 mod request;
@@ -32,8 +32,8 @@ mod snapshot;
 mod survey;
 
 pub use answer::{
-    Capacity, Changed, Coordinates, CopyState, Created, Expanded, Finding, FindingKind, FormatState, Formatting,
-    Granted, Health, NodeExpansion, Opened, Page, PoolHealth, PoolReport, Snapshot, Volume,
+    Capacity, Changed, CopyState, Created, DeviceAddress, Expanded, Finding, FindingKind, FormatState, Formatting,
+    Granted, Health, NodeExpansion, OpenVolume, Page, PoolHealth, PoolReport, Snapshot, Volume,
 };
 pub use limits::{MinFree, Overcommit, SpaceLimits};
 pub use local::{Examiner, LocalHome};
@@ -113,7 +113,7 @@ pub trait Home: Send + Sync {
     ///
     /// # Errors
     /// `Precondition` when it is not attached to the node; `Corrupt` when image and record disagree.
-    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<Opened>;
+    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<OpenVolume>;
 
     /// The node has unstaged the volume: its device is detached if idle. Idempotent. For a volume that does not exist
     /// any more it succeeds when no device is left.

@@ -6,7 +6,7 @@ use super::list::report_of;
 use super::local::PoolState;
 use super::record::{Record, SnapshotRecord, VolumeRecord};
 use super::{PoolReport, SpaceLimits};
-use crate::pool::{Class, Object, Pool};
+use crate::pool::{Object, ObjectKind, Pool};
 use crate::types::{Error, ObjectUuid, PoolId, Result};
 
 /// The content of a pool.
@@ -30,8 +30,8 @@ pub fn survey(pool: Arc<dyn Pool>, limits: SpaceLimits) -> Result<Survey> {
     let id = pool.identity().id;
     let state = PoolState::new(pool, limits);
     let mut unreadable = Vec::new();
-    let volumes: Vec<VolumeRecord> = read_all(&state, id, Class::Volume, Object::Volume, &mut unreadable)?;
-    let snapshots: Vec<SnapshotRecord> = read_all(&state, id, Class::Snapshot, Object::Snapshot, &mut unreadable)?;
+    let volumes: Vec<VolumeRecord> = read_all(&state, id, ObjectKind::Volume, Object::Volume, &mut unreadable)?;
+    let snapshots: Vec<SnapshotRecord> = read_all(&state, id, ObjectKind::Snapshot, Object::Snapshot, &mut unreadable)?;
     for record in &volumes {
         state.ledger.enter(record.object(), state.claim_of_volume(record));
     }
@@ -44,7 +44,7 @@ pub fn survey(pool: Arc<dyn Pool>, limits: SpaceLimits) -> Result<Survey> {
 fn read_all<R: Record>(
     state: &PoolState,
     pool: PoolId,
-    class: Class,
+    class: ObjectKind,
     object: fn(ObjectUuid) -> Object,
     unreadable: &mut Vec<(Object, Error)>,
 ) -> Result<Vec<R>> {

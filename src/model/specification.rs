@@ -23,7 +23,7 @@ pub(super) enum Verdict {
 
 /// What is fixed for a whole case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Ground {
+pub(super) struct BackingFs {
     /// Bytes that may be reserved in each pool; pool n is that of node n.
     pub(super) room: Vec<u64>,
     /// Pools without reflinks: attached volumes are not copied.
@@ -36,7 +36,7 @@ pub(super) struct Ground {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Specification {
-    pub(super) ground: Ground,
+    pub(super) ground: BackingFs,
     pub(super) volumes: [Option<Made>; NAMES],
     pub(super) cuts: [Option<MadeCut>; CUTS],
     /// What pods see.
@@ -131,7 +131,7 @@ impl Against {
 }
 
 impl Specification {
-    pub(super) fn new(ground: Ground) -> Self {
+    pub(super) fn new(ground: BackingFs) -> Self {
         Self { ground, volumes: Default::default(), cuts: Default::default(), targets: Default::default() }
     }
 

@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::call::{NAMES, TARGETS};
 use super::specification;
 use crate::csi::{InProcess, ThisNode};
-use crate::faults::Hand;
+use crate::faults::FaultInjector;
 use crate::home::{Home, LocalHome, SpaceLimits};
 use crate::node::Node;
 use crate::os::{Os, Stopwatch};
@@ -31,7 +31,7 @@ const CAP_SYS_RESOURCE: u32 = 24;
 /// What pools lie on, and how many nodes have one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Setting {
-    pub(super) ground: scratch::Ground,
+    pub(super) ground: scratch::BackingFs,
     pub(super) homes: usize,
 }
 
@@ -97,7 +97,7 @@ impl Machine {
 pub(super) struct Life {
     pub(super) services: InProcess,
     homes: Vec<Arc<LocalHome>>,
-    hand: Hand,
+    hand: FaultInjector,
 }
 
 impl Life {
@@ -115,7 +115,7 @@ pub(super) struct World<'m> {
     /// Names are the machine's: those of another test must not be ours.
     mark: String,
     life: RefCell<Option<Rc<Life>>>,
-    hand: RefCell<Hand>,
+    hand: RefCell<FaultInjector>,
 }
 
 impl<'m> World<'m> {
@@ -209,14 +209,14 @@ impl<'m> World<'m> {
     }
 
     /// What the specification has to know of this place.
-    pub(super) fn ground(&self) -> specification::Ground {
+    pub(super) fn ground(&self) -> specification::BackingFs {
         let homes = self.machine.setting.homes;
         let space = self.machine.os.fs_space(&self.root).unwrap();
         let usable = space.total - space.total / 100 * 5;
         let share = if homes == 1 { 4 } else { 2 };
-        specification::Ground {
+        specification::BackingFs {
             room: vec![usable * share / 10; homes],
-            copying: self.machine.setting.ground == scratch::Ground::Ext4,
+            copying: self.machine.setting.ground == scratch::BackingFs::Ext4,
             grows_mounted_ext4: may(CAP_SYS_RESOURCE),
             nodes: homes + 1,
         }

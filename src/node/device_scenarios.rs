@@ -13,7 +13,7 @@ use super::Node;
 use super::rig::{EXT4, Rig, kind};
 use crate::home::{Changed, CreateVolume, GrantRequest, Home, LocalHome, ReadOnly, SpaceLimits};
 use crate::os::{Call, DevNum, Discard, Interceptor, LoopAccess, LoopConfig, MountFlags, Os};
-use crate::pool::scratch::{Ground, Scratch, home as node_id};
+use crate::pool::scratch::{BackingFs, Scratch, home as node_id};
 use crate::pool::{PoolKind, PoolSpec};
 use crate::types::{
     AccessMode, Bytes, Capability, CapacityRange, Kind, ObjectUuid, VolumeId, VolumeMode, VolumeParameters,
@@ -404,7 +404,7 @@ fn who_holds_a_device_is_named() {
     rig.node.unpublish(&a, &target).unwrap();
     rig.node.unstage(&a, &rig.staging(&a)).unwrap();
     let device = rig.home.open(&a, &node_id()).unwrap();
-    let crate::home::Coordinates::Local { device } = device.at;
+    let crate::home::DeviceAddress::Local { device } = device.at;
     let script = format!("exec 9<{}; echo open; exec sleep 30", device.display());
     let log = fs::File::create(rig.path("log")).unwrap();
     let child = rig.os.start(Path::new("/bin/sh"), &["-c".to_owned(), script], &log).unwrap();
@@ -420,14 +420,16 @@ fn who_holds_a_device_is_named() {
 /// Two drivers with the same names, or disks that were moved: one uuid in two pools of one filesystem.
 #[test]
 fn the_same_uuid_in_two_pools_is_two_volumes() {
-    let scratch = Scratch::new(Ground::Xfs);
+    let scratch = Scratch::new(BackingFs::Xfs);
     let kubelet = tempfile::tempdir().unwrap();
     let os = scratch.os().clone();
     let pool = |name: &str| {
         let root = scratch.root().join(name);
         fs::create_dir_all(&root).unwrap();
-        let spec =
-            PoolSpec { name: name.parse().unwrap(), kind: PoolKind::File { root, ground: crate::pool::Ground::Known } };
+        let spec = PoolSpec {
+            name: name.parse().unwrap(),
+            kind: PoolKind::File { root, ground: crate::pool::BackingFs::Known },
+        };
         crate::pool::open(&os, &spec, &node_id()).unwrap()
     };
     let home_of = |names: &[&str]| {

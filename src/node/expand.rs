@@ -5,7 +5,7 @@ use super::publish::has_stopped;
 use super::{ExpandRequest, Node};
 use crate::attach::{Attached, Wanted};
 use crate::fs::{self, Grown};
-use crate::home::Opened;
+use crate::home::OpenVolume;
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId, VolumeMode};
 
 impl Node {
@@ -58,7 +58,7 @@ impl Node {
         Ok(opened.size)
     }
 
-    fn grow(&self, volume: &VolumeId, path: &std::path::Path, opened: &Opened, attached: &Attached) -> Result<()> {
+    fn grow(&self, volume: &VolumeId, path: &std::path::Path, opened: &OpenVolume, attached: &Attached) -> Result<()> {
         let VolumeMode::Mount(fs) = opened.mode else {
             return Err(Error::new(
                 Kind::Precondition,

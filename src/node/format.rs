@@ -16,12 +16,12 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::patience::patiently;
+use super::retry_busy::patiently;
 use super::slots::Slots;
 use crate::attach::{Attach, Attached, Wanted};
 use crate::fs::probe::{self, Contents, Found, Health, Superblock};
 use crate::fs::{self, Checked, MkfsOptions, signature};
-use crate::home::{FormatState, Home, LockGuard, Opened, ReadOnly};
+use crate::home::{FormatState, Home, LockGuard, OpenVolume, ReadOnly};
 use crate::os::{BlockDevice, Holder, Os};
 use crate::types::{Error, FsType, FsckPolicy, Kind, NodeId, OsContext, Result, VolumeId};
 
@@ -36,7 +36,7 @@ pub(super) struct Formatter<'a> {
     pub(super) volume: &'a VolumeId,
     pub(super) fs: FsType,
     pub(super) read_only: ReadOnly,
-    pub(super) opened: &'a Opened,
+    pub(super) opened: &'a OpenVolume,
 }
 
 impl Formatter<'_> {

@@ -14,7 +14,6 @@ mod format;
 mod format_scenarios;
 mod mounts;
 mod path;
-mod patience;
 mod publish;
 mod raw;
 mod raw_linear;
@@ -25,6 +24,7 @@ mod removal;
 #[cfg(test)]
 mod removal_scenarios;
 mod request;
+mod retry_busy;
 #[cfg(test)]
 mod rig;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::removal::Stale;
 use super::{Node, PublishRequest, path};
 use crate::attach::{Attached, Wanted};
 use crate::fs::{self, Stopped};
-use crate::home::{Changed, FormatState, Opened, ReadOnly};
+use crate::home::{Changed, FormatState, OpenVolume, ReadOnly};
 use crate::os::{Entry, MountEntry, MountFlags};
 use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
 
@@ -164,7 +164,7 @@ impl Node {
     }
 
     /// The device of a block volume, verified and open, and its state from the home node.
-    fn staged_device(&self, request: &PublishRequest) -> Result<(Opened, Attached)> {
+    fn staged_device(&self, request: &PublishRequest) -> Result<(OpenVolume, Attached)> {
         let volume = &request.volume;
         let opened = self.home.open(volume, &self.id)?;
         if opened.mode != VolumeMode::Block || opened.format != FormatState::Raw {
@@ -326,7 +326,7 @@ fn same_flags(entry: &MountEntry, source: &Source) -> bool {
 }
 
 /// Whether a pod has read-only access to a block volume: by its claim, its access mode or its attachment.
-fn only_reads(request: &PublishRequest, opened: &Opened) -> bool {
+fn only_reads(request: &PublishRequest, opened: &OpenVolume) -> bool {
     request.read_only == ReadOnly::Yes
         || request.access.read_only()
         || opened.read_only == ReadOnly::Yes

@@ -11,8 +11,8 @@ use super::{ExpandRequest, Node, PublishRequest, StageRequest};
 use crate::fs::MountOptions;
 use crate::home::{CreateVolume, FormatState, GrantRequest, Home, LocalHome, ReadOnly, SpaceLimits};
 use crate::os::{Call, Interceptor, Os};
-use crate::pool::scratch::{Ground, Scratch, home as node_id};
-use crate::pool::{Class, Pool};
+use crate::pool::scratch::{BackingFs, Scratch, home as node_id};
+use crate::pool::{ObjectKind, Pool};
 use crate::types::*;
 
 pub(super) const EXT4: VolumeMode = VolumeMode::Mount(FsType::Ext4);
@@ -35,7 +35,7 @@ impl Rig {
     }
 
     pub(super) fn of(mib: u64) -> Self {
-        let scratch = Scratch::of(Ground::Xfs, mib);
+        let scratch = Scratch::of(BackingFs::Xfs, mib);
         let pool = scratch.pool();
         let os = scratch.os().clone();
         let home = LocalHome::open(os.clone(), node_id(), vec![(Arc::clone(&pool), SpaceLimits::default())]).unwrap();
@@ -207,7 +207,7 @@ impl Drop for Rig {
             }
         }
         self.restart();
-        for uuid in self.pool().list(Class::Volume).unwrap_or_default() {
+        for uuid in self.pool().list(ObjectKind::Volume).unwrap_or_default() {
             let _ = self.pool().deactivate(uuid);
         }
     }

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use super::format::Formatter;
 use super::mounts::{Shown, places};
-use super::patience::patiently;
 use super::publish::has_stopped;
 use super::removal::Stale;
+use super::retry_busy::patiently;
 use super::stagings::Left;
 use super::{Node, StageRequest, path};
 use crate::attach::{Attached, Wanted};
 use crate::fs::{self, Grown, MountOptions};
-use crate::home::{Changed, LockGuard, Opened, ReadOnly};
+use crate::home::{Changed, LockGuard, OpenVolume, ReadOnly};
 use crate::os::{Entry, MountEntry};
 use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
 
@@ -127,7 +127,7 @@ impl Node {
         request: &StageRequest,
         fs: FsType,
         staging: &Path,
-        opened: &Opened,
+        opened: &OpenVolume,
         lock: &LockGuard<VolumeId>,
     ) -> Result<()> {
         let volume = &request.volume;
@@ -314,7 +314,7 @@ impl Node {
 }
 
 /// Fails if the volume is not staged in the mode in which it is attached.
-fn granted_so(request: &StageRequest, opened: &Opened) -> Result<()> {
+fn granted_so(request: &StageRequest, opened: &OpenVolume) -> Result<()> {
     if opened.mode == request.mode {
         return Ok(());
     }
@@ -328,7 +328,7 @@ fn granted_so(request: &StageRequest, opened: &Opened) -> Result<()> {
 }
 
 /// Whether the volume is read-only: by its attachment, the access mode or the mount flags.
-fn reading(request: &StageRequest, opened: &Opened) -> ReadOnly {
+fn reading(request: &StageRequest, opened: &OpenVolume) -> ReadOnly {
     let any = request.access.read_only()
         || opened.access.read_only()
         || opened.read_only == ReadOnly::Yes

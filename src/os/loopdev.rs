@@ -419,7 +419,7 @@ fn open_loop(device: LoopDevice, flags: OFlag) -> io::Result<BlockDevice> {
     blockdev::open_numbered(&device.path(), number, flags)
 }
 
-/// Opened read-only: udev probes a device again after every close of a writable descriptor.
+/// OpenVolume read-only: udev probes a device again after every close of a writable descriptor.
 fn status_of(device: LoopDevice) -> io::Result<Option<LoopStatus>> {
     match open_loop(device, OFlag::O_RDONLY) {
         Ok(node) => ask(device, &node.file),

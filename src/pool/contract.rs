@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::scratch::{Ground, Scratch};
+use super::scratch::{BackingFs, Scratch};
 use super::{
-    Ability, ActiveDevice, Blankness, Class, Cloning, Continue, Deactivated, Fill, Geometry, Object, Pool, Progress,
+    Ability, ActiveDevice, Blankness, Cloning, Continue, Deactivated, Fill, Geometry, Object, ObjectKind, Pool,
+    Progress,
 };
 use crate::os::{Os, Program};
 use crate::types::{Bytes, Error, Failure, Kind, MIB, ObjectUuid, Provisioning};
@@ -83,8 +84,8 @@ fn clean(result: Result<(), Failure>) -> Kind {
 }
 
 fn nothing_is_left(pool: &dyn Pool) {
-    assert_eq!(pool.list(Class::Volume).unwrap(), []);
-    assert_eq!(pool.list(Class::Snapshot).unwrap(), []);
+    assert_eq!(pool.list(ObjectKind::Volume).unwrap(), []);
+    assert_eq!(pool.list(ObjectKind::Snapshot).unwrap(), []);
     assert_eq!(pool.strays().unwrap(), []);
 }
 
@@ -114,7 +115,7 @@ impl Progress for Reports {
 
 fn an_object_lives_from_create_to_remove(pool: &dyn Pool) {
     for object in [volume("a"), snapshot("a")] {
-        let class = if object == volume("a") { Class::Volume } else { Class::Snapshot };
+        let class = if object == volume("a") { ObjectKind::Volume } else { ObjectKind::Snapshot };
         assert_eq!(pool.read_record(object).unwrap(), None);
         assert_eq!(pool.facts(object).unwrap(), None);
         make(pool, object, 8, Provisioning::Thin);
@@ -180,7 +181,7 @@ fn a_full_pool_refuses_cleanly_and_keeps_what_it_has(pool: &dyn Pool) {
     let before = pool.room().unwrap();
     let too_much = geometry(before.total.get() / MIB, Provisioning::Thick);
     assert_eq!(clean(pool.create(volume("b"), &too_much, Fill::Blank, RECORD)), Kind::NoCapacity);
-    assert_eq!(pool.list(Class::Volume).unwrap(), [uuid("a")]);
+    assert_eq!(pool.list(ObjectKind::Volume).unwrap(), [uuid("a")]);
     assert_eq!(pool.strays().unwrap(), []);
     assert!(pool.room().unwrap().available.get() + 4 * MIB >= before.available.get(), "space leaked");
     assert_eq!(kind(pool.grow(uuid("a"), &too_much)), Kind::NoCapacity);
@@ -416,7 +417,7 @@ fn an_active_volume_is_not_removed(pool: &dyn Pool) {
     make(pool, volume("a"), 8, Provisioning::Thin);
     pool.activate(uuid("a"), &geometry(8, Provisioning::Thin)).unwrap();
     assert_eq!(kind(pool.remove(volume("a"))), Kind::InUse);
-    assert_eq!(pool.list(Class::Volume).unwrap(), [uuid("a")]);
+    assert_eq!(pool.list(ObjectKind::Volume).unwrap(), [uuid("a")]);
     assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
     pool.remove(volume("a")).unwrap();
 }
@@ -462,8 +463,8 @@ fn many_volumes_keep_to_themselves(pool: &dyn Pool) {
             });
         }
     });
-    assert_eq!(pool.list(Class::Volume).unwrap().len(), names.len());
-    assert!(pool.list(Class::Volume).unwrap().is_sorted());
+    assert_eq!(pool.list(ObjectKind::Volume).unwrap().len(), names.len());
+    assert!(pool.list(ObjectKind::Volume).unwrap().is_sorted());
     std::thread::scope(|scope| {
         for name in &names {
             scope.spawn(move || {
@@ -503,10 +504,10 @@ fn a_pool_says_who_and_where_it_is(pool: &dyn Pool) {
 /// Every case on every kind of pool.
 macro_rules! contract {
     ($($case:ident)*) => {
-        contract!(@ xfs, Ground::Xfs; $($case)*);
-        contract!(@ xfs_without_reflink, Ground::XfsWithoutReflink; $($case)*);
-        contract!(@ ext4, Ground::Ext4; $($case)*);
-        contract!(@ btrfs, Ground::Btrfs; $($case)*);
+        contract!(@ xfs, BackingFs::Xfs; $($case)*);
+        contract!(@ xfs_without_reflink, BackingFs::XfsWithoutReflink; $($case)*);
+        contract!(@ ext4, BackingFs::Ext4; $($case)*);
+        contract!(@ btrfs, BackingFs::Btrfs; $($case)*);
     };
     (@ $kind:ident, $ground:expr; $($case:ident)*) => {
         mod $kind {

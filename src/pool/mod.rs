@@ -15,7 +15,7 @@ mod spec;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use spec::{Ground, PoolKind, PoolSpec};
+pub use spec::{BackingFs, PoolKind, PoolSpec};
 
 use crate::os::{DevNum, ExtentSummary, Os, Timestamp};
 use crate::types::{Bytes, Failure, NodeId, ObjectUuid, PoolId, PoolName, Provisioning, Result};
@@ -94,7 +94,7 @@ impl std::fmt::Display for Object {
 
 /// The type of an [`Object`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
+pub enum ObjectKind {
     /// Volumes.
     Volume,
     /// Snapshots.
@@ -170,7 +170,7 @@ pub enum Fill {
 
 /// The free space of the filesystem or volume group that holds a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
+pub struct FreeSpace {
     /// Total bytes.
     pub total: Bytes,
     /// Bytes that can still be allocated.
@@ -287,20 +287,20 @@ pub trait Pool: Send + Sync {
     ///
     /// # Errors
     /// `Internal` when the system call fails.
-    fn room(&self) -> Result<Room>;
+    fn room(&self) -> Result<FreeSpace>;
 
     /// The uuids of all objects of a class whose name exists, sorted. An object without a record is included;
     /// [`Pool::read_record`] then reports the error.
     ///
     /// # Errors
     /// `Internal` when the directory cannot be read.
-    fn list(&self, class: Class) -> Result<Vec<ObjectUuid>>;
+    fn list(&self, class: ObjectKind) -> Result<Vec<ObjectUuid>>;
 
     /// The first `most` of [`Pool::list`] after `after`.
     ///
     /// # Errors
     /// Those of [`Pool::list`].
-    fn list_after(&self, class: Class, after: Option<ObjectUuid>, most: usize) -> Result<Vec<ObjectUuid>>;
+    fn list_after(&self, class: ObjectKind, after: Option<ObjectUuid>, most: usize) -> Result<Vec<ObjectUuid>>;
 
     /// An object's record; `None` when the object does not exist.
     ///

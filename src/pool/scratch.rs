@@ -14,14 +14,14 @@ use crate::types::NodeId;
 
 /// The filesystems that a pool may be on, as created for tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ground {
+pub(crate) enum BackingFs {
     Xfs,
     XfsWithoutReflink,
     Ext4,
     Btrfs,
 }
 
-impl Ground {
+impl BackingFs {
     fn mkfs(self) -> (&'static str, &'static [&'static str], &'static str) {
         match self {
             Self::Xfs => ("mkfs.xfs", &["-q", "-m", "reflink=1"], "xfs"),
@@ -49,26 +49,26 @@ enum Disk {
 }
 
 impl Scratch {
-    pub(crate) fn new(ground: Ground) -> Self {
+    pub(crate) fn new(ground: BackingFs) -> Self {
         Self::on_blocks(ground, 512)
     }
 
     /// On a disk with this block size in bytes.
-    pub(crate) fn on_blocks(ground: Ground, block_size: u32) -> Self {
+    pub(crate) fn on_blocks(ground: BackingFs, block_size: u32) -> Self {
         Self::make(ground, block_size, 512, Disk::File)
     }
 
     /// On a disk of this many MiB.
-    pub(crate) fn of(ground: Ground, mib: u64) -> Self {
+    pub(crate) fn of(ground: BackingFs, mib: u64) -> Self {
         Self::make(ground, 512, mib, Disk::File)
     }
 
     /// In memory, for tests that write and sync often.
-    pub(crate) fn in_memory(ground: Ground, mib: u64) -> Self {
+    pub(crate) fn in_memory(ground: BackingFs, mib: u64) -> Self {
         Self::make(ground, 512, mib, Disk::Memory)
     }
 
-    fn make(ground: Ground, block_size: u32, mib: u64, disk: Disk) -> Self {
+    fn make(ground: BackingFs, block_size: u32, mib: u64, disk: Disk) -> Self {
         let os = Os::new();
         os.own_mounts().expect("mounts of our own: run the tests as root");
         let directory = tempfile::tempdir().expect("tempdir");

@@ -23,13 +23,13 @@ pub enum PoolKind {
         /// An absolute path without `.` and `..`, not `/`.
         root: PathBuf,
         /// The filesystems that the directory may be on.
-        ground: Ground,
+        ground: BackingFs,
     },
 }
 
 /// The filesystems that a pool's directory may be on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Ground {
+pub enum BackingFs {
     /// XFS, ext4 and btrfs: their guarantees were tested.
     #[default]
     Known,
@@ -53,14 +53,14 @@ impl PoolSpec {
                 ),
             ));
         }
-        Ok(Self { name, kind: PoolKind::File { root: root.components().collect(), ground: Ground::Known } })
+        Ok(Self { name, kind: PoolKind::File { root: root.components().collect(), ground: BackingFs::Known } })
     }
 
     /// The same pool, with FUSE allowed. For tests only.
     #[must_use]
     pub fn on_fuse_for_tests(self) -> Self {
         let PoolKind::File { root, .. } = self.kind;
-        Self { name: self.name, kind: PoolKind::File { root, ground: Ground::FuseForTests } }
+        Self { name: self.name, kind: PoolKind::File { root, ground: BackingFs::FuseForTests } }
     }
 }
 

@@ -5,16 +5,16 @@
 //! [`Reporter`] runs on a node, [`RegistryService`] in a controller; both use proto/registry/v1/registry.proto. The
 //! command line queries the whole cluster through the same service ([`Cluster`]).
 
-mod card;
 mod cluster;
 mod convert;
+mod directory_cache;
 pub mod proto;
 mod reporter;
 mod service;
 #[cfg(test)]
 mod wire;
 
-pub use card::Card;
 pub use cluster::{Cluster, Everything, NodeRow, Nodes};
+pub use directory_cache::DirectoryCache;
 pub use reporter::{Controllers, DialController, Look, Reporter, Said};
 pub use service::{MOST_HEARTBEAT, RegistryService};

@@ -11,8 +11,8 @@ use tonic::Request;
 use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
-use super::card::Card;
 use super::convert;
+use super::directory_cache::DirectoryCache;
 use super::proto::registry_client::RegistryClient;
 use crate::route::Heartbeat;
 use crate::types::{Error, Kind, PoolId, Result};
@@ -41,7 +41,7 @@ pub struct Reporter {
     dial: DialController,
     look: Look,
     said: Said,
-    card: Mutex<Card>,
+    card: Mutex<DirectoryCache>,
 }
 
 impl std::fmt::Debug for Reporter {
@@ -60,7 +60,7 @@ impl Reporter {
         dial: DialController,
         look: Look,
         said: Said,
-        card: Card,
+        card: DirectoryCache,
     ) -> Arc<Self> {
         Arc::new(Self { controllers, interval, dial, look, said, card: Mutex::new(card) })
     }
@@ -140,7 +140,7 @@ impl Reporter {
         }
     }
 
-    fn card(&self) -> MutexGuard<'_, Card> {
+    fn card(&self) -> MutexGuard<'_, DirectoryCache> {
         self.card.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -14,7 +14,7 @@ use crate::telemetry::HomeMetrics;
 use crate::tls::{Peer, Role};
 use crate::types::{Error, Failure, Kind, NodeId, PoolId, Result};
 use crate::wire::{Allowance, Bounds, Door, MostArriving, Turns};
-use crate::works::{Ended, Share, Works};
+use crate::works::{Ended, Share, WorkerPool};
 
 /// The largest heartbeat, in bytes: some thousand pools.
 pub const MOST_HEARTBEAT: usize = 4 << 20;
@@ -34,8 +34,8 @@ const MOST_ARRIVING: MostArriving = MostArriving { all: 64 << 20, of_one: 12 << 
 pub struct RegistryService {
     router: Arc<Router>,
     way: Way,
-    works: Works,
-    heartbeats: Works,
+    works: WorkerPool,
+    heartbeats: WorkerPool,
     of_nodes: Turns,
     metrics: HomeMetrics,
 }
@@ -72,7 +72,7 @@ impl RegistryService {
     }
 
     fn behind(way: Way, router: Arc<Router>) -> Self {
-        let (works, heartbeats) = (Works::new(MOST_WORKS), Works::new(2 * MOST_HEARTBEATS));
+        let (works, heartbeats) = (WorkerPool::new(MOST_WORKS), WorkerPool::new(2 * MOST_HEARTBEATS));
         Self { router, way, works, heartbeats, of_nodes: Turns::default(), metrics: HomeMetrics::default() }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::*;
-use crate::home::{FormatState, Formatting, Health, NodeExpansion, Opened, PoolHealth, SnapshotFilter};
+use crate::home::{FormatState, Formatting, Health, NodeExpansion, OpenVolume, PoolHealth, SnapshotFilter};
 use crate::os::Timestamp;
 use crate::types::{AccessMode, Capability, FsType, Placement, Provisioning, VolumeMode, VolumeParameters};
 
@@ -97,7 +97,7 @@ impl Home for Teller {
         nobody_asks()
     }
 
-    fn open(&self, _: &VolumeId, _: &NodeId) -> Result<Opened> {
+    fn open(&self, _: &VolumeId, _: &NodeId) -> Result<OpenVolume> {
         nobody_asks()
     }
 

@@ -12,12 +12,12 @@ use uuid::Uuid;
 
 use crate::home::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
-    GrantRequest, Granted, Home, Opened, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
+    GrantRequest, Granted, Home, OpenVolume, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
 };
 use crate::types::{
     CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
 };
-use crate::wire::Complaints;
+use crate::wire::RateLimitedLog;
 
 /// The most nodes that a volume may be attached to in an accepted answer.
 const MOST_PUBLISHED: usize = 1024;
@@ -46,7 +46,7 @@ impl Pools {
 pub(super) struct OwnedHome {
     inner: Arc<dyn Home>,
     pools: Pools,
-    complaints: Complaints,
+    complaints: RateLimitedLog,
 }
 
 impl fmt::Debug for OwnedHome {
@@ -58,7 +58,7 @@ impl fmt::Debug for OwnedHome {
 impl OwnedHome {
     /// A home that serves these pools.
     pub(super) fn new(inner: Arc<dyn Home>, pools: Pools) -> Self {
-        Self { inner, pools, complaints: Complaints::default() }
+        Self { inner, pools, complaints: RateLimitedLog::default() }
     }
 
     /// The error for an answer about something that is not the home node's own.
@@ -197,7 +197,7 @@ impl Home for OwnedHome {
         self.inner.revoke(id, node)
     }
 
-    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<Opened> {
+    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<OpenVolume> {
         self.inner.open(id, node)
     }
 

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::metrics::gauges;
-use crate::wire::Complaints;
+use crate::wire::RateLimitedLog;
 
 /// A home node, as a controller knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,13 +29,13 @@ pub struct HomeFigures {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HomeState {
     /// It is reachable.
-    Heard,
+    Reachable,
     /// It is unreachable, or it is reachable and does not serve a pool that no other node serves.
-    Silent,
+    Unreachable,
     /// A pool of it is in quarantine.
     Quarantined,
     /// Another node reports that it serves one of its pools too.
-    Doubled,
+    Conflict,
     /// It, or a pool of it, was declared lost.
     Lost,
 }
@@ -43,10 +43,10 @@ pub enum HomeState {
 impl HomeState {
     fn word(self) -> &'static str {
         match self {
-            Self::Heard => "heard",
-            Self::Silent => "silent",
+            Self::Reachable => "reachable",
+            Self::Unreachable => "unreachable",
             Self::Quarantined => "quarantined",
-            Self::Doubled => "doubled",
+            Self::Conflict => "conflict",
             Self::Lost => "lost",
         }
     }
@@ -76,7 +76,7 @@ pub struct HomeMetrics {
     in_flight: Family<NodeLabel, Gauge>,
     crowded: Family<NodeLabel, Counter>,
     watched: Watched,
-    complaints: Arc<Complaints>,
+    complaints: Arc<RateLimitedLog>,
 }
 
 type Source = Box<dyn Fn() -> Vec<HomeFigures> + Send + Sync>;
@@ -97,7 +97,7 @@ impl HomeMetrics {
         registry.register("wire_calls_refused", help, new.refused.clone());
         registry.register("home_calls_in_flight", "Calls to a home node in progress", new.in_flight.clone());
         let help = "Calls to a home node rejected because too many were in progress";
-        registry.register("home_calls_crowded", help, new.crowded.clone());
+        registry.register("home_calls_rejected", help, new.crowded.clone());
         registry.register_collector(Box::new(new.watched.clone()));
         new
     }
@@ -143,7 +143,7 @@ impl Collector for Watched {
         })?;
         gauges(
             &mut encoder,
-            ("home_heard_seconds", "Seconds since the last heartbeat of each home node"),
+            ("home_last_heartbeat_seconds", "Seconds since the last heartbeat of each home node"),
             &homes,
             |home| Some((NodeLabel { node: home.node.clone() }, home.heard.as_secs())),
         )
@@ -163,7 +163,7 @@ mod tests {
         let homes = metrics.homes().clone();
         homes.watch(|| {
             let heard = Duration::from_secs(70);
-            vec![HomeFigures { node: "a".into(), state: HomeState::Silent, heard }]
+            vec![HomeFigures { node: "a".into(), state: HomeState::Unreachable, heard }]
         });
         homes.call_began("a");
         homes.call_began("a");
@@ -172,10 +172,10 @@ mod tests {
         homes.refused("Grant", "node");
         let text = metrics.text(Sampled::default()).unwrap();
         for line in [
-            "holdfast_home{node=\"a\",state=\"silent\"} 1",
-            "holdfast_home_heard_seconds{node=\"a\"} 70",
+            "holdfast_home{node=\"a\",state=\"unreachable\"} 1",
+            "holdfast_home_last_heartbeat_seconds{node=\"a\"} 70",
             "holdfast_home_calls_in_flight{node=\"a\"} 1",
-            "holdfast_home_calls_crowded_total{node=\"a\"} 1",
+            "holdfast_home_calls_rejected_total{node=\"a\"} 1",
             "holdfast_wire_calls_refused_total{rpc=\"Grant\",role=\"node\"} 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

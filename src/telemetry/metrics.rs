@@ -195,7 +195,7 @@ impl Collector for Pools {
         const COLUMNS: [Column; 8] = [
             ("pool_total_bytes", "Size of the pool's filesystem in bytes", |p| Some(p.total)),
             ("pool_available_bytes", "Bytes available for new volumes", |p| Some(p.available)),
-            ("pool_promised_bytes", "Bytes reserved and not yet allocated", |p| Some(p.promised)),
+            ("pool_reserved_bytes", "Bytes reserved and not yet allocated", |p| Some(p.promised)),
             ("pool_provisioned_bytes", "Sum of the sizes of all volumes", |p| Some(p.provisioned)),
             ("pool_inodes", "Inodes of the pool's filesystem", |p| p.inodes),
             ("pool_inodes_free", "Free inodes of the pool's filesystem", |p| p.inodes_free),

@@ -20,7 +20,7 @@ use super::refusal::{Reason, Refusal};
 use super::role::{Link, Peer};
 use super::verify::Seen;
 use crate::os::{Stopwatch, Timestamp};
-use crate::wire::{self, Guest, GuestPlace};
+use crate::wire::{self, GuestPlace, UnauthenticatedClient};
 
 /// When a server should tell its clients to reconnect (tonic's `max_connection_age`): a CA removed from `ca.crt` is not
 /// used longer.
@@ -47,7 +47,7 @@ pub(super) enum Held {
     /// Among those with an identity.
     Known(#[expect(dead_code, reason = "it counts as long as it is there")] super::server::Place),
     /// Among those without one.
-    Guest(GuestPlace),
+    UnauthenticatedClient(GuestPlace),
 }
 
 /// Plain text or encrypted.
@@ -98,7 +98,7 @@ impl Connection {
     ) -> Result<Self, Refusal> {
         let (peer, left) = match known {
             Known::Plain => (Peer::Unverified, MOST_AGE),
-            Known::Anonymous(address) => (Peer::Anonymous(Guest::new(*address)), ANONYMOUS_AGE),
+            Known::Anonymous(address) => (Peer::Anonymous(UnauthenticatedClient::new(*address)), ANONYMOUS_AGE),
             Known::Seen(seen) => {
                 let verified = seen.lock().unwrap_or_else(PoisonError::into_inner).verified.clone();
                 let Some((name, not_after)) = verified else {
@@ -140,7 +140,7 @@ impl Connection {
                 "the connection has reached its age limit, or the peer's certificate has expired"
             );
         }
-        if let (false, Held::Guest(place)) = (self.ended, &mut self.place) {
+        if let (false, Held::UnauthenticatedClient(place)) = (self.ended, &mut self.place) {
             self.ended = place.is_gone(cx);
         }
         if !self.ended && self.link.is_closed(cx) {

@@ -20,7 +20,7 @@ use super::trust::Trust;
 use crate::os::{Os, Stopwatch, Timestamp};
 use crate::telemetry::TlsMetrics;
 use crate::types::Result;
-use crate::wire::Complaints;
+use crate::wire::RateLimitedLog;
 
 /// How long a handshake waits for the check of the files; then it uses what was read before.
 const LOOK: Duration = Duration::from_secs(2);
@@ -36,7 +36,7 @@ pub struct Credentials {
 struct Inner {
     source: Source,
     metrics: TlsMetrics,
-    complaints: Complaints,
+    complaints: RateLimitedLog,
 }
 
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl Credentials {
     }
 
     fn of(source: Source, metrics: TlsMetrics) -> Self {
-        Self { inner: Arc::new(Inner { source, metrics, complaints: Complaints::default() }) }
+        Self { inner: Arc::new(Inner { source, metrics, complaints: RateLimitedLog::default() }) }
     }
 
     /// Connections accepted from a listener, for tonic's `serve_with_incoming_shutdown`; give the server

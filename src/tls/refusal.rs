@@ -21,7 +21,7 @@ pub(super) enum Reason {
     RefusedByPeer,
     Timeout,
     Gone,
-    Crowded,
+    Overloaded,
     NoAnswer,
 }
 
@@ -43,7 +43,7 @@ impl Reason {
             Self::RefusedByPeer => "refused_by_peer",
             Self::Timeout => "timeout",
             Self::Gone => "gone",
-            Self::Crowded => "crowded",
+            Self::Overloaded => "overloaded",
             Self::NoAnswer => "no_answer",
         }
     }

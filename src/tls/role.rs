@@ -7,7 +7,7 @@ use std::sync::Arc;
 use http::Extensions;
 
 use crate::types::{Error, Kind, NodeId, Result};
-use crate::wire::{self, Guest};
+use crate::wire::{self, UnauthenticatedClient};
 
 /// Every name of a role is below this DNS name; other names are ignored.
 const DOMAIN: &str = "csi.holdfast.storage";
@@ -147,7 +147,7 @@ pub enum Peer {
     /// Plain text, for tests: its identity is unknown, and it may do everything.
     Unverified,
     /// On a port without client certificates: it may do nothing that requires a role.
-    Anonymous(Guest),
+    Anonymous(UnauthenticatedClient),
 }
 
 impl Peer {
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn who_shows_no_certificate_has_no_role() {
-        let nobody = Peer::Anonymous(Guest::new("10.0.0.1".parse().unwrap()));
+        let nobody = Peer::Anonymous(UnauthenticatedClient::new("10.0.0.1".parse().unwrap()));
         assert!(!nobody.is_controller() && !nobody.is_operator() && !nobody.is_node(&"b".parse().unwrap()));
         let error = nobody.require("it", &[Role::Controller, Role::Operator]).unwrap_err();
         assert!(error.kind() == Kind::Denied && error.to_string().contains("10.0.0.1"), "{error}");

@@ -69,7 +69,7 @@ impl Place {
     fn take(table: &Arc<Mutex<Table>>, name: Option<&RoleName>) -> Result<Self, Refusal> {
         let mut open = table.lock().unwrap_or_else(PoisonError::into_inner);
         let crowded =
-            |most| Refusal::new(Reason::Crowded, format!("the limit of {most} connections is reached; retry later"));
+            |most| Refusal::new(Reason::Overloaded, format!("the limit of {most} connections is reached; retry later"));
         if open.all >= open.most {
             return Err(crowded(open.most));
         }
@@ -116,17 +116,17 @@ impl Places {
             Peer::Anonymous(guest) => {
                 let full = || {
                     Refusal::new(
-                        Reason::Crowded,
+                        Reason::Overloaded,
                         "all places for clients without a certificate are taken by recent ones; retry later",
                     )
                 };
                 let (place, left) = self.guests.admit(guest).ok_or_else(full)?;
                 if let Some(left) = left {
                     let why = "a new client needed the place: this client had it long enough, or its network has many";
-                    let refusal = Refusal::new(Reason::Crowded, why);
+                    let refusal = Refusal::new(Reason::Overloaded, why);
                     credentials.refused(SIDE, &left.network().to_string(), &left.to_string(), None, &refusal);
                 }
-                Held::Guest(place)
+                Held::UnauthenticatedClient(place)
             }
         };
         Ok(made.with_place(place))
@@ -211,7 +211,7 @@ impl Stream for Incoming {
             match ready!(self.listener.poll_accept(cx)) {
                 Ok((tcp, address)) => self.begin(tcp, address),
                 Err(error) => {
-                    let refusal = Refusal::new(Reason::Crowded, format!("accept failed and is retried: {error}"));
+                    let refusal = Refusal::new(Reason::Overloaded, format!("accept failed and is retried: {error}"));
                     self.credentials.refused(SIDE, "listener", "any", None, &refusal);
                     self.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
                 }
@@ -312,6 +312,6 @@ mod tests {
         let table = Arc::<Mutex<Table>>::default();
         let places: Vec<_> = std::iter::from_fn(|| Place::take(&table, None).ok()).collect();
         assert_eq!(places.len(), MOST_CONNECTIONS);
-        assert_eq!(Place::take(&table, None).unwrap_err().reason, Reason::Crowded);
+        assert_eq!(Place::take(&table, None).unwrap_err().reason, Reason::Overloaded);
     }
 }

@@ -14,7 +14,7 @@ const MOST: usize = 256;
 
 /// The logged clients and causes.
 #[derive(Debug, Default)]
-pub struct Complaints {
+pub struct RateLimitedLog {
     said: Mutex<BTreeMap<(String, &'static str), Said>>,
 }
 
@@ -24,7 +24,7 @@ struct Said {
     since: u64,
 }
 
-impl Complaints {
+impl RateLimitedLog {
     /// How often it happened since it was last logged; `None` when it must not be logged now.
     pub fn may_say(&self, who: &str, reason: &'static str) -> Option<u64> {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_said_once_for_each_address_and_cause() {
-        let complaints = Complaints::default();
+        let complaints = RateLimitedLog::default();
         assert_eq!(complaints.may_say("a", "expired"), Some(0));
         assert_eq!(complaints.may_say("a", "expired"), None);
         assert_eq!(complaints.may_say("a", "not_tls"), Some(0));

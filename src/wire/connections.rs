@@ -25,7 +25,7 @@ use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
-use super::guests::Network;
+use super::unauthenticated::Network;
 use crate::os::Stopwatch;
 
 /// How many more may be open, because they were told to close and have not yet; until one has, others wait.

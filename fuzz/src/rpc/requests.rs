@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::room::{NODE, Room};
 
-/// Asked by the target itself too.
+/// RequestedCapability by the target itself too.
 pub const LIST_VOLUMES: &str = "/csi.v1.Controller/ListVolumes";
 /// As above.
 pub const LIST_SNAPSHOTS: &str = "/csi.v1.Controller/ListSnapshots";

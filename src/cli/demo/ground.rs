@@ -32,7 +32,7 @@ impl Footprint {
 }
 
 /// The environment.
-pub(super) struct Ground {
+pub(super) struct BackingFs {
     os: Os,
     directory: PathBuf,
     image: Option<LoopStatus>,
@@ -43,7 +43,7 @@ pub(super) struct Ground {
     pub(super) fallback: Option<String>,
 }
 
-impl Ground {
+impl BackingFs {
     /// Creates the directory only.
     pub(super) fn new(os: &Os) -> Result<Self> {
         let name = format!("holdfast-demo-{}", std::process::id());

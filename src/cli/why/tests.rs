@@ -3,7 +3,7 @@
 use holdfast::csi::DRIVER_NAME;
 use holdfast::home::{Health, PoolHealth, PoolReport};
 use holdfast::os::Timestamp;
-use holdfast::pool::Room;
+use holdfast::pool::FreeSpace;
 use holdfast::registry::{NodeRow, Nodes};
 use holdfast::route::{Entry, Silence};
 use holdfast::types::{Bytes, Provisioning};
@@ -115,7 +115,7 @@ fn node_row(node: &str, silence: Silence, free: Bytes) -> NodeRow {
         name: "default".parse().unwrap(),
         kind: "file".into(),
         place: "/pool".into(),
-        room: Room { total: Bytes::mib(102_400), available: free, inodes: None, inodes_free: None },
+        room: FreeSpace { total: Bytes::mib(102_400), available: free, inodes: None, inodes_free: None },
         available: free,
         available_thick: Some(free),
         available_thin: free,
@@ -265,18 +265,18 @@ fn a_pod_that_no_node_has_room_for() {
         capacities: Some(vec![of(capacity("node-a", "1Gi")), of(capacity("node-b", "2048Mi"))]),
         ..open("WaitForFirstConsumer")
     };
-    first(&facts, "no-room", &["10Gi", "node-a has 1 GiB", "node-b has 2 GiB"]);
+    first(&facts, "no-capacity", &["10Gi", "node-a has 1 GiB", "node-b has 2 GiB"]);
     // Something else keeps it from a node that has room.
     facts.capacities = Some(vec![of(capacity("node-a", "1Gi")), of(capacity("node-b", "20Gi"))]);
     first(&facts, "unschedulable", &["pod shop/web-0", "did not have enough"]);
     // What one volume may have counts, not the sum.
     let sum = merged(capacity("node-b", "20Gi"), json!({"maximumVolumeSize": "5Gi"}));
     facts.capacities = Some(vec![of(sum)]);
-    first(&facts, "no-room", &["node-b has 5 GiB"]);
+    first(&facts, "no-capacity", &["node-b has 5 GiB"]);
     // Without those objects the controller's word counts.
     facts.capacities = None;
     facts.homes.as_mut().unwrap().nodes = vec![node_row("node-a", Silence::Heard, Bytes::mib(3072))];
-    first(&facts, "no-room", &["node-a has 3 GiB"]);
+    first(&facts, "no-capacity", &["node-a has 3 GiB"]);
 }
 
 #[test]
@@ -289,13 +289,13 @@ fn provisioning_failed_with_the_drivers_words() {
     assert_eq!(told(&facts).findings[0].since, Some(NOW - 600));
     // An event of another object is none of ours.
     let other = vec![of(event("PersistentVolumeClaim", "other", "ProvisioningFailed", message))];
-    first(&Facts { events: Some(other), ..open("Immediate") }, "provisioner-silent", &["container provisioner"]);
+    first(&Facts { events: Some(other), ..open("Immediate") }, "provisioner-unresponsive", &["container provisioner"]);
     // Nor is one of an earlier claim of this name.
     let earlier = merged(
         event("PersistentVolumeClaim", "data", "ProvisioningFailed", message),
         json!({"involvedObject": {"uid": "uid-earlier"}}),
     );
-    first(&Facts { events: Some(vec![of(earlier)]), ..open("Immediate") }, "provisioner-silent", &[]);
+    first(&Facts { events: Some(vec![of(earlier)]), ..open("Immediate") }, "provisioner-unresponsive", &[]);
 }
 
 /// What was never the driver's is told as whose it is.
@@ -348,11 +348,11 @@ fn sizes_of_any_kind_are_compared() {
         }
     };
     for large in ["1Ei", "1E", "20e9", "10737418241", "16Ei"] {
-        first(&size(large), "no-room", &[large, "node-a has 10 GiB"]);
+        first(&size(large), "no-capacity", &[large, "node-a has 10 GiB"]);
     }
-    first(&size("10737418241"), "no-room", &["10737418241 bytes (10 GiB)"]);
+    first(&size("10737418241"), "no-capacity", &["10737418241 bytes (10 GiB)"]);
     for small in ["10737418240", "1E9", "1500m"] {
-        assert!(told(&size(small)).findings.iter().all(|finding| finding.rule != "no-room"), "{small}");
+        assert!(told(&size(small)).findings.iter().all(|finding| finding.rule != "no-capacity"), "{small}");
     }
     let grown = json!({"spec": {"resources": {"requests": {"storage": "1Ei"}}}});
     first(&Facts { claim: Found::Yes(of(claim(grown))), ..well() }, "growth-waits", &["10Gi", "1Ei"]);
@@ -368,11 +368,11 @@ fn a_clone_of_a_claim_that_is_not_there() {
     facts.cloned = Found::Yes(of(pending(json!({"metadata": {"name": "original"}}))));
     first(&facts, "source-not-bound", &["shop/original", "Pending", "holdfast why shop/original"]);
     facts.cloned = Found::Yes(of(claim(json!({"metadata": {"name": "original"}}))));
-    first(&facts, "provisioner-silent", &[]);
+    first(&facts, "provisioner-unresponsive", &[]);
     assert!(told(&facts).chain.iter().any(|link| link.kind == "source" && link.state == "bound"));
     // What may not be asked is not missing.
     facts.cloned = Found::Unknown;
-    first(&facts, "provisioner-silent", &[]);
+    first(&facts, "provisioner-unresponsive", &[]);
 }
 
 fn tied(volume: &mut Found<super::objects::Volume>) {
@@ -440,13 +440,13 @@ fn the_pool_is_full_everywhere() {
         }),
         ..open("Immediate")
     };
-    first(&facts, "no-room", &["10Gi", "node-a has 1 GiB", "node-b has 512 MiB", "holdfast pools"]);
+    first(&facts, "no-capacity", &["10Gi", "node-a has 1 GiB", "node-b has 512 MiB", "holdfast pools"]);
     assert_eq!(told(&facts).findings[1].rule, "provisioning-failed");
 }
 
 #[test]
 fn a_provisioner_that_says_nothing() {
-    first(&open("Immediate"), "provisioner-silent", &["10Gi", "container provisioner"]);
+    first(&open("Immediate"), "provisioner-unresponsive", &["10Gi", "container provisioner"]);
     // Not in its first moments.
     assert!(explain(&open("Immediate"), NOW - 590).findings.is_empty());
 }
@@ -464,7 +464,7 @@ fn a_snapshot_that_is_not_ready() {
     facts.snapshot = Found::No;
     first(&facts, "snapshot-not-found", &["before", "get volumesnapshot"]);
     facts.snapshot = Found::Yes(of(snapshot(json!({"readyToUse": true}))));
-    first(&facts, "provisioner-silent", &[]);
+    first(&facts, "provisioner-unresponsive", &[]);
 }
 
 /// A volume that its claim has left.
@@ -553,7 +553,7 @@ fn a_home_that_is_silent() {
     let long_ago = Timestamp::from_nanos(u64::try_from(NOW - 600).unwrap() * 1_000_000_000);
     let node = &mut facts.homes.as_mut().unwrap().nodes[0];
     (node.silence, node.heard) = (Silence::Silent, long_ago);
-    first(&facts, "home-silent", &["node node-a", "is unreachable", "last heartbeat"]);
+    first(&facts, "home-unreachable", &["node node-a", "is unreachable", "last heartbeat"]);
     assert_eq!(told(&facts).findings[0].since, Some(NOW - 600));
     facts.homes = Some(Nodes::default());
     first(&facts, "pool-not-served", &[POOL]);

@@ -127,10 +127,10 @@ pub(super) fn validate(
 }
 
 /// The mode of the requested capability, if the volume was created for it.
-fn confirmed(volume: &Volume, asked: &decode::Asked) -> Result<VolumeMode> {
+fn confirmed(volume: &Volume, asked: &decode::RequestedCapability) -> Result<VolumeMode> {
     let own = match asked.mode {
-        decode::AskedMode::Mount(None) => own_fs(volume)?,
-        decode::AskedMode::Mount(Some(_)) | decode::AskedMode::Block => FsType::Ext4,
+        decode::RequestedMode::Mount(None) => own_fs(volume)?,
+        decode::RequestedMode::Mount(Some(_)) | decode::RequestedMode::Block => FsType::Ext4,
     };
     let (Capability { mode, .. }, _) = asked.resolved(own)?;
     if !volume.modes.contains(&mode) {

@@ -11,14 +11,14 @@ use crate::types::{AccessMode, Capability, Error, FsType, Kind, Result, VolumeMo
 
 /// Block, or a filesystem whose type may be left to the StorageClass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::csi) enum AskedMode {
+pub(in crate::csi) enum RequestedMode {
     /// The device itself.
     Block,
     /// A filesystem; `None` is the volume's own.
     Mount(Option<FsType>),
 }
 
-impl AskedMode {
+impl RequestedMode {
     /// The mode, with `own` as the filesystem where none is named.
     pub(in crate::csi) fn or(self, own: FsType) -> VolumeMode {
         match self {
@@ -30,22 +30,25 @@ impl AskedMode {
 
 /// One requested capability.
 #[derive(Clone, PartialEq, Eq)]
-pub(in crate::csi) struct Asked {
+pub(in crate::csi) struct RequestedCapability {
     /// Block or filesystem.
-    pub(in crate::csi) mode: AskedMode,
+    pub(in crate::csi) mode: RequestedMode,
     /// The access mode.
     pub(in crate::csi) access: AccessMode,
     /// Sensitive (spec, VolumeCapability.MountVolume): never shown.
     flags: Vec<String>,
 }
 
-impl fmt::Debug for Asked {
+impl fmt::Debug for RequestedCapability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Asked").field("mode", &self.mode).field("access", &self.access).finish_non_exhaustive()
+        f.debug_struct("RequestedCapability")
+            .field("mode", &self.mode)
+            .field("access", &self.access)
+            .finish_non_exhaustive()
     }
 }
 
-impl Asked {
+impl RequestedCapability {
     /// The capability and its mount options, with `own` as the filesystem where none is named.
     ///
     /// # Errors
@@ -68,7 +71,7 @@ fn unsupported(message: String) -> Error {
 ///
 /// # Errors
 /// `InvalidArgument` when it is missing or malformed, `Unsupported` when it cannot be served.
-pub(in crate::csi) fn asked(capability: Option<&VolumeCapability>) -> Result<Asked> {
+pub(in crate::csi) fn asked(capability: Option<&VolumeCapability>) -> Result<RequestedCapability> {
     let capability = capability.ok_or_else(|| missing("volume_capability"))?;
     let access_type = capability.access_type.as_ref().ok_or_else(|| missing("volume_capability.access_type"))?;
     let mode = capability.access_mode.as_ref().ok_or_else(|| missing("volume_capability.access_mode"))?.mode;
@@ -88,7 +91,7 @@ pub(in crate::csi) fn asked(capability: Option<&VolumeCapability>) -> Result<Ask
         Err(_) => return Err(unsupported(format!("access mode {mode} does not exist in CSI 1.13"))),
     };
     match access_type {
-        AccessType::Block(_) => Ok(Asked { mode: AskedMode::Block, access, flags: Vec::new() }),
+        AccessType::Block(_) => Ok(RequestedCapability { mode: RequestedMode::Block, access, flags: Vec::new() }),
         AccessType::Mount(mount) => {
             if !mount.volume_mount_group.is_empty() {
                 return Err(unsupported(
@@ -105,7 +108,7 @@ pub(in crate::csi) fn asked(capability: Option<&VolumeCapability>) -> Result<Ask
                 "" => None,
                 named => Some(named.parse::<FsType>().map_err(|error| error.with_kind(Kind::Unsupported))?),
             };
-            Ok(Asked { mode: AskedMode::Mount(fs), access, flags: mount.mount_flags.clone() })
+            Ok(RequestedCapability { mode: RequestedMode::Mount(fs), access, flags: mount.mount_flags.clone() })
         }
     }
 }
@@ -114,7 +117,7 @@ pub(in crate::csi) fn asked(capability: Option<&VolumeCapability>) -> Result<Ask
 ///
 /// # Errors
 /// `InvalidArgument`.
-pub(in crate::csi) fn supported(capability: Option<&VolumeCapability>) -> Result<Asked> {
+pub(in crate::csi) fn supported(capability: Option<&VolumeCapability>) -> Result<RequestedCapability> {
     asked(capability).map_err(|error| error.with_kind(Kind::InvalidArgument))
 }
 
@@ -139,12 +142,15 @@ mod tests {
     fn the_table_of_capabilities() {
         let block = || Some(AccessType::Block(pb::BlockVolume {}));
         let rows = [
-            (capability(block(), Some(1)), Ok((AskedMode::Block, AccessMode::SingleNodeWriter))),
-            (capability(block(), Some(2)), Ok((AskedMode::Block, AccessMode::SingleNodeReaderOnly))),
-            (capability(mount("", &[], ""), Some(6)), Ok((AskedMode::Mount(None), AccessMode::SingleNodeSingleWriter))),
+            (capability(block(), Some(1)), Ok((RequestedMode::Block, AccessMode::SingleNodeWriter))),
+            (capability(block(), Some(2)), Ok((RequestedMode::Block, AccessMode::SingleNodeReaderOnly))),
+            (
+                capability(mount("", &[], ""), Some(6)),
+                Ok((RequestedMode::Mount(None), AccessMode::SingleNodeSingleWriter)),
+            ),
             (
                 capability(mount("xfs", &["noatime"], ""), Some(7)),
-                Ok((AskedMode::Mount(Some(FsType::Xfs)), AccessMode::SingleNodeMultiWriter)),
+                Ok((RequestedMode::Mount(Some(FsType::Xfs)), AccessMode::SingleNodeMultiWriter)),
             ),
             (capability(block(), Some(3)), Err((Kind::Unsupported, "MULTI_NODE_READER_ONLY"))),
             (capability(block(), Some(4)), Err((Kind::Unsupported, "MULTI_NODE_SINGLE_WRITER"))),

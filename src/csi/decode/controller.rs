@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::{Asked, DEFAULT_FS, MAX_NODE_ID, bounded, invalid, missing, name, range, required, some_range, supported};
+use super::{
+    DEFAULT_FS, MAX_NODE_ID, RequestedCapability, bounded, invalid, missing, name, range, required, some_range,
+    supported,
+};
 use crate::csi::proto;
 use crate::fs::MkfsOptions;
 use crate::home::{self, CapacityQuery, ReadOnly, Source};
@@ -126,7 +129,7 @@ pub(in crate::csi) struct Publish {
     /// The node.
     pub(in crate::csi) node: NodeId,
     /// The capability.
-    pub(in crate::csi) asked: Asked,
+    pub(in crate::csi) asked: RequestedCapability,
     /// Whether it is used read-only.
     pub(in crate::csi) read_only: ReadOnly,
 }
@@ -186,7 +189,7 @@ pub(in crate::csi) struct Validate {
     /// The volume.
     pub(in crate::csi) volume: VolumeId,
     /// The capabilities to check, or why they can never be served.
-    pub(in crate::csi) verdict: Result<Vec<Asked>>,
+    pub(in crate::csi) verdict: Result<Vec<RequestedCapability>>,
 }
 
 /// # Errors

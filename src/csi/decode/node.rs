@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use super::{Asked, bounded, invalid, known_path, optional_path, path, range, required, supported};
+use super::{RequestedCapability, bounded, invalid, known_path, optional_path, path, range, required, supported};
 use crate::csi::proto;
 use crate::home::ReadOnly;
 use crate::node::ExpandRequest;
@@ -20,7 +20,7 @@ pub(in crate::csi) struct NodeStage {
     /// The staging path.
     pub(in crate::csi) staging: PathBuf,
     /// The capability.
-    pub(in crate::csi) asked: Asked,
+    pub(in crate::csi) asked: RequestedCapability,
 }
 
 /// # Errors
@@ -52,7 +52,7 @@ pub(in crate::csi) struct NodePublish {
     /// The path of the pod.
     pub(in crate::csi) target: PathBuf,
     /// The capability.
-    pub(in crate::csi) asked: Asked,
+    pub(in crate::csi) asked: RequestedCapability,
     /// Whether this pod only reads.
     pub(in crate::csi) read_only: ReadOnly,
 }

@@ -8,10 +8,11 @@ use uuid::Uuid;
 
 use crate::home::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, FormatState,
-    Formatting, GrantRequest, Granted, Home, NodeExpansion, Opened, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
+    Formatting, GrantRequest, Granted, Home, NodeExpansion, OpenVolume, Page, PoolReport, Snapshot, SnapshotFilter,
+    Volume,
 };
 use crate::os::Timestamp;
-use crate::pool::Room;
+use crate::pool::FreeSpace;
 use crate::types::{
     Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Provisioning, Result, SnapshotId,
     VolumeId,
@@ -150,7 +151,7 @@ impl Home for MemoryHome {
         self.with(id, |volume| volume.published.clear()).map(|()| Changed::Yes)
     }
 
-    fn open(&self, _id: &VolumeId, _node: &NodeId) -> Result<Opened> {
+    fn open(&self, _id: &VolumeId, _node: &NodeId) -> Result<OpenVolume> {
         not_here()
     }
 
@@ -241,7 +242,7 @@ impl Home for MemoryHome {
             name: "default".parse().unwrap(),
             kind: "memory".into(),
             place: String::new(),
-            room: Room { total: Bytes::mib(100), available: Bytes::mib(100), inodes: None, inodes_free: None },
+            room: FreeSpace { total: Bytes::mib(100), available: Bytes::mib(100), inodes: None, inodes_free: None },
             available: Bytes::mib(100),
             available_thick: None,
             available_thin: Bytes::mib(100),

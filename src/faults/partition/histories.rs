@@ -25,7 +25,7 @@ use crate::home::{
     CreateSnapshot, CreateVolume, GrantRequest, Home, ReadOnly, Snapshot, SnapshotFilter, Source, Volume,
 };
 use crate::os::Deadline;
-use crate::pool::scratch::{Ground, Scratch};
+use crate::pool::scratch::{BackingFs, Scratch};
 use crate::route::{Requirement, Router, Segments};
 use crate::types::{
     AccessMode, Bytes, Capability, CapacityRange, Failure, ObjectUuid, Placement, VolumeMode, VolumeParameters,
@@ -401,7 +401,7 @@ const LANES: u32 = 4;
 #[test]
 fn whatever_becomes_of_calls_on_the_way_what_was_answered_holds() {
     let all = std::env::var("HOLDFAST_HISTORIES").map_or(150, |count| count.parse().unwrap());
-    let scratch = Scratch::new(Ground::Xfs);
+    let scratch = Scratch::new(BackingFs::Xfs);
     let tally = Mutex::new(BTreeMap::new());
     thread::scope(|scope| {
         let running: Vec<_> = (0..LANES)

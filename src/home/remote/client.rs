@@ -15,7 +15,7 @@ use super::proto::{self as pb};
 use super::{decode, encode, fault};
 use crate::home::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
-    GrantRequest, Granted, Home, Opened, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
+    GrantRequest, Granted, Home, OpenVolume, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
 };
 use crate::os::{Deadline, DevNum};
 use crate::pool::ActiveDevice;
@@ -243,7 +243,7 @@ impl Home for RemoteHome {
         self.understood_plainly(WHAT, decode::changed(reply.changed))
     }
 
-    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<Opened> {
+    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<OpenVolume> {
         const WHAT: &str = "Open";
         let message = pb::OpenRequest { id: id.to_string(), node: node.to_string() };
         let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.open(request).await })?;

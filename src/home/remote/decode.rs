@@ -7,12 +7,12 @@ use uuid::Uuid;
 
 use super::proto as pb;
 use crate::home::{
-    CapacityQuery, Changed, Coordinates, CopyState, CreateSnapshot, CreateVolume, Created, Expanded, Finding,
-    FindingKind, FormatState, Formatting, GrantRequest, Granted, NodeExpansion, Opened, PoolReport, ReadOnly, Snapshot,
-    Source, Volume,
+    CapacityQuery, Changed, CopyState, CreateSnapshot, CreateVolume, Created, DeviceAddress, Expanded, Finding,
+    FindingKind, FormatState, Formatting, GrantRequest, Granted, NodeExpansion, OpenVolume, PoolReport, ReadOnly,
+    Snapshot, Source, Volume,
 };
 use crate::os::Timestamp;
-use crate::pool::Room;
+use crate::pool::FreeSpace;
 use crate::types::{
     AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, Kind, NodeId, Provisioning, Result,
     VolumeMode, VolumeParameters, cut_printable,
@@ -211,14 +211,14 @@ pub(super) fn granted(reply: &pb::GrantReply) -> Result<Granted> {
     Ok(Granted { home: text(&reply.home)?, epoch: reply.epoch, changed: changed(reply.changed)? })
 }
 
-fn coordinates(at: Option<pb::Coordinates>) -> Result<Coordinates> {
+fn coordinates(at: Option<pb::Coordinates>) -> Result<DeviceAddress> {
     use pb::coordinates::At;
     let At::Local(local) = present(at.and_then(|at| at.at), "the location of the volume's device")?;
-    Ok(Coordinates::Local { device: PathBuf::from(local.device) })
+    Ok(DeviceAddress::Local { device: PathBuf::from(local.device) })
 }
 
-pub(super) fn opened(reply: pb::OpenReply) -> Result<Opened> {
-    Ok(Opened {
+pub(super) fn opened(reply: pb::OpenReply) -> Result<OpenVolume> {
+    Ok(OpenVolume {
         at: coordinates(reply.at)?,
         size: Bytes::new(reply.size),
         block_size: reply.block_size,
@@ -283,7 +283,7 @@ pub fn pool_report(pool: pb::Pool) -> Result<PoolReport> {
         name: text(&pool.name)?,
         kind: word(pool.kind)?.into(),
         place: cut_printable(&pool.place, LONGEST),
-        room: Room {
+        room: FreeSpace {
             total: Bytes::new(pool.total),
             available: Bytes::new(pool.free),
             inodes: pool.inodes,

@@ -2,8 +2,8 @@
 
 use super::proto as pb;
 use crate::home::{
-    Changed, Coordinates, CopyState, CreateSnapshot, CreateVolume, Created, Finding, FormatState, GrantRequest,
-    Granted, NodeExpansion, Opened, PoolReport, ReadOnly, Snapshot, Source, Volume,
+    Changed, CopyState, CreateSnapshot, CreateVolume, Created, DeviceAddress, Finding, FormatState, GrantRequest,
+    Granted, NodeExpansion, OpenVolume, PoolReport, ReadOnly, Snapshot, Source, Volume,
 };
 use crate::types::{
     AccessMode, Bytes, Capability, CapacityRange, FsType, FsckPolicy, Provisioning, SnapshotId, VolumeId, VolumeMode,
@@ -158,13 +158,13 @@ pub(super) fn granted(granted: &Granted) -> pb::GrantReply {
 }
 
 /// The driver created the device's path, `/dev/loopN`: it is UTF-8.
-pub(super) fn coordinates(at: &Coordinates) -> pb::Coordinates {
-    let Coordinates::Local { device } = at;
+pub(super) fn coordinates(at: &DeviceAddress) -> pb::Coordinates {
+    let DeviceAddress::Local { device } = at;
     let device = device.to_string_lossy().into_owned();
     pb::Coordinates { at: Some(pb::coordinates::At::Local(pb::coordinates::Local { device })) }
 }
 
-pub(super) fn opened(opened: &Opened) -> pb::OpenReply {
+pub(super) fn opened(opened: &OpenVolume) -> pb::OpenReply {
     pb::OpenReply {
         at: Some(coordinates(&opened.at)),
         size: opened.size.get(),

@@ -15,7 +15,7 @@ use crate::telemetry::HomeMetrics;
 use crate::tls::{Peer, Role};
 use crate::types::{Error, Failure, Kind, NodeId, ObjectUuid, Result, VolumeId};
 use crate::wire::{Bounds, MostArriving, Turns};
-use crate::works::{Ended, Works};
+use crate::works::{Ended, WorkerPool};
 
 /// Concurrent calls of all callers.
 const MOST_WORKS: usize = 256;
@@ -27,7 +27,7 @@ const MOST_ARRIVING: MostArriving = MostArriving { all: 64 << 20, of_one: 32 << 
 /// The gRPC service of one home node.
 pub struct HomeService {
     home: Arc<dyn Home>,
-    works: Works,
+    works: WorkerPool,
     of_nodes: Turns,
     metrics: HomeMetrics,
 }
@@ -69,7 +69,7 @@ impl HomeService {
     /// Serves this home: all calls for controllers, and for a node the calls for itself.
     #[must_use]
     pub fn new(home: Arc<dyn Home>) -> Self {
-        Self { home, works: Works::new(MOST_WORKS), of_nodes: Turns::default(), metrics: HomeMetrics::default() }
+        Self { home, works: WorkerPool::new(MOST_WORKS), of_nodes: Turns::default(), metrics: HomeMetrics::default() }
     }
 
     /// The same, with metrics for its rejected calls.
@@ -86,7 +86,7 @@ impl HomeService {
 
     /// The running calls, to wait for at shutdown.
     #[must_use]
-    pub fn works(&self) -> Works {
+    pub fn works(&self) -> WorkerPool {
         self.works.clone()
     }
 

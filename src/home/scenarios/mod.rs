@@ -30,8 +30,8 @@ use super::record::{Record, VolumeRecord};
 use super::remote::loopback::Loopback;
 use super::*;
 use crate::os::{Call, Interceptor, Os};
-use crate::pool::scratch::{Ground, Scratch, spec};
-use crate::pool::{self, Class, Object, Pool};
+use crate::pool::scratch::{BackingFs, Scratch, spec};
+use crate::pool::{self, Object, ObjectKind, Pool};
 use crate::types::*;
 
 const NODE: &str = "node-1";
@@ -71,7 +71,7 @@ struct Devices(Arc<dyn Pool>);
 
 impl Drop for Devices {
     fn drop(&mut self) {
-        for uuid in self.0.list(Class::Volume).unwrap_or_default() {
+        for uuid in self.0.list(ObjectKind::Volume).unwrap_or_default() {
             let _ = self.0.deactivate(uuid);
         }
     }

@@ -51,7 +51,7 @@ impl Two {
     fn new() -> Self {
         let disk = Arc::new(Disk::default());
         let os = Os::intercepted(Box::new(Watched(Arc::clone(&disk))));
-        let grounds = [Scratch::new(Ground::Xfs), Scratch::new(Ground::Xfs)];
+        let grounds = [Scratch::new(BackingFs::Xfs), Scratch::new(BackingFs::Xfs)];
         *disk.root.lock().unwrap() = grounds[0].root().canonicalize().unwrap();
         let named = |name: &str, scratch: &Scratch| {
             let spec = format!("{name}=file:{}", scratch.root().display()).parse().unwrap();
@@ -133,7 +133,7 @@ fn a_pool_that_does_not_answer_costs_the_others_no_figures() {
 
 #[test]
 fn a_pool_that_is_not_there_at_the_start_is_waited_for_and_none_is_made() {
-    let scratch = Scratch::new(Ground::Xfs);
+    let scratch = Scratch::new(BackingFs::Xfs);
     let (place, aside) = (scratch.root().join("pool"), scratch.root().join("aside"));
     std::fs::create_dir(&place).unwrap();
     let spec = spec(&place);

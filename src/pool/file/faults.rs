@@ -1,9 +1,11 @@
 //! The fault matrix: every system call of every operation fails once, before and after its effect. The operation is
 //! then retried, as a caller would after an error or a crash. It must reach the same state as an undisturbed one.
 
-use super::super::scratch::{Ground, Scratch, home, spec};
-use super::super::{Blankness, Class, Cloning, Continue, Deactivated, Fill, Geometry, Object, Pool, Progress, open};
-use crate::faults::{Blow, Hand, Moment};
+use super::super::scratch::{BackingFs, Scratch, home, spec};
+use super::super::{
+    Blankness, Cloning, Continue, Deactivated, Fill, Geometry, Object, ObjectKind, Pool, Progress, open,
+};
+use crate::faults::{Disturbance, FaultInjector, Moment};
 use crate::os::Os;
 use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, Result};
 
@@ -44,8 +46,8 @@ fn state(pool: &dyn Pool) -> String {
     };
     format!(
         "{:?} {:?} active {} strays {:?}",
-        seen(Class::Volume, &Object::Volume),
-        seen(Class::Snapshot, &Object::Snapshot),
+        seen(ObjectKind::Volume, &Object::Volume),
+        seen(ObjectKind::Snapshot, &Object::Snapshot),
         pool.active(uuid()).unwrap().is_some(),
         pool.strays().unwrap(),
     )
@@ -145,9 +147,9 @@ fn rebuild(pool: &dyn Pool) -> Result<(), Failure> {
     cut(pool)
 }
 
-fn disturb(ground: Ground) {
+fn disturb(ground: BackingFs) {
     let scratch = Scratch::new(ground);
-    let hand = Hand::default();
+    let hand = FaultInjector::default();
     let os = Os::intercepted(Box::new(hand.clone()));
     let pool = open(&os, &spec(&scratch.root()), &home()).unwrap();
     let pool = &*pool;
@@ -160,7 +162,7 @@ fn disturb(ground: Ground) {
             for call in 0.. {
                 reset(pool).unwrap();
                 let start = state(pool);
-                hand.arm(call, Blow::Once(moment, 0));
+                hand.arm(call, Disturbance::Once(moment, 0));
                 let result = step(pool);
                 if hand.disarm().is_none() {
                     result.unwrap();
@@ -185,25 +187,25 @@ fn disturb(ground: Ground) {
 
 #[test]
 fn a_volume_outlives_every_fault_on_xfs() {
-    disturb(Ground::Xfs);
+    disturb(BackingFs::Xfs);
 }
 
 #[test]
 fn a_volume_outlives_every_fault_on_ext4() {
-    disturb(Ground::Ext4);
+    disturb(BackingFs::Ext4);
 }
 
 #[test]
 fn a_volume_outlives_every_fault_on_btrfs() {
-    disturb(Ground::Btrfs);
+    disturb(BackingFs::Btrfs);
 }
 
 /// Opening fails at every call, then works. The id stays the same once pool.json is in place.
 #[test]
 fn opening_outlives_every_fault() {
-    let hand = Hand::default();
+    let hand = FaultInjector::default();
     let os = Os::intercepted(Box::new(hand.clone()));
-    let scratch = Scratch::new(Ground::Xfs);
+    let scratch = Scratch::new(BackingFs::Xfs);
     let try_open = || open(&os, &spec(&scratch.root()), &home());
     let empty = || {
         for name in ["pool.json", "pool.json.tmp", "lock", "reserve"] {
@@ -216,7 +218,7 @@ fn opening_outlives_every_fault() {
     for moment in [Moment::Before, Moment::After] {
         for call in 0.. {
             empty();
-            hand.arm(call, Blow::Once(moment, 0));
+            hand.arm(call, Disturbance::Once(moment, 0));
             let first = try_open().map(|pool| pool.identity().id);
             if hand.disarm().is_none() {
                 first.unwrap();
@@ -229,7 +231,7 @@ fn opening_outlives_every_fault() {
     }
     let kept = try_open().unwrap().identity().id;
     for call in 0.. {
-        hand.arm(call, Blow::Once(Moment::Before, 0));
+        hand.arm(call, Disturbance::Once(Moment::Before, 0));
         let _ = try_open();
         if hand.disarm().is_none() {
             break;

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::super::{Ability, Cloning, Ground};
+use super::super::{Ability, BackingFs, Cloning};
 use super::layout::Layout;
 use crate::os::{CowHint, Os};
 use crate::types::{Error, Kind, OsContext, Result};
@@ -39,7 +39,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// `Unsupported`, with the filesystem's name or magic number, for one that no pool may be on.
-    pub(super) fn of(os: &Os, layout: &Layout, ground: Ground) -> Result<Self> {
+    pub(super) fn of(os: &Os, layout: &Layout, ground: BackingFs) -> Result<Self> {
         let root = layout.root().display();
         let magic = os.fs_space(layout.root()).at(|| format!("statfs {root}"))?.magic;
         let refused = |what: &str, why: &str| {
@@ -54,7 +54,7 @@ impl Filesystem {
             0x5846_5342 => Ok(Self::Xfs),
             0xef53 => Ok(Self::Ext4),
             0x9123_683e => Ok(Self::Btrfs),
-            0x6573_5546 if ground == Ground::FuseForTests => Ok(Self::Fuse),
+            0x6573_5546 if ground == BackingFs::FuseForTests => Ok(Self::Fuse),
             0x6573_5546 => refused("FUSE", "whose fsync gives no known guarantee"),
             0x6969 => refused("NFS", network),
             0x517b | 0xff53_4d42 | 0xfe53_4d42 => refused("SMB", network),

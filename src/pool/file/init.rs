@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::super::{Abilities, Ability, FirstUse, Ground, Identity};
+use super::super::{Abilities, Ability, BackingFs, FirstUse, Identity};
 use super::filesystem::{Filesystem, Found};
 use super::identity::PoolFile;
 use super::layout::{DIRECTORIES, LOCK_FILE, LOST_AND_FOUND, Layout, POOL_FILE, TEMPORARY};
@@ -35,7 +35,7 @@ impl FilePool {
         os: &Os,
         name: &PoolName,
         root: &Path,
-        ground: Ground,
+        ground: BackingFs,
         home: &NodeId,
         first: FirstUse,
     ) -> Result<Arc<Self>> {
@@ -46,7 +46,7 @@ impl FilePool {
         outside: &Os,
         name: &PoolName,
         root: &Path,
-        ground: Ground,
+        ground: BackingFs,
         home: &NodeId,
         first: FirstUse,
     ) -> Result<Arc<Self>> {
@@ -98,7 +98,7 @@ impl FilePool {
         let (layout, held) = hold(outside, root, &"a pool")?;
         let os = &outside.below(Arc::clone(&held));
         let file = PoolFile::present(os, &layout)?;
-        let filesystem = Filesystem::of(os, &layout, Ground::FuseForTests)?;
+        let filesystem = Filesystem::of(os, &layout, BackingFs::FuseForTests)?;
         let found = Found { cloning: file.cloning.into(), thick: thick_of(filesystem) };
         Ok(Arc::new(Self::assemble((outside, held), layout, &file, filesystem, found, Ownership::View)))
     }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::super::{Class, Object};
+use super::super::{Object, ObjectKind};
 use crate::types::ObjectUuid;
 
 /// The prefix of everything that is not complete.
@@ -82,10 +82,10 @@ impl Layout {
         self.root.join(format!("{TEMPORARY}probe"))
     }
 
-    pub(super) fn class(&self, class: Class) -> PathBuf {
+    pub(super) fn class(&self, class: ObjectKind) -> PathBuf {
         self.root.join(match class {
-            Class::Volume => "volumes",
-            Class::Snapshot => "snapshots",
+            ObjectKind::Volume => "volumes",
+            ObjectKind::Snapshot => "snapshots",
         })
     }
 
@@ -108,8 +108,8 @@ impl Layout {
     /// The prefix of an object's names in the trash.
     pub(super) fn trash_prefix(object: Object) -> String {
         let class = match class_of(object) {
-            Class::Volume => "volume",
-            Class::Snapshot => "snapshot",
+            ObjectKind::Volume => "volume",
+            ObjectKind::Snapshot => "snapshot",
         };
         format!("{class}-{}-", object.uuid())
     }
@@ -120,23 +120,23 @@ impl Layout {
     }
 }
 
-pub(super) fn class_of(object: Object) -> Class {
+pub(super) fn class_of(object: Object) -> ObjectKind {
     match object {
-        Object::Volume(_) => Class::Volume,
-        Object::Snapshot(_) => Class::Snapshot,
+        Object::Volume(_) => ObjectKind::Volume,
+        Object::Snapshot(_) => ObjectKind::Snapshot,
     }
 }
 
-pub(super) fn object_of(class: Class, uuid: ObjectUuid) -> Object {
+pub(super) fn object_of(class: ObjectKind, uuid: ObjectUuid) -> Object {
     match class {
-        Class::Volume => Object::Volume(uuid),
-        Class::Snapshot => Object::Snapshot(uuid),
+        ObjectKind::Volume => Object::Volume(uuid),
+        ObjectKind::Snapshot => Object::Snapshot(uuid),
     }
 }
 
-pub(super) fn record_name(class: Class) -> &'static str {
+pub(super) fn record_name(class: ObjectKind) -> &'static str {
     match class {
-        Class::Volume => "volume.json",
-        Class::Snapshot => "snapshot.json",
+        ObjectKind::Volume => "volume.json",
+        ObjectKind::Snapshot => "snapshot.json",
     }
 }

@@ -40,8 +40,8 @@ use self::layout::Layout;
 use self::presence::Presence;
 use self::reserve::Reserve;
 use super::{
-    Abilities, ActiveDevice, Blankness, Class, Deactivated, Fill, Geometry, Ground, Identity, ImageFacts, Object, Pool,
-    Progress, Room, Stray,
+    Abilities, ActiveDevice, BackingFs, Blankness, Deactivated, Fill, FreeSpace, Geometry, Identity, ImageFacts,
+    Object, ObjectKind, Pool, Progress, Stray,
 };
 use crate::os::{DevNum, ExtentSummary, Os, OwnerLock, Root, Timestamp};
 use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, OsContext, Result};
@@ -127,11 +127,11 @@ impl Pool for FilePool {
         self.abilities
     }
 
-    fn room(&self) -> Result<Room> {
+    fn room(&self) -> Result<FreeSpace> {
         let _using = self.begin();
         let space = self.os.fs_space(self.layout.root()).at(|| format!("statfs {}", self.identity.place))?;
         let counted = |count| (space.inodes > 0).then_some(count);
-        Ok(Room {
+        Ok(FreeSpace {
             total: Bytes::new(space.total),
             available: Bytes::new(space.available),
             inodes: counted(space.inodes),
@@ -139,12 +139,12 @@ impl Pool for FilePool {
         })
     }
 
-    fn list(&self, class: Class) -> Result<Vec<ObjectUuid>> {
+    fn list(&self, class: ObjectKind) -> Result<Vec<ObjectUuid>> {
         let _using = self.begin();
         self.list_class(class, None, usize::MAX)
     }
 
-    fn list_after(&self, class: Class, after: Option<ObjectUuid>, most: usize) -> Result<Vec<ObjectUuid>> {
+    fn list_after(&self, class: ObjectKind, after: Option<ObjectUuid>, most: usize) -> Result<Vec<ObjectUuid>> {
         let _using = self.begin();
         self.list_class(class, after, most)
     }

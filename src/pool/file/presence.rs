@@ -12,7 +12,7 @@ use super::filesystem::Filesystem;
 use super::identity::PoolFile;
 use super::init::{lock, whole};
 use super::layout::POOL_FILE;
-use super::{FilePool, Ground, Ownership};
+use super::{BackingFs, FilePool, Ownership};
 use crate::os::{FileVersion, OwnerLock, Shown};
 use crate::types::{Error, Kind, Result};
 
@@ -122,7 +122,7 @@ impl FilePool {
         self.is_this(PoolFile::read(&os, &self.layout))?;
         let unusable =
             |error: Error| error.with_kind(Kind::Unavailable).context(self.away("the pool cannot be used").to_string());
-        if Filesystem::of(&os, &self.layout, Ground::FuseForTests).map_err(unusable)? != self.filesystem {
+        if Filesystem::of(&os, &self.layout, BackingFs::FuseForTests).map_err(unusable)? != self.filesystem {
             return Err(self.away("the pool is on another filesystem type than before; restart the driver"));
         }
         whole(&os, &self.layout).map_err(unusable)?;
@@ -173,8 +173,8 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use super::super::super::scratch::{Ground, Scratch, home, spec};
-    use super::super::super::{Class, Fill, FirstUse, Object, open, open_or};
+    use super::super::super::scratch::{BackingFs, Scratch, home, spec};
+    use super::super::super::{Fill, FirstUse, Object, ObjectKind, open, open_or};
     use super::super::tests::{THICK, make, refused, try_open, volume};
     use super::*;
     use crate::os::MountFlags;
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn no_pool_is_made_where_one_is_waited_for() {
-        let scratch = Scratch::new(Ground::Xfs);
+        let scratch = Scratch::new(BackingFs::Xfs);
         let wait = |id| open_or(scratch.os(), &spec(&scratch.root()), &home(), FirstUse::Wait(id)).map(drop);
         let id = "00000000000000ab".parse().unwrap();
         refused(wait(Some(id)), Kind::Unavailable, &["is empty", "00000000000000ab", "findmnt", "pools init"]);
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_pool_that_becomes_another_is_away_and_is_taken_back() {
-        let scratch = Scratch::new(Ground::Xfs);
+        let scratch = Scratch::new(BackingFs::Xfs);
         let pool = scratch.pool();
         make(&*pool);
         let file = scratch.root().join("pool.json");
@@ -210,7 +210,7 @@ mod tests {
             refused(pool.present(), Kind::Unavailable, &["pool default", why]);
             refused(pool.find_again(), Kind::Unavailable, &[why]);
             // Closed: nothing of the pool can be reached, and another process may own it.
-            assert!(pool.read_record(volume()).is_err() && pool.list(Class::Volume).is_err());
+            assert!(pool.read_record(volume()).is_err() && pool.list(ObjectKind::Volume).is_err());
             fs::write(&file, &good).unwrap();
             let other = open(scratch.os(), &spec(&scratch.root()), &home()).unwrap();
             refused(pool.find_again(), Kind::Unavailable, &["owned by another"]);
@@ -231,12 +231,12 @@ mod tests {
 
     #[test]
     fn a_part_of_the_pool_that_is_mounted_over_is_unavailable() {
-        let scratch = Scratch::new(Ground::Xfs);
+        let scratch = Scratch::new(BackingFs::Xfs);
         let pool = scratch.pool();
         make(&*pool);
         let volumes = scratch.root().join("volumes");
         scratch.os().mount(Path::new("none"), &volumes, "tmpfs", MountFlags::default(), "").unwrap();
-        refused(pool.list(Class::Volume), Kind::Unavailable, &["volumes", "mounted over"]);
+        refused(pool.list(ObjectKind::Volume), Kind::Unavailable, &["volumes", "mounted over"]);
         refused(pool.read_record(volume()), Kind::Unavailable, &["mounted over"]);
         refused(pool.remove(volume()), Kind::Unavailable, &["mounted over"]);
         let made = pool.create(Object::Volume(ObjectUuid::of_volume("b")), &THICK, Fill::Blank, b"{}");

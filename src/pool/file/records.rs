@@ -1,6 +1,6 @@
 //! Records: bytes that this module stores and does not interpret.
 
-use super::super::{Class, Object};
+use super::super::{Object, ObjectKind};
 use super::FilePool;
 use super::plain::Plain;
 use crate::os::Entry;
@@ -12,7 +12,12 @@ const LOOKS: usize = 4;
 
 impl FilePool {
     /// All objects whose name exists, without reading them. An object without a record is reported when it is read.
-    pub(super) fn list_class(&self, class: Class, after: Option<ObjectUuid>, most: usize) -> Result<Vec<ObjectUuid>> {
+    pub(super) fn list_class(
+        &self,
+        class: ObjectKind,
+        after: Option<ObjectUuid>,
+        most: usize,
+    ) -> Result<Vec<ObjectUuid>> {
         let directory = self.layout.class(class);
         let names = self.os.list_dir(&directory).at(|| format!("list {}", directory.display()))?;
         let missing = || self.os.entry(&directory).at(|| format!("stat {}", directory.display()));

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::super::{Class, Object, Stray};
+use super::super::{Object, ObjectKind, Stray};
 use super::FilePool;
 use super::device::image_of;
 use super::layout::{
@@ -69,7 +69,7 @@ impl FilePool {
         Ok(())
     }
 
-    fn strays_in_object(&self, object: Object, class: Class, strays: &mut Vec<Stray>) -> Result<()> {
+    fn strays_in_object(&self, object: Object, class: ObjectKind, strays: &mut Vec<Stray>) -> Result<()> {
         let directory = self.layout.object(object);
         let entry = |path: &Path| self.os.entry(path).at(|| format!("stat {}", path.display()));
         match entry(&directory)? {

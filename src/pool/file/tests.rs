@@ -7,9 +7,10 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::super::scratch::{Ground, Scratch, home, run, spec};
+use super::super::scratch::{BackingFs, Scratch, home, run, spec};
 use super::super::{
-    Blankness, Class, Cloning, Continue, Deactivated, Fill, FirstUse, Geometry, Object, Pool, PoolSpec, Progress, open,
+    Blankness, Cloning, Continue, Deactivated, Fill, FirstUse, Geometry, Object, ObjectKind, Pool, PoolSpec, Progress,
+    open,
 };
 use super::FilePool;
 use crate::os::{Call, Discard, Interceptor, LoopAccess, LoopConfig, MountFlags, Os};
@@ -67,7 +68,7 @@ impl Interceptor for Arriving {
 
 #[test]
 fn a_volume_that_is_made_between_two_looks_has_not_lost_its_record() {
-    let scratch = Scratch::new(Ground::Xfs);
+    let scratch = Scratch::new(BackingFs::Xfs);
     let place = scratch.root().join(format!("volumes/{}", uuid()));
     let aside = scratch.root().join("aside");
     let os = Os::intercepted(Box::new(Arriving { aside: aside.clone(), place: place.clone() }));
@@ -89,7 +90,7 @@ impl Progress for Quiet {
 
 #[test]
 fn a_pool_keeps_its_id_and_has_one_owner() {
-    let scratch = Scratch::new(Ground::Ext4);
+    let scratch = Scratch::new(BackingFs::Ext4);
     let pool = scratch.pool();
     let id = pool.identity().id;
     refused(try_open(&scratch), Kind::InUse, &["another running process", "stop"]);
@@ -99,14 +100,14 @@ fn a_pool_keeps_its_id_and_has_one_owner() {
 
 #[test]
 fn a_view_beside_the_owner_sees_everything_and_changes_nothing() {
-    let scratch = Scratch::new(Ground::Xfs);
+    let scratch = Scratch::new(BackingFs::Xfs);
     let pool = scratch.pool();
     make(&*pool);
     let device = pool.activate(uuid(), &THICK).unwrap();
     let view = FilePool::view(scratch.os(), &scratch.root()).unwrap();
     assert_eq!(view.identity(), pool.identity());
     assert_eq!(view.abilities(), pool.abilities());
-    assert_eq!(view.list(Class::Volume).unwrap(), [uuid()]);
+    assert_eq!(view.list(ObjectKind::Volume).unwrap(), [uuid()]);
     assert_eq!(view.read_record(volume()).unwrap().unwrap(), b"{}");
     assert_eq!(view.facts(volume()).unwrap(), pool.facts(volume()).unwrap());
     assert_eq!(view.active(uuid()).unwrap().as_ref(), Some(&device));
@@ -129,19 +130,19 @@ fn a_view_beside_the_owner_sees_everything_and_changes_nothing() {
     assert!(matches!(created, Err(Failure::Clean(error)) if error.kind() == Kind::Unsupported));
     assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
     drop(pool);
-    assert_eq!(view.list(Class::Volume).unwrap(), [uuid()]);
+    assert_eq!(view.list(ObjectKind::Volume).unwrap(), [uuid()]);
 }
 
 #[test]
 fn a_view_needs_a_pool() {
-    let scratch = Scratch::new(Ground::Ext4);
+    let scratch = Scratch::new(BackingFs::Ext4);
     refused(FilePool::view(scratch.os(), &scratch.root()), Kind::NotFound, &["no pool", "pool.json"]);
     assert!(fs::read_dir(scratch.root()).unwrap().all(|entry| entry.unwrap().file_name() == "lost+found"));
 }
 
 #[test]
 fn a_pool_is_made_in_an_empty_directory_only() {
-    let scratch = Scratch::new(Ground::Ext4);
+    let scratch = Scratch::new(BackingFs::Ext4);
     let missing = scratch.root().join("missing");
     refused(open(scratch.os(), &spec(&missing), &home()).map(drop), Kind::NotFound, &["mkdir -p", "missing"]);
     fs::write(scratch.root().join("holiday.jpg"), b"x").unwrap();
@@ -157,7 +158,7 @@ fn a_pool_is_made_in_an_empty_directory_only() {
 
 #[test]
 fn a_pool_of_another_node_or_name_is_refused_and_says_what_to_do() {
-    let scratch = Scratch::new(Ground::Ext4);
+    let scratch = Scratch::new(BackingFs::Ext4);
     try_open(&scratch).unwrap();
     let other: NodeId = "node-2".parse().unwrap();
     let foreign = open(scratch.os(), &spec(&scratch.root()), &other).map(drop);
@@ -194,10 +195,10 @@ fn a_filesystem_that_keeps_no_promises_is_refused() {
 #[test]
 fn what_a_filesystem_can_do_is_tried_not_believed() {
     for (ground, reflink, thick) in [
-        (Ground::Xfs, true, true),
-        (Ground::XfsWithoutReflink, false, true),
-        (Ground::Ext4, false, true),
-        (Ground::Btrfs, true, false),
+        (BackingFs::Xfs, true, true),
+        (BackingFs::XfsWithoutReflink, false, true),
+        (BackingFs::Ext4, false, true),
+        (BackingFs::Btrfs, true, false),
     ] {
         let scratch = Scratch::new(ground);
         let abilities = scratch.pool().abilities();
@@ -209,7 +210,7 @@ fn what_a_filesystem_can_do_is_tried_not_believed() {
 
 #[test]
 fn growing_fills_holes_that_somebody_punched() {
-    for ground in [Ground::Xfs, Ground::XfsWithoutReflink, Ground::Ext4] {
+    for ground in [BackingFs::Xfs, BackingFs::XfsWithoutReflink, BackingFs::Ext4] {
         let scratch = Scratch::new(ground);
         let pool = scratch.pool();
         make(&*pool);
@@ -227,7 +228,7 @@ fn growing_fills_holes_that_somebody_punched() {
 
 #[test]
 fn an_image_is_never_reached_through_a_symbolic_link() {
-    let scratch = Scratch::new(Ground::Ext4);
+    let scratch = Scratch::new(BackingFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     let elsewhere = scratch.root().join("elsewhere");
@@ -257,7 +258,7 @@ fn an_image_is_never_reached_through_a_symbolic_link() {
 
 #[test]
 fn sweeping_removes_what_has_no_name_and_nothing_else() {
-    let scratch = Scratch::new(Ground::Ext4);
+    let scratch = Scratch::new(BackingFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     let root = scratch.root();
@@ -274,7 +275,7 @@ fn sweeping_removes_what_has_no_name_and_nothing_else() {
         assert!(root.join(name).symlink_metadata().is_err(), "{name}");
     }
     assert!(precious.join("file").exists());
-    assert_eq!(pool.list(Class::Volume).unwrap(), [uuid()]);
+    assert_eq!(pool.list(ObjectKind::Volume).unwrap(), [uuid()]);
     // Files of other software are kept and do not block the rest.
     fs::create_dir_all(root.join("trash/a/deep/er")).unwrap();
     fs::create_dir(root.join("trash/b")).unwrap();
@@ -293,7 +294,7 @@ fn sweeping_removes_what_has_no_name_and_nothing_else() {
 
 #[test]
 fn what_does_not_belong_and_an_object_without_image_are_strays() {
-    let scratch = Scratch::new(Ground::Ext4);
+    let scratch = Scratch::new(BackingFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     assert_eq!(pool.strays().unwrap(), []);
@@ -309,7 +310,7 @@ fn what_does_not_belong_and_an_object_without_image_are_strays() {
     assert_eq!(strays.len(), 4);
     let mut both = [uuid(), other];
     both.sort_unstable();
-    assert_eq!(pool.list(Class::Volume).unwrap(), both, "one without a record is not passed over");
+    assert_eq!(pool.list(ObjectKind::Volume).unwrap(), both, "one without a record is not passed over");
     refused(pool.read_record(Object::Volume(other)), Kind::Corrupt, &["volume.json", "backup"]);
 }
 
@@ -332,7 +333,7 @@ fn clear(scratch: &Scratch, device: crate::os::LoopDevice) {
 
 #[test]
 fn a_loop_device_of_somebody_else_is_named_and_left_alone() {
-    let scratch = Scratch::new(Ground::Ext4);
+    let scratch = Scratch::new(BackingFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     let device = foreign(&scratch, "mine");
@@ -351,7 +352,7 @@ fn a_loop_device_of_somebody_else_is_named_and_left_alone() {
 /// A device number of a thick image never passes on discards again. There may be more numbers than attempts.
 #[test]
 fn a_thin_image_is_attached_however_many_thick_ones_had_the_free_numbers() {
-    let scratch = Scratch::new(Ground::Ext4);
+    let scratch = Scratch::new(BackingFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     let os = scratch.os();
@@ -376,7 +377,7 @@ fn a_thin_image_is_attached_however_many_thick_ones_had_the_free_numbers() {
 
 #[test]
 fn two_loop_devices_over_one_image_are_an_error_and_both_can_be_taken_away() {
-    let scratch = Scratch::new(Ground::Ext4);
+    let scratch = Scratch::new(BackingFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     foreign(&scratch, &uuid().to_string());
@@ -390,7 +391,7 @@ fn two_loop_devices_over_one_image_are_an_error_and_both_can_be_taken_away() {
 
 #[test]
 fn an_attached_device_is_found_again_by_a_new_process() {
-    let scratch = Scratch::new(Ground::Xfs);
+    let scratch = Scratch::new(BackingFs::Xfs);
     let pool = scratch.pool();
     make(&*pool);
     let device = pool.activate(uuid(), &THICK).unwrap();
@@ -402,7 +403,7 @@ fn an_attached_device_is_found_again_by_a_new_process() {
 
 #[test]
 fn a_device_is_taken_away_without_image_and_record() {
-    let scratch = Scratch::new(Ground::Ext4);
+    let scratch = Scratch::new(BackingFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     let device = pool.activate(uuid(), &THICK).unwrap();
@@ -417,9 +418,9 @@ fn a_device_is_taken_away_without_image_and_record() {
 
 /// Which devices were asked what is behind them.
 #[derive(Clone, Default)]
-struct Asked(Arc<Mutex<BTreeSet<String>>>);
+struct RequestedCapability(Arc<Mutex<BTreeSet<String>>>);
 
-impl Interceptor for Asked {
+impl Interceptor for RequestedCapability {
     fn before(&self, call: Call, target: &str) -> io::Result<()> {
         if call == Call::LoopStatus {
             self.0.lock().unwrap().insert(target.to_owned());
@@ -434,8 +435,8 @@ impl Interceptor for Asked {
 
 #[test]
 fn no_loop_device_is_asked_but_those_over_its_volumes() {
-    let scratch = Scratch::new(Ground::Xfs);
-    let asked = Asked::default();
+    let scratch = Scratch::new(BackingFs::Xfs);
+    let asked = RequestedCapability::default();
     let pool = open(&Os::intercepted(Box::new(asked.clone())), &spec(&scratch.root()), &home()).unwrap();
     // No other test has a volume of this uuid. A device that is not its is there: the scratch filesystem's.
     let uuid = ObjectUuid::of_volume(&pool.identity().id.to_string());
@@ -451,7 +452,7 @@ fn no_loop_device_is_asked_but_those_over_its_volumes() {
 
 #[test]
 fn a_mounted_volume_is_held_and_its_image_stays() {
-    let scratch = Scratch::new(Ground::Xfs);
+    let scratch = Scratch::new(BackingFs::Xfs);
     let pool = scratch.pool();
     make(&*pool);
     let device = pool.activate(uuid(), &THICK).unwrap();
@@ -479,7 +480,7 @@ fn a_mounted_volume_is_held_and_its_image_stays() {
 
 #[test]
 fn a_device_of_another_block_size_is_made_anew_when_idle() {
-    let scratch = Scratch::new(Ground::Ext4);
+    let scratch = Scratch::new(BackingFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     let image = scratch.os().open_image(&data(&scratch)).unwrap().unwrap();
@@ -501,10 +502,10 @@ fn a_device_of_another_block_size_is_made_anew_when_idle() {
 
 #[test]
 fn a_source_of_too_many_extents_is_not_cloned() {
-    let scratch = Scratch::new(Ground::Xfs);
+    let scratch = Scratch::new(BackingFs::Xfs);
     let name = "default".parse().unwrap();
     let mut pool =
-        FilePool::open(scratch.os(), &name, &scratch.root(), super::super::Ground::Known, &home(), FirstUse::Make)
+        FilePool::open(scratch.os(), &name, &scratch.root(), super::super::BackingFs::Known, &home(), FirstUse::Make)
             .unwrap();
     let thin = Geometry { provisioning: Provisioning::Thin, ..THICK };
     pool.create(volume(), &thin, Fill::Blank, b"{}").unwrap();
@@ -533,7 +534,7 @@ fn a_source_of_too_many_extents_is_not_cloned() {
 
 #[test]
 fn a_full_pool_opens_and_volumes_can_be_deleted() {
-    for ground in [Ground::Xfs, Ground::Ext4, Ground::Btrfs] {
+    for ground in [BackingFs::Xfs, BackingFs::Ext4, BackingFs::Btrfs] {
         let scratch = Scratch::new(ground);
         let pool = scratch.pool();
         let abilities = pool.abilities();
@@ -558,13 +559,13 @@ fn a_full_pool_opens_and_volumes_can_be_deleted() {
         let created = pool.create(Object::Snapshot(uuid()), &THICK, Fill::Blank, b"{}");
         assert!(matches!(created, Err(Failure::Clean(_))), "{created:?}");
         pool.remove(volume()).unwrap();
-        assert_eq!(pool.list(Class::Volume).unwrap(), []);
+        assert_eq!(pool.list(ObjectKind::Volume).unwrap(), []);
     }
 }
 
 #[test]
 fn a_volume_without_direct_io_is_not_attached() {
-    let scratch = Scratch::on_blocks(Ground::Ext4, 4096);
+    let scratch = Scratch::on_blocks(BackingFs::Ext4, 4096);
     let pool = scratch.pool();
     let small_blocks = Geometry { block_size: 512, ..THICK };
     pool.create(volume(), &small_blocks, Fill::Blank, b"{}").unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::{Class, Object};
+use super::super::{Object, ObjectKind};
 use super::FilePool;
 use super::layout::{DATA, DIRECTORIES, Layout, TEMPORARY, class_of};
 use crate::os::{Entry, Os};
@@ -131,7 +131,7 @@ impl FilePool {
         self.os.sync_dir(directory).at(|| format!("fsync {}", directory.display()))
     }
 
-    pub(super) fn class_dirs(&self) -> [(Class, std::path::PathBuf); 2] {
-        [Class::Volume, Class::Snapshot].map(|class| (class, self.layout.class(class)))
+    pub(super) fn class_dirs(&self) -> [(ObjectKind, std::path::PathBuf); 2] {
+        [ObjectKind::Volume, ObjectKind::Snapshot].map(|class| (class, self.layout.class(class)))
     }
 }

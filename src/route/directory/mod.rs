@@ -25,7 +25,7 @@ use crate::home::{Health, Home, PoolReport};
 use crate::os::{Stopwatch, Timestamp};
 use crate::telemetry::{HomeFigures, HomeState};
 use crate::types::{Error, Kind, NodeId, PoolId, PoolName, Result};
-use crate::wire::Complaints;
+use crate::wire::RateLimitedLog;
 
 /// The most pools that are kept because a node has them in its directory, in number and in bytes: the answer to each
 /// heartbeat contains them all.
@@ -60,7 +60,7 @@ pub type Dial = Box<dyn Fn(&NodeId, &str) -> Result<Arc<dyn Home>> + Send + Sync
 pub struct Directory {
     kind: Roles,
     state: RwLock<State>,
-    complaints: Complaints,
+    complaints: RateLimitedLog,
 }
 
 /// The source of the directory.
@@ -165,7 +165,7 @@ impl Directory {
         let mut state = State::default();
         homes.into_iter().map(member).for_each(|member| state.join(member));
         let kind = Roles::Fixed { serving, others: BTreeSet::new() };
-        Self { kind, state: RwLock::new(state), complaints: Complaints::default() }
+        Self { kind, state: RwLock::new(state), complaints: RateLimitedLog::default() }
     }
 
     /// The same with nodes that have no pool but may use volumes, where the home nodes are always there.
@@ -181,7 +181,7 @@ impl Directory {
     #[must_use]
     pub fn of_controller(dial: Dial, rhythm: Rhythm, lost: BTreeSet<Lost>) -> Self {
         let kind = Roles::Controller { dial, rhythm, lost, since: Stopwatch::start() };
-        Self { kind, state: RwLock::default(), complaints: Complaints::default() }
+        Self { kind, state: RwLock::default(), complaints: RateLimitedLog::default() }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
@@ -473,13 +473,13 @@ impl Directory {
             {
                 HomeState::Lost
             } else if served.is_some_and(|pools| pools.iter().any(|pool| self.serving_pool(&state, *pool).len() > 1)) {
-                HomeState::Doubled
+                HomeState::Conflict
             } else if had.iter().any(|(pool, entry)| quarantined(&state, *pool, entry)) {
                 HomeState::Quarantined
             } else if is_silent || had.iter().any(|(pool, _)| served.is_none_or(|served| !served.contains(pool))) {
-                HomeState::Silent
+                HomeState::Unreachable
             } else {
-                HomeState::Heard
+                HomeState::Reachable
             };
             let age = |entry: &Entry| entry.heard.age();
             let heard = last.map(|last| last.since.elapsed());

@@ -156,7 +156,7 @@ impl<'a> Case<'a> {
             (&full, is_late && selected.is_none() && !self.pods().is_empty() || failed.is_some())
         {
             let next = "run holdfast pools to see which pools are full; then delete volumes or snapshots, grow the pool's filesystem, or add a node";
-            self.found("no-room", self.claim_name(), full.clone(), since, next);
+            self.found("no-capacity", self.claim_name(), full.clone(), since, next);
         }
         if let Some(failed) = failed {
             let waits_for = format!("its volume; {}", said_by("the provisioner", &failed.message));
@@ -184,7 +184,7 @@ impl<'a> Case<'a> {
             let waits_for =
                 format!("the provisioner to create a volume of {}{node}; it has not answered yet", shown(&size));
             let next = "kubectl get pods -A -l app.kubernetes.io/name=holdfast, then kubectl logs of the controller's container provisioner";
-            self.found("provisioner-silent", self.claim_name(), waits_for, since, next);
+            self.found("provisioner-unresponsive", self.claim_name(), waits_for, since, next);
         }
     }
 

@@ -79,7 +79,7 @@ impl Case<'_> {
             (_, Silence::Silent) => (
                 "unreachable".to_owned(),
                 Some((
-                    "home-silent",
+                    "home-unreachable",
                     format!(
                         "node {}, its home node, which is unreachable: the last heartbeat was {} ago",
                         node.node,

@@ -60,7 +60,7 @@ impl fmt::Display for Network {
 
 /// A client without a certificate. Cheap to clone; clones are the same one.
 #[derive(Clone, Debug)]
-pub struct Guest {
+pub struct UnauthenticatedClient {
     address: IpAddr,
     known: Arc<Known>,
 }
@@ -82,7 +82,7 @@ impl Drop for LookedAt {
     }
 }
 
-impl Guest {
+impl UnauthenticatedClient {
     /// From this address, and otherwise unknown.
     #[must_use]
     pub fn new(address: IpAddr) -> Self {
@@ -113,15 +113,15 @@ impl Guest {
     }
 }
 
-impl PartialEq for Guest {
+impl PartialEq for UnauthenticatedClient {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.known, &other.known)
     }
 }
 
-impl Eq for Guest {}
+impl Eq for UnauthenticatedClient {}
 
-impl fmt::Display for Guest {
+impl fmt::Display for UnauthenticatedClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.address.fmt(f)
     }
@@ -143,7 +143,7 @@ struct Seats {
 
 #[derive(Debug)]
 struct Seat {
-    guest: Guest,
+    guest: UnauthenticatedClient,
     since: Stopwatch,
     /// Dropped with the seat, which notifies the connection.
     _stay: oneshot::Sender<Infallible>,
@@ -170,7 +170,10 @@ impl Guests {
     }
 
     /// A place, and the client that lost one for it; `None` when there is none.
-    pub(crate) fn admit(self: &Arc<Self>, guest: &Guest) -> Option<(GuestPlace, Option<Guest>)> {
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        guest: &UnauthenticatedClient,
+    ) -> Option<(GuestPlace, Option<UnauthenticatedClient>)> {
         let mut seats = self.seats();
         let left = if seats.taken.len() >= self.most {
             let number = seats.gives_way(guest.network(), self.first)?;
@@ -230,8 +233,8 @@ mod tests {
 
     const NEVER: Duration = Duration::from_secs(3600);
 
-    fn guest(address: &str) -> Guest {
-        Guest::new(address.parse().unwrap())
+    fn guest(address: &str) -> UnauthenticatedClient {
+        UnauthenticatedClient::new(address.parse().unwrap())
     }
 
     fn guests(most: usize, first: Duration) -> Arc<Guests> {
@@ -239,7 +242,10 @@ mod tests {
     }
 
     /// Places, all of which are free.
-    fn fill<'a>(guests: &Arc<Guests>, addresses: impl IntoIterator<Item = &'a str>) -> Vec<(Guest, GuestPlace)> {
+    fn fill<'a>(
+        guests: &Arc<Guests>,
+        addresses: impl IntoIterator<Item = &'a str>,
+    ) -> Vec<(UnauthenticatedClient, GuestPlace)> {
         let enter = |address| {
             let guest = guest(address);
             let (place, left) = guests.admit(&guest).unwrap();

@@ -16,7 +16,7 @@ const SCHEMA: u32 = 1;
 
 /// The file `directory.json` in the node's state directory.
 #[derive(Debug)]
-pub struct Card {
+pub struct DirectoryCache {
     os: Os,
     path: PathBuf,
     entries: BTreeMap<PoolId, Entry>,
@@ -42,7 +42,7 @@ struct Line {
     heard: Timestamp,
 }
 
-impl Card {
+impl DirectoryCache {
     /// The directory file in a directory; empty where there is none. An unreadable file is logged and replaced by what
     /// the controllers report: it only decides how soon unreachable home nodes are known again.
     ///
@@ -191,18 +191,18 @@ mod tests {
     #[test]
     fn what_was_learnt_is_there_in_the_next_life_and_the_older_word_does_not_win() {
         let directory = tempfile::tempdir().unwrap();
-        let mut card = Card::open(&Os::new(), directory.path()).unwrap();
+        let mut card = DirectoryCache::open(&Os::new(), directory.path()).unwrap();
         card.learn(vec![entry(A, "node-a", 10)]).unwrap();
         card.learn(vec![entry(A, "node-b", 20)]).unwrap();
         card.learn(vec![entry(A, "node-a", 15)]).unwrap();
-        let card = Card::open(&Os::new(), directory.path()).unwrap();
+        let card = DirectoryCache::open(&Os::new(), directory.path()).unwrap();
         assert_eq!(card.entries(), [entry(A, "node-b", 20)]);
     }
 
     #[test]
     fn hearing_a_pool_again_writes_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        let mut card = Card::open(&Os::new(), directory.path()).unwrap();
+        let mut card = DirectoryCache::open(&Os::new(), directory.path()).unwrap();
         card.learn(vec![entry(A, "node-a", 10)]).unwrap();
         let path = directory.path().join("directory.json");
         std::fs::remove_file(&path).unwrap();
@@ -216,34 +216,34 @@ mod tests {
     fn a_damaged_card_is_begun_anew_and_a_missing_directory_is_named() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("directory.json"), "{").unwrap();
-        assert!(Card::open(&Os::new(), directory.path()).unwrap().entries().is_empty());
-        let error = Card::open(&Os::new(), &directory.path().join("none")).unwrap_err();
+        assert!(DirectoryCache::open(&Os::new(), directory.path()).unwrap().entries().is_empty());
+        let error = DirectoryCache::open(&Os::new(), &directory.path().join("none")).unwrap_err();
         assert!(error.to_string().contains("mkdir"), "{error}");
     }
 
     #[test]
     fn a_time_that_has_not_come_wins_over_nothing_and_the_latest_is_told_without_writing() {
         let directory = tempfile::tempdir().unwrap();
-        let mut card = Card::open(&Os::new(), directory.path()).unwrap();
+        let mut card = DirectoryCache::open(&Os::new(), directory.path()).unwrap();
         let now = Timestamp::now().as_nanos();
         card.learn(vec![entry(A, "liar", u64::MAX - 1)]).unwrap();
         card.learn(vec![entry(A, "node-a", now - 1_000)]).unwrap();
         card.learn(vec![entry(A, "node-a", now)]).unwrap();
         assert_eq!(card.entries(), [entry(A, "node-a", now)]);
-        let card = Card::open(&Os::new(), directory.path()).unwrap();
+        let card = DirectoryCache::open(&Os::new(), directory.path()).unwrap();
         assert_eq!(card.entries(), [entry(A, "node-a", now - 1_000)]);
     }
 
     #[test]
     fn more_pools_than_can_be_kept_do_not_cost_those_that_were_heard_last() {
         let directory = tempfile::tempdir().unwrap();
-        let mut card = Card::open(&Os::new(), directory.path()).unwrap();
+        let mut card = DirectoryCache::open(&Os::new(), directory.path()).unwrap();
         let long =
             |n: u64| Entry { endpoint: format!("{}:1", "x".repeat(250)), ..entry(&format!("{n:016x}"), "b", n + 1) };
         let count = u64::try_from(MOST_KNOWN).unwrap();
         card.learn((0..count).map(long).collect()).unwrap();
         card.learn((count..count + 5).map(long).collect()).unwrap();
-        let card = Card::open(&Os::new(), directory.path()).unwrap();
+        let card = DirectoryCache::open(&Os::new(), directory.path()).unwrap();
         let kept = card.entries();
         assert!(kept.len() > 1000 && kept.len() < MOST_KNOWN, "{}", kept.len());
         assert_eq!(kept.last().map(|entry| entry.heard.as_nanos()), Some(count + 5));

@@ -7,7 +7,7 @@ use tracing::{error, info};
 use super::ledger::{Claim, Debt};
 use super::local::{Key, PoolState, Shared};
 use super::record::{CopyRecord, Record, SnapshotRecord, VolumeRecord};
-use crate::pool::{Class, Object};
+use crate::pool::{Object, ObjectKind};
 use crate::types::{Bytes, Result};
 
 /// An interrupted copy, and its target.
@@ -22,8 +22,8 @@ impl Shared {
     /// `Internal` when the pool cannot be listed.
     pub(super) fn read_in(&self, state: &PoolState) -> Result<Vec<Unfinished>> {
         let mut copies = Vec::new();
-        let volumes = state.pool.list(Class::Volume)?.into_iter().map(Object::Volume);
-        let snapshots = state.pool.list(Class::Snapshot)?.into_iter().map(Object::Snapshot);
+        let volumes = state.pool.list(ObjectKind::Volume)?.into_iter().map(Object::Volume);
+        let snapshots = state.pool.list(ObjectKind::Snapshot)?.into_iter().map(Object::Snapshot);
         for object in volumes.chain(snapshots) {
             let entered = self.enter(state, object).map(|copy| copies.extend(copy));
             if let Err(error) = entered {

@@ -21,7 +21,7 @@ pub(crate) enum Moment {
 
 /// What happens at the chosen call. The number is that of the fault in the call's row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Blow {
+pub(crate) enum Disturbance {
     /// It fails.
     Once(Moment, usize),
     /// It fails, and every later call with EIO, until disarmed: what is done to undo it fails too.
@@ -38,7 +38,7 @@ struct Gone;
 
 /// One life's hand; all lives share what is counted and armed. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Hand {
+pub(crate) struct FaultInjector {
     plan: Arc<Plan>,
     life: u64,
 }
@@ -54,7 +54,7 @@ struct State {
     made: Vec<(Call, String)>,
     /// The call each thread is in.
     within: HashMap<ThreadId, usize>,
-    armed: Option<(usize, Blow)>,
+    armed: Option<(usize, Disturbance)>,
     struck: Option<(Call, String)>,
     /// Lives before this one are over.
     alive_from: u64,
@@ -70,7 +70,7 @@ struct State {
     tool_mode: Option<PathBuf>,
 }
 
-impl Hand {
+impl FaultInjector {
     /// The hand of the next life; threads of the lives before it end at their next call.
     pub(crate) fn next(&self) -> Self {
         let mut state = self.state();
@@ -89,7 +89,7 @@ impl Hand {
     }
 
     /// Forgets what was made; the `n`-th call from here on meets the blow.
-    pub(crate) fn arm(&self, n: usize, blow: Blow) {
+    pub(crate) fn arm(&self, n: usize, blow: Disturbance) {
         let mut state = self.state();
         state.made.clear();
         state.within.clear();
@@ -99,7 +99,7 @@ impl Hand {
 
     /// Forgets what was made, and only counts.
     pub(crate) fn watch(&self) {
-        self.arm(usize::MAX, Blow::Kill);
+        self.arm(usize::MAX, Disturbance::Kill);
     }
 
     /// No further call fails; the one that did, if one did.
@@ -112,7 +112,7 @@ impl Hand {
         state.struck.take()
     }
 
-    /// The calls since [`Hand::arm`].
+    /// The calls since [`FaultInjector::arm`].
     pub(crate) fn made(&self) -> Vec<(Call, String)> {
         self.state().made.clone()
     }
@@ -132,7 +132,7 @@ impl Hand {
         self.state().full = false;
     }
 
-    /// The next call of this kind on such a target does not come back until [`Hand::release`].
+    /// The next call of this kind on such a target does not come back until [`FaultInjector::release`].
     pub(crate) fn hold(&self, call: Call, target: &str) {
         self.state().to_hold = Some((call, target.to_owned()));
     }
@@ -159,12 +159,12 @@ impl Hand {
     fn verdict(state: &mut State, call: Call, target: &str, index: usize, moment: Moment) -> io::Result<()> {
         let Some((n, blow)) = state.armed else { return Ok(()) };
         let (when, which) = match blow {
-            Blow::Storm(when, _) if index > n || (index == n && state.struck.is_some() && moment != when) => {
+            Disturbance::Storm(when, _) if index > n || (index == n && state.struck.is_some() && moment != when) => {
                 return if state.struck.is_some() { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) };
             }
             _ if index != n => return Ok(()),
-            Blow::Once(when, which) | Blow::Storm(when, which) => (when, which),
-            Blow::Kill => return Ok(()),
+            Disturbance::Once(when, which) | Disturbance::Storm(when, which) => (when, which),
+            Disturbance::Kill => return Ok(()),
         };
         let faults = row(call).faults();
         let fault = faults.get(which % faults.len().max(1)).copied().expect("a row with faults");
@@ -187,7 +187,7 @@ impl Hand {
     }
 }
 
-impl Interceptor for Hand {
+impl Interceptor for FaultInjector {
     fn before(&self, call: Call, target: &str) -> io::Result<()> {
         let mut state = self.state();
         if let Row::Unused(why) = row(call) {
@@ -195,7 +195,7 @@ impl Interceptor for Hand {
             panic!("{call:?} on {target} has no faults in the table: {why}");
         }
         let index = state.made.len();
-        if state.armed == Some((index, Blow::Kill)) && self.life == state.alive_from {
+        if state.armed == Some((index, Disturbance::Kill)) && self.life == state.alive_from {
             state.struck = Some((call, target.to_owned()));
             state.alive_from += 1;
         }
