@@ -3,13 +3,13 @@
 use holdfast::csi::proto as p;
 
 use crate::figures::{Series, print, ratio, us};
-use crate::ground::BackingFs;
+use crate::ground::ScratchPlace;
 use crate::harness::{Use, World};
 
 const TIMES: usize = 300;
 
 pub(crate) fn run() {
-    BackingFs::Disk.with(4 << 30, |world| all(world));
+    ScratchPlace::Disk.with(4 << 30, |world| all(world));
 }
 
 fn all(world: &World) {

@@ -6,14 +6,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::figures::{Pair, Series, ms, print, ratio};
-use crate::ground::BackingFs;
+use crate::ground::ScratchPlace;
 use crate::harness::{MIB, Use, Vol, World, create_request, run as command};
 
 const TIMES: usize = 3;
 const WRITTEN: usize = 64 << 20;
 
 pub(crate) fn run() {
-    BackingFs::Disk.with(128 << 30, |world| all(world));
+    ScratchPlace::Disk.with(128 << 30, |world| all(world));
 }
 
 fn all(world: &World) {

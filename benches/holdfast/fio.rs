@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::bare::Bare;
 use crate::figures::{Series, mib_per_second, per_second, print, ratio};
-use crate::ground::BackingFs;
+use crate::ground::ScratchPlace;
 use crate::harness::{MIB, Use, World, create_request, run as command};
 
 const TIMES: usize = 3;
@@ -37,19 +37,19 @@ enum Count {
 }
 
 pub(crate) fn run() {
-    BackingFs::Memory.with(8 << 30, |world| {
+    ScratchPlace::Memory.with(8 << 30, |world| {
         for kind in Use::FILESYSTEMS {
-            on(world, kind, BackingFs::Memory, JOBS);
+            on(world, kind, ScratchPlace::Memory, JOBS);
         }
     });
-    BackingFs::Disk.with(8 << 30, |world| {
+    ScratchPlace::Disk.with(8 << 30, |world| {
         for kind in Use::FILESYSTEMS {
-            on(world, kind, BackingFs::Disk, &JOBS[JOBS.len() - 1..]);
+            on(world, kind, ScratchPlace::Disk, &JOBS[JOBS.len() - 1..]);
         }
     });
 }
 
-fn on(world: &World, kind: Use, ground: BackingFs, jobs: &[Job]) {
+fn on(world: &World, kind: Use, ground: ScratchPlace, jobs: &[Job]) {
     let vol = world.try_create(kind, &create_request(&format!("fio-{kind:?}"), kind, SIZE)).unwrap();
     let published = world.attach(&vol).unwrap().join("file");
     let mut bare = Bare::new(&world.scratch.root(), world.scratch.path(), "fio-bare", SIZE);

@@ -13,14 +13,14 @@ use crate::harness::{PoolFs, World, driver_binary};
 
 /// Where the scratch filesystem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BackingFs {
+pub(crate) enum ScratchPlace {
     /// A file in the temporary directory (TMPDIR chooses the disk).
     Disk,
     /// A file in a tmpfs: a disk that is as fast as disks come, and whose flushes cost nothing.
     Memory,
 }
 
-impl BackingFs {
+impl ScratchPlace {
     /// Both.
     pub(crate) const ALL: [Self; 2] = [Self::Disk, Self::Memory];
 

@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 
 use crate::bare::Bare;
 use crate::figures::{Pair, per_second, print, seconds};
-use crate::ground::BackingFs;
+use crate::ground::ScratchPlace;
 use crate::harness::{MIB, Use, World, capability, create_request};
 
 const TIMES: usize = 3;
@@ -23,12 +23,12 @@ const SECONDS: u64 = 3;
 const SIZE: i64 = 64 * MIB;
 
 pub(crate) fn run() {
-    for ground in BackingFs::ALL {
+    for ground in ScratchPlace::ALL {
         ground.with(16 << 30, |world| on(world, ground));
     }
 }
 
-fn on(world: &World, ground: BackingFs) {
+fn on(world: &World, ground: ScratchPlace) {
     let mut rows = Vec::new();
     for callers in [1, 16, 64] {
         let (mut pair, mut refused) = (Pair::default(), BTreeMap::<String, usize>::new());

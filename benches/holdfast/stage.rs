@@ -2,7 +2,7 @@
 
 use crate::bare::Bare;
 use crate::figures::{Pair, ms, print};
-use crate::ground::BackingFs;
+use crate::ground::ScratchPlace;
 use crate::harness::{MIB, Use, World, create_request};
 
 const TIMES: usize = 9;
@@ -18,12 +18,12 @@ const ROWS: [(&str, &str); 5] = [
 ];
 
 pub(crate) fn run() {
-    for ground in BackingFs::ALL {
+    for ground in ScratchPlace::ALL {
         ground.with(16 << 30, |world| on(world, ground));
     }
 }
 
-fn on(world: &World, ground: BackingFs) {
+fn on(world: &World, ground: ScratchPlace) {
     let mut rows = Vec::new();
     for kind in Use::FILESYSTEMS {
         let mut pairs: [Pair; 5] = Default::default();

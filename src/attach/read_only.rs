@@ -16,8 +16,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Attach, Attached, Linear};
-use crate::home::Changed;
-use crate::os::{BlockDevice, DevNum, Discard, DmSupport, LoopAccess, LoopConfig, LoopDevice, LoopStatus, Os};
+use crate::home::{Changed, Locks};
+use crate::os::{
+    BlockDevice, DevNum, DeviceUse, Discard, DmSupport, LoopAccess, LoopConfig, LoopDevice, LoopStatus, Os,
+};
 use crate::pool::ActiveDevice;
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId};
 
@@ -38,7 +40,8 @@ pub struct ReadOnlyViews {
 enum View {
     Linear(DevNum),
     /// Held open, so that the kernel does not reuse its number.
-    Loop(Arc<BlockDevice>),
+    /// Its sequence number (diskseq) was this when it was opened: a process that has it open can give it another file.
+    Loop(Arc<BlockDevice>, Option<u64>),
     /// A loop device that could not be opened, or could not be reopened after a failed detach.
     Unheld(DevNum, LoopStatus),
     /// A view may exist over this loop device: creating it failed, and so did the search for it.
@@ -49,7 +52,7 @@ impl View {
     fn number(&self) -> Option<DevNum> {
         match self {
             Self::Linear(number) | Self::Unheld(number, _) => Some(*number),
-            Self::Loop(device) => Some(device.number()),
+            Self::Loop(device, _) => Some(device.number()),
             Self::Unfound(_) => None,
         }
     }
@@ -80,10 +83,8 @@ impl ReadOnlyViews {
     /// # Errors
     /// `Internal` when its sequence number cannot be read.
     pub fn loop_device(&self, volume: &VolumeId) -> Result<Option<ActiveDevice>> {
-        let Some(View::Loop(view)) = self.known(|known| known.get(volume).cloned()) else { return Ok(None) };
-        let path = view.path().to_owned();
-        let diskseq = self.os.disk_sequence(&view).at(|| format!("read the sequence number of {}", path.display()))?;
-        Ok(Some(ActiveDevice { path, number: view.number(), diskseq }))
+        let Some(View::Loop(view, diskseq)) = self.known(|known| known.get(volume).cloned()) else { return Ok(None) };
+        Ok(Some(ActiveDevice { path: view.path().to_owned(), number: view.number(), diskseq }))
     }
 
     /// The volume of a view.
@@ -103,12 +104,12 @@ impl ReadOnlyViews {
     /// Those of [`Linear::ensure`]; `Precondition` when a process changed the view while pods use it; `Internal`.
     pub fn ensure(&self, volume: &VolumeId, attached: &Attached, block_size: u32) -> Result<DevNum> {
         let held = match self.known(|known| known.get(volume).cloned()) {
-            Some(View::Loop(view)) => Some(view),
+            Some(View::Loop(view, diskseq)) => Some((view, diskseq)),
             Some(View::Unheld(_, status)) => Some(self.hold(volume, status.device)?),
             Some(View::Linear(_) | View::Unfound(_)) | None => None,
         };
-        if let Some(view) = held {
-            match self.differs(&view, attached)? {
+        if let Some((view, diskseq)) = held {
+            match self.differs(&view, diskseq, attached, block_size)? {
                 None => return Ok(view.number()),
                 Some(what) => self.give_up(volume, view, &what)?,
             }
@@ -135,8 +136,8 @@ impl ReadOnlyViews {
                 .at(|| format!("attach a read-only loop device over {below} of volume {volume}")),
         };
         let number = made.and_then(|made| {
-            let view = self.hold(volume, made)?;
-            match self.differs(&view, attached)? {
+            let (view, diskseq) = self.hold(volume, made)?;
+            match self.differs(&view, diskseq, attached, block_size)? {
                 None => Ok(view.number()),
                 Some(what) => Err(Error::new(
                     Kind::Internal,
@@ -161,7 +162,7 @@ impl ReadOnlyViews {
         match self.known(|known| known.get(volume).cloned()) {
             None | Some(View::Unheld(..) | View::Unfound(_)) => Ok(Changed::No),
             Some(View::Linear(_)) => self.linear.resize(volume, below, size),
-            Some(View::Loop(view)) => self.fit(&view, size),
+            Some(View::Loop(view, _)) => self.fit(&view, size),
         }
     }
 
@@ -171,24 +172,19 @@ impl ReadOnlyViews {
     /// `InUse` when a process has it open; `Internal`.
     pub fn release(&self, volume: &VolumeId) -> Result<Changed> {
         match self.known(|known| known.remove(volume)) {
-            Some(View::Loop(view)) => {
-                let status =
-                    self.os.held_loop_status(&view).at(|| format!("read the state of {}", view.path().display()));
-                match status {
-                    Ok(Some(status)) => {
-                        let number = view.number();
-                        // Our own descriptor would keep it open. The sequence number identifies the device until it is
-                        // detached.
-                        drop(view);
-                        self.clear(volume, number, status)
-                    }
-                    Ok(None) => self.forget(volume),
-                    Err(error) => {
-                        self.know(*volume, View::Loop(view));
-                        Err(error)
-                    }
+            Some(View::Loop(view, diskseq)) => match self.to_clear(&view) {
+                Ok(Some(status)) => {
+                    let number = view.number();
+                    // Our own descriptor would keep it open.
+                    drop(view);
+                    self.clear(volume, number, status)
                 }
-            }
+                Ok(None) => self.forget(volume),
+                Err(error) => {
+                    self.know(*volume, View::Loop(view, diskseq));
+                    Err(error)
+                }
+            },
             Some(View::Unheld(number, status)) => self.clear(volume, number, status),
             Some(View::Unfound(below)) => self.drop_unbound(volume, below),
             known => {
@@ -201,20 +197,55 @@ impl ReadOnlyViews {
         }
     }
 
-    /// Finds the views that an earlier process created. A view without a bind mount is left over from a crash, and is
-    /// removed. A view that cannot be opened is logged.
+    /// Removes the view over a volume's device that this process does not know: its pool was not served when the process
+    /// looked for views. `No` when there is none.
     ///
     /// # Errors
-    /// `Internal` when devices or mounts cannot be listed.
-    pub fn recover(&self, attach: &dyn Attach) -> Result<()> {
+    /// `InUse` when a pod or a process uses it; `Internal`.
+    pub fn release_over(&self, volume: &VolumeId, below: DevNum) -> Result<Changed> {
+        match self.find(volume, below)? {
+            Some(_) => self.drop_unbound(volume, below),
+            None => Ok(Changed::No),
+        }
+    }
+
+    /// Whether a device is a volume's view, also one that this process does not know: a read-only loop device over the
+    /// volume's device, or the read-only device-mapper device with its uuid. Opens nothing.
+    ///
+    /// # Errors
+    /// `Internal` when the kernel cannot be asked.
+    pub fn shows(&self, volume: &VolumeId, device: DevNum, below: DevNum) -> Result<bool> {
+        if let Some(found) = self.os.loop_of(device).at(|| format!("look up block device {device}"))? {
+            let view = self.os.loop_view(found).at(|| format!("read the state of {}", found.path().display()))?;
+            return Ok(view.is_some_and(|view| {
+                view.read_only && below_of(&view.backing).and_then(LoopDevice::number) == Some(below)
+            }));
+        }
+        Ok(self.linear.device(volume)?.is_some_and(|view| view.number == device))
+    }
+
+    /// Finds the views that an earlier process created. A view without a bind mount is left over from a crash, and is
+    /// removed. A view that cannot be opened is logged. Skips a volume while a call creates or removes its view
+    /// (`viewing`).
+    ///
+    /// # Errors
+    /// `Internal` when devices cannot be listed.
+    pub fn recover(&self, attach: &dyn Attach, viewing: &Locks<VolumeId>) -> Result<()> {
+        const RECOVERY: &str = "the search for devices";
         for (volume, number) in self.linear.all()? {
-            self.know(volume, View::Linear(number));
-            self.drop_if_unbound(&volume, number)?;
+            let Ok(_lock) = viewing.try_lock(&volume, RECOVERY) else { continue };
+            if let Err(error) = self.recover_linear(attach, &volume, number) {
+                tracing::warn!(%volume, device = %number, error = error.chain(), "cannot check the read-only device of a raw block volume");
+            }
         }
         let views = self.os.loop_views(|backing| below_of(backing).is_some()).at(|| "list the loop devices")?;
         for view in views.into_iter().filter(|view| view.read_only) {
             let Some(below) = below_of(&view.backing).and_then(LoopDevice::number) else { continue };
-            let taken = self.recover_one(attach, view.device, below);
+            let taken = attach.volume_of(below).and_then(|volume| {
+                let Some(volume) = volume else { return Ok(()) };
+                let Ok(_lock) = viewing.try_lock(&volume, RECOVERY) else { return Ok(()) };
+                self.recover_loop(&volume, view.device, below)
+            });
             if let Err(error) = taken {
                 tracing::warn!(device = %view.device.path().display(), error = error.chain(), "cannot open the read-only device of a raw block volume in use");
             }
@@ -222,9 +253,23 @@ impl ReadOnlyViews {
         Ok(())
     }
 
-    fn recover_one(&self, attach: &dyn Attach, device: LoopDevice, below: DevNum) -> Result<()> {
-        let Some(volume) = attach.volume_of(below)? else { return Ok(()) };
-        if self.device_of(&volume).is_some() {
+    /// Another driver on this machine has such devices too: one is this node's only if it lies over a device of a volume
+    /// of this node.
+    fn recover_linear(&self, attach: &dyn Attach, volume: &VolumeId, number: DevNum) -> Result<()> {
+        if self.has(volume) {
+            return Ok(());
+        }
+        let below = self.os.devices_below(number).at(|| format!("read what block device {number} lies on"))?;
+        let [below] = below.as_slice() else { return Ok(()) };
+        if attach.volume_of(*below)? != Some(*volume) {
+            return Ok(());
+        }
+        self.know(*volume, View::Linear(number));
+        self.drop_if_unbound(volume, number)
+    }
+
+    fn recover_loop(&self, volume: &VolumeId, device: LoopDevice, below: DevNum) -> Result<()> {
+        if self.has(volume) {
             return Ok(());
         }
         let shown = device.path();
@@ -235,18 +280,18 @@ impl ReadOnlyViews {
         if !self.is_bound(number)? && !status.name.starts_with(NAME) {
             return Ok(());
         }
-        if let Err(error) = self.hold(&volume, device) {
-            self.know(volume, View::Unheld(number, status));
+        if let Err(error) = self.hold(volume, device) {
+            self.know(*volume, View::Unheld(number, status));
             return Err(error);
         }
-        self.drop_if_unbound(&volume, number)
+        self.drop_if_unbound(volume, number)
     }
 
     /// Before this process exits: no view disappears when our descriptor is closed (LO_FLAGS_AUTOCLEAR).
     pub fn keep_all(&self) {
         let held: Vec<_> = self.known(|known| known.iter().map(|(volume, view)| (*volume, view.clone())).collect());
         for (volume, view) in held {
-            if let View::Loop(device) = view
+            if let View::Loop(device, _) = view
                 && let Err(error) = self.os.loop_keep(&device)
             {
                 tracing::error!(%volume, device = %device.path().display(), %error, "cannot clear the autoclear flag: the device may disappear when this process exits, while pods read it");
@@ -255,26 +300,39 @@ impl ReadOnlyViews {
     }
 
     /// Opens a view and registers it.
-    fn hold(&self, volume: &VolumeId, device: LoopDevice) -> Result<Arc<BlockDevice>> {
+    fn hold(&self, volume: &VolumeId, device: LoopDevice) -> Result<(Arc<BlockDevice>, Option<u64>)> {
         let path = device.path();
         let shown = path.display();
         let view = Arc::new(self.os.open_device_to_read(&path).at(|| format!("open {shown}"))?);
         self.os.loop_keep(&view).at(|| format!("clear the autoclear flag of {shown}"))?;
+        let diskseq = self.os.disk_sequence(&view).at(|| format!("read the sequence number of {shown}"))?;
         self.os.reserve_loop(device, &owner(volume));
-        self.know(*volume, View::Loop(Arc::clone(&view)));
-        Ok(view)
+        self.know(*volume, View::Loop(Arc::clone(&view), diskseq));
+        Ok((view, diskseq))
     }
 
     /// The reason why a view is not valid, for a message. A view that is too small because the volume grew is resized.
-    fn differs(&self, view: &BlockDevice, attached: &Attached) -> Result<Option<String>> {
+    fn differs(
+        &self,
+        view: &BlockDevice,
+        diskseq: Option<u64>,
+        attached: &Attached,
+        block_size: u32,
+    ) -> Result<Option<String>> {
         let shown = view.path().display();
+        // LOOP_CHANGE_FD gives a read-only loop device another file, without any capability. That file is not queried: its
+        // filesystem may not answer.
+        if self.os.disk_sequence(view).at(|| format!("read the sequence number of {shown}"))? != diskseq {
+            return Ok(Some("a process that has it open changed its backing file".to_owned()));
+        }
         let status = self.os.held_loop_status(view).at(|| format!("read the state of {shown}"))?;
         let below = attached.device.number();
         let Some(status) = status.filter(|status| status.shows_device(below)) else {
             return Ok(Some(format!("it is not on top of block device {below}")));
         };
-        if status.offset != 0 || !status.read_only {
-            return Ok(Some("a process that has it open changed its offset or its read-only flag".to_owned()));
+        let blocks = self.os.device_block_size(view).at(|| format!("read the block size of {shown}"))?;
+        if status.offset != 0 || !status.read_only || !status.direct_io || blocks != block_size {
+            return Ok(Some("a process that has it open changed its settings".to_owned()));
         }
         if self.os.loop_keep(view).at(|| format!("clear the autoclear flag of {shown}"))? {
             tracing::warn!(device = %shown, "a process marked the loop device to be detached with its last user (losetup -d, or a pod); the node removed the mark");
@@ -327,6 +385,12 @@ impl ReadOnlyViews {
         self.know(*volume, View::Unfound(below));
         if let Some(left) = self.find(volume, below)? {
             let shown = left.device.path();
+            if let Some(number) = left.device.number()
+                && self.is_bound(number)?
+            {
+                self.know(*volume, View::Unheld(number, left.clone()));
+                return Err(self.in_use(volume, left.device));
+            }
             if !self.os.loop_clear(&left).at(|| format!("clear {}", shown.display()))? {
                 return Err(self.in_use(volume, left.device));
             }
@@ -387,8 +451,23 @@ impl ReadOnlyViews {
         Ok(Changed::Yes)
     }
 
+    /// Whether a device node is bind-mounted in any readable mount namespace.
     fn is_bound(&self, number: DevNum) -> Result<bool> {
-        Ok(!self.os.mounts().at(|| "read the mount table")?.uses(number).is_empty())
+        let users = self.os.device_users(number).at(|| format!("look for the users of block device {number}"))?;
+        Ok(users.iter().any(|used| matches!(used, DeviceUse::Bound(..))))
+    }
+
+    /// The state of a view as it is now, whatever a process made of it; `None` when nothing is attached.
+    fn to_clear(&self, view: &BlockDevice) -> Result<Option<LoopStatus>> {
+        let shown = view.path().display();
+        let Some(device) = below_of(view.path()) else { return Ok(None) };
+        let now = self.os.loop_view(device).at(|| format!("read the state of {shown}"))?;
+        match now {
+            // The sequence number identifies it; its file is not queried.
+            Some(now) if now.diskseq.is_some() => Ok(Some(now.unasked())),
+            Some(_) => self.os.held_loop_status(view).at(|| format!("read the state of {shown}")),
+            None => Ok(None),
+        }
     }
 
     fn know(&self, volume: VolumeId, view: View) {

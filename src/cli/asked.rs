@@ -35,7 +35,7 @@ pub(crate) struct ControllerArguments {
 const VARIABLE: &str = "HOLDFAST_CONTROLLER";
 
 /// A connection to a controller, and its runtime.
-pub(crate) struct RequestedCapability {
+pub(crate) struct ControllerConnection {
     runtime: Runtime,
     cluster: Cluster,
 }
@@ -50,7 +50,7 @@ impl ControllerArguments {
     ///
     /// # Errors
     /// Certificates that are missing or wrong, or an invalid address.
-    pub(crate) fn asked(&self) -> Result<Option<RequestedCapability>> {
+    pub(crate) fn asked(&self) -> Result<Option<ControllerConnection>> {
         let variable = || std::env::var(VARIABLE).ok().filter(|address| !address.is_empty());
         let Some(address) = &self.controller.clone().or_else(variable) else {
             if self.tls.is_some() || self.insecure_plain_text {
@@ -63,7 +63,7 @@ impl ControllerArguments {
         let _in_runtime = runtime.enter();
         let channel = self.channel(address)?;
         drop(_in_runtime);
-        Ok(Some(RequestedCapability { cluster: Cluster::new(address, channel)?, runtime }))
+        Ok(Some(ControllerConnection { cluster: Cluster::new(address, channel)?, runtime }))
     }
 
     /// A channel to the controller; connects when needed.
@@ -89,7 +89,7 @@ impl ControllerArguments {
     }
 }
 
-impl RequestedCapability {
+impl ControllerConnection {
     /// Its nodes and their pools.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use holdfast::route::Silence;
 use holdfast::types::{Bytes, PoolId};
 use serde::Serialize;
 
-use super::asked::RequestedCapability;
+use super::asked::ControllerConnection;
 use super::output::{Columns, Format, age, complain, document};
 
 /// A pool as `--output json` shows it; sizes in bytes, times in seconds since 1970.
@@ -67,7 +67,7 @@ impl PoolRow {
 ///
 /// # Errors
 /// When the controller does not answer.
-pub(crate) fn pools(asked: &mut RequestedCapability, output: Format) -> Result<ExitCode> {
+pub(crate) fn pools(asked: &mut ControllerConnection, output: Format) -> Result<ExitCode> {
     let Nodes { nodes, missing } = asked.nodes()?;
     let mut rows: Vec<_> =
         nodes.iter().flat_map(|node| node.pools.iter().map(move |pool| PoolRow::of(node, pool))).collect();
@@ -175,7 +175,7 @@ impl VolumeRow {
 ///
 /// # Errors
 /// When the controller does not answer.
-pub(crate) fn volumes(asked: &mut RequestedCapability, output: Format) -> Result<ExitCode> {
+pub(crate) fn volumes(asked: &mut ControllerConnection, output: Format) -> Result<ExitCode> {
     let everything = asked.everything()?;
     let rows: Vec<_> = everything.volumes.iter().map(VolumeRow::of).collect();
     if output == Format::Table {
@@ -208,7 +208,7 @@ pub(crate) fn volumes(asked: &mut RequestedCapability, output: Format) -> Result
 ///
 /// # Errors
 /// When the controller does not answer.
-pub(crate) fn findings(asked: &mut RequestedCapability) -> Result<(Vec<String>, Vec<Finding>)> {
+pub(crate) fn findings(asked: &mut ControllerConnection) -> Result<(Vec<String>, Vec<Finding>)> {
     let Nodes { nodes, missing } = asked.nodes()?;
     let everything = asked.everything()?;
     let (on_nodes, unasked) = asked.findings();

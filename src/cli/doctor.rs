@@ -10,7 +10,7 @@ use holdfast::fs;
 use holdfast::home::record::{Phase, Record, VolumeRecord};
 use holdfast::home::{Finding, FindingKind, FormatState, Health, LocalHome};
 use holdfast::node::unseen;
-use holdfast::os::{DevNum, DmSupport, Os};
+use holdfast::os::{DevNum, DmSupport, LoopDevice, LoopView, Os};
 use holdfast::pool::Object;
 use holdfast::telemetry::PoolFindings;
 use holdfast::types::{Bytes, Error, Kind, PoolName, Provisioning, VolumeId, printable};
@@ -361,7 +361,16 @@ impl PoolExaminer<'_> {
                 if shown.as_ref().is_some_and(|shown| shown.diskseq == mark.diskseq) {
                     continue;
                 }
-                let mounts = kernel.mounts_of(number);
+                // A crash after a read-only device was removed leaves its mark; the number may be a volume's since.
+                let is_volume = |shown: &LoopView| {
+                    let name = shown.backing.file_name().and_then(|name| name.to_str());
+                    name.is_some_and(|name| name == "data" || LoopDevice::named(name).is_some())
+                };
+                if Some(mark) == attachment.view.as_ref() && shown.as_ref().is_some_and(is_volume) {
+                    continue;
+                }
+                let mut mounts = kernel.mounts_of(number);
+                mounts.retain(|entry| kernel.mounts.bound_device(entry) == Some(number));
                 let Some(first) = mounts.first() else { continue };
                 let device = self.os.device_path(number);
                 let shows = match shown {

@@ -15,7 +15,7 @@ use holdfast::pool::{ActiveDevice, Pool};
 use holdfast::types::{ObjectUuid, VolumeId};
 
 use super::PoolArguments;
-use super::asked::{ControllerArguments, RequestedCapability};
+use super::asked::{ControllerArguments, ControllerConnection};
 use super::output::Format;
 
 /// Arguments of every command that inspects pools.
@@ -35,7 +35,7 @@ impl LookArguments {
     ///
     /// # Errors
     /// Those of [`ControllerArguments::asked`].
-    pub(crate) fn controller(&self) -> Result<Option<RequestedCapability>> {
+    pub(crate) fn controller(&self) -> Result<Option<ControllerConnection>> {
         if self.pools.is_empty() {
             return self.controller.asked();
         }

@@ -23,7 +23,7 @@ use super::PoolArguments;
 use super::auto::{self, Certified, EnrolArguments};
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop, WireArguments};
 use super::doctor;
-use super::serving::{self, OpenVolume, Registering};
+use super::serving::{self, OpenPools, Registering};
 
 /// The largest request of a controller, in bytes.
 const MOST_REQUEST: usize = 4 << 20;
@@ -99,7 +99,7 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
     let mut card = DirectoryCache::open(&os, &config.state)?;
     let (credentials, certified) = credentials(&config, &os, &metrics).await?;
     let (incoming, address) = serving::listen(&credentials, config.listen, shares).await?;
-    let OpenVolume { home, node, said } =
+    let OpenPools { home, node, said } =
         serving::open(&os, config.pools.clone(), config.node.clone(), card.pools_of(&config.node)).await?;
     let node = Arc::new(node);
     remember(&mut card, &config, &home);

@@ -39,7 +39,7 @@ const DIAL: Duration = Duration::from_secs(5);
 const FIND_AGAIN: Duration = Duration::from_secs(10);
 
 /// Pools, and the node on top of them.
-pub(crate) struct OpenVolume {
+pub(crate) struct OpenPools {
     pub(crate) home: LocalHome,
     pub(crate) node: Node,
     /// A description of the pools.
@@ -55,7 +55,7 @@ pub(crate) async fn open(
     configs: Vec<PoolConfig>,
     id: NodeId,
     before: Vec<(PoolName, PoolId)>,
-) -> Result<OpenVolume> {
+) -> Result<OpenPools> {
     let os = os.clone();
     tokio::task::spawn_blocking(move || {
         let pools = configs.into_iter().map(|config| {
@@ -77,7 +77,7 @@ pub(crate) async fn open(
             Err(error) => warn!("{}", error.chain()),
         }
         let node = Node::new(os, id, Arc::new(home.clone()) as Arc<dyn Home>);
-        Ok(OpenVolume { home, node, said })
+        Ok(OpenPools { home, node, said })
     })
     .await
     .context("open the pools")?

@@ -13,7 +13,7 @@ use holdfast::types::{Bytes, FsType, VolumeId, VolumeMode};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::asked::RequestedCapability;
+use super::asked::ControllerConnection;
 use super::inventory::{LookArguments, PoolView};
 use super::output::{Format, document};
 
@@ -123,7 +123,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn in_cluster(asked: &mut RequestedCapability, handle: VolumeId) -> Result<Shown> {
+fn in_cluster(asked: &mut ControllerConnection, handle: VolumeId) -> Result<Shown> {
     let everything = asked.everything()?;
     let found = everything.volumes.iter().find(|volume| volume.id == handle);
     found.map(Shown::of_cluster).with_context(|| match everything.unheard.as_slice() {

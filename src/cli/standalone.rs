@@ -16,7 +16,7 @@ use tracing::info;
 
 use super::PoolArguments;
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop};
-use super::serving::{OpenVolume, Registering, find_pools, health, keep_devices, open, shares, watch};
+use super::serving::{OpenPools, Registering, find_pools, health, keep_devices, open, shares, watch};
 
 /// Flags of `holdfast standalone`.
 #[derive(Args, Clone, Debug)]
@@ -61,7 +61,7 @@ async fn live(config: Config, os: Os, stop: Sender<()>, stopped: Stop) -> Result
     let shares = shares(&os)?;
     let health = health(config.serving.metrics, &metrics, &pools, shares).await?;
     let id = config.node;
-    let OpenVolume { home, node, said } = open(&os, config.pools, id.clone(), Vec::new()).await?;
+    let OpenPools { home, node, said } = open(&os, config.pools, id.clone(), Vec::new()).await?;
     let node = Arc::new(node);
     let shared: Arc<dyn Home> = Arc::new(home.clone());
     let router = Arc::new(Router::new(Directory::standalone(shared, home.pools())));

@@ -21,7 +21,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::local::{Key, Shared};
-use super::record::{CopyRecord, Phase};
+use super::record::{CopyRecord, Phase, Record};
 use crate::pool::{Continue, Object, Progress};
 use crate::types::{Bytes, Error, Kind, PoolId, Result, SnapshotId, VolumeId};
 
@@ -52,6 +52,8 @@ struct Copy {
     cancelled: AtomicBool,
     /// Whether its thread ended before the copy was complete.
     stopped: AtomicBool,
+    /// Whether its thread has tried once.
+    tried: AtomicBool,
 }
 
 impl Copy {
@@ -189,6 +191,7 @@ impl Shared {
             total: record.total.get(),
             cancelled: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            tried: AtomicBool::new(false),
         });
         {
             let mut table = self.copies.lock();
@@ -242,6 +245,13 @@ impl Shared {
 
     fn copy_once(self: &Arc<Self>, target: Key, copy: &Copy) -> Result<bool> {
         let state = self.pool(target.pool)?;
+        let tried = copy.tried.swap(true, Ordering::Relaxed);
+        if !self.is_unfinished(target)? {
+            if tried {
+                self.settle_finished(target)?;
+            }
+            return Ok(true);
+        }
         let start = Bytes::new(copy.done.load(Ordering::Relaxed));
         let progress = Report { shared: self, target, copy };
         self.check_image(state, copy.source, Bytes::new(copy.total))?;
@@ -252,6 +262,43 @@ impl Shared {
         self.finish_copy(target)?;
         info!(target = %target, bytes = copy.total, "copy complete");
         Ok(true)
+    }
+
+    /// Whether a target still waits for its copy. The caller that started this copy read the record before: an earlier
+    /// copy may have ended since, and the target may have been written by its user. Only one copy of a target is
+    /// registered at a time, and it leaves after its record, so the record is final here.
+    fn is_unfinished(&self, target: Key) -> Result<bool> {
+        let pool = target.pool;
+        Ok(match target.object {
+            Object::Volume(uuid) => {
+                self.volume_record(&VolumeId { pool, uuid })?.is_some_and(|record| record.copy_to_resume().is_some())
+            }
+            Object::Snapshot(uuid) => self
+                .snapshot_record(&SnapshotId { pool, uuid })?
+                .is_some_and(|record| record.copy_to_resume().is_some()),
+        })
+    }
+
+    /// An earlier attempt wrote the last record and got an error after the effect: makes it durable, and corrects the
+    /// ledger. Others may change the record by now, so under the target's lock.
+    fn settle_finished(&self, target: Key) -> Result<()> {
+        let state = self.pool(target.pool)?;
+        let _lock = self.locks.try_lock(&target, "the end of a copy")?;
+        match target.object {
+            Object::Volume(uuid) => {
+                let Some(record) = self.volume_record(&VolumeId { pool: target.pool, uuid })? else { return Ok(()) };
+                self.store_volume(&record)?;
+                state.ledger.enter(target.object, state.claim_of_volume(&record));
+            }
+            Object::Snapshot(uuid) => {
+                let Some(record) = self.snapshot_record(&SnapshotId { pool: target.pool, uuid })? else {
+                    return Ok(());
+                };
+                self.store_snapshot(&record)?;
+                state.ledger.enter(target.object, state.claim_of_snapshot(&record));
+            }
+        }
+        Ok(())
     }
 
     /// Step 3.

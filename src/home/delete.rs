@@ -42,7 +42,7 @@ impl Shared {
         self.not_copied_from(id.pool, object)?;
         self.copies.cancel(key)?;
         let held = match (self.release_device(state, id.uuid)?, &record.still_staged) {
-            (None, Some(ended)) => self.still_bound(ended)?,
+            (None, Some(ended)) => self.still_bound(id, ended)?,
             (held, _) => held,
         };
         if let Some(held) = held {

@@ -136,13 +136,14 @@ impl Shared {
         state.pool.claim_device(record.uuid, device)
     }
 
-    /// The same for the device of read-only pods. One step: the record is written before a pod gets the device. The
-    /// node keeps its number from other volumes while it is bound.
+    /// The same for the device of read-only pods. One step: the record is written before a pod gets the device. The mark
+    /// stays when the device is removed, and its number may be another volume's then: see [`Shared::still_bound`]. While
+    /// it is bound, the node keeps its number from other volumes.
     pub(super) fn give_view(&self, id: &VolumeId, node: &NodeId, view: &ActiveDevice) -> Result<()> {
         let _lock = self.lock_volume(id, "NodePublishVolume")?;
         let mut record = self.ready_volume(id)?;
         let boot_id = self.boot()?;
-        let mark = DeviceMark::of(view);
+        let mark = Some(DeviceMark::of(view));
         let uses = record.attachments.iter_mut().chain(record.still_staged.as_mut());
         let Some(attachment) = uses.into_iter().find(|attachment| attachment.node == *node) else {
             return Err(Error::new(
@@ -153,8 +154,8 @@ impl Shared {
             ));
         };
         // Marks of another boot do not apply. The volume's own device is marked when it is opened, which comes first.
-        if attachment.boot_id == Some(boot_id) && attachment.view.as_ref() != Some(&mark) {
-            attachment.view = Some(mark);
+        if attachment.boot_id == Some(boot_id) && attachment.view != mark {
+            attachment.view = mark;
             self.store_volume(&record)?;
         }
         Ok(())
@@ -179,18 +180,34 @@ impl Shared {
 
     /// Where the device that pods got is bound although it was detached: its users would see the next image that gets
     /// its number.
-    pub(super) fn still_bound(&self, ended: &Attachment) -> Result<Option<String>> {
+    pub(super) fn still_bound(&self, id: &VolumeId, ended: &Attachment) -> Result<Option<String>> {
         if ended.marks().next().is_none() || ended.boot_id != Some(self.boot()?) {
             return Ok(None);
         }
         for mark in ended.marks() {
             let Ok(number) = mark.number.parse::<DevNum>() else { continue };
-            let uses = self.mounted_at(number)?;
-            if !uses.is_empty() {
+            // Only a bind mount of the node can be a pod's: another program may have the number by now, with a mount.
+            let mut uses = self.mounted_at(number)?;
+            uses.retain(|used| matches!(used, DeviceUse::Bound(..)));
+            let is_view = Some(mark) == ended.view.as_ref();
+            let of_another = is_view && self.is_of_another(id, number)?;
+            if !uses.is_empty() && !of_another {
                 return Ok(Some(format!("block device {number} is {}", in_words(&uses))));
             }
         }
         Ok(None)
+    }
+
+    /// Whether a device shows another volume than this one: its image, or its device as a read-only view does.
+    fn is_of_another(&self, id: &VolumeId, device: DevNum) -> Result<bool> {
+        let shown = match self.volume_of(device)? {
+            Some(shown) => Some(shown),
+            None => match self.os.loop_below(device).at(|| format!("look up block device {device}"))? {
+                Some(below) => self.volume_of(below)?,
+                None => None,
+            },
+        };
+        Ok(shown.is_some_and(|shown| shown != *id))
     }
 
     /// Loads the devices that pods may have from a record: called for each record when the home node starts.

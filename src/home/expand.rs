@@ -9,7 +9,6 @@ use super::part::Part;
 use super::record::{Record, VolumeRecord};
 use super::sizes::SizeRequest;
 use super::{Changed, Expanded, FormatState, NodeExpansion};
-use crate::os::DmSupport;
 use crate::pool::Object;
 use crate::types::{Bytes, CapacityRange, Error, Kind, Result, VolumeId, VolumeMode};
 
@@ -79,15 +78,11 @@ impl Shared {
 }
 
 impl Shared {
-    /// A filesystem must grow, unless there is none and never will be. The device-mapper device of a raw block volume
-    /// must grow too, where there may be one.
+    /// A filesystem must grow, unless there is none and never will be. What lies over a raw block volume's device must grow
+    /// too: its device-mapper device, and the device of read-only pods.
     fn node_expansion(&self, record: &VolumeRecord) -> NodeExpansion {
         let only_block = record.request.capabilities.iter().all(|capability| capability.mode == VolumeMode::Block);
         match record.format.known {
-            FormatState::Raw => match self.os.dm_support() {
-                Ok(DmSupport::No(_)) => NodeExpansion::NotNeeded,
-                Ok(DmSupport::Yes(_)) | Err(_) => NodeExpansion::Needed,
-            },
             FormatState::Never if only_block => NodeExpansion::NotNeeded,
             _ => NodeExpansion::Needed,
         }

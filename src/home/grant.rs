@@ -89,7 +89,7 @@ impl Shared {
         record.attachments = stay;
         record.still_staged = None;
         let held = match self.release_device(state, id.uuid)? {
-            None => self.still_bound(last)?,
+            None => self.still_bound(id, last)?,
             held => held,
         };
         let released = held.is_none();

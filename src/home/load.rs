@@ -78,7 +78,25 @@ impl Shared {
             return Ok(None);
         };
         state.ledger.enter(object, claim);
+        if copy.is_some() {
+            // A copy that runs already may have ended since the record was read, and entered its claim before.
+            self.claim_again(state, object)?;
+        }
         Ok(copy.map(|copy| (Key { pool, object }, copy)))
+    }
+
+    fn claim_again(&self, state: &PoolState, object: Object) -> Result<()> {
+        let pool = state.pool.identity().id;
+        let claim = match object {
+            Object::Volume(_) => read(state, object, |text| VolumeRecord::decode(object, pool, text))?
+                .map(|record| state.claim_of_volume(&record)),
+            Object::Snapshot(_) => read(state, object, |text| SnapshotRecord::decode(object, pool, text))?
+                .map(|record| state.claim_of_snapshot(&record)),
+        };
+        if let Some(claim) = claim {
+            state.ledger.enter(object, claim);
+        }
+        Ok(())
     }
 }
 

@@ -78,7 +78,7 @@ impl Shared {
     }
 
     /// The answer for a snapshot that exists already.
-    fn existing_snapshot(
+    pub(super) fn existing_snapshot(
         self: &Arc<Self>,
         record: &SnapshotRecord,
         request: &CreateSnapshot,
@@ -108,6 +108,14 @@ impl Shared {
         }
         let state = self.pool(id.pool)?;
         state.ledger.enter(record.object(), state.claim_of_snapshot(record));
+        if record.phase == Phase::Creating
+            && let Some(now) = self.snapshot_record(&id)?
+            && now.phase == Phase::Ready
+        {
+            // The copy ended after the record was read, and may have entered its claim before this call did.
+            state.ledger.enter(now.object(), state.claim_of_snapshot(&now));
+            return Ok(Created::Existing(self.view_snapshot(&now)));
+        }
         Ok(Created::Existing(self.view_snapshot(record)))
     }
 

@@ -430,7 +430,7 @@ impl Call {
 #[cfg(test)]
 mod tests {
     use super::super::call::{Access, Create, Mode, Source, Use, Wanted};
-    use super::super::specification::BackingFs;
+    use super::super::specification::CaseSetting;
     use super::*;
 
     const SOURCE: Source = Source::Volume { pool: 0, name: 0 };
@@ -453,7 +453,7 @@ mod tests {
         let event =
             |(from, to, call, seen)| Event { caller: 0, from, to: Some(to), what: What::Call(call, Some(seen)) };
         let events: Vec<_> = heard.into_iter().map(event).collect();
-        let ground = BackingFs { room: vec![1 << 30], copying, grows_mounted_ext4: true, nodes: 1 };
+        let ground = CaseSetting { room: vec![1 << 30], copying, grows_mounted_ext4: true, nodes: 1 };
         check(&Specification::new(ground), &events)
     }
 

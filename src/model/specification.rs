@@ -23,7 +23,7 @@ pub(super) enum Verdict {
 
 /// What is fixed for a whole case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct BackingFs {
+pub(super) struct CaseSetting {
     /// Bytes that may be reserved in each pool; pool n is that of node n.
     pub(super) room: Vec<u64>,
     /// Pools without reflinks: attached volumes are not copied.
@@ -36,7 +36,7 @@ pub(super) struct BackingFs {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Specification {
-    pub(super) ground: BackingFs,
+    pub(super) ground: CaseSetting,
     pub(super) volumes: [Option<Made>; NAMES],
     pub(super) cuts: [Option<MadeCut>; CUTS],
     /// What pods see.
@@ -131,7 +131,7 @@ impl Against {
 }
 
 impl Specification {
-    pub(super) fn new(ground: BackingFs) -> Self {
+    pub(super) fn new(ground: CaseSetting) -> Self {
         Self { ground, volumes: Default::default(), cuts: Default::default(), targets: Default::default() }
     }
 

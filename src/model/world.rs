@@ -209,12 +209,12 @@ impl<'m> World<'m> {
     }
 
     /// What the specification has to know of this place.
-    pub(super) fn ground(&self) -> specification::BackingFs {
+    pub(super) fn ground(&self) -> specification::CaseSetting {
         let homes = self.machine.setting.homes;
         let space = self.machine.os.fs_space(&self.root).unwrap();
         let usable = space.total - space.total / 100 * 5;
         let share = if homes == 1 { 4 } else { 2 };
-        specification::BackingFs {
+        specification::CaseSetting {
             room: vec![usable * share / 10; homes],
             copying: self.machine.setting.ground == scratch::BackingFs::Ext4,
             grows_mounted_ext4: may(CAP_SYS_RESOURCE),

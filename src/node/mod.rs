@@ -99,7 +99,7 @@ impl Node {
 
     /// Opens the devices of published block volumes: at start, and when a pool becomes available. A failure is logged.
     pub fn recover_devices(&self) {
-        if let Err(error) = self.views.recover(self.attach.as_ref()) {
+        if let Err(error) = self.views.recover(self.attach.as_ref(), &self.viewing) {
             tracing::warn!(error = error.chain(), "cannot find the read-only devices of raw block volumes in use");
         }
         if let Err(error) = self.raw.recover(&self.os, self.attach.as_ref(), &self.linear, &self.views) {

@@ -93,8 +93,11 @@ impl Mounts<'_> {
         if entry.device == device {
             return Ok(Some(Shown::Filesystem(device)));
         }
-        let is_bound = bound.is_some_and(|bound| bound == device || Some(bound) == linear);
-        Ok(is_bound.then_some(Shown::Device(device)))
+        match bound {
+            Some(bound) if bound == device || Some(bound) == linear => Ok(Some(Shown::Device(device))),
+            Some(bound) if self.node.views.shows(self.volume, bound, device)? => Ok(Some(Shown::View(bound))),
+            _ => Ok(None),
+        }
     }
 
     /// Whether pods use the volume's loop device directly.

@@ -9,8 +9,9 @@ use std::path::PathBuf;
 
 use super::Node;
 use crate::attach::{Attached, Linear, LinearDevice};
+use crate::home::Changed;
 use crate::os::DmSupport;
-use crate::types::{OsContext, Result, VolumeId};
+use crate::types::{Kind, OsContext, Result, VolumeId};
 
 impl Node {
     /// Creates the device-mapper device of an attached raw volume, or resizes it to the volume's size. `None` when the
@@ -56,7 +57,14 @@ impl Node {
     pub(super) fn detach(&self, volume: &VolumeId) -> Result<()> {
         self.views.release(volume)?;
         self.linear.release(volume)?;
-        self.attach.detach(volume)
+        match self.attach.detach(volume) {
+            // By a view that was not known, if there is one.
+            Err(held) if held.kind() == Kind::InUse => match self.attach.device_of(volume)? {
+                Some(below) if self.views.release_over(volume, below)? == Changed::Yes => self.attach.detach(volume),
+                _ => Err(held),
+            },
+            detached => detached,
+        }
     }
 }
 

@@ -49,16 +49,23 @@ impl Node {
         if !self.views.has(volume) {
             return Ok(());
         }
-        match self.viewing.try_lock(volume, "NodeUnpublishVolume") {
-            Ok(_lock) => self.drop_view_if_unbound(volume),
-            Err(_) => Ok(()),
+        let Ok(_lock) = self.viewing.try_lock(volume, "NodeUnpublishVolume") else { return Ok(()) };
+        match self.drop_view_if_unbound(volume) {
+            // The pod's path is removed anyway, and the unstage tries again.
+            Err(error) if error.kind() == Kind::InUse => {
+                tracing::warn!(%volume, error = error.chain(), "cannot remove the read-only device of a volume after its last pod; the unstage removes it");
+                Ok(())
+            }
+            dropped => dropped,
         }
     }
 
     fn drop_view_if_unbound(&self, volume: &VolumeId) -> Result<()> {
-        let mounts = self.mounts(volume)?;
-        if mounts.others(&[])?.iter().any(|(_, shown)| matches!(shown, Shown::View(_))) {
-            return Ok(());
+        if let Some(view) = self.views.device_of(volume) {
+            let table = self.os.mounts().at(|| "read the mount table")?;
+            if table.entries().iter().any(|entry| table.bound_device(entry) == Some(view)) {
+                return Ok(());
+            }
         }
         self.views.release(volume).map(drop)
     }

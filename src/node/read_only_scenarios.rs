@@ -174,6 +174,65 @@ fn pods_that_only_read_outlive_the_driver_and_what_a_crash_left_is_removed() {
 }
 
 #[test]
+fn the_number_of_a_removed_view_is_free_and_nobody_is_blamed_for_its_next_user() {
+    let rig = Rig::new();
+    let id = staged(&rig, "a");
+    let reading = reader(&rig, id, "reader");
+    let number = device_at(&reading);
+    rig.node.unpublish(&id, &reading).unwrap();
+    // Until other volumes have the number: as a mounted device, or as their own or their read-only device in a pod.
+    let mut others = Vec::new();
+    for n in 0..6 {
+        let other = staged(&rig, &format!("other-{n}"));
+        others.push((other, writer(&rig, other, &format!("writer-{n}"))));
+        others.push((other, reader(&rig, other, &format!("reader-{n}"))));
+    }
+    let reused = others.iter().any(|(_, target)| device_at(target) == number);
+    assert!(reused || rig.os.loop_of(number).unwrap().is_some_and(|now| rig.os.loop_view(now).unwrap().is_some()));
+    end(&rig, &id);
+    for (other, target) in others {
+        rig.node.unpublish(&other, &target).unwrap();
+    }
+}
+
+#[test]
+fn a_view_that_the_process_does_not_know_is_removed_with_its_volume() {
+    let mut rig = Rig::new();
+    let id = staged(&rig, "a");
+    let reading = reader(&rig, id, "reader");
+    // The pool is not served when the process starts, so nobody knows whose the view is.
+    rig.without_pool();
+    assert_eq!(rig.node.unpublish(&id, &reading).unwrap(), Changed::Yes);
+    assert!(!reading.exists());
+    rig.node.unstage(&id, &rig.staging(&id)).unwrap();
+    assert_eq!(rig.loops(&id), 0, "neither the volume's device nor the view holds the image");
+    rig.reopen();
+    assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
+    assert_eq!(rig.home.delete_volume(&id).unwrap(), Changed::Yes);
+}
+
+#[test]
+fn a_view_that_got_another_file_is_known_by_its_sequence_number_and_removed() {
+    let rig = Rig::new();
+    let id = staged(&rig, "a");
+    let reading = reader(&rig, id, "reader");
+    // LOOP_CHANGE_FD, which wants a read-only device and a file of the same size.
+    let image = rig.path("of-a-pod");
+    let file = fs::File::create(&image).unwrap();
+    file.set_len(32 << 20).unwrap();
+    rig.os.change_loop(&reading, &image).unwrap();
+    let second = super::PublishRequest { read_only: ReadOnly::Yes, ..rig.publish_request(id, BLOCK, "second") };
+    let refused = rig.node.publish(&second).unwrap_err();
+    assert!(refused.to_string().contains("changed its backing file"), "{refused}");
+    rig.node.unpublish(&id, &reading).unwrap();
+    let left = rig.os.loop_views(|backing| backing == image.canonicalize().unwrap()).unwrap();
+    assert_eq!(left, [], "the pod's file is free");
+    rig.node.publish(&second).unwrap();
+    rig.node.unpublish(&id, &second.target).unwrap();
+    end(&rig, &id);
+}
+
+#[test]
 fn a_view_that_its_pod_detached_never_shows_another_volume() {
     let mut rig = Rig::new();
     let id = staged(&rig, "a");
@@ -218,7 +277,7 @@ fn a_view_that_its_pod_turned_to_something_else_is_not_given_to_another_pod() {
     let second = super::PublishRequest { read_only: ReadOnly::Yes, ..rig.publish_request(id, BLOCK, "second") };
     let refused = rig.node.publish(&second).unwrap_err();
     assert_eq!(refused.kind(), Kind::Precondition);
-    assert!(refused.to_string().contains("changed its offset"), "{refused}");
+    assert!(refused.to_string().contains("changed its settings"), "{refused}");
     rig.node.unpublish(&id, &reading).unwrap();
     rig.node.publish(&second).unwrap();
     assert_eq!(rig.os.device_size_shown(device_at(&second.target)).unwrap(), 32 << 20);

@@ -19,6 +19,8 @@ mod raw {
     nix::ioctl_write_int_bad!(loop_ctl_add, super::LOOP_CTL_ADD);
     nix::ioctl_write_int_bad!(loop_ctl_remove, super::LOOP_CTL_REMOVE);
     nix::ioctl_none_bad!(loop_clr_fd, super::LOOP_CLR_FD);
+    #[cfg(test)]
+    nix::ioctl_write_int_bad!(loop_change_fd, linux_raw_sys::loop_device::LOOP_CHANGE_FD);
     nix::ioctl_none_bad!(loop_set_capacity, super::LOOP_SET_CAPACITY);
     nix::ioctl_write_ptr_bad!(loop_configure, super::LOOP_CONFIGURE, loop_config);
     nix::ioctl_read_bad!(loop_get_status64, super::LOOP_GET_STATUS64, loop_info64);
@@ -175,6 +177,14 @@ pub(super) fn loop_keep(device: BorrowedFd<'_>, info: &mut loop_info64) -> io::R
 pub(super) fn empty_loop_config() -> loop_config {
     // SAFETY: loop_config is plain numbers and byte arrays, for which all zeroes is a value.
     unsafe { std::mem::zeroed() }
+}
+
+/// LOOP_CHANGE_FD.
+#[cfg(test)]
+pub(super) fn loop_change_fd(device: BorrowedFd<'_>, image: &std::fs::File) -> io::Result<()> {
+    // SAFETY: takes a descriptor as a number.
+    unsafe { raw::loop_change_fd(device.as_raw_fd(), image.as_raw_fd()) }?;
+    Ok(())
 }
 
 /// LOOP_CLR_FD: also returns 0 if it only set the autoclear flag of a device that is in use; check the status

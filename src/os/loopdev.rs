@@ -189,6 +189,18 @@ impl Os {
         Ok(link.file_name().and_then(|name| name.to_str()).and_then(LoopDevice::named))
     }
 
+    /// The loop device that a loop device lies on, by the path of its backing file; `None` when that is no loop device.
+    /// Opens nothing.
+    ///
+    /// # Errors
+    /// Those of reading sysfs.
+    pub fn loop_below(&self, number: DevNum) -> io::Result<Option<DevNum>> {
+        let Some(device) = self.loop_of(number)? else { return Ok(None) };
+        let view = self.loop_view(device)?;
+        let name = view.as_ref().and_then(|view| view.backing.file_name()).and_then(|name| name.to_str());
+        Ok(name.and_then(LoopDevice::named).and_then(LoopDevice::number))
+    }
+
     /// The image of an open loop device; `None` when there is none.
     ///
     /// # Errors
@@ -315,8 +327,9 @@ impl Os {
                 Err(error) if went_away(&error) => return Ok(true),
                 Err(error) => return Err(error),
             };
+            let still = sequence.is_some() && ioctl::disk_sequence(node.file.as_fd())? == sequence;
             match ioctl::loop_get_status(node.file.as_fd()) {
-                Ok(mut info) if same(&decode(device, &info, None)) => {
+                Ok(mut info) if still || same(&decode(device, &info, None)) => {
                     ioctl::loop_keep(node.file.as_fd(), &mut info).map(|()| false)
                 }
                 Ok(_) => Ok(true),
@@ -361,6 +374,12 @@ impl Os {
         let mut info = ioctl::loop_get_status(device.as_fd())?;
         info.lo_offset = offset;
         ioctl::loop_keep(device.as_fd(), &mut info)
+    }
+
+    /// Gives a read-only loop device another file (LOOP_CHANGE_FD), as every process that may open it can.
+    #[cfg(test)]
+    pub(crate) fn change_loop(&self, path: &Path, image: &Path) -> io::Result<()> {
+        ioctl::loop_change_fd(File::open(path)?.as_fd(), &File::open(image)?)
     }
 
     /// LOOP_SET_CAPACITY: resizes the device online to the current size of its image.

@@ -214,12 +214,16 @@ fn each_namespace(mut look: impl FnMut(&Namespace) -> io::Result<()>) -> io::Res
     let mut seen = HashSet::from([ours]);
     for (pid, directory) in processes() {
         let Ok(namespace) = fs::read_link(directory.join("ns/mnt")) else { continue };
-        if !seen.insert(namespace) {
+        if seen.contains(&namespace) {
             continue;
         }
+        // A process that ends meanwhile shows nothing: another one of the namespace is tried.
         let Ok(mountinfo) = fs::read(directory.join("mountinfo")) else { continue };
         let root = directory.join("root");
-        let _ = look(&Namespace { mountinfo, root, of: Some((pid, directory)) });
+        let looked = look(&Namespace { mountinfo, root: root.clone(), of: Some((pid, directory)) });
+        if looked.is_ok() && fs::symlink_metadata(&root).is_ok() {
+            seen.insert(namespace);
+        }
     }
     Ok(())
 }

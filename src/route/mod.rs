@@ -80,7 +80,7 @@ impl Router {
         let placed = self.placed(request, requirement);
         // The only home node that may have it checks that itself.
         let sees_itself = placed.is_ok() && self.directory.heard().len() < 2;
-        let mut mute = UnansweredRequest::new();
+        let mut mute = UnansweredNodes::new();
         if !sees_itself {
             let made;
             (made, mute) = self.made_before(&request.name)?;
@@ -166,7 +166,7 @@ impl Router {
     /// name, which the uuid does not reveal: a node that answers yes to every query cannot. A volume that is being
     /// created or deleted is not shown. Its home node reports that when it is asked to create the volume, and blocks no
     /// other node.
-    fn made_before(&self, name: &str) -> Result<(Option<Arc<dyn Home>>, UnansweredRequest), Failure> {
+    fn made_before(&self, name: &str) -> Result<(Option<Arc<dyn Home>>, UnansweredNodes), Failure> {
         let uuid = ObjectUuid::of_volume(name);
         let (found, mute) =
             self.ask_all(|home| shown(home, name, home.find_volume(uuid)?, |id| Ok(home.volume(id)?.name)))?;
@@ -216,8 +216,8 @@ impl Router {
     fn ask_all<I: Send>(
         &self,
         ask: impl Fn(&dyn Home) -> Result<Vec<I>> + Sync,
-    ) -> Result<(Vec<Has<I>>, UnansweredRequest), Failure> {
-        let (mut found, mut mute) = (Vec::new(), UnansweredRequest::new());
+    ) -> Result<(Vec<Has<I>>, UnansweredNodes), Failure> {
+        let (mut found, mut mute) = (Vec::new(), UnansweredNodes::new());
         let in_turn = |home: &dyn Home| self.questions.ask(home.node(), || ask(home));
         for (home, answer) in asked(self.directory.heard(), None, in_turn) {
             match answer {
@@ -525,7 +525,7 @@ fn no_home_had_room(mut refusals: Vec<(&NodeId, Error)>) -> Error {
 }
 
 /// Reachable nodes that did not answer whether they have a name, with the reason.
-type UnansweredRequest = BTreeMap<NodeId, Error>;
+type UnansweredNodes = BTreeMap<NodeId, Error>;
 
 /// A home node with what it has under a name.
 type Has<I> = (Arc<dyn Home>, Vec<I>);

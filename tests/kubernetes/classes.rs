@@ -33,7 +33,7 @@ fn one_class_deletes_and_the_other_retains() {
     });
     let volume = volume_of(&stays).expect("its data stays");
     let said = driver_exec(&["why", &stays]).unwrap_err();
-    for word in ["Released", "classes-two/stays, which it was for, is gone", "claimRef"] {
+    for word in ["Released", "its claim classes-two/stays is gone", "claimRef"] {
         assert!(said.contains(word), "{word}: {said}");
     }
 

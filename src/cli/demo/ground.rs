@@ -32,7 +32,7 @@ impl Footprint {
 }
 
 /// The environment.
-pub(super) struct BackingFs {
+pub(super) struct DemoEnvironment {
     os: Os,
     directory: PathBuf,
     image: Option<LoopStatus>,
@@ -43,7 +43,7 @@ pub(super) struct BackingFs {
     pub(super) fallback: Option<String>,
 }
 
-impl BackingFs {
+impl DemoEnvironment {
     /// Creates the directory only.
     pub(super) fn new(os: &Os) -> Result<Self> {
         let name = format!("holdfast-demo-{}", std::process::id());

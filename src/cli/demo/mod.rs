@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tonic::Code;
 
 use self::client::{Client, InUse};
-use self::ground::{BackingFs, Footprint};
+use self::ground::{DemoEnvironment, Footprint};
 use super::output::{Paint, complain, say_as_is};
 
 const SIZE: Bytes = Bytes::mib(320);
@@ -35,7 +35,7 @@ pub(crate) struct Arguments {}
 pub(crate) fn run(_: Arguments) -> Result<ExitCode> {
     let os = Os::new();
     os.own_mounts().context("the demo mounts filesystems and attaches loop devices: run it as root")?;
-    let mut ground = BackingFs::new(&os)?;
+    let mut ground = DemoEnvironment::new(&os)?;
     // One thread: the driver ends when the thread that started it ends.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut story = Story { paint: Paint::detect(), total: Stopwatch::start(), steps: 0 };
@@ -84,7 +84,7 @@ impl Actor {
     }
 }
 
-async fn tell(story: &mut Story, ground: &mut BackingFs) -> Result<()> {
+async fn tell(story: &mut Story, ground: &mut DemoEnvironment) -> Result<()> {
     let node: NodeId = "demo-node".parse()?;
     story.step("prepare", async { prepare(ground) }).await?;
     let mut client = None;
@@ -153,7 +153,7 @@ async fn tell(story: &mut Story, ground: &mut BackingFs) -> Result<()> {
     end(story, &mut driver, ground, &[first, second], &snapshot_id, &before).await
 }
 
-fn prepare(ground: &mut BackingFs) -> Result<(String, ())> {
+fn prepare(ground: &mut DemoEnvironment) -> Result<(String, ())> {
     ground.make_pool()?;
     let kind = match &ground.fallback {
         None => "XFS with reflink".to_owned(),
@@ -163,7 +163,7 @@ fn prepare(ground: &mut BackingFs) -> Result<(String, ())> {
 }
 
 /// Create, attach, format and mount, publish.
-async fn begin(story: &mut Story, driver: &mut Client, ground: &BackingFs) -> Result<Actor> {
+async fn begin(story: &mut Story, driver: &mut Client, ground: &DemoEnvironment) -> Result<Actor> {
     let volume = story
         .step("create", async {
             let volume = driver.create("demo-volume", SIZE, None).await?;
@@ -184,7 +184,7 @@ async fn begin(story: &mut Story, driver: &mut Client, ground: &BackingFs) -> Re
 }
 
 /// With reflinks: while the pod runs. Without: a copy, while the volume is detached.
-async fn snapshot(story: &mut Story, driver: &mut Client, ground: &BackingFs, actor: &Actor) -> Result<String> {
+async fn snapshot(story: &mut Story, driver: &mut Client, ground: &DemoEnvironment, actor: &Actor) -> Result<String> {
     story
         .step("snapshot", async {
             if ground.fallback.is_none() {
@@ -200,7 +200,13 @@ async fn snapshot(story: &mut Story, driver: &mut Client, ground: &BackingFs, ac
 }
 
 /// XFS grows while mounted; ext4 needs CAP_SYS_RESOURCE for that, so it grows at the next mount.
-async fn grow(story: &mut Story, driver: &mut Client, ground: &BackingFs, actor: &Actor, content: &[u8]) -> Result<()> {
+async fn grow(
+    story: &mut Story,
+    driver: &mut Client,
+    ground: &DemoEnvironment,
+    actor: &Actor,
+    content: &[u8],
+) -> Result<()> {
     story
         .step("grow", async {
             let was = room(&actor.target)?;
@@ -224,7 +230,7 @@ async fn grow(story: &mut Story, driver: &mut Client, ground: &BackingFs, actor:
 }
 
 /// Creates a volume from the snapshot and mounts it beside its source.
-async fn restore(story: &mut Story, driver: &mut Client, ground: &BackingFs, snapshot_id: &str) -> Result<Actor> {
+async fn restore(story: &mut Story, driver: &mut Client, ground: &DemoEnvironment, snapshot_id: &str) -> Result<Actor> {
     story
         .step("restore", async {
             let volume = driver.create("demo-restored", SIZE, Some(snapshot_id)).await?;
@@ -261,7 +267,7 @@ async fn mount(story: &mut Story, driver: &mut Client, actor: &Actor, context: &
 async fn end(
     story: &mut Story,
     driver: &mut Client,
-    ground: &mut BackingFs,
+    ground: &mut DemoEnvironment,
     actors: &[Actor],
     snapshot_id: &str,
     before: &Footprint,

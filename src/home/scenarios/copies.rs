@@ -1,5 +1,7 @@
 //! Snapshots, clones and restores, with reflinks and by copying.
 
+use super::super::local::Key;
+use super::super::record::{CopyRecord, CopySource, Phase, SnapshotRecord};
 use super::*;
 
 both_ways! {
@@ -35,6 +37,37 @@ fn a_snapshot_outlives_its_source_and_a_restore_may_be_larger(way: Way) {
         let gone = from("late", 48, Source::Snapshot(snapshot.id));
         assert_eq!(clean(rig.home.create_volume(&gone)), Kind::NotFound);
     }
+}
+
+/// A retry of a create reads the record, and the copy may end before the retry decides to resume it.
+#[test]
+fn a_complete_copy_never_runs_again_over_what_was_written_since() {
+    let rig = Rig::on(Way::InProcess, Scratch::new(BackingFs::Ext4));
+    let source = rig.create("a", 32).id;
+    rig.write(&source, 5 << 20, b"before");
+    let request = snapshot_of("s", source);
+    let snapshot = rig.home.create_snapshot(&request).unwrap().into_inner();
+    let restored = until_made(&rig, &from("r", 32, Source::Snapshot(snapshot.id))).id;
+    rig.write(&restored, 5 << 20, b"newer!");
+    let shared = &rig.local.shared;
+    let copy = CopyRecord { from: CopySource::Snapshot(snapshot.id.uuid), done: Bytes::ZERO, total: Bytes::mib(32) };
+    let target = Key { pool: restored.pool, object: Object::Volume(restored.uuid) };
+    shared.start_copy(target, copy);
+    while shared.copies.percent_into(target).is_some() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert_eq!(rig.read(&restored, 5 << 20, 6), b"newer!");
+    assert_eq!(rig.home.delete_volume(&restored).unwrap(), Changed::Yes, "nothing is copied into it");
+
+    // The space of a copy is not reserved again after its end.
+    let reserved = || rig.home.report().unwrap()[0].promised;
+    let before = reserved();
+    let ready = shared.snapshot_record(&snapshot.id).unwrap().unwrap();
+    let copy = CopyRecord { from: CopySource::Volume(source.uuid), done: Bytes::ZERO, total: Bytes::mib(32) };
+    let stale = SnapshotRecord { phase: Phase::Creating, copy: Some(Part::new(copy)), ..ready };
+    let answer = shared.existing_snapshot(&stale, &request).unwrap().into_inner();
+    assert_eq!((answer.copy, reserved()), (CopyState::Ready, before));
+    assert_eq!(rig.home.delete_snapshot(&snapshot.id).unwrap(), Changed::Yes);
 }
 
 fn copies_inherit_the_format_and_none_is_cut_while_formatting(way: Way) {

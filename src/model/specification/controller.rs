@@ -7,7 +7,6 @@ use super::{
     Verdict, Volume, VolumeMode,
 };
 use crate::model::call::{Create, From, Wanted, mib};
-use crate::os::{DmSupport, Os};
 use crate::types::{FsType, MIB};
 
 /// What a new volume is filled from.
@@ -237,10 +236,9 @@ impl Specification {
         against.when(target - made.size > self.room(made.pool), Code::OutOfRange);
         let only_block = made.class.uses.iter().all(|(mode, _)| *mode == VolumeMode::Block);
         let node_expansion = match made.format {
-            // The device-mapper device over it follows on the node, where there is one.
-            Format::Raw => matches!(Os::new().dm_support(), Ok(DmSupport::Yes(_))),
             Format::Never => !only_block,
-            Format::Begun(_) | Format::Made(..) => true,
+            // The devices over a raw volume's own follow on the node.
+            Format::Raw | Format::Begun(_) | Format::Made(..) => true,
         };
         let verdict = against.or(|| Answer::Size { size: target, node_expansion });
         if let (Verdict::Ok(_), Some(made)) = (&verdict, &mut self.volumes[name]) {

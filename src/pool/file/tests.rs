@@ -418,9 +418,9 @@ fn a_device_is_taken_away_without_image_and_record() {
 
 /// Which devices were asked what is behind them.
 #[derive(Clone, Default)]
-struct RequestedCapability(Arc<Mutex<BTreeSet<String>>>);
+struct QueriedDevices(Arc<Mutex<BTreeSet<String>>>);
 
-impl Interceptor for RequestedCapability {
+impl Interceptor for QueriedDevices {
     fn before(&self, call: Call, target: &str) -> io::Result<()> {
         if call == Call::LoopStatus {
             self.0.lock().unwrap().insert(target.to_owned());
@@ -436,7 +436,7 @@ impl Interceptor for RequestedCapability {
 #[test]
 fn no_loop_device_is_asked_but_those_over_its_volumes() {
     let scratch = Scratch::new(BackingFs::Xfs);
-    let asked = RequestedCapability::default();
+    let asked = QueriedDevices::default();
     let pool = open(&Os::intercepted(Box::new(asked.clone())), &spec(&scratch.root()), &home()).unwrap();
     // No other test has a volume of this uuid. A device that is not its is there: the scratch filesystem's.
     let uuid = ObjectUuid::of_volume(&pool.identity().id.to_string());

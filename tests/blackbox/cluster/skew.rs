@@ -129,7 +129,7 @@ fn a_create_refused_for_its_words_is_final_only_when_every_home_says_that_it_has
     cluster.nodes.get_mut("node-b").unwrap().kill9();
     for name in ["vol", "other"] {
         let said = refused(asked(&cluster, name), &[Code::Unavailable]);
-        assert!(said.contains("replicas") && said.contains("not known"), "{said}");
+        assert!(said.contains("replicas") && said.contains("cannot determine whether"), "{said}");
     }
     cluster.start_node("node-b");
     cluster.until(0, &vol, Code::Ok);

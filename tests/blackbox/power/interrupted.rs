@@ -10,7 +10,7 @@ use crate::harness::{
     HeldTool, PoolFs, Scratch, Use, Vol, World, await_that, check_tree, refused, run, superblock_uuid, write_tree,
 };
 
-use super::layer::{BackingFs, Fault, Layer};
+use super::layer::{DiskMemory, Fault, Layer};
 use super::log::Left;
 use super::recorded;
 
@@ -67,7 +67,7 @@ fn a_mkfs_cut_off_by_the_power_is_made_once(pool: PoolFs, kind: Use) {
         in_order.chain((flush..last).flat_map(|flush| (0..torn).map(move |seed| Left::Torn(flush, seed)))).collect();
     let mut states = std::collections::BTreeMap::<String, usize>::new();
     for left in &points {
-        let ground = BackingFs::new();
+        let ground = DiskMemory::new();
         let disk = ground.path().join("disk");
         log.build(*left, &disk);
         let mut world = World::over(Scratch::over(&disk, None));

@@ -88,11 +88,11 @@ impl Shared {
 
 /// A tmpfs in a mount namespace of the thread's own: fast, and removed with the thread.
 #[derive(Debug)]
-pub(crate) struct BackingFs {
+pub(crate) struct DiskMemory {
     directory: tempfile::TempDir,
 }
 
-impl BackingFs {
+impl DiskMemory {
     pub(crate) fn new() -> Self {
         own_mounts();
         let directory = tempfile::Builder::new().prefix("holdfast-disk-").tempdir().unwrap();
@@ -105,7 +105,7 @@ impl BackingFs {
     }
 }
 
-impl Drop for BackingFs {
+impl Drop for DiskMemory {
     fn drop(&mut self) {
         // The remaining holder of a file, a loop device that is being detached, releases it in a moment.
         let _ = umount2(self.directory.path(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
@@ -116,13 +116,13 @@ impl Drop for BackingFs {
 pub(crate) struct Layer {
     shared: Arc<Shared>,
     session: Option<BackgroundSession>,
-    ground: BackingFs,
+    ground: DiskMemory,
     size: u64,
 }
 
 impl Layer {
     pub(crate) fn new(size: u64) -> Self {
-        let ground = BackingFs::new();
+        let ground = DiskMemory::new();
         let point = ground.path().join("layer");
         fs::create_dir(&point).unwrap();
         let file = File::options().read(true).write(true).create_new(true).open(ground.path().join("bytes")).unwrap();

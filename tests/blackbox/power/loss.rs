@@ -9,7 +9,7 @@ use tonic::Code;
 use crate::harness::calls::from_snapshot;
 use crate::harness::{PoolFs, Scratch, Use, Vol, World, await_that, check_tree, superblock_uuid, write_tree};
 
-use super::layer::BackingFs;
+use super::layer::DiskMemory;
 use super::life::{Life, Stand, What};
 use super::log::{Left, Log, points};
 use super::{more, recorded};
@@ -56,7 +56,7 @@ fn everything_answered_survives_on_ext4() {
 
 fn check(log: &Log, life: &Life, point: usize, left: Left) {
     let what = format!("{left:?} with {:?}", life.steps.iter().rfind(|step| step.done <= point).map(|step| &step.what));
-    let ground = BackingFs::new();
+    let ground = DiskMemory::new();
     let disk = ground.path().join("disk");
     log.build(left, &disk);
     let mut world = World::over(Scratch::over(&disk, None));
