@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use holdfast::csi::proto as p;
 use holdfast::csi::proto::node_client::NodeClient;
-use holdfast::os::{DmSupport, Os};
 use tonic::Code;
 
 use crate::harness::{
