@@ -45,6 +45,21 @@ fn the_table_of_parameters_is_the_code_s() {
 }
 
 #[test]
+fn the_budget_of_ci_is_the_documented_one() {
+    let testing = include_str!("../docs/testing.md");
+    let documented: Vec<_> = rows(testing, "The time of CI")
+        .iter()
+        .take_while(|row| row[0] != "part")
+        .map(|row| format!("{} {}", unquoted(&row[0]), row[1]))
+        .collect();
+    let budget: Vec<_> =
+        include_str!("../.ci/budget").lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+    assert_eq!(documented, budget);
+    let seconds = |line: &String| line.split_once(' ').unwrap().1.parse::<u64>().unwrap();
+    assert!(budget.iter().map(seconds).sum::<u64>() <= 45 * 60);
+}
+
+#[test]
 fn the_chart_installs_this_version() {
     let chart = include_str!("../charts/holdfast/Chart.yaml");
     assert!(chart.lines().any(|line| line == concat!("appVersion: ", env!("CARGO_PKG_VERSION"))), "{chart}");
