@@ -17,6 +17,7 @@ use crate::bare::Bare;
 use crate::figures::{Pair, per_second, print, seconds};
 use crate::ground::ScratchPlace;
 use crate::harness::{MIB, Use, World, capability, create_request};
+use crate::many::resident;
 
 const TIMES: usize = 3;
 const SECONDS: u64 = 3;
@@ -28,7 +29,14 @@ pub(crate) fn run() {
     }
 }
 
+/// So many lives, by so many callers, before the memory is measured again.
+const MANY: usize = 1000;
+const TOGETHER: usize = 16;
+
 fn on(world: &World, ground: ScratchPlace) {
+    if ground == ScratchPlace::Memory {
+        memory(world);
+    }
     let mut rows = Vec::new();
     for callers in [1, 16, 64] {
         let (mut pair, mut refused) = (Pair::default(), BTreeMap::<String, usize>::new());
@@ -49,6 +57,29 @@ fn on(world: &World, ground: ScratchPlace) {
         &["callers", "driver", "bare commands", "ratio", "errors"],
         rows,
     );
+}
+
+/// What the driver keeps after many lives.
+fn memory(world: &World) {
+    let mut rows = vec![resident(world, "idle", Some(8.0))];
+    let place = world.scratch.path().join("many-lives");
+    let caller = Caller { channel: world.channel(), node: world.node.clone(), place };
+    let tasks: Vec<_> = (0..TOGETHER)
+        .map(|number| {
+            let caller = caller.clone();
+            let mine = MANY / TOGETHER + usize::from(number < MANY % TOGETHER);
+            world.spawn(async move {
+                for whole in 0..mine {
+                    caller.life(format!("many-{number}-{whole}")).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        world.block_on(task).unwrap();
+    }
+    rows.push(resident(world, &format!("after {MANY} lives by {TOGETHER} callers"), Some(16.0)));
+    print("Resident memory", &["when", "VmRSS", "of it anonymous", "target", "ratio"], rows);
 }
 
 /// One caller's way to the driver.

@@ -142,7 +142,7 @@ impl Round {
 }
 
 /// A row of the driver's memory now.
-fn resident(world: &World, when: &str, target: Option<f64>) -> Vec<String> {
+pub(crate) fn resident(world: &World, when: &str, target: Option<f64>) -> Vec<String> {
     let pid = world.block_on(async {
         let stream = tokio::net::UnixStream::connect(&world.socket).await.unwrap();
         stream.peer_cred().unwrap().pid().unwrap()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::*;
-use crate::home::{FormatState, Formatting, Health, NodeExpansion, OpenVolume, PoolHealth, SnapshotFilter};
+use crate::home::{CopyState, FormatState, Formatting, Health, NodeExpansion, OpenVolume, PoolHealth, SnapshotFilter};
 use crate::os::Timestamp;
 use crate::types::{AccessMode, Capability, FsType, Placement, Provisioning, VolumeMode, VolumeParameters};
 
@@ -29,6 +29,22 @@ struct Teller {
     /// The pool it names in its answers.
     pool: PoolId,
     says: Says,
+    /// Fixed answers to single calls, before all else.
+    fixed: Fixed,
+}
+
+/// What a node answers whatever it is asked.
+#[derive(Clone, Default)]
+struct Fixed {
+    volume: Option<Volume>,
+    volumes: Option<Page<Volume, VolumeId>>,
+    volume_ids: Option<Vec<VolumeId>>,
+    snapshot: Option<Snapshot>,
+    snapshots: Option<Page<Snapshot, SnapshotId>>,
+    snapshot_ids: Option<Vec<SnapshotId>>,
+    granted: Option<Granted>,
+    extents: BTreeMap<VolumeId, u64>,
+    report: Vec<PoolReport>,
 }
 
 impl Teller {
@@ -59,7 +75,7 @@ impl Home for Teller {
     }
 
     fn create_volume(&self, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
-        Ok(Created::New(self.volume_called(&request.name)))
+        Ok(Created::New(self.fixed.volume.clone().unwrap_or_else(|| self.volume_called(&request.name))))
     }
 
     fn delete_volume(&self, _: &VolumeId) -> Result<Changed> {
@@ -67,6 +83,9 @@ impl Home for Teller {
     }
 
     fn volume(&self, id: &VolumeId) -> Result<Volume> {
+        if let Some(volume) = &self.fixed.volume {
+            return Ok(volume.clone());
+        }
         match self.says {
             Says::YesUnderAnyName => Ok(Volume { id: *id, ..self.volume_called("pvc-of-the-liar") }),
             Says::Has(name) => Ok(Volume { id: *id, ..self.volume_called(name) }),
@@ -75,6 +94,9 @@ impl Home for Teller {
     }
 
     fn find_volume(&self, uuid: ObjectUuid) -> Result<Vec<VolumeId>> {
+        if let Some(ids) = &self.fixed.volume_ids {
+            return Ok(ids.clone());
+        }
         let yes = match self.says {
             Says::Nothing => false,
             Says::YesUnderAnyName | Says::YesAndHides => true,
@@ -84,13 +106,16 @@ impl Home for Teller {
     }
 
     fn volumes(&self, _: Option<VolumeId>, _: usize) -> Result<Page<Volume, VolumeId>> {
+        if let Some(page) = &self.fixed.volumes {
+            return Ok(page.clone());
+        }
         let mut entries: Vec<_> = ["a", "b", "c"].map(|name| self.volume_called(name)).into();
         entries.sort_by_key(|volume| volume.id);
         Ok(Page { entries, next: None })
     }
 
     fn grant(&self, _: &VolumeId, _: &GrantRequest) -> Result<Granted> {
-        nobody_asks()
+        Ok(self.fixed.granted.clone().unwrap())
     }
 
     fn revoke(&self, _: &VolumeId, _: Option<&NodeId>) -> Result<Changed> {
@@ -134,7 +159,7 @@ impl Home for Teller {
     }
 
     fn create_snapshot(&self, _: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
-        nobody_asks()
+        Ok(Created::Existing(self.fixed.snapshot.clone().unwrap()))
     }
 
     fn delete_snapshot(&self, _: &SnapshotId) -> Result<Changed> {
@@ -142,15 +167,15 @@ impl Home for Teller {
     }
 
     fn snapshot(&self, _: &SnapshotId) -> Result<Snapshot> {
-        nobody_asks()
+        Ok(self.fixed.snapshot.clone().unwrap())
     }
 
     fn find_snapshot(&self, _: ObjectUuid) -> Result<Vec<SnapshotId>> {
-        Ok(Vec::new())
+        Ok(self.fixed.snapshot_ids.clone().unwrap_or_default())
     }
 
     fn snapshots(&self, _: &SnapshotFilter, _: Option<SnapshotId>, _: usize) -> Result<Page<Snapshot, SnapshotId>> {
-        Ok(Page { entries: Vec::new(), next: None })
+        Ok(self.fixed.snapshots.clone().unwrap_or(Page { entries: Vec::new(), next: None }))
     }
 
     fn expand(&self, _: &VolumeId, _: &CapacityRange) -> Result<Expanded> {
@@ -162,11 +187,11 @@ impl Home for Teller {
     }
 
     fn extents(&self) -> Result<BTreeMap<VolumeId, u64>> {
-        nobody_asks()
+        Ok(self.fixed.extents.clone())
     }
 
     fn report(&self) -> Result<Vec<PoolReport>> {
-        nobody_asks()
+        Ok(self.fixed.report.clone())
     }
 
     fn readmit(&self, _: PoolId) -> Result<Changed> {
@@ -214,7 +239,7 @@ fn directory_of(tellers: &[Told], interval: Duration) -> Directory {
     let tellers = tellers.to_vec();
     let dial = move |dialled: &NodeId, _: &str| {
         let (name, says, pool) = *tellers.iter().find(|(name, ..)| *name == dialled.as_str()).expect("a node");
-        Ok(Arc::new(Teller { node: node(name), pool: pool_of(pool), says }) as Arc<dyn Home>)
+        Ok(Arc::new(Teller { node: node(name), pool: pool_of(pool), says, fixed: Fixed::default() }) as Arc<dyn Home>)
     };
     Directory::of_controller(Box::new(dial), Rhythm { interval }, BTreeSet::new())
 }
@@ -361,4 +386,133 @@ fn a_node_names_so_many_pools_and_no_more() {
     assert!(error.kind() == Kind::InvalidArgument && error.to_string().contains("node a"), "{error}");
     // Its earlier report remains valid.
     directory.hear(heartbeat("a", &pools(1))).unwrap();
+}
+
+/// A volume as node `a` has it, and a snapshot of it.
+fn honest() -> (Volume, Snapshot) {
+    let teller = Teller { node: node("a"), pool: pool_of("a"), says: Says::Nothing, fixed: Fixed::default() };
+    let volume = teller.volume_called("v");
+    let snapshot = Snapshot {
+        id: SnapshotId { pool: pool_of("a"), uuid: ObjectUuid::of_snapshot("s") },
+        birth_home: node("a"),
+        home: node("a"),
+        name: "s".to_owned(),
+        source: volume.id,
+        source_birth_home: node("a"),
+        size: Bytes::mib(8),
+        cut: Timestamp::now(),
+        copy: CopyState::Ready,
+    };
+    (volume, snapshot)
+}
+
+/// Whether the answers of node `a` to each kind of question are used.
+fn used(fixed: Fixed) -> [bool; 9] {
+    let (volume, snapshot) = honest();
+    let teller = Teller { node: node("a"), pool: pool_of("a"), says: Says::Nothing, fixed };
+    let home = owned::OwnedHome::new(Arc::new(teller), owned::Pools::of(&BTreeSet::from([pool_of("a")])));
+    let grant = GrantRequest {
+        node: node("a"),
+        mode: VolumeMode::Block,
+        access: AccessMode::SingleNodeWriter,
+        read_only: crate::home::ReadOnly::No,
+    };
+    let filter = SnapshotFilter { source: Some(volume.id), ..Default::default() };
+    let cut = CreateSnapshot { name: "s".to_owned(), source: volume.id };
+    // A create whose answer is not used may have had an effect.
+    let created = home.create_volume(&request("v"));
+    assert!(created.as_ref().err().is_none_or(|failure| matches!(failure, Failure::Dirty(_))));
+    [
+        created.is_ok() && home.volume(&volume.id).is_ok(),
+        home.volumes(None, 2).is_ok(),
+        home.find_volume(volume.id.uuid).is_ok(),
+        home.create_snapshot(&cut).is_ok() && home.snapshot(&snapshot.id).is_ok(),
+        home.snapshots(&filter, None, 2).is_ok(),
+        home.find_snapshot(snapshot.id.uuid).is_ok(),
+        home.grant(&volume.id, &grant).is_ok(),
+        home.extents().is_ok(),
+        home.report().is_ok(),
+    ]
+}
+
+#[test]
+fn an_answer_about_anything_but_the_question_and_the_node_s_own_is_not_used() {
+    let (volume, snapshot) = honest();
+    let teller = Teller { node: node("a"), pool: pool_of("a"), says: Says::Nothing, fixed: Fixed::default() };
+    let page = |entries: Vec<Volume>, next| Some(Page { entries, next });
+    let report = |id| PoolReport {
+        id,
+        name: "test".parse().unwrap(),
+        kind: "file".into(),
+        place: String::new(),
+        room: crate::pool::FreeSpace { total: Bytes::ZERO, available: Bytes::ZERO, inodes: None, inodes_free: None },
+        available: Bytes::ZERO,
+        available_thick: None,
+        available_thin: Bytes::ZERO,
+        default_provisioning: Provisioning::Thin,
+        promised: Bytes::ZERO,
+        provisioned: Bytes::ZERO,
+        volumes: 0,
+        snapshots: 0,
+    };
+    let granted = |home: &str| Some(Granted { home: node(home), epoch: 1, changed: Changed::Yes });
+    let truth = Fixed {
+        volume: Some(volume.clone()),
+        volumes: page(vec![volume.clone()], Some(volume.id)),
+        volume_ids: Some(vec![volume.id]),
+        snapshot: Some(snapshot.clone()),
+        snapshots: Some(Page { entries: vec![snapshot.clone()], next: None }),
+        snapshot_ids: Some(vec![snapshot.id]),
+        granted: granted("a"),
+        extents: BTreeMap::from([(volume.id, 1)]),
+        report: vec![report(pool_of("a"))],
+    };
+    assert_eq!(used(truth.clone()), [true; 9]);
+
+    let mut sorted = ["a", "b", "c"].map(|name| teller.volume_called(name)).to_vec();
+    sorted.sort_by_key(|volume| volume.id);
+    let [one, two, three] = <[Volume; 3]>::try_from(sorted).unwrap();
+    let other_pool = VolumeId { pool: pool_of("b"), ..volume.id };
+    let other_snapshot = SnapshotId { uuid: ObjectUuid::of_snapshot("other"), ..snapshot.id };
+    let many = (0..1025).map(|n| node(&format!("n{n}"))).collect();
+    let lies: Vec<(&str, usize, Fixed)> = vec![
+        ("another volume", 0, Fixed { volume: Some(teller.volume_called("w")), ..truth.clone() }),
+        ("another home", 0, Fixed { volume: Some(Volume { home: node("b"), ..volume.clone() }), ..truth.clone() }),
+        ("too many nodes", 0, Fixed { volume: Some(Volume { published: many, ..volume.clone() }), ..truth.clone() }),
+        ("another name", 0, Fixed { volume: Some(Volume { name: "w".into(), ..volume.clone() }), ..truth.clone() }),
+        ("not in order", 1, Fixed { volumes: page(vec![two.clone(), one.clone()], None), ..truth.clone() }),
+        ("one twice", 1, Fixed { volumes: page(vec![one.clone(), one.clone()], None), ..truth.clone() }),
+        ("too long", 1, Fixed { volumes: page(vec![one.clone(), two.clone(), three], None), ..truth.clone() }),
+        ("a token before the end", 1, Fixed { volumes: page(vec![two], Some(one.id)), ..truth.clone() }),
+        ("another uuid", 2, Fixed { volume_ids: Some(vec![one.id]), ..truth.clone() }),
+        ("one pool twice", 2, Fixed { volume_ids: Some(vec![volume.id; 2]), ..truth.clone() }),
+        ("another pool", 2, Fixed { volume_ids: Some(vec![other_pool]), ..truth.clone() }),
+        (
+            "another snapshot",
+            3,
+            Fixed { snapshot: Some(Snapshot { id: other_snapshot, ..snapshot.clone() }), ..truth.clone() },
+        ),
+        (
+            "its source elsewhere",
+            3,
+            Fixed { snapshot: Some(Snapshot { source: other_pool, ..snapshot.clone() }), ..truth.clone() },
+        ),
+        (
+            "of another source",
+            4,
+            Fixed {
+                snapshots: Some(Page { entries: vec![Snapshot { source: one.id, ..snapshot.clone() }], next: None }),
+                ..truth.clone()
+            },
+        ),
+        ("another snapshot's uuid", 5, Fixed { snapshot_ids: Some(vec![other_snapshot]), ..truth.clone() }),
+        ("attached by another", 6, Fixed { granted: granted("b"), ..truth.clone() }),
+        ("extents elsewhere", 7, Fixed { extents: BTreeMap::from([(other_pool, 1)]), ..truth.clone() }),
+        ("figures of another pool", 8, Fixed { report: vec![report(pool_of("b"))], ..truth.clone() }),
+    ];
+    for (what, question, lie) in lies {
+        let mut expected = [true; 9];
+        expected[question] = false;
+        assert_eq!(used(lie), expected, "{what}");
+    }
 }
