@@ -417,7 +417,7 @@ fn used(fixed: Fixed) -> [bool; 9] {
         access: AccessMode::SingleNodeWriter,
         read_only: crate::home::ReadOnly::No,
     };
-    let filter = SnapshotFilter { source: Some(volume.id), ..Default::default() };
+    let filter = SnapshotFilter { source: Some(volume.id) };
     let cut = CreateSnapshot { name: "s".to_owned(), source: volume.id };
     // A create whose answer is not used may have had an effect.
     let created = home.create_volume(&request("v"));
