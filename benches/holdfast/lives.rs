@@ -59,7 +59,7 @@ fn on(world: &World, ground: ScratchPlace) {
     );
 }
 
-/// What the driver keeps after many lives.
+/// The driver's memory, idle and after many lifecycles.
 fn memory(world: &World) {
     let mut rows = vec![resident(world, "idle", Some(8.0))];
     let place = world.scratch.path().join("many-lives");

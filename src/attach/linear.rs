@@ -192,7 +192,7 @@ impl Linear {
         }
     }
 
-    /// What uses a device, as far as it is visible.
+    /// The users of a device, as far as they are visible.
     fn users(&self, volume: &VolumeId) -> Result<String> {
         let Some(state) = self.state(volume)? else { return Ok("busy".to_owned()) };
         let above =

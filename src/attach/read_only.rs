@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Attach, Attached, Linear};
 use crate::home::{Changed, Locks};
 use crate::os::{
-    BlockDevice, DevNum, DeviceUse, Discard, DmSupport, LoopAccess, LoopConfig, LoopDevice, LoopStatus, Os,
+    BlockDevice, DevNum, DeviceUse, Discard, DmSupport, LoopAccess, LoopConfig, LoopDevice, LoopStatus, LoopView, Os,
 };
 use crate::pool::ActiveDevice;
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId};
@@ -39,8 +39,8 @@ pub struct ReadOnlyViews {
 #[derive(Clone, Debug)]
 enum View {
     Linear(DevNum),
-    /// Held open, so that the kernel does not reuse its number.
-    /// Its sequence number (diskseq) was this when it was opened: a process that has it open can give it another file.
+    /// Held open, so that the kernel does not reuse its number; with its sequence number (diskseq) at that time, because a
+    /// process that has it open can give it another file.
     Loop(Arc<BlockDevice>, Option<u64>),
     /// A loop device that could not be opened, or could not be reopened after a failed detach.
     Unheld(DevNum, LoopStatus),
@@ -79,12 +79,10 @@ impl ReadOnlyViews {
     }
 
     /// The view of a volume if it is a loop device, which a process that has it open can detach; otherwise `None`.
-    ///
-    /// # Errors
-    /// `Internal` when its sequence number cannot be read.
-    pub fn loop_device(&self, volume: &VolumeId) -> Result<Option<ActiveDevice>> {
-        let Some(View::Loop(view, diskseq)) = self.known(|known| known.get(volume).cloned()) else { return Ok(None) };
-        Ok(Some(ActiveDevice { path: view.path().to_owned(), number: view.number(), diskseq }))
+    #[must_use]
+    pub fn loop_device(&self, volume: &VolumeId) -> Option<ActiveDevice> {
+        let Some(View::Loop(view, diskseq)) = self.known(|known| known.get(volume).cloned()) else { return None };
+        Some(ActiveDevice { path: view.path().to_owned(), number: view.number(), diskseq })
     }
 
     /// The volume of a view.
@@ -217,9 +215,8 @@ impl ReadOnlyViews {
     pub fn shows(&self, volume: &VolumeId, device: DevNum, below: DevNum) -> Result<bool> {
         if let Some(found) = self.os.loop_of(device).at(|| format!("look up block device {device}"))? {
             let view = self.os.loop_view(found).at(|| format!("read the state of {}", found.path().display()))?;
-            return Ok(view.is_some_and(|view| {
-                view.read_only && below_of(&view.backing).and_then(LoopDevice::number) == Some(below)
-            }));
+            let over = |view: LoopView| view.read_only && view.below().and_then(LoopDevice::number) == Some(below);
+            return Ok(view.is_some_and(over));
         }
         Ok(self.linear.device(volume)?.is_some_and(|view| view.number == device))
     }
@@ -240,7 +237,7 @@ impl ReadOnlyViews {
         }
         let views = self.os.loop_views(|backing| below_of(backing).is_some()).at(|| "list the loop devices")?;
         for view in views.into_iter().filter(|view| view.read_only) {
-            let Some(below) = below_of(&view.backing).and_then(LoopDevice::number) else { continue };
+            let Some(below) = view.below().and_then(LoopDevice::number) else { continue };
             let taken = attach.volume_of(below).and_then(|volume| {
                 let Some(volume) = volume else { return Ok(()) };
                 let Ok(_lock) = viewing.try_lock(&volume, RECOVERY) else { return Ok(()) };

@@ -10,7 +10,7 @@ use holdfast::fs;
 use holdfast::home::record::{Phase, Record, VolumeRecord};
 use holdfast::home::{Finding, FindingKind, FormatState, Health, LocalHome};
 use holdfast::node::unseen;
-use holdfast::os::{DevNum, DmSupport, LoopDevice, LoopView, Os};
+use holdfast::os::{DevNum, DmSupport, LoopView, Os};
 use holdfast::pool::Object;
 use holdfast::telemetry::PoolFindings;
 use holdfast::types::{Bytes, Error, Kind, PoolName, Provisioning, VolumeId, printable};
@@ -362,10 +362,7 @@ impl PoolExaminer<'_> {
                     continue;
                 }
                 // A crash after a read-only device was removed leaves its mark; the number may be a volume's since.
-                let is_volume = |shown: &LoopView| {
-                    let name = shown.backing.file_name().and_then(|name| name.to_str());
-                    name.is_some_and(|name| name == "data" || LoopDevice::named(name).is_some())
-                };
+                let is_volume = |shown: &LoopView| shown.backing.ends_with("data") || shown.below().is_some();
                 if Some(mark) == attachment.view.as_ref() && shown.as_ref().is_some_and(is_volume) {
                     continue;
                 }

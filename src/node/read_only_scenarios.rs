@@ -328,6 +328,20 @@ fn an_administrator_s_read_only_loop_device_is_left_alone() {
     end(&rig, &id);
 }
 
+/// A device that is identified by its sequence number alone, because its image cannot be queried.
+#[test]
+fn a_device_that_a_process_has_open_is_not_reported_as_detached() {
+    let rig = Rig::new();
+    let id = staged(&rig, "a");
+    let reading = reader(&rig, id, "reader");
+    let device = rig.os.loop_of(device_at(&reading)).unwrap().unwrap();
+    let view = || rig.os.loop_view(device).unwrap().expect("still attached");
+    assert!(!rig.os.loop_clear(&view().unasked()).unwrap());
+    assert!(!view().autoclear, "it stays when its last user closes it");
+    rig.node.unpublish(&id, &reading).unwrap();
+    end(&rig, &id);
+}
+
 #[test]
 fn any_call_of_a_publish_to_read_may_fail_and_nothing_is_left() {
     let rig = Rig::new();

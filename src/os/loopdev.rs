@@ -196,9 +196,7 @@ impl Os {
     /// Those of reading sysfs.
     pub fn loop_below(&self, number: DevNum) -> io::Result<Option<DevNum>> {
         let Some(device) = self.loop_of(number)? else { return Ok(None) };
-        let view = self.loop_view(device)?;
-        let name = view.as_ref().and_then(|view| view.backing.file_name()).and_then(|name| name.to_str());
-        Ok(name.and_then(LoopDevice::named).and_then(LoopDevice::number))
+        Ok(self.loop_view(device)?.and_then(|view| view.below()).and_then(LoopDevice::number))
     }
 
     /// The image of an open loop device; `None` when there is none.

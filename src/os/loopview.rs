@@ -66,6 +66,12 @@ impl LoopView {
         }
     }
 
+    /// The loop device this one lies on, by the name of its backing file; `None` when that is no loop device.
+    #[must_use]
+    pub fn below(&self) -> Option<LoopDevice> {
+        LoopDevice::named(self.backing.file_name()?.to_str()?)
+    }
+
     /// Whether the image's path ends with these components.
     #[must_use]
     pub fn ends_with(&self, tail: &Path) -> bool {
