@@ -163,6 +163,10 @@ fn the_number_of_a_device_that_pods_may_have_is_reserved_in_every_life_of_this_b
     assert!(reserved(&rig), "detached, and in a pod");
     rig.reopen();
     assert!(reserved(&rig), "from the record of a detached one");
+    rig.grant(&a, BLOCK, AccessMode::SingleNodeMultiWriter);
+    rig.reopen();
+    assert!(reserved(&rig), "from the record of the next attachment, before the device is opened again");
+    rig.home.revoke(&a, None).unwrap();
     // Another boot's numbers are other devices.
     let record = rig.image(&a).with_file_name("volume.json");
     let text = fs::read_to_string(&record).unwrap();
