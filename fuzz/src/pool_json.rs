@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use holdfast::pool::file::PoolFile;
+use holdfast::pool::PoolFile;
 use serde_json::Value;
 
 /// Reads the bytes as pool.json.

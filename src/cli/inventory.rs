@@ -1,18 +1,10 @@
-//! Reads the pools and their devices and mounts while a driver may be running. Shared by `pools`, `volumes` and `doctor`.
+//! The pools that `pools`, `volumes` and `doctor` inspect.
 
-use std::path::Path;
-use std::sync::Arc;
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
-use holdfast::attach::Linear;
 use holdfast::config::{self, PoolConfig};
-use holdfast::home::record::VolumeRecord;
-use holdfast::home::{Survey, survey};
-use holdfast::os::{DevNum, MountEntry, MountTable, Os};
-use holdfast::pool::file::FilePool;
-use holdfast::pool::{ActiveDevice, Pool};
-use holdfast::types::{ObjectUuid, VolumeId};
+use holdfast::home::{Kernel, PoolView};
+use holdfast::os::Os;
 
 use super::PoolArguments;
 use super::asked::{ControllerArguments, ControllerConnection};
@@ -56,88 +48,13 @@ impl LookArguments {
     }
 }
 
-/// The state of the kernel: the mounts at one moment.
-pub(crate) struct Kernel {
-    pub(crate) mounts: MountTable,
-    /// The names of the device-mapper devices over volumes' loop devices.
-    linear: Vec<(VolumeId, String)>,
-}
-
-impl Kernel {
-    /// Reads it.
-    ///
-    /// # Errors
-    /// Those of reading /proc.
-    pub(crate) fn look(os: &Os) -> Result<Self> {
-        let mut linear = Vec::new();
-        let writable = Linear::new(os.clone());
-        for kind in [writable.read_only(), writable] {
-            linear.extend(kind.all()?.into_iter().map(|(volume, _)| (volume, kind.name(&volume))));
-        }
-        Ok(Self { mounts: os.mounts().context("read the mounts")?, linear })
-    }
-
-    /// Where a device is mounted or bound.
-    pub(crate) fn mounts_of(&self, device: DevNum) -> Vec<&MountEntry> {
-        let shows = |entry: &&MountEntry| entry.device == device || self.mounts.bound_device(entry) == Some(device);
-        self.mounts.entries().iter().filter(shows).collect()
-    }
-
-    /// The device-mapper devices over a volume's loop device.
-    pub(crate) fn linear_of(&self, volume: &VolumeId) -> Vec<&str> {
-        self.linear.iter().filter(|(of, _)| of == volume).map(|(_, name)| name.as_str()).collect()
-    }
-
-    /// The type of the filesystem of a directory.
-    pub(crate) fn filesystem_of(&self, path: &Path) -> Option<&str> {
-        let entries = self.mounts.entries().iter().rev().filter(|entry| path.starts_with(&entry.mount_point));
-        entries.max_by_key(|entry| entry.mount_point.as_os_str().len()).map(|entry| entry.fs_type.as_str())
-    }
-}
-
-/// One inspected pool.
-pub(crate) struct PoolView {
-    /// Its configuration.
-    pub(crate) config: PoolConfig,
-    /// The pool, opened read-only.
-    pub(crate) pool: Arc<dyn Pool>,
-    /// Its records and space.
-    pub(crate) survey: Survey,
-    /// The loop devices of its volumes' images.
-    pub(crate) devices: Vec<(ObjectUuid, ActiveDevice)>,
-}
-
-impl PoolView {
-    /// Opens a pool read-only.
-    ///
-    /// # Errors
-    /// There is no pool, or it cannot be read.
-    pub(crate) fn open(os: &Os, config: &PoolConfig) -> Result<Self> {
-        let pool: Arc<dyn Pool> = FilePool::view(os, config.root())?;
-        let survey = survey(Arc::clone(&pool), config.limits)?;
-        let devices = pool.active_devices()?;
-        Ok(Self { config: config.clone(), pool, survey, devices })
-    }
-
-    /// Opens every pool.
-    ///
-    /// # Errors
-    /// That of the first pool that cannot be opened.
-    pub(crate) fn open_all(os: &Os, arguments: &LookArguments) -> Result<(Vec<Self>, Kernel)> {
-        let kernel = Kernel::look(os)?;
-        let pools = arguments.pools()?;
-        let views = pools.iter().map(|config| Self::open(os, config)).collect::<Result<_>>()?;
-        Ok((views, kernel))
-    }
-
-    /// The current loop device of a volume.
-    pub(crate) fn device_of(&self, volume: ObjectUuid) -> Option<&ActiveDevice> {
-        self.devices.iter().find(|(uuid, _)| *uuid == volume).map(|(_, device)| device)
-    }
-}
-
-/// The claim of a volume, `namespace/name`, if the provisioner passed it.
-pub(crate) fn claim_of(record: &VolumeRecord) -> Option<String> {
-    let of = |key: &str| record.attributes.get(&format!("csi.storage.k8s.io/pvc/{key}"));
-    Some(format!("{}/{}", of("namespace")?, of("name")?))
+/// Opens every pool read-only.
+///
+/// # Errors
+/// That of the first pool that cannot be opened.
+pub(crate) fn open_all(os: &Os, arguments: &LookArguments) -> Result<(Vec<PoolView>, Kernel)> {
+    let kernel = Kernel::look(os)?;
+    let pools = arguments.pools()?;
+    let views = pools.iter().map(|config| PoolView::open(os, &config.spec, config.limits)).collect::<Result<_, _>>()?;
+    Ok((views, kernel))
 }

@@ -22,7 +22,6 @@ use tracing::{error, info, warn};
 use super::PoolArguments;
 use super::auto::{self, Certified, EnrolArguments};
 use super::daemon::{self, DaemonArguments, KubeletArguments, Stop, WireArguments};
-use super::doctor;
 use super::serving::{self, OpenPools, Registering};
 
 /// The largest request of a controller, in bytes.
@@ -93,7 +92,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop) -> Result<ExitCode> {
     let metrics = Metrics::new(os.activity().clone());
     let served = Arc::new(OnceLock::<LocalHome>::new());
-    let pools = serving::watch(&served, &os, &config.pools);
+    let pools = serving::watch(&served);
     let shares = serving::shares(&os)?;
     let health = serving::health(config.serving.metrics, &metrics, &pools, shares).await?;
     let mut card = DirectoryCache::open(&os, &config.state)?;
@@ -103,8 +102,6 @@ async fn live(config: NodeConfig, os: Os, stop: watch::Sender<()>, stopped: Stop
         serving::open(&os, config.pools.clone(), config.node.clone(), card.pools_of(&config.node)).await?;
     let node = Arc::new(node);
     remember(&mut card, &config, &home);
-    let (looking, configs, of) = (os.clone(), config.pools.clone(), Arc::clone(&served));
-    home.examined_by(Box::new(move || doctor::findings(&looking, &configs, of.get())));
     let shared: Arc<dyn Home> = Arc::new(home.clone());
     let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&shared), home.pools())));
     let _ = served.set(home.clone());

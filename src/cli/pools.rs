@@ -1,18 +1,18 @@
 //! `holdfast pools`: each pool and its space.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use holdfast::os::Os;
-use holdfast::pool::file::{Claimed, FilePool};
-use holdfast::pool::{self, Ability, Cloning, PoolKind, PoolSpec};
+use holdfast::pool::{self, Ability, Claimed, Cloning, PoolSpec};
 use holdfast::types::{Bytes, NodeId, PoolId};
 use serde::Serialize;
 
 use super::asked::ControllerArguments;
 use super::cluster;
-use super::inventory::{LookArguments, PoolView};
+use super::inventory::{LookArguments, open_all};
 use super::output::{Columns, Format, document, say};
 
 /// Flags of `holdfast pools`.
@@ -89,8 +89,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 impl Claim {
     fn run(&self) -> Result<ExitCode> {
         let node = NodeId::from_node_name(&self.node_name)?;
-        let PoolKind::File { root, .. } = &self.pool.kind;
-        match FilePool::claim(&Os::new(), &self.pool.name, root, &node)? {
+        match pool::claim(&Os::new(), &self.pool, &node)? {
             Claimed::From(before) => {
                 say(&format!("node {node} is now the home node of pool {}; before it was {before}", self.pool.name))
             }
@@ -136,7 +135,7 @@ struct Row {
 
 /// Prints every pool of this machine.
 fn list(arguments: &LookArguments) -> Result<ExitCode> {
-    let (views, kernel) = PoolView::open_all(&Os::new(), arguments)?;
+    let (views, kernel) = open_all(&Os::new(), arguments)?;
     let rows: Vec<Row> = views
         .iter()
         .map(|view| {
@@ -147,7 +146,7 @@ fn list(arguments: &LookArguments) -> Result<ExitCode> {
                 kind: report.kind.to_string(),
                 place: report.place.clone(),
                 node: identity.home.to_string(),
-                filesystem: kernel.filesystem_of(view.config.root()).unwrap_or("unknown").to_owned(),
+                filesystem: kernel.filesystem_of(Path::new(&identity.place)).unwrap_or("unknown").to_owned(),
                 cloning: match view.pool.abilities().cloning {
                     Cloning::Reflink { .. } => "reflink",
                     Cloning::Copy => "copy",
@@ -159,8 +158,8 @@ fn list(arguments: &LookArguments) -> Result<ExitCode> {
                 available: report.available,
                 promised: report.promised,
                 provisioned: report.provisioned,
-                overcommit: view.config.limits.overcommit.to_string(),
-                min_free: view.config.limits.min_free.to_string(),
+                overcommit: view.limits.overcommit.to_string(),
+                min_free: view.limits.min_free.to_string(),
                 volumes: report.volumes,
                 snapshots: report.snapshots,
             }

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use holdfast::config::{self, PoolConfig, TlsMode};
-use holdfast::home::{Changed, ConfiguredPool, Health, Home, LocalHome, PoolCondition};
+use holdfast::home::{Changed, ConfiguredPool, FindingKind, Health, Home, LocalHome, PoolCondition, unseen_by_kubelet};
 use holdfast::kubelet::{Registrar, Registration};
 use holdfast::node::Node;
 use holdfast::os::Os;
 use holdfast::pool;
 use holdfast::route::{Directory, Router, figures_of};
-use holdfast::telemetry::{Http, Metrics, PoolFigures, PoolWatch};
+use holdfast::telemetry::{Http, Metrics, PoolFigures, PoolFindings, PoolWatch};
 use holdfast::tls::{CONNECTION_AGE, Credentials, Incoming, Role};
 use holdfast::types::{Error, Kind, NodeId, PoolId, PoolName};
 use holdfast::wire::{self, Bounds, Shares};
@@ -24,7 +24,6 @@ use tower::layer::util::{Identity, Stack};
 use tracing::{error, warn};
 
 use super::daemon::Stop;
-use super::doctor;
 
 /// The interval of keepalive pings to another daemon, and the time limit of their answer: a machine that lost power
 /// does not answer.
@@ -63,7 +62,7 @@ pub(crate) async fn open(
             let (os, id, spec) = (os.clone(), id.clone(), config.spec.clone());
             ConfiguredPool {
                 name: config.spec.name.clone(),
-                place: config.root().display().to_string(),
+                place: config.spec.place(),
                 known,
                 limits: config.limits,
                 open: Arc::new(move |first| pool::open_or(&os, &spec, &id, first)),
@@ -71,7 +70,7 @@ pub(crate) async fn open(
         });
         let home = LocalHome::start(os.clone(), id.clone(), pools.collect())?;
         let said = home.described().join(", ");
-        match doctor::unseen_by_kubelet(&os) {
+        match unseen_by_kubelet(&os) {
             Ok(None) => {}
             Ok(Some(why)) => error!("no volume can be staged or published: {why}"),
             Err(error) => warn!("{}", error.chain()),
@@ -118,17 +117,27 @@ pub(crate) async fn keep_devices(node: Arc<Node>) {
 }
 
 /// The figures, extents and findings of this node's own pools; empty until they are open.
-pub(crate) fn watch(served: &Arc<OnceLock<LocalHome>>, os: &Os, pools: &[PoolConfig]) -> PoolWatch {
+pub(crate) fn watch(served: &Arc<OnceLock<LocalHome>>) -> PoolWatch {
     let (figures, extents, found) = (Arc::clone(served), Arc::clone(served), Arc::clone(served));
-    let (os, pools) = (os.clone(), pools.to_vec());
     PoolWatch::new(
         move || Ok(figures.get().map(figures_of_pools).unwrap_or_default()),
         move || {
             let router = |home: &LocalHome| Router::new(Directory::standalone(Arc::new(home.clone()), home.pools()));
             extents.get().map_or_else(|| Ok(Vec::new()), |home| router(home).extents())
         },
-        move || doctor::counted(&os, &pools, found.get()),
+        move || found.get().map_or_else(|| Ok(Vec::new()), counted),
     )
+}
+
+/// The number of findings of each kind in each pool.
+fn counted(home: &LocalHome) -> holdfast::types::Result<Vec<PoolFindings>> {
+    let found = home.examine()?;
+    let of = |pool: &str, kind: FindingKind| {
+        let count = found.iter().filter(|finding| finding.pool == pool && finding.kind == kind).count();
+        PoolFindings { pool: pool.to_owned(), kind: kind.word(), findings: u64::try_from(count).unwrap_or(u64::MAX) }
+    };
+    let names = home.names().map(PoolName::as_str);
+    Ok(names.flat_map(|pool| FindingKind::OF_A_NODE.into_iter().map(move |kind| of(pool, kind))).collect())
 }
 
 /// The figures of the pools that are served, and why the others are not.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use holdfast::csi::DRIVER_NAME;
 use holdfast::home::record::VolumeRecord;
-use holdfast::home::{FormatState, Volume};
+use holdfast::home::{FormatState, PoolView, Volume};
 use holdfast::os::Os;
 use holdfast::route::NODE_KEY;
 use holdfast::types::{Bytes, FsType, VolumeId, VolumeMode};
@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::asked::ControllerConnection;
-use super::inventory::{LookArguments, PoolView};
+use super::inventory::{LookArguments, open_all};
 use super::output::{Format, document};
 
 /// Flags of `holdfast volumes show`.
@@ -134,14 +134,13 @@ fn in_cluster(asked: &mut ControllerConnection, handle: VolumeId) -> Result<Show
 
 fn here(arguments: &Arguments) -> Result<Shown> {
     let handle = arguments.handle;
-    let (views, _) = PoolView::open_all(&Os::new(), &arguments.look)?;
+    let (views, _) = open_all(&Os::new(), &arguments.look)?;
     let of_pool = views.iter().find(|view| view.pool.identity().id == handle.pool);
     let view = of_pool.with_context(|| {
         format!("volume {handle} is in none of the given pools; set --pool to pool {}", handle.pool)
     })?;
     let record = view.survey.volumes.iter().find(|record| record.uuid == handle.uuid);
-    let record = record
-        .with_context(|| format!("pool {} has no volume {handle}; run holdfast volumes", view.config.spec.name))?;
+    let record = record.with_context(|| format!("pool {} has no volume {handle}; run holdfast volumes", view.name))?;
     Ok(Shown::of_record(record, view))
 }
 

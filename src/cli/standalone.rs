@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 async fn live(config: Config, os: Os, stop: Sender<()>, stopped: Stop) -> Result<ExitCode> {
     let metrics = Metrics::new(os.activity().clone());
     let served = Arc::new(OnceLock::<LocalHome>::new());
-    let pools = watch(&served, &os, &config.pools);
+    let pools = watch(&served);
     // All checks that can fail come before the first line of the log.
     let shares = shares(&os)?;
     let health = health(config.serving.metrics, &metrics, &pools, shares).await?;

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use holdfast::home::record::{Phase, VolumeRecord};
-use holdfast::home::{FormatState, Source};
+use holdfast::home::{FormatState, Kernel, PoolView, Source};
 use holdfast::os::{Os, Timestamp};
 use holdfast::types::{Bytes, Provisioning};
 use serde::Serialize;
 
 use super::cluster;
-use super::inventory::{Kernel, LookArguments, PoolView, claim_of};
+use super::inventory::{LookArguments, open_all};
 use super::output::{Columns, Format, age, complain, document};
 use super::show;
 
@@ -42,8 +42,8 @@ impl Row {
         Self {
             handle: record.handle.clone(),
             name: record.co_name.clone(),
-            claim: claim_of(record),
-            pool: view.config.spec.name.to_string(),
+            claim: record.claim(),
+            pool: view.name.to_string(),
             node: view.pool.identity().home.to_string(),
             size: record.size,
             provisioning: record.provisioning,
@@ -112,7 +112,7 @@ fn list(arguments: &LookArguments) -> Result<ExitCode> {
     if let Some(mut asked) = arguments.controller()? {
         return cluster::volumes(&mut asked, arguments.output);
     }
-    let (views, kernel) = PoolView::open_all(&Os::new(), arguments)?;
+    let (views, kernel) = open_all(&Os::new(), arguments)?;
     let mut rows = Vec::new();
     for view in &views {
         rows.extend(view.survey.volumes.iter().map(|record| Row::of(view, record, &kernel)));

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use tracing::error;
 
@@ -41,11 +41,7 @@ pub(super) struct Shared {
     pub(super) entering: Mutex<BTreeMap<PoolId, String>>,
     pub(super) locks: Locks<Key>,
     pub(super) copies: Copies,
-    examiner: OnceLock<Examiner>,
 }
-
-/// The function that looks for problems in a home node's pools.
-pub type Examiner = Box<dyn Fn() -> Result<Vec<Finding>> + Send + Sync>;
 
 /// A pool and its ledger.
 pub(super) struct PoolState {
@@ -104,20 +100,19 @@ impl LocalHome {
             slots,
             entering: Mutex::default(),
             copies: Copies::default(),
-            examiner: OnceLock::new(),
         };
         Ok(Self { shared: Arc::new(shared) })
-    }
-
-    /// Sets the function behind [`Home::examine`]. The first one stays.
-    pub fn examined_by(&self, examiner: Examiner) {
-        let _ = self.shared.examiner.set(examiner);
     }
 
     /// The pools that are open.
     #[must_use]
     pub fn pools(&self) -> Vec<PoolId> {
         self.shared.slots.iter().filter_map(Slot::state).map(|state| state.pool.identity().id).collect()
+    }
+
+    /// The names of the configured pools.
+    pub fn names(&self) -> impl Iterator<Item = &PoolName> {
+        self.shared.slots.iter().map(|slot| &slot.name)
     }
 
     /// Puts a pool in quarantine because an operator declared it lost. Nothing in it is served or listed until
@@ -467,7 +462,6 @@ impl Home for LocalHome {
     }
 
     fn examine(&self) -> Result<Vec<Finding>> {
-        let nobody = || Error::new(Kind::Unsupported, "this home node has no examination of its pools");
-        self.shared.examiner.get().ok_or_else(nobody)?()
+        self.examine_pools()
     }
 }

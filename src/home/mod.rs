@@ -10,6 +10,7 @@ mod create;
 mod delete;
 mod detached;
 mod device;
+mod examine;
 mod expand;
 mod format;
 mod grant;
@@ -30,18 +31,21 @@ mod scenarios;
 mod sizes;
 mod snapshot;
 mod survey;
+mod view;
 
 pub use answer::{
     Capacity, Changed, CopyState, Created, DeviceAddress, Expanded, Finding, FindingKind, FormatState, Formatting,
     Granted, Health, NodeExpansion, OpenVolume, Page, PoolHealth, PoolReport, Snapshot, Volume,
 };
+pub use examine::examine;
 pub use limits::{MinFree, Overcommit, SpaceLimits};
-pub use local::{Examiner, LocalHome};
+pub use local::LocalHome;
 pub use locks::{LockGuard, Locks};
 pub use part::Part;
 pub use pools::{ConfiguredPool, OpenPool, PoolCondition};
 pub use request::{CapacityQuery, CreateSnapshot, CreateVolume, GrantRequest, ReadOnly, SnapshotFilter, Source};
 pub use survey::{Survey, survey};
+pub use view::{Kernel, PoolView, unseen_by_kubelet};
 
 use std::collections::BTreeMap;
 
@@ -242,6 +246,6 @@ pub trait Home: Send + Sync {
     /// The problems in its own pools, as `holdfast doctor` reports them. Changes nothing.
     ///
     /// # Errors
-    /// `Unsupported` without an examination (in a test); `Internal` when a kernel query fails.
+    /// `Internal` when the state of the kernel cannot be read. A pool that cannot be read is a finding.
     fn examine(&self) -> Result<Vec<Finding>>;
 }

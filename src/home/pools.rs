@@ -62,7 +62,7 @@ pub(super) struct Slot {
     pub(super) name: PoolName,
     place: String,
     known: Option<PoolId>,
-    limits: SpaceLimits,
+    pub(super) limits: SpaceLimits,
     open: Option<OpenPool>,
     state: OnceLock<PoolState>,
     opening: Patient<Result<(), (Kind, String)>>,

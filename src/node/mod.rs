@@ -40,7 +40,6 @@ mod visible;
 mod visible_scenarios;
 
 pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};
-pub use visible::unseen;
 
 use std::sync::Arc;
 

@@ -28,6 +28,21 @@ pub enum Visibility {
     },
 }
 
+impl Visibility {
+    /// Why kubelet and pods would not see mounts there, and how to fix that; `None` when they see them.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let Self::Ourselves { mount_point } = self else { return None };
+        Some(format!(
+            "the driver runs in its own mount namespace, and the mount at {} is not shared with the host, so kubelet and pods \
+             would see an empty directory of the node's own disk there. In a container, mount kubelet's directory with \
+             mountPropagation: Bidirectional (docker: bind-propagation=rshared). In a systemd service, remove PrivateTmp=, \
+             PrivateMounts=, ProtectSystem= and other settings that create a mount namespace. Then restart the driver",
+            mount_point.display()
+        ))
+    }
+}
+
 impl Os {
     /// The visibility of mounts of this process at a path without symbolic links.
     ///

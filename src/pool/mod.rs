@@ -4,7 +4,7 @@
 //!
 //! A new pool kind is one directory here and one line in [`open`].
 
-pub mod file;
+mod file;
 
 #[cfg(test)]
 mod contract;
@@ -15,6 +15,7 @@ mod spec;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use file::{Claimed, PoolFile};
 pub use spec::{BackingFs, PoolKind, PoolSpec};
 
 use crate::os::{DevNum, ExtentSummary, Os, Timestamp};
@@ -40,10 +41,36 @@ pub fn open(os: &Os, spec: &PoolSpec, home: &NodeId) -> Result<Arc<dyn Pool>> {
 /// Opens a pool as its owner.
 ///
 /// # Errors
-/// Those of the kind's own `open`; for image files [`file::FilePool::open`].
+/// For image files: `NotFound` without the directory; `Unsupported` on a filesystem that no pool may be on;
+/// `Precondition` for a directory with other files, and for a pool of another node or name; `InUse` while another
+/// process owns it; `Unavailable` where there is no pool and none is to be created, and for a filesystem that fails;
+/// `Corrupt` for an incomplete pool; `Internal`.
 pub fn open_or(os: &Os, spec: &PoolSpec, home: &NodeId, first: FirstUse) -> Result<Arc<dyn Pool>> {
     match &spec.kind {
         PoolKind::File { root, ground } => Ok(file::FilePool::open(os, &spec.name, root, *ground, home, first)?),
+    }
+}
+
+/// Opens a pool read-only, whether or not it has an owner: takes no lock and writes nothing. Every method that changes
+/// something returns `Unsupported`. The pool that is there may have another name.
+///
+/// # Errors
+/// `NotFound` where there is no pool; `Corrupt`, `Unsupported` when it cannot be read; `Internal`.
+pub fn view(os: &Os, spec: &PoolSpec) -> Result<Arc<dyn Pool>> {
+    match &spec.kind {
+        PoolKind::File { root, .. } => Ok(file::FilePool::view(os, root)?),
+    }
+}
+
+/// Makes another node the home node of a pool. No process may own the pool meanwhile. An operator uses this after moving
+/// the pool's disks.
+///
+/// # Errors
+/// `NotFound` where there is no pool; `InUse` while a process owns it; `Precondition` for a pool with another name;
+/// `Corrupt`, `Unsupported` when it cannot be read; `NoCapacity`, `Internal`.
+pub fn claim(os: &Os, spec: &PoolSpec, home: &NodeId) -> Result<Claimed> {
+    match &spec.kind {
+        PoolKind::File { root, .. } => file::FilePool::claim(os, &spec.name, root, home),
     }
 }
 
@@ -235,17 +262,28 @@ pub enum Continue {
     No,
 }
 
-/// Something in a pool's directory that no record explains.
+/// Something in a pool's storage that no record explains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stray {
-    /// True if an image is missing; false if there is something that does not belong there.
-    pub missing: bool,
+    /// What it is.
+    pub kind: StrayKind,
     /// What was found, as text for a person.
     pub what: String,
     /// Its location.
     pub place: String,
     /// The command or action that resolves it.
     pub remedy: String,
+}
+
+/// The kind of a [`Stray`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StrayKind {
+    /// It does not belong there.
+    Foreign,
+    /// An object without its image.
+    Missing,
+    /// Work in progress, or remnants of interrupted work, which [`Pool::sweep`] removes.
+    Unfinished,
 }
 
 /// Storage for volumes.
@@ -446,7 +484,16 @@ pub trait Pool: Send + Sync {
     /// `Precondition` when the image backs a device that Holdfast did not attach; `Internal`.
     fn deactivate(&self, volume: ObjectUuid) -> Result<Deactivated>;
 
-    /// Everything in the pool's directory that does not belong there. Reads only.
+    /// The same pool, opened again as [`view`] does: a disk that hangs then blocks only that reader.
+    ///
+    /// # Errors
+    /// Those of [`view`].
+    fn view(&self) -> Result<Arc<dyn Pool>>;
+
+    /// The location of an object, for messages: the directory of a file pool's object.
+    fn locate(&self, object: Object) -> String;
+
+    /// Everything in the pool's storage that no record explains. Reads only.
     ///
     /// # Errors
     /// `Internal`.

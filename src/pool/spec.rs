@@ -56,6 +56,13 @@ impl PoolSpec {
         Ok(Self { name, kind: PoolKind::File { root: root.components().collect(), ground: BackingFs::Known } })
     }
 
+    /// Its location, for messages.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let PoolKind::File { root, .. } = &self.kind;
+        root.display().to_string()
+    }
+
     /// The same pool, with FUSE allowed. For tests only.
     #[must_use]
     pub fn on_fuse_for_tests(self) -> Self {
@@ -67,8 +74,7 @@ impl PoolSpec {
 /// As the user wrote it: `NAME=file:DIR`.
 impl fmt::Display for PoolSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let PoolKind::File { root, .. } = &self.kind;
-        write!(f, "{}=file:{}", self.name, root.display())
+        write!(f, "{}=file:{}", self.name, self.place())
     }
 }
 

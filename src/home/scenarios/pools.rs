@@ -131,6 +131,33 @@ fn a_pool_that_does_not_answer_costs_the_others_no_figures() {
     }
 }
 
+/// As a standalone driver and, over gRPC, a node answer it.
+#[test]
+fn each_pool_is_examined_by_its_home_and_one_that_fails_is_a_finding() {
+    let two = Two::new();
+    let kept = two.create("two", "a").unwrap();
+    let root = two._grounds[1].root();
+    let stray = root.join("volumes/notes.txt");
+    let left = root.join(format!("volumes/.tmp-{}", ObjectUuid::of_volume("b")));
+    std::fs::write(&stray, "not ours").unwrap();
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(root.join(format!("volumes/{}/volume.json", kept.id.uuid)), "{").unwrap();
+    two.disk.fails.store(true, Ordering::SeqCst);
+    let over_grpc = Loopback::new(Arc::new(two.home.clone()));
+    for home in [Arc::new(two.home.clone()) as Arc<dyn Home>, over_grpc.home()] {
+        let found = home.examine().unwrap();
+        let of = |pool: &str, kind| {
+            let of = found.iter().filter(|finding| (finding.pool.as_str(), finding.kind) == (pool, kind));
+            of.map(|finding| finding.place.clone()).collect::<Vec<_>>()
+        };
+        let name = |path: &std::path::Path| path.canonicalize().unwrap().display().to_string();
+        assert_eq!(of("two", FindingKind::Orphan), [name(&stray)], "{found:?}");
+        assert_eq!(of("two", FindingKind::Unfinished), [name(&left)], "{found:?}");
+        assert!(of("two", FindingKind::Unreadable)[0].ends_with(&kept.id.uuid.to_string()), "{found:?}");
+        assert_eq!(of("one", FindingKind::Unreadable).len(), 1, "{found:?}");
+    }
+}
+
 #[test]
 fn a_pool_that_is_not_there_at_the_start_is_waited_for_and_none_is_made() {
     let scratch = Scratch::new(BackingFs::Xfs);

@@ -31,7 +31,7 @@ impl FilePool {
     /// directory with other files, and for a pool of another node or name; `InUse` while another process owns it;
     /// `Unavailable` where there is no pool and none is to be created, and for a filesystem that fails; `Corrupt` for
     /// an incomplete pool; `Internal`.
-    pub fn open(
+    pub(in crate::pool) fn open(
         os: &Os,
         name: &PoolName,
         root: &Path,
@@ -90,7 +90,7 @@ impl FilePool {
     ///
     /// # Errors
     /// `NotFound` where there is no pool; `Corrupt`, `Unsupported` for a pool.json that cannot be read; `Internal`.
-    pub fn view(os: &Os, root: &Path) -> Result<Arc<Self>> {
+    pub(in crate::pool) fn view(os: &Os, root: &Path) -> Result<Arc<Self>> {
         Self::view_here(os, root).map_err(|error| explained(&"(unknown)", root, error))
     }
 
@@ -112,7 +112,7 @@ impl FilePool {
     /// # Errors
     /// `NotFound` where there is no pool; `InUse` while a process owns it; `Precondition` for a pool with another name;
     /// `Corrupt`, `Unsupported` for a pool.json that cannot be read; `NoCapacity`, `Internal`.
-    pub fn claim(os: &Os, name: &PoolName, root: &Path, home: &NodeId) -> Result<Claimed> {
+    pub(in crate::pool) fn claim(os: &Os, name: &PoolName, root: &Path, home: &NodeId) -> Result<Claimed> {
         let (layout, held) = hold(os, root, name)?;
         let os = &os.below(held);
         PoolFile::present(os, &layout)?;

@@ -48,7 +48,7 @@ use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, OsContext, Result};
 
 /// A pool of image files.
 #[derive(Debug)]
-pub struct FilePool {
+pub(in crate::pool) struct FilePool {
     /// Resolves paths at or below the pool's root in the open root directory.
     os: Os,
     /// Resolves paths as they are on the machine now.
@@ -265,6 +265,14 @@ impl Pool for FilePool {
         let _using = self.begin();
         self.owned("deactivate")?;
         self.detach(volume)
+    }
+
+    fn view(&self) -> Result<Arc<dyn Pool>> {
+        Ok(Self::view(&self.outside, self.layout.root())?)
+    }
+
+    fn locate(&self, object: Object) -> String {
+        self.layout.object(object).display().to_string()
     }
 
     fn strays(&self) -> Result<Vec<Stray>> {

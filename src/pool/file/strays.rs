@@ -1,9 +1,9 @@
-//! Files and devices that do not belong to a pool, and missing images. Records are not checked. Reads only. What
-//! `sweep` removes is not listed, nor are temporary files, which belong to running operations.
+//! Files and devices that do not belong to a pool, missing images, and what `sweep` removes. Records are not checked.
+//! Reads only.
 
 use std::path::Path;
 
-use super::super::{Object, ObjectKind, Stray};
+use super::super::{Object, ObjectKind, Stray, StrayKind};
 use super::FilePool;
 use super::device::image_of;
 use super::layout::{
@@ -28,7 +28,27 @@ impl FilePool {
             }
         }
         self.stray_loops(&mut strays)?;
+        self.unfinished(&mut strays)?;
         Ok(strays)
+    }
+
+    /// Temporary names and the trash; the driver removes both at start.
+    fn unfinished(&self, strays: &mut Vec<Stray>) -> Result<()> {
+        let classes = self.class_dirs().map(|(_, directory)| directory);
+        let trash = self.layout.trash();
+        for directory in std::iter::once(self.layout.root().to_owned()).chain(classes).chain([trash.clone()]) {
+            let names = self.os.list_dir(&directory).at(|| format!("list {}", directory.display()))?;
+            for name in names.into_iter().filter(|name| directory == trash || name.starts_with(TEMPORARY)) {
+                strays.push(Stray {
+                    kind: StrayKind::Unfinished,
+                    what: "a temporary name: work in progress, or interrupted work".to_owned(),
+                    place: directory.join(name).display().to_string(),
+                    remedy: "run holdfast doctor again; if it is still there, restart the driver, which removes it"
+                        .to_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 
     fn strays_in_root(&self, strays: &mut Vec<Stray>) -> Result<()> {
@@ -59,7 +79,7 @@ impl FilePool {
         for name in self.os.list_dir(&foreign).at(|| format!("list {}", foreign.display()))? {
             let place = foreign.join(name).display().to_string();
             strays.push(Stray {
-                missing: false,
+                kind: StrayKind::Foreign,
                 what: "files that Holdfast did not make: they were in the directory of a deleted volume or snapshot, and were kept"
                     .to_owned(),
                 remedy: format!("inspect them and move away what is needed, then rm -r {place}"),
@@ -93,7 +113,7 @@ impl FilePool {
         }
         if entry(&directory.join(DATA))?.is_none() && entry(&directory)?.is_some() {
             strays.push(Stray {
-                missing: true,
+                kind: StrayKind::Missing,
                 what: format!("{object} has no image (the file {DATA})"),
                 place: directory.display().to_string(),
                 remedy: format!("restore it from a backup, or rm -r {} if the data is not needed", directory.display()),
@@ -118,7 +138,7 @@ impl FilePool {
                 Err(_) if !self.is_here(&view) && !view.backing.starts_with(root) => continue,
                 Err(error) => {
                     strays.push(Stray {
-                        missing: false,
+                        kind: StrayKind::Foreign,
                         what: format!("a loop device over {backing} that cannot be queried: {error}"),
                         place: device.display().to_string(),
                         remedy: "see in dmesg why its filesystem does not respond; stop the processes that use it, then run losetup -d on it"
@@ -140,7 +160,7 @@ impl FilePool {
             };
             seen.push(status);
             strays.push(Stray {
-                missing: false,
+                kind: StrayKind::Foreign,
                 what,
                 place: device.display().to_string(),
                 remedy: format!("stop the processes that use it, then run losetup -d {}", device.display()),
@@ -160,7 +180,7 @@ impl FilePool {
 
 fn unknown(path: &Path) -> Stray {
     Stray {
-        missing: false,
+        kind: StrayKind::Foreign,
         what: "not made by Holdfast".to_owned(),
         place: path.display().to_string(),
         remedy: "inspect it, then move it out of the pool's directory".to_owned(),

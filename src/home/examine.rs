@@ -1,0 +1,320 @@
+//! What `holdfast doctor` finds in a node's pools: problems, each with the next step. Read-only; a driver may serve the
+//! pools meanwhile.
+
+use std::path::Path;
+
+use super::record::{Phase, Record, VolumeRecord};
+use super::view::{KUBELET, Kernel, PoolView, unseen_by_kubelet};
+use super::{Finding, FindingKind, FormatState, Health, LocalHome};
+use crate::fs;
+use crate::os::{DevNum, LoopView, Os};
+use crate::pool::{Object, StrayKind};
+use crate::types::{Bytes, OsContext, PoolName, Provisioning, Result, VolumeId};
+
+impl LocalHome {
+    /// The findings in every configured pool. A pool that is not served is not inspected: its disk may not answer.
+    ///
+    /// # Errors
+    /// `Internal` when the state of the kernel cannot be read.
+    pub(super) fn examine_pools(&self) -> Result<Vec<Finding>> {
+        let (os, kernel) = (&self.shared.os, Kernel::look(&self.shared.os)?);
+        let mut findings = Vec::new();
+        for (slot, condition) in self.shared.slots.iter().zip(self.conditions()) {
+            match (slot.state(), condition.health) {
+                (Some(state), Health::Served(_) | Health::Quarantined(_)) => {
+                    let view = state.pool.view().and_then(|pool| PoolView::of(pool, &slot.name, slot.limits));
+                    findings.extend(examine(os, &kernel, &slot.name, &condition.place, view));
+                }
+                (_, Health::Failing(what)) => findings.push(Finding {
+                    kind: FindingKind::Unreadable,
+                    pool: slot.name.to_string(),
+                    what,
+                    place: condition.place,
+                    remedy: "follow the message; the driver then serves the pool without a restart".to_owned(),
+                }),
+                // It is served, and so it has a state.
+                (None, Health::Served(_) | Health::Quarantined(_)) => {}
+            }
+        }
+        Ok(findings)
+    }
+}
+
+/// The findings in one pool, with this name and location in the configuration. A pool that cannot be read is a finding.
+#[must_use]
+pub fn examine(os: &Os, kernel: &Kernel, name: &PoolName, place: &str, view: Result<PoolView>) -> Vec<Finding> {
+    let mut examiner = PoolExaminer { os, pool: name.to_string(), findings: Vec::new() };
+    if let Err(error) = view.and_then(|view| examiner.examine(&view, kernel)) {
+        examiner.found(
+            FindingKind::Unreadable,
+            format!("the pool cannot be read: {}", error.chain()),
+            place.to_owned(),
+            "follow the message, then run holdfast doctor again".to_owned(),
+        );
+    }
+    examiner.findings
+}
+
+/// Findings of one pool.
+struct PoolExaminer<'a> {
+    os: &'a Os,
+    pool: String,
+    findings: Vec<Finding>,
+}
+
+impl PoolExaminer<'_> {
+    fn found(&mut self, kind: FindingKind, what: String, place: String, remedy: String) {
+        self.findings.push(Finding { kind, pool: self.pool.clone(), what, place, remedy });
+    }
+
+    fn examine(&mut self, view: &PoolView, kernel: &Kernel) -> Result<()> {
+        let (there, place) = (view.pool.identity(), &view.pool.identity().place);
+        if there.name != view.name {
+            self.found(
+                FindingKind::Unreadable,
+                format!(
+                    "this directory has pool {} ({}) of node {}: another disk is mounted there",
+                    there.name, there.id, there.home
+                ),
+                place.clone(),
+                format!(
+                    "mount the right filesystem there (findmnt {place} shows the current one), or name the pool {} in the configuration",
+                    there.name
+                ),
+            );
+        }
+        for stray in view.pool.strays()? {
+            let kind = match stray.kind {
+                StrayKind::Foreign => FindingKind::Orphan,
+                StrayKind::Missing => FindingKind::Image,
+                StrayKind::Unfinished => FindingKind::Unfinished,
+            };
+            self.found(kind, stray.what, stray.place, stray.remedy);
+        }
+        for (object, error) in &view.survey.unreadable {
+            let (parts, thing) = match object {
+                Object::Volume(_) => ("volumes", "volume"),
+                Object::Snapshot(_) => ("snapshots", "snapshot"),
+            };
+            let place = view.pool.locate(*object);
+            let remedy = format!(
+                "restore {thing}.json there from a backup of the pool; if the data is not needed: rm -r {place}. Until then the {thing} is not served, and lists of {parts} fail"
+            );
+            self.found(FindingKind::Unreadable, error.chain(), place, remedy);
+        }
+        if let Some(why) = unseen_by_kubelet(self.os)? {
+            self.found(
+                FindingKind::Service,
+                "no volume can be staged or published on this node: kubelet would not see the mounts".to_owned(),
+                KUBELET.to_owned(),
+                why,
+            );
+        }
+        self.ground(view)?;
+        self.room(view);
+        self.devices(view, kernel);
+        for record in &view.survey.volumes {
+            self.published(record, kernel)?;
+            self.volume(view, record, kernel)?;
+        }
+        Ok(())
+    }
+
+    /// A pool should not share a filesystem with the system or with kubelet.
+    fn ground(&mut self, view: &PoolView) -> Result<()> {
+        let root = Path::new(&view.pool.identity().place);
+        let identity = |path: &Path| self.os.identity(path).at(|| format!("stat {}", path.display()));
+        let Some(ours) = identity(root)? else { return Ok(()) };
+        for (path, why) in [("/", "the system's root"), (KUBELET, "kubelet's directory")] {
+            if identity(Path::new(path))?.is_some_and(|other| other.device == ours.device) {
+                self.found(
+                    FindingKind::Shared,
+                    format!("the pool shares a filesystem with {why} ({path}): one can fill the other"),
+                    root.display().to_string(),
+                    "use a separate filesystem for the pool: stop the driver, copy the directory to it, mount it at this path"
+                        .to_owned(),
+                );
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Free bytes and inodes.
+    fn room(&mut self, view: &PoolView) {
+        let report = &view.survey.report;
+        let place = view.pool.identity().place.clone();
+        let min_free = view.limits.min_free.of(report.room.total);
+        let usable = report.room.total.saturating_sub(min_free);
+        if report.available < Bytes::new(usable.get() / 10) {
+            self.found(
+                FindingKind::Space,
+                format!(
+                    "the pool is nearly full: {} of {usable} are available for new volumes (free {}, reserved {}, minFree {min_free})",
+                    report.available, report.room.available, report.promised
+                ),
+                place.clone(),
+                "delete volumes or snapshots, grow the filesystem, or lower minFree in the configuration".to_owned(),
+            );
+        }
+        if report.promised > report.room.available {
+            self.found(
+                FindingKind::Space,
+                format!(
+                    "{} are reserved for snapshots and volumes that share blocks or are thin, and only {} are free: other files fill the filesystem, and writes to these volumes may fail",
+                    report.promised, report.room.available
+                ),
+                place.clone(),
+                "remove files that do not belong to the pool, delete snapshots, or grow the filesystem".to_owned(),
+            );
+        }
+        if let (Some(all), Some(free)) = (report.room.inodes, report.room.inodes_free)
+            && free < all / 20
+        {
+            self.found(
+                FindingKind::Space,
+                format!("the pool's filesystem is nearly out of inodes: {free} of {all} are free"),
+                place,
+                "remove files that do not belong to the pool, or move the pool to a filesystem with more inodes"
+                    .to_owned(),
+            );
+        }
+    }
+
+    /// Loop devices of volumes that are not in use, with their mounts.
+    fn devices(&mut self, view: &PoolView, kernel: &Kernel) {
+        for (uuid, device) in &view.devices {
+            let record = view.survey.volumes.iter().find(|record| record.uuid == *uuid);
+            let unreadable = view.survey.unreadable.iter().any(|(object, _)| object.uuid() == *uuid);
+            let reason = match record {
+                Some(record) if record.attachments.is_empty() && record.still_staged.is_some() => {
+                    "a volume that was detached while this node used it"
+                }
+                Some(record) if record.attachments.is_empty() => "a volume that is attached to no node",
+                None if !unreadable => "a volume without a record",
+                _ => continue,
+            };
+            let mounts: Vec<_> =
+                kernel.mounts_of(device.number).iter().map(|entry| entry.mount_point.display().to_string()).collect();
+            let volume = VolumeId { pool: view.pool.identity().id, uuid: *uuid };
+            let names = kernel.linear_of(&volume);
+            let above = match names.as_slice() {
+                [] => String::new(),
+                names => format!(", under the device-mapper device {}", names.join(" and ")),
+            };
+            let remove: String = names.iter().map(|name| format!("dmsetup remove {name}; ")).collect();
+            let umounts: String = mounts.iter().map(|point| format!("umount {point}; ")).collect();
+            let mounted = if mounts.is_empty() { String::new() } else { format!(", mounted at {}", mounts.join(", ")) };
+            self.found(
+                FindingKind::Orphan,
+                format!("a loop device of {reason} ({uuid}){above}{mounted}"),
+                device.path.display().to_string(),
+                format!("if no pod uses it: {umounts}{remove}losetup -d {}", device.path.display()),
+            );
+        }
+    }
+
+    /// A raw block volume whose pods have a device that no longer belongs to it.
+    fn published(&mut self, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
+        let boot: Option<uuid::Uuid> = self.os.boot_id().at(|| "read the boot id")?.parse().ok();
+        let uses = record.attachments.iter().chain(&record.still_staged);
+        for attachment in uses.filter(|attachment| attachment.boot_id == boot) {
+            for mark in attachment.marks() {
+                let Ok(number) = mark.number.parse::<DevNum>() else { continue };
+                let read = || "read the state of the loop devices";
+                let loop_device = self.os.loop_of(number).at(read)?;
+                let shown = loop_device.map(|device| self.os.loop_view(device)).transpose().at(read)?.flatten();
+                // The same loop device, of the image or, for pods that only read, of the volume's own device.
+                if shown.as_ref().is_some_and(|shown| shown.diskseq == mark.diskseq) {
+                    continue;
+                }
+                // A crash after a read-only device was removed leaves its mark; the number may be a volume's since.
+                let is_volume = |shown: &LoopView| shown.backing.ends_with("data") || shown.below().is_some();
+                if Some(mark) == attachment.view.as_ref() && shown.as_ref().is_some_and(is_volume) {
+                    continue;
+                }
+                let mut mounts = kernel.mounts_of(number);
+                mounts.retain(|entry| kernel.mounts.bound_device(entry) == Some(number));
+                let Some(first) = mounts.first() else { continue };
+                let device = self.os.device_path(number);
+                let shows = match shown {
+                    Some(view) => format!("now shows {}", view.backing.display()),
+                    None => "no longer has a file".to_owned(),
+                };
+                let points: Vec<_> = mounts.iter().map(|entry| entry.mount_point.display().to_string()).collect();
+                let who = record.claim().unwrap_or_else(|| record.co_name.clone());
+                self.found(
+                FindingKind::Device,
+                format!(
+                    "volume {who} ({}) is published at {} as {}, which {shows}: its loop device was detached under its pod",
+                    record.handle,
+                    points.join(", "),
+                    device.display()
+                ),
+                first.mount_point.display().to_string(),
+                "delete the pod that uses it; a new pod gets the device of the volume".to_owned(),
+            );
+            }
+        }
+        Ok(())
+    }
+
+    fn volume(&mut self, view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
+        let who = record.claim().unwrap_or_else(|| record.co_name.clone());
+        let place = record.handle.clone();
+        if let FormatState::Formatting { fs, .. } = record.format.known {
+            self.found(
+                FindingKind::Unfinished,
+                format!("volume {who} is being formatted: mkfs.{fs} has begun, and its end is not recorded"),
+                place.clone(),
+                "start its pod: NodeStageVolume finishes or repeats the mkfs; the volume cannot have user data yet"
+                    .to_owned(),
+            );
+        }
+        if record.phase == Phase::Deleting {
+            self.found(
+                FindingKind::Unfinished,
+                format!("volume {who} is being deleted, and its data still exists"),
+                place.clone(),
+                "the next DeleteVolume finishes the deletion; if no PersistentVolume is left, send DeleteVolume for this handle"
+                    .to_owned(),
+            );
+        }
+        if record.phase == Phase::Ready
+            && let Some(facts) = view.pool.facts(record.object())?
+        {
+            if facts.size < record.size {
+                self.found(
+                    FindingKind::Image,
+                    format!("volume {who} has an image of {}, but its record has {}", facts.size, record.size),
+                    place.clone(),
+                    "restore the image from a backup of the pool; the driver does not attach the volume until then"
+                        .to_owned(),
+                );
+            } else if record.provisioning == Provisioning::Thick && facts.allocated < record.size {
+                self.found(
+                    FindingKind::Image,
+                    format!("volume {who} is thick, but only {} of {} are allocated", facts.allocated, record.size),
+                    place.clone(),
+                    "restart its pod: the next NodeStageVolume fills the holes".to_owned(),
+                );
+            }
+        }
+        let mounts: Vec<_> = view
+            .device_of(record.uuid)
+            .map(|device| {
+                kernel.mounts_of(device.number).into_iter().filter(|entry| entry.root == Path::new("/")).collect()
+            })
+            .unwrap_or_default();
+        if let Some(stopped) = fs::stopped(self.os, &mounts) {
+            self.found(
+                FindingKind::Filesystem,
+                format!("the filesystem of volume {who} {stopped}"),
+                place,
+                "check the kernel log (dmesg), then stop and start its pod: the driver checks the filesystem before the mount"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+}

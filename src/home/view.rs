@@ -1,0 +1,123 @@
+//! Reads a node's pools, and their devices and mounts, while a driver may be running. Writes nothing.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::record::VolumeRecord;
+use super::{SpaceLimits, Survey, survey};
+use crate::attach::Linear;
+use crate::os::{DevNum, MountEntry, MountTable, Os};
+use crate::pool::{self, ActiveDevice, Pool, PoolSpec};
+use crate::types::{ObjectUuid, OsContext, PoolName, Result, VolumeId};
+
+/// The root directory of kubelet.
+pub(super) const KUBELET: &str = "/var/lib/kubelet";
+
+/// Why kubelet and pods would not see the mounts of this process; `None` if they do, or if there is no kubelet.
+///
+/// # Errors
+/// `Internal` when the mounts cannot be read.
+pub fn unseen_by_kubelet(os: &Os) -> Result<Option<String>> {
+    let Ok(Some(_)) = os.entry(Path::new(KUBELET)) else { return Ok(None) };
+    let pods = Path::new(KUBELET).join("pods");
+    let seen = os.visibility(&pods).at(|| format!("check the visibility of mounts at {}", pods.display()))?;
+    Ok(seen.problem())
+}
+
+/// The state of the kernel: the mounts at one moment.
+#[derive(Debug)]
+pub struct Kernel {
+    pub(super) mounts: MountTable,
+    /// The names of the device-mapper devices over volumes' loop devices.
+    linear: Vec<(VolumeId, String)>,
+}
+
+impl Kernel {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// `Internal` when the mounts or the device-mapper devices cannot be read.
+    pub fn look(os: &Os) -> Result<Self> {
+        let mut linear = Vec::new();
+        let writable = Linear::new(os.clone());
+        for kind in [writable.read_only(), writable] {
+            linear.extend(kind.all()?.into_iter().map(|(volume, _)| (volume, kind.name(&volume))));
+        }
+        Ok(Self { mounts: os.mounts().at(|| "read the mounts")?, linear })
+    }
+
+    /// Where a device is mounted or bound.
+    #[must_use]
+    pub fn mounts_of(&self, device: DevNum) -> Vec<&MountEntry> {
+        let shows = |entry: &&MountEntry| entry.device == device || self.mounts.bound_device(entry) == Some(device);
+        self.mounts.entries().iter().filter(shows).collect()
+    }
+
+    /// The device-mapper devices over a volume's loop device.
+    pub(super) fn linear_of(&self, volume: &VolumeId) -> Vec<&str> {
+        self.linear.iter().filter(|(of, _)| of == volume).map(|(_, name)| name.as_str()).collect()
+    }
+
+    /// The type of the filesystem of a directory.
+    #[must_use]
+    pub fn filesystem_of(&self, path: &Path) -> Option<&str> {
+        let entries = self.mounts.entries().iter().rev().filter(|entry| path.starts_with(&entry.mount_point));
+        entries.max_by_key(|entry| entry.mount_point.as_os_str().len()).map(|entry| entry.fs_type.as_str())
+    }
+}
+
+/// A pool as it is now.
+pub struct PoolView {
+    /// Its name in the configuration.
+    pub name: PoolName,
+    /// Its space limits.
+    pub limits: SpaceLimits,
+    /// The pool, opened read-only.
+    pub pool: Arc<dyn Pool>,
+    /// Its records and space.
+    pub survey: Survey,
+    /// The loop devices of its volumes' images.
+    pub devices: Vec<(ObjectUuid, ActiveDevice)>,
+}
+
+impl fmt::Debug for PoolView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolView").field("pool", self.pool.identity()).finish_non_exhaustive()
+    }
+}
+
+impl PoolView {
+    /// Opens a pool read-only.
+    ///
+    /// # Errors
+    /// Those of [`pool::view`]; `Internal` when it cannot be read.
+    pub fn open(os: &Os, spec: &PoolSpec, limits: SpaceLimits) -> Result<Self> {
+        Self::of(pool::view(os, spec)?, &spec.name, limits)
+    }
+
+    /// Reads a pool.
+    ///
+    /// # Errors
+    /// `Internal` when it cannot be read.
+    pub fn of(pool: Arc<dyn Pool>, name: &PoolName, limits: SpaceLimits) -> Result<Self> {
+        let survey = survey(Arc::clone(&pool), limits)?;
+        let devices = pool.active_devices()?;
+        Ok(Self { name: name.clone(), limits, pool, survey, devices })
+    }
+
+    /// The current loop device of a volume.
+    #[must_use]
+    pub fn device_of(&self, volume: ObjectUuid) -> Option<&ActiveDevice> {
+        self.devices.iter().find(|(uuid, _)| *uuid == volume).map(|(_, device)| device)
+    }
+}
+
+impl VolumeRecord {
+    /// The claim of the volume, `namespace/name`, if the provisioner passed it.
+    #[must_use]
+    pub fn claim(&self) -> Option<String> {
+        let of = |key: &str| self.attributes.get(&format!("csi.storage.k8s.io/pvc/{key}"));
+        Some(format!("{}/{}", of("namespace")?, of("name")?))
+    }
+}
