@@ -1,23 +1,24 @@
 //! Child processes: absolute path, argument vector, empty environment except LC_ALL=C, no stdin, capped output, a time
 //! limit, and killed with us. The only module that starts a program to its end.
 
-#![expect(unsafe_code, reason = "prctl(2) between fork and exec needs pre_exec")]
-#![expect(clippy::disallowed_methods, reason = "child processes are started in os only")]
-
+use std::cell::OnceCell;
+use std::ffi::CString;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, pipe2};
 
-use super::signals::default_in_child;
+use super::spawn::{OurDeath, Spawn};
 use super::{Call, Os, Stopwatch};
 
 /// The most output of one child that is kept.
@@ -39,15 +40,6 @@ pub struct Program {
     limit: Duration,
     /// Its target, for the table of running operations.
     target: String,
-}
-
-/// The effect of our process's death on a child.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OurDeath {
-    /// The child is killed.
-    Kills,
-    /// The child continues to its end, even if nothing reads its output.
-    IsIgnored,
 }
 
 /// How a child ended.
@@ -189,95 +181,127 @@ impl Os {
     /// process dies the child gets SIGKILL (PR_SET_PDEATHSIG), unless it [outlives us](Program::outlives_us).
     ///
     /// # Errors
-    /// Those of fork and exec; `TimedOut` when it had to be killed. A non-zero exit is not an error here.
+    /// Those of clone(2) and execve(2); `TimedOut` when it had to be killed. A non-zero exit is not an error here.
     pub fn run(&self, program: &Program) -> io::Result<Output> {
         self.call(Call::Exec, &format_args!("{} {}", program.name(), program.target), || self.execute(program))
     }
 
     fn execute(&self, program: &Program) -> io::Result<Output> {
-        let mut command = Command::new(&program.path);
-        command
-            .args(&program.arguments)
-            .env_clear()
-            .env("LC_ALL", "C")
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .envs(program.environment.iter().map(|(name, value)| (name, value)))
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0);
+        let mut environment = vec![variable("LC_ALL", "C")?, variable("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")?];
+        for (name, value) in &program.environment {
+            environment.push(variable(name, value)?);
+        }
+        let name = program.path.as_os_str().as_bytes();
+        let texts = std::iter::once(name).chain(program.arguments.iter().map(String::as_bytes));
+        let mut arguments = texts.map(CString::new).collect::<Result<Vec<_>, _>>()?;
         let mut kept = Vec::new();
         for (name, text) in &program.files {
             let file = sealed(name, text)?;
-            command.env(name, format!("/proc/self/fd/{}", file.as_raw_fd()));
+            environment.push(variable(name, &path_of(&file))?);
             kept.push(file);
         }
         if let Some(length) = program.blank {
-            let file = std::fs::File::from(memfd_create("blank", MFdFlags::MFD_CLOEXEC)?);
+            let file = File::from(memfd_create("blank", MFdFlags::MFD_CLOEXEC)?);
             file.set_len(length)?;
-            command.arg(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            arguments.push(CString::new(path_of(&file))?);
             kept.push(file);
         }
-        let inherited: Vec<i32> = kept.iter().map(AsRawFd::as_raw_fd).collect();
-        let memory = program.memory;
-        let parent = nix::unistd::getpid();
-        let death = program.death;
-        let files = self.open_files_of_children();
-        // SAFETY: between fork and exec only prctl(2), signal(2), fcntl(2), setrlimit(2), getppid(2) and _exit are
-        // called, all async-signal-safe; nothing allocates.
-        unsafe {
-            command.pre_exec(move || {
-                default_in_child()?;
-                match death {
-                    OurDeath::Kills => prctl::set_pdeathsig(Signal::SIGKILL)?,
-                    // After our death nothing reads its output, which must not end it.
-                    OurDeath::IsIgnored => {
-                        if libc::signal(libc::SIGPIPE, libc::SIG_IGN) == libc::SIG_ERR {
-                            return Err(io::Error::last_os_error());
-                        }
-                    }
-                }
-                for fd in &inherited {
-                    if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
-                        return Err(io::Error::last_os_error());
-                    }
-                }
-                if let Some(files) = files {
-                    files.set()?;
-                }
-                if let Some(bytes) = memory {
-                    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
-                    if libc::setrlimit(libc::RLIMIT_AS, &raw const limit) < 0 {
-                        return Err(io::Error::last_os_error());
-                    }
-                }
-                // The parent may have died before prctl: then no signal would ever come.
-                if nix::unistd::getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ECHILD)) }
-            });
-        }
-        let mut child = command.spawn()?;
+        let stdin = File::open("/dev/null")?;
+        let ((out, stdout), (err, stderr)) = (pipe2(OFlag::O_CLOEXEC)?, pipe2(OFlag::O_CLOEXEC)?);
+        let spawn = Spawn {
+            path: &CString::new(name)?,
+            arguments: &arguments,
+            environment: &environment,
+            standard: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+            kept: &kept.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>(),
+            open_files: self.open_files_of_children(),
+            memory: program.memory,
+            death: program.death,
+        };
+        let child = Child::of(spawn.start()?);
+        // Only the child has the ends that it writes to.
+        drop((stdout, stderr));
         let _ongoing = self.activity().enter(&program.name(), &program.target, Some(child.id()));
-        let mut stdout = Drain::new(child.stdout.take().map(OwnedFd::from));
-        let mut stderr = Drain::new(child.stderr.take().map(OwnedFd::from));
-        let killed = supervise(&mut child, program.limit, &mut stdout, &mut stderr)?;
-        let status = child.wait()?;
+        let (mut stdout, mut stderr) = (Drain::new(out), Drain::new(err));
+        let killed = supervise(&child, program.limit, &mut stdout, &mut stderr)?;
+        let exit = child.wait()?;
         if killed {
             let said = format!("{} was killed after {} s", program.name(), program.limit.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, said));
         }
-        let exit = match status.signal() {
-            Some(signal) => Exit::Signal(signal),
-            None => Exit::Code(status.code().unwrap_or(-1)),
-        };
         Ok(Output { exit, stdout: stdout.text(), stderr: stderr.text() })
     }
 }
 
+/// A child that was started. Dropped before its end was seen, it is killed.
+struct Child {
+    pid: Pid,
+    exit: OnceCell<Exit>,
+}
+
+impl Child {
+    fn of(pid: Pid) -> Self {
+        Self { pid, exit: OnceCell::new() }
+    }
+
+    fn id(&self) -> u32 {
+        self.pid.as_raw().unsigned_abs()
+    }
+
+    fn kill(&self) -> io::Result<()> {
+        if self.exit.get().is_none() {
+            kill(self.pid, Signal::SIGKILL)?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> io::Result<Exit> {
+        loop {
+            if let Some(exit) = self.look(None)? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    fn ended(&self) -> io::Result<bool> {
+        Ok(self.look(Some(WaitPidFlag::WNOHANG))?.is_some())
+    }
+
+    /// How it ended, if it has.
+    fn look(&self, flags: Option<WaitPidFlag>) -> io::Result<Option<Exit>> {
+        if let Some(exit) = self.exit.get() {
+            return Ok(Some(*exit));
+        }
+        let exit = match waitpid(self.pid, flags) {
+            Ok(WaitStatus::Exited(_, code)) => Exit::Code(code),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Exit::Signal(signal as i32),
+            Ok(_) | Err(Errno::EINTR) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        Ok(Some(*self.exit.get_or_init(|| exit)))
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.kill().and_then(|()| self.wait());
+    }
+}
+
+/// `NAME=VALUE`.
+fn variable(name: &str, value: &str) -> io::Result<CString> {
+    Ok(CString::new(format!("{name}={value}"))?)
+}
+
+/// The path under which a child finds a descriptor that it gets.
+fn path_of(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
 /// A read-only file in memory.
-fn sealed(name: &str, text: &str) -> io::Result<std::fs::File> {
+fn sealed(name: &str, text: &str) -> io::Result<File> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let mut file = std::fs::File::from(memfd_create(name, flags)?);
+    let mut file = File::from(memfd_create(name, flags)?);
     file.write_all(text.as_bytes())?;
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
@@ -285,7 +309,7 @@ fn sealed(name: &str, text: &str) -> io::Result<std::fs::File> {
 }
 
 /// Reads both pipes until the child closes them; kills it at its limit. Returns true when it was killed.
-fn supervise(child: &mut Child, limit: Duration, stdout: &mut Drain, stderr: &mut Drain) -> io::Result<bool> {
+fn supervise(child: &Child, limit: Duration, stdout: &mut Drain, stderr: &mut Drain) -> io::Result<bool> {
     let watch = Stopwatch::start();
     while stdout.open() || stderr.open() {
         let left = limit.saturating_sub(watch.elapsed());
@@ -313,7 +337,7 @@ fn supervise(child: &mut Child, limit: Duration, stdout: &mut Drain, stderr: &mu
     }
     // Both pipes are closed: the child is exiting, or closed them early; it gets the rest of its time.
     loop {
-        if child.try_wait()?.is_some() {
+        if child.ended()? {
             return Ok(false);
         }
         if watch.elapsed() >= limit {
@@ -326,13 +350,13 @@ fn supervise(child: &mut Child, limit: Duration, stdout: &mut Drain, stderr: &mu
 
 /// One pipe and its output.
 struct Drain {
-    fd: Option<std::fs::File>,
+    fd: Option<File>,
     text: Vec<u8>,
 }
 
 impl Drain {
-    fn new(fd: Option<OwnedFd>) -> Self {
-        Self { fd: fd.map(Into::into), text: Vec::new() }
+    fn new(fd: OwnedFd) -> Self {
+        Self { fd: Some(fd.into()), text: Vec::new() }
     }
 
     fn open(&self) -> bool {
@@ -383,6 +407,45 @@ mod tests {
         let output = shell("env | sort | cut -d= -f1 | tr '\\n' ' '", Duration::from_secs(10)).unwrap();
         assert!(!output.stdout.contains("CARGO"), "{}", output.stdout);
         assert!(output.stdout.contains("LC_ALL"));
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_started_is_an_error_and_leaves_no_child() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tool");
+        let run = |path: &Path| Os::new().run(&Program::at(path.into(), path, Duration::from_secs(10)));
+        assert_eq!(run(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+        std::fs::write(&path, "not executable").unwrap();
+        assert_eq!(run(&path).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        let children = std::fs::read_to_string("/proc/thread-self/children").unwrap();
+        assert_eq!(children, "");
+    }
+
+    /// Of a child that shared our memory until its exec, nothing is left in us: its signals, directory and descriptors.
+    #[test]
+    fn a_child_changes_nothing_of_ours() {
+        let ours = || {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let signals = status.lines().filter(|line| line.starts_with("Sig") && !line.starts_with("SigQ"));
+            (signals.collect::<Vec<_>>().join("\n"), std::env::current_dir().unwrap(), nix::unistd::getpgrp())
+        };
+        let before = ours();
+        let output = shell("pwd; ls /proc/self/fd | wc -l; grep SigBlk /proc/self/status", Duration::from_secs(10));
+        let output = output.unwrap().stdout;
+        let lines: Vec<_> = output.lines().collect();
+        assert_eq!(lines[0], "/");
+        // The three standard ones, that of the listing, and what a program that started us lets everybody inherit.
+        let open: Vec<_> = std::fs::read_dir("/proc/self/fd").unwrap().map(|fd| fd.unwrap().file_name()).collect();
+        let flags = |fd: &std::ffi::OsString| std::fs::read_to_string(Path::new("/proc/self/fdinfo").join(fd)).ok();
+        let is_inherited = |flags: &String| {
+            let octal = flags.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+            i32::from_str_radix(octal, 8).unwrap() & libc::O_CLOEXEC == 0
+        };
+        let standard = |fd: &&std::ffi::OsString| ["0", "1", "2"].contains(&fd.to_str().unwrap());
+        let others = open.iter().filter(|fd| !standard(fd)).filter_map(flags).filter(is_inherited).count();
+        assert_eq!(lines[1].trim(), (4 + others).to_string());
+        assert_eq!(lines[2], "SigBlk:\t0000000000000000");
+        assert_eq!(ours(), before);
     }
 
     #[test]

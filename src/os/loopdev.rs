@@ -269,7 +269,10 @@ impl Os {
                     *slot = byte;
                 }
                 match ioctl::loop_configure(node.file.as_fd(), &request) {
-                    Ok(()) => return Ok(device),
+                    Ok(()) => {
+                        self.inner.loop_table.changed(device);
+                        return Ok(device);
+                    }
                     Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                     Err(error) => return Err(error),
                 }
@@ -315,6 +318,7 @@ impl Os {
                     status_of(device)?.is_some_and(|now| same(&now))
                 };
                 if !still {
+                    self.inner.loop_table.changed(device);
                     self.cleared(device);
                     return Ok(true);
                 }

@@ -14,8 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::loopview::{backing, diskseq, loop_numbers};
 use super::users::bound_block_devices;
@@ -31,29 +30,7 @@ pub(super) struct LoopNumbers {
 }
 
 /// The devices whose nodes are bind-mounted somewhere.
-type Bound = Arc<HashSet<DevNum>>;
-
-/// Scans for bind-mounted nodes, one at a time.
-#[derive(Debug, Default)]
-pub(super) struct Looks {
-    /// The number of calls so far.
-    asked: AtomicU64,
-    /// The last scan, and the number of calls when it began.
-    last: Mutex<(u64, Bound)>,
-}
-
-impl Looks {
-    /// The result of a scan that begins from now on, by this call or by another one that waits too.
-    fn share(&self, look: impl FnOnce() -> io::Result<HashSet<DevNum>>) -> io::Result<Bound> {
-        let turn = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.0 < turn {
-            let asked = self.asked.load(Ordering::SeqCst);
-            *last = (asked, Arc::new(look()?));
-        }
-        Ok(Arc::clone(&last.1))
-    }
-}
+pub(super) type Bound = HashSet<DevNum>;
 
 impl Os {
     /// Reserves a number for `owner`, until [`Os::release_loops`]. A number reserved for another owner stays with that
@@ -96,7 +73,7 @@ pub(super) struct FreeNumbers<'a> {
     os: &'a Os,
     owner: &'a str,
     /// Read once, on first use.
-    bound: Option<Bound>,
+    bound: Option<Arc<Bound>>,
     tried: HashSet<LoopDevice>,
 }
 
@@ -157,8 +134,6 @@ impl FreeNumbers<'_> {
 #[cfg(test)]
 mod tests {
     use std::fs::OpenOptions;
-    use std::sync::mpsc;
-    use std::thread;
 
     use super::*;
     use crate::os::MountFlags;
@@ -221,37 +196,5 @@ mod tests {
             assert_ne!(diskseq(device).unwrap(), sequence);
         }
         assert!(os.unmount(&path).unwrap());
-    }
-
-    #[test]
-    fn a_look_is_shared_by_those_who_asked_before_it_began() {
-        let looks = Looks::default();
-        let found = |minor: u64| Ok(HashSet::from([DevNum { major: 7, minor }]));
-        let (begun, begins) = mpsc::channel();
-        let (release, released) = mpsc::channel::<()>();
-        thread::scope(|scope| {
-            let first = scope.spawn(|| {
-                looks.share(move || {
-                    begun.send(()).unwrap();
-                    released.recv().unwrap();
-                    found(1)
-                })
-            });
-            begins.recv().unwrap();
-            // These ask while the first look is under way, which may have missed what they must see.
-            let ask = |minor| looks.share(|| found(minor));
-            let later = [2, 3, 4].map(|minor| scope.spawn(move || ask(minor)));
-            while looks.asked.load(Ordering::SeqCst) < 4 {
-                thread::yield_now();
-            }
-            release.send(()).unwrap();
-            assert_eq!(*first.join().unwrap().unwrap(), found(1).unwrap());
-            let later = later.map(|asker| asker.join().unwrap().unwrap());
-            assert!(later.iter().all(|bound| Arc::ptr_eq(bound, &later[0])), "{later:?}");
-            assert_ne!(*later[0], found(1).unwrap());
-        });
-        assert_eq!(*looks.share(|| found(9)).unwrap(), found(9).unwrap(), "nobody else waited");
-        assert!(looks.share(|| Err(io::Error::other("on purpose"))).is_err());
-        assert_eq!(*looks.share(|| found(10)).unwrap(), found(10).unwrap());
     }
 }

@@ -1,14 +1,10 @@
 //! Loop devices in sysfs (Documentation/ABI/testing/sysfs-block-loop; drivers/block/loop.c, `loop_attrs`). Nothing here
 //! opens a device or queries the filesystem of an image, so a failing or hanging one blocks nothing.
-//!
-//! A lookup of one volume's device reads all loop devices, and each number that was ever used stays as a device without an
-//! image. So they are read in their own directory, which is opened once: /sys/block has symbolic links to them, and a path
-//! through a link takes more than twice as long.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -87,9 +83,11 @@ impl Os {
     pub fn loop_views(&self, chosen: impl Fn(&Path) -> bool) -> io::Result<Vec<LoopView>> {
         self.call(Call::LoopScan, &BLOCK, || {
             let mut found = Vec::new();
-            for (device, backing) in attached_loops()? {
-                if chosen(&backing) {
-                    found.extend(view(device, backing)?);
+            for (device, listed) in self.inner.loop_table.attached()?.iter() {
+                if chosen(listed)
+                    && let Some(backing) = backing(*device)?.filter(|backing| chosen(backing))
+                {
+                    found.extend(view(*device, backing)?);
                 }
             }
             Ok(found)
@@ -116,26 +114,6 @@ pub(super) fn loop_numbers() -> io::Result<Vec<LoopDevice>> {
     }
     devices.sort_unstable();
     Ok(devices)
-}
-
-/// The loop devices that have an image, and its path, in the order of their numbers.
-pub(super) fn attached_loops() -> io::Result<Vec<(LoopDevice, PathBuf)>> {
-    let devices = loop_numbers()?;
-    let mut found = Vec::new();
-    let Some(directory) = devices.iter().find_map(|device| beside(*device).transpose()).transpose()? else {
-        return Ok(found);
-    };
-    for device in devices {
-        let text = attribute(directory.as_fd(), Path::new(&format!("loop{}/{BACKING}", device.0)))?;
-        found.extend(text.map(|text| (device, image(text))));
-    }
-    Ok(found)
-}
-
-/// The parent directory of a loop device's own. It holds all loop devices: none has a parent device
-/// (drivers/block/loop.c, `loop_add`). `None` when the device no longer exists.
-fn beside(device: LoopDevice) -> io::Result<Option<OwnedFd>> {
-    there(open(&device.sysfs().join(".."), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()))
 }
 
 /// The path of a loop device's image; `None` when there is none.

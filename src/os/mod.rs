@@ -25,8 +25,10 @@ mod host;
 mod image;
 mod ioctl;
 mod limits;
+mod looks;
 mod loopdev;
 mod loopnumbers;
+mod looptable;
 mod loopview;
 mod memory;
 mod mount;
@@ -36,6 +38,7 @@ mod owner;
 mod root;
 mod seen;
 mod signals;
+mod spawn;
 mod users;
 mod version;
 mod watch;
@@ -58,7 +61,7 @@ pub use image::{CowHint, ExtentSummary};
 pub use loopdev::{Discard, LoopAccess, LoopConfig, LoopDevice, LoopStatus};
 pub use loopview::LoopView;
 pub use mount::MountFlags;
-pub use mountinfo::{MountEntry, MountTable};
+pub use mountinfo::{MountEntry, MountTable, MountTexts};
 pub use namespace::Visibility;
 pub use owner::OwnerLock;
 pub use root::{Root, Shown};
@@ -168,7 +171,8 @@ struct Inner {
     interceptor: Option<Box<dyn Interceptor>>,
     activity: Activity,
     loop_numbers: Mutex<loopnumbers::LoopNumbers>,
-    bound_nodes: loopnumbers::Looks,
+    bound_nodes: looks::Looks<loopnumbers::Bound>,
+    loop_table: looptable::LoopTable,
     unanswered: answered::Unanswered,
     /// The limit of open files for children, if it is not ours.
     open_files: OnceLock<limits::OpenFiles>,
@@ -194,7 +198,8 @@ impl Os {
             interceptor,
             activity: Activity::default(),
             loop_numbers: Mutex::default(),
-            bound_nodes: loopnumbers::Looks::default(),
+            bound_nodes: looks::Looks::default(),
+            loop_table: looptable::LoopTable::default(),
             unanswered: answered::Unanswered::default(),
             open_files: OnceLock::new(),
             asked: Mutex::default(),

@@ -2,18 +2,22 @@
 //! about them.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::io;
+use std::ops::{Deref, Range};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use super::{Call, DevNum, Os};
 
 /// Of this thread: it may have its own mount namespace ([`Os::own_mounts`]).
 const MOUNTINFO: &str = "/proc/thread-self/mountinfo";
 
-/// One line of mountinfo.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One line of mountinfo. Its texts are parsed when they are first used: a table has a line for every mount of the node,
+/// and a lookup concerns few of them.
+#[derive(Clone)]
 pub struct MountEntry {
     /// Its mount id.
     pub id: u64,
@@ -21,6 +25,23 @@ pub struct MountEntry {
     pub parent: u64,
     /// The filesystem's device: for ours the loop device; for a bind mount of a device node that of devtmpfs.
     pub device: DevNum,
+    table: Arc<[u8]>,
+    fields: Fields,
+    texts: OnceLock<MountTexts>,
+}
+
+/// Where the fields of a line are in the table.
+#[derive(Clone)]
+struct Fields {
+    root: Range<usize>,
+    mount_point: Range<usize>,
+    fs_type: Range<usize>,
+    line: Range<usize>,
+}
+
+/// The texts of a line, unescaped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountTexts {
     /// The mounted directory or file of the filesystem: `/` for all of it.
     pub root: PathBuf,
     /// The mount point.
@@ -39,6 +60,28 @@ pub struct MountEntry {
     pub super_options: Vec<String>,
 }
 
+impl Deref for MountEntry {
+    type Target = MountTexts;
+
+    fn deref(&self) -> &MountTexts {
+        self.texts.get_or_init(|| parse_texts(self.raw(&self.fields.line)).unwrap_or_default())
+    }
+}
+
+impl PartialEq for MountEntry {
+    fn eq(&self, other: &Self) -> bool {
+        self.raw(&self.fields.line) == other.raw(&other.fields.line)
+    }
+}
+
+impl Eq for MountEntry {}
+
+impl fmt::Debug for MountEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(self.raw(&self.fields.line)))
+    }
+}
+
 impl MountEntry {
     /// Whether this mount is read-only, independent of its filesystem.
     #[must_use]
@@ -50,6 +93,22 @@ impl MountEntry {
     #[must_use]
     pub fn super_read_only(&self) -> bool {
         self.super_options.iter().any(|option| option == "ro")
+    }
+
+    /// Whether its mount point is this path, as bytes without superfluous slashes.
+    pub(super) fn is_at(&self, path: &[u8]) -> bool {
+        let raw = self.raw(&self.fields.mount_point);
+        raw == path || (raw.contains(&b'\\') && unescape(raw) == path)
+    }
+
+    /// Whether it shows a part of a filesystem of one of these types, instead of all of it.
+    pub(super) fn is_part_of(&self, fs_types: &[&str]) -> bool {
+        let fs_type = self.raw(&self.fields.fs_type);
+        self.raw(&self.fields.root) != b"/" && fs_types.iter().any(|known| known.as_bytes() == fs_type)
+    }
+
+    fn raw(&self, range: &Range<usize>) -> &[u8] {
+        self.table.get(range.clone()).unwrap_or_default()
     }
 }
 
@@ -65,14 +124,19 @@ impl MountTable {
     /// # Errors
     /// `InvalidData` with the first invalid line.
     pub fn parse(text: &[u8]) -> io::Result<Self> {
-        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        let entry = |line: &[u8]| {
-            parse_line(line).ok_or_else(|| {
-                let line = String::from_utf8_lossy(line).into_owned();
-                io::Error::new(io::ErrorKind::InvalidData, format!("not a mountinfo line: {line:?}"))
-            })
-        };
-        Ok(Self { entries: lines.map(entry).collect::<io::Result<_>>()? })
+        let table: Arc<[u8]> = text.into();
+        let (mut entries, mut start) = (Vec::new(), 0);
+        for line in text.split(|byte| *byte == b'\n') {
+            if !line.is_empty() {
+                let entry = parse_line(&table, start, line).ok_or_else(|| {
+                    let line = String::from_utf8_lossy(line).into_owned();
+                    io::Error::new(io::ErrorKind::InvalidData, format!("not a mountinfo line: {line:?}"))
+                })?;
+                entries.push(entry);
+            }
+            start += line.len() + 1;
+        }
+        Ok(Self { entries })
     }
 
     /// Every mount.
@@ -85,13 +149,15 @@ impl MountTable {
     /// passes one without symbolic links.
     #[must_use]
     pub fn at(&self, path: &Path) -> Option<&MountEntry> {
-        self.entries.iter().rev().find(|entry| entry.mount_point == path)
+        let path = plain(path);
+        self.entries.iter().rev().find(|entry| entry.is_at(&path))
     }
 
     /// The number of mounts stacked at exactly this path.
     #[must_use]
     pub fn depth(&self, path: &Path) -> usize {
-        self.entries.iter().filter(|entry| entry.mount_point == path).count()
+        let path = plain(path);
+        self.entries.iter().filter(|entry| entry.is_at(&path)).count()
     }
 
     /// The directory or file that a mount covers: the filesystem below, and the path in that filesystem.
@@ -135,12 +201,41 @@ impl Os {
     }
 }
 
-fn parse_line(line: &[u8]) -> Option<MountEntry> {
-    let mut fields = line.split(|byte| *byte == b' ');
-    let id = number(fields.next()?)?;
-    let parent = number(fields.next()?)?;
-    let mut device = fields.next()?.split(|byte| *byte == b':');
-    let device = DevNum { major: number(device.next()?)?, minor: number(device.next()?)? };
+/// A path as bytes, with single slashes and none at its end.
+pub(super) fn plain(path: &Path) -> Vec<u8> {
+    path.components().collect::<PathBuf>().into_os_string().into_vec()
+}
+
+/// The numbers of a line, and where its texts are. `None` unless the line is whole.
+fn parse_line(table: &Arc<[u8]>, start: usize, line: &[u8]) -> Option<MountEntry> {
+    let mut at = start;
+    let mut fields = line.split(|byte| *byte == b' ').map(|field| {
+        let range = at..at + field.len();
+        at = range.end + 1;
+        (range, field)
+    });
+    let (_, id) = fields.next()?;
+    let (_, parent) = fields.next()?;
+    let (_, device) = fields.next()?;
+    let (root, _) = fields.next()?;
+    let (mount_point, _) = fields.next()?;
+    fields.next()?;
+    while fields.next()?.1 != b"-" {}
+    let (fs_type, _) = fields.next()?;
+    fields.next()?;
+    let mut device = device.split(|byte| *byte == b':');
+    Some(MountEntry {
+        id: number(id)?,
+        parent: number(parent)?,
+        device: DevNum { major: number(device.next()?)?, minor: number(device.next()?)? },
+        table: Arc::clone(table),
+        fields: Fields { root, mount_point, fs_type, line: start..start + line.len() },
+        texts: OnceLock::new(),
+    })
+}
+
+fn parse_texts(line: &[u8]) -> Option<MountTexts> {
+    let mut fields = line.split(|byte| *byte == b' ').skip(3);
     let root = path(fields.next()?);
     let mount_point = path(fields.next()?);
     let options = list(fields.next()?);
@@ -157,7 +252,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let fs_type = text(fields.next()?);
     let source = text(fields.next()?);
     let super_options = list(fields.next().unwrap_or_default());
-    Some(MountEntry { id, parent, device, root, mount_point, options, shared, master, fs_type, source, super_options })
+    Some(MountTexts { root, mount_point, options, shared, master, fs_type, source, super_options })
 }
 
 /// The number of an optional field such as `shared:7`.

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use super::mountinfo::plain;
 use super::{MountEntry, MountTable};
 
 /// The mount that a program finds at a path.
@@ -32,12 +33,12 @@ impl MountTable {
         // A lookup starts in the root mount, and not in a mount over it.
         prefixes.pop();
         for prefix in prefixes.into_iter().rev() {
+            let prefix = plain(prefix);
             // A table that was read while mounts changed may contain a cycle: the number of steps is limited to the
             // number of mounts.
             for _ in self.entries() {
-                let on_it = |entry: &&MountEntry| {
-                    entry.parent == found.id && entry.mount_point == prefix && entry.id != found.id
-                };
+                let on_it =
+                    |entry: &&MountEntry| entry.parent == found.id && entry.is_at(&prefix) && entry.id != found.id;
                 match self.entries().iter().find(on_it) {
                     Some(entry) => found = entry,
                     None => break,
@@ -60,7 +61,7 @@ impl MountTable {
     }
 
     fn root(&self) -> Option<&MountEntry> {
-        self.entries().iter().find(|entry| entry.mount_point == Path::new("/") && self.parent_of(entry).is_none())
+        self.entries().iter().find(|entry| entry.is_at(b"/") && self.parent_of(entry).is_none())
     }
 
     fn parent_of(&self, entry: &MountEntry) -> Option<&MountEntry> {

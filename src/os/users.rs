@@ -14,7 +14,6 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::loopview::attached_loops;
 use super::{Call, DevNum, MountEntry, MountTable, Os};
 
 /// The most processes that are named.
@@ -95,8 +94,7 @@ impl MountTable {
     }
 
     fn bound_below(&self, root: &Path, entry: &MountEntry) -> Option<DevNum> {
-        let node = NODE_FILESYSTEMS.contains(&entry.fs_type.as_str()) && entry.root != Path::new("/");
-        if !node || self.leads_through_remote(entry) {
+        if !entry.is_part_of(&NODE_FILESYSTEMS) || self.leads_through_remote(entry) {
             return None;
         }
         let at = root.join(entry.mount_point.strip_prefix("/").unwrap_or(&entry.mount_point));
@@ -151,10 +149,28 @@ impl Os {
                 found.extend(namespace.table()?.uses_below(&namespace.root, device, process.as_ref()));
                 Ok(())
             })?;
-            found.extend(on_top_of(device, &found)?.into_iter().map(DeviceUse::Below));
+            found.extend(self.on_top_of(device, &found)?.into_iter().map(DeviceUse::Below));
             found.extend(with_it_open(device).into_iter().map(DeviceUse::Open));
             Ok(found)
         })
+    }
+
+    /// Devices on top of this one: those in sysfs, and loop devices over its device node or over a path of a bind mount of
+    /// it.
+    fn on_top_of(&self, device: DevNum, uses: &[DeviceUse]) -> io::Result<Vec<String>> {
+        let sysfs = PathBuf::from(format!("/sys/dev/block/{device}"));
+        let holders = fs::read_dir(sysfs.join("holders")).into_iter().flatten().flatten();
+        let mut found: Vec<_> =
+            holders.map(|holder| format!("/dev/{}", holder.file_name().to_string_lossy())).collect();
+        let name = fs::read_link(&sysfs).ok();
+        let node = name.as_deref().and_then(Path::file_name).map(|name| Path::new("/dev").join(name));
+        let bound = |path: &Path| uses.iter().any(|used| matches!(used, DeviceUse::Bound(at, _) if at == path));
+        for (other, backing) in self.inner.loop_table.attached()?.iter() {
+            if node.as_ref() == Some(backing) || bound(backing) {
+                found.push(format!("{} (a loop device over {})", other.path().display(), backing.display()));
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -236,23 +252,6 @@ fn processes() -> impl Iterator<Item = (u32, PathBuf)> {
 fn process(pid: u32, directory: &Path) -> Process {
     let command = fs::read_to_string(directory.join("comm")).unwrap_or_default();
     Process { pid, command: command.trim().to_owned() }
-}
-
-/// Devices on top of this one: those in sysfs, and loop devices over its device node or over a path of a bind mount of
-/// it.
-fn on_top_of(device: DevNum, uses: &[DeviceUse]) -> io::Result<Vec<String>> {
-    let sysfs = PathBuf::from(format!("/sys/dev/block/{device}"));
-    let holders = fs::read_dir(sysfs.join("holders")).into_iter().flatten().flatten();
-    let mut found: Vec<_> = holders.map(|holder| format!("/dev/{}", holder.file_name().to_string_lossy())).collect();
-    let name = fs::read_link(&sysfs).ok();
-    let node = name.as_deref().and_then(Path::file_name).map(|name| Path::new("/dev").join(name));
-    let bound = |path: &Path| uses.iter().any(|used| matches!(used, DeviceUse::Bound(at, _) if at == path));
-    for (other, backing) in attached_loops()? {
-        if node.as_ref() == Some(&backing) || bound(&backing) {
-            found.push(format!("{} (a loop device over {})", other.path().display(), backing.display()));
-        }
-    }
-    Ok(found)
 }
 
 /// Other processes that have the device open.
