@@ -3,7 +3,8 @@
 //! Dependencies point down only (docs/design.md section 4):
 //!
 //! ```text
-//!  main, cli        arguments, wiring, exit codes
+//!  main, cli        arguments, logs, signals, exit codes
+//!  daemon           puts the modules below together: standalone, controller, node
 //!  csi              the gRPC edge: decode -> call -> encode; the one Error -> Status map
 //!  kubelet          registration with kubelet
 //!  registry         heartbeats from nodes to controllers
@@ -23,6 +24,7 @@
 pub mod attach;
 pub mod config;
 pub mod csi;
+pub mod daemon;
 pub mod enrol;
 #[cfg(test)]
 mod faults;

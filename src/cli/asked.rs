@@ -1,20 +1,20 @@
 //! A controller that answers for the whole cluster: `--controller`, or the variable.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use holdfast::config::TlsMode;
+use holdfast::config::{self, TlsMode};
 use holdfast::home::Finding;
 use holdfast::os::{Activity, Os};
 use holdfast::registry::{Cluster, Everything, Nodes};
 use holdfast::telemetry::Metrics;
-use holdfast::tls::Role;
+use holdfast::tls::{Credentials, Role};
 use holdfast::types::PoolId;
+use holdfast::wire;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
-
-use super::serving;
 
 /// The flags that name a controller.
 #[derive(Args, Clone, Debug, Default)]
@@ -74,7 +74,7 @@ impl ControllerArguments {
                     "--controller {address} is a Unix socket and uses no certificates; drop --tls and --insecure-plain-text"
                 );
             }
-            return serving::socket_channel(address);
+            return Ok(wire::socket_channel(&config::socket_path(address)?)?);
         }
         let mode = match (&self.tls, self.insecure_plain_text) {
             (Some(directory), _) => TlsMode::Files(directory.clone()),
@@ -84,8 +84,24 @@ impl ControllerArguments {
             ),
         };
         let metrics = Metrics::new(Activity::default());
-        let credentials = serving::operator_credentials(&Os::new(), &mode, &metrics)?;
-        Ok(serving::channel(&credentials, &Role::Controller, address)?)
+        let credentials = operator_credentials(&Os::new(), &mode, &metrics)?;
+        Ok(credentials.channel(&Role::Controller, address)?)
+    }
+}
+
+/// The certificates for a command: those of an operator, or of a controller if the command runs beside one.
+///
+/// # Errors
+/// Files that are missing or wrong.
+fn operator_credentials(os: &Os, mode: &TlsMode<Infallible>, metrics: &Metrics) -> Result<Credentials> {
+    let metrics = metrics.tls().clone();
+    match mode {
+        TlsMode::Files(directory) => {
+            let of = |role| Credentials::from_files(os.clone(), directory, role, metrics.clone());
+            of(Role::Operator).or_else(|error| of(Role::Controller).map_err(|_| error.into()))
+        }
+        TlsMode::Auto(never) => match *never {},
+        TlsMode::InsecurePlainText => Ok(Credentials::plain(metrics)),
     }
 }
 

@@ -1,15 +1,13 @@
 //! Common to all daemons: flags, runtime and shutdown.
 
 use std::future::Future;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
-use holdfast::config::{Flags, Place, PoolConfig, Serving, apart, resolved};
-use holdfast::kubelet::Registration;
-use holdfast::os::{Entry, Os};
+use holdfast::config::{Flags, Serving};
+use holdfast::daemon::Stop;
+use holdfast::os::Os;
 use holdfast::telemetry::init_logs;
 use holdfast::types::{Error, Kind};
 use tokio::signal::unix::{SignalKind, signal};
@@ -107,40 +105,27 @@ impl KubeletArguments {
     }
 }
 
-/// The signal that the process must stop. Cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct Stop(watch::Receiver<()>);
-
-impl Stop {
-    /// Completes when the shutdown begins.
-    pub(crate) async fn begun(mut self) {
-        // A dropped sender means that no task waits for signals any more: that is a shutdown too.
-        let _ = self.0.changed().await;
-    }
-
-    /// For tasks that wait for other events as well.
-    pub(crate) fn receiver(&self) -> watch::Receiver<()> {
-        self.0.clone()
-    }
-}
-
-/// Serves until SIGTERM or SIGINT. `check` runs all checks that are possible before anything is changed.
+/// Checks the machine, opens a daemon, and serves until SIGTERM or SIGINT. `check` runs all checks that are possible
+/// before anything is changed.
 ///
 /// # Errors
 /// An error that prevents the start. A later error is logged, and the exit code is 1.
-pub(crate) fn run<F>(
-    serving: &Serving,
-    check: impl FnOnce(&Os) -> Result<()>,
-    live: impl FnOnce(Os, watch::Sender<()>, Stop) -> F,
+pub(crate) fn run<C, D, F, G>(
+    config: C,
+    serving: impl FnOnce(&C) -> &Serving,
+    check: impl FnOnce(&Os, &C) -> Result<(), Error>,
+    open: impl FnOnce(C, Os) -> F,
+    serve: impl FnOnce(D, Stop) -> G,
 ) -> Result<ExitCode>
 where
-    F: Future<Output = Result<ExitCode>>,
+    F: Future<Output = Result<D, Error>>,
+    G: Future<Output = Result<(), Error>>,
 {
     let os = Os::new();
     os.use_one_heap();
     os.raise_open_files().context("raise the limit of open files")?;
-    check_socket(&os, &serving.socket, "--endpoint")?;
-    check(&os)?;
+    check(&os, &config)?;
+    let serving = serving(&config);
     init_logs(serving.log_format, serving.log_level.as_str())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -149,18 +134,22 @@ where
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let (stop, stopped) = watch::channel(());
-    let ended = runtime.block_on(live(os, stop, Stop(stopped)));
+    let ended = runtime.block_on(async {
+        let daemon = open(config, os).await?;
+        let (stop, stopped) = Stop::channel();
+        wait_for_signals(stop)?;
+        ended(serve(daemon, stopped).await)
+    });
     // A thread that hangs in the kernel must not delay the exit: the next start finishes its operation.
     runtime.shutdown_background();
     ended
 }
 
-/// The exit code for the result of the CSI server.
+/// The exit code for the end of a daemon.
 ///
 /// # Errors
 /// An error that prevented the start.
-pub(crate) fn ended(served: Result<(), Error>) -> Result<ExitCode> {
+fn ended(served: Result<(), Error>) -> Result<ExitCode> {
     match served {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if error.kind() == Kind::Precondition => Err(error.into()),
@@ -171,63 +160,8 @@ pub(crate) fn ended(served: Result<(), Error>) -> Result<ExitCode> {
     }
 }
 
-/// Checks that a socket can be created; `flag` is the flag that messages name.
-fn check_socket(os: &Os, socket: &Path, flag: &str) -> Result<()> {
-    let shown = socket.display();
-    let directory = socket.parent().unwrap_or(Path::new("/"));
-    if os.identity(directory)?.is_none() {
-        bail!("the directory of the socket {shown} does not exist; run mkdir -p {}", directory.display());
-    }
-    if let Some(Entry::File | Entry::Directory | Entry::Symlink) = os.entry(socket)? {
-        bail!("{shown} exists and is not a socket; move it away, or choose another {flag}");
-    }
-    if UnixStream::connect(socket).is_ok() {
-        bail!("another process answers on {shown}; stop it, or choose another {flag}");
-    }
-    Ok(())
-}
-
-/// Checks the machine for a node with these pools and this registration; `places` are its other paths. The pools
-/// themselves are checked when they are opened, each separately: the disk of one may not answer.
-pub(crate) fn check_node(
-    os: &Os,
-    serving: &Serving,
-    pools: &[PoolConfig],
-    registration: Option<&Registration>,
-    places: &[Place],
-) -> Result<()> {
-    let mut all = vec![Place::outside_pools("the socket of --endpoint", &serving.socket)];
-    all.extend(registration.iter().flat_map(|registration| Place::of_kubelet(registration)));
-    all.extend_from_slice(places);
-    apart(pools, &all, resolved)?;
-    if let Some(registration) = registration {
-        check_registration(os, registration)?;
-    }
-    if os.identity(Path::new("/dev/loop-control"))?.is_none() {
-        bail!(
-            "/dev/loop-control is missing: load the loop module (modprobe loop), or give this container the host's /dev"
-        );
-    }
-    Ok(())
-}
-
-fn check_registration(os: &Os, registration: &Registration) -> Result<()> {
-    let directory = registration.directory();
-    if !directory.is_dir() {
-        bail!(
-            "--kubelet-registration: {} is not a directory; set the directory that kubelet watches: plugins_registry in \
-             its root directory, which kubelet creates when it starts",
-            directory.display()
-        );
-    }
-    for socket in [&registration.socket, &registration.registrar] {
-        check_socket(os, socket, "--kubelet-registration; do not run a registrar beside the driver with this flag")?;
-    }
-    Ok(())
-}
-
 /// The first SIGTERM or SIGINT starts the shutdown; a second one ends the process at once.
-pub(crate) fn wait_for_signals(stop: watch::Sender<()>) -> Result<()> {
+fn wait_for_signals(stop: watch::Sender<()>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
     tokio::spawn(async move {

@@ -12,7 +12,6 @@ mod inventory;
 mod node;
 mod output;
 mod pools;
-mod serving;
 mod show;
 mod standalone;
 mod volumes;

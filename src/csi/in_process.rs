@@ -13,12 +13,9 @@ use tower::{Layer, Service};
 
 use super::ThisNode;
 use super::call::{CallService, Calls};
-use super::controller::Controller;
-use super::node::NodeService;
 use super::proto::controller_client::ControllerClient;
-use super::proto::controller_server::ControllerServer;
 use super::proto::node_client::NodeClient;
-use super::proto::node_server::NodeServer;
+use super::server::{ServeController, add_services};
 use super::work::WorkerPool;
 use crate::os::Activity;
 use crate::route::Router;
@@ -34,9 +31,8 @@ pub(crate) struct InProcess {
 impl InProcess {
     pub(crate) fn new(router: &Arc<Router>, node: ThisNode) -> Self {
         let works = WorkerPool::new();
-        let controller = ControllerServer::new(Controller::new(Arc::clone(router), works.clone()));
-        let node = NodeServer::new(NodeService::new(node, Arc::clone(router), works.clone()));
-        let routes = Routes::new(controller).add_service(node).prepare();
+        let router = Arc::clone(router);
+        let routes = add_services(Routes::default(), &works, router, ServeController::Yes, Some(node)).prepare();
         Self { service: Calls::new(Metrics::new(Activity::default())).layer(routes), works }
     }
 

@@ -18,7 +18,6 @@ pub mod proto;
 mod rpc;
 mod secrets;
 mod server;
-pub(crate) mod socket;
 mod status;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tonic::transport::Server;
+use tonic::service::Routes;
 use tracing::{info, warn};
 
 use super::call::Calls;
@@ -16,26 +16,16 @@ use super::node::{NodeService, ThisNode};
 use super::proto::controller_server::ControllerServer;
 use super::proto::identity_server::IdentityServer;
 use super::proto::node_server::NodeServer;
-use super::socket;
 use super::work::WorkerPool;
-use crate::registry::RegistryService;
-use crate::registry::proto::registry_server::RegistryServer;
 use crate::route::Router;
 use crate::telemetry::{Metrics, PoolWatch};
 use crate::types::{Error, Kind, Result};
-use crate::wire::{Incoming, Most, Shares};
+use crate::wire::{self, Incoming, Most, Shares, socket};
 
 /// The largest request, in bytes; the default of other gRPC implementations.
 const MOST_REQUEST: usize = 4 << 20;
-/// The largest request of the Identity service, whose messages are empty, and of operators' queries.
+/// The largest request of the Identity service, whose messages are empty.
 const MOST_QUESTION: usize = 16 << 10;
-/// The largest header block of a request, in bytes.
-const MOST_HEADERS: u32 = 16 << 10;
-/// Concurrent calls on one connection; a client holds back further ones by itself (RFC 9113, section 5.1.2).
-const MOST_STREAMS: u32 = 128;
-/// How often a connection's client is probed, and how long it may take to answer.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-const KEEPALIVE_ANSWER: Duration = Duration::from_secs(20);
 /// How long running work may take to finish after the shutdown began.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -57,9 +47,8 @@ pub struct ServeConfig {
     pub router: Arc<Router>,
     /// Whether the Controller service is served.
     pub controller: ServeController,
-    /// The operators' queries about the whole cluster, if they are served. Every client of the socket counts as an
-    /// operator: only the CO and root can open it.
-    pub operators: Option<RegistryService>,
+    /// Services on the same socket beside CSI. Only the CO and root can open it.
+    pub others: Routes,
     /// The node whose Node service is served, if one is.
     pub node: Option<ThisNode>,
     /// Where calls are counted.
@@ -68,6 +57,29 @@ pub struct ServeConfig {
     pub pools: PoolWatch,
     /// The socket's part of the limit of open files.
     pub shares: Shares,
+}
+
+/// Adds the Controller and Node services to others.
+pub(super) fn add_services(
+    routes: Routes,
+    works: &WorkerPool,
+    router: Arc<Router>,
+    controller: ServeController,
+    node: Option<ThisNode>,
+) -> Routes {
+    let routes = match controller {
+        ServeController::Yes => routes.add_service(
+            ControllerServer::new(Controller::new(Arc::clone(&router), works.clone()))
+                .max_decoding_message_size(MOST_REQUEST),
+        ),
+        ServeController::No => routes,
+    };
+    match node {
+        Some(node) => routes.add_service(
+            NodeServer::new(NodeService::new(node, router, works.clone())).max_decoding_message_size(MOST_REQUEST),
+        ),
+        None => routes,
+    }
 }
 
 /// Serves until `shutdown` completes; then refuses new calls, gives running work a grace period, and removes the
@@ -81,36 +93,20 @@ pub struct ServeConfig {
 pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
     let (listener, file) = socket::listen(&config.socket, "--endpoint").await?;
     let (calls, works) = (Calls::new(config.metrics), WorkerPool::new());
-    let controller = (config.controller == ServeController::Yes).then(|| {
-        ControllerServer::new(Controller::new(Arc::clone(&config.router), works.clone()))
-            .max_decoding_message_size(MOST_REQUEST)
-    });
-    let node = config.node.map(|node| {
-        NodeServer::new(NodeService::new(node, config.router, works.clone())).max_decoding_message_size(MOST_REQUEST)
-    });
-    let operators =
-        config.operators.map(|service| RegistryServer::new(service).max_decoding_message_size(MOST_QUESTION));
     info!(
         socket = %config.socket.display(),
-        controller = controller.is_some(),
-        node = node.is_some(),
+        controller = config.controller == ServeController::Yes,
+        node = config.node.is_some(),
         version = env!("CARGO_PKG_VERSION"),
         "CSI is served"
     );
+    let identity = IdentityServer::new(Identity::new(config.pools)).max_decoding_message_size(MOST_QUESTION);
+    let routes = config.others.add_service(identity);
+    let routes = add_services(routes, &works, config.router, config.controller, config.node);
     let (begin_end, end) = oneshot::channel::<()>();
     let incoming = Incoming::new(listener, "the CSI socket", Most::of_socket(config.shares.csi()));
-    let server = Server::builder()
-        .max_concurrent_streams(MOST_STREAMS)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
-        .http2_max_header_list_size(MOST_HEADERS)
-        .http2_max_pending_accept_reset_streams(Some(64))
-        .layer(calls.clone())
-        .add_service(IdentityServer::new(Identity::new(config.pools)).max_decoding_message_size(MOST_QUESTION))
-        .add_optional_service(controller)
-        .add_optional_service(node)
-        .add_optional_service(operators)
-        .serve_with_incoming_shutdown(incoming, async move { drop(end.await) });
+    let server = wire::server_of_socket().layer(calls.clone()).add_routes(routes);
+    let server = server.serve_with_incoming_shutdown(incoming, async move { drop(end.await) });
     let mut serving = tokio::spawn(server);
     tokio::select! {
         ended = &mut serving => {

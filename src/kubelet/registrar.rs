@@ -13,10 +13,10 @@ use super::service::{Service, Verdict};
 use crate::csi::DRIVER_NAME;
 use crate::csi::proto::GetPluginInfoRequest;
 use crate::csi::proto::identity_client::IdentityClient;
-use crate::csi::socket::{self, SocketFile};
 use crate::os::DirectoryWatch;
 use crate::telemetry::KubeletMetrics;
 use crate::types::{Error, Kind, OsContext, Result};
+use crate::wire::socket::{self, SocketFile};
 use crate::wire::{self, Allowance, Bounds, Door, Incoming, Most, MostArriving};
 
 /// The flag that messages name.

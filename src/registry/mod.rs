@@ -17,4 +17,4 @@ mod wire;
 pub use cluster::{Cluster, Everything, NodeRow, Nodes};
 pub use directory_cache::DirectoryCache;
 pub use reporter::{Controllers, DialController, Look, Reporter, Said};
-pub use service::{MOST_HEARTBEAT, RegistryService};
+pub use service::RegistryService;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::convert;
-use super::proto::registry_server::Registry;
+use super::proto::registry_server::{Registry, RegistryServer};
 use super::proto::{self as pb};
 use crate::home::remote::{wire_admit, wire_allowance, wire_answer, wire_busy, wire_denied};
 use crate::route::{Router, Silence};
@@ -17,7 +17,9 @@ use crate::wire::{Allowance, Bounds, Door, MostArriving, Turns};
 use crate::works::{Ended, Share, WorkerPool};
 
 /// The largest heartbeat, in bytes: some thousand pools.
-pub const MOST_HEARTBEAT: usize = 4 << 20;
+const MOST_HEARTBEAT: usize = 4 << 20;
+/// The largest query of an operator, in bytes.
+const MOST_QUESTION: usize = 16 << 10;
 /// Concurrent works for the command line.
 const MOST_WORKS: usize = 32;
 /// Heartbeats processed at once, and those of one node.
@@ -26,7 +28,7 @@ const MOST_OF_NODE: usize = 1;
 /// Concurrent calls of a node, including those whose answers it has not read yet.
 const MOST_CALLS_OF_NODE: usize = 4;
 /// Concurrent calls of controllers and operators, and the most bytes of each.
-const MOST_QUESTIONS: (usize, usize) = (256, 16 << 10);
+const MOST_QUESTIONS: (usize, usize) = (256, MOST_QUESTION);
 /// Bytes of requests that may be arriving at once.
 const MOST_ARRIVING: MostArriving = MostArriving { all: 64 << 20, of_one: 12 << 20 };
 
@@ -86,6 +88,16 @@ impl RegistryService {
     #[must_use]
     pub fn counted(self, metrics: HomeMetrics) -> Self {
         Self { metrics, ..self }
+    }
+
+    /// As a service of a server.
+    #[must_use]
+    pub fn into_server(self) -> RegistryServer<Self> {
+        let most = match self.way {
+            Way::Wire => MOST_HEARTBEAT,
+            Way::Private => MOST_QUESTION,
+        };
+        RegistryServer::new(self).max_decoding_message_size(most)
     }
 
     /// Admits a call if the caller has one of these roles.

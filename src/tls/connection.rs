@@ -22,9 +22,6 @@ use super::verify::Seen;
 use crate::os::{Stopwatch, Timestamp};
 use crate::wire::{self, GuestPlace, UnauthenticatedClient};
 
-/// When a server should tell its clients to reconnect (tonic's `max_connection_age`): a CA removed from `ca.crt` is not
-/// used longer.
-pub const CONNECTION_AGE: Duration = Duration::from_secs(60 * 60);
 /// When a connection is closed in any case.
 const MOST_AGE: Duration = Duration::from_secs(70 * 60);
 /// When a connection without a client certificate is closed.
@@ -72,7 +69,7 @@ macro_rules! on_wire {
 }
 
 /// One connection between daemons. It ends when the peer's certificate expires, and ten minutes after
-/// [`CONNECTION_AGE`] in any case.
+/// [`wire::CONNECTION_AGE`] in any case.
 pub struct Connection {
     wire: Wire,
     peer: Peer,

@@ -1,12 +1,14 @@
 //! The certificate that handshakes use now: read again when the files change; the last usable one stays in use.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tonic::transport::Channel;
 use tracing::{error, info, warn};
 
 use super::authority::Issued;
@@ -20,7 +22,7 @@ use super::trust::Trust;
 use crate::os::{Os, Stopwatch, Timestamp};
 use crate::telemetry::TlsMetrics;
 use crate::types::Result;
-use crate::wire::RateLimitedLog;
+use crate::wire::{self, RateLimitedLog, Shares};
 
 /// How long a handshake waits for the check of the files; then it uses what was read before.
 const LOOK: Duration = Duration::from_secs(2);
@@ -126,6 +128,33 @@ impl Credentials {
     #[must_use]
     pub fn connector(&self, role: &Role) -> Connector {
         Connector::new(self.clone(), role.name())
+    }
+
+    /// Listens on `--listen` for daemons and operators, within the share of the port.
+    ///
+    /// # Errors
+    /// `Precondition` when the address is in use.
+    pub async fn listen(&self, address: SocketAddr, shares: Shares) -> Result<(Incoming, SocketAddr)> {
+        let (listener, address) = wire::bind(address, "--listen").await?;
+        Ok((self.incoming(listener).within(shares), address))
+    }
+
+    /// Listens on `--enrol-listen` for clients without a certificate, within the share of the port.
+    ///
+    /// # Errors
+    /// `Precondition` when the address is in use.
+    pub async fn listen_to_anybody(&self, address: SocketAddr, shares: Shares) -> Result<(Incoming, SocketAddr)> {
+        let (listener, address) = wire::bind(address, "--enrol-listen").await?;
+        Ok((self.incoming_from_anybody(listener).within(shares), address))
+    }
+
+    /// A channel to another daemon at `HOST:PORT`, which must have this role. Connects when needed, and reconnects after
+    /// a failure. Needs a running tokio runtime.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an invalid address.
+    pub fn channel(&self, role: &Role, address: &str) -> Result<Channel> {
+        wire::channel(self.connector(role), address)
     }
 
     /// The inputs of a handshake now.

@@ -11,7 +11,7 @@
 //! - No log line, error or Debug output contains a key.
 //!
 //! There is no revocation: a certificate is valid until it expires or its CA is removed from `ca.crt`, and no
-//! connection lasts longer than [`CONNECTION_AGE`] and a grace period.
+//! connection lasts longer than [`CONNECTION_AGE`](crate::wire::CONNECTION_AGE) and a grace period.
 
 mod authority;
 mod certificate;
@@ -31,7 +31,7 @@ mod verify;
 
 pub use authority::{Authority, Issued, renewal_of, request, signing_request};
 pub use client::Connector;
-pub use connection::{CONNECTION_AGE, Connection};
+pub use connection::Connection;
 pub use credentials::{Credentials, Holder};
 pub use directory::write_directory;
 pub use material::{CA, CERTIFICATE, KEY};

@@ -9,13 +9,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http::Extensions;
 use http_body::Body as _;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::transport::Server;
 use tower::{Layer, Service};
 
 use super::connections::Peer;
@@ -24,32 +22,6 @@ use super::turns::{Turn, Turns};
 
 type HttpRequest = http::Request<Body>;
 type HttpResponse = http::Response<Body>;
-
-/// Concurrent calls on one connection; a client holds back further ones by itself (RFC 9113, section 5.1.2).
-const MOST_STREAMS: u32 = 128;
-/// The largest header block of a request, in bytes.
-const MOST_HEADERS: u32 = 16 << 10;
-/// Streams that a client may open and reset at once, before its connection is closed.
-const MOST_RESETS: usize = 64;
-/// The most bytes that a client may send ahead of what was read: on one stream, and on one connection.
-const AHEAD: (u32, u32) = (128 << 10, 512 << 10);
-/// How often a connection's peer is probed, and how long it may take to answer: a machine that lost power closes no
-/// connection.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
-
-/// A server for such a port, without its [`Bounds`].
-#[must_use]
-pub fn server() -> Server {
-    Server::builder()
-        .max_concurrent_streams(MOST_STREAMS)
-        .http2_max_header_list_size(MOST_HEADERS)
-        .http2_max_pending_accept_reset_streams(Some(MOST_RESETS))
-        .initial_stream_window_size(AHEAD.0)
-        .initial_connection_window_size(AHEAD.1)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
-}
 
 /// What the client of a call may have in progress.
 #[derive(Clone, Debug)]

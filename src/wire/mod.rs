@@ -4,19 +4,25 @@
 //! It knows neither permissions (a [`Door`] decides) nor the meaning of the calls.
 
 mod bounds;
+mod channel;
 mod codec;
 mod complaints;
 mod connections;
+mod serve;
 mod shares;
+pub(crate) mod socket;
 mod traffic;
 mod turns;
 mod unauthenticated;
 
-pub use bounds::{Allowance, Bounds, Door, server};
+pub use bounds::{Allowance, Bounds, Door};
+pub use channel::{channel, socket_channel};
 pub use codec::Codec;
 pub use complaints::RateLimitedLog;
 pub use connections::Peer;
 pub(crate) use connections::{Connection, Incoming, Most, PeerCall};
+pub use serve::{CONNECTION_AGE, server};
+pub(crate) use serve::{bind, serve, server_of_daemons, server_of_socket};
 pub use shares::Shares;
 pub use traffic::MostArriving;
 pub(crate) use traffic::{ARRIVAL, Arrival, Arriving, answer};

@@ -7,13 +7,12 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use holdfast::csi::{ServeConfig, ServeController, ThisNode, serve};
-use holdfast::home::{Home, LocalHome, SpaceLimits};
-use holdfast::node::Node;
+use holdfast::config::{Config, LogLevel, PoolConfig, Serving};
+use holdfast::daemon::{Standalone, Stop};
+use holdfast::home::SpaceLimits;
 use holdfast::os::{Call, Interceptor, MountFlags, Os};
-use holdfast::pool::{self, Pool, PoolSpec};
-use holdfast::route::{Directory, NO_FABRIC, Router};
-use holdfast::telemetry::{Metrics, PoolWatch};
+use holdfast::pool::PoolSpec;
+use holdfast::telemetry::LogFormat;
 use prost::bytes::{Buf, BufMut};
 use tokio::runtime::Runtime;
 use tonic::Status;
@@ -161,28 +160,23 @@ impl Room {
 }
 
 fn served(runtime: &Runtime, os: &Os, pool: &Path, socket: &Path) {
-    let node: holdfast::types::NodeId = NODE.parse().expect("a node");
     let spec = PoolSpec::file("test".parse().expect("a name"), pool).expect("a pool");
-    let pool: Arc<dyn Pool> = pool::open(os, &spec, &node).expect("open the pool");
-    let home = LocalHome::open(os.clone(), node.clone(), vec![(pool, SpaceLimits::default())]).expect("open the home");
-    let served = home.pools();
-    let home: Arc<dyn Home> = Arc::new(home);
-    let router = Arc::new(Router::new(Directory::standalone(Arc::clone(&home), served)));
-    let (figures, extents) = (Arc::clone(&router), Arc::clone(&router));
-    let pools = PoolWatch::new(move || figures.figures(), move || extents.extents(), || Ok(Vec::new()));
-    pools.opened();
-    let workflows = Arc::new(Node::new(os.clone(), node.clone(), home));
-    let config = ServeConfig {
-        socket: socket.to_owned(),
-        router,
-        controller: ServeController::Yes,
-        operators: None,
-        node: Some(ThisNode { id: node, fabric: NO_FABRIC.to_owned(), workflows }),
-        metrics: Metrics::new(os.activity().clone()),
-        pools,
-        shares: holdfast::wire::Shares::of(1 << 16),
+    let config = Config {
+        serving: Serving {
+            socket: socket.to_owned(),
+            metrics: None,
+            log_format: LogFormat::default(),
+            log_level: LogLevel::default(),
+        },
+        node: NODE.parse().expect("a node"),
+        pools: vec![PoolConfig { spec, limits: SpaceLimits::default() }],
+        registration: None,
     };
-    runtime.spawn(async move { serve(config, std::future::pending()).await.expect("it serves") });
+    let driver = runtime.block_on(Standalone::open(config, os.clone())).expect("the driver starts");
+    runtime.spawn(async move {
+        let (_never, stop) = Stop::channel();
+        driver.serve(stop).await.expect("it serves");
+    });
 }
 
 #[expect(clippy::disallowed_methods, reason = "mount and mkfs of the room the driver is tried in")]

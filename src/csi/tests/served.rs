@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 
@@ -44,7 +45,7 @@ async fn served() -> Served {
         socket: socket.clone(),
         router,
         controller: ServeController::Yes,
-        operators: None,
+        others: Routes::default(),
         node: None,
         metrics: Arc::clone(&metrics),
         pools: pools.clone(),

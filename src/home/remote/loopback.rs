@@ -1,23 +1,15 @@
 //! A home node behind its own gRPC service, for tests: the same rules must hold over the protocol.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Endpoint, Server};
-use tonic::{Request, Status};
-
-use super::proto::home_server::HomeServer;
 use super::{HomeService, RemoteHome};
 use crate::home::Home;
-use crate::tls::Peer;
-
-/// Permits every caller, as on a port without certificates.
-fn anybody(mut request: Request<()>) -> Result<Request<()>, Status> {
-    request.extensions_mut().insert(Peer::Unverified);
-    Ok(request)
-}
+use crate::os::Activity;
+use crate::telemetry::Metrics;
+use crate::tls::{Credentials, Role};
+use crate::wire::{self, Shares};
 
 /// A served home node and its client; the service stops when it is dropped.
 pub(crate) struct Loopback {
@@ -30,14 +22,16 @@ impl Loopback {
     pub(crate) fn new(home: Arc<dyn Home>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let node = home.node().clone();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let service = HomeServer::with_interceptor(HomeService::new(home), anybody);
-        let serving = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
-        runtime.spawn(serving);
+        let credentials = Credentials::plain(Metrics::new(Activity::default()).tls().clone());
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (incoming, address) = runtime.block_on(credentials.listen(any, Shares::of(1 << 16))).unwrap();
+        let service = HomeService::new(home);
+        let server = wire::server_of_daemons(service.bounds()).add_service(service.into_server());
+        runtime.spawn(wire::serve(server, incoming, std::future::pending(), "the loopback has ended"));
+        let address = address.to_string();
         let channel = {
             let _in_runtime = runtime.enter();
-            Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy()
+            credentials.channel(&Role::Node(node.clone()), &address).unwrap()
         };
         let remote = RemoteHome::new(node, address, channel, runtime.handle().clone());
         Self { runtime: Some(runtime), remote: Arc::new(remote) }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::concern::Concern;
-use super::proto::home_server::Home as HomeRpcs;
+use super::proto::home_server::{Home as HomeRpcs, HomeServer};
 use super::proto::{self as pb};
 use super::{decode, encode, fault, gate};
 use crate::home::{Home, SnapshotFilter};
@@ -21,6 +21,8 @@ use crate::works::{Ended, WorkerPool};
 const MOST_WORKS: usize = 256;
 /// Concurrent calls of one node, whether or not it still waits for them.
 const MOST_OF_NODE: usize = 16;
+/// The largest request of a controller, in bytes.
+const MOST_REQUEST: usize = 4 << 20;
 /// Bytes of requests that are being received.
 const MOST_ARRIVING: MostArriving = MostArriving { all: 64 << 20, of_one: 32 << 20 };
 
@@ -88,6 +90,12 @@ impl HomeService {
     #[must_use]
     pub fn works(&self) -> WorkerPool {
         self.works.clone()
+    }
+
+    /// As a service of a server.
+    #[must_use]
+    pub fn into_server(self) -> HomeServer<Self> {
+        HomeServer::new(self).max_decoding_message_size(MOST_REQUEST)
     }
 
     /// A call that only controllers may make.

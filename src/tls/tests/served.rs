@@ -9,7 +9,7 @@ use super::*;
 use crate::csi::proto::identity_client::IdentityClient;
 use crate::csi::proto::identity_server::{Identity, IdentityServer};
 use crate::csi::proto::{GetPluginInfoRequest, GetPluginInfoResponse};
-use crate::tls::CONNECTION_AGE;
+use crate::wire::CONNECTION_AGE;
 
 struct ForControllers;
 

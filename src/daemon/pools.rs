@@ -1,0 +1,190 @@
+//! The pools of a node, their figures for metrics, and the workflows on them: what `standalone` and `node` have in common.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tonic::service::Routes;
+use tracing::{error, warn};
+
+use super::parts::{Base, Registering};
+use super::{Stop, blocking};
+use crate::config::PoolConfig;
+use crate::csi::{ServeConfig, ServeController, ThisNode, serve};
+use crate::home::{Changed, ConfiguredPool, FindingKind, Health, Home, LocalHome, PoolCondition, unseen_by_kubelet};
+use crate::kubelet::Registration;
+use crate::node::Node;
+use crate::os::Os;
+use crate::pool;
+use crate::route::{Directory, Router, figures_of};
+use crate::telemetry::{PoolFigures, PoolFindings, PoolWatch};
+use crate::types::{NodeId, PoolId, PoolName, Result};
+
+/// The time limit of [`NodePools::keep_devices`].
+const KEEPING: Duration = Duration::from_secs(5);
+/// The time until the next search for pools after one that panicked.
+const FIND_AGAIN: Duration = Duration::from_secs(10);
+
+/// The home of pools that are being opened.
+#[derive(Clone, Default)]
+pub(super) struct Opening(Arc<OnceLock<LocalHome>>);
+
+impl Opening {
+    /// The figures, extents and findings of the pools; empty until they are open.
+    pub(super) fn watch(&self) -> PoolWatch {
+        let (figures, extents, found) = (self.clone(), self.clone(), self.clone());
+        PoolWatch::new(
+            move || figures.of(|home| Ok(figures_of_pools(home))),
+            move || extents.of(|home| router(home).extents()),
+            move || found.of(counted),
+        )
+    }
+
+    fn of<T>(&self, of: impl FnOnce(&LocalHome) -> Result<Vec<T>>) -> Result<Vec<T>> {
+        self.0.get().map_or_else(|| Ok(Vec::new()), of)
+    }
+}
+
+/// A router to the pools of this node alone.
+fn router(home: &LocalHome) -> Router {
+    Router::new(Directory::standalone(Arc::new(home.clone()), home.pools()))
+}
+
+/// The figures of the pools that are served, and why the others are not.
+fn figures_of_pools(home: &LocalHome) -> Vec<PoolFigures> {
+    let figures = |condition: PoolCondition| {
+        let unserved = |outage| PoolFigures {
+            pool: condition.name.to_string(),
+            id: condition.id.map(|id| id.to_string()).unwrap_or_default(),
+            node: home.node().to_string(),
+            outage: Some(outage),
+            ..PoolFigures::default()
+        };
+        match condition.health {
+            Health::Served(report) => Some(figures_of(home.node(), *report)),
+            Health::Failing(reason) => Some(unserved(reason)),
+            // Not used until an operator readmits it: that is not an outage.
+            Health::Quarantined(_) => None,
+        }
+    };
+    home.conditions().into_iter().filter_map(figures).collect()
+}
+
+/// The number of findings of each kind in each pool.
+fn counted(home: &LocalHome) -> Result<Vec<PoolFindings>> {
+    let found = home.examine()?;
+    let of = |pool: &str, kind: FindingKind| {
+        let count = found.iter().filter(|finding| finding.pool == pool && finding.kind == kind).count();
+        PoolFindings { pool: pool.to_owned(), kind: kind.word(), findings: u64::try_from(count).unwrap_or(u64::MAX) }
+    };
+    let names = home.names().map(PoolName::as_str);
+    Ok(names.flat_map(|pool| FindingKind::OF_A_NODE.into_iter().map(move |kind| of(pool, kind))).collect())
+}
+
+/// Open pools, and the node on top of them.
+pub(super) struct NodePools {
+    pub(super) id: NodeId,
+    pub(super) home: LocalHome,
+    pub(super) node: Arc<Node>,
+    pub(super) router: Arc<Router>,
+    /// A description of the pools.
+    pub(super) described: String,
+}
+
+impl NodePools {
+    /// Opens every pool that can be opened, and builds the node on them. `before` are the pools that this node had
+    /// before.
+    ///
+    /// # Errors
+    /// That of the first pool, if no pool can be opened and waiting would not help.
+    pub(super) async fn open(
+        os: &Os,
+        opening: &Opening,
+        configs: Vec<PoolConfig>,
+        id: NodeId,
+        before: Vec<(PoolName, PoolId)>,
+    ) -> Result<Self> {
+        let (os, opening) = (os.clone(), opening.clone());
+        let open = move || {
+            let pools = configs.into_iter().map(|PoolConfig { spec, limits }| {
+                let known = before.iter().find(|(name, _)| *name == spec.name).map(|(_, pool)| *pool);
+                let (os, id, name, place) = (os.clone(), id.clone(), spec.name.clone(), spec.place());
+                let open = Arc::new(move |first| pool::open_or(&os, &spec, &id, first));
+                ConfiguredPool { name, place, known, limits, open }
+            });
+            let home = LocalHome::start(os.clone(), id.clone(), pools.collect())?;
+            let described = home.described().join(", ");
+            match unseen_by_kubelet(&os) {
+                Ok(None) => {}
+                Ok(Some(why)) => error!("no volume can be staged or published: {why}"),
+                Err(error) => warn!("{}", error.chain()),
+            }
+            let node = Arc::new(Node::new(os, id.clone(), Arc::new(home.clone()) as Arc<dyn Home>));
+            let router = Arc::new(router(&home));
+            let _ = opening.0.set(home.clone());
+            Ok(Self { id, home, node, router, described })
+        };
+        blocking("open the pools", open).await?
+    }
+
+    /// Searches for pools that are not served, until the process stops, and recovers the devices of each one found.
+    pub(super) fn find(&self, stop: &Stop) {
+        let (home, node, mut stop) = (self.home.clone(), Arc::clone(&self.node), stop.receiver());
+        tokio::spawn(async move {
+            loop {
+                let (looking, node) = (home.clone(), Arc::clone(&node));
+                let look = move || {
+                    let (pause, changed) = looking.find_pools();
+                    if changed == Changed::Yes {
+                        node.recover_devices();
+                    }
+                    pause
+                };
+                let found = tokio::task::spawn_blocking(look).await;
+                tokio::select! {
+                    () = tokio::time::sleep(found.unwrap_or(FIND_AGAIN)) => {}
+                    _ = stop.changed() => return,
+                }
+            }
+        });
+    }
+
+    /// Serves CSI, registers the driver with kubelet, and removes that registration's socket at the end.
+    ///
+    /// # Errors
+    /// Those of [`serve`].
+    pub(super) async fn serve(
+        &self,
+        base: Base,
+        controller: ServeController,
+        fabric: String,
+        registration: Option<Registration>,
+        stop: &Stop,
+    ) -> Result<()> {
+        let registering = Registering::start(registration, &base.metrics, stop);
+        let config = ServeConfig {
+            socket: base.socket,
+            router: Arc::clone(&self.router),
+            controller,
+            others: Routes::default(),
+            node: Some(ThisNode { id: self.id.clone(), fabric, workflows: Arc::clone(&self.node) }),
+            metrics: base.metrics,
+            pools: base.pools,
+            shares: base.shares,
+        };
+        let served = serve(config, stop.clone().begun()).await;
+        registering.end().await;
+        served
+    }
+
+    /// The last step before the process exits: published raw block volumes keep their devices when the descriptors
+    /// close. A disk that does not answer must not delay the exit.
+    pub(super) async fn keep_devices(self) {
+        let kept = tokio::task::spawn_blocking(move || self.node.keep_devices());
+        if tokio::time::timeout(KEEPING, kept).await.is_err() {
+            error!(
+                "could not verify within {} s that raw block volumes keep their devices; run holdfast doctor",
+                KEEPING.as_secs()
+            );
+        }
+    }
+}
