@@ -79,7 +79,7 @@ pub(crate) fn mib_per_second(value: f64) -> String {
 /// Prints a table that can go into a document as it is.
 pub(crate) fn print(title: &str, head: &[&str], rows: Vec<Vec<String>>) {
     let mut table = Table::new();
-    table.load_preset(ASCII_MARKDOWN).set_header(head);
+    table.load_style(ASCII_MARKDOWN).set_header(head);
     table.add_rows(rows);
     println!("{title}\n\n{table}\n");
 }

@@ -78,7 +78,7 @@ impl Columns {
     /// An empty table.
     pub(crate) fn new(headings: &[&str]) -> Self {
         let mut table = Table::new();
-        table.load_preset(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(headings.iter().map(|heading| heading.to_uppercase()));
         Self { table }
     }

@@ -1,15 +1,22 @@
 //! mount(2) and umount(2). Each call is listed while it runs, so one that hangs is visible with path and age.
+//!
+//! mount(2) is called through sys_mount, umount2(2) through nix: sys_mount's `UnmountFlags::NOFOLLOW` is O_NOFOLLOW
+//! (0x20000) instead of UMOUNT_NOFOLLOW (8), and the kernel answers EINVAL to it, which here means "nothing is mounted".
 
-#![expect(clippy::disallowed_methods, reason = "this is the only module that mounts")]
+#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "this is the only module that mounts")]
 
 use std::io;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
+use sys_mount::{Mount, MountFlags as Bits, PropagationType};
 
 use super::{Call, Os};
+
+/// MS_LAZYTIME, which sys_mount does not name.
+const LAZYTIME: Bits = Bits::from_bits_retain(1 << 25);
 
 /// Flags of a mount, as mount(2) calls them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,22 +44,22 @@ pub struct MountFlags {
 }
 
 impl MountFlags {
-    fn bits(self) -> MsFlags {
+    fn bits(self) -> Bits {
         [
-            (self.read_only, MsFlags::MS_RDONLY),
-            (self.no_suid, MsFlags::MS_NOSUID),
-            (self.no_dev, MsFlags::MS_NODEV),
-            (self.no_exec, MsFlags::MS_NOEXEC),
-            (self.no_atime, MsFlags::MS_NOATIME),
-            (self.no_dir_atime, MsFlags::MS_NODIRATIME),
-            (self.relatime, MsFlags::MS_RELATIME),
-            (self.lazytime, MsFlags::MS_LAZYTIME),
-            (self.synchronous, MsFlags::MS_SYNCHRONOUS),
-            (self.dir_sync, MsFlags::MS_DIRSYNC),
+            (self.read_only, Bits::RDONLY),
+            (self.no_suid, Bits::NOSUID),
+            (self.no_dev, Bits::NODEV),
+            (self.no_exec, Bits::NOEXEC),
+            (self.no_atime, Bits::NOATIME),
+            (self.no_dir_atime, Bits::NODIRATIME),
+            (self.relatime, Bits::RELATIME),
+            (self.lazytime, LAZYTIME),
+            (self.synchronous, Bits::SYNCHRONOUS),
+            (self.dir_sync, Bits::DIRSYNC),
         ]
         .into_iter()
         .filter(|(set, _)| *set)
-        .fold(MsFlags::empty(), |bits, (_, bit)| bits | bit)
+        .fold(Bits::empty(), |bits, (_, bit)| bits | bit)
     }
 }
 
@@ -71,7 +78,8 @@ impl Os {
     ) -> io::Result<()> {
         let _ongoing = self.activity().enter("mount", &point.display().to_string(), None);
         self.call(Call::Mount, &point.display(), || {
-            mount(Some(device), point, Some(fs_type), flags.bits(), Some(options)).map_err(Into::into)
+            let filesystem = Mount::builder().fstype(fs_type).flags(flags.bits()).data(options);
+            filesystem.mount(device, point).map(drop).map_err(of_mount)
         })
     }
 
@@ -99,10 +107,16 @@ impl Os {
     pub fn own_mounts(&self) -> io::Result<()> {
         self.call(Call::OwnMounts, &"/", || {
             unshare(CloneFlags::CLONE_NEWNS)?;
-            for propagation in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
-                mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | propagation, None::<&str>)?;
+            for propagation in [PropagationType::PRIVATE, PropagationType::SHARED] {
+                let flags = Bits::REC | Bits::from_bits_retain(propagation.bits());
+                Mount::builder().fstype("").flags(flags).mount("", "/").map(drop).map_err(of_mount)?;
             }
             Ok(())
         })
     }
+}
+
+/// The error of mount(2); a text with a NUL byte, which never reaches it, is EINVAL as well.
+fn of_mount(error: io::Error) -> io::Error {
+    if error.raw_os_error().is_some() { error } else { Errno::EINVAL.into() }
 }

@@ -8,10 +8,12 @@ use std::io::IsTerminal;
 use std::str::FromStr;
 
 use tracing::field::{Field, Visit};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::fmt::SubscriberBuilder;
-use tracing_subscriber::fmt::format::{DefaultFields, Format, FormatFields, Writer};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::{FormatFields, Writer};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{fmt as lines, registry};
 
 use crate::types::{Error, Kind, Result, printable};
 
@@ -83,7 +85,7 @@ impl FromStr for LogFormat {
 }
 
 /// Starts logging for the whole process. `level` is `error`, `warn`, `info`, `debug` or `trace`, or a list of
-/// directives of tracing-subscriber such as `info,holdfast::home=debug`.
+/// levels of modules such as `info,holdfast::home=debug`.
 ///
 /// # Errors
 /// `InvalidArgument` for a level that does not parse, `Precondition` when logging was started before.
@@ -92,29 +94,23 @@ pub fn init_logs(format: LogFormat, level: &str) -> Result<()> {
     let started = match format {
         LogFormat::Text => {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            builder(filter).fmt_fields(Printable).with_ansi(colours).with_writer(std::io::stderr).try_init()
+            let lines = lines::layer().fmt_fields(Printable).with_ansi(colours).with_writer(std::io::stderr);
+            registry().with(lines).with(filter).try_init()
         }
-        LogFormat::Json => builder(filter)
-            .json()
-            .flatten_event(true)
-            .with_current_span(true)
-            .with_span_list(false)
-            .with_writer(std::io::stderr)
-            .try_init(),
+        LogFormat::Json => {
+            let lines = lines::layer().json().flatten_event(true).with_current_span(true).with_span_list(false);
+            registry().with(lines.with_writer(std::io::stderr)).with(filter).try_init()
+        }
     };
     started.map_err(|error| Error::new(Kind::Precondition, "logging was started twice").because(error))
 }
 
-fn builder(filter: EnvFilter) -> SubscriberBuilder<DefaultFields, Format, EnvFilter> {
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(true)
-}
-
 /// The directives of `level`. Libraries log warnings only, unless they are named. kube logs nothing: its warnings quote
 /// complete answers of the API server, which may contain a Secret or a token.
-fn filter(level: &str) -> Result<EnvFilter> {
+fn filter(level: &str) -> Result<Targets> {
     let quiet = ["h2", "hyper", "hyper_util", "tonic", "tower"].map(|library| format!("{library}=warn")).join(",");
     let directives = if level.trim().is_empty() { "info" } else { level };
-    EnvFilter::try_new(format!("{quiet},kube_client=off,{directives}")).map_err(|error| {
+    format!("{quiet},kube_client=off,{directives}").parse().map_err(|error: tracing_subscriber::filter::ParseError| {
         Error::new(
             Kind::InvalidArgument,
             format!("log level {level:?} is invalid; use error, warn, info, debug or trace"),
@@ -155,11 +151,8 @@ mod tests {
     fn the_words_of_others_stay_on_their_line_and_do_not_act_on_the_terminal() {
         let written = Written::default();
         let writer = written.clone();
-        let subscriber = builder(filter("info").unwrap())
-            .fmt_fields(Printable)
-            .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .finish();
+        let lines = lines::layer().fmt_fields(Printable).with_ansi(false).with_writer(move || writer.clone());
+        let subscriber = registry().with(lines).with(filter("info").unwrap());
         let bad = "a\u{1b}[2J\u{7}\n2026-01-01T00:00:00Z  INFO all is well\u{202e}";
         tracing::subscriber::with_default(subscriber, || {
             let _span = tracing::info_span!("call", volume = %bad).entered();

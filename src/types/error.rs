@@ -43,7 +43,8 @@ pub enum Kind {
 /// An error: its kind, a message that names the object, the reason and the next step, and its cause.
 ///
 /// `Display` prints the message only; [`Error::chain`] adds the causes.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 pub struct Error {
     kind: Kind,
     message: Cow<'static, str>,
@@ -149,18 +150,6 @@ impl Kind {
             | Self::Denied
             | Self::Corrupt => true,
         }
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|source| source as _)
     }
 }
 
