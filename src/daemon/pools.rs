@@ -4,12 +4,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tonic::service::Routes;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::parts::{Base, Registering};
 use super::{Stop, blocking};
 use crate::config::PoolConfig;
 use crate::csi::{ServeConfig, ServeController, ThisNode, serve};
+use crate::fs::tools;
 use crate::home::{Changed, ConfiguredPool, FindingKind, Health, Home, LocalHome, PoolCondition, unseen_by_kubelet};
 use crate::kubelet::Registration;
 use crate::node::Node;
@@ -80,6 +81,19 @@ fn counted(home: &LocalHome) -> Result<Vec<PoolFindings>> {
     Ok(names.flat_map(|pool| FindingKind::OF_A_NODE.into_iter().map(move |kind| of(pool, kind))).collect())
 }
 
+/// Logs the tools that volumes need, with their versions, and each missing one as a warning: a node without the tools of
+/// one filesystem serves volumes of the other.
+fn report_tools(os: &Os) {
+    for missing in tools::missing() {
+        warn!("{missing}");
+    }
+    let (found, failed): (Vec<_>, Vec<_>) = tools::versions(os).into_iter().partition(Result::is_ok);
+    for error in failed.into_iter().filter_map(Result::err) {
+        warn!("{}", error.chain());
+    }
+    info!(tools = found.into_iter().flatten().collect::<Vec<_>>().join(", "), "found the tools of filesystems");
+}
+
 /// Open pools, and the node on top of them.
 pub(super) struct NodePools {
     pub(super) id: NodeId,
@@ -118,6 +132,7 @@ impl NodePools {
                 Ok(Some(why)) => error!("no volume can be staged or published: {why}"),
                 Err(error) => warn!("{}", error.chain()),
             }
+            report_tools(&os);
             let node = Arc::new(Node::new(os, id.clone(), Arc::new(home.clone()) as Arc<dyn Home>));
             let router = Arc::new(router(&home));
             let _ = opening.0.set(home.clone());

@@ -10,6 +10,7 @@ mod options;
 pub mod probe;
 pub mod signature;
 mod tool;
+pub mod tools;
 mod xfs;
 
 pub use condition::{Stopped, stopped};

@@ -123,7 +123,10 @@ fn making(os: &Os, target: &Path, uuid: Uuid, options: &MkfsOptions) -> Result<P
 }
 
 /// The version of the installed mkfs.xfs.
-fn version(os: &Os, device: &Path) -> Result<(u32, u32)> {
+///
+/// # Errors
+/// `Precondition` when it is missing; `Unsupported` when it is too old; those of [`tool::run`].
+pub(super) fn version(os: &Os, device: &Path) -> Result<(u32, u32)> {
     let program = tool::find("mkfs.xfs", device, MAKE_LIMIT)?.arg("-V");
     let output = tool::run(os, "mkfs.xfs -V", device, &program)?;
     let version = parse_version(&output.stdout).filter(|version| *version >= OLDEST);

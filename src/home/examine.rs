@@ -6,7 +6,7 @@ use std::path::Path;
 use super::record::{Phase, Record, VolumeRecord};
 use super::view::{KUBELET, Kernel, PoolView, unseen_by_kubelet};
 use super::{Finding, FindingKind, FormatState, Health, LocalHome};
-use crate::fs;
+use crate::fs::{self, tools};
 use crate::os::{DevNum, LoopView, Os};
 use crate::pool::{Object, StrayKind};
 use crate::types::{Bytes, OsContext, PoolName, Provisioning, Result, VolumeId};
@@ -109,6 +109,10 @@ impl PoolExaminer<'_> {
                 KUBELET.to_owned(),
                 why,
             );
+        }
+        for missing in tools::missing() {
+            let place = "/usr/sbin, /usr/bin, /sbin, /bin".to_owned();
+            self.found(FindingKind::Service, missing.problem(), place, missing.remedy());
         }
         self.ground(view)?;
         self.room(view);
