@@ -9,7 +9,7 @@ export PATH := $(TOOLS):$(PATH)
 # Records the duration of each part, for .ci/run.
 TIMED := scripts/timed
 
-.PHONY: help demo test bench build release prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model soak fuzz e2e prepare-e2e guests prepare-guests
+.PHONY: help demo test checks deny bench build release prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model soak fuzz e2e prepare-e2e guests prepare-guests
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +17,9 @@ help: ## This list
 demo: prepare build ## The lifecycle of a volume on a temporary pool, step by step (root)
 	@target/debug/holdfast demo
 
-test: prepare-test fmt clippy doc chart sanity fuzz unit ## All tests that need one machine, from formatting to csi-sanity (root)
+test: checks unit ## All tests that need one machine, from formatting to csi-sanity (root)
+
+checks: prepare-test fmt deny clippy doc chart sanity fuzz ## The same without the unit and black-box tests (root)
 
 bench: prepare-bench ## The measurements of docs/benchmarks.md; ONLY="stage fio" runs a part (root)
 	$(CARGO) bench --locked --bench holdfast -- $(ONLY)
@@ -46,6 +48,9 @@ prepare-bench: ## The same, with the packages for the benchmark
 fmt: ## Checks the formatting
 	@$(TIMED) fmt $(CARGO) fmt --all --check
 
+deny: ## Checks the dependencies by deny.toml: bans, licenses, sources
+	@$(TIMED) deny $(CARGO) deny --locked check bans licenses sources
+
 clippy: ## Runs the lints; warnings are errors
 	@$(TIMED) clippy $(CARGO) clippy --locked --all-targets -- -D warnings
 	@$(TIMED) clippy $(CARGO) clippy --manifest-path fuzz/Cargo.toml --target-dir $${CARGO_TARGET_DIR:-target} -- -D warnings
@@ -71,7 +76,7 @@ STEPS ?= 1000000
 model: ## STEPS random calls against the model of the specification, a million by default (root)
 	HOLDFAST_MODEL_SEED=$${HOLDFAST_MODEL_SEED:-random} HOLDFAST_MODEL_STEPS=$(STEPS) $(CARGO) nextest run --locked --lib --success-output final 'model::'
 
-e2e: prepare-e2e ## Tests on a real Kubernetes of two nodes with the chart and the sidecars; KEEP=1 keeps it running (root)
+e2e: prepare-e2e ## Tests on a real Kubernetes of two nodes with the chart and the sidecars; KEEP=1 keeps it running, BINARY=PATH tests that driver (root)
 	@$(TIMED) e2e tests/kubernetes/run $(TESTS)
 
 guests: prepare-guests ## Tests on a kernel with device-mapper, in small QEMU guests; TESTS="raw_block" runs a part (root)

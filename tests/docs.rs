@@ -50,13 +50,15 @@ fn the_budget_of_ci_is_the_documented_one() {
     let documented: Vec<_> = rows(testing, "The time of CI")
         .iter()
         .take_while(|row| row[0] != "part")
-        .map(|row| format!("{} {}", unquoted(&row[0]), row[1]))
+        .map(|row| format!("{} {}", unquoted(&row[0]).replace("of it ", "  "), row[1]))
         .collect();
     let budget: Vec<_> =
         include_str!("../.ci/budget").lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
     assert_eq!(documented, budget);
     let seconds = |line: &String| line.split_once(' ').unwrap().1.parse::<u64>().unwrap();
-    assert!(budget.iter().map(seconds).sum::<u64>() <= 45 * 60);
+    // Indented parts run side by side, within the part above them.
+    let after_each_other = budget.iter().filter(|line| !line.starts_with(' '));
+    assert!(after_each_other.map(seconds).sum::<u64>() <= 45 * 60);
 }
 
 #[test]
