@@ -69,7 +69,7 @@ fn homes() -> Result<(), Box<dyn std::error::Error>> {
             // In a directory of its own: it writes a file of the home's package too, with what is not extern.
             let out = Path::new(&std::env::var("OUT_DIR")?).join("registry");
             std::fs::create_dir_all(&out)?;
-            generator = generator.extern_path(".holdfast.home.v1", "crate::home::remote::proto").out_dir(out);
+            generator = generator.extern_path(".holdfast.home.v1", "crate::wire::proto").out_dir(out);
         }
         generator.compile_fds(compiler.file_descriptor_set())?;
     }

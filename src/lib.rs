@@ -15,8 +15,7 @@
 //!  os               the only system calls, unsafe and child processes
 //!  enrol            certificate issuance for nodes in mode auto
 //!  kubernetes       a client of the API server
-//!  works            threads for the workflows of all servers
-//!  wire             the limits of every port and socket
+//!  wire             ports, sockets and channels: their limits, errors between daemons, threads for calls
 //!  tls              certificates, and the identity of the peer of a connection between daemons
 //!  types, telemetry shared types | logs, metrics, health; used by all
 //! ```
@@ -43,4 +42,3 @@ pub mod telemetry;
 pub mod tls;
 pub mod types;
 pub mod wire;
-pub mod works;

@@ -23,7 +23,7 @@ use super::status;
 use crate::os::{Deadline, Stopwatch};
 use crate::telemetry::Metrics;
 use crate::wire::{self, ARRIVAL, Arrival, Arriving, MostArriving, Peer, PeerCall};
-use crate::works::{Slot, reason_of};
+use crate::wire::{Slot, reason_of};
 
 /// Bytes of requests that may be arriving at once.
 const MOST_ARRIVING: MostArriving = MostArriving { all: 64 << 20, of_one: 32 << 20 };

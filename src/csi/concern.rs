@@ -2,7 +2,7 @@
 //! threads. Nothing else depends on it, so an id that cannot be read gets a share of its own.
 
 use super::proto as pb;
-use crate::works::Share;
+use crate::wire::Share;
 
 /// The message of a call.
 pub(super) trait Concern {

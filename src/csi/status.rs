@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 use super::rpc::{Class, Rpc, Service};
 use crate::types::{Failure, Kind};
-use crate::works::Crowd;
+use crate::wire::Crowd;
 
 /// The longest message of a status, in bytes: it is sent percent-encoded in one HTTP/2 header.
 const LONGEST: usize = 2048;

@@ -11,7 +11,7 @@ use super::concern::Concern;
 use super::rpc::Rpc;
 use super::status;
 use crate::types::{Failure, Kind};
-use crate::works::{self, Ended};
+use crate::wire::{self, Ended};
 
 /// WorkerPool at once, including those whose caller went away or whose answer was not yet read; one more is refused, and so
 /// is one of a pool that has half of them. The runtime has threads for twice as many.
@@ -19,12 +19,12 @@ pub(super) const MOST_WORKS: usize = 256;
 
 /// The works of this server's calls. Cheap to clone; clones share the count.
 #[derive(Clone, Debug)]
-pub(super) struct WorkerPool(works::WorkerPool);
+pub(super) struct WorkerPool(wire::WorkerPool);
 
 impl WorkerPool {
     /// Empty.
     pub(super) fn new() -> Self {
-        Self(works::WorkerPool::new(MOST_WORKS))
+        Self(wire::WorkerPool::new(MOST_WORKS))
     }
 
     /// Waits until none is left, at most `grace`; returns how many are.

@@ -19,6 +19,7 @@ use super::trying::Trying;
 use crate::os::{Os, Timestamp};
 use crate::tls::{Holder, Issued, Role, Trust, signing_request};
 use crate::types::{Error, Kind, NodeId, OsContext, Result};
+use crate::wire;
 
 /// How often the node checks whether it needs a certificate: because of its age, or another CA.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -201,7 +202,7 @@ impl Enrolling {
             message.set_timeout(ANSWER);
             match tokio::time::timeout(ANSWER, client.enrol(message)).await {
                 Ok(Ok(reply)) => return Ok(reply.into_inner().certificate),
-                Ok(Err(status)) => said.push(format!("{address}: {}", reason(&status))),
+                Ok(Err(status)) => said.push(format!("{address}: {}", wire::reason(&status))),
                 Err(_) => said.push(format!("{address} did not answer within {} s", ANSWER.as_secs())),
             }
         }
@@ -210,18 +211,4 @@ impl Enrolling {
         }
         Err(Error::new(Kind::Unavailable, said.join("; ")))
     }
-}
-
-/// The reason of a status: the controller's message, or the underlying error.
-fn reason(status: &tonic::Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut next = std::error::Error::source(status);
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }

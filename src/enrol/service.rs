@@ -13,12 +13,11 @@ use super::keeper::Signing;
 use super::proto::enrolment_server::Enrolment;
 use super::proto::{EnrolReply, EnrolRequest};
 use super::rules::{AUDIENCE, Denial, Tokens, node_of};
-use crate::home::remote::{wire_allowance, wire_answer, wire_denied};
 use crate::kubernetes::ObjectName;
 use crate::telemetry::EnrolMetrics;
-use crate::tls::Peer;
+use crate::tls::{Peer, allowance};
 use crate::types::{Error, Failure, Kind};
-use crate::wire::{Allowance, Bounds, Door, MostArriving, RateLimitedLog, UnauthenticatedClient};
+use crate::wire::{self, Allowance, Bounds, Door, MostArriving, RateLimitedLog, UnauthenticatedClient};
 
 /// The largest message, in bytes: a token and a signing request have some kilobytes.
 pub const MOST_MESSAGE: usize = 64 << 10;
@@ -81,12 +80,12 @@ impl EnrolService {
     /// Not the client's fault: it may retry.
     fn not_now(&self, who: &Who, reason: &'static str, error: Error) -> Status {
         self.refused(who, reason, &error.chain());
-        wire_answer(&Failure::Clean(error.with_kind(Kind::Unavailable)))
+        wire::status(&Failure::Clean(error.with_kind(Kind::Unavailable)))
     }
 
     fn denied(&self, who: &Who, denial: &Denial) -> Status {
         self.refused(who, denial.reason, &denial.why);
-        wire_denied(format!("no certificate for this node: {}", denial.why))
+        wire::denied(format!("no certificate for this node: {}", denial.why))
     }
 }
 
@@ -96,7 +95,7 @@ struct Anybody;
 impl Door for Anybody {
     fn admit(&self, from: &http::Extensions, _path: &str) -> Result<Allowance, Status> {
         // A message has a header of five bytes.
-        Ok(wire_allowance(from, MOST_CALLS_OF_ONE, MOST_MESSAGE + 5))
+        Ok(allowance(from, MOST_CALLS_OF_ONE, MOST_MESSAGE + 5))
     }
 }
 

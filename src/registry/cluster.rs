@@ -12,6 +12,7 @@ use crate::home::{Finding, PoolHealth, Snapshot, Volume, remote};
 use crate::os::Timestamp;
 use crate::route::Entry;
 use crate::types::{NodeId, PoolId, Result};
+use crate::wire;
 
 /// A controller queries home nodes for at most 20 s.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -78,7 +79,7 @@ impl Cluster {
     fn said<T>(&self, what: &str, answer: std::result::Result<Response<T>, Status>) -> Result<T> {
         answer
             .map(Response::into_inner)
-            .map_err(|status| remote::wire_failure(&self.controller, &self.address, what, &status).into_error())
+            .map_err(|status| wire::failure(&self.controller, &self.address, what, &status).into_error())
     }
 
     fn request<M>(message: M) -> Request<M> {

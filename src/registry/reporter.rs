@@ -16,6 +16,7 @@ use super::directory_cache::DirectoryCache;
 use super::proto::registry_client::RegistryClient;
 use crate::route::Heartbeat;
 use crate::types::{Error, Kind, PoolId, Result};
+use crate::wire;
 
 /// How long a controller may take to answer a heartbeat.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -129,7 +130,7 @@ impl Reporter {
                 let answer = tokio::time::timeout(PATIENCE, client.heartbeat(request)).await;
                 let said = match answer {
                     Ok(Ok(reply)) => Arc::clone(&self).take_in(reply.into_inner()).await,
-                    Ok(Err(status)) => Err(Error::new(Kind::Unavailable, status.message().to_owned())),
+                    Ok(Err(status)) => Err(Error::new(Kind::Unavailable, wire::reason(&status))),
                     Err(_) => Err(Error::new(Kind::Timeout, "the controller does not answer")),
                 };
                 heard = heard.then(address, said);

@@ -8,13 +8,11 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::proto::registry_server::{Registry, RegistryServer};
 use super::proto::{self as pb};
-use crate::home::remote::{wire_admit, wire_allowance, wire_answer, wire_busy, wire_denied};
 use crate::route::{Router, Silence};
 use crate::telemetry::HomeMetrics;
-use crate::tls::{Peer, Role};
-use crate::types::{Error, Failure, Kind, NodeId, PoolId, Result};
-use crate::wire::{Allowance, Bounds, Door, MostArriving, Turns};
-use crate::works::{Ended, Share, WorkerPool};
+use crate::tls::{Peer, Role, admit, allowance};
+use crate::types::{Failure, NodeId, PoolId, Result};
+use crate::wire::{self, Allowance, Bounds, Door, MostArriving, Share, Turns, WorkerPool};
 
 /// The largest heartbeat, in bytes: some thousand pools.
 const MOST_HEARTBEAT: usize = 4 << 20;
@@ -107,7 +105,7 @@ impl RegistryService {
             Way::Wire => Peer::of(request.extensions()),
             Way::Private => Ok(&operator),
         };
-        wire_admit(&self.metrics, what, peer, roles)
+        admit(&self.metrics, what, peer, roles)
     }
 
     /// A query of the command line, which may take as long as the slowest home node.
@@ -120,13 +118,7 @@ impl RegistryService {
         let roles = [Role::Controller, Role::Operator];
         self.admit(what, &request, &roles)?;
         let (router, message) = (Arc::clone(&self.router), request.into_inner());
-        match self.works.run(what, Share::of_all(), None, move || work(&router, message)).await {
-            Ended::Done(answer) => answer.map(Response::new).map_err(|error| wire_answer(&Failure::Clean(error))),
-            Ended::Panicked | Ended::Crowded(_) => {
-                let message = format!("{what} cannot be answered now; retry later");
-                Err(wire_answer(&Failure::Clean(Error::new(Kind::Unavailable, message))))
-            }
-        }
+        wire::run(&self.works, what, Share::of_all(), move || work(&router, message)).await
     }
 }
 
@@ -142,26 +134,26 @@ impl Door for RegistryDoor {
             (Some("Heartbeat"), peer) => {
                 let who = peer.as_ref().map_or_else(|_| "unknown".to_owned(), ToString::to_string);
                 self.0.refused("Heartbeat", "unknown");
-                return Err(wire_denied(format!("Heartbeat is refused to {who}: only nodes may send it")));
+                return Err(wire::denied(format!("Heartbeat is refused to {who}: only nodes may send it")));
             }
             (what, _) => {
                 let known = ["ListNodes", "ListInventory", "ListFindings", "Readmit"];
                 let what = known.into_iter().find(|known| what == Some(*known)).unwrap_or("unknown");
-                wire_admit(&self.0, what, peer, &[Role::Controller, Role::Operator])?;
+                admit(&self.0, what, peer, &[Role::Controller, Role::Operator])?;
                 MOST_QUESTIONS
             }
         };
-        Ok(wire_allowance(from, calls, bytes + 5))
+        Ok(allowance(from, calls, bytes + 5))
     }
 }
 
 #[tonic::async_trait]
 impl Registry for RegistryService {
     async fn heartbeat(&self, request: Request<pb::HeartbeatRequest>) -> Answer<pb::HeartbeatReply> {
-        let node: NodeId = request.get_ref().node.parse().map_err(|error| wire_answer(&Failure::Clean(error)))?;
+        let node: NodeId = request.get_ref().node.parse().map_err(|error| wire::status(&Failure::Clean(error)))?;
         self.admit("Heartbeat", &request, &[Role::Node(node)])?;
         let turn = self.of_nodes.take(&request.get_ref().node.as_str().into(), MOST_OF_NODE);
-        let Some(turn) = turn else { return Err(wire_busy("Heartbeat", MOST_OF_NODE)) };
+        let Some(turn) = turn else { return Err(wire::busy("Heartbeat", MOST_OF_NODE)) };
         let (router, message) = (Arc::clone(&self.router), request.into_inner());
         let work = move || {
             let _until_it_ends = turn;
@@ -172,10 +164,7 @@ impl Registry for RegistryService {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             })
         };
-        match self.heartbeats.run("Heartbeat", Share::of_all(), None, work).await {
-            Ended::Done(answer) => answer.map(Response::new).map_err(|error| wire_answer(&Failure::Clean(error))),
-            Ended::Panicked | Ended::Crowded(_) => Err(wire_busy("Heartbeat", MOST_HEARTBEATS)),
-        }
+        wire::run(&self.heartbeats, "Heartbeat", Share::of_all(), work).await
     }
 
     async fn list_nodes(&self, request: Request<pb::ListNodesRequest>) -> Answer<pb::ListNodesReply> {

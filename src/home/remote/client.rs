@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::proto::home_client::HomeClient;
 use super::proto::{self as pb};
-use super::{decode, encode, fault};
+use super::{decode, encode};
 use crate::home::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
     GrantRequest, Granted, Home, OpenVolume, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
@@ -23,6 +23,7 @@ use crate::telemetry::HomeMetrics;
 use crate::types::{
     Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
 };
+use crate::wire;
 
 /// How much earlier than its own caller's deadline a call gives up: the answer must still reach the caller.
 const EARLIER: Duration = Duration::from_secs(2);
@@ -107,8 +108,8 @@ impl RemoteHome {
         match answer {
             Ok(answer) => answer
                 .map(Response::into_inner)
-                .map_err(|status| fault::failure(&self.node, &self.endpoint, what, &status)),
-            Err(_) => Err(fault::overdue(&self.node, what)),
+                .map_err(|status| wire::failure(&self.node, &self.endpoint, what, &status)),
+            Err(_) => Err(wire::overdue(&self.node, what)),
         }
     }
 

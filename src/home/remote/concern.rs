@@ -1,7 +1,7 @@
 //! The pool that a call between nodes and controllers is for; as in `csi::concern`.
 
 use super::proto as pb;
-use crate::works::Share;
+use crate::wire::Share;
 
 /// A request message of a call.
 pub(super) trait Concern {

@@ -9,13 +9,12 @@ use tonic::{Request, Response, Status};
 use super::concern::Concern;
 use super::proto::home_server::{Home as HomeRpcs, HomeServer};
 use super::proto::{self as pb};
-use super::{decode, encode, fault, gate};
+use super::{decode, door, encode};
 use crate::home::{Home, SnapshotFilter};
 use crate::telemetry::HomeMetrics;
-use crate::tls::{Peer, Role};
+use crate::tls::{Peer, Role, admit};
 use crate::types::{Error, Failure, Kind, NodeId, ObjectUuid, Result, VolumeId};
-use crate::wire::{Bounds, MostArriving, Turns};
-use crate::works::{Ended, WorkerPool};
+use crate::wire::{self, Bounds, MostArriving, Turns, WorkerPool};
 
 /// Concurrent calls of all callers.
 const MOST_WORKS: usize = 256;
@@ -83,7 +82,7 @@ impl HomeService {
     /// The limits of the port on which it is served.
     #[must_use]
     pub fn bounds(&self) -> Bounds {
-        Bounds::new(gate::HomeDoor(self.metrics.clone()), MOST_ARRIVING)
+        Bounds::new(door::HomeDoor(self.metrics.clone()), MOST_ARRIVING)
     }
 
     /// The running calls, to wait for at shutdown.
@@ -105,7 +104,7 @@ impl HomeService {
         R: Send + 'static,
         F: FnOnce(&dyn Home, Q) -> Result<R, Failure> + Send + 'static,
     {
-        gate::admit(&self.metrics, what, Peer::of(request.extensions()), &[Role::Controller])?;
+        admit(&self.metrics, what, Peer::of(request.extensions()), &[Role::Controller])?;
         self.run(what, request.into_inner(), work).await
     }
 
@@ -117,13 +116,13 @@ impl HomeService {
         R: Send + 'static,
         F: FnOnce(&dyn Home, VolumeId, NodeId, Q) -> Result<R> + Send + 'static,
     {
-        let node = decode::node(request.get_ref().node()).map_err(|error| fault::answer(&error.into()))?;
+        let node = decode::node(request.get_ref().node()).map_err(|error| wire::status(&error.into()))?;
         let peer = Peer::of(request.extensions());
         let is_node = peer.as_ref().is_ok_and(|peer| !peer.is_controller());
-        gate::admit(&self.metrics, what, peer, &[Role::Controller, Role::Node(node.clone())])?;
+        admit(&self.metrics, what, peer, &[Role::Controller, Role::Node(node.clone())])?;
         let turn = if is_node {
             let turn = self.of_nodes.take(&node.as_str().into(), MOST_OF_NODE);
-            Some(turn.ok_or_else(|| gate::busy(what, MOST_OF_NODE))?)
+            Some(turn.ok_or_else(|| wire::busy(what, MOST_OF_NODE))?)
         } else {
             None
         };
@@ -144,18 +143,8 @@ impl HomeService {
         R: Send + 'static,
         F: FnOnce(&dyn Home, Q) -> Result<R, Failure> + Send + 'static,
     {
-        let home = Arc::clone(&self.home);
-        let share = message.share();
-        let ended = self.works.run(what, share, None, move || work(&*home, message)).await;
-        match ended {
-            Ended::Done(Ok(reply)) => Ok(Response::new(reply)),
-            Ended::Done(Err(failure)) => {
-                tracing::debug!(what, error = failure.error().chain(), "answered another node");
-                Err(fault::answer(&failure))
-            }
-            Ended::Panicked => Err(fault::panicked(what)),
-            Ended::Crowded(crowd) => Err(fault::crowded(&crowd)),
-        }
+        let (home, share) = (Arc::clone(&self.home), message.share());
+        wire::run(&self.works, what, share, move || work(&*home, message)).await
     }
 }
 

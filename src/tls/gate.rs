@@ -1,64 +1,15 @@
-//! Authorisation of calls. A rejected call is counted, and is logged with its caller at most once a minute.
+//! Authorisation of calls by the role of their client. A rejected call is counted, and is logged with its caller at most
+//! once a minute.
 
 use std::sync::Arc;
 
 use http::Extensions;
 use tonic::Status;
 
-use super::fault;
+use super::role::{Link, Peer, Role};
 use crate::telemetry::HomeMetrics;
-use crate::tls::{Link, Peer, Role};
-use crate::types::{Error, Kind, Result};
-use crate::wire::{Allowance, Door};
-
-/// The calls of a node for itself.
-const OF_NODES: &[&str] = &["Open", "Close", "BeginFormat", "EndFormat", "UseRaw"];
-/// The calls only for controllers.
-const OF_CONTROLLERS: &[&str] = &[
-    "CreateVolume",
-    "DeleteVolume",
-    "GetVolume",
-    "FindVolume",
-    "ListVolumes",
-    "Grant",
-    "Revoke",
-    "CreateSnapshot",
-    "DeleteSnapshot",
-    "GetSnapshot",
-    "FindSnapshot",
-    "ListSnapshots",
-    "Expand",
-    "GetCapacity",
-    "ListExtents",
-    "Report",
-    "Readmit",
-    "Examine",
-];
-/// A node's concurrent calls, and the most bytes of each: its messages have only ids.
-const MOST_OF_NODE: (usize, usize) = (32, 16 << 10);
-/// The concurrent calls of all controllers together, and the most bytes of each.
-const MOST_OF_CONTROLLERS: (usize, usize) = (1024, 4 << 20);
-
-/// Checks for every call on the port of a home node.
-pub(super) struct HomeDoor(pub(super) HomeMetrics);
-
-impl Door for HomeDoor {
-    fn admit(&self, from: &Extensions, path: &str) -> Result<Allowance, Status> {
-        let call = path.rsplit('/').next().unwrap_or_default();
-        let find = |names: &[&'static str]| names.iter().find(|name| **name == call).copied();
-        let peer = Peer::of(from);
-        let is_node = peer.as_ref().is_ok_and(|peer| !peer.is_controller() && peer.is_some_node());
-        let (calls, bytes) = match find(OF_NODES) {
-            Some(_) if is_node => MOST_OF_NODE,
-            what => {
-                let what = what.or_else(|| find(OF_CONTROLLERS)).unwrap_or("unknown");
-                admit(&self.0, what, peer, &[Role::Controller])?;
-                MOST_OF_CONTROLLERS
-            }
-        };
-        Ok(allowance(from, calls, bytes))
-    }
-}
+use crate::types::Result;
+use crate::wire::{Allowance, denied};
 
 /// The limits for the client of a connection.
 #[must_use]
@@ -80,15 +31,8 @@ pub fn admit(metrics: &HomeMetrics, what: &'static str, peer: Result<&Peer>, rol
         if let Some(unsaid) = metrics.may_say(&who, what) {
             tracing::warn!(unsaid, "{}", error.chain());
         }
-        fault::denied(error.chain())
+        denied(error.chain())
     })
-}
-
-/// The status for a client that has too many running calls.
-#[must_use]
-pub fn busy(what: &str, most: usize) -> Status {
-    let message = format!("{what}: {most} calls of this node are running already; retry when one has ended");
-    fault::answer(&Error::new(Kind::Unavailable, message).into())
 }
 
 fn role_of(peer: &Peer) -> &'static str {

@@ -1,24 +1,25 @@
-//! Errors in the protocol: kind, message, and whether something is left behind, in the status details. A status without
-//! details does not come from the home node.
+//! Errors between daemons: kind, message, and whether something is left behind, in the status details. A status without
+//! details does not come from the daemon that was called.
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "the only module that converts errors of home nodes to statuses and back"
+    reason = "the only module that converts errors between daemons to statuses and back"
 )]
 
 use prost::Message;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
+use tracing::debug;
 
 use super::proto::{self as pb, error::Left};
+use super::works::{Crowd, Ended, Share, WorkerPool};
 use crate::types::{Error, Failure, Kind, NodeId, cut_printable};
-use crate::works::Crowd;
 
 /// The longest message sent, in bytes: it is in the trailers twice.
 const LONGEST: usize = 2048;
 
 /// The status of a failed call.
 #[must_use]
-pub fn answer(failure: &Failure) -> Status {
+pub fn status(failure: &Failure) -> Status {
     let left = match failure {
         Failure::Clean(_) => Left::Nothing,
         Failure::Dirty(_) => Left::Something,
@@ -31,21 +32,69 @@ pub fn answer(failure: &Failure) -> Status {
 }
 
 /// The status for a call that was not begun, because too many are running.
-pub(super) fn crowded(crowd: &Crowd) -> Status {
-    let message = format!("at this node {crowd}; retry later");
-    answer(&Failure::Clean(Error::new(Kind::Unavailable, message)))
+fn crowded(crowd: &Crowd) -> Status {
+    let message = format!("in the daemon that was called, {crowd}; retry later");
+    status(&Failure::Clean(Error::new(Kind::Unavailable, message)))
 }
 
 /// The status for a call whose work panicked.
-pub(super) fn panicked(what: &str) -> Status {
-    let message = format!("{what} panicked at the home node; see its log for the reason, then retry");
-    answer(&Failure::Dirty(Error::new(Kind::Unavailable, message)))
+fn panicked(what: &str) -> Status {
+    let message = format!("{what} panicked in the daemon that was called; see its log for the reason, then retry");
+    status(&Failure::Dirty(Error::new(Kind::Unavailable, message)))
+}
+
+/// The status for a client that has too many running calls.
+#[must_use]
+pub fn busy(what: &str, most: usize) -> Status {
+    let message = format!("{what}: {most} calls of this node are running already; retry when one has ended");
+    status(&Error::new(Kind::Unavailable, message).into())
+}
+
+/// Runs a call of another daemon as a workflow of a pool of threads.
+///
+/// # Errors
+/// The status of its failure.
+pub async fn run<R, E>(
+    works: &WorkerPool,
+    what: &'static str,
+    share: Share,
+    work: impl FnOnce() -> std::result::Result<R, E> + Send + 'static,
+) -> std::result::Result<Response<R>, Status>
+where
+    R: Send + 'static,
+    E: Into<Failure> + Send + 'static,
+{
+    match works.run(what, share, None, work).await {
+        Ended::Done(Ok(reply)) => Ok(Response::new(reply)),
+        Ended::Done(Err(failure)) => {
+            let failure = failure.into();
+            debug!(what, error = failure.error().chain(), "answered another daemon");
+            Err(status(&failure))
+        }
+        Ended::Panicked => Err(panicked(what)),
+        Ended::Crowded(crowd) => Err(crowded(&crowd)),
+    }
 }
 
 /// The status for a caller without the permission.
 #[must_use]
 pub fn denied(message: String) -> Status {
     Status::new(Code::PermissionDenied, message)
+}
+
+/// The reason of a status: the message of the other side, and the underlying error.
+#[must_use]
+pub fn reason(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut next = std::error::Error::source(status);
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// The failure that a status means to the caller.
@@ -75,7 +124,8 @@ pub fn failure(node: &NodeId, endpoint: &str, what: &str, status: &Status) -> Fa
 }
 
 /// The call timed out, and its work continues.
-pub(super) fn overdue(node: &NodeId, what: &str) -> Failure {
+#[must_use]
+pub fn overdue(node: &NodeId, what: &str) -> Failure {
     let message = format!("{what}: node {node} has not answered in time; the operation continues there; retry");
     Failure::Dirty(Error::new(Kind::Timeout, message))
 }
@@ -138,7 +188,7 @@ mod tests {
     }
 
     fn through(failure: &Failure) -> Failure {
-        super::failure(&node(), "node-a:9810", "CreateVolume", &answer(failure))
+        super::failure(&node(), "node-a:9810", "CreateVolume", &status(failure))
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The messages, client and server generated from proto/home/v1/home.proto.
+//! The messages, client and server generated from proto/home/v1/home.proto. Its `Error` is in the statuses of all
+//! interfaces between daemons.
 
 #![allow(
     missing_docs,
