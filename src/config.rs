@@ -6,6 +6,7 @@
 mod auto;
 mod cluster;
 mod file;
+mod flags;
 mod kubelet;
 mod level;
 mod places;
@@ -17,6 +18,7 @@ pub use auto::{EnrolConfig, SigningConfig};
 pub use cluster::{ControllerConfig, NodeConfig, TlsMode};
 pub use file::File;
 use file::PoolEntry;
+pub use flags::{DaemonFlags, EnrolFlags, Flags, KubeletFlags, NodeFlags, SigningFlags, WireFlags};
 pub use level::LogLevel;
 pub use places::{Place, apart, resolved};
 
@@ -30,59 +32,6 @@ use crate::types::{Error, Kind, NodeId, PoolName, Result};
 pub const ENDPOINT_VARIABLE: &str = "CSI_ENDPOINT";
 /// The same for the name of the node.
 pub const NODE_VARIABLE: &str = "NODE_NAME";
-
-/// The command line, unparsed.
-#[derive(Clone, Debug, Default)]
-pub struct Flags {
-    /// `--endpoint`.
-    pub endpoint: Option<String>,
-    /// `--node-name`.
-    pub node_name: Option<String>,
-    /// Every `--pool`.
-    pub pools: Vec<String>,
-    /// `--metrics`.
-    pub metrics: Option<String>,
-    /// `--log-format`.
-    pub log_format: Option<String>,
-    /// `--log-level`.
-    pub log_level: Option<String>,
-    /// `--listen`.
-    pub listen: Option<String>,
-    /// `--advertise`.
-    pub advertise: Option<String>,
-    /// Every `--controllers`.
-    pub controllers: Vec<String>,
-    /// `--fabric`.
-    pub fabric: Option<String>,
-    /// `--state`.
-    pub state: Option<String>,
-    /// `--tls`.
-    pub tls: Option<String>,
-    /// `--tls-auto`.
-    pub tls_auto: bool,
-    /// `--tls-authority`.
-    pub tls_authority: Option<String>,
-    /// `--enrol-listen`.
-    pub enrol_listen: Option<String>,
-    /// `--enrol-account`.
-    pub enrol_account: Option<String>,
-    /// `--certificate-life`.
-    pub certificate_life: Option<String>,
-    /// `--tls-ca`.
-    pub tls_ca: Option<String>,
-    /// `--tls-token`.
-    pub tls_token: Option<String>,
-    /// Every `--enrol`.
-    pub enrol: Vec<String>,
-    /// `--insecure-plain-text`.
-    pub insecure_plain_text: bool,
-    /// `--heartbeat`.
-    pub heartbeat: Option<String>,
-    /// `--kubelet-registration`.
-    pub kubelet_registration: Option<String>,
-    /// `--kubelet-endpoint`.
-    pub kubelet_endpoint: Option<String>,
-}
 
 /// One pool to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,11 +97,12 @@ pub struct Config {
 
 impl Serving {
     fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let endpoint = pick(&flags.endpoint, "--endpoint", &file.endpoint, "endpoint", ENDPOINT_VARIABLE, environment)
-            .ok_or_else(|| refuse("no endpoint: set --endpoint unix:///run/holdfast/csi.sock (or CSI_ENDPOINT)"))?;
-        let metrics = pick(&flags.metrics, "--metrics", &file.metrics, "metrics", "", |_| None);
-        let format = pick(&flags.log_format, "--log-format", &file.log.format, "log.format", "", |_| None);
-        let level = pick(&flags.log_level, "--log-level", &file.log.level, "log.level", "", |_| None);
+        let endpoint =
+            pick(&flags.daemon.endpoint, "--endpoint", &file.endpoint, "endpoint", ENDPOINT_VARIABLE, environment)
+                .ok_or_else(|| refuse("no endpoint: set --endpoint unix:///run/holdfast/csi.sock (or CSI_ENDPOINT)"))?;
+        let metrics = pick(&flags.daemon.metrics, "--metrics", &file.metrics, "metrics", "", |_| None);
+        let format = pick(&flags.daemon.log_format, "--log-format", &file.log.format, "log.format", "", |_| None);
+        let level = pick(&flags.daemon.log_level, "--log-level", &file.log.level, "log.level", "", |_| None);
         Ok(Self {
             socket: socket(&endpoint)?,
             metrics: metrics.map(|said| listen(&said)).transpose()?,
@@ -170,7 +120,12 @@ impl Config {
     pub fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let serving = Serving::resolve(flags, file, &environment)?;
         let registration = kubelet::registration(flags, file, &serving.socket)?;
-        Ok(Self { serving, node: node_name(flags, file, &environment)?, pools: pools(flags, file)?, registration })
+        Ok(Self {
+            serving,
+            node: node_name(flags, file, &environment)?,
+            pools: pools(&flags.pools, file)?,
+            registration,
+        })
     }
 }
 
@@ -251,14 +206,14 @@ fn log_level(said: &Said) -> Result<LogLevel> {
     })
 }
 
-/// The pools of flags and file: any `--pool` replaces the file's list, and keeps the limits that the file has for that
+/// The pools of `--pool` and file: any `--pool` replaces the file's list, and keeps the limits that the file has for that
 /// name.
 ///
 /// # Errors
 /// `InvalidArgument`: no pool, one that is not `NAME=file:DIR`, a repeated name or directory, one inside another.
-pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
+pub fn pools(flags: &[String], file: &File) -> Result<Vec<PoolConfig>> {
     let from_file = file.pools.iter().map(PoolConfig::from_entry).collect::<Result<Vec<_>>>()?;
-    let pools = if flags.pools.is_empty() {
+    let pools = if flags.is_empty() {
         from_file
     } else {
         let with_limits = |text: &String| {
@@ -268,7 +223,7 @@ pub fn pools(flags: &Flags, file: &File) -> Result<Vec<PoolConfig>> {
                 None => pool,
             })
         };
-        flags.pools.iter().map(with_limits).collect::<Result<Vec<_>>>()?
+        flags.iter().map(with_limits).collect::<Result<Vec<_>>>()?
     };
     if pools.is_empty() {
         return Err(refuse("no pool: set --pool NAME=file:DIR, or list pools in the file given with --config"));
@@ -303,9 +258,9 @@ mod tests {
 
     fn flags(pools: &[&str]) -> Flags {
         Flags {
-            endpoint: Some("unix:///run/h.sock".into()),
             node_name: Some("n1".into()),
             pools: pools.iter().map(|p| (*p).to_owned()).collect(),
+            daemon: DaemonFlags { endpoint: Some("unix:///run/h.sock".into()), ..DaemonFlags::default() },
             ..Flags::default()
         }
     }
@@ -352,7 +307,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_with_the_flag_that_gives_it() {
         let none = |flags: &Flags| said(Config::resolve(flags, &File::default(), |_| None));
-        assert!(none(&Flags { endpoint: None, ..flags(&["a=file:/a"]) }).contains("--endpoint"));
+        assert!(none(&Flags { daemon: DaemonFlags::default(), ..flags(&["a=file:/a"]) }).contains("--endpoint"));
         assert!(none(&Flags { node_name: None, ..flags(&["a=file:/a"]) }).contains("--node-name"));
         assert!(none(&flags(&[])).contains("--pool NAME=file:DIR"));
     }
@@ -365,14 +320,14 @@ mod tests {
             said(Config::resolve(&flags, &File::default(), |_| None))
         };
         let cases = [
-            (with(|f| f.endpoint = Some("tcp://0.0.0.0:1".into())), "only Unix sockets"),
-            (with(|f| f.endpoint = Some("unix:///run/h\0.sock".into())), "control characters"),
-            (with(|f| f.endpoint = Some("csi.sock".into())), "absolute path"),
-            (with(|f| f.endpoint = Some(format!("/{}", "x".repeat(120)))), "107 bytes"),
+            (with(|f| f.daemon.endpoint = Some("tcp://0.0.0.0:1".into())), "only Unix sockets"),
+            (with(|f| f.daemon.endpoint = Some("unix:///run/h\0.sock".into())), "control characters"),
+            (with(|f| f.daemon.endpoint = Some("csi.sock".into())), "absolute path"),
+            (with(|f| f.daemon.endpoint = Some(format!("/{}", "x".repeat(120)))), "107 bytes"),
             (with(|f| f.node_name = Some("no spaces".into())), "--node-name"),
-            (with(|f| f.metrics = Some("9808".into())), "127.0.0.1:9808"),
-            (with(|f| f.log_level = Some("loud".into())), "error, warn, info"),
-            (with(|f| f.log_format = Some("xml".into())), "text or json"),
+            (with(|f| f.daemon.metrics = Some("9808".into())), "127.0.0.1:9808"),
+            (with(|f| f.daemon.log_level = Some("loud".into())), "error, warn, info"),
+            (with(|f| f.daemon.log_format = Some("xml".into())), "text or json"),
             (with(|f| f.pools = vec!["a".into()]), "NAME=file:DIR"),
             (with(|f| f.pools = vec!["a=lvm:vg".into()]), "not in this release"),
             (with(|f| f.pools = vec!["a=file:x".into()]), "absolute path"),
@@ -390,7 +345,7 @@ mod tests {
     fn limits_out_of_reason_are_refused() {
         let pool = |extra: &str| {
             let text = format!("pools:\n  - name: a\n    path: /a\n    {extra}\n");
-            pools(&Flags::default(), &file(&text).unwrap())
+            pools(&[], &file(&text).unwrap())
         };
         assert_eq!(pool("minFree: 5%").unwrap()[0].limits.min_free, MinFree::Percent(5));
         assert!(said(pool("minFree: 99%")).contains("minFree"));

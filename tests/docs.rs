@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use holdfast::config::{ControllerConfig, File, Flags, NodeConfig};
+use holdfast::config::{ControllerConfig, File, Flags, NodeConfig, WireFlags};
 use holdfast::os::Activity;
 use holdfast::telemetry::{HomeFigures, HomeState, Metrics, PoolFigures, Sampled};
 use holdfast::types::{ParameterRow, TABLE};
@@ -117,9 +117,10 @@ fn the_configuration_files_of_the_chart_are_understood() {
             let text: String = lines.flat_map(|line| [line, "\n"]).collect();
             let file = File::parse(&path, &text).unwrap();
             // The values that are set by flags: a node's address, and the source of certificates if no file sets it.
-            let insecure_plain_text = !text.contains("tls:");
-            let common = Flags { insecure_plain_text, ..Flags::default() };
-            let flags = Flags { listen: Some("10.0.0.1:9811".into()), ..common.clone() };
+            let wire = WireFlags { insecure_plain_text: !text.contains("tls:"), ..WireFlags::default() };
+            let common = Flags { wire: wire.clone(), ..Flags::default() };
+            let wire = WireFlags { listen: Some("10.0.0.1:9811".into()), ..wire };
+            let flags = Flags { wire, ..Flags::default() };
             let name = |variable: &str| (variable == "NODE_NAME").then(|| "node-1".to_owned());
             if text.contains("controllers:") {
                 NodeConfig::resolve(&flags, &file, name).unwrap();

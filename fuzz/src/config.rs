@@ -4,7 +4,7 @@
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use holdfast::config::{Config, ControllerConfig, File, Flags, NodeConfig, PoolConfig};
+use holdfast::config::{DaemonFlags, Config, ControllerConfig, File, Flags, NodeConfig, PoolConfig};
 use holdfast::kubelet::Registration;
 use holdfast::route::Rhythm;
 
@@ -26,7 +26,8 @@ pub fn run(data: &[u8]) {
         }
     };
     let said = |text: &str| Some(text.to_owned());
-    let few = Flags { endpoint: said("unix:///run/h.sock"), node_name: said("n1"), ..Flags::default() };
+    let daemon = DaemonFlags { endpoint: said("unix:///run/h.sock"), ..DaemonFlags::default() };
+    let few = Flags { node_name: said("n1"), daemon, ..Flags::default() };
     for flags in [&Flags::default(), &few, &typed] {
         resolved(flags, &file);
     }
@@ -39,22 +40,22 @@ fn typed(text: &str) -> Flags {
         let (flag, value) = line.split_once(' ').unwrap_or((line, ""));
         let value = || value.to_owned();
         match flag {
-            "--endpoint" => flags.endpoint = Some(value()),
+            "--endpoint" => flags.daemon.endpoint = Some(value()),
             "--node-name" => flags.node_name = Some(value()),
             "--pool" => flags.pools.push(value()),
-            "--metrics" => flags.metrics = Some(value()),
-            "--log-format" => flags.log_format = Some(value()),
-            "--log-level" => flags.log_level = Some(value()),
-            "--listen" => flags.listen = Some(value()),
-            "--advertise" => flags.advertise = Some(value()),
-            "--controllers" => flags.controllers.push(value()),
-            "--fabric" => flags.fabric = Some(value()),
-            "--state" => flags.state = Some(value()),
-            "--tls" => flags.tls = Some(value()),
-            "--insecure-plain-text" => flags.insecure_plain_text = true,
-            "--heartbeat" => flags.heartbeat = Some(value()),
-            "--kubelet-registration" => flags.kubelet_registration = Some(value()),
-            "--kubelet-endpoint" => flags.kubelet_endpoint = Some(value()),
+            "--metrics" => flags.daemon.metrics = Some(value()),
+            "--log-format" => flags.daemon.log_format = Some(value()),
+            "--log-level" => flags.daemon.log_level = Some(value()),
+            "--listen" => flags.wire.listen = Some(value()),
+            "--advertise" => flags.node.advertise = Some(value()),
+            "--controllers" => flags.node.controllers.push(value()),
+            "--fabric" => flags.node.fabric = Some(value()),
+            "--state" => flags.node.state = Some(value()),
+            "--tls" => flags.wire.tls = Some(value()),
+            "--insecure-plain-text" => flags.wire.insecure_plain_text = true,
+            "--heartbeat" => flags.wire.heartbeat = Some(value()),
+            "--kubelet-registration" => flags.kubelet.kubelet_registration = Some(value()),
+            "--kubelet-endpoint" => flags.kubelet.kubelet_endpoint = Some(value()),
             _ => {}
         }
     }

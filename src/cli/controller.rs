@@ -5,12 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use holdfast::config::{ControllerConfig, Flags};
+use holdfast::config::{ControllerConfig, DaemonFlags, Flags, SigningFlags, WireFlags};
 use holdfast::daemon::{Controller, check_controller};
 
-use super::PoolArguments;
-use super::auto::SigningArguments;
-use super::daemon::{self, DaemonArguments, WireArguments};
+use super::{PoolArguments, daemon};
 
 /// Flags of `holdfast controller`.
 #[derive(Args, Clone, Debug)]
@@ -19,17 +17,18 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
     #[command(flatten)]
-    wire: WireArguments,
+    wire: WireFlags,
     #[command(flatten)]
-    signing: SigningArguments,
+    signing: SigningFlags,
     #[command(flatten)]
-    daemon: DaemonArguments,
+    daemon: DaemonFlags,
 }
 
 impl Arguments {
-    fn config(&self) -> Result<ControllerConfig> {
-        let flags = self.daemon.flags(self.signing.flags(self.wire.flags(Flags::default())));
-        let file = PoolArguments::of_file(self.config.clone()).file()?;
+    fn config(self) -> Result<ControllerConfig> {
+        let Self { config, wire, signing, daemon } = self;
+        let file = PoolArguments::of_file(config).file()?;
+        let flags = Flags { wire, signing, daemon, ..Flags::default() };
         Ok(ControllerConfig::resolve(&flags, &file, |name| std::env::var(name).ok())?)
     }
 }
@@ -38,6 +37,6 @@ impl Arguments {
 ///
 /// # Errors
 /// An error that prevents the start. A later error is logged, and the exit code is 1.
-pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     daemon::run(arguments.config()?, |config| &config.serving, check_controller, Controller::open, Controller::serve)
 }

@@ -1,11 +1,10 @@
-//! Common to all daemons: flags, runtime and shutdown.
+//! Common to all daemons: runtime, signals and exit codes.
 
 use std::future::Future;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Args;
-use holdfast::config::{Flags, Serving};
+use holdfast::config::Serving;
 use holdfast::daemon::Stop;
 use holdfast::os::Os;
 use holdfast::telemetry::init_logs;
@@ -18,92 +17,6 @@ use tracing::{error, warn};
 const WORKERS: usize = 2;
 const BLOCKING_THREADS: usize = 512;
 const STACK: usize = 1 << 20;
-
-/// Flags of every daemon.
-#[derive(Args, Clone, Debug, Default)]
-pub(crate) struct DaemonArguments {
-    /// The Unix socket on which CSI is served. Default: CSI_ENDPOINT.
-    #[arg(long, value_name = "unix:///PATH")]
-    endpoint: Option<String>,
-    /// The address and port for metrics and health. Default: not served.
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    metrics: Option<String>,
-    /// The format of log lines: text or json. Default: text.
-    #[arg(long, value_name = "FORMAT")]
-    log_format: Option<String>,
-    /// The lowest level of log lines: error, warn, info, debug or trace. Default: info.
-    #[arg(long, value_name = "LEVEL")]
-    log_level: Option<String>,
-}
-
-impl DaemonArguments {
-    /// Adds these flags.
-    pub(crate) fn flags(&self, others: Flags) -> Flags {
-        Flags {
-            endpoint: self.endpoint.clone(),
-            metrics: self.metrics.clone(),
-            log_format: self.log_format.clone(),
-            log_level: self.log_level.clone(),
-            ..others
-        }
-    }
-}
-
-/// Flags of daemons that connect to other daemons.
-#[derive(Args, Clone, Debug, Default)]
-pub(crate) struct WireArguments {
-    /// The TCP address on which this process accepts connections.
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    listen: Option<String>,
-    /// A directory with ca.crt, tls.crt and tls.key; changed files are loaded without a restart.
-    #[arg(long, value_name = "DIR")]
-    tls: Option<String>,
-    /// The controllers issue the certificates, and verify nodes by their Kubernetes tokens.
-    #[arg(long)]
-    tls_auto: bool,
-    /// No certificates and no encryption: for tests only.
-    #[arg(long)]
-    insecure_plain_text: bool,
-    /// The time between two heartbeats, the same in all processes. Default: 5s.
-    #[arg(long, value_name = "TIME")]
-    heartbeat: Option<String>,
-}
-
-impl WireArguments {
-    /// Adds these flags.
-    pub(crate) fn flags(&self, others: Flags) -> Flags {
-        Flags {
-            listen: self.listen.clone(),
-            tls: self.tls.clone(),
-            tls_auto: self.tls_auto,
-            insecure_plain_text: self.insecure_plain_text,
-            heartbeat: self.heartbeat.clone(),
-            ..others
-        }
-    }
-}
-
-/// Flags of daemons that serve a node.
-#[derive(Args, Clone, Debug, Default)]
-pub(crate) struct KubeletArguments {
-    /// The directory that kubelet watches; the driver registers itself there. Default: use a registrar.
-    #[arg(long, value_name = "DIR")]
-    kubelet_registration: Option<String>,
-    /// The path of the --endpoint socket as kubelet sees it. Default: the path of --endpoint.
-    #[arg(long, value_name = "PATH")]
-    kubelet_endpoint: Option<String>,
-}
-
-impl KubeletArguments {
-    /// Adds these flags.
-    pub(crate) fn flags(&self, others: Flags) -> Flags {
-        Flags {
-            kubelet_registration: self.kubelet_registration.clone(),
-            kubelet_endpoint: self.kubelet_endpoint.clone(),
-            ..others
-        }
-    }
-}
 
 /// Checks the machine, opens a daemon, and serves until SIGTERM or SIGINT. `check` runs all checks that are possible
 /// before anything is changed.

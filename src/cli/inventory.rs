@@ -44,7 +44,7 @@ impl LookArguments {
     /// # Errors
     /// Those of [`config::pools`].
     pub(crate) fn pools(&self) -> Result<Vec<PoolConfig>> {
-        Ok(config::pools(&self.pools.flags(), &self.pools.file()?)?)
+        Ok(config::pools(&self.pools.pools, &self.pools.file()?)?)
     }
 }
 

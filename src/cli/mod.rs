@@ -1,7 +1,6 @@
 //! The command line: one file per command. An error before a command starts is one line, with exit code 2.
 
 mod asked;
-mod auto;
 mod ca;
 mod cluster;
 mod controller;
@@ -24,7 +23,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use holdfast::config::{File, Flags};
+use holdfast::config::File;
 use holdfast::os::Os;
 
 use self::inventory::LookArguments;
@@ -84,10 +83,6 @@ impl PoolArguments {
         self.pools.is_empty() && self.config.is_none()
     }
 
-    fn flags(&self) -> Flags {
-        Flags { pools: self.pools.clone(), ..Flags::default() }
-    }
-
     fn file(&self) -> Result<File> {
         self.config.as_deref().map(read_file).transpose().map(Option::unwrap_or_default)
     }
@@ -117,9 +112,9 @@ fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
         Err(error) => return usage(&error),
     };
     match cli.command {
-        Command::Standalone(arguments) => standalone::run(&arguments),
-        Command::Controller(arguments) => controller::run(&arguments),
-        Command::Node(arguments) => node::run(&arguments),
+        Command::Standalone(arguments) => standalone::run(arguments),
+        Command::Controller(arguments) => controller::run(arguments),
+        Command::Node(arguments) => node::run(arguments),
         Command::Pools(arguments) => pools::run(&arguments),
         Command::Volumes(arguments) => volumes::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),

@@ -4,12 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use holdfast::config::{Flags, NodeConfig};
+use holdfast::config::{DaemonFlags, EnrolFlags, Flags, KubeletFlags, NodeConfig, NodeFlags, WireFlags};
 use holdfast::daemon::{NodeDaemon, check_node};
 
-use super::PoolArguments;
-use super::auto::EnrolArguments;
-use super::daemon::{self, DaemonArguments, KubeletArguments, WireArguments};
+use super::{PoolArguments, daemon};
 
 /// Flags of `holdfast node`.
 #[derive(Args, Clone, Debug)]
@@ -19,40 +17,24 @@ pub(crate) struct Arguments {
     node_name: Option<String>,
     #[command(flatten)]
     pools: PoolArguments,
-    /// The controllers; a name with several addresses means all of them. Repeatable, or separated by commas.
-    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
-    controllers: Vec<String>,
-    /// The address that controllers connect to. Default: --listen.
-    #[arg(long, value_name = "HOST:PORT")]
-    advertise: Option<String>,
-    /// The name of the storage network of this node. Default: none.
-    #[arg(long, value_name = "NAME")]
-    fabric: Option<String>,
-    /// The state directory: the known pools of all nodes, and the node's certificate. Default: /var/lib/holdfast.
-    #[arg(long, value_name = "DIR")]
-    state: Option<String>,
     #[command(flatten)]
-    wire: WireArguments,
+    node: NodeFlags,
     #[command(flatten)]
-    enrol: EnrolArguments,
+    wire: WireFlags,
     #[command(flatten)]
-    kubelet: KubeletArguments,
+    enrol: EnrolFlags,
     #[command(flatten)]
-    daemon: DaemonArguments,
+    kubelet: KubeletFlags,
+    #[command(flatten)]
+    daemon: DaemonFlags,
 }
 
 impl Arguments {
-    fn config(&self) -> Result<NodeConfig> {
-        let flags = Flags {
-            node_name: self.node_name.clone(),
-            controllers: self.controllers.clone(),
-            advertise: self.advertise.clone(),
-            fabric: self.fabric.clone(),
-            state: self.state.clone(),
-            ..self.pools.flags()
-        };
-        let flags = self.daemon.flags(self.kubelet.flags(self.enrol.flags(self.wire.flags(flags))));
-        Ok(NodeConfig::resolve(&flags, &self.pools.file()?, |name| std::env::var(name).ok())?)
+    fn config(self) -> Result<NodeConfig> {
+        let Self { node_name, pools, node, wire, enrol, kubelet, daemon } = self;
+        let file = pools.file()?;
+        let flags = Flags { node_name, pools: pools.pools, node, wire, enrol, kubelet, daemon, ..Flags::default() };
+        Ok(NodeConfig::resolve(&flags, &file, |name| std::env::var(name).ok())?)
     }
 }
 
@@ -60,6 +42,6 @@ impl Arguments {
 ///
 /// # Errors
 /// An error that prevents the start. A later error is logged, and the exit code is 1.
-pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     daemon::run(arguments.config()?, |config| &config.serving, check_node, NodeDaemon::open, NodeDaemon::serve)
 }

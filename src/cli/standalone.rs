@@ -4,11 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use holdfast::config::{Config, Flags};
+use holdfast::config::{Config, DaemonFlags, Flags, KubeletFlags};
 use holdfast::daemon::{Standalone, check_standalone};
 
-use super::PoolArguments;
-use super::daemon::{self, DaemonArguments, KubeletArguments};
+use super::{PoolArguments, daemon};
 
 /// Flags of `holdfast standalone`.
 #[derive(Args, Clone, Debug)]
@@ -19,16 +18,17 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     pools: PoolArguments,
     #[command(flatten)]
-    kubelet: KubeletArguments,
+    kubelet: KubeletFlags,
     #[command(flatten)]
-    daemon: DaemonArguments,
+    daemon: DaemonFlags,
 }
 
 impl Arguments {
-    fn config(&self) -> Result<Config> {
-        let flags = Flags { node_name: self.node_name.clone(), ..self.pools.flags() };
-        let flags = self.daemon.flags(self.kubelet.flags(flags));
-        Ok(Config::resolve(&flags, &self.pools.file()?, |name| std::env::var(name).ok())?)
+    fn config(self) -> Result<Config> {
+        let Self { node_name, pools, kubelet, daemon } = self;
+        let file = pools.file()?;
+        let flags = Flags { node_name, pools: pools.pools, kubelet, daemon, ..Flags::default() };
+        Ok(Config::resolve(&flags, &file, |name| std::env::var(name).ok())?)
     }
 }
 
@@ -36,6 +36,6 @@ impl Arguments {
 ///
 /// # Errors
 /// An error that prevents the start. A later error is logged, and the exit code is 1.
-pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     daemon::run(arguments.config()?, |config| &config.serving, check_standalone, Standalone::open, Standalone::serve)
 }

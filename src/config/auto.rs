@@ -41,19 +41,20 @@ impl SigningConfig {
     pub(super) fn resolve(flags: &Flags, file: &File) -> Result<Self> {
         let entry = file.tls.auto.clone().unwrap_or_default();
         let none = |_: &str| None;
-        let said = pick(&flags.tls_authority, "--tls-authority", &entry.authority, "tls.auto.authority", "", none);
+        let said =
+            pick(&flags.signing.tls_authority, "--tls-authority", &entry.authority, "tls.auto.authority", "", none);
         let authority = said.ok_or_else(|| {
             refuse("no location for the CA: set --tls-authority NAMESPACE/NAME; the controllers create this Secret and ConfigMap")
         })?;
-        let said = pick(&flags.enrol_account, "--enrol-account", &entry.account, "tls.auto.account", "", none);
+        let said = pick(&flags.signing.enrol_account, "--enrol-account", &entry.account, "tls.auto.account", "", none);
         let account = said.ok_or_else(|| {
             refuse("no account for certificate requests: set --enrol-account NAMESPACE/NAME, the service account of the nodes")
         })?;
-        let said = pick(&flags.enrol_listen, "--enrol-listen", &entry.listen, "tls.auto.listen", "", none);
+        let said = pick(&flags.signing.enrol_listen, "--enrol-listen", &entry.listen, "tls.auto.listen", "", none);
         let listen = said.ok_or_else(|| {
             refuse("no address where nodes request certificates: set --enrol-listen ADDRESS:PORT, such as 0.0.0.0:9812")
         })?;
-        let life = (&flags.certificate_life, &entry.certificate_life);
+        let life = (&flags.signing.certificate_life, &entry.certificate_life);
         let life = pick(life.0, "--certificate-life", life.1, "tls.auto.certificateLife", "", none);
         Ok(Self {
             authority: object(&authority)?,
@@ -68,13 +69,13 @@ impl EnrolConfig {
     pub(super) fn resolve(flags: &Flags, file: &File) -> Result<Self> {
         let entry = file.tls.auto.clone().unwrap_or_default();
         let none = |_: &str| None;
-        let ca = pick(&flags.tls_ca, "--tls-ca", &entry.ca, "tls.auto.ca", "", none).ok_or_else(|| {
+        let ca = pick(&flags.enrol.tls_ca, "--tls-ca", &entry.ca, "tls.auto.ca", "", none).ok_or_else(|| {
             refuse("no CA certificate to verify the controllers: set --tls-ca FILE (mount the ConfigMap of the controllers)")
         })?;
-        let token = pick(&flags.tls_token, "--tls-token", &entry.token, "tls.auto.token", "", none).ok_or_else(|| {
+        let token = pick(&flags.enrol.tls_token, "--tls-token", &entry.token, "tls.auto.token", "", none).ok_or_else(|| {
             refuse("no token to identify this node: set --tls-token FILE, a projected service account token with audience holdfast")
         })?;
-        let servers = if flags.enrol.is_empty() { entry.servers } else { flags.enrol.clone() };
+        let servers = if flags.enrol.enrol.is_empty() { entry.servers } else { flags.enrol.enrol.clone() };
         if servers.is_empty() {
             return Err(refuse(
                 "no controller that issues certificates: set --enrol HOST:PORT to the controllers' --enrol-listen",
@@ -109,6 +110,7 @@ fn time(said: &Said) -> Result<Duration> {
 #[cfg(test)]
 mod tests {
     use super::super::{ControllerConfig, NodeConfig, TlsMode};
+    use super::super::{SigningFlags, WireFlags};
     use super::*;
     use std::path::Path;
 
@@ -134,14 +136,14 @@ mod tests {
         assert_eq!((all.account.name(), all.life), ("holdfast-node", LIFE));
         let TlsMode::Auto(all) = node(&Flags::default(), NODE).unwrap() else { panic!("not auto") };
         assert_eq!((all.ca.as_path(), all.servers), (Path::new("/ca.crt"), vec!["c:9812".to_owned()]));
-        let flags = Flags {
-            tls_auto: true,
+        let signing = SigningFlags {
             tls_authority: Some("a/b".into()),
             enrol_listen: Some("127.0.0.1:1".into()),
             enrol_account: Some("a/c".into()),
             certificate_life: Some("90m".into()),
-            ..Flags::default()
         };
+        let wire = WireFlags { tls_auto: true, ..WireFlags::default() };
+        let flags = Flags { wire, signing, ..Flags::default() };
         let TlsMode::Auto(all) = controller(&flags, &CONTROLLER.replace("tls:", "# tls:")).unwrap() else {
             panic!("not auto")
         };
@@ -162,10 +164,12 @@ mod tests {
         assert!(n("token: /token, ", "").contains("--tls-token"));
         assert!(n(", servers: ['c:9812']", "").contains("--enrol"));
         assert!(n("'c:9812'", "'c'").contains("HOST:PORT"));
-        let both = Flags { insecure_plain_text: true, ..Flags::default() };
+        let wire = WireFlags { insecure_plain_text: true, ..WireFlags::default() };
+        let both = Flags { wire, ..Flags::default() };
         assert!(said(node(&both, NODE).map(drop)).contains("exclude each other"));
         for life in ["", "30", "14s", "-1h", "19801h", "30d"] {
-            let flags = Flags { certificate_life: Some(life.into()), ..Flags::default() };
+            let signing = SigningFlags { certificate_life: Some(life.into()), ..SigningFlags::default() };
+            let flags = Flags { signing, ..Flags::default() };
             assert!(said(controller(&flags, CONTROLLER).map(drop)).contains("--certificate-life"), "{life}");
         }
     }

@@ -88,7 +88,7 @@ impl NodeConfig {
     pub fn resolve(flags: &Flags, file: &File, environment: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let listen = listen(flags, file)?;
         let node = super::node_name(flags, file, &environment)?;
-        let advertise = pick(&flags.advertise, "--advertise", &file.advertise, "advertise", "", |_| None);
+        let advertise = pick(&flags.node.advertise, "--advertise", &file.advertise, "advertise", "", |_| None);
         let advertise = match advertise {
             Some(said) => endpoint(&said)?,
             None if !listen.ip().is_unspecified() => listen.to_string(),
@@ -98,7 +98,7 @@ impl NodeConfig {
                 )));
             }
         };
-        let controllers = if flags.controllers.is_empty() { &file.controllers } else { &flags.controllers };
+        let controllers = if flags.node.controllers.is_empty() { &file.controllers } else { &flags.node.controllers };
         if controllers.is_empty() {
             return Err(refuse(
                 "no controllers: set --controllers HOST:PORT, or list controllers in the file of --config",
@@ -106,14 +106,18 @@ impl NodeConfig {
         }
         let of_controllers =
             |text: &String| endpoint(&Said { text: text.clone(), place: "a controller's address".to_owned() });
-        let fabric = pick(&flags.fabric, "--fabric", &file.fabric, "fabric", "", |_| None);
-        let state = pick(&flags.state, "--state", &file.state_directory, "stateDirectory", "", |_| None);
+        let fabric = pick(&flags.node.fabric, "--fabric", &file.fabric, "fabric", "", |_| None);
+        let state = pick(&flags.node.state, "--state", &file.state_directory, "stateDirectory", "", |_| None);
         let serving = Serving::resolve(flags, file, &environment)?;
         let registration = super::kubelet::registration(flags, file, &serving.socket)?;
         Ok(Self {
             serving,
             node,
-            pools: if flags.pools.is_empty() && file.pools.is_empty() { Vec::new() } else { pools(flags, file)? },
+            pools: if flags.pools.is_empty() && file.pools.is_empty() {
+                Vec::new()
+            } else {
+                pools(&flags.pools, file)?
+            },
             listen,
             advertise,
             controllers: controllers.iter().map(of_controllers).collect::<Result<_>>()?,
@@ -138,7 +142,7 @@ impl NodeConfig {
 }
 
 fn listen(flags: &Flags, file: &File) -> Result<SocketAddr> {
-    let said = pick(&flags.listen, "--listen", &file.listen, "listen", "", |_| None)
+    let said = pick(&flags.wire.listen, "--listen", &file.listen, "listen", "", |_| None)
         .ok_or_else(|| refuse("no address to listen on: set --listen ADDRESS:PORT, such as 0.0.0.0:9810"))?;
     super::listen(&said)
 }
@@ -155,9 +159,9 @@ pub(super) fn endpoint(said: &Said) -> Result<String> {
 }
 
 fn tls<A>(flags: &Flags, file: &File, auto: impl FnOnce(&Flags, &File) -> Result<A>) -> Result<TlsMode<A>> {
-    let plain = flags.insecure_plain_text || file.tls.insecure_plain_text;
-    let directory = pick(&flags.tls, "--tls", &file.tls.directory, "tls.directory", "", |_| None);
-    match (directory, flags.tls_auto || file.tls.auto.is_some(), plain) {
+    let plain = flags.wire.insecure_plain_text || file.tls.insecure_plain_text;
+    let directory = pick(&flags.wire.tls, "--tls", &file.tls.directory, "tls.directory", "", |_| None);
+    match (directory, flags.wire.tls_auto || file.tls.auto.is_some(), plain) {
         (Some(said), false, false) => Ok(TlsMode::Files(PathBuf::from(said.text))),
         (None, true, false) => Ok(TlsMode::Auto(auto(flags, file)?)),
         (None, false, true) => Ok(TlsMode::InsecurePlainText),
@@ -171,7 +175,7 @@ fn tls<A>(flags: &Flags, file: &File, auto: impl FnOnce(&Flags, &File) -> Result
 }
 
 fn rhythm(flags: &Flags, file: &File) -> Result<Rhythm> {
-    let said = pick(&flags.heartbeat, "--heartbeat", &file.heartbeat, "heartbeat", "", |_| None);
+    let said = pick(&flags.wire.heartbeat, "--heartbeat", &file.heartbeat, "heartbeat", "", |_| None);
     let Some(said) = said else { return Ok(Rhythm::default()) };
     let wrong = || {
         refuse(format!(
@@ -207,6 +211,7 @@ fn lost(said: &str) -> Result<Lost> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{NodeFlags, WireFlags};
     use super::*;
     use std::path::Path;
 
@@ -247,14 +252,14 @@ mod tests {
             )
             .contains("--controllers")
         );
-        let both = Flags { insecure_plain_text: true, ..Flags::default() };
+        let wire = |wire: WireFlags| Flags { wire, ..Flags::default() };
+        let both = wire(WireFlags { insecure_plain_text: true, ..WireFlags::default() });
         assert!(node(both, NODE).contains("exclude each other"));
-        assert!(node(Flags { advertise: Some("host".into()), ..Flags::default() }, NODE).contains("HOST:PORT"));
+        let advertise = NodeFlags { advertise: Some("host".into()), ..NodeFlags::default() };
+        assert!(node(Flags { node: advertise, ..Flags::default() }, NODE).contains("HOST:PORT"));
         for bad in ["5", "0ms", "2m", "61s", "-1s"] {
-            assert!(
-                node(Flags { heartbeat: Some(bad.into()), ..Flags::default() }, NODE).contains("heartbeat"),
-                "{bad}"
-            );
+            let heartbeat = wire(WireFlags { heartbeat: Some(bad.into()), ..WireFlags::default() });
+            assert!(node(heartbeat, NODE).contains("heartbeat"), "{bad}");
         }
         let controller = |text: &str| said(ControllerConfig::resolve(&Flags::default(), &file(text), |_| None));
         assert!(controller(&CONTROLLER.replace("tls: {directory: /tls}\n", "")).contains("holdfast ca issue"));

@@ -15,15 +15,21 @@ const MOST_PATH: usize = 107;
 /// `InvalidArgument`: an invalid path, or an endpoint without a registration.
 pub(super) fn registration(flags: &Flags, file: &File, csi: &Path) -> Result<Option<Registration>> {
     let directory = pick(
-        &flags.kubelet_registration,
+        &flags.kubelet.kubelet_registration,
         "--kubelet-registration",
         &file.kubelet_registration,
         "kubeletRegistration",
         "",
         |_| None,
     );
-    let endpoint =
-        pick(&flags.kubelet_endpoint, "--kubelet-endpoint", &file.kubelet_endpoint, "kubeletEndpoint", "", |_| None);
+    let endpoint = pick(
+        &flags.kubelet.kubelet_endpoint,
+        "--kubelet-endpoint",
+        &file.kubelet_endpoint,
+        "kubeletEndpoint",
+        "",
+        |_| None,
+    );
     let Some(directory) = directory else {
         return match endpoint {
             None => Ok(None),
@@ -71,14 +77,15 @@ fn absolute(said: &Said, example: &str) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::KubeletFlags;
     use super::*;
 
     fn resolve(directory: Option<&str>, endpoint: Option<&str>, file: &str) -> Result<Option<Registration>> {
-        let flags = Flags {
+        let kubelet = KubeletFlags {
             kubelet_registration: directory.map(str::to_owned),
             kubelet_endpoint: endpoint.map(str::to_owned),
-            ..Flags::default()
         };
+        let flags = Flags { kubelet, ..Flags::default() };
         registration(&flags, &File::parse(Path::new("h.yaml"), file).unwrap(), Path::new("/csi/csi.sock"))
     }
 
