@@ -74,7 +74,7 @@ torture: ## kill -9 at N random moments with 8 callers; checks the content of th
 
 STEPS ?= 1000000
 model: ## STEPS random calls against the model of the specification, a million by default (root)
-	HOLDFAST_MODEL_SEED=$${HOLDFAST_MODEL_SEED:-random} HOLDFAST_MODEL_STEPS=$(STEPS) $(CARGO) nextest run --locked --lib --success-output final 'model::'
+	HOLDFAST_MODEL_SEED=$${HOLDFAST_MODEL_SEED:-random} HOLDFAST_MODEL_STEPS=$(STEPS) $(CARGO) nextest run --locked --test model --success-output final
 
 e2e: prepare-e2e ## Tests on a real Kubernetes of two nodes with the chart and the sidecars; KEEP=1 keeps it running, BINARY=PATH tests that driver (root)
 	@$(TIMED) e2e tests/kubernetes/run $(TESTS)

@@ -18,6 +18,7 @@
 //!  wire             ports, sockets and channels: their limits, errors between daemons, threads for calls
 //!  tls              certificates, and the identity of the peer of a connection between daemons
 //!  types, telemetry shared types | logs, metrics, health; used by all
+//!  testing          test infrastructure, only with the feature of that name
 //! ```
 
 pub mod attach;
@@ -25,20 +26,18 @@ pub mod config;
 pub mod csi;
 pub mod daemon;
 pub mod enrol;
-#[cfg(test)]
-mod faults;
 pub mod fs;
 pub mod home;
 pub mod kubelet;
 pub mod kubernetes;
-#[cfg(test)]
-mod model;
 pub mod node;
 pub mod os;
 pub mod pool;
 pub mod registry;
 pub mod route;
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tls;
 pub mod types;
 pub mod wire;

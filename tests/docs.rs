@@ -61,6 +61,23 @@ fn the_budget_of_ci_is_the_documented_one() {
     assert!(after_each_other.map(seconds).sum::<u64>() <= 45 * 60);
 }
 
+/// The features that cargo resolves for a build without tests, with the flags of the Dockerfile.
+#[test]
+fn the_released_binary_has_no_test_infrastructure() {
+    let build = include_str!("../Dockerfile").lines().find_map(|line| line.strip_prefix("RUN cargo build ")).unwrap();
+    let flags = build.split(" && ").next().unwrap().split(' ').filter(|word| word.starts_with("--"));
+    assert_eq!(flags.collect::<Vec<_>>(), ["--locked", "--profile", "--bin"]);
+    let features = |edges: &str| {
+        let mut tree = Command::new(env!("CARGO"));
+        tree.args(["tree", "--locked", "--offline", "--depth", "0", "--format", "{f}", "--edges", edges]);
+        let output = tree.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().lines().next().map(str::to_owned)
+    };
+    assert_eq!(features("normal,build").as_deref(), Some(""));
+    assert_eq!(features("normal,build,dev").as_deref(), Some("testing"), "what tests are built with");
+}
+
 #[test]
 fn the_chart_installs_this_version() {
     let chart = include_str!("../charts/holdfast/Chart.yaml");

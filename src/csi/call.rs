@@ -33,7 +33,7 @@ type HttpResponse = http::Response<Body>;
 
 /// State shared by all calls of a server. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Calls(Arc<Shared>);
+pub(crate) struct Calls(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -44,7 +44,7 @@ struct Shared {
 
 impl Calls {
     /// For a server that has just started.
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Shared { metrics, stopping: AtomicBool::new(false), arriving: Arriving::new(MOST_ARRIVING) }))
     }
 
@@ -73,7 +73,7 @@ impl<S> Layer<S> for Calls {
 
 /// The generated services inside the layer.
 #[derive(Clone, Debug)]
-pub(super) struct CallService<S> {
+pub(crate) struct CallService<S> {
     inner: S,
     calls: Calls,
 }

@@ -2,7 +2,7 @@
 
 /// What a call does; decides the codes of its errors ([`super::status`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Class {
+pub enum Class {
     /// Creates a volume or snapshot, which the CO forgets after a final code.
     Create,
     /// Attaches, mounts or expands: after a final code the CO believes that nothing is left to undo.
@@ -17,7 +17,7 @@ pub(crate) enum Class {
 
 /// The CSI service of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Service {
+pub enum Service {
     /// On every socket.
     Identity,
     /// Volumes are created and attached here.
@@ -30,8 +30,8 @@ macro_rules! rpcs {
     ($($service:ident / $name:ident : $class:ident),* $(,)?) => {
         /// A call.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub(crate) enum Rpc {
-            $($name,)*
+        pub enum Rpc {
+            $(#[doc = concat!("`", stringify!($name), "`.")] $name,)*
             /// A query of operators about the whole cluster (proto/registry/v1); its service checks who may call it.
             Operators,
             /// Any other path: answered with UNIMPLEMENTED.
@@ -53,7 +53,8 @@ macro_rules! rpcs {
             }
 
             /// Its name in the specification.
-            pub(crate) fn name(self) -> &'static str {
+            #[must_use]
+            pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => stringify!($name),)*
                     Self::Operators => "operators",
@@ -62,7 +63,8 @@ macro_rules! rpcs {
             }
 
             /// Its class.
-            pub(crate) fn class(self) -> Class {
+            #[must_use]
+            pub fn class(self) -> Class {
                 match self {
                     $(Self::$name => Class::$class,)*
                     Self::Operators | Self::Unimplemented => Class::Query,
@@ -70,7 +72,8 @@ macro_rules! rpcs {
             }
 
             /// The service it belongs to.
-            pub(crate) fn service(self) -> Service {
+            #[must_use]
+            pub fn service(self) -> Service {
                 match self {
                     $(Self::$name => Service::$service,)*
                     Self::Operators | Self::Unimplemented => Service::Identity,

@@ -60,7 +60,7 @@ pub struct ServeConfig {
 }
 
 /// Adds the Controller and Node services to others.
-pub(super) fn add_services(
+pub(crate) fn add_services(
     routes: Routes,
     works: &WorkerPool,
     router: Arc<Router>,

@@ -26,8 +26,9 @@ pub(super) fn of(rpc: Rpc, failure: &Failure) -> Status {
 }
 
 /// The code of a failed call.
-#[cfg(test)]
-pub(crate) fn code_of(rpc: Rpc, failure: &Failure) -> Code {
+#[cfg(any(test, feature = "testing"))]
+#[must_use]
+pub fn code_of(rpc: Rpc, failure: &Failure) -> Code {
     of(rpc, failure).code()
 }
 

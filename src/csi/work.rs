@@ -19,16 +19,16 @@ pub(super) const MOST_WORKS: usize = 256;
 
 /// The works of this server's calls. Cheap to clone; clones share the count.
 #[derive(Clone, Debug)]
-pub(super) struct WorkerPool(wire::WorkerPool);
+pub(crate) struct WorkerPool(wire::WorkerPool);
 
 impl WorkerPool {
     /// Empty.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(wire::WorkerPool::new(MOST_WORKS))
     }
 
     /// Waits until none is left, at most `grace`; returns how many are.
-    pub(super) async fn ended(&self, grace: Duration) -> usize {
+    pub(crate) async fn ended(&self, grace: Duration) -> usize {
         self.0.ended(grace).await
     }
 

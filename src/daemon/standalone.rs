@@ -72,8 +72,8 @@ mod tests {
     use crate::config::{LogLevel, PoolConfig, Serving};
     use crate::csi::proto::{GetPluginInfoRequest, identity_client::IdentityClient};
     use crate::home::{FindingKind, SpaceLimits};
-    use crate::pool::scratch::{BackingFs, Scratch, spec};
     use crate::telemetry::LogFormat;
+    use crate::testing::scratch::{PoolFs, Scratch, spec};
     use crate::types::Kind;
     use crate::wire::socket_channel;
 
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn it_answers_csi_and_what_doctor_finds_until_it_is_stopped() {
-        let scratch = Scratch::new(BackingFs::Xfs);
+        let scratch = Scratch::new(PoolFs::Xfs);
         let (root, socket) = (scratch.root(), scratch.beside("csi.sock"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

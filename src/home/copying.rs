@@ -125,7 +125,7 @@ impl Copies {
     }
 
     /// Stops all copies without waiting: their process counts as killed.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(super) fn abandon(&self) {
         self.lock().values().for_each(|copy| copy.cancelled.store(true, Ordering::Relaxed));
         self.turn.notify_all();

@@ -145,8 +145,8 @@ impl LocalHome {
     }
 
     /// Stops all background work, as a kill of the process would.
-    #[cfg(test)]
-    pub(crate) fn abandon(&self) {
+    #[cfg(any(test, feature = "testing"))]
+    pub fn abandon(&self) {
         self.shared.copies.abandon();
     }
 }

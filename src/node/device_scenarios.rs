@@ -10,11 +10,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::Node;
-use super::rig::{EXT4, Rig, kind};
 use crate::home::{Changed, CreateVolume, GrantRequest, Home, LocalHome, ReadOnly, SpaceLimits};
 use crate::os::{Call, DevNum, Discard, Interceptor, LoopAccess, LoopConfig, MountFlags, Os};
-use crate::pool::scratch::{BackingFs, Scratch, home as node_id};
 use crate::pool::{PoolKind, PoolSpec};
+use crate::testing::rig::{EXT4, Rig, kind};
+use crate::testing::scratch::{PoolFs, Scratch, home as node_id};
 use crate::types::{
     AccessMode, Bytes, Capability, CapacityRange, Kind, ObjectUuid, VolumeId, VolumeMode, VolumeParameters,
 };
@@ -424,7 +424,7 @@ fn who_holds_a_device_is_named() {
 /// Two drivers with the same names, or disks that were moved: one uuid in two pools of one filesystem.
 #[test]
 fn the_same_uuid_in_two_pools_is_two_volumes() {
-    let scratch = Scratch::new(BackingFs::Xfs);
+    let scratch = Scratch::new(PoolFs::Xfs);
     let kubelet = tempfile::tempdir().unwrap();
     let os = scratch.os().clone();
     let pool = |name: &str| {

@@ -1,9 +1,9 @@
 //! Calls that fail halfway, and concurrent calls.
 
-use super::rig::{EXT4, Rig, When, XFS, staged};
 use crate::fs;
 use crate::home::Home;
 use crate::os::Call;
+use crate::testing::rig::{EXT4, Rig, When, XFS, staged};
 use crate::types::{Bytes, FsType, Kind};
 
 #[test]

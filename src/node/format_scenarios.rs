@@ -1,9 +1,9 @@
 //! Every row of the format table, on a real kernel: the volumes that are used, formatted again, or rejected without a
 //! change to any byte.
 
-use super::rig::{EXT4, Rig, When, XFS};
 use crate::home::{Changed, FormatState, Home};
 use crate::os::Call;
+use crate::testing::rig::{EXT4, Rig, When, XFS};
 use crate::types::{AccessMode, FsType, Kind, VolumeId, VolumeMode};
 
 fn uuid_of(state: FormatState) -> uuid::Uuid {

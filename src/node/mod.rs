@@ -26,8 +26,6 @@ mod removal_scenarios;
 mod request;
 mod retry_busy;
 #[cfg(test)]
-mod rig;
-#[cfg(test)]
 mod scenarios;
 mod slots;
 mod stage;

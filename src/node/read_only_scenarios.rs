@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::rig::{EXT4, Rig, When, kind};
 use crate::home::{Changed, GrantRequest, Home, ReadOnly};
 use crate::os::{Call, DevNum, LoopAccess, LoopConfig};
-use crate::pool::scratch::home as node_id;
+use crate::testing::rig::{EXT4, Rig, When, kind};
+use crate::testing::scratch::home as node_id;
 use crate::types::{AccessMode, Bytes, CapacityRange, Kind, VolumeId, VolumeMode};
 
 const BLOCK: VolumeMode = VolumeMode::Block;

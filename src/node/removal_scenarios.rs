@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use super::rig::{EXT4, Rig, kind, staged};
 use super::{PublishRequest, StageRequest};
 use crate::home::{Changed, ReadOnly};
 use crate::os::{MountFlags, Program};
+use crate::testing::rig::{EXT4, Rig, kind, staged};
 use crate::types::*;
 
 /// Stages the volume at a second path too.

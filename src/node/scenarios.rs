@@ -4,10 +4,10 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use super::Stats;
-use super::rig::{EXT4, Rig, XFS, kind, staged};
 use crate::fs::MountOptions;
 use crate::home::{Changed, Home, ReadOnly};
 use crate::os::MountFlags;
+use crate::testing::rig::{EXT4, Rig, XFS, kind, staged};
 use crate::types::{AccessMode, Bytes, CapacityRange, FsType, Kind, VolumeMode};
 
 fn options(flags: &[&str]) -> MountOptions {

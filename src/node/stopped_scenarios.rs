@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use super::rig::{EXT4, Rig, When, XFS, kind};
 use super::{PublishRequest, StageRequest};
 use crate::fs::stopped;
 use crate::home::{Changed, ReadOnly};
 use crate::os::Call;
+use crate::testing::rig::{EXT4, Rig, When, XFS, kind};
 use crate::types::*;
 
 /// The device's name in sysfs, such as `loop3`.
@@ -80,7 +80,7 @@ fn every_call_sees_that_a_filesystem_stopped() {
 #[test]
 fn a_filesystem_that_does_not_answer_is_given_to_nobody() {
     let rig = Rig::new();
-    let id = super::rig::staged(&rig, "a");
+    let id = crate::testing::rig::staged(&rig, "a");
     rig.faults.fail(Call::FsAnswers, When::Before);
     assert_eq!(kind(rig.node.publish(&rig.publish_request(id, EXT4, "pod"))), Kind::Precondition);
     let again: StageRequest = rig.stage_request(id, EXT4);

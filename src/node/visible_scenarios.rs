@@ -5,8 +5,8 @@ use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::rig::{EXT4, Rig, kind, staged};
 use super::{PublishRequest, StageRequest};
+use crate::testing::rig::{EXT4, Rig, kind, staged};
 use crate::types::*;
 
 fn refused<T: std::fmt::Debug>(result: Result<T>) {

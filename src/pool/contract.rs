@@ -7,12 +7,12 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::scratch::{BackingFs, Scratch};
 use super::{
     Ability, ActiveDevice, Blankness, Cloning, Continue, Deactivated, Fill, Geometry, Object, ObjectKind, Pool,
     Progress,
 };
 use crate::os::{Os, Program};
+use crate::testing::scratch::{PoolFs, Scratch};
 use crate::types::{Bytes, Error, Failure, Kind, MIB, ObjectUuid, Provisioning};
 
 const RECORD: &[u8] = b"{\"schema\":1}";
@@ -504,10 +504,10 @@ fn a_pool_says_who_and_where_it_is(pool: &dyn Pool) {
 /// Every case on every kind of pool.
 macro_rules! contract {
     ($($case:ident)*) => {
-        contract!(@ xfs, BackingFs::Xfs; $($case)*);
-        contract!(@ xfs_without_reflink, BackingFs::XfsWithoutReflink; $($case)*);
-        contract!(@ ext4, BackingFs::Ext4; $($case)*);
-        contract!(@ btrfs, BackingFs::Btrfs; $($case)*);
+        contract!(@ xfs, PoolFs::Xfs; $($case)*);
+        contract!(@ xfs_without_reflink, PoolFs::XfsWithoutReflink; $($case)*);
+        contract!(@ ext4, PoolFs::Ext4; $($case)*);
+        contract!(@ btrfs, PoolFs::Btrfs; $($case)*);
     };
     (@ $kind:ident, $ground:expr; $($case:ident)*) => {
         mod $kind {

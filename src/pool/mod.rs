@@ -8,8 +8,6 @@ mod file;
 
 #[cfg(test)]
 mod contract;
-#[cfg(test)]
-pub(crate) mod scratch;
 mod spec;
 
 use std::path::PathBuf;

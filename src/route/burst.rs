@@ -6,11 +6,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::{Directory, NO_FABRIC, Requirement, Router, Segments};
-use crate::home::remote::loopback::Loopback;
 use crate::home::{CreateVolume, LocalHome, SpaceLimits};
 use crate::os::{Call, Interceptor, Os};
 use crate::pool;
-use crate::pool::scratch::{BackingFs, Scratch, spec};
+use crate::testing::Loopback;
+use crate::testing::scratch::{PoolFs, Scratch, spec};
 use crate::types::*;
 
 /// Delays each answer, one after the other.
@@ -43,7 +43,7 @@ fn home(scratch: &Scratch, name: &str, os: &Os) -> (Loopback, Vec<PoolId>) {
 #[test]
 fn fifty_creates_at_once_are_made_though_a_home_has_no_time_for_fifty_questions() {
     const CLAIMS: usize = 50;
-    let scratch = Scratch::in_memory(BackingFs::Xfs, 1024);
+    let scratch = Scratch::in_memory(PoolFs::Xfs, 1024);
     // A fiftieth of the earlier limit of each query.
     let slow = Os::intercepted(Box::new(Slow(Mutex::default(), Duration::from_millis(40))));
     let homes = [home(&scratch, "node-a", &Os::new()), home(&scratch, "node-b", &slow)];

@@ -40,7 +40,7 @@ fn goes_on(pool: PoolFs) {
         hog.take_blocks();
         match pool {
             // Thick: its filesystem has its space.
-            PoolFs::Xfs | PoolFs::Ext4 => check_tree(&world.attach(&used).unwrap(), 1),
+            PoolFs::Xfs | PoolFs::XfsWithoutReflink | PoolFs::Ext4 => check_tree(&world.attach(&used).unwrap(), 1),
             PoolFs::Btrfs => world.publish(&used).unwrap(),
         }
     }

@@ -158,7 +158,7 @@ fn a_pool_that_does_not_answer_gives_no_final_answers_and_does_not_hold_up_anoth
     let (image, second) = (world.scratch.path().join("second.img"), world.scratch.path().join("second"));
     std::fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
     std::fs::create_dir(&second).unwrap();
-    run("/usr/sbin/mkfs.ext4", &["-q", "-E", "nodiscard,assume_storage_prezeroed=1", image.to_str().unwrap()]);
+    PoolFs::Ext4.make(&image);
     run("/usr/bin/mount", &["-o", "loop", image.to_str().unwrap(), second.to_str().unwrap()]);
     let pool = second.join("pool");
     std::fs::create_dir(&pool).unwrap();

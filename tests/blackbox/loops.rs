@@ -76,7 +76,7 @@ fn a_dead_loop_device_of_another_program_stops_nothing() {
     let world = World::new(PoolFs::Xfs);
     let disk = world.scratch.path().join("dead.img");
     fs::File::create(&disk).unwrap().set_len(320 << 20).unwrap();
-    run("/usr/sbin/mkfs.xfs", &["-q", disk.to_str().unwrap()]);
+    PoolFs::Xfs.make(&disk);
     let dead = world.scratch.path().join("dead");
     fs::create_dir(&dead).unwrap();
     run("/usr/bin/mount", &["-o", "loop", disk.to_str().unwrap(), dead.to_str().unwrap()]);

@@ -30,7 +30,7 @@ impl Disk {
         let (image, point) = (world.scratch.path().join(format!("{name}.img")), world.scratch.path().join(name));
         File::create(&image).unwrap().set_len(1 << 30).unwrap();
         fs::create_dir(&point).unwrap();
-        run("/usr/sbin/mkfs.xfs", &["-q", "-K", "-m", "reflink=1", image.to_str().unwrap()]);
+        PoolFs::Xfs.make(&image);
         Self { image, point }
     }
 

@@ -3,16 +3,16 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use holdfast::config::{Config, LogLevel, PoolConfig, Serving};
 use holdfast::daemon::{Standalone, Stop};
 use holdfast::home::SpaceLimits;
-use holdfast::os::{Call, Interceptor, MountFlags, Os};
+use holdfast::os::{Call, Interceptor, Os};
 use holdfast::pool::PoolSpec;
 use holdfast::telemetry::LogFormat;
+use holdfast::testing::scratch::{Cache, Disk, PoolFs, Scratch, Store};
 use prost::bytes::{Buf, BufMut};
 use tokio::runtime::Runtime;
 use tonic::Status;
@@ -29,8 +29,8 @@ pub struct Room {
     runtime: Runtime,
     channel: Channel,
     os: Os,
-    /// The tmpfs everything lies on.
-    root: PathBuf,
+    /// Its disk and the directories of kubelet are in one tmpfs.
+    scratch: Scratch,
     trespasses: Trespasses,
     mounts: usize,
     decoy: String,
@@ -41,7 +41,7 @@ pub struct Room {
 struct Trespasses(Arc<Mutex<Vec<String>>>);
 
 struct Watched {
-    root: PathBuf,
+    inside: [PathBuf; 2],
     trespasses: Trespasses,
 }
 
@@ -70,7 +70,7 @@ impl Interceptor for Watched {
                 | ZeroRange
         );
         let path = Path::new(target);
-        let inside = ["pool", "kubelet"].iter().any(|part| path.starts_with(self.root.join(part)));
+        let inside = self.inside.iter().any(|part| path.starts_with(part));
         if changes && (!inside || target.contains("/..")) {
             self.trespasses.0.lock().expect("lock").push(format!("{call:?} {target}"));
         }
@@ -85,29 +85,24 @@ impl Interceptor for Watched {
 impl Room {
     /// Makes it: a tmpfs, on it an XFS for the pool and directories for kubelet, and a driver that serves.
     pub fn new() -> Self {
-        let os = Os::new();
-        os.own_mounts().expect("mounts of our own: run this as root");
-        let root = tempfile::Builder::new().prefix("holdfast-fuzz-").tempdir().expect("tempdir").keep();
-        os.mount(Path::new("tmpfs"), &root, "tmpfs", MountFlags::default(), "mode=0700").expect("tmpfs");
         // Too small for the size a volume has when none is asked for: to overwrite that with zeroes takes long.
-        let disk = root.join("disk");
-        fs::File::create(&disk).and_then(|file| file.set_len(1 << 30)).expect("a disk");
-        command("mkfs.xfs", &["-q", "-m", "reflink=1", &disk.display().to_string()]);
-        for part in ["pool", "kubelet", "decoy/inner"] {
+        let disk = Disk { store: Store::Memory, cache: Cache::Buffered, ..Disk::of(1 << 30) };
+        let scratch = Scratch::on(PoolFs::Xfs, disk);
+        let (os, root) = (scratch.os().clone(), scratch.path().to_owned());
+        for part in ["kubelet", "decoy/inner"] {
             fs::create_dir_all(root.join(part)).expect("mkdir");
         }
-        command("mount", &["-o", "loop", &disk.display().to_string(), &root.join("pool").display().to_string()]);
         for part in ["stage-0", "stage-1", "pods"] {
             fs::create_dir(root.join("kubelet").join(part)).expect("mkdir");
         }
         fs::write(root.join("decoy/file"), "untouched").expect("a decoy");
         std::os::unix::fs::symlink(root.join("decoy"), root.join("kubelet/link")).expect("a link");
         let trespasses = Trespasses::default();
-        let watched = Os::intercepted(Box::new(Watched { root: root.clone(), trespasses: trespasses.clone() }));
+        let watched = Os::intercepted(Box::new(Watched { inside: [scratch.root(), root.join("kubelet")], trespasses: trespasses.clone() }));
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let socket = root.join("csi.sock");
-        served(&runtime, &watched, &root.join("pool"), &socket);
+        served(&runtime, &watched, &scratch.root(), &socket);
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).expect("an endpoint");
         let channel = runtime.block_on(async {
             loop {
@@ -119,12 +114,12 @@ impl Room {
         });
         let mounts = os.mounts().expect("mountinfo").entries().len();
         let decoy = listing(&root.join("decoy"));
-        Self { runtime, channel, os, root, trespasses, mounts, decoy }
+        Self { runtime, channel, os, scratch, trespasses, mounts, decoy }
     }
 
     /// Where kubelet's directories are.
     pub fn kubelet(&self) -> PathBuf {
-        self.root.join("kubelet")
+        self.scratch.beside("kubelet")
     }
 
     /// Sends one message.
@@ -146,13 +141,12 @@ impl Room {
         assert!(trespasses.is_empty(), "outside the room: {trespasses:?}");
         let mounts = self.os.mounts().expect("mountinfo");
         assert_eq!(mounts.entries().len(), self.mounts, "mounts: {:?}", mounts.entries().iter().rev().take(3));
-        let pool = self.os.identity(&self.root.join("pool")).expect("stat").expect("the pool");
-        assert!(self.os.loops_beside(&pool).expect("loops").is_empty(), "a loop device is left");
+        assert!(self.scratch.loops().is_empty(), "a loop device is left");
         for part in ["volumes", "snapshots", "trash"] {
-            let left = listing(&self.root.join("pool").join(part));
+            let left = listing(&self.scratch.root().join(part));
             assert!(left.is_empty(), "left in {part}: {left}");
         }
-        assert_eq!(listing(&self.root.join("decoy")), self.decoy, "the decoy was touched");
+        assert_eq!(listing(&self.scratch.beside("decoy")), self.decoy, "the decoy was touched");
         let left: Vec<_> =
             fs::read_dir(self.kubelet().join("pods")).expect("pods").flatten().map(|entry| entry.path()).collect();
         assert!(left.is_empty(), "targets are left: {left:?}");
@@ -177,12 +171,6 @@ fn served(runtime: &Runtime, os: &Os, pool: &Path, socket: &Path) {
         let (_never, stop) = Stop::channel();
         driver.serve(stop).await.expect("it serves");
     });
-}
-
-#[expect(clippy::disallowed_methods, reason = "mount and mkfs of the room the driver is tried in")]
-fn command(program: &str, arguments: &[&str]) {
-    let status = Command::new(program).args(arguments).status().expect(program);
-    assert!(status.success(), "{program}");
 }
 
 /// Names and contents, flat.

@@ -10,8 +10,6 @@ mod concern;
 mod decode;
 mod door;
 mod encode;
-#[cfg(test)]
-pub(crate) mod loopback;
 mod service;
 #[cfg(test)]
 pub(crate) mod wire;

@@ -17,7 +17,7 @@ both_ways! {
 }
 
 fn a_snapshot_outlives_its_source_and_a_restore_may_be_larger(way: Way) {
-    for rig in [Rig::on(way, Scratch::new(BackingFs::Xfs)), Rig::on(way, Scratch::new(BackingFs::Ext4))] {
+    for rig in [Rig::on(way, Scratch::new(PoolFs::Xfs)), Rig::on(way, Scratch::new(PoolFs::Ext4))] {
         let source = rig.create("a", 32).id;
         rig.write(&source, 5 << 20, b"before");
         let snapshot = rig.home.create_snapshot(&snapshot_of("s", source)).unwrap().into_inner();
@@ -42,7 +42,7 @@ fn a_snapshot_outlives_its_source_and_a_restore_may_be_larger(way: Way) {
 /// A retry of a create reads the record, and the copy may end before the retry decides to resume it.
 #[test]
 fn a_complete_copy_never_runs_again_over_what_was_written_since() {
-    let rig = Rig::on(Way::InProcess, Scratch::new(BackingFs::Ext4));
+    let rig = Rig::on(Way::InProcess, Scratch::new(PoolFs::Ext4));
     let source = rig.create("a", 32).id;
     rig.write(&source, 5 << 20, b"before");
     let request = snapshot_of("s", source);
@@ -71,7 +71,7 @@ fn a_complete_copy_never_runs_again_over_what_was_written_since() {
 }
 
 fn copies_inherit_the_format_and_none_is_cut_while_formatting(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let source = rig.create("a", 32).id;
     let fresh = rig.home.create_volume(&from("fresh", 32, Source::Volume(source))).unwrap().into_inner();
     rig.grant(&fresh.id);
@@ -101,7 +101,7 @@ fn copies_inherit_the_format_and_none_is_cut_while_formatting(way: Way) {
 }
 
 fn without_reflinks_an_attached_volume_is_not_cut_and_says_what_to_do(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Ext4));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Ext4));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     let failure = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap_err();
@@ -115,7 +115,7 @@ fn without_reflinks_an_attached_volume_is_not_cut_and_says_what_to_do(way: Way) 
 fn a_copy_holds_its_source_off_shows_not_ready_and_can_be_deleted_under_way(way: Way) {
     let gate = Arc::new(Gate::default());
     let os = Os::intercepted(Box::new(Gated(Arc::clone(&gate))));
-    let rig = Rig::with(way, os, Scratch::new(BackingFs::Ext4), SpaceLimits::default());
+    let rig = Rig::with(way, os, Scratch::new(PoolFs::Ext4), SpaceLimits::default());
     let id = rig.create("a", 32).id;
     rig.write(&id, 3 << 20, b"data");
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner();
@@ -143,7 +143,7 @@ fn a_copy_holds_its_source_off_shows_not_ready_and_can_be_deleted_under_way(way:
 fn a_copy_that_was_stopped_and_not_deleted_still_holds_its_source_off(way: Way) {
     let (gate, unwritable) = (Arc::new(Gate::default()), Arc::new(Mutex::new(None)));
     let os = Os::intercepted(Box::new(Unwritable(Gated(Arc::clone(&gate)), Arc::clone(&unwritable))));
-    let rig = Rig::with(way, os, Scratch::new(BackingFs::Ext4), SpaceLimits::default());
+    let rig = Rig::with(way, os, Scratch::new(PoolFs::Ext4), SpaceLimits::default());
     let id = rig.create("a", 32).id;
     rig.write(&id, 3 << 20, b"data");
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
@@ -169,7 +169,7 @@ fn a_copy_that_was_stopped_and_not_deleted_still_holds_its_source_off(way: Way) 
 fn a_copy_cut_off_by_a_crash_goes_on_in_the_next_life(way: Way) {
     let gate = Arc::new(Gate::default());
     let os = Os::intercepted(Box::new(Gated(Arc::clone(&gate))));
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     let rig = Rig::with(way, os, scratch, SpaceLimits::default());
     let id = rig.create("a", 32).id;
     rig.write(&id, 3 << 20, b"data");
@@ -186,7 +186,7 @@ fn a_copy_cut_off_by_a_crash_goes_on_in_the_next_life(way: Way) {
 }
 
 fn a_volume_whose_growth_was_cut_off_is_snapshotted_and_cloned_whole(way: Way) {
-    for ground in [BackingFs::Xfs, BackingFs::Ext4] {
+    for ground in [PoolFs::Xfs, PoolFs::Ext4] {
         let rig = Rig::on(way, Scratch::new(ground));
         let id = rig.create("v", 16).id;
         // The state after a crash in step 3 of the expansion: the record says 16 MiB.
@@ -204,7 +204,7 @@ fn a_volume_whose_growth_was_cut_off_is_snapshotted_and_cloned_whole(way: Way) {
 }
 
 fn a_copy_whose_record_says_more_than_there_is_begins_anew(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Ext4));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Ext4));
     let id = rig.create("a", 32).id;
     rig.write(&id, 3 << 20, b"data");
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
@@ -224,7 +224,7 @@ fn a_copy_whose_record_says_more_than_there_is_begins_anew(way: Way) {
 }
 
 fn an_erase_whose_record_says_more_than_there_is_begins_anew(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let parameters = VolumeParameters { on_delete: OnDelete::Zero, ..VolumeParameters::default() };
     let id = rig.home.create_volume(&CreateVolume { parameters, ..request("a", 16) }).unwrap().into_inner().id;
     rig.write(&id, 3 << 20, b"data");

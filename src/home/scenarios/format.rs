@@ -10,7 +10,7 @@ both_ways! {
 }
 
 fn formatted_once_and_never_again(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     let first = rig.home.begin_format(&id, &node(), FsType::Ext4).unwrap();
@@ -32,7 +32,7 @@ fn formatted_once_and_never_again(way: Way) {
 }
 
 fn a_foreign_byte_anywhere_forbids_the_format(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let size = Bytes::mib(32).get();
     for (name, offset) in [("first", 0), ("middle", size / 2 + 513), ("last", size - 1)] {
         let id = rig.create(name, 32).id;
@@ -46,7 +46,7 @@ fn a_foreign_byte_anywhere_forbids_the_format(way: Way) {
 }
 
 fn a_written_zero_is_data_too(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("zero", 32).id;
     rig.grant(&id);
     rig.write(&id, 1 << 20, &[0; 4096]);
@@ -54,7 +54,7 @@ fn a_written_zero_is_data_too(way: Way) {
 }
 
 fn read_only_never_formats_and_raw_stays_raw(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     rig.home.grant(&id, &GrantRequest { read_only: ReadOnly::Yes, ..grant() }).unwrap();
     assert_eq!(rig.home.begin_format(&id, &node(), FsType::Ext4).unwrap_err().kind(), Kind::Precondition);

@@ -14,7 +14,7 @@ both_ways! {
 }
 
 fn a_record_that_counts_to_the_end_is_refused_and_the_home_goes_on(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     let object = Object::Volume(id.uuid);
     let mut record: serde_json::Value =
@@ -33,7 +33,7 @@ fn a_record_that_counts_to_the_end_is_refused_and_the_home_goes_on(way: Way) {
 }
 
 fn an_attached_volume_is_not_deleted_and_a_detached_one_is_once(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     assert_eq!(rig.home.delete_volume(&id).unwrap_err().kind(), Kind::InUse);
@@ -47,7 +47,7 @@ fn an_attached_volume_is_not_deleted_and_a_detached_one_is_once(way: Way) {
 }
 
 fn one_writer(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     assert_eq!(rig.home.open(&id, &node()).unwrap_err().kind(), Kind::Precondition);
     rig.grant(&id);
@@ -74,7 +74,7 @@ fn marked(rig: &Rig, id: &VolumeId) -> bool {
 }
 
 fn a_detached_volume_is_its_homes_while_the_device_is_held(way: Way) {
-    let mut rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let mut rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     let epoch = rig.home.open(&id, &node()).unwrap().epoch;
@@ -125,7 +125,7 @@ fn a_mark_of_use_is_void_once_the_device_is_gone(way: Way) {
     let (gate, unwritable) = (Arc::new(Gate::default()), Arc::new(Mutex::new(None)));
     gate.set(true);
     let os = Os::intercepted(Box::new(Unwritable(Gated(gate), Arc::clone(&unwritable))));
-    let rig = Rig::with(way, os, Scratch::new(BackingFs::Xfs), SpaceLimits::default());
+    let rig = Rig::with(way, os, Scratch::new(PoolFs::Xfs), SpaceLimits::default());
     let used = |name: &str| {
         let id = rig.create(name, 32).id;
         rig.grant(&id);
@@ -151,7 +151,7 @@ fn a_mark_of_use_is_void_once_the_device_is_gone(way: Way) {
 }
 
 fn a_clone_by_copy_waits_for_the_device_of_a_detached_volume(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Ext4));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Ext4));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     let held = rig.os.open_exclusive(&opened(&rig, &id)).unwrap().unwrap();
@@ -165,7 +165,7 @@ fn a_clone_by_copy_waits_for_the_device_of_a_detached_volume(way: Way) {
 }
 
 fn a_missing_or_short_image_is_never_opened(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     OpenOptions::new().write(true).open(rig.image(&id)).unwrap().set_len(31 << 20).unwrap();
@@ -177,7 +177,7 @@ fn a_missing_or_short_image_is_never_opened(way: Way) {
 }
 
 fn a_cut_image_is_never_made_long_again(way: Way) {
-    for ground in [BackingFs::Xfs, BackingFs::Ext4] {
+    for ground in [PoolFs::Xfs, PoolFs::Ext4] {
         let rig = Rig::on(way, Scratch::new(ground));
         let cut = |path: &std::path::Path, mib: u64| {
             OpenOptions::new().write(true).open(path).unwrap().set_len(mib << 20).unwrap();

@@ -62,7 +62,7 @@ fn dirty<T: std::fmt::Debug>(result: Result<T, Failure>) -> Error {
 }
 
 fn a_volume_with_a_word_of_a_later_release_is_not_served(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     rig.write(&id, 1 << 20, b"of a later release");
     let object = Object::Volume(id.uuid);
@@ -98,7 +98,7 @@ fn a_volume_with_a_word_of_a_later_release_is_not_served(way: Way) {
 }
 
 fn a_snapshot_with_a_word_of_a_later_release_is_not_served(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
     let object = Object::Snapshot(snapshot.uuid);
@@ -127,7 +127,7 @@ fn a_snapshot_with_a_word_of_a_later_release_is_not_served(way: Way) {
 }
 
 fn a_raw_device_with_a_field_of_a_later_release_is_attached_and_not_given_out(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let block = Capability { mode: VolumeMode::Block, access: AccessMode::SingleNodeWriter };
     let id = rig
         .home
@@ -156,7 +156,7 @@ fn a_raw_device_with_a_field_of_a_later_release_is_attached_and_not_given_out(wa
 }
 
 fn a_field_of_a_later_release_keeps_nothing_from_its_use(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     rig.patch(Object::Volume(id.uuid), &json!({ "schema": 2, "min_reader": 1, "quality": { "iops": 100 } }));
     rig.grant(&id);
@@ -172,7 +172,7 @@ fn a_field_of_a_later_release_keeps_nothing_from_its_use(way: Way) {
 }
 
 fn a_later_release_s_copy_is_left_to_it(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Ext4));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Ext4));
     let id = rig.create("a", 32).id;
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
     let copy = json!({ "from": { "volume": id.uuid.to_string() }, "done": 0, "total": 32 << 20 });
@@ -186,7 +186,7 @@ fn a_later_release_s_copy_is_left_to_it(way: Way) {
 
 #[test]
 fn what_another_release_asks_for_in_other_words_is_final_only_where_its_name_does_not_exist() {
-    let rig = Rig::on(Way::InProcess, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(Way::InProcess, Scratch::new(PoolFs::Xfs));
     rig.create("a", 32);
     let service = HomeService::new(Arc::new(rig.local.clone()));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

@@ -27,11 +27,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 
 use super::record::{Record, VolumeRecord};
-use super::remote::loopback::Loopback;
 use super::*;
 use crate::os::{Call, Interceptor, Os};
-use crate::pool::scratch::{BackingFs, Scratch, spec};
 use crate::pool::{self, Object, ObjectKind, Pool};
+use crate::testing::Loopback;
+use crate::testing::scratch::{PoolFs, Scratch, spec};
 use crate::types::*;
 
 const NODE: &str = "node-1";

@@ -51,7 +51,7 @@ impl Two {
     fn new() -> Self {
         let disk = Arc::new(Disk::default());
         let os = Os::intercepted(Box::new(Watched(Arc::clone(&disk))));
-        let grounds = [Scratch::new(BackingFs::Xfs), Scratch::new(BackingFs::Xfs)];
+        let grounds = [Scratch::new(PoolFs::Xfs), Scratch::new(PoolFs::Xfs)];
         *disk.root.lock().unwrap() = grounds[0].root().canonicalize().unwrap();
         let named = |name: &str, scratch: &Scratch| {
             let spec = format!("{name}=file:{}", scratch.root().display()).parse().unwrap();
@@ -160,7 +160,7 @@ fn each_pool_is_examined_by_its_home_and_one_that_fails_is_a_finding() {
 
 #[test]
 fn a_pool_that_is_not_there_at_the_start_is_waited_for_and_none_is_made() {
-    let scratch = Scratch::new(BackingFs::Xfs);
+    let scratch = Scratch::new(PoolFs::Xfs);
     let (place, aside) = (scratch.root().join("pool"), scratch.root().join("aside"));
     std::fs::create_dir(&place).unwrap();
     let spec = spec(&place);

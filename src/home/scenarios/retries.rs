@@ -10,7 +10,7 @@ both_ways! {
 }
 
 fn a_retried_create_meets_its_own_first_try_and_another_request_is_refused(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let first = rig.create("a", 32);
     assert_eq!(rig.home.create_volume(&request("a", 32)).unwrap(), Created::Existing(first.clone()));
     assert_eq!(clean(rig.home.create_volume(&request("a", 33))), Kind::AlreadyExists);
@@ -48,7 +48,7 @@ impl Interceptor for Slow {
 fn one_name_is_one_volume_also_when_two_pools_are_asked_at_once(way: Way) {
     let gate = Arc::new(Gate::default());
     let os = Os::intercepted(Box::new(Slow(Arc::clone(&gate))));
-    let grounds = [Scratch::new(BackingFs::Xfs), Scratch::new(BackingFs::Ext4)];
+    let grounds = [Scratch::new(PoolFs::Xfs), Scratch::new(PoolFs::Ext4)];
     gate.set(true);
     let named = |name: &str, scratch: &Scratch| {
         let spec = format!("{name}=file:{}", scratch.root().display()).parse().unwrap();
@@ -72,7 +72,7 @@ fn one_name_is_one_volume_also_when_two_pools_are_asked_at_once(way: Way) {
 }
 
 fn a_damaged_record_is_refused_alone_and_fails_the_list(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let (bad, good) = (rig.create("bad", 32).id, rig.create("good", 32).id);
     let object = Object::Volume(bad.uuid);
     let text = rig.pool.read_record(object).unwrap().unwrap();
@@ -90,7 +90,7 @@ fn a_damaged_record_is_refused_alone_and_fails_the_list(way: Way) {
 }
 
 fn pages_follow_each_other_and_survive_the_loss_of_their_token(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     for n in 0..5 {
         rig.create(&format!("v{n}"), 16);
     }

@@ -12,7 +12,7 @@ both_ways! {
 }
 
 fn growth_is_idempotent_never_shrinks_and_a_cut_off_one_is_finished(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     let to = |mib| CapacityRange { required: Some(Bytes::mib(mib)), limit: None };
     assert_eq!(rig.home.expand(&id, &to(64)).unwrap().size, Bytes::mib(64));
@@ -37,7 +37,7 @@ fn growth_is_idempotent_never_shrinks_and_a_cut_off_one_is_finished(way: Way) {
 }
 
 fn growth_under_an_open_device_reaches_it(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
     let DeviceAddress::Local { device } = rig.home.open(&id, &node()).unwrap().at;
@@ -49,7 +49,7 @@ fn growth_under_an_open_device_reaches_it(way: Way) {
 }
 
 fn promises_are_kept_before_new_ones_are_made(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let all = rig.home.capacity(&CapacityQuery::default()).unwrap().available;
     // A little less: the space that XFS itself uses for them is not known in advance.
     let half = all.get() / (1 << 20) / 2 - 3;
@@ -82,7 +82,7 @@ fn promises_are_kept_before_new_ones_are_made(way: Way) {
 }
 
 fn the_bytes_of_a_zeroing_class_are_gone_before_the_name_is(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let parameters = VolumeParameters { on_delete: OnDelete::Zero, ..Default::default() };
     let id = rig.home.create_volume(&CreateVolume { parameters, ..request("a", 32) }).unwrap().into_inner().id;
     rig.write(&id, 7 << 20, b"secret");
@@ -97,7 +97,7 @@ fn a_full_pool_without_its_reserve_can_be_emptied(way: Way) {
     let (gate, unwritable) = (Arc::new(Gate::default()), Arc::new(Mutex::new(None)));
     gate.set(true);
     let os = Os::intercepted(Box::new(Unwritable(Gated(gate), Arc::clone(&unwritable))));
-    let rig = Rig::with(way, os, Scratch::new(BackingFs::Xfs), SpaceLimits::default());
+    let rig = Rig::with(way, os, Scratch::new(PoolFs::Xfs), SpaceLimits::default());
     let id = rig.create("a", 32).id;
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
     *unwritable.lock().unwrap() = Some(libc::ENOSPC);
@@ -110,7 +110,7 @@ fn a_full_pool_without_its_reserve_can_be_emptied(way: Way) {
 }
 
 fn what_a_thin_volume_discards_is_promised_again(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let parameters = VolumeParameters { provisioning: Some(Provisioning::Thin), ..Default::default() };
     let id = rig.home.create_volume(&CreateVolume { parameters, ..request("a", 64) }).unwrap().into_inner().id;
     // Other software uses the filesystem too: the actual free space counts.

@@ -1,12 +1,12 @@
 //! The fault matrix: every system call of every operation fails once, before and after its effect. The operation is
 //! then retried, as a caller would after an error or a crash. It must reach the same state as an undisturbed one.
 
-use super::super::scratch::{BackingFs, Scratch, home, spec};
 use super::super::{
     Blankness, Cloning, Continue, Deactivated, Fill, Geometry, Object, ObjectKind, Pool, Progress, open,
 };
-use crate::faults::{Disturbance, FaultInjector, Moment};
 use crate::os::Os;
+use crate::testing::scratch::{PoolFs, Scratch, home, spec};
+use crate::testing::{Disturbance, FaultInjector, Moment};
 use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, Result};
 
 struct Quiet;
@@ -147,7 +147,7 @@ fn rebuild(pool: &dyn Pool) -> Result<(), Failure> {
     cut(pool)
 }
 
-fn disturb(ground: BackingFs) {
+fn disturb(ground: PoolFs) {
     let scratch = Scratch::new(ground);
     let hand = FaultInjector::default();
     let os = Os::intercepted(Box::new(hand.clone()));
@@ -187,17 +187,17 @@ fn disturb(ground: BackingFs) {
 
 #[test]
 fn a_volume_outlives_every_fault_on_xfs() {
-    disturb(BackingFs::Xfs);
+    disturb(PoolFs::Xfs);
 }
 
 #[test]
 fn a_volume_outlives_every_fault_on_ext4() {
-    disturb(BackingFs::Ext4);
+    disturb(PoolFs::Ext4);
 }
 
 #[test]
 fn a_volume_outlives_every_fault_on_btrfs() {
-    disturb(BackingFs::Btrfs);
+    disturb(PoolFs::Btrfs);
 }
 
 /// Opening fails at every call, then works. The id stays the same once pool.json is in place.
@@ -205,7 +205,7 @@ fn a_volume_outlives_every_fault_on_btrfs() {
 fn opening_outlives_every_fault() {
     let hand = FaultInjector::default();
     let os = Os::intercepted(Box::new(hand.clone()));
-    let scratch = Scratch::new(BackingFs::Xfs);
+    let scratch = Scratch::new(PoolFs::Xfs);
     let try_open = || open(&os, &spec(&scratch.root()), &home());
     let empty = || {
         for name in ["pool.json", "pool.json.tmp", "lock", "reserve"] {

@@ -173,16 +173,16 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use super::super::super::scratch::{BackingFs, Scratch, home, spec};
     use super::super::super::{Fill, FirstUse, Object, ObjectKind, open, open_or};
     use super::super::tests::{THICK, make, refused, try_open, volume};
     use super::*;
     use crate::os::MountFlags;
+    use crate::testing::scratch::{PoolFs, Scratch, home, spec};
     use crate::types::ObjectUuid;
 
     #[test]
     fn no_pool_is_made_where_one_is_waited_for() {
-        let scratch = Scratch::new(BackingFs::Xfs);
+        let scratch = Scratch::new(PoolFs::Xfs);
         let wait = |id| open_or(scratch.os(), &spec(&scratch.root()), &home(), FirstUse::Wait(id)).map(drop);
         let id = "00000000000000ab".parse().unwrap();
         refused(wait(Some(id)), Kind::Unavailable, &["is empty", "00000000000000ab", "findmnt", "pools init"]);
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_pool_that_becomes_another_is_away_and_is_taken_back() {
-        let scratch = Scratch::new(BackingFs::Xfs);
+        let scratch = Scratch::new(PoolFs::Xfs);
         let pool = scratch.pool();
         make(&*pool);
         let file = scratch.root().join("pool.json");
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_part_of_the_pool_that_is_mounted_over_is_unavailable() {
-        let scratch = Scratch::new(BackingFs::Xfs);
+        let scratch = Scratch::new(PoolFs::Xfs);
         let pool = scratch.pool();
         make(&*pool);
         let volumes = scratch.root().join("volumes");

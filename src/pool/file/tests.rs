@@ -7,14 +7,14 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::super::scratch::{BackingFs, Scratch, home, run, spec};
 use super::super::{
     Blankness, Cloning, Continue, Deactivated, Fill, FirstUse, Geometry, Object, ObjectKind, Pool, PoolSpec, Progress,
     open,
 };
 use super::FilePool;
 use crate::os::{Call, Discard, Interceptor, LoopAccess, LoopConfig, MountFlags, Os};
-use crate::types::{Bytes, Error, Failure, Kind, NodeId, ObjectUuid, Provisioning};
+use crate::testing::scratch::{Disk, PoolFs, Scratch, home, run, spec};
+use crate::types::{Bytes, Error, Failure, Kind, MIB, NodeId, ObjectUuid, Provisioning};
 
 fn uuid() -> ObjectUuid {
     ObjectUuid::of_volume("a")
@@ -68,7 +68,7 @@ impl Interceptor for Arriving {
 
 #[test]
 fn a_volume_that_is_made_between_two_looks_has_not_lost_its_record() {
-    let scratch = Scratch::new(BackingFs::Xfs);
+    let scratch = Scratch::new(PoolFs::Xfs);
     let place = scratch.root().join(format!("volumes/{}", uuid()));
     let aside = scratch.root().join("aside");
     let os = Os::intercepted(Box::new(Arriving { aside: aside.clone(), place: place.clone() }));
@@ -90,7 +90,7 @@ impl Progress for Quiet {
 
 #[test]
 fn a_pool_keeps_its_id_and_has_one_owner() {
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     let pool = scratch.pool();
     let id = pool.identity().id;
     refused(try_open(&scratch), Kind::InUse, &["another running process", "stop"]);
@@ -100,7 +100,7 @@ fn a_pool_keeps_its_id_and_has_one_owner() {
 
 #[test]
 fn a_view_beside_the_owner_sees_everything_and_changes_nothing() {
-    let scratch = Scratch::new(BackingFs::Xfs);
+    let scratch = Scratch::new(PoolFs::Xfs);
     let pool = scratch.pool();
     make(&*pool);
     let device = pool.activate(uuid(), &THICK).unwrap();
@@ -135,14 +135,14 @@ fn a_view_beside_the_owner_sees_everything_and_changes_nothing() {
 
 #[test]
 fn a_view_needs_a_pool() {
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     refused(FilePool::view(scratch.os(), &scratch.root()), Kind::NotFound, &["no pool", "pool.json"]);
     assert!(fs::read_dir(scratch.root()).unwrap().all(|entry| entry.unwrap().file_name() == "lost+found"));
 }
 
 #[test]
 fn a_pool_is_made_in_an_empty_directory_only() {
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     let missing = scratch.root().join("missing");
     refused(open(scratch.os(), &spec(&missing), &home()).map(drop), Kind::NotFound, &["mkdir -p", "missing"]);
     fs::write(scratch.root().join("holiday.jpg"), b"x").unwrap();
@@ -158,7 +158,7 @@ fn a_pool_is_made_in_an_empty_directory_only() {
 
 #[test]
 fn a_pool_of_another_node_or_name_is_refused_and_says_what_to_do() {
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     try_open(&scratch).unwrap();
     let other: NodeId = "node-2".parse().unwrap();
     let foreign = open(scratch.os(), &spec(&scratch.root()), &other).map(drop);
@@ -195,10 +195,10 @@ fn a_filesystem_that_keeps_no_promises_is_refused() {
 #[test]
 fn what_a_filesystem_can_do_is_tried_not_believed() {
     for (ground, reflink, thick) in [
-        (BackingFs::Xfs, true, true),
-        (BackingFs::XfsWithoutReflink, false, true),
-        (BackingFs::Ext4, false, true),
-        (BackingFs::Btrfs, true, false),
+        (PoolFs::Xfs, true, true),
+        (PoolFs::XfsWithoutReflink, false, true),
+        (PoolFs::Ext4, false, true),
+        (PoolFs::Btrfs, true, false),
     ] {
         let scratch = Scratch::new(ground);
         let abilities = scratch.pool().abilities();
@@ -210,7 +210,7 @@ fn what_a_filesystem_can_do_is_tried_not_believed() {
 
 #[test]
 fn growing_fills_holes_that_somebody_punched() {
-    for ground in [BackingFs::Xfs, BackingFs::XfsWithoutReflink, BackingFs::Ext4] {
+    for ground in [PoolFs::Xfs, PoolFs::XfsWithoutReflink, PoolFs::Ext4] {
         let scratch = Scratch::new(ground);
         let pool = scratch.pool();
         make(&*pool);
@@ -228,7 +228,7 @@ fn growing_fills_holes_that_somebody_punched() {
 
 #[test]
 fn an_image_is_never_reached_through_a_symbolic_link() {
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     let elsewhere = scratch.root().join("elsewhere");
@@ -258,7 +258,7 @@ fn an_image_is_never_reached_through_a_symbolic_link() {
 
 #[test]
 fn sweeping_removes_what_has_no_name_and_nothing_else() {
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     let root = scratch.root();
@@ -294,7 +294,7 @@ fn sweeping_removes_what_has_no_name_and_nothing_else() {
 
 #[test]
 fn what_does_not_belong_and_an_object_without_image_are_strays() {
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     assert_eq!(pool.strays().unwrap(), []);
@@ -333,7 +333,7 @@ fn clear(scratch: &Scratch, device: crate::os::LoopDevice) {
 
 #[test]
 fn a_loop_device_of_somebody_else_is_named_and_left_alone() {
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     let device = foreign(&scratch, "mine");
@@ -352,7 +352,7 @@ fn a_loop_device_of_somebody_else_is_named_and_left_alone() {
 /// A device number of a thick image never passes on discards again. There may be more numbers than attempts.
 #[test]
 fn a_thin_image_is_attached_however_many_thick_ones_had_the_free_numbers() {
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     let os = scratch.os();
@@ -377,7 +377,7 @@ fn a_thin_image_is_attached_however_many_thick_ones_had_the_free_numbers() {
 
 #[test]
 fn two_loop_devices_over_one_image_are_an_error_and_both_can_be_taken_away() {
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     foreign(&scratch, &uuid().to_string());
@@ -391,7 +391,7 @@ fn two_loop_devices_over_one_image_are_an_error_and_both_can_be_taken_away() {
 
 #[test]
 fn an_attached_device_is_found_again_by_a_new_process() {
-    let scratch = Scratch::new(BackingFs::Xfs);
+    let scratch = Scratch::new(PoolFs::Xfs);
     let pool = scratch.pool();
     make(&*pool);
     let device = pool.activate(uuid(), &THICK).unwrap();
@@ -403,7 +403,7 @@ fn an_attached_device_is_found_again_by_a_new_process() {
 
 #[test]
 fn a_device_is_taken_away_without_image_and_record() {
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     let device = pool.activate(uuid(), &THICK).unwrap();
@@ -435,7 +435,7 @@ impl Interceptor for QueriedDevices {
 
 #[test]
 fn no_loop_device_is_asked_but_those_over_its_volumes() {
-    let scratch = Scratch::new(BackingFs::Xfs);
+    let scratch = Scratch::new(PoolFs::Xfs);
     let asked = QueriedDevices::default();
     let pool = open(&Os::intercepted(Box::new(asked.clone())), &spec(&scratch.root()), &home()).unwrap();
     // No other test has a volume of this uuid. A device that is not its is there: the scratch filesystem's.
@@ -452,7 +452,7 @@ fn no_loop_device_is_asked_but_those_over_its_volumes() {
 
 #[test]
 fn a_mounted_volume_is_held_and_its_image_stays() {
-    let scratch = Scratch::new(BackingFs::Xfs);
+    let scratch = Scratch::new(PoolFs::Xfs);
     let pool = scratch.pool();
     make(&*pool);
     let device = pool.activate(uuid(), &THICK).unwrap();
@@ -480,7 +480,7 @@ fn a_mounted_volume_is_held_and_its_image_stays() {
 
 #[test]
 fn a_device_of_another_block_size_is_made_anew_when_idle() {
-    let scratch = Scratch::new(BackingFs::Ext4);
+    let scratch = Scratch::new(PoolFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
     let image = scratch.os().open_image(&data(&scratch)).unwrap().unwrap();
@@ -502,7 +502,7 @@ fn a_device_of_another_block_size_is_made_anew_when_idle() {
 
 #[test]
 fn a_source_of_too_many_extents_is_not_cloned() {
-    let scratch = Scratch::new(BackingFs::Xfs);
+    let scratch = Scratch::new(PoolFs::Xfs);
     let name = "default".parse().unwrap();
     let mut pool =
         FilePool::open(scratch.os(), &name, &scratch.root(), super::super::BackingFs::Known, &home(), FirstUse::Make)
@@ -534,7 +534,7 @@ fn a_source_of_too_many_extents_is_not_cloned() {
 
 #[test]
 fn a_full_pool_opens_and_volumes_can_be_deleted() {
-    for ground in [BackingFs::Xfs, BackingFs::Ext4, BackingFs::Btrfs] {
+    for ground in [PoolFs::Xfs, PoolFs::Ext4, PoolFs::Btrfs] {
         let scratch = Scratch::new(ground);
         let pool = scratch.pool();
         let abilities = pool.abilities();
@@ -565,7 +565,7 @@ fn a_full_pool_opens_and_volumes_can_be_deleted() {
 
 #[test]
 fn a_volume_without_direct_io_is_not_attached() {
-    let scratch = Scratch::on_blocks(BackingFs::Ext4, 4096);
+    let scratch = Scratch::on(PoolFs::Ext4, Disk { block_size: 4096, ..Disk::of(512 * MIB) });
     let pool = scratch.pool();
     let small_blocks = Geometry { block_size: 512, ..THICK };
     pool.create(volume(), &small_blocks, Fill::Blank, b"{}").unwrap();

@@ -20,7 +20,8 @@ pub(super) fn find(scratch: &Scratch) -> Vec<String> {
     let loops = loops_on(scratch.device()).into_iter().map(|status| format!("loop {status:?}"));
     let table = mounts();
     let points = table.entries().iter().map(|entry| &entry.mount_point);
-    let below = points.filter(|point| point.starts_with(scratch.path()) && **point != scratch.root());
+    let below = points
+        .filter(|point| point.starts_with(scratch.path()) && **point != scratch.root() && *point != scratch.path());
     let below = below.map(|point| format!("mount {}", point.display()));
     loops.chain(below).chain(others_here(None)).collect()
 }

@@ -93,7 +93,12 @@ impl World {
 
     /// The same with further arguments.
     pub(crate) fn with_arguments(kind: PoolFs, size: u64, extra: &[&str]) -> Self {
-        let mut world = Self::stopped(kind, size);
+        Self::started(Scratch::new(kind, size), extra)
+    }
+
+    /// The same, on this filesystem.
+    pub(crate) fn started(scratch: Scratch, extra: &[&str]) -> Self {
+        let mut world = Self::over(scratch);
         world.extra = extra.iter().map(|argument| (*argument).to_owned()).collect();
         world.start();
         world

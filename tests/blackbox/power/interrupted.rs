@@ -70,7 +70,7 @@ fn a_mkfs_cut_off_by_the_power_is_made_once(pool: PoolFs, kind: Use) {
         let ground = DiskMemory::new();
         let disk = ground.path().join("disk");
         log.build(*left, &disk);
-        let mut world = World::over(Scratch::over(&disk, None));
+        let mut world = World::over(Scratch::over(&disk, pool));
         let held = HeldTool::new(&world.scratch, if kind == Use::Xfs { "mkfs.xfs" } else { "mkfs.ext4" });
         world.start();
         let state = world.record(&vol)["format"]["state"].as_str().unwrap().to_owned();

@@ -55,8 +55,9 @@ impl Step {
 }
 
 /// All of it.
-#[derive(Default)]
 pub(super) struct Life {
+    /// The pool's filesystem.
+    pub(super) pool: PoolFs,
     pub(super) steps: Vec<Step>,
     pub(super) volumes: HashMap<String, Vol>,
 }
@@ -107,7 +108,7 @@ impl Life {
 
     /// Everything a driver does, on a pool on `kind`.
     pub(super) fn of(world: &World, layer: &Layer, kind: PoolFs) -> Self {
-        let mut life = Self::default();
+        let mut life = Self { pool: kind, steps: Vec::new(), volumes: HashMap::new() };
         life.create(world, layer, "a", Use::Ext4);
         life.attach(world, layer, "a");
         life.write(world, layer, "a", 10);

@@ -59,7 +59,7 @@ fn check(log: &Log, life: &Life, point: usize, left: Left) {
     let ground = DiskMemory::new();
     let disk = ground.path().join("disk");
     log.build(left, &disk);
-    let mut world = World::over(Scratch::over(&disk, None));
+    let mut world = World::over(Scratch::over(&disk, life.pool));
     world.start();
     no_temporary_name(&world, &what);
     let (volumes, snapshots) = (world.volume_ids(), world.snapshot_ids());

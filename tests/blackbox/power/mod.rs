@@ -18,7 +18,8 @@ use crate::harness::{PoolFs, Scratch, World};
 /// A running driver on a pool on a recorded disk, and the number of the disk's flushes before the driver started.
 fn recorded(kind: PoolFs, size: u64) -> (World, Layer, usize) {
     let layer = Layer::new(size);
-    let scratch = Scratch::over(&layer.disk(), Some(kind));
+    kind.make(&layer.disk());
+    let scratch = Scratch::over(&layer.disk(), kind);
     nix::unistd::syncfs(std::fs::File::open(scratch.root()).unwrap()).unwrap();
     let born = layer.flushes();
     let mut world = World::over(scratch);
@@ -35,7 +36,8 @@ fn more() -> usize {
 fn a_filesystem_s_fsync_reaches_the_recorded_disk() {
     for kind in [PoolFs::Xfs, PoolFs::Ext4] {
         let layer = Layer::new(1 << 30);
-        let scratch = Scratch::over(&layer.disk(), Some(kind));
+        kind.make(&layer.disk());
+        let scratch = Scratch::over(&layer.disk(), kind);
         let before = (layer.flushes(), layer.requests());
         let path = scratch.root().join("file");
         fs::write(&path, vec![7; 100_000]).unwrap();

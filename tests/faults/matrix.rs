@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tonic::Code;
 
-use super::fault_injector::{BEHIND, Disturbance, Moment};
 use super::state::State;
-use super::table::{Fault, Row, row};
 use super::world::{Answer, Ended, Failed, World};
-use crate::csi::{Rpc, RpcClass};
-use crate::os::{Call, Stopwatch};
-use crate::pool::scratch::BackingFs;
+use holdfast::csi::{Rpc, RpcClass};
+use holdfast::os::{Call, Stopwatch};
+use holdfast::testing::scratch::PoolFs;
+use holdfast::testing::{BEHIND, Disturbance, Moment};
+use holdfast::testing::{Fault, Row, row};
 
 /// So many points failed that the rest need not be tried.
 const ENOUGH: usize = 12;
@@ -21,7 +21,7 @@ const ENOUGH: usize = 12;
 #[derive(Clone, Copy)]
 pub(super) struct Operation {
     pub(super) name: &'static str,
-    pub(super) ground: BackingFs,
+    pub(super) ground: PoolFs,
     /// Size of the pool's filesystem, MiB.
     pub(super) mib: u64,
     /// Done once.

@@ -2,7 +2,7 @@
 
 use tonic::Code;
 
-use crate::types::{FsType, MIB};
+use holdfast::types::{FsType, MIB};
 
 /// Names of volumes, of snapshots, and targets of pods.
 pub(super) const NAMES: usize = 4;

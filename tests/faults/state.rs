@@ -9,9 +9,9 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::world::World;
-use crate::home::{CapacityQuery, Home};
-use crate::os::LoopStatus;
-use crate::types::MIB;
+use holdfast::home::{CapacityQuery, Home};
+use holdfast::os::LoopStatus;
+use holdfast::types::MIB;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct State {

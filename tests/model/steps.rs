@@ -7,7 +7,7 @@ use proptest::sample::{select, subsequence};
 use super::call::{
     Access, At, CUTS, Call, Create, Cut, From, Manner, Mode, NAMES, OnNode, Step, TARGETS, Use, Volume, Wanted, mib,
 };
-use crate::types::FsType;
+use holdfast::types::FsType;
 
 const EXT4: Mode = Mode::Mount(Some(FsType::Ext4));
 const XFS: Mode = Mode::Mount(Some(FsType::Xfs));

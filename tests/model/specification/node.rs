@@ -3,7 +3,7 @@
 use tonic::Code;
 
 use super::{Access, Against, Answer, At, Bound, Format, Grant, Specification, Use, Verdict, Volume, VolumeMode};
-use crate::types::FsType;
+use holdfast::types::FsType;
 
 /// The node whose service is called.
 const HERE: usize = 0;

@@ -11,41 +11,47 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::{Layer, Service};
 
-use super::ThisNode;
-use super::call::{CallService, Calls};
-use super::proto::controller_client::ControllerClient;
-use super::proto::node_client::NodeClient;
-use super::server::{ServeController, add_services};
-use super::work::WorkerPool;
+use crate::csi::ThisNode;
+use crate::csi::call::{CallService, Calls};
+use crate::csi::proto::controller_client::ControllerClient;
+use crate::csi::proto::node_client::NodeClient;
+use crate::csi::server::{ServeController, add_services};
+use crate::csi::work::WorkerPool;
 use crate::os::Activity;
 use crate::route::Router;
 use crate::telemetry::Metrics;
 
-/// Cheap to clone.
+/// The Controller and Node services of one process. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct InProcess {
+pub struct InProcess {
     service: CallService<Routes>,
     works: WorkerPool,
 }
 
 impl InProcess {
-    pub(crate) fn new(router: &Arc<Router>, node: ThisNode) -> Self {
+    /// The services of `node`, with `router`.
+    #[must_use]
+    pub fn new(router: &Arc<Router>, node: ThisNode) -> Self {
         let works = WorkerPool::new();
         let router = Arc::clone(router);
         let routes = add_services(Routes::default(), &works, router, ServeController::Yes, Some(node)).prepare();
         Self { service: Calls::new(Metrics::new(Activity::default())).layer(routes), works }
     }
 
-    pub(crate) fn controller(&self) -> ControllerClient<Self> {
+    /// A client of the Controller service.
+    #[must_use]
+    pub fn controller(&self) -> ControllerClient<Self> {
         ControllerClient::new(self.clone())
     }
 
-    pub(crate) fn node(&self) -> NodeClient<Self> {
+    /// A client of the Node service.
+    #[must_use]
+    pub fn node(&self) -> NodeClient<Self> {
         NodeClient::new(self.clone())
     }
 
     /// Waits until no call is running, whether or not its caller is still there; returns how many run after `grace`.
-    pub(crate) async fn ended(&self, grace: Duration) -> usize {
+    pub async fn ended(&self, grace: Duration) -> usize {
         self.works.ended(grace).await
     }
 }

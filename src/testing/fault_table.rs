@@ -4,7 +4,7 @@ use crate::os::Call;
 
 /// One way for a call to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// The kernel's answer.
     Errno(i32),
     /// A child that had to be killed at its limit.
@@ -15,7 +15,7 @@ pub(crate) enum Fault {
 
 /// What is known of a call.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Row {
+pub enum Row {
     /// It only asks: failing after its effect is failing before it.
     Asks(&'static [Fault]),
     /// It changes something.
@@ -44,7 +44,7 @@ const EFBIG: Fault = Errno(libc::EFBIG);
 const ENOLCK: Fault = Errno(libc::ENOLCK);
 
 /// The first of a row is the commonest: it stands for the others where one is enough.
-pub(crate) fn row(call: Call) -> Row {
+pub fn row(call: Call) -> Row {
     use Row::{Acts, Asks, Unused};
     match call {
         Call::Read | Call::OpenImage | Call::LoopScan | Call::LoopView => Asks(&[EIO, EMFILE]),
@@ -99,7 +99,9 @@ pub(crate) fn row(call: Call) -> Row {
 }
 
 impl Row {
-    pub(crate) fn faults(self) -> &'static [Fault] {
+    /// The faults of the call; none for one that is not made.
+    #[must_use]
+    pub fn faults(self) -> &'static [Fault] {
         match self {
             Self::Asks(faults) | Self::Acts(faults) => faults,
             Self::Unused(_) => &[],

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::matrix::{GiveUp, Operation, walk};
 use super::world::{Answer, BLOCK, EXT4, Shape, World, XFS, is_marked, mark, thick, thin};
-use crate::home::{ReadOnly, Source};
-use crate::pool::scratch::BackingFs;
-use crate::types::OnDelete;
+use holdfast::home::{ReadOnly, Source};
+use holdfast::testing::scratch::PoolFs;
+use holdfast::types::OnDelete;
 
 fn nothing(_world: &World) {}
 
@@ -17,7 +17,7 @@ fn no_answer(_world: &World) -> Answer {
 
 const PLAIN: Operation = Operation {
     name: "",
-    ground: BackingFs::Xfs,
+    ground: PoolFs::Xfs,
     mib: 512,
     setup: nothing,
     run: no_answer,
@@ -139,8 +139,8 @@ matrix! {
     };
     restore_thick 2: Operation { run: |w| restore(w, thick(20, BLOCK)), ..FROM_SOURCE };
     clone_thin 2: Operation { run: |w| clone(w, thin(16, BLOCK)), ..FROM_SOURCE };
-    restore_by_copy 2: Operation { ground: BackingFs::Ext4, run: |w| restore(w, thick(20, BLOCK)), ..FROM_SOURCE };
-    clone_by_copy 2: Operation { ground: BackingFs::Ext4, run: |w| clone(w, thin(16, BLOCK)), ..FROM_SOURCE };
+    restore_by_copy 2: Operation { ground: PoolFs::Ext4, run: |w| restore(w, thick(20, BLOCK)), ..FROM_SOURCE };
+    clone_by_copy 2: Operation { ground: PoolFs::Ext4, run: |w| clone(w, thin(16, BLOCK)), ..FROM_SOURCE };
     delete 2: Operation {
         setup: |w| w.create("v", SMALL, None).unwrap(),
         run: |w| w.delete("v"),
@@ -360,7 +360,7 @@ matrix! {
         ..PLAIN
     };
     snapshot_by_copy 2: Operation {
-        ground: BackingFs::Ext4,
+        ground: PoolFs::Ext4,
         setup: |w| { w.create("v", thick(16, BLOCK), None).unwrap(); mark(&w.image("v")); },
         run: |w| w.snapshot("cut", "v"),
         inverse: |w| w.delete_snapshot("cut"),

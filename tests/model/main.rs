@@ -5,6 +5,15 @@
 //! driver, `ask` puts our words into CSI messages. `sequence` compares one caller's answers step by step; `callers` runs
 //! several at once, and `order` looks for one order of what they heard that the specification allows.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test says what went wrong by panicking"
+)]
+
 mod ask;
 mod call;
 mod callers;
@@ -20,7 +29,7 @@ use std::cell::{Cell, RefCell};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use tonic::Code;
 
-use crate::pool::scratch::BackingFs;
+use holdfast::testing::scratch::PoolFs;
 use tally::Tally;
 use world::{Machine, Setting};
 
@@ -135,7 +144,7 @@ fn sequential(setting: Setting, dear: u32, steps: usize) {
     assert!(steps < 5_000 || missing.is_empty(), "never reached: {}", missing.join(", "));
 }
 
-const XFS: Setting = Setting { ground: BackingFs::Xfs, homes: 1 };
+const XFS: Setting = Setting { ground: PoolFs::Xfs, homes: 1 };
 
 #[test]
 fn one_caller() {
@@ -144,12 +153,12 @@ fn one_caller() {
 
 #[test]
 fn one_caller_and_copies() {
-    sequential(Setting { ground: BackingFs::Ext4, homes: 1 }, 15, share(32));
+    sequential(Setting { ground: PoolFs::Ext4, homes: 1 }, 15, share(32));
 }
 
 #[test]
 fn one_caller_and_two_homes() {
-    sequential(Setting { ground: BackingFs::Xfs, homes: 2 }, 15, share(28));
+    sequential(Setting { ground: PoolFs::Xfs, homes: 2 }, 15, share(28));
 }
 
 /// So many callers at once.
@@ -186,5 +195,5 @@ fn callers_at_once() {
 
 #[test]
 fn callers_at_once_and_copies() {
-    concurrent(Setting { ground: BackingFs::Ext4, homes: 1 }, 15, share(8));
+    concurrent(Setting { ground: PoolFs::Ext4, homes: 1 }, 15, share(8));
 }

@@ -8,12 +8,12 @@ use std::thread;
 use std::time::Duration;
 
 use super::proxy::{Fate, Proxy};
-use crate::home::{Home, LocalHome, SpaceLimits};
-use crate::os::Os;
-use crate::pool;
-use crate::pool::scratch::{Scratch, spec};
-use crate::route::{Directory, Heartbeat, NO_FABRIC, Rhythm, Router};
-use crate::types::{Error, Kind, NodeId};
+use holdfast::home::{Home, LocalHome, SpaceLimits};
+use holdfast::os::Os;
+use holdfast::pool;
+use holdfast::route::{Directory, Heartbeat, NO_FABRIC, Rhythm, Router};
+use holdfast::testing::scratch::{Scratch, spec};
+use holdfast::types::{Error, Kind, NodeId};
 
 pub(super) const NODES: [&str; 2] = ["node-a", "node-b"];
 /// Between heartbeats; three of them without one are silence.
@@ -125,7 +125,7 @@ impl World {
                             };
                             routers.iter().for_each(|router| drop(router.directory().hear(said.clone()).unwrap()));
                         }
-                        let granted_twice = |volume: &crate::home::Volume| volume.published.len() > 1;
+                        let granted_twice = |volume: &holdfast::home::Volume| volume.published.len() > 1;
                         for volume in proxy.local.volumes(None, 0).into_iter().flat_map(|page| page.entries) {
                             if granted_twice(&volume) {
                                 wrong.lock().unwrap().push(format!("granted twice: {volume:?}"));
@@ -153,7 +153,7 @@ impl World {
     /// This node is heard and has no pool any more.
     pub(super) fn without_pools(&self, index: usize) {
         self.bare.store(index, Ordering::SeqCst);
-        let has = |seen: crate::route::Seen| seen.heartbeat.node == node(index) && !seen.heartbeat.pools.is_empty();
+        let has = |seen: holdfast::route::Seen| seen.heartbeat.node == node(index) && !seen.heartbeat.pools.is_empty();
         while self.routers.iter().any(|router| router.directory().seen().into_iter().any(has)) {
             thread::sleep(INTERVAL / 10);
         }
@@ -180,7 +180,7 @@ impl World {
 
     /// The nodes whose homes have a volume of this name.
     pub(super) fn having(&self, name: &str) -> Vec<NodeId> {
-        let uuid = crate::types::ObjectUuid::of_volume(name);
+        let uuid = holdfast::types::ObjectUuid::of_volume(name);
         let has = |proxy: &&Proxy| !proxy.local.find_volume(uuid).unwrap().is_empty();
         self.proxies.iter().filter(has).map(|proxy| proxy.local.node().clone()).collect()
     }

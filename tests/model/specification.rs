@@ -11,7 +11,7 @@ use tonic::Code;
 use super::call::{
     Access, Answer, At, CUTS, Call, Cut, Mode, NAMES, OnNode, Shown, ShownCut, Source, TARGETS, Use, Volume,
 };
-use crate::types::{FsType, MIB};
+use holdfast::types::{FsType, MIB};
 
 /// What a call must be answered.
 #[derive(Clone, Debug, PartialEq, Eq)]

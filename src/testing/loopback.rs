@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{HomeService, RemoteHome};
 use crate::home::Home;
+use crate::home::remote::{HomeService, RemoteHome};
 use crate::os::Activity;
 use crate::telemetry::Metrics;
 use crate::tls::{Credentials, Role};

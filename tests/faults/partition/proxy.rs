@@ -21,11 +21,11 @@ use tonic::transport::{Endpoint, Server};
 use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
-use crate::home::remote::proto::GetVolumeRequest;
-use crate::home::remote::proto::home_server::HomeServer;
-use crate::home::remote::{HomeService, RemoteHome};
-use crate::home::{Home, LocalHome};
-use crate::tls::Peer;
+use holdfast::home::remote::proto::GetVolumeRequest;
+use holdfast::home::remote::proto::home_server::HomeServer;
+use holdfast::home::remote::{HomeService, RemoteHome};
+use holdfast::home::{Home, LocalHome};
+use holdfast::tls::Peer;
 
 type Request = http::Request<Body>;
 type Reply = http::Response<Body>;

@@ -20,14 +20,14 @@ use tonic::Code;
 
 use super::proxy::{Fate, drawn};
 use super::world::{World, node};
-use crate::csi::{Rpc, code_of};
-use crate::home::{
+use holdfast::csi::{Rpc, code_of};
+use holdfast::home::{
     CreateSnapshot, CreateVolume, GrantRequest, Home, ReadOnly, Snapshot, SnapshotFilter, Source, Volume,
 };
-use crate::os::Deadline;
-use crate::pool::scratch::{BackingFs, Scratch};
-use crate::route::{Requirement, Router, Segments};
-use crate::types::{
+use holdfast::os::Deadline;
+use holdfast::route::{Requirement, Router, Segments};
+use holdfast::testing::scratch::{PoolFs, Scratch};
+use holdfast::types::{
     AccessMode, Bytes, Capability, CapacityRange, Failure, ObjectUuid, Placement, VolumeMode, VolumeParameters,
 };
 
@@ -160,7 +160,8 @@ impl<'a> Caller<'a> {
 
     fn create(&self, request: &CreateVolume) -> Outcome<Result<Volume, Code>> {
         let requirement = self.requirement();
-        let ask = |router: &Router| router.create_volume(request, &requirement).map(crate::home::Created::into_inner);
+        let ask =
+            |router: &Router| router.create_volume(request, &requirement).map(holdfast::home::Created::into_inner);
         self.ask(Rpc::CreateVolume, ask)
     }
 
@@ -249,7 +250,8 @@ impl<'a> Caller<'a> {
             Step::Cut => {
                 if let (Some(volume), None) = (self.volume.as_ref(), self.snapshot.as_ref()) {
                     let request = CreateSnapshot { name: format!("{}-cut", self.name), source: volume.id };
-                    let ask = |router: &Router| router.create_snapshot(&request).map(crate::home::Created::into_inner);
+                    let ask =
+                        |router: &Router| router.create_snapshot(&request).map(holdfast::home::Created::into_inner);
                     let cut = self.ask(Rpc::CreateSnapshot, ask)?;
                     self.demand(Rpc::CreateSnapshot, cut.as_ref().map(drop).map_err(|code| *code), Ok(()))?;
                     self.snapshot = cut.ok();
@@ -278,7 +280,7 @@ impl<'a> Caller<'a> {
         self.holds()
     }
 
-    fn grant(&self, volume: &Volume, to: crate::types::NodeId, read_only: ReadOnly) -> Outcome<Result<(), Code>> {
+    fn grant(&self, volume: &Volume, to: holdfast::types::NodeId, read_only: ReadOnly) -> Outcome<Result<(), Code>> {
         let request =
             GrantRequest { node: to, mode: VolumeMode::Block, access: AccessMode::SingleNodeWriter, read_only };
         self.ask(Rpc::ControllerPublishVolume, |router| router.grant(&volume.id, &request).map(drop))
@@ -401,7 +403,7 @@ const LANES: u32 = 4;
 #[test]
 fn whatever_becomes_of_calls_on_the_way_what_was_answered_holds() {
     let all = std::env::var("HOLDFAST_HISTORIES").map_or(150, |count| count.parse().unwrap());
-    let scratch = Scratch::new(BackingFs::Xfs);
+    let scratch = Scratch::new(PoolFs::Xfs);
     let tally = Mutex::new(BTreeMap::new());
     thread::scope(|scope| {
         let running: Vec<_> = (0..LANES)

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::operations::{granted, used};
 use super::world::{Answer, BLOCK, EXT4, World, thick};
-use crate::os::Call;
-use crate::pool::scratch::BackingFs;
-use crate::types::{Kind, Result};
+use holdfast::os::Call;
+use holdfast::testing::scratch::PoolFs;
+use holdfast::types::{Kind, Result};
 
 /// Holds one call of `work` on the volume `v`, and looks around meanwhile. `words`: what the next caller is told.
 fn hold(world: &World, call: Call, target: &str, work: impl FnOnce() -> Result<()> + Send + 'static, words: &[&str]) {
@@ -53,7 +53,7 @@ fn end(world: &World) {
 
 #[test]
 fn a_mkfs_that_hangs_is_run_once() {
-    let world = World::new(BackingFs::Xfs, 512);
+    let world = World::new(PoolFs::Xfs, 512);
     granted(&world, thick(16, EXT4)).unwrap();
     hold(&world, Call::Exec, "mkfs.ext4", stage(&world), &["NodeStageVolume"]);
     world.stage("v", EXT4).unwrap();
@@ -63,7 +63,7 @@ fn a_mkfs_that_hangs_is_run_once() {
 
 #[test]
 fn a_mount_that_hangs_is_named_and_mounted_once() {
-    let world = World::new(BackingFs::Xfs, 512);
+    let world = World::new(PoolFs::Xfs, 512);
     granted(&world, thick(16, EXT4)).unwrap();
     hold(&world, Call::Mount, "staging-v", stage(&world), &["NodeStageVolume", "mount on", "staging-v"]);
     world.stage("v", EXT4).unwrap();
@@ -73,7 +73,7 @@ fn a_mount_that_hangs_is_named_and_mounted_once() {
 
 #[test]
 fn an_unmount_that_hangs_is_named_and_the_data_stays() {
-    let world = World::new(BackingFs::Xfs, 512);
+    let world = World::new(PoolFs::Xfs, 512);
     used(&world, thick(16, EXT4));
     let (node, id, staging) = (world.node(), world.id("v"), world.staging("v"));
     let unstage = move || node.unstage(&id, &staging).map(drop);

@@ -6,8 +6,8 @@ use super::{
     Access, Against, Answer, Class, Cut, Format, Grant, Made, MadeCut, Mode, OnNode, Source, Specification, Use,
     Verdict, Volume, VolumeMode,
 };
-use crate::model::call::{Create, From, Wanted, mib};
-use crate::types::{FsType, MIB};
+use crate::call::{Create, From, Wanted, mib};
+use holdfast::types::{FsType, MIB};
 
 /// What a new volume is filled from.
 struct Origin {

@@ -11,15 +11,15 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::call::{NAMES, TARGETS};
 use super::specification;
-use crate::csi::{InProcess, ThisNode};
-use crate::faults::FaultInjector;
-use crate::home::{Home, LocalHome, SpaceLimits};
-use crate::node::Node;
-use crate::os::{Os, Stopwatch};
-use crate::pool;
-use crate::pool::scratch::{self, Scratch, spec};
-use crate::route::{Directory, NO_FABRIC, Router};
-use crate::types::{Kind, NodeId, ObjectUuid, PoolId, SnapshotId, VolumeId};
+use holdfast::csi::ThisNode;
+use holdfast::home::{Home, LocalHome, SpaceLimits};
+use holdfast::node::Node;
+use holdfast::os::{Os, Stopwatch};
+use holdfast::pool;
+use holdfast::route::{Directory, NO_FABRIC, Router};
+use holdfast::testing::scratch::{self, Scratch, spec};
+use holdfast::testing::{FaultInjector, InProcess};
+use holdfast::types::{Kind, NodeId, ObjectUuid, PoolId, SnapshotId, VolumeId};
 
 /// Size of the filesystem below all pools, MiB.
 const DISK: u64 = 2048;
@@ -31,7 +31,7 @@ const CAP_SYS_RESOURCE: u32 = 24;
 /// What pools lie on, and how many nodes have one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Setting {
-    pub(super) ground: scratch::BackingFs,
+    pub(super) ground: scratch::PoolFs,
     pub(super) homes: usize,
 }
 
@@ -75,7 +75,7 @@ impl Machine {
     }
 
     /// The loop devices of all pools here.
-    pub(super) fn loops(&self) -> Vec<crate::os::LoopStatus> {
+    pub(super) fn loops(&self) -> Vec<holdfast::os::LoopStatus> {
         let place = self.os.identity(&self.scratch.root()).unwrap().unwrap();
         self.os.loops_beside(&place).unwrap()
     }
@@ -170,7 +170,7 @@ impl<'m> World<'m> {
         // Half of what is there for all pools together: what the filesystem itself takes does not matter then.
         let overcommit = if self.machine.setting.homes == 1 { "0.4" } else { "0.2" };
         let limits =
-            SpaceLimits { overcommit: overcommit.parse().unwrap(), min_free: crate::home::MinFree::Percent(5) };
+            SpaceLimits { overcommit: overcommit.parse().unwrap(), min_free: holdfast::home::MinFree::Percent(5) };
         let mut ids = Vec::new();
         let mut homes = Vec::new();
         for number in 0..self.machine.setting.homes {
@@ -216,7 +216,7 @@ impl<'m> World<'m> {
         let share = if homes == 1 { 4 } else { 2 };
         specification::CaseSetting {
             room: vec![usable * share / 10; homes],
-            copying: self.machine.setting.ground == scratch::BackingFs::Ext4,
+            copying: self.machine.setting.ground == scratch::PoolFs::Ext4,
             grows_mounted_ext4: may(CAP_SYS_RESOURCE),
             nodes: homes + 1,
         }

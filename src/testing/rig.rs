@@ -7,35 +7,35 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::{ExpandRequest, Node, PublishRequest, StageRequest};
 use crate::fs::MountOptions;
 use crate::home::{CreateVolume, FormatState, GrantRequest, Home, LocalHome, ReadOnly, SpaceLimits};
+use crate::node::{ExpandRequest, Node, PublishRequest, StageRequest};
 use crate::os::{Call, Interceptor, Os};
-use crate::pool::scratch::{BackingFs, Scratch, home as node_id};
 use crate::pool::{ObjectKind, Pool};
+use crate::testing::scratch::{PoolFs, Scratch, home as node_id};
 use crate::types::*;
 
-pub(super) const EXT4: VolumeMode = VolumeMode::Mount(FsType::Ext4);
-pub(super) const XFS: VolumeMode = VolumeMode::Mount(FsType::Xfs);
+pub(crate) const EXT4: VolumeMode = VolumeMode::Mount(FsType::Ext4);
+pub(crate) const XFS: VolumeMode = VolumeMode::Mount(FsType::Xfs);
 const ACCESS: AccessMode = AccessMode::SingleNodeMultiWriter;
 
-pub(super) struct Rig {
-    pub(super) node: Node,
-    pub(super) home: Arc<LocalHome>,
-    pub(super) faults: Faults,
-    pub(super) os: Os,
+pub(crate) struct Rig {
+    pub(crate) node: Node,
+    pub(crate) home: Arc<LocalHome>,
+    pub(crate) faults: Faults,
+    pub(crate) os: Os,
     pool: Option<Arc<dyn Pool>>,
     kubelet: tempfile::TempDir,
     scratch: Scratch,
 }
 
 impl Rig {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::of(512)
     }
 
-    pub(super) fn of(mib: u64) -> Self {
-        let scratch = Scratch::of(BackingFs::Xfs, mib);
+    pub(crate) fn of(mib: u64) -> Self {
+        let scratch = Scratch::of(PoolFs::Xfs, mib);
         let pool = scratch.pool();
         let os = scratch.os().clone();
         let home = LocalHome::open(os.clone(), node_id(), vec![(Arc::clone(&pool), SpaceLimits::default())]).unwrap();
@@ -47,39 +47,39 @@ impl Rig {
     }
 
     /// Restarts the node's process.
-    pub(super) fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         let os = Os::intercepted(Box::new(self.faults.clone()));
         self.node = Node::new(os, node_id(), Arc::clone(&self.home) as Arc<dyn Home>);
     }
 
     /// Restarts node and home, without the pool.
-    pub(super) fn without_pool(&mut self) {
+    pub(crate) fn without_pool(&mut self) {
         self.home = Arc::new(LocalHome::open(Os::new(), node_id(), Vec::new()).unwrap());
         self.restart();
     }
 
     /// Restarts node, home and pool: everything is read again.
-    pub(super) fn reopen(&mut self) {
+    pub(crate) fn reopen(&mut self) {
         self.without_pool();
         self.pool = None;
         let os = Os::new();
-        let pool = crate::pool::open(&os, &crate::pool::scratch::spec(&self.scratch.root()), &node_id()).unwrap();
+        let pool = crate::pool::open(&os, &crate::testing::scratch::spec(&self.scratch.root()), &node_id()).unwrap();
         self.pool = Some(Arc::clone(&pool));
         self.os = os.clone();
         self.home = Arc::new(LocalHome::open(os, node_id(), vec![(pool, SpaceLimits::default())]).unwrap());
         self.restart();
     }
 
-    pub(super) fn pool(&self) -> &dyn Pool {
+    pub(crate) fn pool(&self) -> &dyn Pool {
         self.pool.as_deref().unwrap()
     }
 
     /// A volume, attached to this node.
-    pub(super) fn volume(&self, name: &str, mib: u64, mode: VolumeMode) -> VolumeId {
+    pub(crate) fn volume(&self, name: &str, mib: u64, mode: VolumeMode) -> VolumeId {
         self.volume_with(name, mib, mode, &[])
     }
 
-    pub(super) fn volume_with(&self, name: &str, mib: u64, mode: VolumeMode, class: &[(&str, &str)]) -> VolumeId {
+    pub(crate) fn volume_with(&self, name: &str, mib: u64, mode: VolumeMode, class: &[(&str, &str)]) -> VolumeId {
         let parameters = class.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let request = CreateVolume {
             // Loop devices belong to the machine: another test's volume of the same name would have the same uuid.
@@ -94,36 +94,36 @@ impl Rig {
         id
     }
 
-    pub(super) fn grant(&self, id: &VolumeId, mode: VolumeMode, access: AccessMode) {
+    pub(crate) fn grant(&self, id: &VolumeId, mode: VolumeMode, access: AccessMode) {
         let request = GrantRequest { node: node_id(), mode, access, read_only: ReadOnly::No };
         self.home.grant(id, &request).unwrap();
     }
 
-    pub(super) fn regrant(&self, id: &VolumeId, mode: VolumeMode, access: AccessMode) {
+    pub(crate) fn regrant(&self, id: &VolumeId, mode: VolumeMode, access: AccessMode) {
         self.home.revoke(id, None).unwrap();
         self.grant(id, mode, access);
     }
 
-    pub(super) fn format(&self, id: &VolumeId) -> FormatState {
+    pub(crate) fn format(&self, id: &VolumeId) -> FormatState {
         self.home.volume(id).unwrap().format
     }
 
-    pub(super) fn directory(&self, name: &str) -> PathBuf {
+    pub(crate) fn directory(&self, name: &str) -> PathBuf {
         let path = self.kubelet.path().canonicalize().unwrap().join(name);
         fs::create_dir_all(&path).unwrap();
         path
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.kubelet.path().canonicalize().unwrap().join(name)
     }
 
-    pub(super) fn stage_request(&self, volume: VolumeId, mode: VolumeMode) -> StageRequest {
+    pub(crate) fn stage_request(&self, volume: VolumeId, mode: VolumeMode) -> StageRequest {
         let staging = self.directory(&format!("staging-{}", volume.uuid));
         StageRequest { volume, staging, mode, access: ACCESS, mount: MountOptions::default() }
     }
 
-    pub(super) fn publish_request(&self, volume: VolumeId, mode: VolumeMode, target: &str) -> PublishRequest {
+    pub(crate) fn publish_request(&self, volume: VolumeId, mode: VolumeMode, target: &str) -> PublishRequest {
         PublishRequest {
             volume,
             staging: Some(self.staging(&volume)),
@@ -135,20 +135,20 @@ impl Rig {
         }
     }
 
-    pub(super) fn expand_request(&self, volume: VolumeId, path: &Path) -> ExpandRequest {
+    pub(crate) fn expand_request(&self, volume: VolumeId, path: &Path) -> ExpandRequest {
         ExpandRequest { volume, path: path.to_owned(), staging: None, range: CapacityRange::default() }
     }
 
-    pub(super) fn staging(&self, volume: &VolumeId) -> PathBuf {
+    pub(crate) fn staging(&self, volume: &VolumeId) -> PathBuf {
         self.path(&format!("staging-{}", volume.uuid))
     }
 
-    pub(super) fn image(&self, id: &VolumeId) -> PathBuf {
+    pub(crate) fn image(&self, id: &VolumeId) -> PathBuf {
         self.scratch.root().join("volumes").join(id.uuid.to_string()).join("data")
     }
 
     /// A checksum over every byte of a volume's image.
-    pub(super) fn bytes(&self, id: &VolumeId) -> u32 {
+    pub(crate) fn bytes(&self, id: &VolumeId) -> u32 {
         let mut file = fs::File::open(self.image(id)).unwrap();
         let (mut sum, mut buffer) = (0, vec![0; 1 << 20]);
         loop {
@@ -160,14 +160,14 @@ impl Rig {
     }
 
     /// Writes into a volume's image directly.
-    pub(super) fn write(&self, id: &VolumeId, offset: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, id: &VolumeId, offset: u64, bytes: &[u8]) {
         let file = OpenOptions::new().write(true).open(self.image(id)).unwrap();
         file.write_all_at(bytes, offset).unwrap();
         file.sync_all().unwrap();
     }
 
     /// Edits the ext4 superblock in a volume's image, and corrects its checksum.
-    pub(super) fn edit_ext4(&self, id: &VolumeId, edit: impl FnOnce(&mut [u8; 1024])) {
+    pub(crate) fn edit_ext4(&self, id: &VolumeId, edit: impl FnOnce(&mut [u8; 1024])) {
         let mut superblock = [0; 1024];
         fs::File::open(self.image(id)).unwrap().read_exact_at(&mut superblock, 1024).unwrap();
         edit(&mut superblock);
@@ -177,19 +177,19 @@ impl Rig {
     }
 
     /// A command that only tests need.
-    pub(super) fn shell(&self, script: &str) {
+    pub(crate) fn shell(&self, script: &str) {
         let program = crate::os::Program::find("sh", Path::new("test"), std::time::Duration::from_secs(60)).unwrap();
         let output = self.os.run(&program.arg("-c").arg(script)).unwrap();
         assert!(output.success(), "{script}: {}", output.summary());
     }
 
     /// Loop devices over the volume's image, existing or deleted.
-    pub(super) fn loops(&self, id: &VolumeId) -> usize {
+    pub(crate) fn loops(&self, id: &VolumeId) -> usize {
         let name = id.uuid.to_string();
         self.os.loop_views(|image| image.to_string_lossy().contains(&name)).unwrap().len()
     }
 
-    pub(super) fn depth(&self, path: &Path) -> usize {
+    pub(crate) fn depth(&self, path: &Path) -> usize {
         self.os.mounts().unwrap().depth(path)
     }
 }
@@ -214,20 +214,20 @@ impl Drop for Rig {
 }
 
 /// A staged ext4 volume.
-pub(super) fn staged(rig: &Rig, name: &str) -> VolumeId {
+pub(crate) fn staged(rig: &Rig, name: &str) -> VolumeId {
     let id = rig.volume(name, 32, EXT4);
     rig.node.stage(&rig.stage_request(id, EXT4)).unwrap();
     id
 }
 
 /// The kind of a failed call's error.
-pub(super) fn kind<T: std::fmt::Debug>(result: Result<T>) -> Kind {
+pub(crate) fn kind<T: std::fmt::Debug>(result: Result<T>) -> Kind {
     result.unwrap_err().kind()
 }
 
 /// Makes chosen calls fail, and records every call.
 #[derive(Clone, Default)]
-pub(super) struct Faults(Arc<Mutex<Plan>>);
+pub(crate) struct Faults(Arc<Mutex<Plan>>);
 
 #[derive(Default)]
 struct Plan {
@@ -241,31 +241,31 @@ struct Plan {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum When {
+pub(crate) enum When {
     Before,
     After,
 }
 
 impl Faults {
-    pub(super) fn fail(&self, call: Call, when: When) {
+    pub(crate) fn fail(&self, call: Call, when: When) {
         self.0.lock().unwrap().kinds.insert(call, when);
     }
 
-    pub(super) fn fail_nth(&self, n: usize, when: When) {
+    pub(crate) fn fail_nth(&self, n: usize, when: When) {
         let mut plan = self.0.lock().unwrap();
         *plan = Plan { nth: Some((n, when)), ..Plan::default() };
     }
 
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         *self.0.lock().unwrap() = Plan::default();
     }
 
-    pub(super) fn fired(&self) -> bool {
+    pub(crate) fn fired(&self) -> bool {
         self.0.lock().unwrap().fired
     }
 
     /// How often a program was run.
-    pub(super) fn runs(&self, program: &str) -> usize {
+    pub(crate) fn runs(&self, program: &str) -> usize {
         let plan = self.0.lock().unwrap();
         plan.made.iter().filter(|(call, what)| *call == Call::Exec && what.starts_with(program)).count()
     }

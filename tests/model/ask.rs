@@ -11,9 +11,9 @@ use super::call::{
     Source, Use, Volume, Wanted,
 };
 use super::world::{Life, World, node};
-use crate::csi::proto::{self as pb, volume_capability as cap, volume_content_source as content};
-use crate::route::NODE_KEY;
-use crate::types::{SnapshotId, VolumeId};
+use holdfast::csi::proto::{self as pb, volume_capability as cap, volume_content_source as content};
+use holdfast::route::NODE_KEY;
+use holdfast::types::{SnapshotId, VolumeId};
 
 /// In which pools names are when the request is made.
 #[derive(Clone, Debug, Default)]

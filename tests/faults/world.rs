@@ -9,17 +9,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::fault_injector::FaultInjector;
-use crate::csi::{Rpc, code_of};
-use crate::fs::MountOptions;
-use crate::home::{
+use holdfast::csi::{Rpc, code_of};
+use holdfast::fs::MountOptions;
+use holdfast::home::{
     CreateSnapshot, CreateVolume, GrantRequest, Home, LocalHome, MinFree, Overcommit, ReadOnly, Source, SpaceLimits,
 };
-use crate::node::{ExpandRequest, Node, PublishRequest, StageRequest};
-use crate::os::{Os, Stopwatch};
-use crate::pool::scratch::{BackingFs, Scratch, home as node_id, spec};
-use crate::pool::{self, Pool};
-use crate::types::*;
+use holdfast::node::{ExpandRequest, Node, PublishRequest, StageRequest};
+use holdfast::os::{Os, Stopwatch};
+use holdfast::pool::{self, Pool};
+use holdfast::testing::FaultInjector;
+use holdfast::testing::scratch::{PoolFs, Scratch, home as node_id, spec};
+use holdfast::types::*;
 
 pub(super) const BLOCK: VolumeMode = VolumeMode::Block;
 pub(super) const EXT4: VolumeMode = VolumeMode::Mount(FsType::Ext4);
@@ -97,7 +97,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(ground: BackingFs, mib: u64) -> Self {
+    pub(super) fn new(ground: PoolFs, mib: u64) -> Self {
         let scratch = Scratch::of(ground, mib);
         let hand = FaultInjector::default();
         let tools = StandIns::new(&hand);
@@ -225,7 +225,7 @@ impl World {
     pub(super) fn snapshot(&self, name: &str, of: &str) -> Answer {
         let request = CreateSnapshot { name: self.full_name(name), source: self.id(of) };
         let made = self.home().create_snapshot(&request);
-        let copying = matches!(&made, Ok(made) if made.clone().into_inner().copy != crate::home::CopyState::Ready);
+        let copying = matches!(&made, Ok(made) if made.clone().into_inner().copy != holdfast::home::CopyState::Ready);
         if copying {
             // The snapshotter asks again while it is not ready to use.
             return answer(Rpc::CreateSnapshot, Err::<(), _>(Failure::Dirty(Error::new(Kind::Busy, "not ready"))));
@@ -323,7 +323,7 @@ impl Drop for World {
         self.hand().disarm();
         let root = self.kubelet();
         while let Some(point) = self.os.mounts().ok().and_then(|table| {
-            let below = |entry: &&crate::os::MountEntry| entry.mount_point.starts_with(&root);
+            let below = |entry: &&holdfast::os::MountEntry| entry.mount_point.starts_with(&root);
             table.entries().iter().rev().find(below).map(|entry| entry.mount_point.clone())
         }) {
             if !self.os.unmount(&point).unwrap_or(false) {
@@ -393,7 +393,7 @@ impl StandIns {
             );
             fs::write(&script, text).unwrap();
             fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-            os.bind(&script, &real, crate::os::MountFlags::default()).unwrap();
+            os.bind(&script, &real, holdfast::os::MountFlags::default()).unwrap();
             places.push(real);
         }
         hand.tools_at(mode);

@@ -9,13 +9,13 @@ use tonic::Code;
 
 use super::proxy::{Fate, Told};
 use super::world::{INTERVAL, NODES, World, node};
-use crate::csi::{Rpc, code_of};
-use crate::home::{CreateVolume, Created, Home, Volume};
-use crate::os::{Call, Deadline, Interceptor, Os, Stopwatch};
-use crate::pool::scratch::{BackingFs, Scratch};
-use crate::route::{Requirement, Segments};
-use crate::telemetry::HomeState;
-use crate::types::{
+use holdfast::csi::{Rpc, code_of};
+use holdfast::home::{CreateVolume, Created, Home, Volume};
+use holdfast::os::{Call, Deadline, Interceptor, Os, Stopwatch};
+use holdfast::route::{Requirement, Segments};
+use holdfast::telemetry::HomeState;
+use holdfast::testing::scratch::{PoolFs, Scratch};
+use holdfast::types::{
     AccessMode, Bytes, Capability, CapacityRange, Kind, Placement, Provisioning, VolumeMode, VolumeParameters,
 };
 
@@ -77,7 +77,7 @@ fn kept_in_mind(code: Code) -> bool {
 
 #[test]
 fn a_home_that_may_have_the_volume_is_not_passed_over_for_another() {
-    let (scratch, switch) = (Scratch::new(BackingFs::Xfs), Switch::default());
+    let (scratch, switch) = (Scratch::new(PoolFs::Xfs), Switch::default());
     let world = World::new(&scratch, "pools", switch.fates());
     // No room on the first: it is made on the second, and the answer is lost.
     let room = world.proxies[0].local.report().unwrap()[0].available_thin.get() >> 20;
@@ -101,7 +101,7 @@ fn a_home_that_may_have_the_volume_is_not_passed_over_for_another() {
 
 #[test]
 fn a_home_that_fell_silent_is_no_reason_to_forget_what_it_may_have() {
-    let (scratch, switch) = (Scratch::new(BackingFs::Xfs), Switch::default());
+    let (scratch, switch) = (Scratch::new(PoolFs::Xfs), Switch::default());
     let world = World::new(&scratch, "pools", switch.fates());
     switch.set(1, "CreateVolume", Fate::Unanswered(CUT_OFF));
     let vol = request("vol", 8, Placement::Selected);
@@ -124,7 +124,7 @@ fn a_home_that_fell_silent_is_no_reason_to_forget_what_it_may_have() {
 
 #[test]
 fn a_home_that_falls_silent_while_it_is_asked_is_still_allowed() {
-    let (scratch, switch) = (Scratch::new(BackingFs::Xfs), Switch::default());
+    let (scratch, switch) = (Scratch::new(PoolFs::Xfs), Switch::default());
     let world = World::new(&scratch, "pools", switch.fates());
     let vol = request("vol", 8, Placement::Selected);
     let made = create(&world, &vol, &first_on(1)).unwrap();
@@ -177,7 +177,7 @@ fn time_of(text: &str) -> Duration {
 
 #[test]
 fn a_home_has_two_seconds_less_than_the_caller_and_its_work_goes_on() {
-    let scratch = Scratch::new(BackingFs::Xfs);
+    let scratch = Scratch::new(PoolFs::Xfs);
     let stuck = Stuck::default();
     let held = Os::intercepted(Box::new(stuck.clone()));
     let world = World::on(&[&held, scratch.os()], &scratch, "pools", Switch::default().fates());
@@ -219,7 +219,7 @@ fn a_home_has_two_seconds_less_than_the_caller_and_its_work_goes_on() {
 
 #[test]
 fn a_node_of_a_release_without_a_call_is_named_with_the_call_and_nothing_is_forgotten() {
-    let (scratch, switch) = (Scratch::new(BackingFs::Xfs), Switch::default());
+    let (scratch, switch) = (Scratch::new(PoolFs::Xfs), Switch::default());
     let world = World::new(&scratch, "pools", switch.fates());
     let missing = Fate::Lost(Told::Code(Code::Unimplemented));
     let vol = request("vol", 8, Placement::Any);
@@ -240,7 +240,7 @@ fn a_node_of_a_release_without_a_call_is_named_with_the_call_and_nothing_is_forg
 
 #[test]
 fn a_heard_node_that_lost_its_pool_may_still_have_the_volume() {
-    let (scratch, switch) = (Scratch::new(BackingFs::Xfs), Switch::default());
+    let (scratch, switch) = (Scratch::new(PoolFs::Xfs), Switch::default());
     let world = World::new(&scratch, "pools", switch.fates());
     switch.set(1, "CreateVolume", Fate::Unanswered(CUT_OFF));
     let vol = request("vol", 8, Placement::Selected);
@@ -261,7 +261,7 @@ fn a_heard_node_that_lost_its_pool_may_still_have_the_volume() {
 
 #[test]
 fn metrics_name_each_home_with_its_state() {
-    let scratch = Scratch::new(BackingFs::Xfs);
+    let scratch = Scratch::new(PoolFs::Xfs);
     let world = World::new(&scratch, "pools", Switch::default().fates());
     let states = || -> Vec<(String, HomeState)> {
         world.routers[0].directory().homes().into_iter().map(|home| (home.node, home.state)).collect()

@@ -1,4 +1,4 @@
-//! The test's hand in every system call: remembers them in order, and makes a chosen one fail.
+//! Makes chosen system calls fail, hang or end the process, and records all of them in order.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,20 +8,22 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 
-use super::table::{Fault, Row, row};
+use super::fault_table::{Fault, Row, row};
 use crate::home::LocalHome;
 use crate::os::{Call, Interceptor};
 
 /// Whether a call fails without its effect or with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Moment {
+pub enum Moment {
+    /// Without its effect.
     Before,
+    /// With its effect.
     After,
 }
 
 /// What happens at the chosen call. The number is that of the fault in the call's row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Disturbance {
+pub enum Disturbance {
     /// It fails.
     Once(Moment, usize),
     /// It fails, and every later call with EIO, until disarmed: what is done to undo it fails too.
@@ -30,15 +32,16 @@ pub(crate) enum Disturbance {
     Kill,
 }
 
-/// Ends the target of a call that was made behind the caller's back.
-pub(crate) const BEHIND: &str = " (in the copy's thread)";
+/// The suffix of the target of a call that a copy's thread made.
+pub const BEHIND: &str = " (in the copy's thread)";
 
 /// Unwinds the threads of a process that was killed.
 struct Gone;
 
-/// One life's hand; all lives share what is counted and armed. Cheap to clone.
+/// The injector of one process of the driver; the processes that follow it share what is counted and armed. Cheap to
+/// clone.
 #[derive(Clone, Default)]
-pub(crate) struct FaultInjector {
+pub struct FaultInjector {
     plan: Arc<Plan>,
     life: u64,
 }
@@ -71,25 +74,25 @@ struct State {
 }
 
 impl FaultInjector {
-    /// The hand of the next life; threads of the lives before it end at their next call.
-    pub(crate) fn next(&self) -> Self {
+    /// The injector of the next process; threads of the processes before it end at their next call.
+    pub fn next(&self) -> Self {
         let mut state = self.state();
         state.alive_from += 1;
         Self { plan: Arc::clone(&self.plan), life: state.alive_from }
     }
 
-    /// Where stand-ins for tools look ([`super::world`]).
-    pub(crate) fn tools_at(&self, mode: PathBuf) {
+    /// The file in which stand-ins for tools read when to be killed.
+    pub fn tools_at(&self, mode: PathBuf) {
         self.state().tool_mode = Some(mode);
     }
 
     /// A kill ends this home's copies too.
-    pub(crate) fn kills(&self, home: &Arc<LocalHome>) {
+    pub fn kills(&self, home: &Arc<LocalHome>) {
         self.state().on_kill = Some(Arc::downgrade(home));
     }
 
-    /// Forgets what was made; the `n`-th call from here on meets the blow.
-    pub(crate) fn arm(&self, n: usize, blow: Disturbance) {
+    /// Forgets the calls made so far; the `n`-th call from here on is disturbed.
+    pub fn arm(&self, n: usize, blow: Disturbance) {
         let mut state = self.state();
         state.made.clear();
         state.within.clear();
@@ -97,13 +100,13 @@ impl FaultInjector {
         state.armed = Some((n, blow));
     }
 
-    /// Forgets what was made, and only counts.
-    pub(crate) fn watch(&self) {
+    /// Forgets the calls made so far, and only counts.
+    pub fn watch(&self) {
         self.arm(usize::MAX, Disturbance::Kill);
     }
 
     /// No further call fails; the one that did, if one did.
-    pub(crate) fn disarm(&self) -> Option<(Call, String)> {
+    pub fn disarm(&self) -> Option<(Call, String)> {
         let mut state = self.state();
         state.armed = None;
         if let Some(mode) = &state.tool_mode {
@@ -113,40 +116,40 @@ impl FaultInjector {
     }
 
     /// The calls since [`FaultInjector::arm`].
-    pub(crate) fn made(&self) -> Vec<(Call, String)> {
+    pub fn made(&self) -> Vec<(Call, String)> {
         self.state().made.clone()
     }
 
-    /// Whether this life was killed.
-    pub(crate) fn is_dead(&self) -> bool {
+    /// Whether this process was killed.
+    pub fn is_dead(&self) -> bool {
         self.life < self.state().alive_from
     }
 
-    /// The pool has no room: no record's temporary can be made, and the reserve gets nothing back.
-    pub(crate) fn fill_pool(&self) {
+    /// The pool is full: no temporary file of a record can be created, and the reserve cannot be filled.
+    pub fn fill_pool(&self) {
         self.state().full = true;
     }
 
-    /// It has room again.
-    pub(crate) fn make_room(&self) {
+    /// The pool has free space again.
+    pub fn make_room(&self) {
         self.state().full = false;
     }
 
     /// The next call of this kind on such a target does not come back until [`FaultInjector::release`].
-    pub(crate) fn hold(&self, call: Call, target: &str) {
+    pub fn hold(&self, call: Call, target: &str) {
         self.state().to_hold = Some((call, target.to_owned()));
     }
 
-    /// Waits until it stands there.
-    pub(crate) fn wait_for_held(&self) {
+    /// Waits until a call is held.
+    pub fn wait_for_held(&self) {
         let mut state = self.state();
         while !state.holding {
             state = self.plan.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Lets it go on.
-    pub(crate) fn release(&self) {
+    /// The held call continues.
+    pub fn release(&self) {
         self.state().holding = false;
         self.plan.moved.notify_all();
     }
