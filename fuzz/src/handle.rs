@@ -35,8 +35,8 @@ pub fn run(data: &[u8]) {
 }
 
 fn home(id: &VolumeId, node: &NodeId) {
-    let handle = id.handle(node);
-    assert!(handle.len() <= 128 && handle.parse::<VolumeId>().is_ok_and(|again| again == *id));
+    let handle = id.born_on(node).to_string();
+    assert!(handle.len() <= 128 && handle.ends_with(node.as_str()) && handle.parse::<VolumeId>().is_ok_and(|again| again == *id));
 }
 
 fn contained(name: &str) {

@@ -77,7 +77,7 @@ impl Linear {
     /// The volume in a dm uuid.
     fn volume_in(&self, uuid: &str) -> Option<VolumeId> {
         let (pool, uuid) = uuid.strip_prefix(self.prefix())?.split_once('-')?;
-        Some(VolumeId { pool: pool.parse::<PoolId>().ok()?, uuid: uuid.parse::<ObjectUuid>().ok()? })
+        Some(VolumeId::new(pool.parse::<PoolId>().ok()?, uuid.parse::<ObjectUuid>().ok()?))
     }
 
     /// Whether this kernel has device-mapper. The result is cached.

@@ -258,11 +258,9 @@ impl ReadOnlyViews {
         }
         let below = self.os.devices_below(number).at(|| format!("read what block device {number} lies on"))?;
         let [below] = below.as_slice() else { return Ok(()) };
-        if attach.volume_of(*below)? != Some(*volume) {
-            return Ok(());
-        }
-        self.know(*volume, View::Linear(number));
-        self.drop_if_unbound(volume, number)
+        let Some(volume) = attach.volume_of(*below)?.filter(|found| found == volume) else { return Ok(()) };
+        self.know(volume, View::Linear(number));
+        self.drop_if_unbound(&volume, number)
     }
 
     fn recover_loop(&self, volume: &VolumeId, device: LoopDevice, below: DevNum) -> Result<()> {

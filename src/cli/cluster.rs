@@ -8,7 +8,7 @@ use holdfast::home::{Finding, FindingKind, FormatState, Health, PoolHealth, Sour
 use holdfast::os::Timestamp;
 use holdfast::registry::{Everything, NodeRow, Nodes};
 use holdfast::route::Silence;
-use holdfast::types::{Bytes, PoolId};
+use holdfast::types::{Bytes, Named, PoolId};
 use serde::Serialize;
 
 use super::asked::ControllerConnection;
@@ -134,6 +134,7 @@ pub(crate) fn pools(asked: &mut ControllerConnection, output: Format) -> Result<
 struct VolumeRow {
     handle: String,
     name: String,
+    claim: Option<String>,
     pool: String,
     node: String,
     size: Bytes,
@@ -146,8 +147,9 @@ struct VolumeRow {
 impl VolumeRow {
     fn of(volume: &Volume) -> Self {
         Self {
-            handle: volume.id.handle(&volume.birth_home),
+            handle: volume.id.to_string(),
             name: volume.name.clone(),
+            claim: volume.claim.as_ref().map(ToString::to_string),
             pool: volume.id.pool.to_string(),
             node: volume.home.to_string(),
             size: volume.size,
@@ -180,11 +182,11 @@ pub(crate) fn volumes(asked: &mut ControllerConnection, output: Format) -> Resul
     let rows: Vec<_> = everything.volumes.iter().map(VolumeRow::of).collect();
     if output == Format::Table {
         let now = Timestamp::now().seconds();
-        let mut columns = Columns::new(&["handle", "name", "node", "size", "state", "attached to", "source", "age"]);
+        let mut columns = Columns::new(&["handle", "claim", "node", "size", "state", "attached to", "source", "age"]);
         for row in rows {
             let cells = [
                 row.handle.clone(),
-                row.name.clone(),
+                row.claim.clone().unwrap_or_else(|| row.name.clone()),
                 row.node.clone(),
                 row.size.to_string(),
                 row.state(),
@@ -299,7 +301,11 @@ fn duplicates(everything: &Everything) -> Vec<Finding> {
     }
     let twice = by_name.into_iter().filter(|(_, volumes)| volumes.len() > 1);
     let one = |(name, volumes): (&str, Vec<&Volume>)| {
-        let places: Vec<_> = volumes.iter().map(|volume| format!("{} on node {}", volume.id, volume.home)).collect();
+        let place = |volume: &&Volume| {
+            let named = Named::volume(volume.id, volume.claim.clone());
+            format!("{named} on node {}", volume.home)
+        };
+        let places: Vec<_> = volumes.iter().map(place).collect();
         Finding {
             kind: FindingKind::Duplicate,
             pool: "-".to_owned(),

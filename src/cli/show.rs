@@ -39,6 +39,7 @@ pub(crate) struct Arguments {
 struct Shown {
     handle: String,
     name: String,
+    claim: Option<String>,
     node: String,
     size: Bytes,
     used_as: VolumeMode,
@@ -56,8 +57,9 @@ fn mode(format: FormatState, made_for: impl IntoIterator<Item = VolumeMode>) -> 
 impl Shown {
     fn of_cluster(volume: &Volume) -> Self {
         Self {
-            handle: volume.id.handle(&volume.birth_home),
+            handle: volume.id.to_string(),
             name: volume.name.clone(),
+            claim: volume.claim.as_ref().map(ToString::to_string),
             node: volume.home.to_string(),
             size: volume.size,
             used_as: mode(volume.format, volume.modes.iter().copied()),
@@ -69,6 +71,7 @@ impl Shown {
         Self {
             handle: record.handle.clone(),
             name: record.co_name.clone(),
+            claim: record.claim().map(|claim| claim.to_string()),
             node: view.pool.identity().home.to_string(),
             size: record.size,
             used_as: mode(record.format.known, made_for),
@@ -153,6 +156,7 @@ mod tests {
         let mut shown = Shown {
             handle: "hf1_0123456789abcdef_00112233445566778899aabbccddeeff_n1".to_owned(),
             name: "pvc-1".to_owned(),
+            claim: Some("db/data".to_owned()),
             node: "n1".to_owned(),
             size: Bytes::new(1 << 30),
             used_as: VolumeMode::Mount(FsType::Xfs),

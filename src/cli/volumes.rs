@@ -42,7 +42,7 @@ impl Row {
         Self {
             handle: record.handle.clone(),
             name: record.co_name.clone(),
-            claim: record.claim(),
+            claim: record.claim().map(|claim| claim.to_string()),
             pool: view.name.to_string(),
             node: view.pool.identity().home.to_string(),
             size: record.size,

@@ -11,7 +11,7 @@ use crate::route::Segments;
 pub(super) fn volume(volume: &Volume, source: Option<proto::VolumeContentSource>) -> proto::Volume {
     proto::Volume {
         capacity_bytes: volume.size.to_i64(),
-        volume_id: volume.id.handle(&volume.birth_home),
+        volume_id: volume.id.born_on(&volume.birth_home).to_string(),
         volume_context: HashMap::new(),
         content_source: source.or_else(|| volume.source.map(content_source)),
         accessible_topology: vec![topology(&Segments::of_local_volume(&volume.home))],
@@ -41,8 +41,8 @@ pub(super) fn published(volume: &Volume) -> Vec<String> {
 pub(super) fn snapshot(snapshot: &Snapshot) -> proto::Snapshot {
     proto::Snapshot {
         size_bytes: snapshot.size.to_i64(),
-        snapshot_id: snapshot.id.handle(&snapshot.birth_home),
-        source_volume_id: snapshot.source.handle(&snapshot.source_birth_home),
+        snapshot_id: snapshot.id.born_on(&snapshot.birth_home).to_string(),
+        source_volume_id: snapshot.source.born_on(&snapshot.source_birth_home).to_string(),
         creation_time: Some(timestamp(snapshot.cut)),
         ready_to_use: snapshot.copy == CopyState::Ready,
         group_snapshot_id: String::new(),

@@ -150,23 +150,29 @@ fn resolved(router: &Router, volume: &VolumeId, asked: &RequestedCapability) -> 
     asked.resolved(own)
 }
 
+/// The work of a call for a volume: its log lines and its errors name the volume.
+fn of<R>(inner: &Inner, volume: VolumeId, work: impl FnOnce() -> Result<R>) -> Result<R> {
+    in_span(&volume);
+    work().map_err(|error| inner.node.workflows.named(&volume).in_error(error))
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 fn stage(inner: &Inner, request: pb::NodeStageVolumeRequest) -> Result<pb::NodeStageVolumeResponse> {
     let asked = decode::node_stage(&request)?;
-    in_span(&asked.volume);
-    let (Capability { mode, access }, mount) = resolved(&inner.router, &asked.volume, &asked.asked)?;
-    let wanted = StageRequest { volume: asked.volume, staging: asked.staging, mode, access, mount };
-    if inner.node.workflows.stage(&wanted)? == Changed::Yes {
-        info!(%mode, path = %wanted.staging.display(), "volume staged");
-    }
-    Ok(pb::NodeStageVolumeResponse {})
+    of(inner, asked.volume, || {
+        let (Capability { mode, access }, mount) = resolved(&inner.router, &asked.volume, &asked.asked)?;
+        let wanted = StageRequest { volume: asked.volume, staging: asked.staging, mode, access, mount };
+        if inner.node.workflows.stage(&wanted)? == Changed::Yes {
+            info!(%mode, path = %wanted.staging.display(), "volume staged");
+        }
+        Ok(pb::NodeStageVolumeResponse {})
+    })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 fn unstage(inner: &Inner, request: pb::NodeUnstageVolumeRequest) -> Result<pb::NodeUnstageVolumeResponse> {
     let (volume, staging) = decode::node_unstage(&request)?;
-    in_span(&volume);
-    if inner.node.workflows.unstage(&volume, &staging)? == Changed::Yes {
+    if of(inner, volume, || inner.node.workflows.unstage(&volume, &staging))? == Changed::Yes {
         info!(path = %staging.display(), "volume unstaged");
     }
     Ok(pb::NodeUnstageVolumeResponse {})
@@ -175,28 +181,28 @@ fn unstage(inner: &Inner, request: pb::NodeUnstageVolumeRequest) -> Result<pb::N
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 fn publish(inner: &Inner, request: pb::NodePublishVolumeRequest) -> Result<pb::NodePublishVolumeResponse> {
     let asked = decode::node_publish(&request)?;
-    in_span(&asked.volume);
-    let (Capability { mode, access }, mount) = resolved(&inner.router, &asked.volume, &asked.asked)?;
-    let wanted = PublishRequest {
-        volume: asked.volume,
-        staging: asked.staging,
-        target: asked.target,
-        mode,
-        access,
-        read_only: asked.read_only,
-        mount,
-    };
-    if inner.node.workflows.publish(&wanted)? == Changed::Yes {
-        info!(%mode, path = %wanted.target.display(), "volume published");
-    }
-    Ok(pb::NodePublishVolumeResponse {})
+    of(inner, asked.volume, || {
+        let (Capability { mode, access }, mount) = resolved(&inner.router, &asked.volume, &asked.asked)?;
+        let wanted = PublishRequest {
+            volume: asked.volume,
+            staging: asked.staging,
+            target: asked.target,
+            mode,
+            access,
+            read_only: asked.read_only,
+            mount,
+        };
+        if inner.node.workflows.publish(&wanted)? == Changed::Yes {
+            info!(%mode, path = %wanted.target.display(), "volume published");
+        }
+        Ok(pb::NodePublishVolumeResponse {})
+    })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 fn unpublish(inner: &Inner, request: pb::NodeUnpublishVolumeRequest) -> Result<pb::NodeUnpublishVolumeResponse> {
     let (volume, target) = decode::node_unpublish(&request)?;
-    in_span(&volume);
-    if inner.node.workflows.unpublish(&volume, &target)? == Changed::Yes {
+    if of(inner, volume, || inner.node.workflows.unpublish(&volume, &target))? == Changed::Yes {
         info!(path = %target.display(), "volume unpublished");
     }
     Ok(pb::NodeUnpublishVolumeResponse {})
@@ -206,7 +212,6 @@ fn unpublish(inner: &Inner, request: pb::NodeUnpublishVolumeRequest) -> Result<p
 fn stats(inner: &Inner, request: pb::NodeGetVolumeStatsRequest) -> Result<pb::NodeGetVolumeStatsResponse> {
     use pb::volume_usage::Unit;
     let (volume, path) = decode::node_stats(&request)?;
-    in_span(&volume);
     let figure = |value: u64| Bytes::new(value).to_i64();
     let row = |usage: Usage, unit: Unit| pb::VolumeUsage {
         available: figure(usage.available),
@@ -214,7 +219,7 @@ fn stats(inner: &Inner, request: pb::NodeGetVolumeStatsRequest) -> Result<pb::No
         used: figure(usage.used),
         unit: unit.into(),
     };
-    let usage = match inner.node.workflows.stats(&volume, &path)? {
+    let usage = match of(inner, volume, || inner.node.workflows.stats(&volume, &path))? {
         Stats::Block { total } => {
             vec![pb::VolumeUsage { total: total.to_i64(), unit: Unit::Bytes.into(), ..Default::default() }]
         }
@@ -226,7 +231,6 @@ fn stats(inner: &Inner, request: pb::NodeGetVolumeStatsRequest) -> Result<pb::No
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 fn expand(inner: &Inner, request: pb::NodeExpandVolumeRequest) -> Result<pb::NodeExpandVolumeResponse> {
     let wanted = decode::node_expand(&request)?;
-    in_span(&wanted.volume);
-    let size = inner.node.workflows.expand(&wanted)?;
+    let size = of(inner, wanted.volume, || inner.node.workflows.expand(&wanted))?;
     Ok(pb::NodeExpandVolumeResponse { capacity_bytes: size.to_i64() })
 }

@@ -10,7 +10,8 @@ use super::{CapacityQuery, Source};
 use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
-    AccessMode, Bytes, FsType, FsckPolicy, NodeId, PoolId, PoolName, Provisioning, SnapshotId, VolumeId, VolumeMode,
+    AccessMode, Bytes, ClaimName, FsType, FsckPolicy, NodeId, PoolId, PoolName, Provisioning, SnapshotId, VolumeId,
+    VolumeMode,
 };
 
 /// The subject of a finding.
@@ -171,6 +172,8 @@ pub struct Volume {
     pub home: NodeId,
     /// Its name in the orchestrator.
     pub name: String,
+    /// The claim that it was created for, where it is known.
+    pub claim: Option<ClaimName>,
     /// Its size.
     pub size: Bytes,
     /// The source of its initial content.
@@ -200,7 +203,7 @@ pub struct Snapshot {
     pub name: String,
     /// Its source volume, which may have been deleted.
     pub source: VolumeId,
-    /// The first home node of that volume, for its handle.
+    /// The node where that volume was created, for its handle.
     pub source_birth_home: NodeId,
     /// The minimum size to request for a restore. The restored volume has the size of the source, which may be a little
     /// more.
@@ -264,6 +267,8 @@ pub struct OpenVolume {
     pub mkfs_options: String,
     /// The number of the attachment.
     pub epoch: u64,
+    /// The claim that it was created for, where it is known.
+    pub claim: Option<ClaimName>,
 }
 
 /// What a node must format.

@@ -22,8 +22,8 @@ use tracing::{info, warn};
 
 use super::local::{Key, Shared};
 use super::record::{CopyRecord, Phase, Record};
-use crate::pool::{Continue, Object, Progress};
-use crate::types::{Bytes, Error, Kind, PoolId, Result, SnapshotId, VolumeId};
+use crate::pool::{Continue, Progress};
+use crate::types::{Bytes, Error, Kind, Named, PoolId, Result};
 
 /// How many copies run at the same time in one pool.
 const AT_ONCE: usize = 2;
@@ -46,7 +46,7 @@ pub(super) struct Copies {
 
 /// One copy.
 struct Copy {
-    source: Object,
+    source: Key,
     done: AtomicU64,
     total: u64,
     cancelled: AtomicBool,
@@ -75,11 +75,14 @@ impl Copies {
     }
 
     /// A copy from `source` that is running or may resume, as text for a person.
-    fn reading(&self, pool: PoolId, source: Object) -> Option<String> {
-        let table = self.lock();
-        let (target, copy) = table.iter().find(|(key, copy)| key.pool == pool && copy.source == source)?;
-        let percent = copy.percent();
-        Some(if copy.runs() {
+    fn reading(&self, source: Key, described: impl Fn(Key) -> Named) -> Option<String> {
+        let (target, percent, runs) = {
+            let table = self.lock();
+            let (target, copy) = table.iter().find(|(_, copy)| copy.source == source)?;
+            (*target, copy.percent(), copy.runs())
+        };
+        let target = described(target);
+        Some(if runs {
             format!("is being copied into {target}: {percent} % done; retry")
         } else {
             format!(
@@ -186,7 +189,7 @@ impl Shared {
         // `done` cannot be more than the total: the record is then wrong, and the copy starts again.
         let done = if record.done <= record.total { record.done } else { Bytes::ZERO };
         let copy = Arc::new(Copy {
-            source: record.from.object(),
+            source: Key::new(target.pool(), record.from.object()),
             done: AtomicU64::new(done.get()),
             total: record.total.get(),
             cancelled: AtomicBool::new(false),
@@ -219,22 +222,22 @@ impl Shared {
         let mut pause = RETRY_FIRST;
         while !copy.cancelled.load(Ordering::Relaxed) {
             // The pool will be served soon.
-            if self.opened(target.pool).is_none() {
+            if self.opened(target.pool()).is_none() {
                 self.copies.pause(copy, RETRY_FIRST);
                 continue;
             }
-            if !self.copies.take_turn(target.pool, copy) {
+            if !self.copies.take_turn(target.pool(), copy) {
                 return false;
             }
             // A panic must not keep the turn or the source for ever: it is handled as any other error.
             let attempt = panic::catch_unwind(AssertUnwindSafe(|| self.copy_once(target, copy)));
             let panicked = |_| Err(Error::new(Kind::Internal, "the copy's thread panicked"));
             let result = attempt.unwrap_or_else(panicked);
-            self.copies.give_turn(target.pool);
+            self.copies.give_turn(target.pool());
             match result {
                 Ok(complete) => return complete,
                 Err(error) => {
-                    warn!(target = %target, percent = copy.percent(), error = %error.chain(), "a copy failed; the driver retries it");
+                    warn!(target = %target, percent = copy.percent(), error = target.named().in_text(&error.chain()), "a copy failed; the driver retries it");
                     self.copies.pause(copy, pause);
                     pause = (pause * 2).min(RETRY_MOST);
                 }
@@ -244,7 +247,7 @@ impl Shared {
     }
 
     fn copy_once(self: &Arc<Self>, target: Key, copy: &Copy) -> Result<bool> {
-        let state = self.pool(target.pool)?;
+        let state = self.pool(target.pool())?;
         let tried = copy.tried.swap(true, Ordering::Relaxed);
         if !self.is_unfinished(target)? {
             if tried {
@@ -255,7 +258,7 @@ impl Shared {
         let start = Bytes::new(copy.done.load(Ordering::Relaxed));
         let progress = Report { shared: self, target, copy };
         self.check_image(state, copy.source, Bytes::new(copy.total))?;
-        state.pool.copy(copy.source, target.object, start, &progress)?;
+        state.pool.copy(copy.source.object(), target.object(), start, &progress)?;
         if copy.cancelled.load(Ordering::Relaxed) {
             return Ok(false);
         }
@@ -268,34 +271,27 @@ impl Shared {
     /// copy may have ended since, and the target may have been written by its user. Only one copy of a target is
     /// registered at a time, and it leaves after its record, so the record is final here.
     fn is_unfinished(&self, target: Key) -> Result<bool> {
-        let pool = target.pool;
-        Ok(match target.object {
-            Object::Volume(uuid) => {
-                self.volume_record(&VolumeId { pool, uuid })?.is_some_and(|record| record.copy_to_resume().is_some())
-            }
-            Object::Snapshot(uuid) => self
-                .snapshot_record(&SnapshotId { pool, uuid })?
-                .is_some_and(|record| record.copy_to_resume().is_some()),
+        Ok(match target {
+            Key::Volume(id) => self.volume_record(&id)?.is_some_and(|record| record.copy_to_resume().is_some()),
+            Key::Snapshot(id) => self.snapshot_record(&id)?.is_some_and(|record| record.copy_to_resume().is_some()),
         })
     }
 
     /// An earlier attempt wrote the last record and got an error after the effect: makes it durable, and corrects the
     /// ledger. Others may change the record by now, so under the target's lock.
     fn settle_finished(&self, target: Key) -> Result<()> {
-        let state = self.pool(target.pool)?;
+        let state = self.pool(target.pool())?;
         let _lock = self.locks.try_lock(&target, "the end of a copy")?;
-        match target.object {
-            Object::Volume(uuid) => {
-                let Some(record) = self.volume_record(&VolumeId { pool: target.pool, uuid })? else { return Ok(()) };
+        match target {
+            Key::Volume(id) => {
+                let Some(record) = self.volume_record(&id)? else { return Ok(()) };
                 self.store_volume(&record)?;
-                state.ledger.enter(target.object, state.claim_of_volume(&record));
+                state.ledger.enter(target.object(), state.claim_of_volume(&record));
             }
-            Object::Snapshot(uuid) => {
-                let Some(record) = self.snapshot_record(&SnapshotId { pool: target.pool, uuid })? else {
-                    return Ok(());
-                };
+            Key::Snapshot(id) => {
+                let Some(record) = self.snapshot_record(&id)? else { return Ok(()) };
                 self.store_snapshot(&record)?;
-                state.ledger.enter(target.object, state.claim_of_snapshot(&record));
+                state.ledger.enter(target.object(), state.claim_of_snapshot(&record));
             }
         }
         Ok(())
@@ -303,24 +299,22 @@ impl Shared {
 
     /// Step 3.
     fn finish_copy(self: &Arc<Self>, target: Key) -> Result<()> {
-        let state = self.pool(target.pool)?;
-        match target.object {
-            Object::Volume(uuid) => {
-                let id = VolumeId { pool: target.pool, uuid };
+        let state = self.pool(target.pool())?;
+        match target {
+            Key::Volume(id) => {
                 let Some(mut record) = self.volume_record(&id)? else { return Ok(()) };
-                state.pool.grow(uuid, &record.geometry())?;
+                state.pool.grow(id.uuid, &record.geometry())?;
                 record.phase = Phase::Ready;
                 record.copy = None;
                 self.store_volume(&record)?;
-                state.ledger.enter(target.object, state.claim_of_volume(&record));
+                state.ledger.enter(target.object(), state.claim_of_volume(&record));
             }
-            Object::Snapshot(uuid) => {
-                let id = SnapshotId { pool: target.pool, uuid };
+            Key::Snapshot(id) => {
                 let Some(mut record) = self.snapshot_record(&id)? else { return Ok(()) };
                 record.phase = Phase::Ready;
                 record.copy = None;
                 self.store_snapshot(&record)?;
-                state.ledger.enter(target.object, state.claim_of_snapshot(&record));
+                state.ledger.enter(target.object(), state.claim_of_snapshot(&record));
             }
         }
         Ok(())
@@ -329,14 +323,14 @@ impl Shared {
     /// The error for an object whose copy is not complete.
     pub(super) fn still_copying(&self, target: Key) -> Error {
         let percent = self.copies.percent_into(target).unwrap_or_default();
-        Error::new(Kind::Busy, format!("{target} is being copied: {percent} % done; retry"))
+        Error::new(Kind::Busy, format!("{} is being copied: {percent} % done; retry", self.described(target)))
     }
 
     /// Returns an error for an operation that the source of a copy does not allow.
-    pub(super) fn not_copied_from(&self, pool: PoolId, source: Object) -> Result<()> {
-        match self.copies.reading(pool, source) {
+    pub(super) fn not_copied_from(&self, source: Key) -> Result<()> {
+        match self.copies.reading(source, |key| self.described(key)) {
             None => Ok(()),
-            Some(said) => Err(Error::new(Kind::Busy, format!("{} {said}", Key { pool, object: source }))),
+            Some(said) => Err(Error::new(Kind::Busy, format!("{} {said}", self.described(source)))),
         }
     }
 }
@@ -361,7 +355,7 @@ impl Progress for Report<'_> {
         }
         // If the record cannot be written, only the progress since the last write is lost.
         if let Err(error) = self.write(done) {
-            warn!(target = %self.target, error = %error.chain(), "cannot record the progress of a copy; after a restart it resumes from an earlier point");
+            warn!(target = %self.target, error = self.target.named().in_text(&error.chain()), "cannot record the progress of a copy; after a restart it resumes from an earlier point");
         }
         Continue::Yes
     }
@@ -369,18 +363,17 @@ impl Progress for Report<'_> {
 
 impl Report<'_> {
     fn write(&self, done: Bytes) -> Result<()> {
-        let (pool, object) = (self.target.pool, self.target.object);
-        match object {
-            Object::Volume(uuid) => {
-                if let Some(mut record) = self.shared.volume_record(&VolumeId { pool, uuid })? {
+        match self.target {
+            Key::Volume(id) => {
+                if let Some(mut record) = self.shared.volume_record(&id)? {
                     if let Some(copy) = &mut record.copy {
                         copy.known.done = done;
                     }
                     self.shared.store_volume(&record)?;
                 }
             }
-            Object::Snapshot(uuid) => {
-                if let Some(mut record) = self.shared.snapshot_record(&SnapshotId { pool, uuid })? {
+            Key::Snapshot(id) => {
+                if let Some(mut record) = self.shared.snapshot_record(&id)? {
                     if let Some(copy) = &mut record.copy {
                         copy.known.done = done;
                     }

@@ -15,12 +15,15 @@ use crate::fs;
 use crate::os::{Stopwatch, Timestamp};
 use crate::pool::{Ability, Cloning, Fill, Object};
 use crate::types::{
-    Bytes, Capability, Error, Failure, Kind, ObjectUuid, OnDelete, PoolId, Provisioning, Result, VolumeId, VolumeMode,
+    Bytes, Capability, ClaimName, Error, Failure, Kind, Named, ObjectUuid, OnDelete, PoolId, Provisioning, Result,
+    VolumeId, VolumeMode,
 };
 
 /// The source of a volume's content.
 struct Origin {
-    object: Object,
+    key: Key,
+    /// It as messages name it.
+    named: Named,
     size: Bytes,
     /// The minimum size to request for a copy.
     least: Bytes,
@@ -68,32 +71,39 @@ impl Shared {
         }
     }
 
+    /// The error with the new volume named as the request names it.
+    pub(super) fn named_new(&self, request: &CreateVolume, failure: Failure) -> Failure {
+        let uuid = ObjectUuid::of_volume(&request.name);
+        let claim = || ClaimName::of_metadata(&request.parameters.metadata);
+        let pools = self.slots.iter().filter_map(Slot::state).map(|state| state.pool.identity().id);
+        let named = |pool| Named::new_volume(VolumeId::new(pool, uuid), &request.name, claim());
+        pools.fold(failure, |failure, pool| failure.map(|error| named(pool).in_error(error)))
+    }
+
     /// The targets of the copies that a volume from a source depends on: itself, and the source.
     fn copies_for(&self, request: &CreateVolume) -> Vec<Key> {
-        let (pool, source) = match request.source {
+        let source = match request.source {
             None => return Vec::new(),
-            Some(Source::Snapshot(id)) => (id.pool, Object::Snapshot(id.uuid)),
-            Some(Source::Volume(id)) => (id.pool, Object::Volume(id.uuid)),
+            Some(source) => Key::from(source),
         };
-        let itself = Object::Volume(ObjectUuid::of_volume(&request.name));
-        [itself, source].map(|object| Key { pool, object }).to_vec()
+        vec![VolumeId::new(source.pool(), ObjectUuid::of_volume(&request.name)).into(), source]
     }
 
     fn try_create_volume(self: &Arc<Self>, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
         let uuid = ObjectUuid::of_volume(&request.name);
         let state = self.pool_for(request)?;
         let pool = state.pool.identity().id;
-        let key = Key { pool, object: Object::Volume(uuid) };
+        let id = VolumeId::new(pool, uuid);
+        let key = Key::from(id);
         let _locks = self.lock_with_source(key, request.source.as_ref()).map_err(not_now)?;
 
-        let id = VolumeId { pool, uuid };
         match self.volume_record(&id) {
             Ok(Some(record)) => return self.existing(&record, request),
             Ok(None) => {}
             // An object exists that cannot be read: that is not "nothing exists".
             Err(error) => return Err(Failure::Dirty(error)),
         }
-        if let Some(other) = self.elsewhere(pool, key.object).map_err(Failure::Dirty)? {
+        if let Some(other) = self.elsewhere(pool, key.object()).map_err(Failure::Dirty)? {
             return Err(Failure::Clean(Error::new(
                 Kind::AlreadyExists,
                 format!("volume {:?} exists already, in pool {other}; delete it or use another name", request.name),
@@ -130,14 +140,11 @@ impl Shared {
     /// time, but the source is not deleted, attached or formatted meanwhile.
     fn lock_with_source(&self, key: Key, source: Option<&Source>) -> Result<Vec<LockGuard<Key>>> {
         // In every pool: a name is unique on a home node, also with two concurrent requests.
-        let same = |pool: &PoolId| self.locks.try_lock(&Key { pool: *pool, object: key.object }, "CreateVolume");
+        let same = |pool: &PoolId| self.locks.try_lock(&Key::new(*pool, key.object()), "CreateVolume");
         let open = self.slots.iter().filter_map(Slot::state);
         let mut locks = open.map(|state| same(&state.pool.identity().id)).collect::<Result<Vec<_>>>()?;
         if let Some(source) = source {
-            let source = match source {
-                Source::Snapshot(id) => Key { pool: id.pool, object: Object::Snapshot(id.uuid) },
-                Source::Volume(id) => Key { pool: id.pool, object: Object::Volume(id.uuid) },
-            };
+            let source = Key::from(*source);
             if source == key {
                 return Err(Error::new(Kind::InvalidArgument, format!("{key} cannot be its own source")));
             }
@@ -170,7 +177,7 @@ impl Shared {
             ))),
             Phase::Creating => {
                 record.changeable().map_err(Failure::Dirty)?;
-                let key = Key { pool: id.pool, object: record.object() };
+                let key = Key::from(record.id());
                 if let (None, Some(copy)) = (self.copies.percent_into(key), record.copy_to_resume()) {
                     self.start_copy(key, copy);
                 }
@@ -186,7 +193,7 @@ impl Shared {
             Some(Source::Snapshot(id)) => {
                 let record = self.snapshot_record(id)?.ok_or_else(|| no_snapshot(id))?;
                 record.changeable()?;
-                let key = Key { pool: id.pool, object: record.object() };
+                let key = Key::from(record.id());
                 match record.phase {
                     Phase::Ready => {}
                     // Neither leaves anything of the new volume, but the answer must make the caller retry.
@@ -194,7 +201,8 @@ impl Shared {
                     Phase::Deleting => return Err(Failure::Clean(no_snapshot(id))),
                 }
                 Origin {
-                    object: record.object(),
+                    key: record.id().into(),
+                    named: record.named(),
                     size: record.size,
                     least: record.least_request(),
                     length: record.size,
@@ -213,7 +221,8 @@ impl Shared {
                 };
                 self.source_volume_usable(&record)?;
                 Origin {
-                    object: record.object(),
+                    key: record.id().into(),
+                    named: record.named(),
                     size: record.size,
                     least: record.least_request(),
                     length: record.size,
@@ -222,10 +231,9 @@ impl Shared {
             }
         };
         if let FormatState::Formatting { .. } = origin.format {
-            return Err(Failure::Dirty(Error::new(Kind::Busy, format!("{} is being formatted; retry", origin.object))));
+            return Err(Failure::Dirty(Error::new(Kind::Busy, format!("{} is being formatted; retry", origin.named))));
         }
-        let (object, size) = (origin.object, origin.size);
-        origin.length = self.check_image(self.pool_for(request)?, object, size)?;
+        origin.length = self.check_image(self.pool_for(request)?, origin.key, origin.size)?;
         let only_block = only_block(request);
         for capability in &request.capabilities {
             let fits = match (origin.format, capability.mode) {
@@ -240,8 +248,8 @@ impl Shared {
             if !fits {
                 let carries = describe(origin.format);
                 let message = format!(
-                    "{object} {carries}, and a copy of it cannot be used as {}; request the same volumeMode and filesystem as its source",
-                    capability.mode
+                    "{} {carries}, and a copy of it cannot be used as {}; request the same volumeMode and filesystem as its source",
+                    origin.named, capability.mode
                 );
                 return Err(Failure::Clean(Error::new(Kind::InvalidArgument, message)));
             }
@@ -267,9 +275,9 @@ impl Shared {
             Some(why) => Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "volume {} cannot be snapshotted or cloned now: {why}, and pool {} ({}) has no reflinks, so a copy would be inconsistent while the volume is written. \
+                    "{} cannot be snapshotted or cloned now: {why}, and pool {} ({}) has no reflinks, so a copy would be inconsistent while the volume is written. \
                      Stop the pods that use the volume and retry, or put volumes that need this on a pool on XFS with reflink",
-                    record.id(),
+                    record.named(),
                     state.pool.identity().name,
                     state.pool.identity().place
                 ),
@@ -317,12 +325,12 @@ impl Shared {
         }
         let minimum = sizes::minimum(request.capabilities.iter().copied());
         let size = match origin {
-            Some(origin) => sizes::of_copy(&request.range, minimum, &origin.object, origin.size, origin.least)?,
+            Some(origin) => sizes::of_copy(&request.range, minimum, &origin.named, origin.size, origin.least)?,
             None => sizes::of_blank(&request.range, minimum)?,
         };
         let format = origin.map_or(FormatState::Never, |origin| inherited(origin.format, request));
         self.formattable(&request.capabilities, &request.parameters.mkfs_options, format, size)?;
-        let id = VolumeId { pool: identity.id, uuid };
+        let id = VolumeId::new(identity.id, uuid).born_on(&self.node);
         let copy = match (origin, abilities.cloning) {
             (Some(origin), Cloning::Copy) => Some(copy_of(origin)),
             _ => None,
@@ -331,7 +339,7 @@ impl Shared {
             schema: SCHEMA,
             min_reader: SCHEMA,
             uuid,
-            handle: id.handle(&self.node),
+            handle: id.to_string(),
             co_name: request.name.clone(),
             request: Part::new(VolumeRequest {
                 range: Part::new(request.range),
@@ -393,13 +401,13 @@ impl Shared {
         self.read_again(state);
         let reservation = state.ledger.reserve(record.object(), state.claim_of_volume(record))?;
         let fill = match (origin, &record.copy) {
-            (Some(origin), None) => Fill::Clone(origin.object),
+            (Some(origin), None) => Fill::Clone(origin.key.object()),
             _ => Fill::Blank,
         };
         let length = origin.map_or(record.size, |origin| record.size.max(origin.length));
         let text = record.encode()?;
         reservation.settle(state.pool.create(record.object(), &record.geometry_at(length), fill, &text))?;
-        let key = Key { pool: record.pool, object: record.object() };
+        let key = Key::from(record.id());
         info!(volume = %record.handle, name = %record.co_name, size = record.size.get(), pool = %state.pool.identity().name,
             provisioning = ?record.provisioning, copying = record.copy.is_some(), "volume created");
         match &record.copy {
@@ -434,7 +442,7 @@ fn inherited(source: FormatState, request: &CreateVolume) -> FormatState {
 }
 
 fn copy_of(origin: &Origin) -> CopyRecord {
-    let from = match origin.object {
+    let from = match origin.key.object() {
         Object::Volume(uuid) => CopySource::Volume(uuid),
         Object::Snapshot(uuid) => CopySource::Snapshot(uuid),
     };

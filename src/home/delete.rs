@@ -26,7 +26,7 @@ impl Shared {
     pub(super) fn delete_volume(self: &Arc<Self>, id: &VolumeId) -> Result<Changed> {
         let state = self.pool(id.pool)?;
         let object = Object::Volume(id.uuid);
-        let key = Key { pool: id.pool, object };
+        let key = Key::from(*id);
         let _lock = self.lock_volume(id, "DeleteVolume")?;
         let Some(mut record) = self.volume_record(id)? else { return self.gone(state, key) };
         record.changeable()?;
@@ -39,7 +39,7 @@ impl Shared {
                 ),
             ));
         }
-        self.not_copied_from(id.pool, object)?;
+        self.not_copied_from(record.id().into())?;
         self.copies.cancel(key)?;
         let held = match (self.release_device(state, id.uuid)?, &record.still_staged) {
             (None, Some(ended)) => self.still_bound(id, ended)?,
@@ -71,11 +71,11 @@ impl Shared {
     pub(super) fn delete_snapshot(self: &Arc<Self>, id: &SnapshotId) -> Result<Changed> {
         let state = self.pool(id.pool)?;
         let object = Object::Snapshot(id.uuid);
-        let key = Key { pool: id.pool, object };
+        let key = Key::from(*id);
         let _lock = self.locks.try_lock(&key, "DeleteSnapshot")?;
         let Some(mut record) = self.snapshot_record(id)? else { return self.gone(state, key) };
         record.changeable()?;
-        self.not_copied_from(id.pool, object)?;
+        self.not_copied_from(record.id().into())?;
         self.copies.cancel(key)?;
         if record.phase != Phase::Deleting {
             record.phase = Phase::Deleting;
@@ -96,9 +96,9 @@ impl Shared {
 impl Shared {
     /// Step 5, for an object without a record.
     fn gone(&self, state: &PoolState, key: Key) -> Result<Changed> {
-        state.pool.remove(key.object)?;
+        state.pool.remove(key.object())?;
         self.copies.forget(key);
-        state.ledger.forget(key.object);
+        state.ledger.forget(key.object());
         Ok(Changed::No)
     }
 
@@ -108,7 +108,7 @@ impl Shared {
         match written {
             Ok(()) => self.copies.forget(key),
             Err(error) if error.kind() == Kind::NoCapacity && on_delete == OnDelete::Unlink => {
-                warn!(target = %key, error = %error.chain(), "cannot write the phase deleting into the record; the delete continues without it");
+                warn!(target = %key, error = key.named().in_text(&error.chain()), "cannot write the phase deleting into the record; the delete continues without it");
             }
             Err(error) => return Err(error),
         }

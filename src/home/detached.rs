@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::GrantRequest;
 use super::local::{PoolState, Shared};
 use super::record::{AttachPath, Attachment, GrantState, VolumeRecord};
-use crate::types::{Error, Kind, Result, VolumeId};
+use crate::types::{Error, Kind, Named, Result, VolumeId};
 
 impl Shared {
     /// Whether an attachment may be removed although its device is in use: for a local volume only the home node itself
@@ -70,7 +70,7 @@ impl Shared {
             _ => Ok(()),
         });
         if let Err(error) = cleaned {
-            warn!(volume = %id, error = %error.chain(), "the volume is unstaged, but its record could not be updated; the driver checks its device when it is attached again");
+            warn!(volume = %id, error = Named::volume(*id, None).in_text(&error.chain()), "the volume is unstaged, but its record could not be updated; the driver checks its device when it is attached again");
         }
     }
 }

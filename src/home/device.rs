@@ -3,7 +3,7 @@
 use tracing::warn;
 
 use super::local::{PoolState, Shared};
-use super::record::{Attachment, DeviceMark, VolumeRecord};
+use super::record::{Attachment, DeviceMark, Record, VolumeRecord};
 use crate::os::{DevNum, DeviceUse};
 use crate::pool::{self, ActiveDevice, Deactivated};
 use crate::types::{Error, Kind, NodeId, ObjectUuid, OsContext, Result, VolumeId, VolumeMode};
@@ -24,7 +24,7 @@ impl Shared {
     pub(super) fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
         for (pool, state) in self.there() {
             match state.pool.volume_of(device) {
-                Ok(Some(uuid)) => return Ok(Some(VolumeId { pool, uuid })),
+                Ok(Some(uuid)) => return Ok(Some(VolumeId::new(pool, uuid))),
                 Ok(None) => {}
                 Err(error) if is_absent(&error) => {}
                 Err(error) => return Err(error),
@@ -220,7 +220,7 @@ impl Shared {
             let path = self.os.device_path(number);
             let device = ActiveDevice { path, number, diskseq: mark.diskseq };
             if let Err(error) = state.pool.claim_device(record.uuid, &device) {
-                warn!(volume = %record.handle, device = %number, error = %error.chain(), "cannot look up the device of a raw block volume");
+                warn!(volume = %record.handle, device = %number, error = record.named().in_text(&error.chain()), "cannot look up the device of a raw block volume");
             }
         }
     }

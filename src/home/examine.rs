@@ -55,6 +55,14 @@ pub fn examine(os: &Os, kernel: &Kernel, name: &PoolName, place: &str, view: Res
     examiner.findings
 }
 
+/// The text of a pool, which knows only uuids, with its volumes and snapshots named as everywhere else.
+fn named_in(view: &PoolView, text: &str) -> String {
+    let volumes = view.survey.volumes.iter().map(|record| (record.uuid, record.named()));
+    let snapshots = view.survey.snapshots.iter().map(|record| (record.uuid, record.named()));
+    let mut named = volumes.chain(snapshots).filter(|(uuid, _)| text.contains(&uuid.to_string()));
+    named.next().map_or_else(|| text.to_owned(), |(_, named)| named.in_text(text))
+}
+
 /// Findings of one pool.
 struct PoolExaminer<'a> {
     os: &'a Os,
@@ -89,7 +97,7 @@ impl PoolExaminer<'_> {
                 StrayKind::Missing => FindingKind::Image,
                 StrayKind::Unfinished => FindingKind::Unfinished,
             };
-            self.found(kind, stray.what, stray.place, stray.remedy);
+            self.found(kind, named_in(view, &stray.what), stray.place, stray.remedy);
         }
         for (object, error) in &view.survey.unreadable {
             let (parts, thing) = match object {
@@ -192,15 +200,17 @@ impl PoolExaminer<'_> {
             let unreadable = view.survey.unreadable.iter().any(|(object, _)| object.uuid() == *uuid);
             let reason = match record {
                 Some(record) if record.attachments.is_empty() && record.still_staged.is_some() => {
-                    "a volume that was detached while this node used it"
+                    format!("{}, which was detached while this node used it", record.named())
                 }
-                Some(record) if record.attachments.is_empty() => "a volume that is attached to no node",
-                None if !unreadable => "a volume without a record",
+                Some(record) if record.attachments.is_empty() => {
+                    format!("{}, which is attached to no node", record.named())
+                }
+                None if !unreadable => format!("an image without a record ({uuid})"),
                 _ => continue,
             };
             let mounts: Vec<_> =
                 kernel.mounts_of(device.number).iter().map(|entry| entry.mount_point.display().to_string()).collect();
-            let volume = VolumeId { pool: view.pool.identity().id, uuid: *uuid };
+            let volume = VolumeId::new(view.pool.identity().id, *uuid);
             let names = kernel.linear_of(&volume);
             let above = match names.as_slice() {
                 [] => String::new(),
@@ -211,7 +221,7 @@ impl PoolExaminer<'_> {
             let mounted = if mounts.is_empty() { String::new() } else { format!(", mounted at {}", mounts.join(", ")) };
             self.found(
                 FindingKind::Orphan,
-                format!("a loop device of {reason} ({uuid}){above}{mounted}"),
+                format!("a loop device of {reason}{above}{mounted}"),
                 device.path.display().to_string(),
                 format!("if no pod uses it: {umounts}{remove}losetup -d {}", device.path.display()),
             );
@@ -246,30 +256,29 @@ impl PoolExaminer<'_> {
                     None => "no longer has a file".to_owned(),
                 };
                 let points: Vec<_> = mounts.iter().map(|entry| entry.mount_point.display().to_string()).collect();
-                let who = record.claim().unwrap_or_else(|| record.co_name.clone());
                 self.found(
-                FindingKind::Device,
-                format!(
-                    "volume {who} ({}) is published at {} as {}, which {shows}: its loop device was detached under its pod",
-                    record.handle,
-                    points.join(", "),
-                    device.display()
-                ),
-                first.mount_point.display().to_string(),
-                "delete the pod that uses it; a new pod gets the device of the volume".to_owned(),
-            );
+                    FindingKind::Device,
+                    format!(
+                        "{} is published at {} as {}, which {shows}: its loop device was detached under its pod",
+                        record.named(),
+                        points.join(", "),
+                        device.display()
+                    ),
+                    first.mount_point.display().to_string(),
+                    "delete the pod that uses it; a new pod gets the device of the volume".to_owned(),
+                );
             }
         }
         Ok(())
     }
 
     fn volume(&mut self, view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
-        let who = record.claim().unwrap_or_else(|| record.co_name.clone());
+        let named = record.named();
         let place = record.handle.clone();
         if let FormatState::Formatting { fs, .. } = record.format.known {
             self.found(
                 FindingKind::Unfinished,
-                format!("volume {who} is being formatted: mkfs.{fs} has begun, and its end is not recorded"),
+                format!("{named} is being formatted: mkfs.{fs} has begun, and its end is not recorded"),
                 place.clone(),
                 "start its pod: NodeStageVolume finishes or repeats the mkfs; the volume cannot have user data yet"
                     .to_owned(),
@@ -278,7 +287,7 @@ impl PoolExaminer<'_> {
         if record.phase == Phase::Deleting {
             self.found(
                 FindingKind::Unfinished,
-                format!("volume {who} is being deleted, and its data still exists"),
+                format!("{named} is being deleted, and its data still exists"),
                 place.clone(),
                 "the next DeleteVolume finishes the deletion; if no PersistentVolume is left, send DeleteVolume for this handle"
                     .to_owned(),
@@ -290,7 +299,7 @@ impl PoolExaminer<'_> {
             if facts.size < record.size {
                 self.found(
                     FindingKind::Image,
-                    format!("volume {who} has an image of {}, but its record has {}", facts.size, record.size),
+                    format!("{named} has an image of {}, but its record has {}", facts.size, record.size),
                     place.clone(),
                     "restore the image from a backup of the pool; the driver does not attach the volume until then"
                         .to_owned(),
@@ -298,7 +307,7 @@ impl PoolExaminer<'_> {
             } else if record.provisioning == Provisioning::Thick && facts.allocated < record.size {
                 self.found(
                     FindingKind::Image,
-                    format!("volume {who} is thick, but only {} of {} are allocated", facts.allocated, record.size),
+                    format!("{named} is thick, but only {} of {} are allocated", facts.allocated, record.size),
                     place.clone(),
                     "restart its pod: the next NodeStageVolume fills the holes".to_owned(),
                 );
@@ -313,7 +322,7 @@ impl PoolExaminer<'_> {
         if let Some(stopped) = fs::stopped(self.os, &mounts) {
             self.found(
                 FindingKind::Filesystem,
-                format!("the filesystem of volume {who} {stopped}"),
+                format!("the filesystem of {named} {stopped}"),
                 place,
                 "check the kernel log (dmesg), then stop and start its pod: the driver checks the filesystem before the mount"
                     .to_owned(),

@@ -9,7 +9,6 @@ use super::part::Part;
 use super::record::{Record, VolumeRecord};
 use super::sizes::SizeRequest;
 use super::{Changed, Expanded, FormatState, NodeExpansion};
-use crate::pool::Object;
 use crate::types::{Bytes, CapacityRange, Error, Kind, Result, VolumeId, VolumeMode};
 
 impl Shared {
@@ -29,7 +28,7 @@ impl Shared {
         let state = self.pool(id.pool)?;
         let _lock = self.lock_volume(id, "ControllerExpandVolume")?;
         let mut record = self.ready_volume(id)?;
-        self.not_copied_from(id.pool, Object::Volume(id.uuid))?;
+        self.not_copied_from(record.id().into())?;
         let node_expansion = self.node_expansion(&record);
         if range.limit.is_some_and(|limit| limit < record.size) {
             return Err(Error::new(
@@ -51,7 +50,7 @@ impl Shared {
             return Ok(Expanded { size: record.size, node_expansion, changed: Changed::No });
         }
         record.changeable()?;
-        self.check_image(state, record.object(), record.size)?;
+        self.check_image(state, record.id().into(), record.size)?;
         let target = range.choose(record.size, Bytes::ZERO)?;
         let capabilities: Vec<_> = record.request.capabilities.iter().map(|part| part.known).collect();
         self.formattable(&capabilities, &record.request.parameters.mkfs_options, record.format.known, target)?;

@@ -6,7 +6,6 @@ use super::format::usable_raw;
 use super::local::{Key, PoolState, Shared};
 use super::record::{AttachPath, Attachment, DeviceMark, GrantState, Record, VolumeRecord};
 use super::{Changed, DeviceAddress, GrantRequest, Granted, OpenVolume};
-use crate::pool::Object;
 use crate::types::{Bytes, Error, Kind, NodeId, Provisioning, Result, VolumeId, VolumeMode};
 
 impl Shared {
@@ -23,7 +22,7 @@ impl Shared {
                 ),
             ));
         }
-        self.not_copied_from(id.pool, Object::Volume(id.uuid))?;
+        self.not_copied_from(record.id().into())?;
         if let Some(attachment) = record.attachments.first() {
             if attachment.node != request.node || attachment.state != GrantState::Granted {
                 return Err(Error::new(
@@ -114,15 +113,15 @@ impl Shared {
         if attachment.mode == VolumeMode::Block {
             usable_raw(&record)?;
         }
-        self.not_copied_from(id.pool, Object::Volume(id.uuid))?;
-        self.check_image(state, record.object(), record.size)?;
+        self.not_copied_from(record.id().into())?;
+        self.check_image(state, record.id().into(), record.size)?;
         self.finish_growth(state, &mut record);
         if record.provisioning == Provisioning::Thick
             && record.changeable().is_ok()
             && let Err(error) = state.pool.grow(id.uuid, &record.geometry())
         {
             // The data is complete and readable: serve it with a warning.
-            warn!(volume = %record.handle, error = %error.chain(), "holes in a thick image could not be filled: writes to them may fail when the pool is full");
+            warn!(volume = %record.handle, error = record.named().in_text(&error.chain()), "holes in a thick image could not be filled: writes to them may fail when the pool is full");
         }
         let device = state.pool.activate(id.uuid, &record.geometry())?;
         lock.works_on(&device.path.display());
@@ -145,14 +144,15 @@ impl Shared {
             fsck: record.request.parameters.fsck,
             mkfs_options: record.request.parameters.mkfs_options.clone(),
             epoch: attachment.epoch,
+            claim: record.claim(),
         })
     }
 
     /// A volume whose image is missing or too short is never served, and the image is never extended: missing data is
     /// not zeroes. Returns the image's length, which is more than `size` after an interrupted expansion: a copy of it
     /// needs the same length.
-    pub(super) fn check_image(&self, state: &PoolState, object: Object, size: Bytes) -> Result<Bytes> {
-        let found = state.pool.facts(object)?;
+    pub(super) fn check_image(&self, state: &PoolState, key: Key, size: Bytes) -> Result<Bytes> {
+        let found = state.pool.facts(key.object())?;
         let wrong = match found {
             None => "its image is missing".to_owned(),
             Some(facts) if facts.size < size => {
@@ -165,7 +165,7 @@ impl Shared {
             Kind::Corrupt,
             format!(
                 "{} is not served: {wrong}; nothing was changed. Restore the image in pool {} ({}) from a backup, or delete it",
-                Key { pool: identity.id, object },
+                self.described(key),
                 identity.name,
                 identity.place
             ),
@@ -181,7 +181,7 @@ impl Shared {
         }
         let finished = self.grow_to(state, record, target);
         if let Err(error) = finished {
-            warn!(volume = %record.handle, target = target.get(), error = %error.chain(), "an interrupted expansion could not be finished; the next ControllerExpandVolume continues it");
+            warn!(volume = %record.handle, target = target.get(), error = record.named().in_text(&error.chain()), "an interrupted expansion could not be finished; the next ControllerExpandVolume continues it");
         }
     }
 

@@ -22,6 +22,7 @@ impl Shared {
             birth_home: record.birth_home.clone(),
             home: self.node.clone(),
             name: record.co_name.clone(),
+            claim: record.claim(),
             size: record.size,
             source: record.source,
             published: record.attachments.iter().map(|attachment| attachment.node.clone()).collect(),
@@ -33,7 +34,7 @@ impl Shared {
     }
 
     pub(super) fn view_snapshot(&self, record: &SnapshotRecord) -> Snapshot {
-        let key = Key { pool: record.pool, object: record.object() };
+        let key = Key::from(record.id());
         let copy = match record.phase {
             Phase::Creating => CopyState::Copying { percent: self.copies.percent_into(key).unwrap_or_default() },
             Phase::Ready | Phase::Deleting => CopyState::Ready,
@@ -43,7 +44,7 @@ impl Shared {
             birth_home: record.birth_home.clone(),
             home: self.node.clone(),
             name: record.co_name.clone(),
-            source: record.source,
+            source: record.source.born_on(&record.source_birth_home),
             source_birth_home: record.source_birth_home.clone(),
             size: record.least_request(),
             cut: record.created,
@@ -62,17 +63,28 @@ impl Shared {
     }
 
     pub(super) fn find_volume(&self, uuid: ObjectUuid) -> Result<Vec<VolumeId>> {
-        Ok(self.find(Object::Volume(uuid))?.into_iter().map(|pool| VolumeId { pool, uuid }).collect())
+        let object = Object::Volume(uuid);
+        let id = |(pool, text): (PoolId, Vec<u8>)| {
+            // A record that cannot be read exists too.
+            let record = VolumeRecord::decode(object, pool, &text);
+            record.map_or_else(|_| VolumeId::new(pool, uuid), |record| record.id())
+        };
+        Ok(self.find(object)?.into_iter().map(id).collect())
     }
 
     pub(super) fn find_snapshot(&self, uuid: ObjectUuid) -> Result<Vec<SnapshotId>> {
-        Ok(self.find(Object::Snapshot(uuid))?.into_iter().map(|pool| SnapshotId { pool, uuid }).collect())
+        let object = Object::Snapshot(uuid);
+        let id = |(pool, text): (PoolId, Vec<u8>)| {
+            let record = SnapshotRecord::decode(object, pool, &text);
+            record.map_or_else(|_| SnapshotId::new(pool, uuid), |record| record.id())
+        };
+        Ok(self.find(object)?.into_iter().map(id).collect())
     }
 
-    /// The pools with a record of this object, readable or not. A pool is read only where its ledger has the name: a
+    /// The pools with a record of this object, readable or not, and the record. A pool is read only where its ledger has the name: a
     /// pool that does not answer and cannot have the object does not block the query. A pool that was never opened is
     /// skipped, like an unreachable node.
-    fn find(&self, object: Object) -> Result<Vec<PoolId>> {
+    fn find(&self, object: Object) -> Result<Vec<(PoolId, Vec<u8>)>> {
         let mut found = Vec::new();
         for (id, slot, state) in self.in_use() {
             if state.to_read.load(Ordering::SeqCst) {
@@ -88,16 +100,14 @@ impl Shared {
                 let message = format!("cannot determine whether {object} is in pool {}", state.pool.identity().name);
                 error.with_kind(Kind::Unavailable).context(message)
             });
-            if read?.is_some() {
-                found.push(id);
-            }
+            found.extend(read?.map(|text| (id, text)));
         }
         Ok(found)
     }
 
     pub(super) fn volumes(&self, after: Option<VolumeId>, limit: usize) -> Result<Page<Volume, VolumeId>> {
         self.page(ObjectKind::Volume, after.map(|id| (id.pool, id.uuid)), limit, |pool, uuid| {
-            let id = VolumeId { pool, uuid };
+            let id = VolumeId::new(pool, uuid);
             let record = self.volume_record(&id)?.filter(|record| record.phase == Phase::Ready);
             Ok(record.map(|record| (id, self.view_volume(&record))))
         })
@@ -114,7 +124,7 @@ impl Shared {
             self.pool(source.pool)?;
         }
         self.page(ObjectKind::Snapshot, after.map(|id| (id.pool, id.uuid)), limit, |pool, uuid| {
-            let id = SnapshotId { pool, uuid };
+            let id = SnapshotId::new(pool, uuid);
             let record = self.snapshot_record(&id)?.filter(|record| record.phase != Phase::Deleting);
             let wanted = record.filter(|record| filter.source.is_none_or(|source| record.source == source));
             Ok(wanted.map(|record| (id, self.view_snapshot(&record))))
@@ -191,7 +201,7 @@ impl Shared {
             }
             for uuid in state.pool.list(ObjectKind::Volume)? {
                 if let Ok(count) = state.pool.extent_count(Object::Volume(uuid)) {
-                    counts.insert(VolumeId { pool, uuid }, count);
+                    counts.insert(self.full(VolumeId::new(pool, uuid)), count);
                 }
             }
         }

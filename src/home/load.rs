@@ -47,32 +47,32 @@ impl Shared {
         let unread = || state.unread.lock().unwrap_or_else(PoisonError::into_inner);
         let objects: Vec<Object> = unread().iter().copied().collect();
         for object in objects {
-            let key = Key { pool: state.pool.identity().id, object };
+            let key = Key::new(state.pool.identity().id, object);
             let Ok(_lock) = self.locks.try_lock(&key, "reading its record") else { continue };
             if let Ok(copy) = self.enter(state, object) {
                 self.go_on(copy);
                 unread().remove(&object);
-                info!(object = %key, "the record can be read again");
+                info!(object = %self.described(key), "the record can be read again");
             }
         }
     }
 
     fn enter(&self, state: &PoolState, object: Object) -> Result<Option<Unfinished>> {
         let pool = state.pool.identity().id;
-        let found: Option<(Claim, Option<CopyRecord>)> = match object {
+        let found: Option<(Key, Claim, Option<CopyRecord>)> = match object {
             Object::Volume(_) => {
                 let record = read(state, object, |text| VolumeRecord::decode(object, pool, text))?;
                 record.map(|record| {
                     self.recall_device(state, &record);
-                    (state.claim_of_volume(&record), record.copy_to_resume())
+                    (record.id().into(), state.claim_of_volume(&record), record.copy_to_resume())
                 })
             }
             Object::Snapshot(_) => {
                 let record = read(state, object, |text| SnapshotRecord::decode(object, pool, text))?;
-                record.map(|record| (state.claim_of_snapshot(&record), record.copy_to_resume()))
+                record.map(|record| (record.id().into(), state.claim_of_snapshot(&record), record.copy_to_resume()))
             }
         };
-        let Some((claim, copy)) = found else {
+        let Some((key, claim, copy)) = found else {
             // Removed since it was listed.
             state.ledger.forget(object);
             return Ok(None);
@@ -82,7 +82,7 @@ impl Shared {
             // A copy that runs already may have ended since the record was read, and entered its claim before.
             self.claim_again(state, object)?;
         }
-        Ok(copy.map(|copy| (Key { pool, object }, copy)))
+        Ok(copy.map(|copy| (key, copy)))
     }
 
     fn claim_again(&self, state: &PoolState, object: Object) -> Result<()> {

@@ -15,12 +15,13 @@ use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
 use super::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
     GrantRequest, Granted, Home, LockGuard, Locks, OpenVolume, Page, PoolCondition, PoolHealth, PoolReport, Snapshot,
-    SnapshotFilter, SpaceLimits, Volume,
+    SnapshotFilter, Source, SpaceLimits, Volume,
 };
 use crate::os::{DevNum, Os, Timestamp};
 use crate::pool::{ActiveDevice, Cloning, Object, Pool};
 use crate::types::{
-    CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, PoolName, Result, SnapshotId, VolumeId,
+    CapacityRange, Error, Failure, FsType, Kind, Named, NodeId, ObjectUuid, PoolId, PoolName, Result, SnapshotId,
+    VolumeId,
 };
 
 /// The logical block size of every device (design section 7).
@@ -55,16 +56,60 @@ pub(super) struct PoolState {
 
 /// A volume or snapshot, unique among all pools: the key of the locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Key {
-    pub(super) pool: PoolId,
-    pub(super) object: Object,
+pub(super) enum Key {
+    Volume(VolumeId),
+    Snapshot(SnapshotId),
+}
+
+impl Key {
+    /// Where only the identity is known.
+    pub(super) fn new(pool: PoolId, object: Object) -> Self {
+        match object {
+            Object::Volume(uuid) => Self::Volume(VolumeId::new(pool, uuid)),
+            Object::Snapshot(uuid) => Self::Snapshot(SnapshotId::new(pool, uuid)),
+        }
+    }
+
+    /// The object as messages name it, without its record.
+    pub(super) fn named(self) -> Named {
+        match self {
+            Self::Volume(id) => Named::volume(id, None),
+            Self::Snapshot(id) => Named::snapshot(id),
+        }
+    }
+
+    pub(super) fn pool(self) -> PoolId {
+        match self {
+            Self::Volume(id) => id.pool,
+            Self::Snapshot(id) => id.pool,
+        }
+    }
+
+    pub(super) fn object(self) -> Object {
+        match self {
+            Self::Volume(id) => Object::Volume(id.uuid),
+            Self::Snapshot(id) => Object::Snapshot(id.uuid),
+        }
+    }
+}
+
+impl From<VolumeId> for Key {
+    fn from(id: VolumeId) -> Self {
+        Self::Volume(id)
+    }
+}
+
+impl From<SnapshotId> for Key {
+    fn from(id: SnapshotId) -> Self {
+        Self::Snapshot(id)
+    }
 }
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.object {
-            Object::Volume(uuid) => write!(f, "volume {}", VolumeId { pool: self.pool, uuid }),
-            Object::Snapshot(uuid) => write!(f, "snapshot {}", SnapshotId { pool: self.pool, uuid }),
+        match self {
+            Self::Volume(id) => write!(f, "volume {id}"),
+            Self::Snapshot(id) => write!(f, "snapshot {id}"),
         }
     }
 }
@@ -290,7 +335,7 @@ impl Shared {
 
     /// Locks a volume.
     pub(super) fn lock_volume(&self, id: &VolumeId, operation: &'static str) -> Result<LockGuard<Key>> {
-        self.locks.try_lock(&Key { pool: id.pool, object: Object::Volume(id.uuid) }, operation)
+        self.locks.try_lock(&Key::from(*id), operation)
     }
 
     /// A volume's record; `None` when it does not exist.
@@ -307,12 +352,37 @@ impl Shared {
         text.map(|text| SnapshotRecord::decode(object, id.pool, &text)).transpose()
     }
 
+    /// An object as messages name it. Reads its record: only for errors of a pool that answers.
+    pub(super) fn described(&self, key: Key) -> Named {
+        let named = match key {
+            Key::Volume(id) => self.volume_record(&id).map(|record| record.map(|record| record.named())),
+            Key::Snapshot(id) => self.snapshot_record(&id).map(|record| record.map(|record| record.named())),
+        };
+        named.ok().flatten().unwrap_or_else(|| key.named())
+    }
+
+    /// An id with its birth node, if its record can be read.
+    pub(super) fn full(&self, id: VolumeId) -> VolumeId {
+        self.volume_record(&id).ok().flatten().map_or(id, |record| record.id())
+    }
+
+    /// The result of a request, with the object named in its error. The record is read for the claim where the error is
+    /// a decision: after a failed or waiting operation, its disk may not answer either.
+    fn of<T>(&self, object: impl Into<Key>, result: Result<T>) -> Result<T> {
+        result.map_err(|error| {
+            let key = object.into();
+            let decided = error.kind().is_refusal() && error.kind() != Kind::NotFound;
+            let named = if decided { self.described(key) } else { key.named() };
+            named.in_error(error)
+        })
+    }
+
     /// The record of a volume that can be used.
     pub(super) fn ready_volume(&self, id: &VolumeId) -> Result<VolumeRecord> {
         let record = self.volume_record(id)?.ok_or_else(|| no_volume(id))?;
         match record.phase {
             Phase::Ready => Ok(record),
-            Phase::Creating => Err(self.still_copying(Key { pool: id.pool, object: Object::Volume(id.uuid) })),
+            Phase::Creating => Err(self.still_copying(record.id().into())),
             Phase::Deleting => Err(Error::new(Kind::NotFound, format!("volume {id} is being deleted"))),
         }
     }
@@ -347,21 +417,31 @@ pub(super) fn no_snapshot(id: &SnapshotId) -> Error {
     Error::new(Kind::NotFound, format!("snapshot {id} does not exist"))
 }
 
+impl From<Source> for Key {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Volume(id) => Self::Volume(id),
+            Source::Snapshot(id) => Self::Snapshot(id),
+        }
+    }
+}
+
 impl Home for LocalHome {
     fn node(&self) -> &NodeId {
         &self.shared.node
     }
 
     fn create_volume(&self, request: &CreateVolume) -> Result<Created<Volume>, Failure> {
-        self.shared.create_volume(request)
+        let made = self.shared.create_volume(request);
+        made.map_err(|failure| self.shared.named_new(request, failure))
     }
 
     fn delete_volume(&self, id: &VolumeId) -> Result<Changed> {
-        self.shared.delete_volume(id)
+        self.shared.of(*id, self.shared.delete_volume(id))
     }
 
     fn volume(&self, id: &VolumeId) -> Result<Volume> {
-        self.shared.volume(id)
+        self.shared.of(*id, self.shared.volume(id))
     }
 
     fn find_volume(&self, uuid: ObjectUuid) -> Result<Vec<VolumeId>> {
@@ -373,59 +453,62 @@ impl Home for LocalHome {
     }
 
     fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
-        self.shared.grant(id, request)
+        self.shared.of(*id, self.shared.grant(id, request))
     }
 
     fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
-        self.shared.revoke(id, node)
+        self.shared.of(*id, self.shared.revoke(id, node))
     }
 
     fn open(&self, id: &VolumeId, node: &NodeId) -> Result<OpenVolume> {
-        self.shared.open(id, node)
+        self.shared.of(*id, self.shared.open(id, node))
     }
 
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
-        self.shared.close(id, node)
+        self.shared.of(*id, self.shared.close(id, node))
     }
 
     fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>> {
-        self.shared.device_of(id)
+        self.shared.of(*id, self.shared.device_of(id))
     }
 
     fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
-        self.shared.volume_of(device)
+        Ok(self.shared.volume_of(device)?.map(|id| self.shared.full(id)))
     }
 
     fn was_given(&self, id: &VolumeId, device: DevNum) -> Result<bool> {
-        self.shared.was_given(id, device)
+        self.shared.of(*id, self.shared.was_given(id, device))
     }
 
     fn give_view(&self, id: &VolumeId, node: &NodeId, view: &ActiveDevice) -> Result<()> {
-        self.shared.give_view(id, node, view)
+        self.shared.of(*id, self.shared.give_view(id, node, view))
     }
 
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {
-        self.shared.begin_format(id, node, fs)
+        self.shared.of(*id, self.shared.begin_format(id, node, fs))
     }
 
     fn end_format(&self, id: &VolumeId, node: &NodeId, fs_uuid: uuid::Uuid) -> Result<()> {
-        self.shared.end_format(id, node, fs_uuid)
+        self.shared.of(*id, self.shared.end_format(id, node, fs_uuid))
     }
 
     fn use_raw(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
-        self.shared.use_raw(id, node)
+        self.shared.of(*id, self.shared.use_raw(id, node))
     }
 
     fn create_snapshot(&self, request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
-        self.shared.create_snapshot(request)
+        let made = self.shared.create_snapshot(request);
+        let id = SnapshotId::new(request.source.pool, ObjectUuid::of_snapshot(&request.name));
+        let named = Named::new_snapshot(id, &request.name);
+        made.map_err(|failure| failure.map(|error| named.in_error(error)))
     }
 
     fn delete_snapshot(&self, id: &SnapshotId) -> Result<Changed> {
-        self.shared.delete_snapshot(id)
+        self.shared.of(*id, self.shared.delete_snapshot(id))
     }
 
     fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
-        self.shared.snapshot(id)
+        self.shared.of(*id, self.shared.snapshot(id))
     }
 
     fn find_snapshot(&self, uuid: ObjectUuid) -> Result<Vec<SnapshotId>> {
@@ -442,7 +525,7 @@ impl Home for LocalHome {
     }
 
     fn expand(&self, id: &VolumeId, range: &CapacityRange) -> Result<Expanded> {
-        self.shared.expand(id, range)
+        self.shared.of(*id, self.shared.expand(id, range))
     }
 
     fn capacity(&self, query: &CapacityQuery) -> Result<Capacity> {

@@ -18,8 +18,8 @@ use super::{CreateVolume, FormatState, ReadOnly, Source};
 use crate::os::{DevNum, Timestamp};
 use crate::pool::{ActiveDevice, Geometry, Object};
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, Error, FsType, Kind, NodeId, ObjectUuid, OnDelete, PoolId,
-    Provisioning, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
+    AccessMode, Bytes, Capability, CapacityRange, ClaimName, Error, FsType, Kind, Named, NodeId, ObjectUuid, OnDelete,
+    PoolId, Provisioning, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
 };
 
 /// The schema that this release writes, and the newest one that it may change.
@@ -270,7 +270,7 @@ pub struct SnapshotRecord {
     pub birth_home: NodeId,
     /// Its source volume.
     pub source: VolumeId,
-    /// The first home node of that volume, for its handle.
+    /// The node where that volume was created, for its handle.
     pub source_birth_home: NodeId,
     /// The source's size when the snapshot was taken.
     pub size: Bytes,
@@ -341,6 +341,8 @@ words! {
 pub trait Record: Clone + Serialize + DeserializeOwned {
     /// The object that it describes.
     fn object(&self) -> Object;
+    /// The object as messages name it.
+    fn named(&self) -> Named;
     /// The pool in the record.
     fn pool(&self) -> PoolId;
     /// The unfinished copy that fills it, if this release may resume it.
@@ -411,7 +413,7 @@ pub trait Record: Clone + Serialize + DeserializeOwned {
             Kind::Precondition,
             format!(
                 "{} was written by a newer Holdfast (schema {}, this release knows {SCHEMA}): it can be attached and detached, but not changed; upgrade this node",
-                self.object(),
+                self.named(),
                 self.min_reader()
             ),
         ))
@@ -444,6 +446,9 @@ fn of_a_later_release(error: &serde_json::Error) -> bool {
 impl Record for VolumeRecord {
     fn object(&self) -> Object {
         Object::Volume(self.uuid)
+    }
+    fn named(&self) -> Named {
+        Named::volume(self.id(), self.claim())
     }
     fn pool(&self) -> PoolId {
         self.pool
@@ -482,6 +487,9 @@ impl Record for SnapshotRecord {
     fn object(&self) -> Object {
         Object::Snapshot(self.uuid)
     }
+    fn named(&self) -> Named {
+        Named::snapshot(self.id())
+    }
     fn pool(&self) -> PoolId {
         self.pool
     }
@@ -505,7 +513,13 @@ impl VolumeRecord {
     /// The identity in its handle.
     #[must_use]
     pub fn id(&self) -> VolumeId {
-        VolumeId { pool: self.pool, uuid: self.uuid }
+        VolumeId::new(self.pool, self.uuid).born_on(&self.birth_home)
+    }
+
+    /// The claim that it was created for, where the provisioner passed it.
+    #[must_use]
+    pub fn claim(&self) -> Option<ClaimName> {
+        ClaimName::of_metadata(&self.attributes)
     }
 
     /// The geometry of its image.
@@ -562,7 +576,7 @@ impl SnapshotRecord {
     /// The identity in its handle.
     #[must_use]
     pub fn id(&self) -> SnapshotId {
-        SnapshotId { pool: self.pool, uuid: self.uuid }
+        SnapshotId::new(self.pool, self.uuid).born_on(&self.birth_home)
     }
 
     /// The minimum size to request for a restore.

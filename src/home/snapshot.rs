@@ -10,7 +10,7 @@ use super::part::Part;
 use super::record::{CopyRecord, CopySource, Phase, Record, SCHEMA, SnapshotRecord, VolumeRecord};
 use super::{CopyState, CreateSnapshot, Created, FormatState, Snapshot};
 use crate::os::Timestamp;
-use crate::pool::{Cloning, Fill, Geometry, Object};
+use crate::pool::{Cloning, Fill, Geometry};
 use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, Provisioning, Result, SnapshotId};
 
 impl Shared {
@@ -28,7 +28,7 @@ impl Shared {
     pub(super) fn create_snapshot(self: &Arc<Self>, request: &CreateSnapshot) -> Result<Created<Snapshot>, Failure> {
         let made = self.try_create_snapshot(request)?;
         let (Created::New(snapshot) | Created::Existing(snapshot)) = &made;
-        let key = Key { pool: snapshot.id.pool, object: Object::Snapshot(snapshot.id.uuid) };
+        let key = Key::from(snapshot.id);
         if snapshot.copy == CopyState::Ready || !self.copies.wait(&[key], COPY_WAIT) {
             return Ok(made);
         }
@@ -45,18 +45,18 @@ impl Shared {
         let uuid = ObjectUuid::of_snapshot(&request.name);
         let source = request.source;
         let state = self.pool(source.pool)?;
-        let key = Key { pool: source.pool, object: Object::Snapshot(uuid) };
-        let source_key = Key { pool: source.pool, object: Object::Volume(source.uuid) };
+        let id = SnapshotId::new(source.pool, uuid);
+        let key = Key::from(id);
+        let source_key = Key::from(source);
         let _lock = self.locks.try_lock(&key, "CreateSnapshot").map_err(Failure::Dirty)?;
         let _source = self.locks.try_share(&source_key, "CreateSnapshot").map_err(Failure::Dirty)?;
 
-        let id = SnapshotId { pool: source.pool, uuid };
         match self.snapshot_record(&id) {
             Ok(Some(record)) => return self.existing_snapshot(&record, request),
             Ok(None) => {}
             Err(error) => return Err(Failure::Dirty(error)),
         }
-        if let Some(other) = self.elsewhere(source.pool, key.object).map_err(Failure::Dirty)? {
+        if let Some(other) = self.elsewhere(source.pool, key.object()).map_err(Failure::Dirty)? {
             return Err(Failure::Clean(Error::new(
                 Kind::AlreadyExists,
                 format!("snapshot {:?} exists already, in pool {other}; delete it or use another name", request.name),
@@ -66,14 +66,17 @@ impl Shared {
         volume.changeable()?;
         match volume.phase {
             Phase::Ready => {}
-            Phase::Creating => return Err(Failure::Dirty(self.still_copying(source_key))),
+            Phase::Creating => return Err(Failure::Dirty(self.still_copying(volume.id().into()))),
             Phase::Deleting => return Err(Failure::Clean(no_volume(&source))),
         }
         if let FormatState::Formatting { .. } = volume.format.known {
-            return Err(Failure::Dirty(Error::new(Kind::Busy, format!("volume {source} is being formatted; retry"))));
+            return Err(Failure::Dirty(Error::new(
+                Kind::Busy,
+                format!("{} is being formatted; retry", volume.named()),
+            )));
         }
         self.source_volume_usable(&volume)?;
-        let length = self.check_image(state, volume.object(), volume.size)?;
+        let length = self.check_image(state, volume.id().into(), volume.size)?;
         self.cut(state, &volume, length, uuid, request)
     }
 
@@ -89,7 +92,8 @@ impl Shared {
                 Kind::AlreadyExists,
                 format!(
                     "snapshot {:?} exists already as {id}, of volume {}; delete it or use another name",
-                    request.name, record.source
+                    request.name,
+                    record.source.born_on(&record.source_birth_home)
                 ),
             )));
         }
@@ -99,7 +103,7 @@ impl Shared {
                 format!("snapshot {id} is being deleted; retry the delete until it succeeds, then create the snapshot"),
             )));
         }
-        let key = Key { pool: id.pool, object: record.object() };
+        let key = Key::from(id);
         if record.phase == Phase::Creating {
             record.changeable().map_err(Failure::Dirty)?;
         }
@@ -128,8 +132,8 @@ impl Shared {
         uuid: ObjectUuid,
         request: &CreateSnapshot,
     ) -> Result<Created<Snapshot>, Failure> {
-        let id = SnapshotId { pool: volume.pool, uuid };
-        let key = Key { pool: volume.pool, object: Object::Snapshot(uuid) };
+        let id = SnapshotId::new(volume.pool, uuid).born_on(&self.node);
+        let key = Key::from(id);
         let (copy, fill) = match state.pool.abilities().cloning {
             Cloning::Reflink { .. } => (None, Fill::Clone(volume.object())),
             Cloning::Copy => {
@@ -141,7 +145,7 @@ impl Shared {
             schema: SCHEMA,
             min_reader: SCHEMA,
             uuid,
-            handle: id.handle(&self.node),
+            handle: id.to_string(),
             co_name: request.name.clone(),
             pool: volume.pool,
             birth_home: self.node.clone(),
@@ -160,11 +164,11 @@ impl Shared {
             unknown: serde_json::Map::new(),
         };
         self.read_again(state);
-        let reservation = state.ledger.reserve(key.object, state.claim_of_snapshot(&record))?;
+        let reservation = state.ledger.reserve(key.object(), state.claim_of_snapshot(&record))?;
         // A snapshot is never written: holes stay holes, whatever its source is.
         let geometry = Geometry { provisioning: Provisioning::Thin, ..volume.geometry_at(length) };
         let text = record.encode()?;
-        reservation.settle(state.pool.create(key.object, &geometry, fill, &text))?;
+        reservation.settle(state.pool.create(key.object(), &geometry, fill, &text))?;
         info!(snapshot = %record.handle, name = %record.co_name, volume = %volume.handle, copying = copy.is_some(), "snapshot created");
         if let Some(copy) = copy {
             self.start_copy(key, copy);

@@ -4,7 +4,6 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::record::VolumeRecord;
 use super::{SpaceLimits, Survey, survey};
 use crate::attach::Linear;
 use crate::os::{DevNum, MountEntry, MountTable, Os};
@@ -110,14 +109,5 @@ impl PoolView {
     #[must_use]
     pub fn device_of(&self, volume: ObjectUuid) -> Option<&ActiveDevice> {
         self.devices.iter().find(|(uuid, _)| *uuid == volume).map(|(_, device)| device)
-    }
-}
-
-impl VolumeRecord {
-    /// The claim of the volume, `namespace/name`, if the provisioner passed it.
-    #[must_use]
-    pub fn claim(&self) -> Option<String> {
-        let of = |key: &str| self.attributes.get(&format!("csi.storage.k8s.io/pvc/{key}"));
-        Some(format!("{}/{}", of("namespace")?, of("name")?))
     }
 }

@@ -27,7 +27,7 @@ impl Node {
             Ok((path, shown)) => (path, Some(shown)),
             // A block volume is staged without a mount.
             Err(error) if error.kind() == Kind::NotFound && request.staging.as_ref() == Some(&request.path) => {
-                let opened = self.home.open(volume, &self.id)?;
+                let opened = self.open(volume)?;
                 if opened.mode != VolumeMode::Block {
                     return Err(error);
                 }
@@ -35,7 +35,7 @@ impl Node {
             }
             Err(error) => return Err(error),
         };
-        let opened = self.home.open(volume, &self.id)?;
+        let opened = self.open(volume)?;
         let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
         if let Some(required) = request.range.required.filter(|required| attached.size < *required) {
             return Err(Error::new(

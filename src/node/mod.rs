@@ -4,6 +4,7 @@
 //! the volume's home node decides about formatting, never the content of the device (`format.rs`). Operations on one
 //! volume exclude each other, but several pods may publish a volume at the same time.
 
+mod claims;
 #[cfg(test)]
 mod device_scenarios;
 mod expand;
@@ -64,6 +65,7 @@ pub struct Node {
     /// Excludes creating and removing a volume's view at the same time; its pods publish concurrently.
     viewing: Locks<VolumeId>,
     stagings: stagings::Stagings,
+    claims: claims::Claims,
 }
 
 impl Node {
@@ -75,7 +77,7 @@ impl Node {
         let attach: Box<dyn Attach> = Box::new(Local::new(os.clone(), id.clone(), Arc::clone(&home)));
         let raw = raw::RawDevices::default();
         let linear = Linear::new(os.clone());
-        raw_linear::announce(&linear);
+        raw_linear::announce(&linear, home.as_ref());
         let node = Self {
             attach,
             volumes: Locks::new(activity.clone()),
@@ -86,6 +88,7 @@ impl Node {
             views: ReadOnlyViews::new(os.clone(), &linear),
             linear,
             stagings: stagings::Stagings::default(),
+            claims: claims::Claims::default(),
             os,
             id,
             home,

@@ -166,7 +166,7 @@ impl Node {
     /// The device of a block volume, verified and open, and its state from the home node.
     fn staged_device(&self, request: &PublishRequest) -> Result<(OpenVolume, Attached)> {
         let volume = &request.volume;
-        let opened = self.home.open(volume, &self.id)?;
+        let opened = self.open(volume)?;
         if opened.mode != VolumeMode::Block || opened.format != FormatState::Raw {
             return Err(Error::new(
                 Kind::Precondition,

@@ -50,7 +50,7 @@ impl RawDevices {
                 let path = os.device_path(device);
                 let opened = os.open_device(&path).at(|| format!("open {}", path.display()))?;
                 // Open: the device keeps its image until it is closed.
-                if attach.volume_of(device)? == Some(volume) {
+                if let Some(volume) = attach.volume_of(device)?.filter(|found| *found == volume) {
                     os.loop_keep(&opened).at(|| format!("clear the autoclear flag of {}", path.display()))?;
                     self.hold(volume, opened);
                 }

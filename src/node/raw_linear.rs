@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use super::Node;
 use crate::attach::{Attached, Linear, LinearDevice};
-use crate::home::Changed;
+use crate::home::{Changed, Home};
 use crate::os::DmSupport;
 use crate::types::{Kind, OsContext, Result, VolumeId};
 
@@ -69,7 +69,7 @@ impl Node {
 }
 
 /// Logs once, when the node starts, which kind of device raw block volumes are published as.
-pub(super) fn announce(linear: &Linear) {
+pub(super) fn announce(linear: &Linear, home: &dyn Home) {
     match linear.support() {
         Ok(DmSupport::Yes([major, minor, patch])) => {
             tracing::info!(version = %format!("{major}.{minor}.{patch}"), "raw block volumes are published through device-mapper");
@@ -87,6 +87,8 @@ pub(super) fn announce(linear: &Linear) {
     match linear.all() {
         Ok(devices) => {
             for (volume, number) in devices {
+                // The kernel has no birth node. Without its pool, the volume is named as the kernel does.
+                let volume = home.volume(&volume).map_or(volume, |known| known.id);
                 tracing::info!(%volume, device = %number, "a raw block volume is in use, or its unstage was interrupted");
             }
         }

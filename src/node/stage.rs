@@ -42,7 +42,7 @@ impl Node {
         let volume = &request.volume;
         path::resolve(&self.os, &request.staging)?;
         let held = self.raw.holds(volume);
-        let opened = self.home.open(volume, &self.id)?;
+        let opened = self.open(volume)?;
         granted_so(request, &opened).map_err(|error| self.only_opened(error, volume))?;
         if held {
             let attached = self.attach.attach(volume, &Wanted::from(&opened))?;
@@ -113,7 +113,7 @@ impl Node {
             None => return Err(missing()),
         }
 
-        let opened = self.home.open(volume, &self.id)?;
+        let opened = self.open(volume)?;
         granted_so(request, &opened).map_err(|error| self.only_opened(error, volume))?;
         let staged = self.stage_fresh(request, fs, &staging, &opened, lock);
         staged.map_err(|error| self.undone(error, || self.undo(volume, &staging)))?;
@@ -177,7 +177,7 @@ impl Node {
         shown: Shown,
     ) -> Result<Changed> {
         let volume = &request.volume;
-        let opened = self.home.open(volume, &self.id)?;
+        let opened = self.open(volume)?;
         granted_so(request, &opened)?;
         let read_only = reading(request, &opened);
         let options = match read_only {
@@ -285,6 +285,7 @@ impl Node {
             changed = Changed::Yes;
         }
         self.detach(volume)?;
+        self.claims.forget(volume);
         Ok(changed)
     }
 

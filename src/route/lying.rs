@@ -50,10 +50,11 @@ struct Fixed {
 impl Teller {
     fn volume_called(&self, name: &str) -> Volume {
         Volume {
-            id: VolumeId { pool: self.pool, uuid: ObjectUuid::of_volume(name) },
+            id: VolumeId::new(self.pool, ObjectUuid::of_volume(name)),
             birth_home: self.node.clone(),
             home: self.node.clone(),
             name: name.to_owned(),
+            claim: None,
             size: Bytes::mib(8),
             source: None,
             published: Vec::new(),
@@ -102,7 +103,7 @@ impl Home for Teller {
             Says::YesUnderAnyName | Says::YesAndHides => true,
             Says::Has(name) => ObjectUuid::of_volume(name) == uuid,
         };
-        Ok(if yes { vec![VolumeId { pool: self.pool, uuid }] } else { Vec::new() })
+        Ok(if yes { vec![VolumeId::new(self.pool, uuid)] } else { Vec::new() })
     }
 
     fn volumes(&self, _: Option<VolumeId>, _: usize) -> Result<Page<Volume, VolumeId>> {
@@ -393,7 +394,7 @@ fn honest() -> (Volume, Snapshot) {
     let teller = Teller { node: node("a"), pool: pool_of("a"), says: Says::Nothing, fixed: Fixed::default() };
     let volume = teller.volume_called("v");
     let snapshot = Snapshot {
-        id: SnapshotId { pool: pool_of("a"), uuid: ObjectUuid::of_snapshot("s") },
+        id: SnapshotId::new(pool_of("a"), ObjectUuid::of_snapshot("s")),
         birth_home: node("a"),
         home: node("a"),
         name: "s".to_owned(),
@@ -472,8 +473,8 @@ fn an_answer_about_anything_but_the_question_and_the_node_s_own_is_not_used() {
     let mut sorted = ["a", "b", "c"].map(|name| teller.volume_called(name)).to_vec();
     sorted.sort_by_key(|volume| volume.id);
     let [one, two, three] = <[Volume; 3]>::try_from(sorted).unwrap();
-    let other_pool = VolumeId { pool: pool_of("b"), ..volume.id };
-    let other_snapshot = SnapshotId { uuid: ObjectUuid::of_snapshot("other"), ..snapshot.id };
+    let other_pool = VolumeId::new(pool_of("b"), volume.id.uuid);
+    let other_snapshot = SnapshotId::new(snapshot.id.pool, ObjectUuid::of_snapshot("other"));
     let many = (0..1025).map(|n| node(&format!("n{n}"))).collect();
     let lies: Vec<(&str, usize, Fixed)> = vec![
         ("another volume", 0, Fixed { volume: Some(teller.volume_called("w")), ..truth.clone() }),

@@ -80,6 +80,23 @@ impl Error {
         self
     }
 
+    /// The same error with the name of its object before the message.
+    #[must_use]
+    pub fn about(self, object: &str) -> Self {
+        Self { message: format!("{object}: {}", self.message).into(), ..self }
+    }
+
+    /// The same error with the message that `change` returns; unchanged as `Err` where it returns none.
+    ///
+    /// # Errors
+    /// The error itself.
+    pub fn reworded(self, change: impl FnOnce(&str) -> Option<String>) -> Result<Self> {
+        match change(&self.message) {
+            Some(message) => Ok(Self { message: message.into(), ..self }),
+            None => Err(self),
+        }
+    }
+
     /// What it means to the caller.
     #[must_use]
     pub fn kind(&self) -> Kind {
@@ -171,6 +188,15 @@ impl Failure {
     pub fn into_error(self) -> Error {
         match self {
             Self::Clean(error) | Self::Dirty(error) => error,
+        }
+    }
+
+    /// The same failure with a changed error.
+    #[must_use]
+    pub fn map(self, change: impl FnOnce(Error) -> Error) -> Self {
+        match self {
+            Self::Clean(error) => Self::Clean(change(error)),
+            Self::Dirty(error) => Self::Dirty(change(error)),
         }
     }
 

@@ -1,6 +1,8 @@
 //! Names and handles (docs/design.md section 6). Once parsed, they are safe to use in a path.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -266,24 +268,40 @@ impl TryFrom<String> for NodeId {
     }
 }
 
-/// A volume handle: `hf1_<pool id>_<uuid>[_<first home node, cut>]`. Equality and order use pool and uuid only.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct VolumeId {
-    /// Its pool.
-    pub pool: PoolId,
-    /// Its uuid there.
-    pub uuid: ObjectUuid,
+/// The node on which a volume or snapshot was created: the last part of its handle, for people only. The object may be
+/// served by another node now, after its disks moved. None where only pool and uuid are known, or where the last part of
+/// a handle is not a node's name.
+#[derive(Clone, Copy)]
+struct BirthNode {
+    length: u8,
+    text: [u8; BirthNode::LONGEST],
 }
 
-/// A snapshot handle: `hfs1_<pool id>_<uuid>[_<first home node, cut>]`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct SnapshotId {
-    /// Its pool.
-    pub pool: PoolId,
-    /// Its uuid there.
-    pub uuid: ObjectUuid,
+impl BirthNode {
+    /// The longest node id, in bytes.
+    const LONGEST: usize = 63;
+    const UNKNOWN: Self = Self { length: 0, text: [0; Self::LONGEST] };
+
+    /// The part of a handle after its third `_`. Text from outside is printed only if it is a node's name.
+    fn of_handle(part: &str) -> Self {
+        part.parse().map_or(Self::UNKNOWN, |node| Self::of(&node))
+    }
+
+    fn of(node: &NodeId) -> Self {
+        let mut known = Self::UNKNOWN;
+        let name = node.as_str().as_bytes();
+        // A node id fits. A longer one would be left out, not cut: a cut name is that of another node.
+        if let (Some(text), Ok(length)) = (known.text.get_mut(..name.len()), u8::try_from(name.len())) {
+            text.copy_from_slice(name);
+            known.length = length;
+        }
+        known
+    }
+
+    fn as_str(&self) -> &str {
+        let name = self.text.get(..usize::from(self.length)).unwrap_or_default();
+        std::str::from_utf8(name).unwrap_or_default()
+    }
 }
 
 /// The forms of ids that this release creates.
@@ -312,8 +330,8 @@ pub fn id_of_ours<T: FromStr<Err = Error>>(text: &str) -> Result<Option<T>> {
     }
 }
 
-/// Splits a handle into pool and uuid. The part after a third `_` is for people and ignored.
-fn parse_handle(text: &str, prefix: &str, noun: &str) -> Result<(PoolId, ObjectUuid)> {
+/// Splits a handle into its parts. The part after a third `_` identifies nothing; an invalid one is ignored.
+fn parse_handle(text: &str, prefix: &str, noun: &str) -> Result<(PoolId, ObjectUuid, BirthNode)> {
     let unknown =
         || Error::new(Kind::NotFound, format!("{noun} {text:?} does not exist: it is not a handle of this driver"));
     if text.len() > MAX_HANDLE {
@@ -335,34 +353,80 @@ fn parse_handle(text: &str, prefix: &str, noun: &str) -> Result<(PoolId, ObjectU
     let mut parts = rest.splitn(3, '_');
     match (parts.next(), parts.next()) {
         (Some(pool), Some(uuid)) => match (pool.parse(), uuid.parse()) {
-            (Ok(pool), Ok(uuid)) => Ok((pool, uuid)),
+            (Ok(pool), Ok(uuid)) => Ok((pool, uuid, parts.next().map_or(BirthNode::UNKNOWN, BirthNode::of_handle))),
             _ => Err(unknown()),
         },
         _ => Err(unknown()),
     }
 }
 
-/// Appends the first home node, cut so that the handle stays within CSI's limit.
-fn handle_with_home(handle: &str, home: &NodeId) -> String {
-    let room = MAX_HANDLE - handle.len() - 1;
-    let cut: String = home.as_str().chars().take(room).collect();
-    format!("{handle}_{cut}")
-}
-
 macro_rules! handle {
-    ($name:ident, $prefix:ident, $noun:literal) => {
+    ($(#[$doc:meta])* $name:ident, $prefix:ident, $noun:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Serialize, Deserialize)]
+        #[serde(into = "String", try_from = "String")]
+        pub struct $name {
+            /// Its pool.
+            pub pool: PoolId,
+            /// Its uuid there.
+            pub uuid: ObjectUuid,
+            birth: BirthNode,
+        }
+
         impl $name {
-            /// The handle for the CO, with the first home node for people.
+            /// The identity alone: its handle is incomplete until [`Self::born_on`] adds the birth node.
             #[must_use]
-            pub fn handle(&self, birth_home: &NodeId) -> String {
-                handle_with_home(&self.to_string(), birth_home)
+            pub const fn new(pool: PoolId, uuid: ObjectUuid) -> Self {
+                Self { pool, uuid, birth: BirthNode::UNKNOWN }
+            }
+
+            /// The identity alone, of a handle that may have a birth node.
+            #[must_use]
+            pub const fn without_birth_node(self) -> Self {
+                Self::new(self.pool, self.uuid)
+            }
+
+            /// The same with its birth node, the node on which it was created.
+            #[must_use]
+            pub fn born_on(self, node: &NodeId) -> Self {
+                Self { birth: BirthNode::of(node), ..self }
             }
         }
 
-        /// The handle without the part for people: sufficient for routing.
+        impl PartialEq for $name {
+            fn eq(&self, other: &Self) -> bool {
+                (self.pool, self.uuid) == (other.pool, other.uuid)
+            }
+        }
+
+        impl Eq for $name {}
+
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> Ordering {
+                (self.pool, self.uuid).cmp(&(other.pool, other.uuid))
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+
+        impl Hash for $name {
+            fn hash<H: Hasher>(&self, state: &mut H) {
+                (self.pool, self.uuid).hash(state);
+            }
+        }
+
+        /// The handle as the orchestrator has it; without its last part where the birth node is not known.
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}{}_{}", $prefix, self.pool, self.uuid)
+                write!(f, "{}{}_{}", $prefix, self.pool, self.uuid)?;
+                match self.birth.as_str() {
+                    "" => Ok(()),
+                    node => write!(f, "_{node}"),
+                }
             }
         }
 
@@ -378,8 +442,8 @@ macro_rules! handle {
             type Err = Error;
 
             fn from_str(text: &str) -> Result<Self> {
-                let (pool, uuid) = parse_handle(text, $prefix, $noun)?;
-                Ok(Self { pool, uuid })
+                let (pool, uuid, birth) = parse_handle(text, $prefix, $noun)?;
+                Ok(Self { pool, uuid, birth })
             }
         }
 
@@ -399,8 +463,18 @@ macro_rules! handle {
     };
 }
 
-handle!(VolumeId, VOLUME_FORM, "volume");
-handle!(SnapshotId, SNAPSHOT_FORM, "snapshot");
+handle!(
+    /// A volume handle: `hf1_<pool id>_<uuid>[_<birth node>]`. Equality and order use pool and uuid only.
+    VolumeId,
+    VOLUME_FORM,
+    "volume"
+);
+handle!(
+    /// A snapshot handle: `hfs1_<pool id>_<uuid>[_<birth node>]`. Equality and order use pool and uuid only.
+    SnapshotId,
+    SNAPSHOT_FORM,
+    "snapshot"
+);
 
 #[cfg(test)]
 mod tests {
@@ -409,13 +483,36 @@ mod tests {
 
     #[test]
     fn a_handle_survives_the_round_trip_and_stays_short() {
-        let id = VolumeId { pool: PoolId(0xabc), uuid: ObjectUuid::of_volume("pvc-1") };
-        let home: NodeId = "n".repeat(63).parse().unwrap();
-        let handle = id.handle(&home);
-        assert!(handle.len() <= MAX_HANDLE, "{handle}");
-        assert_eq!(handle.parse::<VolumeId>().unwrap(), id);
-        assert_eq!(id.to_string().parse::<VolumeId>().unwrap(), id);
-        assert!(handle.parse::<SnapshotId>().is_err());
+        let short = VolumeId::new(PoolId(0xabc), ObjectUuid::of_volume("pvc-1"));
+        for name in ["n".repeat(63), "node-1.example_org".to_owned(), "n".to_owned()] {
+            let id = short.born_on(&name.parse().unwrap());
+            let handle = id.to_string();
+            assert!(handle.len() <= MAX_HANDLE && handle == format!("{short}_{name}"), "{handle}");
+            assert_eq!(handle.parse::<VolumeId>().unwrap().to_string(), handle);
+            let written = serde_json::to_string(&id).unwrap();
+            assert_eq!(serde_json::from_str::<VolumeId>(&written).unwrap().to_string(), handle);
+            assert!(handle.parse::<SnapshotId>().is_err());
+        }
+        assert_eq!(short.to_string().parse::<VolumeId>().unwrap().to_string(), short.to_string());
+    }
+
+    #[test]
+    fn the_birth_node_identifies_nothing() {
+        let (a, b) = (ObjectUuid::of_volume("a"), ObjectUuid::of_volume("b"));
+        let id = VolumeId::new(PoolId(1), a);
+        let [on_n, on_m] = ["n", "m"].map(|node| id.born_on(&node.parse().unwrap()));
+        assert!(id == on_n && on_n == on_m && on_n.cmp(&on_m) == Ordering::Equal);
+        assert!(std::collections::HashSet::from([id, on_n]).contains(&on_m));
+        assert_ne!(on_n, VolumeId::new(PoolId(1), b).born_on(&"n".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_last_part_that_is_no_node_is_not_printed() {
+        let id = VolumeId::new(PoolId(1), ObjectUuid::of_volume("a"));
+        for part in ["", "\u{1b}[2J", "a b", "a\nb", "-a", "a-", "ä", "../x", &"n".repeat(64), "a/b"] {
+            let read = format!("{id}_{part}").parse::<VolumeId>().unwrap();
+            assert!(read == id && read.to_string() == id.to_string(), "{read}");
+        }
     }
 
     #[test]

@@ -196,11 +196,11 @@ impl World {
     }
 
     pub(super) fn id(&self, name: &str) -> VolumeId {
-        VolumeId { pool: self.pool().identity().id, uuid: ObjectUuid::of_volume(&self.full_name(name)) }
+        VolumeId::new(self.pool().identity().id, ObjectUuid::of_volume(&self.full_name(name)))
     }
 
     pub(super) fn snapshot_id(&self, name: &str) -> SnapshotId {
-        SnapshotId { pool: self.pool().identity().id, uuid: ObjectUuid::of_snapshot(&self.full_name(name)) }
+        SnapshotId::new(self.pool().identity().id, ObjectUuid::of_snapshot(&self.full_name(name)))
     }
 
     pub(super) fn create(&self, name: &str, shape: Shape, source: Option<Source>) -> Answer {

@@ -168,7 +168,7 @@ impl Asking<'_> {
         match volume {
             Volume::Of(name) => {
                 let pool = self.places.volumes[name];
-                self.world.volume_id(pool, name).handle(&node(pool))
+                self.world.volume_id(pool, name).born_on(&node(pool)).to_string()
             }
             Volume::Foreign => "vol-0815".to_owned(),
             Volume::Elsewhere => "hf1_00000000000000aa_0123456789abcdef0123456789abcdef_n9".to_owned(),
@@ -179,7 +179,7 @@ impl Asking<'_> {
         match cut {
             Cut::Of(cut) => {
                 let pool = self.places.cuts[cut];
-                self.world.cut_id(pool, cut).handle(&node(pool))
+                self.world.cut_id(pool, cut).born_on(&node(pool)).to_string()
             }
             Cut::Foreign => "snap-0815".to_owned(),
             Cut::Elsewhere => "hfs1_00000000000000aa_0123456789abcdef0123456789abcdef_n9".to_owned(),

@@ -231,11 +231,11 @@ impl<'m> World<'m> {
     }
 
     pub(super) fn volume_id(&self, pool: usize, name: usize) -> VolumeId {
-        VolumeId { pool: self.pools[pool], uuid: ObjectUuid::of_volume(&self.name(name)) }
+        VolumeId::new(self.pools[pool], ObjectUuid::of_volume(&self.name(name)))
     }
 
     pub(super) fn cut_id(&self, pool: usize, cut: usize) -> SnapshotId {
-        SnapshotId { pool: self.pools[pool], uuid: ObjectUuid::of_snapshot(&self.cut_name(cut)) }
+        SnapshotId::new(self.pools[pool], ObjectUuid::of_snapshot(&self.cut_name(cut)))
     }
 
     /// What is wrong when every volume and snapshot was deleted and something is left.

@@ -6,7 +6,12 @@ use crate::csi::decode::{self, ListSnapshots};
 use crate::csi::{encode, proto as pb};
 use crate::home::{Changed, Created, Page, Snapshot, SnapshotFilter};
 use crate::route::Router;
-use crate::types::{Failure, Kind, Result, SnapshotId, VolumeId, id_of_ours};
+use crate::types::{Failure, Kind, Named, Result, SnapshotId, VolumeId, id_of_ours};
+
+/// The result of a call for a snapshot, with the snapshot named in its error.
+fn of<T>(id: SnapshotId, result: Result<T>) -> Result<T> {
+    result.map_err(|error| Named::snapshot(id).in_error(error))
+}
 
 fn in_span(id: &SnapshotId) {
     Span::current().record("snapshot", field::display(id));
@@ -33,7 +38,7 @@ pub(super) fn delete(router: &Router, request: pb::DeleteSnapshotRequest) -> Res
     // Not a handle of this driver: such a snapshot never existed here, so it is already deleted.
     if let Some(id) = id_of_ours(decode::required("snapshot_id", &request.snapshot_id)?)? {
         in_span(&id);
-        if router.delete_snapshot(&id)? == Changed::Yes {
+        if of(id, router.delete_snapshot(&id))? == Changed::Yes {
             debug!("snapshot deleted");
         }
     }
@@ -44,7 +49,7 @@ pub(super) fn delete(router: &Router, request: pb::DeleteSnapshotRequest) -> Res
 pub(super) fn get(router: &Router, request: pb::GetSnapshotRequest) -> Result<pb::GetSnapshotResponse> {
     let id = decode::required("snapshot_id", &request.snapshot_id)?.parse()?;
     in_span(&id);
-    Ok(pb::GetSnapshotResponse { snapshot: Some(encode::snapshot(&router.snapshot(&id)?)) })
+    Ok(pb::GetSnapshotResponse { snapshot: Some(encode::snapshot(&of(id, router.snapshot(&id))?)) })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
@@ -61,7 +66,7 @@ pub(super) fn list(router: &Router, request: pb::ListSnapshotsRequest) -> Result
 
 /// One snapshot as a list: empty when it does not exist or has another source.
 fn one(router: &Router, id: &SnapshotId, source: Option<VolumeId>) -> Result<Vec<Snapshot>> {
-    match router.snapshot(id) {
+    match of(*id, router.snapshot(id)) {
         Ok(snapshot) if source.is_none_or(|source| snapshot.source == source) => Ok(vec![snapshot]),
         Ok(_) => Ok(Vec::new()),
         Err(error) if error.kind() == Kind::NotFound => Ok(Vec::new()),

@@ -8,7 +8,14 @@ use crate::csi::decode::{self, CapacityOf, Unpublish};
 use crate::csi::{encode, proto as pb};
 use crate::home::{Changed, Created, GrantRequest, NodeExpansion, Volume};
 use crate::route::Router;
-use crate::types::{Capability, Error, Failure, FsType, Kind, Provisioning, Result, VolumeId, VolumeMode, id_of_ours};
+use crate::types::{
+    Capability, Error, Failure, FsType, Kind, Named, Provisioning, Result, VolumeId, VolumeMode, id_of_ours,
+};
+
+/// The result of a call for a volume, with the volume named in its error.
+pub(super) fn of<T>(id: VolumeId, result: Result<T>) -> Result<T> {
+    result.map_err(|error| Named::volume(id, None).in_error(error))
+}
 
 /// Adds the volume to every log line of the call.
 pub(in crate::csi) fn in_span(id: &VolumeId) {
@@ -40,7 +47,7 @@ pub(super) fn delete(router: &Router, request: pb::DeleteVolumeRequest) -> Resul
     // Not a handle of this driver: such a volume never existed here, so it is already deleted.
     if let Some(id) = id_of_ours(decode::required("volume_id", &request.volume_id)?)? {
         in_span(&id);
-        if router.delete_volume(&id)? == Changed::Yes {
+        if of(id, router.delete_volume(&id))? == Changed::Yes {
             debug!("volume deleted");
         }
     }
@@ -56,7 +63,10 @@ pub(in crate::csi) fn own_fs(volume: &Volume) -> Result<FsType> {
     own.ok_or_else(|| {
         Error::new(
             Kind::InvalidArgument,
-            format!("volume {} was created as a raw block volume; set volumeMode: Block to use it", volume.id),
+            format!(
+                "{} was created as a raw block volume; set volumeMode: Block to use it",
+                Named::volume(volume.id, volume.claim.clone())
+            ),
         )
     })
 }
@@ -69,9 +79,9 @@ pub(super) fn publish(
     let asked = decode::publish(&request)?;
     in_span(&asked.volume);
     Span::current().record("node", asked.node.as_str());
-    let mode = confirmed(&router.volume(&asked.volume)?, &asked.asked)?;
+    let mode = confirmed(&of(asked.volume, router.volume(&asked.volume))?, &asked.asked)?;
     let grant = GrantRequest { node: asked.node, mode, access: asked.asked.access, read_only: asked.read_only };
-    let granted = router.grant(&asked.volume, &grant)?;
+    let granted = of(asked.volume, router.grant(&asked.volume, &grant))?;
     if granted.changed == Changed::Yes {
         debug!(epoch = granted.epoch, "volume attached");
     }
@@ -94,7 +104,7 @@ pub(super) fn unpublish(
     if let Some(node) = &node {
         Span::current().record("node", node.as_str());
     }
-    match router.revoke(&id, node.as_ref()) {
+    match of(id, router.revoke(&id, node.as_ref())) {
         Ok(Changed::Yes) => debug!("volume detached"),
         Ok(Changed::No) => {}
         // A deleted volume is attached nowhere (spec, ControllerUnpublishVolume).
@@ -110,7 +120,7 @@ pub(super) fn validate(
 ) -> Result<pb::ValidateVolumeCapabilitiesResponse> {
     let asked = decode::validate(&request)?;
     in_span(&asked.volume);
-    let volume = router.volume(&asked.volume)?;
+    let volume = of(asked.volume, router.volume(&asked.volume))?;
     let verdict = asked.verdict.and_then(|all| all.iter().try_for_each(|one| confirmed(&volume, one).map(drop)));
     Ok(match verdict {
         Ok(()) => pb::ValidateVolumeCapabilitiesResponse {
@@ -137,7 +147,11 @@ fn confirmed(volume: &Volume, asked: &decode::RequestedCapability) -> Result<Vol
         let made: Vec<_> = volume.modes.iter().map(ToString::to_string).collect();
         return Err(Error::new(
             Kind::Unsupported,
-            format!("volume {} was created for use as {}, not as {mode}", volume.id, made.join(", ")),
+            format!(
+                "{} was created for use as {}, not as {mode}",
+                Named::volume(volume.id, volume.claim.clone()),
+                made.join(", ")
+            ),
         ));
     }
     Ok(mode)
@@ -161,7 +175,7 @@ pub(super) fn get(router: &Router, request: pb::ControllerGetVolumeRequest) -> R
     use pb::controller_get_volume_response::VolumeStatus;
     let id = decode::required("volume_id", &request.volume_id)?.parse()?;
     in_span(&id);
-    let volume = router.volume(&id)?;
+    let volume = of(id, router.volume(&id))?;
     Ok(pb::ControllerGetVolumeResponse {
         volume: Some(encode::volume(&volume, None)),
         status: Some(VolumeStatus { published_node_ids: encode::published(&volume) }),
@@ -188,7 +202,7 @@ pub(super) fn expand(
 ) -> Result<pb::ControllerExpandVolumeResponse> {
     let asked = decode::expand(&request)?;
     in_span(&asked.volume);
-    let expanded = router.expand(&asked.volume, &asked.range)?;
+    let expanded = of(asked.volume, router.expand(&asked.volume, &asked.range))?;
     if expanded.changed == Changed::Yes {
         debug!(size = %expanded.size, "volume expanded");
     }

@@ -96,12 +96,13 @@ impl Home for MemoryHome {
             slow if slow.starts_with("slow") => self.wait_at_gate(),
             _ => {}
         }
-        let id = VolumeId { pool: self.pool, uuid: ObjectUuid::of_volume(&request.name) };
+        let id = VolumeId::new(self.pool, ObjectUuid::of_volume(&request.name)).born_on(&self.node);
         let volume = Volume {
             id,
             birth_home: self.node.clone(),
             home: self.node.clone(),
             name: request.name.clone(),
+            claim: None,
             size: request.range.required.unwrap_or(Bytes::mib(1)),
             source: request.source,
             published: Vec::new(),
@@ -126,7 +127,7 @@ impl Home for MemoryHome {
     }
 
     fn find_volume(&self, uuid: ObjectUuid) -> Result<Vec<VolumeId>> {
-        let id = VolumeId { pool: self.pool, uuid };
+        let id = VolumeId::new(self.pool, uuid);
         Ok(self.volumes.lock().unwrap().contains_key(&id).then_some(id).into_iter().collect())
     }
 

@@ -109,6 +109,7 @@ async fn a_volume_from_create_to_delete() {
     assert_eq!(unknown.code(), Code::NotFound);
     let as_xfs = controller.controller_publish_volume(publish("n1", mount("xfs", 7))).await.unwrap_err();
     assert!(as_xfs.code() == Code::InvalidArgument && as_xfs.message().contains("not as xfs"), "{as_xfs:?}");
+    assert!(as_xfs.message().starts_with(&format!("volume {} ", volume.volume_id)), "{as_xfs:?}");
     let granted = controller.controller_publish_volume(publish("n1", mount("", 7))).await.unwrap().into_inner();
     let mut keys: Vec<_> = granted.publish_context.keys().cloned().collect();
     keys.sort();

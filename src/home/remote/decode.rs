@@ -15,7 +15,7 @@ use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
     AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, Kind, NodeId, Provisioning, Result,
-    VolumeMode, VolumeParameters, cut_printable,
+    SnapshotId, VolumeId, VolumeMode, VolumeParameters, cut_printable,
 };
 
 /// The error for a missing or unknown value. The other side sent it, so the releases differ.
@@ -146,9 +146,10 @@ fn format(state: Option<pb::FormatState>) -> Result<FormatState> {
 /// name or id.
 pub fn volume(volume: Option<pb::Volume>) -> Result<Volume> {
     let volume = present(volume, "a volume")?;
+    let birth_home = text(&volume.birth_home)?;
     Ok(Volume {
-        id: text(&volume.id)?,
-        birth_home: text(&volume.birth_home)?,
+        id: text::<VolumeId>(&volume.id)?.born_on(&birth_home),
+        birth_home,
         home: text(&volume.home)?,
         name: volume.name,
         size: Bytes::new(volume.size),
@@ -158,6 +159,8 @@ pub fn volume(volume: Option<pb::Volume>) -> Result<Volume> {
         modes: volume.modes.into_iter().map(|one| mode(Some(one))).collect::<Result<_>>()?,
         provisioning: provisioning(volume.provisioning)?,
         created: Timestamp::from_nanos(volume.created),
+        // For people only: a claim that cannot be one is left out.
+        claim: volume.claim.parse().ok(),
     })
 }
 
@@ -168,13 +171,15 @@ pub fn volume(volume: Option<pb::Volume>) -> Result<Volume> {
 /// name or id.
 pub fn snapshot(snapshot: Option<pb::Snapshot>) -> Result<Snapshot> {
     let snapshot = present(snapshot, "a snapshot")?;
+    let birth_home = text(&snapshot.birth_home)?;
+    let source_birth_home = text(&snapshot.source_birth_home)?;
     Ok(Snapshot {
-        id: text(&snapshot.id)?,
-        birth_home: text(&snapshot.birth_home)?,
+        id: text::<SnapshotId>(&snapshot.id)?.born_on(&birth_home),
+        birth_home,
         home: text(&snapshot.home)?,
         name: snapshot.name,
-        source: text(&snapshot.source)?,
-        source_birth_home: text(&snapshot.source_birth_home)?,
+        source: text::<VolumeId>(&snapshot.source)?.born_on(&source_birth_home),
+        source_birth_home,
         size: Bytes::new(snapshot.size),
         cut: Timestamp::from_nanos(snapshot.cut),
         copy: match snapshot.copying {
@@ -233,6 +238,7 @@ pub(super) fn opened(reply: pb::OpenReply) -> Result<OpenVolume> {
         },
         mkfs_options: reply.mkfs_options,
         epoch: reply.epoch,
+        claim: reply.claim.parse().ok(),
     })
 }
 

@@ -6,7 +6,8 @@ use crate::home::{
     Granted, NodeExpansion, OpenVolume, PoolReport, ReadOnly, Snapshot, Source, Volume,
 };
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, FsType, FsckPolicy, Provisioning, SnapshotId, VolumeId, VolumeMode,
+    AccessMode, Bytes, Capability, CapacityRange, ClaimName, FsType, FsckPolicy, Provisioning, SnapshotId, VolumeId,
+    VolumeMode,
 };
 
 pub(super) fn changed(changed: Changed) -> pb::Changed {
@@ -92,11 +93,16 @@ fn format(state: FormatState) -> pb::FormatState {
     pb::FormatState { state: Some(state) }
 }
 
+fn claim(claim: Option<&ClaimName>) -> String {
+    claim.map_or_else(String::new, ToString::to_string)
+}
+
 /// A volume.
 #[must_use]
 pub fn volume(volume: Volume) -> pb::Volume {
     pb::Volume {
-        id: volume.id.to_string(),
+        // As 0.1.0 sends it: the birth node has a field of its own.
+        id: volume.id.without_birth_node().to_string(),
         birth_home: volume.birth_home.to_string(),
         home: volume.home.to_string(),
         name: volume.name,
@@ -107,6 +113,7 @@ pub fn volume(volume: Volume) -> pb::Volume {
         modes: volume.modes.into_iter().map(mode).collect(),
         provisioning: provisioning(volume.provisioning).into(),
         created: volume.created.as_nanos(),
+        claim: claim(volume.claim.as_ref()),
     }
 }
 
@@ -114,11 +121,11 @@ pub fn volume(volume: Volume) -> pb::Volume {
 #[must_use]
 pub fn snapshot(snapshot: Snapshot) -> pb::Snapshot {
     pb::Snapshot {
-        id: snapshot.id.to_string(),
+        id: snapshot.id.without_birth_node().to_string(),
         birth_home: snapshot.birth_home.to_string(),
         home: snapshot.home.to_string(),
         name: snapshot.name,
-        source: snapshot.source.to_string(),
+        source: snapshot.source.without_birth_node().to_string(),
         source_birth_home: snapshot.source_birth_home.to_string(),
         size: snapshot.size.get(),
         cut: snapshot.cut.as_nanos(),
@@ -180,6 +187,7 @@ pub(super) fn opened(opened: &OpenVolume) -> pb::OpenReply {
         .into(),
         mkfs_options: opened.mkfs_options.clone(),
         epoch: opened.epoch,
+        claim: claim(opened.claim.as_ref()),
     }
 }
 

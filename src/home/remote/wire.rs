@@ -52,6 +52,7 @@ fn text(message: &str, field: &str) -> String {
         (_, "id" | "ids" | "after" | "next" | "extents") => VOLUME,
         (_, "node" | "home" | "birth_home" | "source_birth_home" | "published") => "node-a",
         (_, "parameters") => "pool",
+        (_, "claim") => "db/data",
         (_, "endpoint") => "10.0.0.1:9811",
         _ => field,
     }

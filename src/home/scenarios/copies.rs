@@ -51,7 +51,7 @@ fn a_complete_copy_never_runs_again_over_what_was_written_since() {
     rig.write(&restored, 5 << 20, b"newer!");
     let shared = &rig.local.shared;
     let copy = CopyRecord { from: CopySource::Snapshot(snapshot.id.uuid), done: Bytes::ZERO, total: Bytes::mib(32) };
-    let target = Key { pool: restored.pool, object: Object::Volume(restored.uuid) };
+    let target = Key::from(restored);
     shared.start_copy(target, copy);
     while shared.copies.percent_into(target).is_some() {
         std::thread::sleep(std::time::Duration::from_millis(1));

@@ -16,6 +16,7 @@ mod copies;
 mod format;
 mod grants;
 mod later;
+mod names;
 mod pools;
 mod retries;
 mod space;

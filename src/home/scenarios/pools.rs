@@ -188,7 +188,7 @@ fn a_pool_that_is_not_there_at_the_start_is_waited_for_and_none_is_made() {
     };
     let home = LocalHome::start(os.clone(), node(), vec![configured(Some(id))]).unwrap();
     let uuid = ObjectUuid::of_volume("a");
-    let volume = VolumeId { pool: id, uuid };
+    let volume = VolumeId::new(id, uuid);
     let refused = |error: Error| {
         assert_eq!(error.kind(), Kind::Unavailable, "{}", error.chain());
         let place = place.display().to_string();
