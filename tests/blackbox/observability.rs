@@ -218,9 +218,9 @@ fn doctor_names_what_no_record_explains_and_what_settles_it() {
     assert_eq!(recordless.len(), 1, "{said}");
     assert!(recordless[0]["remedy"].as_str().unwrap().contains("restore volume.json"), "{said}");
     for word in [
-        formatting.uuid(),
-        "formatting",
-        imageless.uuid(),
+        formatting.id.as_str(),
+        "is being formatted",
+        imageless.id.as_str(),
         ".tmp-left",
         "0123456789abcdef0123456789abcdef",
         device.trim(),

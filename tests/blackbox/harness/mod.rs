@@ -11,6 +11,7 @@ mod process;
 pub(crate) mod raw;
 mod request;
 mod scratch;
+mod spelling;
 mod world;
 
 pub(crate) use content::{

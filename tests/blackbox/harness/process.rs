@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::await_that;
+use super::{await_that, spelling};
 
 /// The exit status and output of a tool.
 #[derive(Debug)]
@@ -46,7 +46,11 @@ pub(crate) fn try_run_with(program: &str, arguments: &[&str], variables: &[(&str
         .output()
         .unwrap_or_else(|error| panic!("{program} cannot be run: {error}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Finished { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    if Path::new(program).ends_with("holdfast") {
+        spelling::check(&format!("{stdout}\n{stderr}"));
+    }
+    Finished { code: output.status.code(), stdout, stderr }
 }
 
 /// Runs a program that must succeed; returns its standard output.
@@ -135,6 +139,9 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if self.child.try_wait().ok().flatten().is_none() {
             self.kill9();
+        }
+        if !std::thread::panicking() {
+            spelling::check(&std::fs::read_to_string(&self.log).unwrap_or_default());
         }
     }
 }
