@@ -30,6 +30,7 @@ pub mod fs;
 pub mod home;
 pub mod kubelet;
 pub mod kubernetes;
+pub mod linear;
 pub mod node;
 pub mod os;
 pub mod pool;

@@ -1,12 +1,12 @@
 //! How a node attaches and detaches a volume's block device.
 //!
-//! A new way to attach volumes is one file here, and one arm in the caller that selects by [`DeviceAddress`].
+//! A new way to attach volumes is one file here, and one arm in [`Attachers`].
 
-mod linear;
+mod attachers;
 mod local;
 mod read_only;
 
-pub use linear::{Linear, LinearDevice};
+pub use attachers::Attachers;
 pub use local::Local;
 pub use read_only::ReadOnlyViews;
 

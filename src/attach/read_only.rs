@@ -15,8 +15,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Attach, Attached, Linear};
+use super::{Attach, Attached};
 use crate::home::{Changed, Locks};
+use crate::linear::Linear;
 use crate::os::{
     BlockDevice, DevNum, DeviceUse, Discard, DmSupport, LoopAccess, LoopConfig, LoopDevice, LoopStatus, LoopView, Os,
 };

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use holdfast::os::Os;
-use holdfast::pool::{self, Ability, Claimed, Cloning, PoolSpec};
+use holdfast::pool::{self, Ability, Claimed, PoolSpec};
 use holdfast::types::{Bytes, NodeId, PoolId};
 use serde::Serialize;
 
@@ -147,10 +147,7 @@ fn list(arguments: &LookArguments) -> Result<ExitCode> {
                 place: report.place.clone(),
                 node: identity.home.to_string(),
                 filesystem: kernel.filesystem_of(Path::new(&identity.place)).unwrap_or("unknown").to_owned(),
-                cloning: match view.pool.abilities().cloning {
-                    Cloning::Reflink { .. } => "reflink",
-                    Cloning::Copy => "copy",
-                },
+                cloning: view.pool.abilities().cloning.word(),
                 thick: view.pool.abilities().thick == Ability::Yes,
                 size: report.room.total,
                 used: report.room.total.saturating_sub(report.room.available),

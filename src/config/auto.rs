@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{File, Flags, Said, pick, refuse};
-use crate::kubernetes::ObjectName;
-use crate::types::{Error, Result};
+use crate::types::{Error, ObjectName, Result};
 
 /// The default lifetime of a certificate: 30 days.
 const LIFE: Duration = Duration::from_secs(30 * 86_400);

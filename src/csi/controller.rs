@@ -3,7 +3,7 @@
 mod snapshots;
 mod volumes;
 
-pub(super) use volumes::{in_span, own_fs};
+pub(super) use volumes::in_span;
 
 use std::sync::Arc;
 

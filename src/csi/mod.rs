@@ -23,7 +23,7 @@ pub(crate) mod work;
 
 pub use identity::DRIVER_NAME;
 pub use node::ThisNode;
-pub use server::{ServeConfig, ServeController, serve};
+pub use server::{ServeConfig, serve};
 
 pub use rpc::{Class as RpcClass, Rpc};
 #[cfg(any(test, feature = "testing"))]

@@ -8,17 +8,16 @@ use tracing::info;
 
 use super::call::Begun;
 use super::concern::Concern;
-use super::controller::{in_span, own_fs};
-use super::decode::{self, RequestedCapability, RequestedMode};
+use super::controller::in_span;
+use super::decode::{self, RequestedCapability};
 use super::encode;
 use super::proto::{self as pb, node_service_capability as capability};
 use super::rpc::Rpc;
 use super::work::WorkerPool;
-use crate::fs::MountOptions;
 use crate::home::Changed;
 use crate::node::{Node, PublishRequest, StageRequest, Stats, Usage};
-use crate::route::{Router, Segments};
-use crate::types::{Bytes, Capability, FsType, NodeId, Result, VolumeId};
+use crate::route::Segments;
+use crate::types::{Bytes, NodeId, Result};
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
@@ -42,30 +41,24 @@ impl fmt::Debug for ThisNode {
 /// The service.
 #[derive(Debug)]
 pub(super) struct NodeService {
-    inner: Arc<Inner>,
+    node: Arc<ThisNode>,
     works: WorkerPool,
 }
 
-#[derive(Debug)]
-struct Inner {
-    node: ThisNode,
-    router: Arc<Router>,
-}
-
 impl NodeService {
-    /// For this node; the router knows the volumes' own filesystems.
-    pub(super) fn new(node: ThisNode, router: Arc<Router>, works: WorkerPool) -> Self {
-        Self { inner: Arc::new(Inner { node, router }), works }
+    /// For this node.
+    pub(super) fn new(node: ThisNode, works: WorkerPool) -> Self {
+        Self { node: Arc::new(node), works }
     }
 
     async fn run<M, R, F>(&self, rpc: Rpc, request: Request<M>, work: F) -> Answer<R>
     where
         M: Concern + Send + 'static,
         R: Send + 'static,
-        F: FnOnce(&Inner, M) -> Result<R> + Send + 'static,
+        F: FnOnce(&Node, M) -> Result<R> + Send + 'static,
     {
-        let inner = Arc::clone(&self.inner);
-        self.works.run(rpc, request, move |message| work(&inner, message)).await
+        let node = Arc::clone(&self.node);
+        self.works.run(rpc, request, move |message| work(&node.workflows, message)).await
     }
 }
 
@@ -132,7 +125,7 @@ impl pb::node_server::Node for NodeService {
 
     async fn node_get_info(&self, request: Request<pb::NodeGetInfoRequest>) -> Answer<pb::NodeGetInfoResponse> {
         Begun::mark(&request);
-        let ThisNode { id, fabric, .. } = &self.inner.node;
+        let ThisNode { id, fabric, .. } = &*self.node;
         Ok(Response::new(pb::NodeGetInfoResponse {
             node_id: id.to_string(),
             max_volumes_per_node: 0,
@@ -141,28 +134,19 @@ impl pb::node_server::Node for NodeService {
     }
 }
 
-/// How a volume is to be used, with its own filesystem where the CO names none.
-fn resolved(router: &Router, volume: &VolumeId, asked: &RequestedCapability) -> Result<(Capability, MountOptions)> {
-    let own = match asked.mode {
-        RequestedMode::Mount(None) => own_fs(&router.volume(volume)?)?,
-        RequestedMode::Mount(Some(_)) | RequestedMode::Block => FsType::Ext4,
-    };
-    asked.resolved(own)
-}
-
 /// The work of a call for a volume: its log lines and its errors name the volume.
-fn of<R>(inner: &Inner, volume: VolumeId, work: impl FnOnce() -> Result<R>) -> Result<R> {
+fn of<R>(node: &Node, volume: VolumeId, work: impl FnOnce() -> Result<R>) -> Result<R> {
     in_span(&volume);
-    work().map_err(|error| inner.node.workflows.named(&volume).in_error(error))
+    work().map_err(|error| node.named(&volume).in_error(error))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
-fn stage(inner: &Inner, request: pb::NodeStageVolumeRequest) -> Result<pb::NodeStageVolumeResponse> {
+fn stage(node: &Node, request: pb::NodeStageVolumeRequest) -> Result<pb::NodeStageVolumeResponse> {
     let asked = decode::node_stage(&request)?;
-    of(inner, asked.volume, || {
-        let (Capability { mode, access }, mount) = resolved(&inner.router, &asked.volume, &asked.asked)?;
+    of(node, asked.volume, || {
+        let RequestedCapability { mode, access, options: mount } = asked.asked;
         let wanted = StageRequest { volume: asked.volume, staging: asked.staging, mode, access, mount };
-        if inner.node.workflows.stage(&wanted)? == Changed::Yes {
+        if node.stage(&wanted)? == Changed::Yes {
             info!(%mode, path = %wanted.staging.display(), "volume staged");
         }
         Ok(pb::NodeStageVolumeResponse {})
@@ -170,19 +154,19 @@ fn stage(inner: &Inner, request: pb::NodeStageVolumeRequest) -> Result<pb::NodeS
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
-fn unstage(inner: &Inner, request: pb::NodeUnstageVolumeRequest) -> Result<pb::NodeUnstageVolumeResponse> {
+fn unstage(node: &Node, request: pb::NodeUnstageVolumeRequest) -> Result<pb::NodeUnstageVolumeResponse> {
     let (volume, staging) = decode::node_unstage(&request)?;
-    if of(inner, volume, || inner.node.workflows.unstage(&volume, &staging))? == Changed::Yes {
+    if of(node, volume, || node.unstage(&volume, &staging))? == Changed::Yes {
         info!(path = %staging.display(), "volume unstaged");
     }
     Ok(pb::NodeUnstageVolumeResponse {})
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
-fn publish(inner: &Inner, request: pb::NodePublishVolumeRequest) -> Result<pb::NodePublishVolumeResponse> {
+fn publish(node: &Node, request: pb::NodePublishVolumeRequest) -> Result<pb::NodePublishVolumeResponse> {
     let asked = decode::node_publish(&request)?;
-    of(inner, asked.volume, || {
-        let (Capability { mode, access }, mount) = resolved(&inner.router, &asked.volume, &asked.asked)?;
+    of(node, asked.volume, || {
+        let RequestedCapability { mode, access, options: mount } = asked.asked;
         let wanted = PublishRequest {
             volume: asked.volume,
             staging: asked.staging,
@@ -192,7 +176,7 @@ fn publish(inner: &Inner, request: pb::NodePublishVolumeRequest) -> Result<pb::N
             read_only: asked.read_only,
             mount,
         };
-        if inner.node.workflows.publish(&wanted)? == Changed::Yes {
+        if node.publish(&wanted)? == Changed::Yes {
             info!(%mode, path = %wanted.target.display(), "volume published");
         }
         Ok(pb::NodePublishVolumeResponse {})
@@ -200,16 +184,16 @@ fn publish(inner: &Inner, request: pb::NodePublishVolumeRequest) -> Result<pb::N
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
-fn unpublish(inner: &Inner, request: pb::NodeUnpublishVolumeRequest) -> Result<pb::NodeUnpublishVolumeResponse> {
+fn unpublish(node: &Node, request: pb::NodeUnpublishVolumeRequest) -> Result<pb::NodeUnpublishVolumeResponse> {
     let (volume, target) = decode::node_unpublish(&request)?;
-    if of(inner, volume, || inner.node.workflows.unpublish(&volume, &target))? == Changed::Yes {
+    if of(node, volume, || node.unpublish(&volume, &target))? == Changed::Yes {
         info!(path = %target.display(), "volume unpublished");
     }
     Ok(pb::NodeUnpublishVolumeResponse {})
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
-fn stats(inner: &Inner, request: pb::NodeGetVolumeStatsRequest) -> Result<pb::NodeGetVolumeStatsResponse> {
+fn stats(node: &Node, request: pb::NodeGetVolumeStatsRequest) -> Result<pb::NodeGetVolumeStatsResponse> {
     use pb::volume_usage::Unit;
     let (volume, path) = decode::node_stats(&request)?;
     let figure = |value: u64| Bytes::new(value).to_i64();
@@ -219,7 +203,7 @@ fn stats(inner: &Inner, request: pb::NodeGetVolumeStatsRequest) -> Result<pb::No
         used: figure(usage.used),
         unit: unit.into(),
     };
-    let usage = match of(inner, volume, || inner.node.workflows.stats(&volume, &path))? {
+    let usage = match of(node, volume, || node.stats(&volume, &path))? {
         Stats::Block { total } => {
             vec![pb::VolumeUsage { total: total.to_i64(), unit: Unit::Bytes.into(), ..Default::default() }]
         }
@@ -229,8 +213,8 @@ fn stats(inner: &Inner, request: pb::NodeGetVolumeStatsRequest) -> Result<pb::No
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
-fn expand(inner: &Inner, request: pb::NodeExpandVolumeRequest) -> Result<pb::NodeExpandVolumeResponse> {
+fn expand(node: &Node, request: pb::NodeExpandVolumeRequest) -> Result<pb::NodeExpandVolumeResponse> {
     let wanted = decode::node_expand(&request)?;
-    let size = of(inner, wanted.volume, || inner.node.workflows.expand(&wanted))?;
+    let size = of(node, wanted.volume, || node.expand(&wanted))?;
     Ok(pb::NodeExpandVolumeResponse { capacity_bytes: size.to_i64() })
 }

@@ -29,24 +29,13 @@ const MOST_QUESTION: usize = 16 << 10;
 /// How long running work may take to finish after the shutdown began.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Whether the Controller service is on the socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ServeController {
-    /// Yes: controller and standalone.
-    Yes,
-    /// No: node.
-    No,
-}
-
 /// What is served, and where.
 #[derive(Debug)]
 pub struct ServeConfig {
     /// The Unix socket's absolute path.
     pub socket: PathBuf,
-    /// Finds the home node of each request.
-    pub router: Arc<Router>,
-    /// Whether the Controller service is served.
-    pub controller: ServeController,
+    /// The Controller service, if it is served: what finds the home node of each request.
+    pub controller: Option<Arc<Router>>,
     /// Services on the same socket beside CSI. Only the CO and root can open it.
     pub others: Routes,
     /// The node whose Node service is served, if one is.
@@ -61,25 +50,20 @@ pub struct ServeConfig {
 
 /// Adds the Controller and Node services to others.
 pub(crate) fn add_services(
-    routes: Routes,
+    mut routes: Routes,
     works: &WorkerPool,
-    router: Arc<Router>,
-    controller: ServeController,
+    controller: Option<Arc<Router>>,
     node: Option<ThisNode>,
 ) -> Routes {
-    let routes = match controller {
-        ServeController::Yes => routes.add_service(
-            ControllerServer::new(Controller::new(Arc::clone(&router), works.clone()))
-                .max_decoding_message_size(MOST_REQUEST),
-        ),
-        ServeController::No => routes,
-    };
-    match node {
-        Some(node) => routes.add_service(
-            NodeServer::new(NodeService::new(node, router, works.clone())).max_decoding_message_size(MOST_REQUEST),
-        ),
-        None => routes,
+    if let Some(router) = controller {
+        let service = ControllerServer::new(Controller::new(router, works.clone()));
+        routes = routes.add_service(service.max_decoding_message_size(MOST_REQUEST));
     }
+    if let Some(node) = node {
+        let service = NodeServer::new(NodeService::new(node, works.clone()));
+        routes = routes.add_service(service.max_decoding_message_size(MOST_REQUEST));
+    }
+    routes
 }
 
 /// Serves until `shutdown` completes; then refuses new calls, gives running work a grace period, and removes the
@@ -95,14 +79,14 @@ pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()> + Sen
     let (calls, works) = (Calls::new(config.metrics), WorkerPool::new());
     info!(
         socket = %config.socket.display(),
-        controller = config.controller == ServeController::Yes,
+        controller = config.controller.is_some(),
         node = config.node.is_some(),
         version = env!("CARGO_PKG_VERSION"),
         "CSI is served"
     );
     let identity = IdentityServer::new(Identity::new(config.pools)).max_decoding_message_size(MOST_QUESTION);
     let routes = config.others.add_service(identity);
-    let routes = add_services(routes, &works, config.router, config.controller, config.node);
+    let routes = add_services(routes, &works, config.controller, config.node);
     let (begin_end, end) = oneshot::channel::<()>();
     let incoming = Incoming::new(listener, "the CSI socket", Most::of_socket(config.shares.csi()));
     let server = wire::server_of_socket().layer(calls.clone()).add_routes(routes);

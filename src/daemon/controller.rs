@@ -13,7 +13,7 @@ use super::Stop;
 use super::certificates::Certifying;
 use super::parts::{Base, shares};
 use crate::config::{ControllerConfig, TlsMode};
-use crate::csi::{ServeConfig, ServeController, serve};
+use crate::csi::{ServeConfig, serve};
 use crate::home::Home;
 use crate::home::remote::RemoteHome;
 use crate::os::Os;
@@ -106,8 +106,7 @@ impl Controller {
         );
         let config = ServeConfig {
             socket: base.socket,
-            router,
-            controller: ServeController::Yes,
+            controller: Some(router),
             others: Routes::new(operators.into_server()),
             node: None,
             metrics: base.metrics,

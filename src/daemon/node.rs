@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::{error, info, warn};
@@ -12,7 +12,6 @@ use super::parts::{Base, shares};
 use super::pools::{NodePools, Opening};
 use super::{Stop, blocking};
 use crate::config::{NodeConfig, TlsMode};
-use crate::csi::ServeController;
 use crate::home::remote::HomeService;
 use crate::home::{LocalHome, PoolHealth};
 use crate::os::{Os, Timestamp};
@@ -53,12 +52,14 @@ impl NodeDaemon {
     pub async fn open(mut config: NodeConfig, os: Os) -> Result<Self> {
         let (metrics, opening) = (Metrics::new(os.activity().clone()), Opening::default());
         let base = Base::bind(&config.serving, metrics, opening.watch(), shares(&os)?).await?;
-        let mut card = DirectoryCache::open(&os, &config.state)?;
+        let card = Arc::new(Mutex::new(DirectoryCache::open(&os, &config.state)?));
         let (credentials, certified) = credentials(&config, &os, &base.metrics).await?;
         let (incoming, address) = credentials.listen(config.listen, base.shares).await?;
-        let (configs, before) = (std::mem::take(&mut config.pools), card.pools_of(&config.node));
-        let pools = NodePools::open(&os, &opening, configs, config.node.clone(), before).await?;
-        remember(&mut card, &config, &pools.home);
+        let (configs, before) = (std::mem::take(&mut config.pools), known(&card).pools_of(&config.node));
+        let others = Arc::clone(&card);
+        let elsewhere = Box::new(move |pool| known(&others).node_of(pool));
+        let pools = NodePools::open(&os, &opening, configs, config.node.clone(), before, elsewhere).await?;
+        remember(&mut known(&card), &config, &pools.home);
         let reporter = reporter(&config, &os, &pools.home, credentials, card)?;
         Ok(Self { config, os, base, pools, incoming, address, certified, reporter })
     }
@@ -94,12 +95,17 @@ impl NodeDaemon {
             pools = pools.described,
             "holdfast node serves"
         );
-        let served = pools.serve(base, ServeController::No, config.fabric, config.registration, &stop).await;
+        let served = pools.serve(base, None, config.fabric, config.registration, &stop).await;
         works.ended(GRACE).await;
         pools.keep_devices().await;
         serving_home.abort();
         served
     }
+}
+
+/// The directory of pools.
+fn known(card: &Mutex<DirectoryCache>) -> MutexGuard<'_, DirectoryCache> {
+    card.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Stores which pools this node serves, so that a later start does not create a new pool where a disk is missing. A
@@ -140,7 +146,7 @@ fn reporter(
     os: &Os,
     home: &LocalHome,
     credentials: Credentials,
-    card: DirectoryCache,
+    card: Arc<Mutex<DirectoryCache>>,
 ) -> Result<Arc<Reporter>> {
     let boot_id = os.boot_id().at(|| "read the machine's boot id")?;
     let about = Heartbeat {

@@ -9,11 +9,11 @@ use tracing::{error, info, warn};
 use super::parts::{Base, Registering};
 use super::{Stop, blocking};
 use crate::config::PoolConfig;
-use crate::csi::{ServeConfig, ServeController, ThisNode, serve};
+use crate::csi::{ServeConfig, ThisNode, serve};
 use crate::fs::tools;
 use crate::home::{Changed, ConfiguredPool, FindingKind, Health, Home, LocalHome, PoolCondition, unseen_by_kubelet};
 use crate::kubelet::Registration;
-use crate::node::Node;
+use crate::node::{Elsewhere, Node, NodeHomes};
 use crate::os::Os;
 use crate::pool;
 use crate::route::{Directory, Router, figures_of};
@@ -106,7 +106,7 @@ pub(super) struct NodePools {
 
 impl NodePools {
     /// Opens every pool that can be opened, and builds the node on them. `before` are the pools that this node had
-    /// before.
+    /// before; `elsewhere` knows those of other nodes.
     ///
     /// # Errors
     /// That of the first pool, if no pool can be opened and waiting would not help.
@@ -116,6 +116,7 @@ impl NodePools {
         configs: Vec<PoolConfig>,
         id: NodeId,
         before: Vec<(PoolName, PoolId)>,
+        elsewhere: Elsewhere,
     ) -> Result<Self> {
         let (os, opening) = (os.clone(), opening.clone());
         let open = move || {
@@ -133,7 +134,8 @@ impl NodePools {
                 Err(error) => warn!("{}", error.chain()),
             }
             report_tools(&os);
-            let node = Arc::new(Node::new(os, id.clone(), Arc::new(home.clone()) as Arc<dyn Home>));
+            let homes = Arc::new(NodeHomes::new(home.clone(), elsewhere));
+            let node = Arc::new(Node::with_homes(os, id.clone(), Arc::new(home.clone()), homes));
             let router = Arc::new(router(&home));
             let _ = opening.0.set(home.clone());
             Ok(Self { id, home, node, router, described })
@@ -170,7 +172,7 @@ impl NodePools {
     pub(super) async fn serve(
         &self,
         base: Base,
-        controller: ServeController,
+        controller: Option<Arc<Router>>,
         fabric: String,
         registration: Option<Registration>,
         stop: &Stop,
@@ -178,7 +180,6 @@ impl NodePools {
         let registering = Registering::start(registration, &base.metrics, stop);
         let config = ServeConfig {
             socket: base.socket,
-            router: Arc::clone(&self.router),
             controller,
             others: Routes::default(),
             node: Some(ThisNode { id: self.id.clone(), fabric, workflows: Arc::clone(&self.node) }),

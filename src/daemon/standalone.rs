@@ -1,6 +1,7 @@
 //! `holdfast standalone`: the whole driver of one node in one process on one socket.
 
 use std::fmt;
+use std::sync::Arc;
 
 use tracing::info;
 
@@ -8,7 +9,6 @@ use super::Stop;
 use super::parts::{Base, shares};
 use super::pools::{NodePools, Opening};
 use crate::config::Config;
-use crate::csi::ServeController;
 use crate::os::Os;
 use crate::route::NO_FABRIC;
 use crate::telemetry::Metrics;
@@ -36,7 +36,8 @@ impl Standalone {
         let (metrics, opening) = (Metrics::new(os.activity().clone()), Opening::default());
         let base = Base::bind(&config.serving, metrics, opening.watch(), shares(&os)?).await?;
         let configs = std::mem::take(&mut config.pools);
-        let pools = NodePools::open(&os, &opening, configs, config.node.clone(), Vec::new()).await?;
+        let pools =
+            NodePools::open(&os, &opening, configs, config.node.clone(), Vec::new(), Box::new(|_| None)).await?;
         base.pools.opened();
         Ok(Self { config, base, pools })
     }
@@ -58,7 +59,7 @@ impl Standalone {
             "holdfast serves"
         );
         let fabric = NO_FABRIC.to_owned();
-        let served = pools.serve(base, ServeController::Yes, fabric, config.registration, &stop).await;
+        let served = pools.serve(base, Some(Arc::clone(&pools.router)), fabric, config.registration, &stop).await;
         pools.keep_devices().await;
         served
     }

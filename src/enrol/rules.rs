@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 
-use crate::kubernetes::ObjectName;
-use crate::types::{NodeId, Result};
+use crate::types::{NodeId, ObjectName, Result};
 
 /// The audience that a token must have: the tokens that pods use for the API server are not accepted here.
 pub const AUDIENCE: &str = "holdfast";

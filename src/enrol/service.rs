@@ -13,10 +13,9 @@ use super::keeper::Signing;
 use super::proto::enrolment_server::Enrolment;
 use super::proto::{EnrolReply, EnrolRequest};
 use super::rules::{AUDIENCE, Denial, Tokens, node_of};
-use crate::kubernetes::ObjectName;
 use crate::telemetry::EnrolMetrics;
 use crate::tls::{Peer, allowance};
-use crate::types::{Error, Failure, Kind};
+use crate::types::{Error, Failure, Kind, ObjectName};
 use crate::wire::{self, Allowance, Bounds, Door, MostArriving, RateLimitedLog, UnauthenticatedClient};
 
 /// The largest message, in bytes: a token and a signing request have some kilobytes.

@@ -25,13 +25,13 @@ use super::proto::enrolment_client::EnrolmentClient;
 use super::proto::enrolment_server::EnrolmentServer;
 use super::*;
 use crate::kubernetes::double::{ApiServer, TOKEN};
-use crate::kubernetes::{KubernetesTokens, KubernetesVault, ObjectName};
+use crate::kubernetes::{KubernetesTokens, KubernetesVault};
 use crate::os::{Activity, Call, Interceptor, Os};
 use crate::registry::proto::HeartbeatRequest;
 use crate::registry::proto::registry_client::RegistryClient;
 use crate::telemetry::{Metrics, Sampled};
 use crate::tls::{Authority, Credentials, Holder, Issued, Role, Trust, signing_request};
-use crate::types::{Kind, NodeId, Result};
+use crate::types::{Kind, NodeId, ObjectName, Result};
 
 const LIFE: Duration = Duration::from_secs(30 * 86_400);
 const ACCOUNT: &str = "system:serviceaccount:ns:holdfast-node";

@@ -15,7 +15,7 @@ mod xfs;
 
 pub use condition::{Stopped, stopped};
 pub use mkfs_options::MkfsOptions;
-pub use options::MountOptions;
+pub use options::{MountOptions, RequestedOptions};
 
 use std::path::Path;
 

@@ -119,6 +119,32 @@ pub struct MountOptions {
     labels: Vec<String>,
 }
 
+/// Mount flags of a request, not checked yet: that needs the filesystem, which may be the volume's own.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct RequestedOptions(Vec<String>);
+
+impl RequestedOptions {
+    /// As CSI's `mount_flags` contain them.
+    #[must_use]
+    pub fn new(flags: Vec<String>) -> Self {
+        Self(flags)
+    }
+
+    /// Checks them for a filesystem.
+    ///
+    /// # Errors
+    /// Those of [`MountOptions::parse`].
+    pub fn of(&self, fs: FsType) -> Result<MountOptions> {
+        MountOptions::parse(fs, &self.0)
+    }
+}
+
+impl fmt::Debug for RequestedOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RequestedOptions({} flags)", self.0.len())
+    }
+}
+
 impl MountOptions {
     /// Checks flags as CSI's `mount_flags` contain them: one option each, or several separated by commas.
     ///

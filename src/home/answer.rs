@@ -10,8 +10,8 @@ use super::{CapacityQuery, Source};
 use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
-    AccessMode, Bytes, ClaimName, FsType, FsckPolicy, NodeId, PoolId, PoolName, Provisioning, SnapshotId, VolumeId,
-    VolumeMode,
+    AccessMode, Bytes, Changed, ClaimName, Error, FsType, FsckPolicy, Kind, NodeId, PoolId, PoolName, Provisioning, RequestedMode,
+    Result, SnapshotId, VolumeId, VolumeMode,
 };
 
 /// The subject of a finding.
@@ -115,15 +115,6 @@ impl<T> Created<T> {
     }
 }
 
-/// Whether a call changed anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Changed {
-    /// Yes.
-    Yes,
-    /// No: the state was so already.
-    No,
-}
-
 /// What is known about a volume's content (docs/design.md section 8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "state")]
@@ -188,6 +179,37 @@ pub struct Volume {
     pub provisioning: Provisioning,
     /// When it was created.
     pub created: Timestamp,
+}
+
+impl Volume {
+    /// The mode of the volume that a request means.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a filesystem of a raw block volume, `Unsupported` for another mode than it was created for.
+    pub fn mode_of(&self, requested: RequestedMode) -> Result<VolumeMode> {
+        mode_among(&self.id, &self.modes, requested)
+    }
+}
+
+/// The mode that a request means, among those a volume was created for.
+///
+/// # Errors
+/// Those of [`Volume::mode_of`].
+pub(super) fn mode_among(volume: &VolumeId, modes: &[VolumeMode], requested: RequestedMode) -> Result<VolumeMode> {
+    if let Some(mode) = modes.iter().find_map(|mode| requested.of(*mode)) {
+        return Ok(mode);
+    }
+    if requested == RequestedMode::Mount(None) {
+        return Err(Error::new(
+            Kind::InvalidArgument,
+            format!("volume {volume} was created as a raw block volume; set volumeMode: Block to use it"),
+        ));
+    }
+    let made: Vec<_> = modes.iter().map(ToString::to_string).collect();
+    Err(Error::new(
+        Kind::Unsupported,
+        format!("volume {volume} was created for use as {}, not as {requested}", made.join(", ")),
+    ))
 }
 
 /// A snapshot.

@@ -284,13 +284,13 @@ impl Shared {
         let _lock = self.locks.try_lock(&target, "the end of a copy")?;
         match target {
             Key::Volume(id) => {
-                let Some(record) = self.volume_record(&id)? else { return Ok(()) };
-                self.store_volume(&record)?;
+                let Some(mut record) = self.volume_record(&id)? else { return Ok(()) };
+                self.store_volume(&mut record)?;
                 state.ledger.enter(target.object(), state.claim_of_volume(&record));
             }
             Key::Snapshot(id) => {
-                let Some(record) = self.snapshot_record(&id)? else { return Ok(()) };
-                self.store_snapshot(&record)?;
+                let Some(mut record) = self.snapshot_record(&id)? else { return Ok(()) };
+                self.store_snapshot(&mut record)?;
                 state.ledger.enter(target.object(), state.claim_of_snapshot(&record));
             }
         }
@@ -306,14 +306,14 @@ impl Shared {
                 state.pool.grow(id.uuid, &record.geometry())?;
                 record.phase = Phase::Ready;
                 record.copy = None;
-                self.store_volume(&record)?;
+                self.store_volume(&mut record)?;
                 state.ledger.enter(target.object(), state.claim_of_volume(&record));
             }
             Key::Snapshot(id) => {
                 let Some(mut record) = self.snapshot_record(&id)? else { return Ok(()) };
                 record.phase = Phase::Ready;
                 record.copy = None;
-                self.store_snapshot(&record)?;
+                self.store_snapshot(&mut record)?;
                 state.ledger.enter(target.object(), state.claim_of_snapshot(&record));
             }
         }
@@ -369,7 +369,7 @@ impl Report<'_> {
                     if let Some(copy) = &mut record.copy {
                         copy.known.done = done;
                     }
-                    self.shared.store_volume(&record)?;
+                    self.shared.store_volume(&mut record)?;
                 }
             }
             Key::Snapshot(id) => {
@@ -377,7 +377,7 @@ impl Report<'_> {
                     if let Some(copy) = &mut record.copy {
                         copy.known.done = done;
                     }
-                    self.shared.store_snapshot(&record)?;
+                    self.shared.store_snapshot(&mut record)?;
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::copying::COPY_WAIT;
-use super::local::{BLOCK_SIZE, Key, PoolState, Shared, no_snapshot, no_volume};
+use super::local::{Key, PoolState, Shared, no_snapshot, no_volume};
 use super::part::Part;
 use super::pools::Slot;
 use super::record::{Access, CopyRecord, CopySource, Phase, Record, SCHEMA, VolumeRecord, VolumeRequest};
@@ -13,7 +13,7 @@ use super::sizes::{self, SizeRequest};
 use super::{CreateVolume, Created, FormatState, LockGuard, Source, Volume};
 use crate::fs;
 use crate::os::{Stopwatch, Timestamp};
-use crate::pool::{Ability, Cloning, Fill, Object};
+use crate::pool::{Ability, Cloning, Fill, Object, Version};
 use crate::types::{
     Bytes, Capability, ClaimName, Error, Failure, Kind, Named, ObjectUuid, OnDelete, PoolId, Provisioning, Result,
     VolumeId, VolumeMode,
@@ -260,7 +260,7 @@ impl Shared {
     /// Whether a volume can be copied now: with reflinks always; without them only while no node can write it.
     pub(super) fn source_volume_usable(&self, record: &VolumeRecord) -> Result<()> {
         let state = self.pool(record.pool)?;
-        if matches!(state.pool.abilities().cloning, Cloning::Reflink { .. }) {
+        if matches!(state.pool.abilities().cloning, Cloning::Instant { .. }) {
             return Ok(());
         }
         let held = if let Some(attachment) = record.attachments.first() {
@@ -305,6 +305,15 @@ impl Shared {
                 ),
             ));
         }
+        if provisioning == Provisioning::Thin && abilities.thin == Ability::No {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "pool {} ({}) does not support thin volumes: set provisioning: thick, or use another pool",
+                    identity.name, identity.place
+                ),
+            ));
+        }
         if provisioning == Provisioning::Thin && request.parameters.on_delete == OnDelete::Zero {
             return Err(Error::new(
                 Kind::InvalidArgument,
@@ -328,10 +337,12 @@ impl Shared {
             Some(origin) => sizes::of_copy(&request.range, minimum, &origin.named, origin.size, origin.least)?,
             None => sizes::of_blank(&request.range, minimum)?,
         };
+        let size = sizes::in_units(size, abilities.growth_unit, &request.range)?;
         let format = origin.map_or(FormatState::Never, |origin| inherited(origin.format, request));
         self.formattable(&request.capabilities, &request.parameters.mkfs_options, format, size)?;
         let id = VolumeId::new(identity.id, uuid).born_on(&self.node);
         let copy = match (origin, abilities.cloning) {
+            (Some(_), Cloning::None) => return Err(no_copies(state)),
             (Some(origin), Cloning::Copy) => Some(copy_of(origin)),
             _ => None,
         };
@@ -351,7 +362,7 @@ impl Shared {
             size,
             size_request: Some(Part::new(SizeRequest::new(&request.range, size))),
             target_size: None,
-            block_size: BLOCK_SIZE,
+            block_size: abilities.block_size,
             provisioning,
             access: Access::Local,
             source: request.source,
@@ -365,6 +376,7 @@ impl Shared {
             copy: copy.map(Part::new),
             erased: None,
             attributes: request.parameters.metadata.clone(),
+            version: Version::default(),
             unknown: serde_json::Map::new(),
         })
     }
@@ -457,4 +469,13 @@ pub(super) fn describe(format: FormatState) -> String {
         FormatState::Formatting { fs, .. } => format!("is being formatted as {fs}"),
         FormatState::Formatted { fs, uuid } => format!("contains {fs} with UUID {uuid}"),
     }
+}
+
+/// The error for a snapshot or a clone in a pool that has neither.
+pub(super) fn no_copies(state: &PoolState) -> Error {
+    let identity = state.pool.identity();
+    Error::new(
+        Kind::Unsupported,
+        format!("pool {} ({}) supports neither snapshots nor clones; use another pool", identity.name, identity.place),
+    )
 }

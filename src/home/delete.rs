@@ -51,10 +51,10 @@ impl Shared {
                 format!("volume {id} is in use: {held}; it is unchanged; unmount it first"),
             ));
         }
-        state.pool.disclaim_device(id.uuid);
+        state.devices()?.disclaim(id.uuid);
         if record.phase != Phase::Deleting {
             record.phase = Phase::Deleting;
-            self.marked(self.store_volume(&record), key, record.request.parameters.on_delete)?;
+            self.marked(self.store_volume(&mut record), key, record.request.parameters.on_delete)?;
         }
         if record.request.parameters.on_delete == OnDelete::Zero {
             let start = erased(record.erased, record.size);
@@ -79,7 +79,7 @@ impl Shared {
         self.copies.cancel(key)?;
         if record.phase != Phase::Deleting {
             record.phase = Phase::Deleting;
-            self.marked(self.store_snapshot(&record), key, record.on_delete)?;
+            self.marked(self.store_snapshot(&mut record), key, record.on_delete)?;
         }
         if record.on_delete == OnDelete::Zero {
             let start = erased(record.erased, record.size);
@@ -136,9 +136,11 @@ enum Doomed<'a> {
 impl Progress for Erasing<'_> {
     fn step(&self, done: Bytes, _total: Bytes) -> Continue {
         let written = match self.record {
-            Doomed::Volume(record) => self.shared.store_volume(&VolumeRecord { erased: Some(done), ..record.clone() }),
+            Doomed::Volume(record) => {
+                self.shared.store_volume(&mut VolumeRecord { erased: Some(done), ..record.clone() })
+            }
             Doomed::Snapshot(record) => {
-                self.shared.store_snapshot(&SnapshotRecord { erased: Some(done), ..record.clone() })
+                self.shared.store_snapshot(&mut SnapshotRecord { erased: Some(done), ..record.clone() })
             }
         };
         if let Err(error) = written {

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::GrantRequest;
 use super::local::{PoolState, Shared};
 use super::record::{AttachPath, Attachment, GrantState, VolumeRecord};
-use crate::types::{Error, Kind, Named, Result, VolumeId};
+use crate::types::{Error, Kind, Named, Result, VolumeId, VolumeMode};
 
 impl Shared {
     /// Whether an attachment may be removed although its device is in use: for a local volume only the home node itself
@@ -38,10 +38,11 @@ impl Shared {
         state: &PoolState,
         record: &mut VolumeRecord,
         request: &GrantRequest,
+        mode: VolumeMode,
     ) -> Result<()> {
         let Some(before) = &record.still_staged else { return Ok(()) };
         let same = before.node == request.node
-            && before.mode == request.mode
+            && before.mode == mode
             && before.access == request.access
             && before.read_only == request.read_only;
         if !same && let Some(held) = self.release_device(state, record.uuid)? {
@@ -63,8 +64,8 @@ impl Shared {
     pub(super) fn unstaged(&self, state: &PoolState, id: &VolumeId) {
         let cleaned = self.volume_record(id).and_then(|record| match record {
             Some(record) if record.still_staged.is_some() => {
-                self.store_volume(&VolumeRecord { still_staged: None, ..record })?;
-                state.pool.disclaim_device(id.uuid);
+                self.store_volume(&mut VolumeRecord { still_staged: None, ..record })?;
+                state.devices()?.disclaim(id.uuid);
                 Ok(())
             }
             _ => Ok(()),

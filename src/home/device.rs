@@ -12,7 +12,7 @@ impl Shared {
     /// The device of a volume now. If the pool is not served or disappeared, a device over an image with the volume's
     /// name: a mounted device must still be unmounted.
     pub(super) fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>> {
-        match self.pool(id.pool).and_then(|state| state.pool.active(id.uuid)) {
+        match self.pool(id.pool).and_then(|state| state.devices()?.active(id.uuid)) {
             Err(error) if is_absent(&error) => {
                 pool::orphan(&self.os, id.uuid, &|device| self.of_another_pool(id, device))
             }
@@ -23,7 +23,7 @@ impl Shared {
     /// The volume whose image backs a device of this machine, if it is one of this home node's.
     pub(super) fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>> {
         for (pool, state) in self.there() {
-            match state.pool.volume_of(device) {
+            match state.devices()?.volume_of(device) {
                 Ok(Some(uuid)) => return Ok(Some(VolumeId::new(pool, uuid))),
                 Ok(None) => {}
                 Err(error) if is_absent(&error) => {}
@@ -36,7 +36,7 @@ impl Shared {
     /// Two pools may have the same uuid: disks that were moved, or two drivers with the same volume names.
     fn of_another_pool(&self, id: &VolumeId, device: DevNum) -> Result<bool> {
         for (_, state) in self.there().filter(|(pool, _)| *pool != id.pool) {
-            match state.pool.volume_of(device) {
+            match state.devices()?.volume_of(device) {
                 Ok(found) if found == Some(id.uuid) => return Ok(true),
                 Ok(_) => {}
                 Err(error) if is_absent(&error) => {}
@@ -77,7 +77,7 @@ impl Shared {
     /// A device node that is bound into a pod does not count as open in the kernel, and would show the next image that
     /// gets the loop number. A device that is mounted or bound here is therefore never detached.
     pub(super) fn release_device(&self, state: &PoolState, uuid: ObjectUuid) -> Result<Option<String>> {
-        let before = match state.pool.active(uuid) {
+        let before = match state.devices()?.active(uuid) {
             Ok(Some(device)) => Some(device),
             // Every device there is was looked at: to take it away would be the same look again.
             Ok(None) => return Ok(None),
@@ -90,10 +90,10 @@ impl Shared {
                 return Ok(Some(format!("{} is {}", device.path.display(), in_words(&used_at))));
             }
         }
-        if state.pool.deactivate(uuid)? == Deactivated::Gone {
+        if state.devices()?.deactivate(uuid)? == Deactivated::Gone {
             return Ok(None);
         }
-        let Some(device) = before.or(state.pool.active(uuid).ok().flatten()) else {
+        let Some(device) = before.or(state.devices()?.active(uuid).ok().flatten()) else {
             return Ok(Some("its device is in use".to_owned()));
         };
         let path = device.path.display();
@@ -133,7 +133,7 @@ impl Shared {
             attachment.device = Some(mark);
             self.store_volume(record)?;
         }
-        state.pool.claim_device(record.uuid, device)
+        state.devices()?.claim(record.uuid, device)
     }
 
     /// The same for the device of read-only pods. One step: the record is written before a pod gets the device. The mark
@@ -156,7 +156,7 @@ impl Shared {
         // Marks of another boot do not apply. The volume's own device is marked when it is opened, which comes first.
         if attachment.boot_id == Some(boot_id) && attachment.view != mark {
             attachment.view = mark;
-            self.store_volume(&record)?;
+            self.store_volume(&mut record)?;
         }
         Ok(())
     }
@@ -219,7 +219,7 @@ impl Shared {
             let Ok(number) = mark.number.parse::<DevNum>() else { continue };
             let path = self.os.device_path(number);
             let device = ActiveDevice { path, number, diskseq: mark.diskseq };
-            if let Err(error) = state.pool.claim_device(record.uuid, &device) {
+            if let Err(error) = state.devices().and_then(|devices| devices.claim(record.uuid, &device)) {
                 warn!(volume = %record.handle, device = %number, error = record.named().in_text(&error.chain()), "cannot look up the device of a raw block volume");
             }
         }

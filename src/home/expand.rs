@@ -7,7 +7,7 @@ use tracing::info;
 use super::local::Shared;
 use super::part::Part;
 use super::record::{Record, VolumeRecord};
-use super::sizes::SizeRequest;
+use super::sizes::{self, SizeRequest};
 use super::{Changed, Expanded, FormatState, NodeExpansion};
 use crate::types::{Bytes, CapacityRange, Error, Kind, Result, VolumeId, VolumeMode};
 
@@ -44,7 +44,7 @@ impl Shared {
             // An earlier, larger target is dropped: the current size satisfies this request.
             if record.target_size.take().is_some() && record.changeable().is_ok() {
                 record.size_request = Some(Part::new(SizeRequest::new(range, record.size)));
-                self.store_volume(&record)?;
+                self.store_volume(&mut record)?;
             }
             state.ledger.enter(record.object(), state.claim_of_volume(&record));
             return Ok(Expanded { size: record.size, node_expansion, changed: Changed::No });
@@ -52,6 +52,7 @@ impl Shared {
         record.changeable()?;
         self.check_image(state, record.id().into(), record.size)?;
         let target = range.choose(record.size, Bytes::ZERO)?;
+        let target = sizes::in_units(target, state.pool.abilities().growth_unit, range)?;
         let capabilities: Vec<_> = record.request.capabilities.iter().map(|part| part.known).collect();
         self.formattable(&capabilities, &record.request.parameters.mkfs_options, record.format.known, target)?;
         let claim = { state.claim_of_volume(&VolumeRecord { target_size: Some(target), ..record.clone() }) };
@@ -60,7 +61,7 @@ impl Shared {
         let before = record.clone();
         record.target_size = Some(target);
         record.size_request = Some(Part::new(SizeRequest::new(range, target)));
-        let grown = self.store_volume(&record).and_then(|()| {
+        let grown = self.store_volume(&mut record).and_then(|()| {
             let grown = self.grow_to(state, &mut record, target);
             grown.map_err(|error| if error.kind().is_refusal() { self.shrink_back(&before, error) } else { error })
         });
@@ -89,7 +90,7 @@ impl Shared {
 
     /// Undoes step 2.
     fn shrink_back(&self, before: &VolumeRecord, error: Error) -> Error {
-        match self.store_volume(&VolumeRecord { target_size: None, ..before.clone() }) {
+        match self.store_volume(&mut VolumeRecord { target_size: None, ..before.clone() }) {
             Ok(()) => error.context(format!("volume {} keeps its {} bytes", before.id(), before.size.get())),
             Err(undo) => error.and_undo_failed(&undo),
         }

@@ -68,9 +68,9 @@ impl Shared {
         }
         let planned_uuid = Uuid::new_v4();
         record.format.known = FormatState::Formatting { fs, planned_uuid };
-        self.store_volume(&record)?;
+        self.store_volume(&mut record)?;
         info!(volume = %record.handle, fs = %fs, uuid = %planned_uuid, "formatting begins");
-        let device = state.pool.activate(id.uuid, &record.geometry())?;
+        let device = state.devices()?.activate(id.uuid, &record.geometry())?;
         lock.works_on(&device.path.display());
         Ok(Formatting { at: DeviceAddress::Local { device: device.path }, planned_uuid })
     }
@@ -78,7 +78,7 @@ impl Shared {
     /// The error says what was found, at which offset, and what to do.
     fn not_proved_blank(&self, state: &PoolState, record: &VolumeRecord, offset: u64) -> Error {
         let shown = || {
-            let device = state.pool.active(record.uuid).ok().flatten()?;
+            let device = state.devices().ok()?.active(record.uuid).ok().flatten()?;
             let device = self.os.open_device(&device.path).ok()?;
             let contents = probe::probe(&self.os, &device).ok()?;
             Some(signature::describe(&self.os, &device, &contents))
@@ -98,7 +98,7 @@ impl Shared {
 
     /// Writes in flight must have ended before the blank check: no other process may have the device.
     fn nobody_writes(&self, state: &PoolState, record: &VolumeRecord) -> Result<()> {
-        let Some(device) = state.pool.active(record.uuid)? else { return Ok(()) };
+        let Some(device) = state.devices()?.active(record.uuid)? else { return Ok(()) };
         let said = || format!("open {}", device.path.display());
         let context = |source: std::io::Error| Error::new(Kind::Internal, said()).because(source);
         match self.os.open_exclusive(&device.path).map_err(context)? {
@@ -123,7 +123,7 @@ impl Shared {
         match record.format.known {
             FormatState::Formatting { fs, planned_uuid } if planned_uuid == fs_uuid => {
                 record.format.known = FormatState::Formatted { fs, uuid: fs_uuid };
-                self.store_volume(&record)?;
+                self.store_volume(&mut record)?;
                 info!(volume = %record.handle, fs = %fs, uuid = %fs_uuid, "formatted");
                 Ok(())
             }
@@ -149,7 +149,7 @@ impl Shared {
             FormatState::Raw => Ok(()),
             FormatState::Never => {
                 record.format.known = FormatState::Raw;
-                self.store_volume(&record)?;
+                self.store_volume(&mut record)?;
                 info!(volume = %record.handle, "the volume is a raw block device from now on");
                 Ok(())
             }

@@ -2,6 +2,7 @@
 
 use tracing::{info, warn};
 
+use super::answer::mode_among;
 use super::format::usable_raw;
 use super::local::{Key, PoolState, Shared};
 use super::record::{AttachPath, Attachment, DeviceMark, GrantState, Record, VolumeRecord};
@@ -22,6 +23,7 @@ impl Shared {
                 ),
             ));
         }
+        let mode = mode_among(&record.id(), &record.modes(), request.mode)?;
         self.not_copied_from(record.id().into())?;
         if let Some(attachment) = record.attachments.first() {
             if attachment.node != request.node || attachment.state != GrantState::Granted {
@@ -30,7 +32,7 @@ impl Shared {
                     format!("volume {id} is attached to node {}; detach it there first", attachment.node),
                 ));
             }
-            let same = attachment.mode == request.mode
+            let same = attachment.mode == mode
                 && attachment.access == request.access
                 && attachment.read_only == request.read_only;
             if !same {
@@ -47,14 +49,14 @@ impl Shared {
         let epoch = record.epoch.checked_add(1).ok_or_else(|| no_more_epochs(&record))?;
         // A pod may still have the device: its number stays reserved for the volume.
         let before = record.still_staged.clone();
-        self.attach_again(self.pool(id.pool)?, &mut record, request)?;
+        self.attach_again(self.pool(id.pool)?, &mut record, request, mode)?;
         let before_view = before.as_ref().and_then(|before| before.view.clone());
         record.epoch = epoch;
         record.ever_attached = true;
         record.attachments.push(Attachment {
             node: request.node.clone(),
             path: AttachPath::Local,
-            mode: request.mode,
+            mode,
             access: request.access,
             read_only: request.read_only,
             epoch: record.epoch,
@@ -63,11 +65,11 @@ impl Shared {
             boot_id: before.as_ref().and_then(|before| before.boot_id),
             device: before
                 .and_then(|before| before.device)
-                .or_else(|| (request.mode == VolumeMode::Block).then(DeviceMark::none)),
+                .or_else(|| (mode == VolumeMode::Block).then(DeviceMark::none)),
             view: before_view,
             unknown: serde_json::Map::new(),
         });
-        self.store_volume(&record)?;
+        self.store_volume(&mut record)?;
         info!(volume = %record.handle, node = %request.node, epoch = record.epoch, "volume attached");
         Ok(Granted { home: self.node.clone(), epoch: record.epoch, changed: Changed::Yes })
     }
@@ -95,9 +97,9 @@ impl Shared {
         if let Some(held) = held {
             self.detach_in_use(&mut record, last, &held);
         }
-        self.store_volume(&record)?;
+        self.store_volume(&mut record)?;
         if released {
-            state.pool.disclaim_device(id.uuid);
+            state.devices()?.disclaim(id.uuid);
         }
         info!(volume = %record.handle, node = %self.node, grants = ended.len(), "volume detached");
         Ok(Changed::Yes)
@@ -123,7 +125,7 @@ impl Shared {
             // The data is complete and readable: serve it with a warning.
             warn!(volume = %record.handle, error = record.named().in_text(&error.chain()), "holes in a thick image could not be filled: writes to them may fail when the pool is full");
         }
-        let device = state.pool.activate(id.uuid, &record.geometry())?;
+        let device = state.devices()?.activate(id.uuid, &record.geometry())?;
         lock.works_on(&device.path.display());
         if attachment.mode == VolumeMode::Block {
             let marked = self.mark_device(state, &mut record, node, &device);
@@ -189,10 +191,10 @@ impl Shared {
     pub(super) fn grow_to(&self, state: &PoolState, record: &mut VolumeRecord, target: Bytes) -> Result<()> {
         let geometry = record.geometry_at(target);
         state.pool.grow(record.uuid, &geometry)?;
-        state.pool.resize_device(record.uuid, &geometry)?;
-        let grown = VolumeRecord { size: target, target_size: None, ..record.clone() };
+        state.devices()?.resize(record.uuid, &geometry)?;
+        let mut grown = VolumeRecord { size: target, target_size: None, ..record.clone() };
         // Image and device are extended: the error must not say that nothing was done.
-        self.store_volume(&grown).map_err(|error| error.with_kind(Kind::Internal))?;
+        self.store_volume(&mut grown).map_err(|error| error.with_kind(Kind::Internal))?;
         *record = grown;
         state.ledger.enter(record.object(), state.claim_of_volume(record));
         Ok(())

@@ -10,13 +10,10 @@ use super::local::{Key, PoolState, Shared, no_snapshot, no_volume};
 use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
 use super::{Capacity, CapacityQuery, Changed, CopyState, Page, PoolReport, Snapshot, SnapshotFilter, Volume};
 use crate::pool::{Ability, Object, ObjectKind};
-use crate::types::{Bytes, Error, Kind, ObjectUuid, PoolId, Provisioning, Result, SnapshotId, VolumeId, VolumeMode};
+use crate::types::{Bytes, Error, Kind, ObjectUuid, PoolId, Provisioning, Result, SnapshotId, VolumeId};
 
 impl Shared {
     pub(super) fn view_volume(&self, record: &VolumeRecord) -> Volume {
-        let mut modes: Vec<VolumeMode> = record.request.capabilities.iter().map(|capability| capability.mode).collect();
-        modes.sort_unstable();
-        modes.dedup();
         Volume {
             id: record.id(),
             birth_home: record.birth_home.clone(),
@@ -27,7 +24,7 @@ impl Shared {
             source: record.source,
             published: record.attachments.iter().map(|attachment| attachment.node.clone()).collect(),
             format: record.format.known,
-            modes,
+            modes: record.modes(),
             provisioning: record.provisioning,
             created: record.created,
         }

@@ -61,14 +61,14 @@ impl Shared {
         let pool = state.pool.identity().id;
         let found: Option<(Key, Claim, Option<CopyRecord>)> = match object {
             Object::Volume(_) => {
-                let record = read(state, object, |text| VolumeRecord::decode(object, pool, text))?;
+                let record = state.record::<VolumeRecord>(object)?;
                 record.map(|record| {
                     self.recall_device(state, &record);
                     (record.id().into(), state.claim_of_volume(&record), record.copy_to_resume())
                 })
             }
             Object::Snapshot(_) => {
-                let record = read(state, object, |text| SnapshotRecord::decode(object, pool, text))?;
+                let record = state.record::<SnapshotRecord>(object)?;
                 record.map(|record| (record.id().into(), state.claim_of_snapshot(&record), record.copy_to_resume()))
             }
         };
@@ -86,21 +86,15 @@ impl Shared {
     }
 
     fn claim_again(&self, state: &PoolState, object: Object) -> Result<()> {
-        let pool = state.pool.identity().id;
         let claim = match object {
-            Object::Volume(_) => read(state, object, |text| VolumeRecord::decode(object, pool, text))?
-                .map(|record| state.claim_of_volume(&record)),
-            Object::Snapshot(_) => read(state, object, |text| SnapshotRecord::decode(object, pool, text))?
-                .map(|record| state.claim_of_snapshot(&record)),
+            Object::Volume(_) => state.record::<VolumeRecord>(object)?.map(|record| state.claim_of_volume(&record)),
+            Object::Snapshot(_) => {
+                state.record::<SnapshotRecord>(object)?.map(|record| state.claim_of_snapshot(&record))
+            }
         };
         if let Some(claim) = claim {
             state.ledger.enter(object, claim);
         }
         Ok(())
     }
-}
-
-/// The record of an object, whether or not its pool is served.
-fn read<R>(state: &PoolState, object: Object, decode: impl Fn(&[u8]) -> Result<R>) -> Result<Option<R>> {
-    state.pool.read_record(object)?.map(|text| decode(&text)).transpose()
 }

@@ -18,14 +18,11 @@ use super::{
     SnapshotFilter, Source, SpaceLimits, Volume,
 };
 use crate::os::{DevNum, Os, Timestamp};
-use crate::pool::{ActiveDevice, Cloning, Object, Pool};
+use crate::pool::{ActiveDevice, Cloning, LocalDevices, Object, Pool};
 use crate::types::{
     CapacityRange, Error, Failure, FsType, Kind, Named, NodeId, ObjectUuid, PoolId, PoolName, Result, SnapshotId,
     VolumeId,
 };
-
-/// The logical block size of every device (design section 7).
-pub(super) const BLOCK_SIZE: u32 = 4096;
 
 /// The home node of this process's pools. Cheap to clone.
 #[derive(Clone)]
@@ -207,12 +204,45 @@ impl PoolState {
         }
     }
 
+    /// Its block devices on this node.
+    ///
+    /// # Errors
+    /// `Unsupported` for a pool without any.
+    pub(super) fn devices(&self) -> Result<&dyn LocalDevices> {
+        self.pool.devices().ok_or_else(|| {
+            let identity = self.pool.identity();
+            let message = format!("the {} pool {} has no block devices on this node", identity.kind, identity.name);
+            Error::new(Kind::Unsupported, message)
+        })
+    }
+
+    /// An object's record, whether or not the pool is served; `None` when the object does not exist.
+    ///
+    /// # Errors
+    /// Those of [`Pool::read_record`] and [`Record::decode`].
+    pub(super) fn record<R: Record>(&self, object: Object) -> Result<Option<R>> {
+        let Some(stored) = self.pool.read_record(object)? else { return Ok(None) };
+        let mut record = R::decode(object, self.pool.identity().id, &stored)?;
+        record.set_version(stored.version);
+        Ok(Some(record))
+    }
+
+    /// Writes a record in the place of the version that was read.
+    ///
+    /// # Errors
+    /// Those of [`Pool::write_record`] and [`Record::encode`].
+    pub(super) fn store<R: Record>(&self, record: &mut R) -> Result<()> {
+        let version = self.pool.write_record(record.object(), &record.encode()?, record.version())?;
+        record.set_version(version);
+        Ok(())
+    }
+
     /// The space a volume may take: an image that shares blocks, or may share them, also needs space for its own
     /// copies.
     pub(super) fn claim_of_volume(&self, record: &VolumeRecord) -> Claim {
         let size = record.target_size.unwrap_or(record.size).max(record.size);
         let debt = match self.pool.abilities().cloning {
-            Cloning::Reflink { .. } if record.source.is_some() => Debt::Shared,
+            Cloning::Instant { .. } if record.source.is_some() => Debt::Shared,
             _ if record.phase == Phase::Creating => Debt::Unallocated,
             _ => Debt::None,
         };
@@ -222,9 +252,9 @@ impl PoolState {
     /// The space a snapshot may take: its full size where extents are shared, otherwise its copy.
     pub(super) fn claim_of_snapshot(&self, record: &SnapshotRecord) -> Claim {
         let debt = match self.pool.abilities().cloning {
-            Cloning::Reflink { .. } => Debt::Shared,
+            Cloning::Instant { .. } => Debt::Shared,
             Cloning::Copy if record.phase == Phase::Creating => Debt::Unallocated,
-            Cloning::Copy => Debt::None,
+            Cloning::Copy | Cloning::None => Debt::None,
         };
         Claim { size: record.size, debt: self.ledger.debt_of(record.provisioning, debt) }
     }
@@ -340,16 +370,12 @@ impl Shared {
 
     /// A volume's record; `None` when it does not exist.
     pub(super) fn volume_record(&self, id: &VolumeId) -> Result<Option<VolumeRecord>> {
-        let object = Object::Volume(id.uuid);
-        let text = self.pool(id.pool)?.pool.read_record(object)?;
-        text.map(|text| VolumeRecord::decode(object, id.pool, &text)).transpose()
+        self.pool(id.pool)?.record(Object::Volume(id.uuid))
     }
 
     /// A snapshot's record; `None` when it does not exist.
     pub(super) fn snapshot_record(&self, id: &SnapshotId) -> Result<Option<SnapshotRecord>> {
-        let object = Object::Snapshot(id.uuid);
-        let text = self.pool(id.pool)?.pool.read_record(object)?;
-        text.map(|text| SnapshotRecord::decode(object, id.pool, &text)).transpose()
+        self.pool(id.pool)?.record(Object::Snapshot(id.uuid))
     }
 
     /// An object as messages name it. Reads its record: only for errors of a pool that answers.
@@ -388,13 +414,13 @@ impl Shared {
     }
 
     /// Writes a volume's record.
-    pub(super) fn store_volume(&self, record: &VolumeRecord) -> Result<()> {
-        self.pool(record.pool)?.pool.write_record(record.object(), &record.encode()?)
+    pub(super) fn store_volume(&self, record: &mut VolumeRecord) -> Result<()> {
+        self.pool(record.pool)?.store(record)
     }
 
     /// Writes a snapshot's record.
-    pub(super) fn store_snapshot(&self, record: &SnapshotRecord) -> Result<()> {
-        self.pool(record.pool)?.pool.write_record(record.object(), &record.encode()?)
+    pub(super) fn store_snapshot(&self, record: &mut SnapshotRecord) -> Result<()> {
+        self.pool(record.pool)?.store(record)
     }
 
     /// The other pool that has this uuid, if any: a name is unique on a home node. A pool is read only where the ledger

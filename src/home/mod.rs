@@ -33,9 +33,10 @@ mod snapshot;
 mod survey;
 mod view;
 
+pub use crate::types::Changed;
 pub use answer::{
-    Capacity, Changed, CopyState, Created, DeviceAddress, Expanded, Finding, FindingKind, FormatState, Formatting,
-    Granted, Health, NodeExpansion, OpenVolume, Page, PoolHealth, PoolReport, Snapshot, Volume,
+    Capacity, CopyState, Created, DeviceAddress, Expanded, Finding, FindingKind, FormatState, Formatting, Granted,
+    Health, NodeExpansion, OpenVolume, Page, PoolHealth, PoolReport, Snapshot, Volume,
 };
 pub use examine::examine;
 pub use limits::{MinFree, Overcommit, SpaceLimits};
@@ -48,12 +49,22 @@ pub use survey::{Survey, survey};
 pub use view::{Kernel, PoolView, unseen_by_kubelet};
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
 use crate::os::DevNum;
 use crate::pool::ActiveDevice;
 use crate::types::{CapacityRange, Failure, FsType, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId};
+
+/// Finds the home of a pool's volumes: a node uses volumes of its own pools, and may use those of others.
+pub trait Homes: Send + Sync {
+    /// The home that serves a pool.
+    ///
+    /// # Errors
+    /// `Unavailable` when none is known or it cannot be reached from here.
+    fn of(&self, pool: PoolId) -> Result<Arc<dyn Home>>;
+}
 
 /// The node that owns pools, and its operations.
 ///

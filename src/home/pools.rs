@@ -254,10 +254,7 @@ impl LocalHome {
     pub fn described(&self) -> Vec<String> {
         let in_words = |(slot, condition): (&Slot, PoolCondition)| match condition.health {
             Health::Served(report) => {
-                let cloning = match slot.state().map(|state| state.pool.abilities().cloning) {
-                    Some(Cloning::Reflink { .. }) => "reflink",
-                    Some(Cloning::Copy) | None => "copy",
-                };
+                let cloning = slot.state().map_or(Cloning::None, |state| state.pool.abilities().cloning).word();
                 let (kind, place, room) = (&report.kind, &report.place, &report.room);
                 format!("{} ({kind} in {place}, {cloning}, {} of {} free)", slot.name, room.available, room.total)
             }

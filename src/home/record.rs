@@ -16,7 +16,7 @@ use super::part::Part;
 use super::sizes::{self, SizeRequest};
 use super::{CreateVolume, FormatState, ReadOnly, Source};
 use crate::os::{DevNum, Timestamp};
-use crate::pool::{ActiveDevice, Geometry, Object};
+use crate::pool::{ActiveDevice, Geometry, Object, Version};
 use crate::types::{
     AccessMode, Bytes, Capability, CapacityRange, ClaimName, Error, FsType, Kind, Named, NodeId, ObjectUuid, OnDelete,
     PoolId, Provisioning, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
@@ -246,6 +246,9 @@ pub struct VolumeRecord {
     /// Names of claims and similar, for display.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
+    /// The stored version that it was read from.
+    #[serde(skip)]
+    pub version: Version,
     /// Fields of later releases, kept unchanged.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
@@ -296,6 +299,9 @@ pub struct SnapshotRecord {
     /// Bytes that a delete with zeroing has overwritten.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub erased: Option<Bytes>,
+    /// The stored version that it was read from.
+    #[serde(skip)]
+    pub version: Version,
     /// Fields of later releases, kept unchanged.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
@@ -354,6 +360,10 @@ pub trait Record: Clone + Serialize + DeserializeOwned {
     fn needed_reader(&self) -> u32;
     /// Sets the schema that a writer must know.
     fn set_min_reader(&mut self, schema: u32);
+    /// The stored version that it was read from.
+    fn version(&self) -> Version;
+    /// Sets the stored version that it was read from or written as.
+    fn set_version(&mut self, version: Version);
 
     /// The bytes to store, with `min_reader` computed from its words. A higher value of a later release stays: that
     /// release may have another reason for it.
@@ -481,6 +491,14 @@ impl Record for VolumeRecord {
     fn set_min_reader(&mut self, schema: u32) {
         self.min_reader = schema;
     }
+
+    fn version(&self) -> Version {
+        self.version
+    }
+
+    fn set_version(&mut self, version: Version) {
+        self.version = version;
+    }
 }
 
 impl Record for SnapshotRecord {
@@ -507,9 +525,25 @@ impl Record for SnapshotRecord {
     fn set_min_reader(&mut self, schema: u32) {
         self.min_reader = schema;
     }
+
+    fn version(&self) -> Version {
+        self.version
+    }
+
+    fn set_version(&mut self, version: Version) {
+        self.version = version;
+    }
 }
 
 impl VolumeRecord {
+    /// The modes that the volume was created for.
+    pub(super) fn modes(&self) -> Vec<VolumeMode> {
+        let mut modes: Vec<_> = self.request.capabilities.iter().map(|capability| capability.mode).collect();
+        modes.sort_unstable();
+        modes.dedup();
+        modes
+    }
+
     /// The identity in its handle.
     #[must_use]
     pub fn id(&self) -> VolumeId {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sizes;
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, NodeId, PoolName, Provisioning, SnapshotId, VolumeId, VolumeMode,
+    AccessMode, Bytes, Capability, CapacityRange, NodeId, PoolName, Provisioning, RequestedMode, SnapshotId, VolumeId,
     VolumeParameters,
 };
 
@@ -38,8 +38,8 @@ pub struct CreateVolume {
 pub struct GrantRequest {
     /// The node.
     pub node: NodeId,
-    /// Block or filesystem.
-    pub mode: VolumeMode,
+    /// Block or filesystem: the home node finds out which, and whether the volume was created for it.
+    pub mode: RequestedMode,
     /// The access mode: which nodes may read and write.
     pub access: AccessMode,
     /// Whether the orchestrator requested read-only.

@@ -55,6 +55,23 @@ pub(super) fn of_blank(range: &CapacityRange, minimum: Bytes) -> Result<Bytes> {
     range.choose(DEFAULT_SIZE, minimum)
 }
 
+/// A size in a pool whose sizes are multiples of `unit`: whole extents of a volume group, for example.
+///
+/// # Errors
+/// `OutOfRange` when the next multiple is more than the limit.
+pub(super) fn in_units(size: Bytes, unit: Bytes, range: &CapacityRange) -> Result<Bytes> {
+    let rounded = size.get().checked_next_multiple_of(unit.get()).map(Bytes::new);
+    let fits =
+        |rounded: &Bytes| range.limit.is_none_or(|limit| *rounded <= limit) && i64::try_from(rounded.get()).is_ok();
+    rounded.filter(fits).ok_or_else(|| {
+        let message = format!(
+            "the pool's sizes are multiples of {unit}, and the next one above {} bytes is more than limit_bytes allows; raise the limit",
+            size.get()
+        );
+        Error::new(Kind::OutOfRange, message)
+    })
+}
+
 /// The size of a copy of `object`, which has `size` bytes and whose copies must request at least `least`.
 ///
 /// # Errors
@@ -82,6 +99,18 @@ pub(super) fn of_copy(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_is_a_multiple_of_the_pool_s_unit() {
+        let limit = |limit| CapacityRange { required: None, limit };
+        let of =
+            |size, limit_of| in_units(Bytes::mib(size), Bytes::mib(4), &limit(limit_of)).map_err(|error| error.kind());
+        assert_eq!(of(4, None), Ok(Bytes::mib(4)));
+        assert_eq!(of(5, None), Ok(Bytes::mib(8)));
+        assert_eq!(of(5, Some(Bytes::mib(8))), Ok(Bytes::mib(8)));
+        assert_eq!(of(5, Some(Bytes::mib(7))), Err(Kind::OutOfRange));
+        assert_eq!(in_units(Bytes::new(u64::MAX), Bytes::mib(4), &limit(None)).unwrap_err().kind(), Kind::OutOfRange);
+    }
     use crate::types::{AccessMode, FsType};
     use proptest::prelude::*;
 

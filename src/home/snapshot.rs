@@ -5,12 +5,13 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::copying::COPY_WAIT;
+use super::create::no_copies;
 use super::local::{Key, PoolState, Shared, no_volume};
 use super::part::Part;
 use super::record::{CopyRecord, CopySource, Phase, Record, SCHEMA, SnapshotRecord, VolumeRecord};
 use super::{CopyState, CreateSnapshot, Created, FormatState, Snapshot};
 use crate::os::Timestamp;
-use crate::pool::{Cloning, Fill, Geometry};
+use crate::pool::{Cloning, Fill, Geometry, Version};
 use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, Provisioning, Result, SnapshotId};
 
 impl Shared {
@@ -135,11 +136,12 @@ impl Shared {
         let id = SnapshotId::new(volume.pool, uuid).born_on(&self.node);
         let key = Key::from(id);
         let (copy, fill) = match state.pool.abilities().cloning {
-            Cloning::Reflink { .. } => (None, Fill::Clone(volume.object())),
+            Cloning::Instant { .. } => (None, Fill::Clone(volume.object())),
             Cloning::Copy => {
                 let from = CopySource::Volume(volume.uuid);
                 (Some(CopyRecord { from, done: Bytes::ZERO, total: volume.size }), Fill::Blank)
             }
+            Cloning::None => return Err(Failure::Clean(no_copies(state))),
         };
         let record = SnapshotRecord {
             schema: SCHEMA,
@@ -161,6 +163,7 @@ impl Shared {
             copy: copy.map(Part::new),
             on_delete: volume.request.parameters.on_delete,
             erased: None,
+            version: Version::default(),
             unknown: serde_json::Map::new(),
         };
         self.read_again(state);

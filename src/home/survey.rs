@@ -7,7 +7,7 @@ use super::local::PoolState;
 use super::record::{Record, SnapshotRecord, VolumeRecord};
 use super::{PoolReport, SpaceLimits};
 use crate::pool::{Object, ObjectKind, Pool};
-use crate::types::{Error, ObjectUuid, PoolId, Result};
+use crate::types::{Error, ObjectUuid, Result};
 
 /// The content of a pool.
 #[derive(Debug)]
@@ -30,8 +30,8 @@ pub fn survey(pool: Arc<dyn Pool>, limits: SpaceLimits) -> Result<Survey> {
     let id = pool.identity().id;
     let state = PoolState::new(pool, limits);
     let mut unreadable = Vec::new();
-    let volumes: Vec<VolumeRecord> = read_all(&state, id, ObjectKind::Volume, Object::Volume, &mut unreadable)?;
-    let snapshots: Vec<SnapshotRecord> = read_all(&state, id, ObjectKind::Snapshot, Object::Snapshot, &mut unreadable)?;
+    let volumes: Vec<VolumeRecord> = read_all(&state, ObjectKind::Volume, Object::Volume, &mut unreadable)?;
+    let snapshots: Vec<SnapshotRecord> = read_all(&state, ObjectKind::Snapshot, Object::Snapshot, &mut unreadable)?;
     for record in &volumes {
         state.ledger.enter(record.object(), state.claim_of_volume(record));
     }
@@ -43,15 +43,13 @@ pub fn survey(pool: Arc<dyn Pool>, limits: SpaceLimits) -> Result<Survey> {
 
 fn read_all<R: Record>(
     state: &PoolState,
-    pool: PoolId,
     class: ObjectKind,
     object: fn(ObjectUuid) -> Object,
     unreadable: &mut Vec<(Object, Error)>,
 ) -> Result<Vec<R>> {
     let mut records = Vec::new();
     for object in state.pool.list(class)?.into_iter().map(object) {
-        let read = state.pool.read_record(object);
-        match read.and_then(|text| text.map(|text| R::decode(object, pool, &text)).transpose()) {
+        match state.record(object) {
             Ok(Some(record)) => records.push(record),
             // Removed since it was listed.
             Ok(None) => {}

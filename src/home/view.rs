@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{SpaceLimits, Survey, survey};
-use crate::attach::Linear;
+use crate::linear::Linear;
 use crate::os::{DevNum, MountEntry, MountTable, Os};
 use crate::pool::{self, ActiveDevice, Pool, PoolSpec};
 use crate::types::{ObjectUuid, OsContext, PoolName, Result, VolumeId};
@@ -101,7 +101,7 @@ impl PoolView {
     /// `Internal` when it cannot be read.
     pub fn of(pool: Arc<dyn Pool>, name: &PoolName, limits: SpaceLimits) -> Result<Self> {
         let survey = survey(Arc::clone(&pool), limits)?;
-        let devices = pool.active_devices()?;
+        let devices = pool.devices().map_or_else(|| Ok(Vec::new()), |devices| devices.all())?;
         Ok(Self { name: name.clone(), limits, pool, survey, devices })
     }
 

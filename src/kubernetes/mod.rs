@@ -12,6 +12,6 @@ mod tests;
 mod tokens;
 mod vault;
 
-pub use client::{ObjectName, PATIENCE, ask, connect};
+pub use client::{PATIENCE, ask, connect};
 pub use tokens::KubernetesTokens;
 pub use vault::KubernetesVault;

@@ -5,9 +5,9 @@ use serde_json::json;
 
 use super::client::client;
 use super::double::{ApiServer, TOKEN};
-use super::{KubernetesTokens, KubernetesVault, ObjectName};
+use super::{KubernetesTokens, KubernetesVault};
 use crate::enrol::rules::{CaText, NODE_CLAIM, Tokens, Vault};
-use crate::types::Kind;
+use crate::types::{Kind, ObjectName};
 
 fn to(server: &ApiServer) -> Client {
     let mut config = Config::new(server.url().parse().unwrap());

@@ -8,9 +8,9 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 
-use super::client::{ObjectName, ask};
+use super::client::ask;
 use crate::enrol::rules::{CaText, Vault};
-use crate::types::{Error, Kind, Result};
+use crate::types::{Error, Kind, ObjectName, Result};
 
 /// The keys in the Secret; the first one is in the ConfigMap as well. `holdfast ca` reads a directory with the same
 /// names.

@@ -31,7 +31,7 @@ impl Node {
 
     /// Opens a volume at its home node.
     pub(super) fn open(&self, volume: &VolumeId) -> Result<OpenVolume> {
-        let opened = self.home.open(volume, &self.id)?;
+        let opened = self.home(volume)?.open(volume, &self.id)?;
         if let Some(claim) = &opened.claim {
             self.claims.with(|claims| claims.insert(*volume, claim.clone()));
         }

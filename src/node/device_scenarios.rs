@@ -458,13 +458,13 @@ fn the_same_uuid_in_two_pools_is_two_volumes() {
     let stage = |id: VolumeId| super::StageRequest {
         volume: id,
         staging: kubelet.path().join("staging"),
-        mode: BLOCK,
+        mode: BLOCK.into(),
         access: AccessMode::SingleNodeMultiWriter,
-        mount: crate::fs::MountOptions::default(),
+        mount: crate::fs::RequestedOptions::default(),
     };
     let granted = || GrantRequest {
         node: node_id(),
-        mode: BLOCK,
+        mode: BLOCK.into(),
         access: AccessMode::SingleNodeMultiWriter,
         read_only: ReadOnly::No,
     };

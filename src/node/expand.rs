@@ -3,7 +3,7 @@
 use super::mounts::Shown;
 use super::publish::has_stopped;
 use super::{ExpandRequest, Node};
-use crate::attach::{Attached, Wanted};
+use crate::attach::{Attach, Attached, Wanted};
 use crate::fs::{self, Grown};
 use crate::home::OpenVolume;
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId, VolumeMode};

@@ -149,7 +149,7 @@ fn formatted_as_one_filesystem_is_not_staged_as_another() {
 #[test]
 fn raw_stays_raw() {
     let rig = Rig::new();
-    let id = rig.volume("a", 32, VolumeMode::Block);
+    let id = rig.volume_for("a", 32, &[VolumeMode::Block, EXT4], &[]);
     let request = rig.stage_request(id, VolumeMode::Block);
     assert_eq!(rig.node.stage(&request).unwrap(), Changed::Yes);
     assert_eq!(rig.node.stage(&request).unwrap(), Changed::No);

@@ -13,6 +13,7 @@ mod fault_scenarios;
 mod format;
 #[cfg(test)]
 mod format_scenarios;
+mod homes;
 mod mounts;
 mod path;
 mod publish;
@@ -38,14 +39,16 @@ mod visible;
 #[cfg(test)]
 mod visible_scenarios;
 
+pub use homes::{Elsewhere, NodeHomes};
 pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};
 
 use std::sync::Arc;
 
-use crate::attach::{Attach, Linear, Local, ReadOnlyViews};
-use crate::home::{Home, Locks};
+use crate::attach::{Attachers, Local, ReadOnlyViews};
+use crate::home::{Home, Homes, Locks};
+use crate::linear::Linear;
 use crate::os::Os;
-use crate::types::{NodeId, VolumeId};
+use crate::types::{NodeId, Result, VolumeId};
 
 /// The number of concurrent mkfs on one node.
 const FORMATS: u32 = 2;
@@ -54,8 +57,8 @@ const FORMATS: u32 = 2;
 pub struct Node {
     os: Os,
     id: NodeId,
-    home: Arc<dyn Home>,
-    attach: Box<dyn Attach>,
+    homes: Arc<dyn Homes>,
+    attach: Attachers,
     volumes: Locks<VolumeId>,
     targets: Locks<String>,
     slots: slots::Slots,
@@ -69,12 +72,19 @@ pub struct Node {
 }
 
 impl Node {
-    /// The workflows of node `id` for the volumes of `home`. Opens the devices of published block volumes again; a
-    /// failure is logged.
+    /// The workflows of node `id` for the volumes of `home` alone; see [`Node::with_homes`].
     #[must_use]
     pub fn new(os: Os, id: NodeId, home: Arc<dyn Home>) -> Self {
+        let homes = Arc::new(homes::OneHome(Arc::clone(&home)));
+        Self::with_homes(os, id, home, homes)
+    }
+
+    /// The workflows of node `id`, whose pools are those of `own`, for the volumes of `homes`. Opens the devices of
+    /// published block volumes again; a failure is logged.
+    #[must_use]
+    pub fn with_homes(os: Os, id: NodeId, own: Arc<dyn Home>, homes: Arc<dyn Homes>) -> Self {
         let activity = os.activity().clone();
-        let attach: Box<dyn Attach> = Box::new(Local::new(os.clone(), id.clone(), Arc::clone(&home)));
+        let attach = Attachers::new(Local::new(os.clone(), id.clone(), own));
         let raw = raw::RawDevices::default();
         let linear = Linear::new(os.clone());
         raw_linear::announce(&linear, home.as_ref());
@@ -91,18 +101,23 @@ impl Node {
             claims: claims::Claims::default(),
             os,
             id,
-            home,
+            homes,
         };
         node.recover_devices();
         node
     }
 
+    /// The home of a volume.
+    fn home(&self, volume: &VolumeId) -> Result<Arc<dyn Home>> {
+        self.homes.of(volume.pool)
+    }
+
     /// Opens the devices of published block volumes: at start, and when a pool becomes available. A failure is logged.
     pub fn recover_devices(&self) {
-        if let Err(error) = self.views.recover(self.attach.as_ref(), &self.viewing) {
+        if let Err(error) = self.views.recover(&self.attach, &self.viewing) {
             tracing::warn!(error = error.chain(), "cannot find the read-only devices of raw block volumes in use");
         }
-        if let Err(error) = self.raw.recover(&self.os, self.attach.as_ref(), &self.linear, &self.views) {
+        if let Err(error) = self.raw.recover(&self.os, &self.attach, &self.linear, &self.views) {
             tracing::warn!(error = error.chain(), "cannot find the raw block volumes in use");
         }
     }

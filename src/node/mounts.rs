@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::Node;
 use super::removal::covered;
+use crate::attach::Attach;
 use crate::os::{DevNum, MountEntry, MountTable, Seen};
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use super::mounts::{Shown, places};
 use super::removal::Stale;
 use super::{Node, PublishRequest, path};
-use crate::attach::{Attached, Wanted};
+use crate::attach::{Attach, Attached, Wanted};
 use crate::fs::{self, Stopped};
 use crate::home::{Changed, FormatState, OpenVolume, ReadOnly};
 use crate::os::{Entry, MountEntry, MountFlags};
-use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
+use crate::types::{Error, FsType, Kind, OsContext, RequestedMode, Result, VolumeId, VolumeMode};
 
 /// The source of the bind mount.
 pub(super) struct Source {
@@ -63,8 +63,8 @@ impl Node {
         self.visible(&target)?;
 
         match request.mode {
-            VolumeMode::Mount(fs) => self.publish_from(request, &self.staged_filesystem(request, fs)?, &target),
-            VolumeMode::Block => self.publish_device(request, &target),
+            RequestedMode::Mount(fs) => self.publish_from(request, &self.staged_filesystem(request, fs)?, &target),
+            RequestedMode::Block => self.publish_device(request, &target),
         }
     }
 
@@ -99,8 +99,8 @@ impl Node {
         }
         if request.access.one_target() {
             let staging = match request.mode {
-                VolumeMode::Mount(_) => Some(source.path.as_path()),
-                VolumeMode::Block => None,
+                RequestedMode::Mount(_) => Some(source.path.as_path()),
+                RequestedMode::Block => None,
             };
             let others = self.published(&mounts, volume, staging)?;
             if !others.is_empty() {
@@ -130,7 +130,7 @@ impl Node {
     }
 
     /// The live mount of the volume at its staging path.
-    fn staged_filesystem(&self, request: &PublishRequest, fs: FsType) -> Result<Source> {
+    fn staged_filesystem(&self, request: &PublishRequest, named: Option<FsType>) -> Result<Source> {
         let volume = &request.volume;
         let not_staged = || {
             let place = request.staging.as_deref().map_or_else(|| "any path".into(), |path| path.display().to_string());
@@ -143,16 +143,18 @@ impl Node {
         let staging = path::resolve(&self.os, staging)?.ok_or_else(not_staged)?;
         let mounts = self.mounts(volume)?;
         let (entry, shown) = match mounts.ours(&staging, Kind::Precondition)? {
-            Some((entry, shown @ Shown::Filesystem(_))) if entry.fs_type == fs.as_str() => (entry, shown),
+            Some((entry, shown @ Shown::Filesystem(_))) => (entry, shown),
             _ => return Err(not_staged()),
         };
+        let fs = entry.fs_type.parse().ok().filter(|fs| named.is_none_or(|named| named == *fs));
+        let mount = request.mount.of(fs.ok_or_else(not_staged)?)?;
         self.stagings.name(volume, &staging);
         let read_only = request.read_only == ReadOnly::Yes
             || request.access.read_only()
-            || request.mount.flags().read_only
+            || mount.flags().read_only
             || entry.read_only();
         self.alive(volume, entry, if read_only { ReadOnly::Yes } else { ReadOnly::No })?;
-        Ok(Source { path: staging, flags: MountFlags { read_only, ..request.mount.flags() }, shown })
+        Ok(Source { path: staging, flags: MountFlags { read_only, ..mount.flags() }, shown })
     }
 
     /// A filesystem that stopped after errors is not given to a pod that needs to write.
@@ -203,23 +205,25 @@ impl Node {
         Ok(Some(there))
     }
 
-    fn make_target(&self, mode: VolumeMode, target: &Path) -> Result<Option<Target>> {
+    fn make_target(&self, mode: RequestedMode, target: &Path) -> Result<Option<Target>> {
         let there = self.look(target)?;
         let shown = target.display();
         match (mode, there) {
-            (VolumeMode::Mount(_), Some(There::Directory)) | (VolumeMode::Block, Some(There::EmptyFile)) => Ok(None),
-            (VolumeMode::Mount(_), None) => {
+            (RequestedMode::Mount(_), Some(There::Directory)) | (RequestedMode::Block, Some(There::EmptyFile)) => {
+                Ok(None)
+            }
+            (RequestedMode::Mount(_), None) => {
                 self.os.ensure_dir(target).at(|| format!("create directory {shown}"))?;
                 Ok(Some(Target::Directory))
             }
-            (VolumeMode::Block, None) => {
+            (RequestedMode::Block, None) => {
                 self.os.ensure_file(target).at(|| format!("create file {shown}"))?;
                 Ok(Some(Target::File))
             }
-            (VolumeMode::Mount(_), Some(_)) => {
+            (RequestedMode::Mount(_), Some(_)) => {
                 Err(Error::new(Kind::AlreadyExists, format!("target {shown} exists and is not a directory; remove it")))
             }
-            (VolumeMode::Block, Some(_)) => Err(Error::new(
+            (RequestedMode::Block, Some(_)) => Err(Error::new(
                 Kind::AlreadyExists,
                 format!("target {shown} exists and is not an empty file; remove it"),
             )),

@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use crate::attach::{Attach, Linear, ReadOnlyViews};
+use crate::attach::{Attach, ReadOnlyViews};
+use crate::linear::Linear;
 use crate::os::{BlockDevice, DevNum, Os};
 use crate::types::{OsContext, Result, VolumeId};
 

@@ -8,8 +8,9 @@
 use std::path::PathBuf;
 
 use super::Node;
-use crate::attach::{Attached, Linear, LinearDevice};
+use crate::attach::{Attach, Attached};
 use crate::home::{Changed, Home};
+use crate::linear::{Linear, LinearDevice};
 use crate::os::DmSupport;
 use crate::types::{Kind, OsContext, Result, VolumeId};
 

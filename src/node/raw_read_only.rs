@@ -30,7 +30,7 @@ impl Node {
                 .at(|| format!("find the device node of block device {number} of volume {volume}"))?;
             self.refuses_writes(volume, number)?;
             if let Some(view) = self.views.loop_device(volume) {
-                self.home.give_view(volume, &self.id, &view)?;
+                self.home(volume)?.give_view(volume, &self.id, &view)?;
             }
             bind(&Source { path, flags: MountFlags::default(), shown: Shown::View(number) })
         });

@@ -134,7 +134,7 @@ fn an_attachment_to_read_only_gives_every_pod_a_device_that_refuses_writes() {
     ] {
         let id = rig.volume(name, 32, BLOCK);
         rig.home.revoke(&id, None).unwrap();
-        rig.home.grant(&id, &GrantRequest { node: node_id(), mode: BLOCK, access, read_only }).unwrap();
+        rig.home.grant(&id, &GrantRequest { node: node_id(), mode: BLOCK.into(), access, read_only }).unwrap();
         let stage = super::StageRequest { access, ..rig.stage_request(id, BLOCK) };
         rig.node.stage(&stage).unwrap();
         let publish = super::PublishRequest { access, ..rig.publish_request(id, BLOCK, &format!("pod-{name}")) };

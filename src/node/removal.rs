@@ -65,7 +65,10 @@ impl Node {
         let was_ours = match bound {
             // A mount of another volume is not touched. A mount without a matching record is removed only if its device
             // is gone.
-            Some(device) => self.shows_nothing(device)? || self.home.was_given(volume, device)?,
+            Some(device) => {
+                self.shows_nothing(device)?
+                    || self.home(volume).map_or(Ok(false), |home| home.was_given(volume, device))?
+            }
             None => false,
         };
         match mounts.ours(path, Kind::Precondition) {

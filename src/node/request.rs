@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::fs::MountOptions;
+use crate::fs::RequestedOptions;
 use crate::home::ReadOnly;
-use crate::types::{AccessMode, Bytes, CapacityRange, VolumeId, VolumeMode};
+use crate::types::{AccessMode, Bytes, CapacityRange, RequestedMode, VolumeId};
 
 /// NodeStageVolume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,12 +13,12 @@ pub struct StageRequest {
     pub volume: VolumeId,
     /// A directory that the CO created; unused for a block volume.
     pub staging: PathBuf,
-    /// Block, or the filesystem type.
-    pub mode: VolumeMode,
+    /// Block, or a filesystem.
+    pub mode: RequestedMode,
     /// The access mode.
     pub access: AccessMode,
-    /// Mount options; the default for block.
-    pub mount: MountOptions,
+    /// Mount options; none for block.
+    pub mount: RequestedOptions,
 }
 
 /// NodePublishVolume.
@@ -30,14 +30,14 @@ pub struct PublishRequest {
     pub staging: Option<PathBuf>,
     /// The pod's path: a directory, or a file for block, which this call creates.
     pub target: PathBuf,
-    /// Block, or the filesystem type.
-    pub mode: VolumeMode,
+    /// Block, or a filesystem.
+    pub mode: RequestedMode,
     /// The access mode.
     pub access: AccessMode,
     /// Whether this pod has read-only access.
     pub read_only: ReadOnly,
     /// Mount options. Only the flags of a single mount apply here; the filesystem has its options since the stage.
-    pub mount: MountOptions,
+    pub mount: RequestedOptions,
 }
 
 /// NodeExpandVolume.

@@ -4,14 +4,14 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use super::Stats;
-use crate::fs::MountOptions;
+use crate::fs::RequestedOptions;
 use crate::home::{Changed, Home, ReadOnly};
 use crate::os::MountFlags;
 use crate::testing::rig::{EXT4, Rig, XFS, kind, staged};
-use crate::types::{AccessMode, Bytes, CapacityRange, FsType, Kind, VolumeMode};
+use crate::types::{AccessMode, Bytes, CapacityRange, Kind, VolumeMode};
 
-fn options(flags: &[&str]) -> MountOptions {
-    MountOptions::parse(FsType::Ext4, &flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>()).unwrap()
+fn options(flags: &[&str]) -> RequestedOptions {
+    RequestedOptions::new(flags.iter().map(|flag| (*flag).to_owned()).collect())
 }
 
 #[test]

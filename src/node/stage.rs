@@ -9,11 +9,11 @@ use super::removal::Stale;
 use super::retry_busy::patiently;
 use super::stagings::Left;
 use super::{Node, StageRequest, path};
-use crate::attach::{Attached, Wanted};
+use crate::attach::{Attach, Attached, Wanted};
 use crate::fs::{self, Grown, MountOptions};
 use crate::home::{Changed, LockGuard, OpenVolume, ReadOnly};
 use crate::os::{Entry, MountEntry};
-use crate::types::{Error, FsType, Kind, OsContext, Result, VolumeId, VolumeMode};
+use crate::types::{Error, FsType, Kind, OsContext, RequestedMode, Result, VolumeId, VolumeMode};
 
 impl Node {
     /// Stages a volume on this node (NodeStageVolume): formats it on first use, and mounts it at its staging path. A
@@ -33,8 +33,8 @@ impl Node {
     pub fn stage(&self, request: &StageRequest) -> Result<Changed> {
         let lock = self.volumes.try_lock(&request.volume, "NodeStageVolume")?;
         match request.mode {
-            VolumeMode::Block => self.stage_block(request),
-            VolumeMode::Mount(fs) => self.stage_mount(request, fs, &lock),
+            RequestedMode::Block => self.stage_block(request),
+            RequestedMode::Mount(_) => self.stage_mount(request, &lock),
         }
     }
 
@@ -52,7 +52,7 @@ impl Node {
         // Staged before this process started: an error now must not remove the device.
         let was_staged = self.linear.device(volume)?.is_some();
         let staged = self.attach.attach(volume, &Wanted::from(&opened)).and_then(|attached| {
-            self.home.use_raw(volume, &self.id)?;
+            self.home(volume)?.use_raw(volume, &self.id)?;
             self.linear_device(volume, &attached)?;
             self.raw.hold(*volume, attached.device);
             Ok(())
@@ -82,7 +82,7 @@ impl Node {
         })
     }
 
-    fn stage_mount(&self, request: &StageRequest, fs: FsType, lock: &LockGuard<VolumeId>) -> Result<Changed> {
+    fn stage_mount(&self, request: &StageRequest, lock: &LockGuard<VolumeId>) -> Result<Changed> {
         let volume = &request.volume;
         let missing = || {
             Error::new(
@@ -99,7 +99,7 @@ impl Node {
         let mounts = self.mounts(volume)?;
         if let Some((entry, shown)) = mounts.ours(&staging, Kind::AlreadyExists)? {
             self.stagings.name(volume, &staging);
-            return self.stage_again(request, fs, &staging, entry, shown);
+            return self.stage_again(request, &staging, entry, shown);
         }
         match self.os.entry(&staging).at(|| format!("stat {}", staging.display()))? {
             Some(Entry::Directory) => {}
@@ -114,8 +114,8 @@ impl Node {
         }
 
         let opened = self.open(volume)?;
-        granted_so(request, &opened).map_err(|error| self.only_opened(error, volume))?;
-        let staged = self.stage_fresh(request, fs, &staging, &opened, lock);
+        let wanted = Wish::of(request, &opened).map_err(|error| self.only_opened(error, volume))?;
+        let staged = self.stage_fresh(request, &wanted, &staging, &opened, lock);
         staged.map_err(|error| self.undone(error, || self.undo(volume, &staging)))?;
         self.stagings.name(volume, &staging);
         Ok(Changed::Yes)
@@ -125,18 +125,19 @@ impl Node {
     fn stage_fresh(
         &self,
         request: &StageRequest,
-        fs: FsType,
+        wanted: &Wish,
         staging: &Path,
         opened: &OpenVolume,
         lock: &LockGuard<VolumeId>,
     ) -> Result<()> {
         let volume = &request.volume;
-        let read_only = reading(request, opened);
+        let (fs, read_only, options) = (wanted.fs, wanted.read_only, &wanted.options);
+        let home = self.home(volume)?;
         let formatter = Formatter {
             os: &self.os,
             node: &self.id,
-            home: self.home.as_ref(),
-            attach: self.attach.as_ref(),
+            home: home.as_ref(),
+            attach: &self.attach,
             slots: &self.slots,
             lock,
             volume,
@@ -145,12 +146,8 @@ impl Node {
             opened,
         };
         let attached = formatter.ready()?;
-        let options = match read_only {
-            ReadOnly::Yes => request.mount.clone().read_only(),
-            ReadOnly::No => request.mount.clone(),
-        };
         lock.works_on(&staging.display());
-        self.mount(volume, &attached, staging, fs, &options)?;
+        self.mount(volume, &attached, staging, fs, options)?;
         if read_only == ReadOnly::Yes {
             return Ok(());
         }
@@ -162,28 +159,16 @@ impl Node {
                 lock.works_on(&attached.device.path().display());
                 fs::of(fs).grow_unmounted(&self.os, &attached.device, opened.size)?;
                 lock.works_on(&staging.display());
-                self.mount(volume, &attached, staging, fs, &options)
+                self.mount(volume, &attached, staging, fs, options)
             }
         }
     }
 
     /// The volume is mounted here already: the same request succeeds once the filesystem has its size.
-    fn stage_again(
-        &self,
-        request: &StageRequest,
-        fs: FsType,
-        staging: &Path,
-        entry: &MountEntry,
-        shown: Shown,
-    ) -> Result<Changed> {
+    fn stage_again(&self, request: &StageRequest, staging: &Path, entry: &MountEntry, shown: Shown) -> Result<Changed> {
         let volume = &request.volume;
         let opened = self.open(volume)?;
-        granted_so(request, &opened)?;
-        let read_only = reading(request, &opened);
-        let options = match read_only {
-            ReadOnly::Yes => request.mount.clone().read_only(),
-            ReadOnly::No => request.mount.clone(),
-        };
+        let Wish { fs, read_only, options } = Wish::of(request, &opened)?;
         let Shown::Filesystem(_) = shown else { return Err(differs(volume, staging)) };
         match fs::stopped(&self.os, &[entry]) {
             Some(why) if read_only == ReadOnly::No || !why.is_readable() => {
@@ -314,27 +299,45 @@ impl Node {
     }
 }
 
-/// Fails if the volume is not staged in the mode in which it is attached.
-fn granted_so(request: &StageRequest, opened: &OpenVolume) -> Result<()> {
-    if opened.mode == request.mode {
-        return Ok(());
+/// The filesystem that a stage asks for.
+struct Wish {
+    fs: FsType,
+    read_only: ReadOnly,
+    options: MountOptions,
+}
+
+impl Wish {
+    /// # Errors
+    /// `Precondition` when the volume is attached in another mode; `InvalidArgument` for a mount option that the
+    /// filesystem does not have.
+    fn of(request: &StageRequest, opened: &OpenVolume) -> Result<Self> {
+        let VolumeMode::Mount(fs) = granted_so(request, opened)? else {
+            return Err(granted_otherwise(request, opened));
+        };
+        let (options, read_only) = (request.mount.of(fs)?, request.access.read_only());
+        // Read-only by its attachment, the access mode or the mount flags.
+        let by_home = opened.access.read_only() || opened.read_only == ReadOnly::Yes;
+        Ok(if read_only || by_home || options.flags().read_only {
+            Self { fs, read_only: ReadOnly::Yes, options: options.read_only() }
+        } else {
+            Self { fs, read_only: ReadOnly::No, options }
+        })
     }
-    Err(Error::new(
+}
+
+/// The mode in which the volume is attached, which must be the requested one.
+fn granted_so(request: &StageRequest, opened: &OpenVolume) -> Result<VolumeMode> {
+    request.mode.of(opened.mode).ok_or_else(|| granted_otherwise(request, opened))
+}
+
+fn granted_otherwise(request: &StageRequest, opened: &OpenVolume) -> Error {
+    Error::new(
         Kind::Precondition,
         format!(
             "volume {} is attached to this node as {}, but the request stages it as {}; detach it and attach it as it is to be used",
             request.volume, opened.mode, request.mode
         ),
-    ))
-}
-
-/// Whether the volume is read-only: by its attachment, the access mode or the mount flags.
-fn reading(request: &StageRequest, opened: &OpenVolume) -> ReadOnly {
-    let any = request.access.read_only()
-        || opened.access.read_only()
-        || opened.read_only == ReadOnly::Yes
-        || request.mount.flags().read_only;
-    if any { ReadOnly::Yes } else { ReadOnly::No }
+    )
 }
 
 fn differs(volume: &VolumeId, staging: &Path) -> Error {

@@ -59,16 +59,16 @@ fn read(device: &ActiveDevice, offset: u64, bytes: usize) -> Vec<u8> {
 
 /// Writes to a volume that is not active.
 fn put(pool: &dyn Pool, name: &str, geometry: &Geometry, offset: u64, content: &[u8]) {
-    let device = pool.activate(uuid(name), geometry).unwrap();
+    let device = pool.local().activate(uuid(name), geometry).unwrap();
     write(&device, offset, content);
-    assert_eq!(pool.deactivate(uuid(name)).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().deactivate(uuid(name)).unwrap(), Deactivated::Gone);
 }
 
 /// Reads from a volume that is not active.
 fn get(pool: &dyn Pool, name: &str, geometry: &Geometry, offset: u64, bytes: usize) -> Vec<u8> {
-    let device = pool.activate(uuid(name), geometry).unwrap();
+    let device = pool.local().activate(uuid(name), geometry).unwrap();
     let content = read(&device, offset, bytes);
-    assert_eq!(pool.deactivate(uuid(name)).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().deactivate(uuid(name)).unwrap(), Deactivated::Gone);
     content
 }
 
@@ -120,10 +120,10 @@ fn an_object_lives_from_create_to_remove(pool: &dyn Pool) {
         assert_eq!(pool.facts(object).unwrap(), None);
         make(pool, object, 8, Provisioning::Thin);
         assert_eq!(pool.list(class).unwrap(), [object.uuid()]);
-        assert_eq!(pool.read_record(object).unwrap().unwrap(), RECORD);
+        assert_eq!(pool.text(object), RECORD);
         assert_eq!(pool.facts(object).unwrap().unwrap().size, Bytes::mib(8));
-        pool.write_record(object, b"new").unwrap();
-        assert_eq!(pool.read_record(object).unwrap().unwrap(), b"new");
+        pool.write(object, b"new").unwrap();
+        assert_eq!(pool.text(object), b"new");
         assert_eq!(pool.strays().unwrap(), []);
         pool.sweep().unwrap();
         assert_eq!(pool.list(class).unwrap(), [object.uuid()]);
@@ -137,15 +137,15 @@ fn an_object_lives_from_create_to_remove(pool: &dyn Pool) {
 
 fn what_does_not_exist_is_not_found(pool: &dyn Pool) {
     let (a, wanted) = (uuid("a"), geometry(8, Provisioning::Thin));
-    assert_eq!(kind(pool.write_record(volume("a"), b"x")), Kind::NotFound);
-    assert_eq!(kind(pool.activate(a, &wanted)), Kind::NotFound);
+    assert_eq!(kind(pool.write(volume("a"), b"x")), Kind::NotFound);
+    assert_eq!(kind(pool.local().activate(a, &wanted)), Kind::NotFound);
     assert_eq!(kind(pool.grow(a, &wanted)), Kind::NotFound);
     assert_eq!(kind(pool.blank(a, &wanted)), Kind::NotFound);
     assert_eq!(kind(pool.blankness(a)), Kind::NotFound);
     assert_eq!(kind(pool.extents(volume("a"))), Kind::NotFound);
     assert_eq!(kind(pool.extent_count(volume("a"))), Kind::NotFound);
-    assert_eq!(pool.active(a).unwrap(), None);
-    assert_eq!(pool.deactivate(a).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().active(a).unwrap(), None);
+    assert_eq!(pool.local().deactivate(a).unwrap(), Deactivated::Gone);
     pool.remove(volume("a")).unwrap();
     nothing_is_left(pool);
 }
@@ -154,7 +154,7 @@ fn what_is_there_is_not_made_again(pool: &dyn Pool) {
     make(pool, volume("a"), 8, Provisioning::Thin);
     let again = pool.create(volume("a"), &geometry(16, Provisioning::Thin), Fill::Blank, b"other");
     assert_eq!(clean(again), Kind::AlreadyExists);
-    assert_eq!(pool.read_record(volume("a")).unwrap().unwrap(), RECORD);
+    assert_eq!(pool.text(volume("a")), RECORD);
     assert_eq!(pool.facts(volume("a")).unwrap().unwrap().size, Bytes::mib(8));
 }
 
@@ -193,7 +193,7 @@ fn one_byte_in_the_last_sector_is_not_blank(pool: &dyn Pool) {
         let wanted = geometry(16, provisioning);
         make(pool, volume("a"), 16, provisioning);
         assert_eq!(pool.blankness(uuid("a")).unwrap(), Blankness::Proven);
-        let device = pool.activate(uuid("a"), &wanted).unwrap();
+        let device = pool.local().activate(uuid("a"), &wanted).unwrap();
         assert_eq!(pool.blankness(uuid("a")).unwrap(), Blankness::Proven);
         assert_eq!(read(&device, 0, 16 << 20), vec![0; 16 << 20]);
         assert_eq!(pool.blankness(uuid("a")).unwrap(), Blankness::Proven, "reading makes no data");
@@ -203,7 +203,7 @@ fn one_byte_in_the_last_sector_is_not_blank(pool: &dyn Pool) {
         assert!(matches!(pool.blankness(uuid("a")).unwrap(), Blankness::DataAt(at) if at > 8 << 20));
         drop(file);
         assert_eq!(kind(pool.blank(uuid("a"), &wanted)), Kind::InUse);
-        assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+        assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Gone);
         assert!(matches!(pool.blankness(uuid("a")).unwrap(), Blankness::DataAt(_)));
         pool.blank(uuid("a"), &wanted).unwrap();
         pool.blank(uuid("a"), &wanted).unwrap();
@@ -229,14 +229,14 @@ fn discards_reach_thin_images_only(pool: &dyn Pool) {
         let wanted = geometry(16, provisioning);
         make(pool, volume("a"), 16, provisioning);
         thick_is_thick(pool, &wanted);
-        let device = pool.activate(uuid("a"), &wanted).unwrap();
+        let device = pool.local().activate(uuid("a"), &wanted).unwrap();
         write(&device, 0, &vec![7; 16 << 20]);
         let os = Os::new();
         let discard = Program::find("blkdiscard", &device.path, Duration::from_secs(20)).unwrap();
         let output = os.run(&discard.arg(device.path.display().to_string())).unwrap();
         assert_eq!(output.success(), provisioning == Provisioning::Thin, "{}", output.summary());
         thick_is_thick(pool, &wanted);
-        assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+        assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Gone);
         pool.remove(volume("a")).unwrap();
     }
 }
@@ -245,19 +245,19 @@ fn a_clone_is_independent_of_its_source(pool: &dyn Pool) {
     for provisioning in provisionings(pool) {
         let wanted = geometry(16, provisioning);
         make(pool, volume("a"), 16, provisioning);
-        let device = pool.activate(uuid("a"), &wanted).unwrap();
+        let device = pool.local().activate(uuid("a"), &wanted).unwrap();
         write(&device, MIB, b"old");
         let cut = pool.create(snapshot("s"), &wanted, Fill::Clone(volume("a")), RECORD);
-        let Cloning::Reflink { .. } = pool.abilities().cloning else {
+        let Cloning::Instant { .. } = pool.abilities().cloning else {
             assert_eq!(clean(cut), Kind::Unsupported);
-            assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+            assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Gone);
             pool.remove(volume("a")).unwrap();
             nothing_is_left(pool);
             continue;
         };
         cut.unwrap();
         write(&device, MIB, b"new");
-        assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+        assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Gone);
         let larger = geometry(24, provisioning);
         pool.create(volume("b"), &larger, Fill::Clone(snapshot("s")), RECORD).unwrap();
         assert_eq!(pool.facts(volume("b")).unwrap().unwrap().size, larger.size);
@@ -294,11 +294,11 @@ fn a_copy_resumes_where_it_was_stopped(pool: &dyn Pool) {
     let wanted = geometry(160, Provisioning::Thin);
     let end = (160 << 20) - 4096;
     make(pool, volume("a"), 160, Provisioning::Thin);
-    let device = pool.activate(uuid("a"), &wanted).unwrap();
+    let device = pool.local().activate(uuid("a"), &wanted).unwrap();
     let pattern: Vec<u8> = (0..70_u32 << 20).map(|i| (i >> 12).to_le_bytes()[0] | 1).collect();
     write(&device, 0, &pattern);
     write(&device, end, &[9; 4096]);
-    assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Gone);
     make(pool, volume("b"), 160, Provisioning::Thin);
     let first = Reports::stopping_after(1);
     pool.copy(volume("a"), volume("b"), Bytes::ZERO, &first).unwrap();
@@ -308,11 +308,11 @@ fn a_copy_resumes_where_it_was_stopped(pool: &dyn Pool) {
     pool.copy(volume("a"), volume("b"), Bytes::new(done), &rest).unwrap();
     assert_eq!(*rest.seen().last().unwrap(), (total, total));
     assert!(rest.seen().iter().all(|(at, _)| *at > done), "{:?}", rest.seen());
-    let device = pool.activate(uuid("b"), &wanted).unwrap();
+    let device = pool.local().activate(uuid("b"), &wanted).unwrap();
     assert!(read(&device, 0, pattern.len()) == pattern, "the data differs");
     assert_eq!(read(&device, 70 << 20, 4096), [0; 4096]);
     assert_eq!(read(&device, end, 4096), [9; 4096]);
-    assert_eq!(pool.deactivate(uuid("b")).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().deactivate(uuid("b")).unwrap(), Deactivated::Gone);
     assert!(pool.facts(volume("b")).unwrap().unwrap().allocated < Bytes::mib(100), "holes were filled");
     make(pool, volume("c"), 8, Provisioning::Thin);
     assert_eq!(kind(pool.copy(volume("a"), volume("c"), Bytes::ZERO, &rest)), Kind::OutOfRange);
@@ -337,10 +337,10 @@ fn an_erased_volume_reads_as_zeroes_to_its_end(pool: &dyn Pool) {
     make(pool, volume("a"), 96, provisioning);
     put(pool, "a", &wanted, 0, b"secret");
     put(pool, "a", &wanted, (96 << 20) - 6, b"secret");
-    let device = pool.activate(uuid("a"), &wanted).unwrap();
+    let device = pool.local().activate(uuid("a"), &wanted).unwrap();
     assert_eq!(kind(pool.erase(volume("a"), Bytes::ZERO, &Reports::stopping_after(9))), Kind::InUse);
     assert_eq!(read(&device, 0, 6), b"secret");
-    assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Gone);
     let first = Reports::stopping_after(1);
     pool.erase(volume("a"), Bytes::ZERO, &first).unwrap();
     assert_eq!(get(pool, "a", &wanted, (96 << 20) - 6, 6), b"secret");
@@ -355,18 +355,18 @@ fn a_volume_is_one_device_however_often_it_is_activated(pool: &dyn Pool) {
     for block_size in [512, 4096] {
         let wanted = Geometry { block_size, ..geometry(16, pool.abilities().default_provisioning) };
         pool.create(volume("a"), &wanted, Fill::Blank, RECORD).unwrap();
-        assert_eq!(pool.active(uuid("a")).unwrap(), None);
-        let device = pool.activate(uuid("a"), &wanted).unwrap();
-        assert_eq!(pool.activate(uuid("a"), &wanted).unwrap(), device);
-        assert_eq!(pool.active(uuid("a")).unwrap().as_ref(), Some(&device));
+        assert_eq!(pool.local().active(uuid("a")).unwrap(), None);
+        let device = pool.local().activate(uuid("a"), &wanted).unwrap();
+        assert_eq!(pool.local().activate(uuid("a"), &wanted).unwrap(), device);
+        assert_eq!(pool.local().active(uuid("a")).unwrap().as_ref(), Some(&device));
         let node = os.open_device(&device.path).unwrap();
         assert_eq!(os.device_size(&node).unwrap(), 16 << 20);
         assert_eq!(os.device_block_size(&node).unwrap(), block_size);
         drop(node);
         write(&device, 0, b"data");
-        assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
-        assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
-        assert_eq!(pool.active(uuid("a")).unwrap(), None);
+        assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+        assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+        assert_eq!(pool.local().active(uuid("a")).unwrap(), None);
         assert_eq!(get(pool, "a", &wanted, 0, 4), b"data");
         pool.remove(volume("a")).unwrap();
     }
@@ -374,24 +374,24 @@ fn a_volume_is_one_device_however_often_it_is_activated(pool: &dyn Pool) {
 
 fn an_image_shorter_than_its_record_is_not_activated(pool: &dyn Pool) {
     make(pool, volume("a"), 8, Provisioning::Thin);
-    assert_eq!(kind(pool.activate(uuid("a"), &geometry(9, Provisioning::Thin))), Kind::Corrupt);
-    assert_eq!(pool.active(uuid("a")).unwrap(), None);
+    assert_eq!(kind(pool.local().activate(uuid("a"), &geometry(9, Provisioning::Thin))), Kind::Corrupt);
+    assert_eq!(pool.local().active(uuid("a")).unwrap(), None);
 }
 
 fn a_device_in_use_stays(pool: &dyn Pool) {
     let provisioning = pool.abilities().default_provisioning;
     let wanted = geometry(16, provisioning);
     make(pool, volume("a"), 16, provisioning);
-    let device = pool.activate(uuid("a"), &wanted).unwrap();
+    let device = pool.local().activate(uuid("a"), &wanted).unwrap();
     write(&device, 0, b"data");
     let holder = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&device.path).unwrap();
-    assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Held);
-    assert_eq!(pool.active(uuid("a")).unwrap().as_ref(), Some(&device));
+    assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Held);
+    assert_eq!(pool.local().active(uuid("a")).unwrap().as_ref(), Some(&device));
     assert_eq!(kind(pool.remove(volume("a"))), Kind::InUse);
     assert_eq!(read(&device, 0, 4), b"data");
-    assert_eq!(pool.read_record(volume("a")).unwrap().unwrap(), RECORD);
+    assert_eq!(pool.text(volume("a")), RECORD);
     drop(holder);
-    assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Gone);
     assert_eq!(get(pool, "a", &wanted, 0, 4), b"data");
 }
 
@@ -401,24 +401,24 @@ fn a_device_held_plainly_does_not_vanish_later(pool: &dyn Pool) {
     let provisioning = pool.abilities().default_provisioning;
     let wanted = geometry(16, provisioning);
     make(pool, volume("a"), 16, provisioning);
-    let device = pool.activate(uuid("a"), &wanted).unwrap();
+    let device = pool.local().activate(uuid("a"), &wanted).unwrap();
     let holder = OpenOptions::new().read(true).write(true).open(&device.path).unwrap();
-    assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Held);
+    assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Held);
     drop(holder);
     let os = Os::new();
     let status = os.loop_status(os.loop_of(device.number).unwrap().unwrap()).unwrap().unwrap();
     assert!(!status.autoclear && status.direct_io, "{status:?}");
     write(&device, 0, b"data");
-    assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Gone);
     assert_eq!(get(pool, "a", &wanted, 0, 4), b"data");
 }
 
 fn an_active_volume_is_not_removed(pool: &dyn Pool) {
     make(pool, volume("a"), 8, Provisioning::Thin);
-    pool.activate(uuid("a"), &geometry(8, Provisioning::Thin)).unwrap();
+    pool.local().activate(uuid("a"), &geometry(8, Provisioning::Thin)).unwrap();
     assert_eq!(kind(pool.remove(volume("a"))), Kind::InUse);
     assert_eq!(pool.list(ObjectKind::Volume).unwrap(), [uuid("a")]);
-    assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Gone);
     pool.remove(volume("a")).unwrap();
 }
 
@@ -427,15 +427,15 @@ fn a_volume_grows_under_its_users(pool: &dyn Pool) {
     for provisioning in provisionings(pool) {
         let (small, large) = (geometry(16, provisioning), geometry(32, provisioning));
         make(pool, volume("a"), 16, provisioning);
-        pool.resize_device(uuid("a"), &small).unwrap();
-        let device = pool.activate(uuid("a"), &small).unwrap();
+        pool.local().resize(uuid("a"), &small).unwrap();
+        let device = pool.local().activate(uuid("a"), &small).unwrap();
         write(&device, 0, b"data");
         let node = os.open_device(&device.path).unwrap();
-        assert_eq!(kind(pool.resize_device(uuid("a"), &large)), Kind::Internal);
+        assert_eq!(kind(pool.local().resize(uuid("a"), &large)), Kind::Internal);
         pool.grow(uuid("a"), &large).unwrap();
         pool.grow(uuid("a"), &small).unwrap();
         assert_eq!(os.device_size(&node).unwrap(), 16 << 20);
-        pool.resize_device(uuid("a"), &large).unwrap();
+        pool.local().resize(uuid("a"), &large).unwrap();
         assert_eq!(os.device_size(&node).unwrap(), 32 << 20);
         assert_eq!(pool.facts(volume("a")).unwrap().unwrap().size, large.size);
         thick_is_thick(pool, &large);
@@ -443,10 +443,10 @@ fn a_volume_grows_under_its_users(pool: &dyn Pool) {
         // A crash between grow and resize: the next activation resizes the device.
         let larger = geometry(48, provisioning);
         pool.grow(uuid("a"), &larger).unwrap();
-        assert_eq!(pool.activate(uuid("a"), &large).unwrap(), device);
+        assert_eq!(pool.local().activate(uuid("a"), &large).unwrap(), device);
         assert_eq!(os.device_size(&node).unwrap(), 48 << 20);
         drop(node);
-        assert_eq!(pool.deactivate(uuid("a")).unwrap(), Deactivated::Gone);
+        assert_eq!(pool.local().deactivate(uuid("a")).unwrap(), Deactivated::Gone);
         pool.remove(volume("a")).unwrap();
     }
 }
@@ -458,7 +458,7 @@ fn many_volumes_keep_to_themselves(pool: &dyn Pool) {
         for name in &names {
             scope.spawn(move || {
                 make(pool, volume(name), 4, Provisioning::Thin);
-                let device = pool.activate(uuid(name), &wanted).unwrap();
+                let device = pool.local().activate(uuid(name), &wanted).unwrap();
                 write(&device, 0, name.as_bytes());
             });
         }
@@ -468,9 +468,9 @@ fn many_volumes_keep_to_themselves(pool: &dyn Pool) {
     std::thread::scope(|scope| {
         for name in &names {
             scope.spawn(move || {
-                let device = pool.active(uuid(name)).unwrap().unwrap();
+                let device = pool.local().active(uuid(name)).unwrap().unwrap();
                 assert_eq!(read(&device, 0, name.len()), name.as_bytes());
-                assert_eq!(pool.deactivate(uuid(name)).unwrap(), Deactivated::Gone);
+                assert_eq!(pool.local().deactivate(uuid(name)).unwrap(), Deactivated::Gone);
                 pool.remove(volume(name)).unwrap();
             });
         }

@@ -2,7 +2,8 @@
 //! record as bytes that it does not interpret. It knows nothing of CSI and applies no policy: `home` decides, and holds
 //! the volume's lock around every call that changes it.
 //!
-//! A new pool kind is one directory here and one line in [`open`].
+//! A new pool kind is one directory here and one line in [`open`]. What a pool keeps is [`Pool`]; the block devices that
+//! it makes of its volumes on this node, if it does, are [`LocalDevices`].
 
 mod file;
 
@@ -117,6 +118,34 @@ impl std::fmt::Display for Object {
     }
 }
 
+/// The version of a stored record. A record is written with the version that it replaces, so that a pool which several
+/// processes may write refuses the second of two writers. Where only one process can write, every version is
+/// [`Version::ONE_WRITER`], and the lock of the object is enough.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Version(u64);
+
+impl Version {
+    /// Of a pool that has one writer.
+    pub const ONE_WRITER: Self = Self(0);
+}
+
+/// A record as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// Its bytes.
+    pub text: Vec<u8>,
+    /// The version to write the next one with.
+    pub version: Version,
+}
+
+impl std::ops::Deref for StoredRecord {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
 /// The type of an [`Object`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ObjectKind {
@@ -146,8 +175,14 @@ pub struct Identity {
 pub struct Abilities {
     /// How a snapshot or clone is created.
     pub cloning: Cloning,
-    /// Whether the pool supports thick volumes (btrfs does not).
+    /// The logical block size of its devices, bytes.
+    pub block_size: u32,
+    /// Sizes of volumes are multiples of this.
+    pub growth_unit: Bytes,
+    /// Whether the pool supports thick volumes.
     pub thick: Ability,
+    /// Whether the pool supports thin volumes.
+    pub thin: Ability,
     /// The default for a StorageClass without `provisioning`.
     pub default_provisioning: Provisioning,
 }
@@ -161,16 +196,30 @@ pub enum Ability {
     No,
 }
 
-/// How images are cloned.
+/// How volumes are cloned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cloning {
-    /// In one atomic step that shares the extents. The source may be in use.
-    Reflink {
+    /// In one atomic step that shares the data. The source may be in use.
+    Instant {
         /// If the source has more extents than this, the clone is rejected, because it would block writes for too long.
         max_extents: u64,
     },
     /// By copying. The source must not be attached while it is copied.
     Copy,
+    /// Not at all: there are no snapshots and no clones.
+    None,
+}
+
+impl Cloning {
+    /// The word for people and in reports.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Instant { .. } => "reflink",
+            Self::Copy => "copy",
+            Self::None => "none",
+        }
+    }
 }
 
 /// The properties that a volume's image must have.
@@ -189,7 +238,7 @@ pub struct Geometry {
 pub enum Fill {
     /// Nothing: no block was ever written.
     Blank,
-    /// The current content of another object, by reflink. Only with [`Cloning::Reflink`].
+    /// The current content of another object, sharing its data. Only with [`Cloning::Instant`].
     Clone(Object),
 }
 
@@ -338,19 +387,19 @@ pub trait Pool: Send + Sync {
     /// Those of [`Pool::list`].
     fn list_after(&self, class: ObjectKind, after: Option<ObjectUuid>, most: usize) -> Result<Vec<ObjectUuid>>;
 
-    /// An object's record; `None` when the object does not exist.
+    /// An object's record and its version; `None` when the object does not exist.
     ///
     /// # Errors
     /// `Internal` when it cannot be read; `Corrupt` when the object exists without a record.
-    fn read_record(&self, object: Object) -> Result<Option<Vec<u8>>>;
+    fn read_record(&self, object: Object) -> Result<Option<StoredRecord>>;
 
     /// Replaces an object's record durably: after a crash the old or the new record is there. The pool reserves space
-    /// for this, so that it works in a full pool too.
+    /// for this, so that it works in a full pool too. `replaces` is the version that was read; returns the new one.
     ///
     /// # Errors
-    /// `NotFound` when the object does not exist; `NoCapacity`, `Internal` when the record was not written. The old
+    /// `Busy` when another process has written since; `NotFound` when the object does not exist; `NoCapacity`, `Internal` when the record was not written. The old
     /// record is then in place, unless only the last fsync failed.
-    fn write_record(&self, object: Object, record: &[u8]) -> Result<()>;
+    fn write_record(&self, object: Object, record: &[u8], replaces: Version) -> Result<Version>;
 
     /// Creates an object: first its data, durably, then its record, then its name, durably. It is invisible until the
     /// last step.
@@ -431,6 +480,29 @@ pub trait Pool: Send + Sync {
     /// `Internal`.
     fn grow(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()>;
 
+    /// The block devices that this pool makes of its volumes on this node; `None` for a pool whose volumes are attached
+    /// over a network.
+    fn devices(&self) -> Option<&dyn LocalDevices>;
+
+    /// The same pool, opened again as [`view`] does: a disk that hangs then blocks only that reader.
+    ///
+    /// # Errors
+    /// Those of [`view`].
+    fn view(&self) -> Result<Arc<dyn Pool>>;
+
+    /// The location of an object, for messages: the directory of a file pool's object.
+    fn locate(&self, object: Object) -> String;
+
+    /// Everything in the pool's storage that no record explains. Reads only.
+    ///
+    /// # Errors
+    /// `Internal`.
+    fn strays(&self) -> Result<Vec<Stray>>;
+}
+
+/// The block devices of a pool's volumes on this node. All calls block and are idempotent; the caller serialises calls
+/// for the same volume.
+pub trait LocalDevices: Send + Sync {
     /// Attaches a volume as a block device on this node; returns the same device if it is active already. Verifies
     /// size, block size and direct I/O of the new device, and detaches it when one of them differs.
     ///
@@ -454,46 +526,31 @@ pub trait Pool: Send + Sync {
     fn volume_of(&self, device: DevNum) -> Result<Option<ObjectUuid>>;
 
     /// Records that a pod may have this device, from this or an earlier run of the driver in the same boot. No other
-    /// volume gets its number until [`Pool::disclaim_device`]. The device counts as attached by Holdfast, whatever was
+    /// volume gets its number until [`LocalDevices::disclaim`]. The device counts as attached by Holdfast, whatever was
     /// changed on it.
     ///
     /// # Errors
     /// `Internal` when the device cannot be looked up.
-    fn claim_device(&self, volume: ObjectUuid, device: &ActiveDevice) -> Result<()>;
+    fn claim(&self, volume: ObjectUuid, device: &ActiveDevice) -> Result<()>;
 
     /// Records that no pod can have the device any more.
-    fn disclaim_device(&self, volume: ObjectUuid);
+    fn disclaim(&self, volume: ObjectUuid);
 
     /// The devices that this pool's images back, each with its volume, whether or not the volume has a record.
     ///
     /// # Errors
     /// `Internal`. A device that cannot be queried is left out; [`Pool::strays`] reports it.
-    fn active_devices(&self) -> Result<Vec<(ObjectUuid, ActiveDevice)>>;
+    fn all(&self) -> Result<Vec<(ObjectUuid, ActiveDevice)>>;
 
     /// Sets the size of an active device to the size of its image. Does nothing when it is not active.
     ///
     /// # Errors
     /// `Internal`, also when the device does not have the size afterwards.
-    fn resize_device(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()>;
+    fn resize(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()>;
 
     /// Detaches a volume's device if it is not in use, and verifies this. Also works without image and record.
     ///
     /// # Errors
     /// `Precondition` when the image backs a device that Holdfast did not attach; `Internal`.
     fn deactivate(&self, volume: ObjectUuid) -> Result<Deactivated>;
-
-    /// The same pool, opened again as [`view`] does: a disk that hangs then blocks only that reader.
-    ///
-    /// # Errors
-    /// Those of [`view`].
-    fn view(&self) -> Result<Arc<dyn Pool>>;
-
-    /// The location of an object, for messages: the directory of a file pool's object.
-    fn locate(&self, object: Object) -> String;
-
-    /// Everything in the pool's storage that no record explains. Reads only.
-    ///
-    /// # Errors
-    /// `Internal`.
-    fn strays(&self) -> Result<Vec<Stray>>;
 }

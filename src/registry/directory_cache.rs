@@ -92,6 +92,12 @@ impl DirectoryCache {
         self.entries.values().cloned().collect()
     }
 
+    /// The node that is known to have a pool.
+    #[must_use]
+    pub fn node_of(&self, pool: PoolId) -> Option<NodeId> {
+        self.entries.get(&pool).map(|entry| entry.node.clone())
+    }
+
     /// The pools that a node is known to have: a controller received its heartbeat with them, and no later one of
     /// another node.
     #[must_use]

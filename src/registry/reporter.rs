@@ -42,7 +42,7 @@ pub struct Reporter {
     dial: DialController,
     look: Look,
     said: Said,
-    card: Mutex<DirectoryCache>,
+    card: Arc<Mutex<DirectoryCache>>,
 }
 
 impl std::fmt::Debug for Reporter {
@@ -61,9 +61,9 @@ impl Reporter {
         dial: DialController,
         look: Look,
         said: Said,
-        card: DirectoryCache,
+        card: Arc<Mutex<DirectoryCache>>,
     ) -> Arc<Self> {
-        Arc::new(Self { controllers, interval, dial, look, said, card: Mutex::new(card) })
+        Arc::new(Self { controllers, interval, dial, look, said, card })
     }
 
     /// Runs until `stop`. Names are resolved again at every interval. Each address has a task of its own, so that one

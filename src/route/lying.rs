@@ -414,7 +414,7 @@ fn used(fixed: Fixed) -> [bool; 9] {
     let home = owned::OwnedHome::new(Arc::new(teller), owned::Pools::of(&BTreeSet::from([pool_of("a")])));
     let grant = GrantRequest {
         node: node("a"),
-        mode: VolumeMode::Block,
+        mode: VolumeMode::Block.into(),
         access: AccessMode::SingleNodeWriter,
         read_only: crate::home::ReadOnly::No,
     };

@@ -15,7 +15,7 @@ use crate::csi::ThisNode;
 use crate::csi::call::{CallService, Calls};
 use crate::csi::proto::controller_client::ControllerClient;
 use crate::csi::proto::node_client::NodeClient;
-use crate::csi::server::{ServeController, add_services};
+use crate::csi::server::add_services;
 use crate::csi::work::WorkerPool;
 use crate::os::Activity;
 use crate::route::Router;
@@ -33,8 +33,7 @@ impl InProcess {
     #[must_use]
     pub fn new(router: &Arc<Router>, node: ThisNode) -> Self {
         let works = WorkerPool::new();
-        let router = Arc::clone(router);
-        let routes = add_services(Routes::default(), &works, router, ServeController::Yes, Some(node)).prepare();
+        let routes = add_services(Routes::default(), &works, Some(Arc::clone(router)), Some(node)).prepare();
         Self { service: Calls::new(Metrics::new(Activity::default())).layer(routes), works }
     }
 

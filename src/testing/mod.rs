@@ -18,6 +18,7 @@ mod fault_table;
 mod in_process;
 #[cfg(test)]
 mod loopback;
+mod pool;
 #[cfg(test)]
 pub(crate) mod rig;
 pub mod scratch;

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::fs::MountOptions;
+use crate::fs::RequestedOptions;
 use crate::home::{CreateVolume, FormatState, GrantRequest, Home, LocalHome, ReadOnly, SpaceLimits};
 use crate::node::{ExpandRequest, Node, PublishRequest, StageRequest};
 use crate::os::{Call, Interceptor, Os};
@@ -80,22 +80,27 @@ impl Rig {
     }
 
     pub(crate) fn volume_with(&self, name: &str, mib: u64, mode: VolumeMode, class: &[(&str, &str)]) -> VolumeId {
+        self.volume_for(name, mib, &[mode], class)
+    }
+
+    /// A volume that was created for all these modes, attached in the first one.
+    pub(crate) fn volume_for(&self, name: &str, mib: u64, modes: &[VolumeMode], class: &[(&str, &str)]) -> VolumeId {
         let parameters = class.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let request = CreateVolume {
             // Loop devices belong to the machine: another test's volume of the same name would have the same uuid.
             name: format!("{name}-{}", self.pool().identity().id),
             range: CapacityRange { required: Some(Bytes::mib(mib)), limit: None },
-            capabilities: vec![Capability { mode, access: ACCESS }],
+            capabilities: modes.iter().map(|mode| Capability { mode: *mode, access: ACCESS }).collect(),
             parameters: VolumeParameters::parse(&parameters).unwrap(),
             source: None,
         };
         let id = self.home.create_volume(&request).unwrap().into_inner().id;
-        self.grant(&id, mode, ACCESS);
+        self.grant(&id, modes[0], ACCESS);
         id
     }
 
     pub(crate) fn grant(&self, id: &VolumeId, mode: VolumeMode, access: AccessMode) {
-        let request = GrantRequest { node: node_id(), mode, access, read_only: ReadOnly::No };
+        let request = GrantRequest { node: node_id(), mode: mode.into(), access, read_only: ReadOnly::No };
         self.home.grant(id, &request).unwrap();
     }
 
@@ -120,7 +125,7 @@ impl Rig {
 
     pub(crate) fn stage_request(&self, volume: VolumeId, mode: VolumeMode) -> StageRequest {
         let staging = self.directory(&format!("staging-{}", volume.uuid));
-        StageRequest { volume, staging, mode, access: ACCESS, mount: MountOptions::default() }
+        StageRequest { volume, staging, mode: mode.into(), access: ACCESS, mount: RequestedOptions::default() }
     }
 
     pub(crate) fn publish_request(&self, volume: VolumeId, mode: VolumeMode, target: &str) -> PublishRequest {
@@ -128,10 +133,10 @@ impl Rig {
             volume,
             staging: Some(self.staging(&volume)),
             target: self.path(target),
-            mode,
+            mode: mode.into(),
             access: ACCESS,
             read_only: ReadOnly::No,
-            mount: MountOptions::default(),
+            mount: RequestedOptions::default(),
         }
     }
 
@@ -208,7 +213,7 @@ impl Drop for Rig {
         }
         self.restart();
         for uuid in self.pool().list(ObjectKind::Volume).unwrap_or_default() {
-            let _ = self.pool().deactivate(uuid);
+            let _ = self.pool().local().deactivate(uuid);
         }
     }
 }

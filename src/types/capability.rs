@@ -53,6 +53,47 @@ impl fmt::Display for VolumeMode {
     }
 }
 
+/// The mode in a request, which may leave the filesystem to the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestedMode {
+    /// The device itself.
+    Block,
+    /// A filesystem; `None` is the volume's own.
+    Mount(Option<FsType>),
+}
+
+impl RequestedMode {
+    /// The mode of the volume that this request means; `None` when it is of another kind.
+    #[must_use]
+    pub fn of(self, volume: VolumeMode) -> Option<VolumeMode> {
+        let matches = match (self, volume) {
+            (Self::Block, VolumeMode::Block) | (Self::Mount(None), VolumeMode::Mount(_)) => true,
+            (Self::Mount(Some(named)), VolumeMode::Mount(own)) => named == own,
+            (Self::Block, VolumeMode::Mount(_)) | (Self::Mount(_), VolumeMode::Block) => false,
+        };
+        matches.then_some(volume)
+    }
+}
+
+impl From<VolumeMode> for RequestedMode {
+    fn from(mode: VolumeMode) -> Self {
+        match mode {
+            VolumeMode::Block => Self::Block,
+            VolumeMode::Mount(fs) => Self::Mount(Some(fs)),
+        }
+    }
+}
+
+impl fmt::Display for RequestedMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Block => f.write_str("block"),
+            Self::Mount(Some(fs)) => write!(f, "{fs}"),
+            Self::Mount(None) => f.write_str("a filesystem"),
+        }
+    }
+}
+
 /// One way a volume may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Capability {

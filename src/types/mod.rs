@@ -3,20 +3,24 @@
 
 mod bytes;
 mod capability;
+mod changed;
 mod claim;
 mod error;
 mod fstype;
 mod ids;
 mod named;
+mod object_name;
 mod parameters;
 mod printable;
 
 pub use bytes::{Bytes, CapacityRange, MIB};
-pub use capability::{AccessMode, Capability, VolumeMode};
+pub use capability::{AccessMode, Capability, RequestedMode, VolumeMode};
+pub use changed::Changed;
 pub use claim::ClaimName;
 pub use error::{Error, Failure, Kind, OsContext, Result, TOO_LARGE_A_FILE};
 pub use fstype::FsType;
 pub use ids::{NodeId, ObjectUuid, PoolId, PoolName, SnapshotId, VolumeId, id_of_ours};
 pub use named::Named;
+pub use object_name::ObjectName;
 pub use parameters::{FsckPolicy, OnDelete, ParameterRow, Placement, Provisioning, TABLE, VolumeParameters, nearest};
 pub use printable::{cut_printable, is_printable, printable};

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use holdfast::csi::{Rpc, code_of};
-use holdfast::fs::MountOptions;
+use holdfast::fs::RequestedOptions;
 use holdfast::home::{
     CreateSnapshot, CreateVolume, GrantRequest, Home, LocalHome, MinFree, Overcommit, ReadOnly, Source, SpaceLimits,
 };
@@ -238,7 +238,7 @@ impl World {
     }
 
     pub(super) fn grant(&self, name: &str, mode: VolumeMode) -> Answer {
-        let request = GrantRequest { node: node_id(), mode, access: ACCESS, read_only: ReadOnly::No };
+        let request = GrantRequest { node: node_id(), mode: mode.into(), access: ACCESS, read_only: ReadOnly::No };
         answer(Rpc::ControllerPublishVolume, self.home().grant(&self.id(name), &request))
     }
 
@@ -259,7 +259,13 @@ impl World {
     pub(super) fn stage_request(&self, name: &str, mode: VolumeMode) -> StageRequest {
         let staging = self.staging(name);
         fs::create_dir_all(&staging).unwrap();
-        StageRequest { volume: self.id(name), staging, mode, access: ACCESS, mount: MountOptions::default() }
+        StageRequest {
+            volume: self.id(name),
+            staging,
+            mode: mode.into(),
+            access: ACCESS,
+            mount: RequestedOptions::default(),
+        }
     }
 
     pub(super) fn unstage(&self, name: &str) -> Answer {
@@ -272,10 +278,10 @@ impl World {
             volume: self.id(name),
             staging: Some(self.staging(name)),
             target: self.target(name),
-            mode,
+            mode: mode.into(),
             access: ACCESS,
             read_only,
-            mount: MountOptions::default(),
+            mount: RequestedOptions::default(),
         };
         answer(Rpc::NodePublishVolume, self.node().publish(&request))
     }

@@ -2,7 +2,8 @@
 //! reported and its object omitted.
 
 use holdfast::csi::DRIVER_NAME;
-use holdfast::kubernetes::{ObjectName, ask};
+use holdfast::kubernetes::ask;
+use holdfast::types::ObjectName;
 use holdfast::types::{Error, Kind, VolumeId};
 use kube::Client;
 use serde::de::DeserializeOwned;

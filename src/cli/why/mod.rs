@@ -13,9 +13,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use holdfast::kubernetes::{ObjectName, connect};
+use holdfast::kubernetes::connect;
 use holdfast::os::Timestamp;
 use holdfast::registry::Nodes;
+use holdfast::types::ObjectName;
 use holdfast::types::printable;
 use serde::Serialize;
 

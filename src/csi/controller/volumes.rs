@@ -9,7 +9,7 @@ use crate::csi::{encode, proto as pb};
 use crate::home::{Changed, Created, GrantRequest, NodeExpansion, Volume};
 use crate::route::Router;
 use crate::types::{
-    Capability, Error, Failure, FsType, Kind, Named, Provisioning, Result, VolumeId, VolumeMode, id_of_ours,
+    Failure, Kind, Named, Provisioning, Result, VolumeId, id_of_ours,
 };
 
 /// The result of a call for a volume, with the volume named in its error.
@@ -54,23 +54,6 @@ pub(super) fn delete(router: &Router, request: pb::DeleteVolumeRequest) -> Resul
     Ok(pb::DeleteVolumeResponse {})
 }
 
-/// The volume's own filesystem, for a capability without a filesystem type.
-pub(in crate::csi) fn own_fs(volume: &Volume) -> Result<FsType> {
-    let own = volume.modes.iter().find_map(|mode| match mode {
-        VolumeMode::Mount(fs) => Some(*fs),
-        VolumeMode::Block => None,
-    });
-    own.ok_or_else(|| {
-        Error::new(
-            Kind::InvalidArgument,
-            format!(
-                "{} was created as a raw block volume; set volumeMode: Block to use it",
-                Named::volume(volume.id, volume.claim.clone())
-            ),
-        )
-    })
-}
-
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 pub(super) fn publish(
     router: &Router,
@@ -79,8 +62,9 @@ pub(super) fn publish(
     let asked = decode::publish(&request)?;
     in_span(&asked.volume);
     Span::current().record("node", asked.node.as_str());
-    let mode = confirmed(&of(asked.volume, router.volume(&asked.volume))?, &asked.asked)?;
-    let grant = GrantRequest { node: asked.node, mode, access: asked.asked.access, read_only: asked.read_only };
+    asked.asked.checked()?;
+    let (mode, access) = (asked.asked.mode, asked.asked.access);
+    let grant = GrantRequest { node: asked.node, mode, access, read_only: asked.read_only };
     let granted = of(asked.volume, router.grant(&asked.volume, &grant))?;
     if granted.changed == Changed::Yes {
         debug!(epoch = granted.epoch, "volume attached");
@@ -121,7 +105,7 @@ pub(super) fn validate(
     let asked = decode::validate(&request)?;
     in_span(&asked.volume);
     let volume = of(asked.volume, router.volume(&asked.volume))?;
-    let verdict = asked.verdict.and_then(|all| all.iter().try_for_each(|one| confirmed(&volume, one).map(drop)));
+    let verdict = asked.verdict.and_then(|all| all.iter().try_for_each(|one| confirmed(&volume, one)));
     Ok(match verdict {
         Ok(()) => pb::ValidateVolumeCapabilitiesResponse {
             confirmed: Some(pb::validate_volume_capabilities_response::Confirmed {
@@ -136,25 +120,10 @@ pub(super) fn validate(
     })
 }
 
-/// The mode of the requested capability, if the volume was created for it.
-fn confirmed(volume: &Volume, asked: &decode::RequestedCapability) -> Result<VolumeMode> {
-    let own = match asked.mode {
-        decode::RequestedMode::Mount(None) => own_fs(volume)?,
-        decode::RequestedMode::Mount(Some(_)) | decode::RequestedMode::Block => FsType::Ext4,
-    };
-    let (Capability { mode, .. }, _) = asked.resolved(own)?;
-    if !volume.modes.contains(&mode) {
-        let made: Vec<_> = volume.modes.iter().map(ToString::to_string).collect();
-        return Err(Error::new(
-            Kind::Unsupported,
-            format!(
-                "{} was created for use as {}, not as {mode}",
-                Named::volume(volume.id, volume.claim.clone()),
-                made.join(", ")
-            ),
-        ));
-    }
-    Ok(mode)
+/// Whether the volume was created for the requested capability.
+fn confirmed(volume: &Volume, asked: &decode::RequestedCapability) -> Result<()> {
+    asked.checked()?;
+    volume.mode_of(asked.mode).map(drop)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]

@@ -1,51 +1,21 @@
 //! CSI's VolumeCapability. A malformed one is refused; a well-formed one that this driver cannot serve is
 //! `Unsupported`, which ValidateVolumeCapabilities reports as a message and every other call refuses.
 
-use std::fmt;
-
 use super::{MAX_MAP, invalid, missing};
 use crate::csi::proto::volume_capability::access_mode::Mode;
 use crate::csi::proto::{VolumeCapability, volume_capability::AccessType};
-use crate::fs::MountOptions;
-use crate::types::{AccessMode, Capability, Error, FsType, Kind, Result, VolumeMode};
-
-/// Block, or a filesystem whose type may be left to the StorageClass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::csi) enum RequestedMode {
-    /// The device itself.
-    Block,
-    /// A filesystem; `None` is the volume's own.
-    Mount(Option<FsType>),
-}
-
-impl RequestedMode {
-    /// The mode, with `own` as the filesystem where none is named.
-    pub(in crate::csi) fn or(self, own: FsType) -> VolumeMode {
-        match self {
-            Self::Block => VolumeMode::Block,
-            Self::Mount(fs) => VolumeMode::Mount(fs.unwrap_or(own)),
-        }
-    }
-}
+use crate::fs::{MountOptions, RequestedOptions};
+use crate::types::{AccessMode, Capability, Error, FsType, Kind, RequestedMode, Result, VolumeMode};
 
 /// One requested capability.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::csi) struct RequestedCapability {
     /// Block or filesystem.
     pub(in crate::csi) mode: RequestedMode,
     /// The access mode.
     pub(in crate::csi) access: AccessMode,
-    /// Sensitive (spec, VolumeCapability.MountVolume): never shown.
-    flags: Vec<String>,
-}
-
-impl fmt::Debug for RequestedCapability {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestedCapability")
-            .field("mode", &self.mode)
-            .field("access", &self.access)
-            .finish_non_exhaustive()
-    }
+    /// The mount flags of a filesystem.
+    pub(in crate::csi) options: RequestedOptions,
 }
 
 impl RequestedCapability {
@@ -54,12 +24,32 @@ impl RequestedCapability {
     /// # Errors
     /// `InvalidArgument` for a mount option that is not allowed, without naming it.
     pub(in crate::csi) fn resolved(&self, own: FsType) -> Result<(Capability, MountOptions)> {
-        let mode = self.mode.or(own);
-        let options = match mode {
-            VolumeMode::Block => MountOptions::default(),
-            VolumeMode::Mount(fs) => MountOptions::parse(fs, &self.flags)?,
+        let (mode, options) = match self.mode {
+            RequestedMode::Block => (VolumeMode::Block, MountOptions::default()),
+            RequestedMode::Mount(named) => {
+                let fs = named.unwrap_or(own);
+                (VolumeMode::Mount(fs), self.options.of(fs)?)
+            }
         };
         Ok((Capability { mode, access: self.access }, options))
+    }
+
+    /// Checks the mount options as far as the filesystem is known: without one, some filesystem must have them all.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a mount option that is not allowed, without naming it.
+    pub(in crate::csi) fn checked(&self) -> Result<()> {
+        match self.mode {
+            RequestedMode::Block => Ok(()),
+            RequestedMode::Mount(Some(fs)) => self.options.of(fs).map(drop),
+            RequestedMode::Mount(None) => {
+                let [first, others @ ..] = FsType::ALL;
+                let refused = self.options.of(first).map(drop);
+                refused.or_else(
+                    |error| if others.iter().any(|fs| self.options.of(*fs).is_ok()) { Ok(()) } else { Err(error) },
+                )
+            }
+        }
     }
 }
 
@@ -91,7 +81,9 @@ pub(in crate::csi) fn asked(capability: Option<&VolumeCapability>) -> Result<Req
         Err(_) => return Err(unsupported(format!("access mode {mode} does not exist in CSI 1.13"))),
     };
     match access_type {
-        AccessType::Block(_) => Ok(RequestedCapability { mode: RequestedMode::Block, access, flags: Vec::new() }),
+        AccessType::Block(_) => {
+            Ok(RequestedCapability { mode: RequestedMode::Block, access, options: RequestedOptions::default() })
+        }
         AccessType::Mount(mount) => {
             if !mount.volume_mount_group.is_empty() {
                 return Err(unsupported(
@@ -108,7 +100,8 @@ pub(in crate::csi) fn asked(capability: Option<&VolumeCapability>) -> Result<Req
                 "" => None,
                 named => Some(named.parse::<FsType>().map_err(|error| error.with_kind(Kind::Unsupported))?),
             };
-            Ok(RequestedCapability { mode: RequestedMode::Mount(fs), access, flags: mount.mount_flags.clone() })
+            let options = RequestedOptions::new(mount.mount_flags.clone());
+            Ok(RequestedCapability { mode: RequestedMode::Mount(fs), access, options })
         }
     }
 }
@@ -180,7 +173,19 @@ mod tests {
     fn mount_flags_are_checked_and_never_shown() {
         let asked = asked(Some(&capability(mount("ext4", &["s3cr3t"], ""), Some(1)))).unwrap();
         assert!(!format!("{asked:?}").contains("s3cr3t"));
-        let error = asked.resolved(FsType::Ext4).unwrap_err();
+        let error = asked.checked().unwrap_err();
         assert!(error.kind() == Kind::InvalidArgument && !error.chain().contains("s3cr3t"), "{error}");
+    }
+
+    #[test]
+    fn without_a_filesystem_some_filesystem_must_have_the_options() {
+        let checked =
+            |flags: &[&str]| super::asked(Some(&capability(mount("", flags, ""), Some(1)))).unwrap().checked();
+        // Of ext4, of XFS, and of both.
+        for known in ["commit=30", "swalloc", "noatime"] {
+            assert!(checked(&[known]).is_ok(), "{known}");
+        }
+        assert_eq!(checked(&["commit=30", "swalloc"]).unwrap_err().kind(), Kind::InvalidArgument);
+        assert_eq!(checked(&["noload"]).unwrap_err().kind(), Kind::InvalidArgument);
     }
 }

@@ -5,7 +5,7 @@ mod capability;
 mod controller;
 mod node;
 
-pub(super) use capability::{RequestedCapability, RequestedMode, asked, supported};
+pub(super) use capability::{RequestedCapability, asked, supported};
 pub(super) use controller::{
     CapacityOf, ListSnapshots, Unpublish, capacity, create_snapshot, create_volume, expand, list_snapshots,
     list_volumes, publish, unpublish, validate,

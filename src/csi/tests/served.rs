@@ -15,7 +15,7 @@ use crate::csi::proto::controller_client::ControllerClient;
 use crate::csi::proto::identity_client::IdentityClient;
 use crate::csi::proto::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use crate::csi::proto::{self as pb};
-use crate::csi::{ServeConfig, ServeController, serve};
+use crate::csi::{ServeConfig, serve};
 use crate::os::Activity;
 use crate::route::{Directory, NODE_KEY, Router};
 use crate::telemetry::{Metrics, PoolWatch, Sampled};
@@ -43,8 +43,7 @@ async fn served() -> Served {
     let pools = PoolWatch::new(move || asked.figures(), || Ok(Vec::new()), || Ok(Vec::new()));
     let config = ServeConfig {
         socket: socket.clone(),
-        router,
-        controller: ServeController::Yes,
+        controller: Some(router),
         others: Routes::default(),
         node: None,
         metrics: Arc::clone(&metrics),

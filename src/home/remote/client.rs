@@ -21,7 +21,8 @@ use crate::os::{Deadline, DevNum};
 use crate::pool::ActiveDevice;
 use crate::telemetry::HomeMetrics;
 use crate::types::{
-    Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
+    Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, RequestedMode, Result, SnapshotId,
+    VolumeId,
 };
 use crate::wire;
 
@@ -231,9 +232,20 @@ impl Home for RemoteHome {
 
     fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
         const WHAT: &str = "Grant";
-        let message = encode::grant(id, request);
-        let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.grant(request).await })?;
-        self.understood_plainly(WHAT, decode::granted(&reply))
+        let ask = |request: &GrantRequest| {
+            let message = encode::grant(id, request);
+            let reply =
+                self.ask_plainly(WHAT, message, |mut home, request| async move { home.grant(request).await })?;
+            self.understood_plainly(WHAT, decode::granted(&reply))
+        };
+        match ask(request) {
+            // A node of release 0.1.0 must be told the filesystem.
+            Err(error) if error.kind() == Kind::Unsupported && request.mode == RequestedMode::Mount(None) => {
+                let mode = self.volume(id)?.mode_of(request.mode)?;
+                ask(&GrantRequest { mode: mode.into(), ..request.clone() })
+            }
+            answer => answer,
+        }
     }
 
     fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {

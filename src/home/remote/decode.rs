@@ -14,7 +14,7 @@ use crate::home::{
 use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, Kind, NodeId, Provisioning, Result,
+    AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, Kind, NodeId, Provisioning, RequestedMode, Result,
     SnapshotId, VolumeId, VolumeMode, VolumeParameters, cut_printable,
 };
 
@@ -206,10 +206,18 @@ pub(super) fn create_snapshot(request: pb::CreateSnapshotRequest) -> Result<Crea
 pub(super) fn grant(request: &pb::GrantRequest) -> Result<GrantRequest> {
     Ok(GrantRequest {
         node: text(&request.node)?,
-        mode: mode(request.mode)?,
+        mode: requested_mode(request.mode)?,
         access: access(request.access)?,
         read_only: read_only(request.read_only)?,
     })
+}
+
+fn requested_mode(requested: Option<pb::VolumeMode>) -> Result<RequestedMode> {
+    use pb::volume_mode::Mode;
+    match requested.and_then(|requested| requested.mode) {
+        Some(Mode::Mount(fs)) if fs == i32::from(pb::FsType::Unspecified) => Ok(RequestedMode::Mount(None)),
+        _ => mode(requested).map(RequestedMode::from),
+    }
 }
 
 pub(super) fn granted(reply: &pb::GrantReply) -> Result<Granted> {

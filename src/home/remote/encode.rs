@@ -6,7 +6,7 @@ use crate::home::{
     Granted, NodeExpansion, OpenVolume, PoolReport, ReadOnly, Snapshot, Source, Volume,
 };
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, ClaimName, FsType, FsckPolicy, Provisioning, SnapshotId, VolumeId,
+    AccessMode, Bytes, Capability, CapacityRange, ClaimName, FsType, FsckPolicy, Provisioning, RequestedMode, SnapshotId, VolumeId,
     VolumeMode,
 };
 
@@ -62,6 +62,16 @@ pub(super) fn mode(mode: VolumeMode) -> pb::VolumeMode {
         VolumeMode::Mount(fs) => Mode::Mount(fs_type(fs).into()),
     };
     pb::VolumeMode { mode: Some(mode) }
+}
+
+/// Without a filesystem the number of `FS_TYPE_UNSPECIFIED`, which 0.1.0 rejects as unknown: see `grant` in `client.rs`.
+fn requested_mode(requested: RequestedMode) -> pb::VolumeMode {
+    use pb::volume_mode::Mode;
+    match requested {
+        RequestedMode::Block => mode(VolumeMode::Block),
+        RequestedMode::Mount(Some(fs)) => mode(VolumeMode::Mount(fs)),
+        RequestedMode::Mount(None) => pb::VolumeMode { mode: Some(Mode::Mount(pb::FsType::Unspecified.into())) },
+    }
 }
 
 pub(super) fn capability(one: &Capability) -> pb::Capability {
@@ -154,7 +164,7 @@ pub(super) fn grant(id: &VolumeId, request: &GrantRequest) -> pb::GrantRequest {
     pb::GrantRequest {
         id: id.to_string(),
         node: request.node.to_string(),
-        mode: Some(mode(request.mode)),
+        mode: Some(requested_mode(request.mode)),
         access: access(request.access).into(),
         read_only: read_only(request.read_only).into(),
     }

@@ -175,10 +175,10 @@ fn a_copy_cut_off_by_a_crash_goes_on_in_the_next_life(way: Way) {
     rig.write(&id, 3 << 20, b"data");
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
     // The next run finds the record as a crash would leave it: `creating`, with a copy.
-    let record = rig.pool.read_record(Object::Snapshot(snapshot.uuid)).unwrap().unwrap();
+    let record = rig.pool.text(Object::Snapshot(snapshot.uuid));
     gate.set(true);
     ready(&rig, snapshot);
-    rig.pool.write_record(Object::Snapshot(snapshot.uuid), &record).unwrap();
+    rig.pool.write(Object::Snapshot(snapshot.uuid), &record).unwrap();
     let rig = rig.again();
     ready(&rig, snapshot);
     let restored = until_made(&rig, &from("r", 32, Source::Snapshot(snapshot)));
@@ -209,12 +209,11 @@ fn a_copy_whose_record_says_more_than_there_is_begins_anew(way: Way) {
     rig.write(&id, 3 << 20, b"data");
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
     let object = Object::Snapshot(snapshot.uuid);
-    let mut record: serde_json::Value =
-        serde_json::from_slice(&rig.pool.read_record(object).unwrap().unwrap()).unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&rig.pool.text(object)).unwrap();
     record["phase"] = "creating".into();
     record["copy"] =
         serde_json::json!({ "from": { "volume": id.uuid.to_string() }, "done": u64::MAX, "total": 32 << 20 });
-    rig.pool.write_record(object, &serde_json::to_vec(&record).unwrap()).unwrap();
+    rig.pool.write(object, &serde_json::to_vec(&record).unwrap()).unwrap();
     let image = rig.scratch.root().join("snapshots").join(snapshot.uuid.to_string()).join("data");
     OpenOptions::new().write(true).open(image).unwrap().write_all_at(&[0; 4], 3 << 20).unwrap();
     let rig = rig.again();
@@ -229,11 +228,10 @@ fn an_erase_whose_record_says_more_than_there_is_begins_anew(way: Way) {
     let id = rig.home.create_volume(&CreateVolume { parameters, ..request("a", 16) }).unwrap().into_inner().id;
     rig.write(&id, 3 << 20, b"data");
     let object = Object::Volume(id.uuid);
-    let mut record: serde_json::Value =
-        serde_json::from_slice(&rig.pool.read_record(object).unwrap().unwrap()).unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&rig.pool.text(object)).unwrap();
     record["phase"] = "deleting".into();
     record["erased"] = u64::MAX.into();
-    rig.pool.write_record(object, &serde_json::to_vec(&record).unwrap()).unwrap();
+    rig.pool.write(object, &serde_json::to_vec(&record).unwrap()).unwrap();
     let held = std::fs::File::open(rig.image(&id)).unwrap();
     assert_eq!(rig.home.delete_volume(&id).unwrap(), Changed::Yes);
     let mut bytes = [1; 4];

@@ -17,16 +17,15 @@ fn a_record_that_counts_to_the_end_is_refused_and_the_home_goes_on(way: Way) {
     let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     let object = Object::Volume(id.uuid);
-    let mut record: serde_json::Value =
-        serde_json::from_slice(&rig.pool.read_record(object).unwrap().unwrap()).unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&rig.pool.text(object)).unwrap();
     record["epoch"] = u64::MAX.into();
     let written = serde_json::to_vec(&record).unwrap();
-    rig.pool.write_record(object, &written).unwrap();
+    rig.pool.write(object, &written).unwrap();
     let error = rig.home.grant(&id, &grant()).unwrap_err();
     assert!(error.kind() == Kind::Corrupt && error.to_string().contains("damaged"), "{}", error.chain());
-    assert_eq!(rig.pool.read_record(object).unwrap().unwrap(), written);
+    assert_eq!(rig.pool.text(object), written);
     record["epoch"] = (u64::MAX - 1).into();
-    rig.pool.write_record(object, &serde_json::to_vec(&record).unwrap()).unwrap();
+    rig.pool.write(object, &serde_json::to_vec(&record).unwrap()).unwrap();
     assert_eq!(rig.home.grant(&id, &grant()).unwrap().epoch, u64::MAX);
     assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
     assert_eq!(rig.home.delete_volume(&id).unwrap(), Changed::Yes);
@@ -67,7 +66,7 @@ fn opened(rig: &Rig, id: &VolumeId) -> std::path::PathBuf {
 }
 
 fn marked(rig: &Rig, id: &VolumeId) -> bool {
-    let text = rig.pool.read_record(Object::Volume(id.uuid)).unwrap().unwrap();
+    let text = rig.pool.text(Object::Volume(id.uuid));
     let record = VolumeRecord::decode(Object::Volume(id.uuid), id.pool, &text).unwrap();
     assert!(record.still_staged.is_none() || record.attachments.is_empty());
     record.still_staged.is_some()
@@ -95,7 +94,7 @@ fn a_detached_volume_is_its_homes_while_the_device_is_held(way: Way) {
         assert_eq!(rig.home.grant(&id, &elsewhere).unwrap_err().kind(), Kind::Precondition);
         for other in [
             GrantRequest { read_only: ReadOnly::Yes, ..grant() },
-            GrantRequest { mode: VolumeMode::Block, ..grant() },
+            GrantRequest { mode: VolumeMode::Block.into(), ..grant() },
             GrantRequest { access: AccessMode::SingleNodeWriter, ..grant() },
         ] {
             let error = rig.home.grant(&id, &other).unwrap_err();
@@ -115,8 +114,11 @@ fn a_detached_volume_is_its_homes_while_the_device_is_held(way: Way) {
     drop(held);
     rig.home.close(&id, &node()).unwrap();
     assert!(!marked(&rig, &id));
-    assert_eq!(rig.pool.active(id.uuid).unwrap(), None);
-    assert_eq!(rig.home.grant(&id, &GrantRequest { mode: VolumeMode::Block, ..grant() }).unwrap().epoch, epoch + 2);
+    assert_eq!(rig.pool.local().active(id.uuid).unwrap(), None);
+    assert_eq!(
+        rig.home.grant(&id, &GrantRequest { mode: VolumeMode::Block.into(), ..grant() }).unwrap().epoch,
+        epoch + 2
+    );
     rig.home.revoke(&id, None).unwrap();
     rig.home.delete_volume(&id).unwrap();
 }
@@ -133,7 +135,7 @@ fn a_mark_of_use_is_void_once_the_device_is_gone(way: Way) {
         rig.home.revoke(&id, None).unwrap();
         drop(held);
         // As after a restart of the machine.
-        rig.pool.deactivate(id.uuid).unwrap();
+        rig.pool.local().deactivate(id.uuid).unwrap();
         assert!(marked(&rig, &id));
         id
     };

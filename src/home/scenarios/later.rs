@@ -31,12 +31,12 @@ fn words() -> Vec<(String, Value)> {
 impl Rig {
     /// Writes fields into an object's record, without the driver; returns the record's bytes.
     fn patch(&self, object: Object, patch: &Value) -> Vec<u8> {
-        let mut record: Value = serde_json::from_slice(&self.pool.read_record(object).unwrap().unwrap()).unwrap();
+        let mut record: Value = serde_json::from_slice(&self.pool.text(object)).unwrap();
         for (name, value) in patch.as_object().unwrap() {
             record[name] = value.clone();
         }
         let written = serde_json::to_vec(&record).unwrap();
-        self.pool.write_record(object, &written).unwrap();
+        self.pool.write(object, &written).unwrap();
         written
     }
 }
@@ -66,7 +66,7 @@ fn a_volume_with_a_word_of_a_later_release_is_not_served(way: Way) {
     let id = rig.create("a", 32).id;
     rig.write(&id, 1 << 20, b"of a later release");
     let object = Object::Volume(id.uuid);
-    let whole = rig.pool.read_record(object).unwrap().unwrap();
+    let whole = rig.pool.text(object);
     for (what, patch) in words() {
         let record = rig.patch(object, &patch);
         let (home, node) = (&rig.home, &node());
@@ -89,11 +89,11 @@ fn a_volume_with_a_word_of_a_later_release_is_not_served(way: Way) {
                 ("create again", dirty(home.create_volume(&request("a", 32)))),
             ],
         );
-        assert_eq!(rig.pool.read_record(object).unwrap().unwrap(), record, "{what}: its record was changed");
+        assert_eq!(rig.pool.text(object), record, "{what}: its record was changed");
         assert_eq!(rig.read(&id, 1 << 20, 18), b"of a later release", "{what}");
-        assert_eq!(rig.pool.active(id.uuid).unwrap(), None, "{what}: it has a device");
+        assert_eq!(rig.pool.local().active(id.uuid).unwrap(), None, "{what}: it has a device");
     }
-    rig.pool.write_record(object, &whole).unwrap();
+    rig.pool.write(object, &whole).unwrap();
     assert_eq!(rig.home.delete_volume(&id).unwrap(), Changed::Yes);
 }
 
@@ -120,7 +120,7 @@ fn a_snapshot_with_a_word_of_a_later_release_is_not_served(way: Way) {
                 ("create again", dirty(home.create_snapshot(&snapshot_of("s", id)))),
             ],
         );
-        assert_eq!(rig.pool.read_record(object).unwrap().unwrap(), record, "{what}: its record was changed");
+        assert_eq!(rig.pool.text(object), record, "{what}: its record was changed");
         tried += 1;
     }
     assert_eq!(tried, 5);
@@ -139,7 +139,7 @@ fn a_raw_device_with_a_field_of_a_later_release_is_attached_and_not_given_out(wa
         let later =
             json!({ "format": { "state": state, "header": "of a later release" }, "schema": 2, "min_reader": 2 });
         rig.patch(Object::Volume(id.uuid), &later);
-        rig.home.grant(&id, &GrantRequest { mode: block.mode, access: block.access, ..grant() }).unwrap();
+        rig.home.grant(&id, &GrantRequest { mode: block.mode.into(), access: block.access, ..grant() }).unwrap();
         refused(
             state,
             vec![
@@ -147,10 +147,9 @@ fn a_raw_device_with_a_field_of_a_later_release_is_attached_and_not_given_out(wa
                 ("use_raw", rig.home.use_raw(&id, &node()).unwrap_err()),
             ],
         );
-        assert_eq!(rig.pool.active(id.uuid).unwrap(), None, "it has a device");
+        assert_eq!(rig.pool.local().active(id.uuid).unwrap(), None, "it has a device");
         assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
-        let record: Value =
-            serde_json::from_slice(&rig.pool.read_record(Object::Volume(id.uuid)).unwrap().unwrap()).unwrap();
+        let record: Value = serde_json::from_slice(&rig.pool.text(Object::Volume(id.uuid))).unwrap();
         assert_eq!((&record["format"], &record["min_reader"]), (&later["format"], &json!(2)));
     }
 }
@@ -163,8 +162,7 @@ fn a_field_of_a_later_release_keeps_nothing_from_its_use(way: Way) {
     let planned = rig.home.begin_format(&id, &node(), FsType::Ext4).unwrap().planned_uuid;
     rig.home.end_format(&id, &node(), planned).unwrap();
     rig.home.expand(&id, &CapacityRange { required: Some(Bytes::mib(48)), limit: None }).unwrap();
-    let record: Value =
-        serde_json::from_slice(&rig.pool.read_record(Object::Volume(id.uuid)).unwrap().unwrap()).unwrap();
+    let record: Value = serde_json::from_slice(&rig.pool.text(Object::Volume(id.uuid))).unwrap();
     assert_eq!((&record["quality"]["iops"], &record["min_reader"]), (&json!(100), &json!(1)));
     rig.home.revoke(&id, None).unwrap();
     rig.home.create_snapshot(&snapshot_of("s", id)).unwrap();
@@ -181,7 +179,7 @@ fn a_later_release_s_copy_is_left_to_it(way: Way) {
     let rig = rig.again();
     refused("a copy", vec![("create again", dirty(rig.home.create_snapshot(&snapshot_of("s", id))))]);
     std::thread::sleep(std::time::Duration::from_millis(200));
-    assert_eq!(rig.pool.read_record(object).unwrap().unwrap(), record, "it was gone on with");
+    assert_eq!(rig.pool.text(object), record, "it was gone on with");
 }
 
 #[test]

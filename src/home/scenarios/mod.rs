@@ -73,7 +73,7 @@ struct Devices(Arc<dyn Pool>);
 impl Drop for Devices {
     fn drop(&mut self) {
         for uuid in self.0.list(ObjectKind::Volume).unwrap_or_default() {
-            let _ = self.0.deactivate(uuid);
+            let _ = self.0.local().deactivate(uuid);
         }
     }
 }
@@ -151,7 +151,7 @@ fn from(name: &str, mib: u64, source: Source) -> CreateVolume {
 fn grant() -> GrantRequest {
     GrantRequest {
         node: node(),
-        mode: VolumeMode::Mount(FsType::Ext4),
+        mode: VolumeMode::Mount(FsType::Ext4).into(),
         access: AccessMode::SingleNodeMultiWriter,
         read_only: ReadOnly::No,
     }

@@ -75,8 +75,8 @@ fn a_damaged_record_is_refused_alone_and_fails_the_list(way: Way) {
     let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let (bad, good) = (rig.create("bad", 32).id, rig.create("good", 32).id);
     let object = Object::Volume(bad.uuid);
-    let text = rig.pool.read_record(object).unwrap().unwrap();
-    rig.pool.write_record(object, &text[..text.len() / 2]).unwrap();
+    let text = rig.pool.text(object);
+    rig.pool.write(object, &text[..text.len() / 2]).unwrap();
     let rig = rig.again();
     assert_eq!(rig.home.volume(&bad).unwrap_err().kind(), Kind::Corrupt);
     assert_eq!(rig.home.delete_volume(&bad).unwrap_err().kind(), Kind::Corrupt);

@@ -25,10 +25,10 @@ fn growth_is_idempotent_never_shrinks_and_a_cut_off_one_is_finished(way: Way) {
     assert_eq!(rig.home.volume(&id).unwrap().size, Bytes::mib(64));
 
     let object = Object::Volume(id.uuid);
-    let text = rig.pool.read_record(object).unwrap().unwrap();
+    let text = rig.pool.text(object);
     let mut record = VolumeRecord::decode(object, id.pool, &text).unwrap();
     record.target_size = Some(Bytes::mib(96));
-    rig.pool.write_record(object, &record.encode().unwrap()).unwrap();
+    rig.pool.write(object, &record.encode().unwrap()).unwrap();
     let rig = rig.again();
     rig.grant(&id);
     assert_eq!(rig.home.open(&id, &node()).unwrap().size, Bytes::mib(96));

@@ -74,7 +74,7 @@ impl FilePool {
 
     /// Opens the source of a clone and checks that it can be cloned.
     fn open_source(&self, source: Object, geometry: &Geometry) -> Result<File> {
-        let Cloning::Reflink { max_extents } = self.abilities.cloning else {
+        let Cloning::Instant { max_extents } = self.abilities.cloning else {
             return Err(Error::new(
                 Kind::Unsupported,
                 format!(

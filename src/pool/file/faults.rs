@@ -48,7 +48,7 @@ fn state(pool: &dyn Pool) -> String {
         "{:?} {:?} active {} strays {:?}",
         seen(ObjectKind::Volume, &Object::Volume),
         seen(ObjectKind::Snapshot, &Object::Snapshot),
-        pool.active(uuid()).unwrap().is_some(),
+        pool.local().active(uuid()).unwrap().is_some(),
         pool.strays().unwrap(),
     )
 }
@@ -63,7 +63,7 @@ fn create(pool: &dyn Pool) -> Result<(), Failure> {
 /// A snapshot, in whichever way the pool creates one.
 fn cut(pool: &dyn Pool) -> Result<(), Failure> {
     let wanted = geometry(pool, 8);
-    if let Cloning::Reflink { .. } = pool.abilities().cloning {
+    if let Cloning::Instant { .. } = pool.abilities().cloning {
         return again_is_fine(pool.create(snapshot(), &wanted, Fill::Clone(volume()), b"{}"));
     }
     again_is_fine(pool.create(snapshot(), &wanted, Fill::Blank, b"{}"))?;
@@ -85,20 +85,20 @@ fn remove(pool: &dyn Pool) -> Result<(), Failure> {
 }
 
 fn write_record(pool: &dyn Pool) -> Result<(), Failure> {
-    Ok(pool.write_record(volume(), b"new")?)
+    Ok(pool.write(volume(), b"new")?)
 }
 
 fn activate(pool: &dyn Pool) -> Result<(), Failure> {
-    Ok(pool.activate(uuid(), &geometry(pool, 8)).map(drop)?)
+    Ok(pool.local().activate(uuid(), &geometry(pool, 8)).map(drop)?)
 }
 
 fn grow(pool: &dyn Pool) -> Result<(), Failure> {
     let larger = geometry(pool, 12);
-    Ok(pool.grow(uuid(), &larger).and_then(|()| pool.resize_device(uuid(), &larger))?)
+    Ok(pool.grow(uuid(), &larger).and_then(|()| pool.local().resize(uuid(), &larger))?)
 }
 
 fn deactivate(pool: &dyn Pool) -> Result<(), Failure> {
-    match pool.deactivate(uuid())? {
+    match pool.local().deactivate(uuid())? {
         Deactivated::Gone => Ok(()),
         Deactivated::Held => Err(Error::new(Kind::InUse, "held").into()),
     }

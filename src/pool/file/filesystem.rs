@@ -85,8 +85,8 @@ impl Filesystem {
             return Ok(());
         }
         let cow = match cloning {
-            Cloning::Reflink { .. } => CowHint::Yes,
-            Cloning::Copy => CowHint::No,
+            Cloning::Instant { .. } => CowHint::Yes,
+            Cloning::Copy | Cloning::None => CowHint::No,
         };
         os.set_extent_hints(file, path, EXTENT_HINT, cow).at(|| format!("set extent size hints on {}", path.display()))
     }
@@ -123,7 +123,7 @@ impl Filesystem {
             source.ok_or_else(|| Error::new(Kind::Internal, trying("a file that was just created does not exist")))?;
         let target = os.create_image(&to).at(|| trying("create"))?;
         let cloning = match os.clone_file(&source, &target, &to) {
-            Ok(()) => Cloning::Reflink { max_extents: MAX_EXTENTS },
+            Ok(()) => Cloning::Instant { max_extents: MAX_EXTENTS },
             Err(error) if cannot(&error) => Cloning::Copy,
             Err(error) => return Err(error).at(|| trying("FICLONE")),
         };

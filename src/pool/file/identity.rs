@@ -43,8 +43,8 @@ pub(super) enum Found {
 impl From<Cloning> for Found {
     fn from(cloning: Cloning) -> Self {
         match cloning {
-            Cloning::Reflink { .. } => Self::Reflink,
-            Cloning::Copy => Self::Copy,
+            Cloning::Instant { .. } => Self::Reflink,
+            Cloning::Copy | Cloning::None => Self::Copy,
         }
     }
 }
@@ -52,7 +52,7 @@ impl From<Cloning> for Found {
 impl From<Found> for Cloning {
     fn from(found: Found) -> Self {
         match found {
-            Found::Reflink => Self::Reflink { max_extents: MAX_EXTENTS },
+            Found::Reflink => Self::Instant { max_extents: MAX_EXTENTS },
             Found::Copy => Self::Copy,
         }
     }
@@ -192,7 +192,7 @@ mod tests {
     fn the_file_of_schema_one_reads_and_keeps_what_it_does_not_know() {
         let text = r#"{"schema":1,"id":"00000000000000ab","name":"default","home":"node-1","cloning":"reflink","colour":"blue"}"#;
         let file: PoolFile = serde_json::from_str(text).unwrap();
-        assert_eq!(Cloning::from(file.cloning), Cloning::Reflink { max_extents: MAX_EXTENTS });
+        assert_eq!(Cloning::from(file.cloning), Cloning::Instant { max_extents: MAX_EXTENTS });
         assert_eq!(serde_json::to_value(&file).unwrap(), serde_json::from_str::<Value>(text).unwrap());
     }
 }

@@ -12,7 +12,11 @@ use super::presence::{Presence, explained};
 use super::reserve::Reserve;
 use super::{FilePool, Ownership};
 use crate::os::{Entry, Os, OwnerLock, Root, Timestamp};
-use crate::types::{Error, Kind, NodeId, OsContext, PoolName, Provisioning, Result};
+use crate::types::{Bytes, Error, Kind, NodeId, OsContext, PoolName, Provisioning, Result};
+
+/// The logical block size of every device, bytes: that of the disks that are sold now, so that a volume can be moved to
+/// one (docs/design.md section 7).
+const BLOCK_SIZE: u32 = 4096;
 
 impl FilePool {
     /// Opens the pool in a directory as its owner, until the result is dropped. Creates the pool in an empty directory.
@@ -157,7 +161,10 @@ impl FilePool {
         };
         let abilities = Abilities {
             cloning: found.cloning,
+            block_size: BLOCK_SIZE,
+            growth_unit: Bytes::mib(1),
             thick: found.thick,
+            thin: Ability::Yes,
             default_provisioning: match found.thick {
                 Ability::Yes => Provisioning::Thick,
                 Ability::No => Provisioning::Thin,

@@ -41,7 +41,7 @@ use self::presence::Presence;
 use self::reserve::Reserve;
 use super::{
     Abilities, ActiveDevice, BackingFs, Blankness, Deactivated, Fill, FreeSpace, Geometry, Identity, ImageFacts,
-    Object, ObjectKind, Pool, Progress, Stray,
+    LocalDevices, Object, ObjectKind, Pool, Progress, StoredRecord, Stray, Version,
 };
 use crate::os::{DevNum, ExtentSummary, Os, OwnerLock, Root, Timestamp};
 use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, OsContext, Result};
@@ -149,17 +149,17 @@ impl Pool for FilePool {
         self.list_class(class, after, most)
     }
 
-    fn read_record(&self, object: Object) -> Result<Option<Vec<u8>>> {
+    fn read_record(&self, object: Object) -> Result<Option<StoredRecord>> {
         let _using = self.begin();
-        self.record_of(object)
+        Ok(self.record_of(object)?.map(|text| StoredRecord { text, version: Version::ONE_WRITER }))
     }
 
-    fn write_record(&self, object: Object, record: &[u8]) -> Result<()> {
+    fn write_record(&self, object: Object, record: &[u8], replaces: Version) -> Result<Version> {
         let _using = self.begin();
         self.owned("write a record")?;
         self.replace_record(object, record)?;
         self.hold_reserve();
-        Ok(())
+        Ok(replaces)
     }
 
     fn create(&self, object: Object, geometry: &Geometry, fill: Fill, record: &[u8]) -> Result<(), Failure> {
@@ -228,6 +228,25 @@ impl Pool for FilePool {
         self.grow_image(volume, geometry)
     }
 
+    fn devices(&self) -> Option<&dyn LocalDevices> {
+        Some(self)
+    }
+
+    fn view(&self) -> Result<Arc<dyn Pool>> {
+        Ok(Self::view(&self.outside, self.layout.root())?)
+    }
+
+    fn locate(&self, object: Object) -> String {
+        self.layout.object(object).display().to_string()
+    }
+
+    fn strays(&self) -> Result<Vec<Stray>> {
+        let _using = self.begin();
+        self.find_strays()
+    }
+}
+
+impl LocalDevices for FilePool {
     fn activate(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<ActiveDevice> {
         let _using = self.begin();
         self.owned("activate")?;
@@ -243,19 +262,19 @@ impl Pool for FilePool {
         self.shown_by(device)
     }
 
-    fn active_devices(&self) -> Result<Vec<(ObjectUuid, ActiveDevice)>> {
+    fn all(&self) -> Result<Vec<(ObjectUuid, ActiveDevice)>> {
         self.all_attached()
     }
 
-    fn claim_device(&self, volume: ObjectUuid, device: &ActiveDevice) -> Result<()> {
+    fn claim(&self, volume: ObjectUuid, device: &ActiveDevice) -> Result<()> {
         self.recall(volume, device)
     }
 
-    fn disclaim_device(&self, volume: ObjectUuid) {
+    fn disclaim(&self, volume: ObjectUuid) {
         self.release_number(volume);
     }
 
-    fn resize_device(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()> {
+    fn resize(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()> {
         let _using = self.begin();
         self.owned("resize a device")?;
         self.resize_attached(volume, geometry)
@@ -265,18 +284,5 @@ impl Pool for FilePool {
         let _using = self.begin();
         self.owned("deactivate")?;
         self.detach(volume)
-    }
-
-    fn view(&self) -> Result<Arc<dyn Pool>> {
-        Ok(Self::view(&self.outside, self.layout.root())?)
-    }
-
-    fn locate(&self, object: Object) -> String {
-        self.layout.object(object).display().to_string()
-    }
-
-    fn strays(&self) -> Result<Vec<Stray>> {
-        let _using = self.begin();
-        self.find_strays()
     }
 }

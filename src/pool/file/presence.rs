@@ -220,7 +220,7 @@ mod tests {
             refused(pool.find_again(), Kind::Unavailable, &["trash"]);
             fs::rename(&aside, &trash).unwrap();
             pool.find_again().unwrap();
-            assert_eq!(pool.read_record(volume()).unwrap().unwrap(), b"{}");
+            assert_eq!(pool.read_record(volume()).unwrap().unwrap().text, b"{}");
         }
         fs::remove_file(&file).unwrap();
         refused(pool.present(), Kind::Unavailable, &["no pool.json"]);

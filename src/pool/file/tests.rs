@@ -75,7 +75,7 @@ fn a_volume_that_is_made_between_two_looks_has_not_lost_its_record() {
     let pool = open(&os, &spec(&scratch.root()), &home()).unwrap();
     make(&*pool);
     fs::rename(&place, &aside).unwrap();
-    assert_eq!(pool.read_record(volume()).unwrap().unwrap(), b"{}");
+    assert_eq!(pool.text(volume()), b"{}");
     fs::remove_file(place.join("volume.json")).unwrap();
     refused(pool.read_record(volume()), Kind::Corrupt, &["has no record", "restore it"]);
 }
@@ -103,32 +103,32 @@ fn a_view_beside_the_owner_sees_everything_and_changes_nothing() {
     let scratch = Scratch::new(PoolFs::Xfs);
     let pool = scratch.pool();
     make(&*pool);
-    let device = pool.activate(uuid(), &THICK).unwrap();
-    let view = FilePool::view(scratch.os(), &scratch.root()).unwrap();
+    let device = pool.local().activate(uuid(), &THICK).unwrap();
+    let view: Arc<dyn Pool> = FilePool::view(scratch.os(), &scratch.root()).unwrap();
     assert_eq!(view.identity(), pool.identity());
     assert_eq!(view.abilities(), pool.abilities());
     assert_eq!(view.list(ObjectKind::Volume).unwrap(), [uuid()]);
-    assert_eq!(view.read_record(volume()).unwrap().unwrap(), b"{}");
+    assert_eq!(view.text(volume()), b"{}");
     assert_eq!(view.facts(volume()).unwrap(), pool.facts(volume()).unwrap());
-    assert_eq!(view.active(uuid()).unwrap().as_ref(), Some(&device));
+    assert_eq!(view.local().active(uuid()).unwrap().as_ref(), Some(&device));
     assert_eq!(view.blankness(uuid()).unwrap(), Blankness::Proven);
     assert_eq!(view.extents(volume()).unwrap(), pool.extents(volume()).unwrap());
     assert_eq!(view.strays().unwrap(), []);
     view.room().unwrap();
     let words: &[&str] = &["only for reading", "driver"];
-    refused(view.write_record(volume(), b"x"), Kind::Unsupported, words);
+    refused(view.write(volume(), b"x"), Kind::Unsupported, words);
     refused(view.remove(volume()), Kind::Unsupported, words);
     refused(view.sweep(), Kind::Unsupported, words);
     refused(view.grow(uuid(), &THICK), Kind::Unsupported, words);
     refused(view.blank(uuid(), &THICK), Kind::Unsupported, words);
     refused(view.erase(volume(), Bytes::ZERO, &Quiet), Kind::Unsupported, words);
     refused(view.copy(volume(), volume(), Bytes::ZERO, &Quiet), Kind::Unsupported, words);
-    refused(view.activate(uuid(), &THICK), Kind::Unsupported, words);
-    refused(view.resize_device(uuid(), &THICK), Kind::Unsupported, words);
-    refused(view.deactivate(uuid()), Kind::Unsupported, words);
+    refused(view.local().activate(uuid(), &THICK), Kind::Unsupported, words);
+    refused(view.local().resize(uuid(), &THICK), Kind::Unsupported, words);
+    refused(view.local().deactivate(uuid()), Kind::Unsupported, words);
     let created = view.create(Object::Snapshot(uuid()), &THICK, Fill::Blank, b"{}");
     assert!(matches!(created, Err(Failure::Clean(error)) if error.kind() == Kind::Unsupported));
-    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().deactivate(uuid()).unwrap(), Deactivated::Gone);
     drop(pool);
     assert_eq!(view.list(ObjectKind::Volume).unwrap(), [uuid()]);
 }
@@ -234,7 +234,7 @@ fn an_image_is_never_reached_through_a_symbolic_link() {
     let elsewhere = scratch.root().join("elsewhere");
     fs::rename(data(&scratch), &elsewhere).unwrap();
     symlink(&elsewhere, data(&scratch)).unwrap();
-    assert!(pool.activate(uuid(), &THICK).is_err());
+    assert!(pool.local().activate(uuid(), &THICK).is_err());
     assert!(pool.grow(uuid(), &THICK).is_err());
     assert!(pool.blankness(uuid()).is_err());
     fs::remove_file(data(&scratch)).unwrap();
@@ -243,8 +243,8 @@ fn an_image_is_never_reached_through_a_symbolic_link() {
     fs::rename(&directory, &elsewhere).unwrap();
     symlink(&elsewhere, &directory).unwrap();
     assert!(pool.read_record(volume()).is_err());
-    assert!(pool.write_record(volume(), b"x").is_err());
-    assert!(pool.activate(uuid(), &THICK).is_err());
+    assert!(pool.write(volume(), b"x").is_err());
+    assert!(pool.local().activate(uuid(), &THICK).is_err());
     assert!(pool.remove(volume()).is_err());
     assert_eq!(fs::read(elsewhere.join("volume.json")).unwrap(), b"{}");
     // A removal removes the link and never its target.
@@ -339,14 +339,14 @@ fn a_loop_device_of_somebody_else_is_named_and_left_alone() {
     let device = foreign(&scratch, "mine");
     let name = device.path().display().to_string();
     let words: &[&str] = &[&name, "Holdfast did not attach it", "losetup -d"];
-    refused(pool.activate(uuid(), &THICK), Kind::Precondition, words);
-    refused(pool.deactivate(uuid()), Kind::Precondition, words);
-    refused(pool.active(uuid()), Kind::Precondition, words);
+    refused(pool.local().activate(uuid(), &THICK), Kind::Precondition, words);
+    refused(pool.local().deactivate(uuid()), Kind::Precondition, words);
+    refused(pool.local().active(uuid()), Kind::Precondition, words);
     refused(pool.remove(volume()), Kind::Precondition, words);
     assert!(pool.strays().unwrap().iter().any(|stray| stray.place == name));
     clear(&scratch, device);
-    pool.activate(uuid(), &THICK).unwrap();
-    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+    pool.local().activate(uuid(), &THICK).unwrap();
+    assert_eq!(pool.local().deactivate(uuid()).unwrap(), Deactivated::Gone);
 }
 
 /// A device number of a thick image never passes on discards again. There may be more numbers than attempts.
@@ -382,11 +382,11 @@ fn two_loop_devices_over_one_image_are_an_error_and_both_can_be_taken_away() {
     make(&*pool);
     foreign(&scratch, &uuid().to_string());
     foreign(&scratch, &uuid().to_string());
-    refused(pool.activate(uuid(), &THICK), Kind::Corrupt, &["are both attached", "/dev/loop"]);
-    refused(pool.active(uuid()), Kind::Corrupt, &["are both attached"]);
+    refused(pool.local().activate(uuid(), &THICK), Kind::Corrupt, &["are both attached", "/dev/loop"]);
+    refused(pool.local().active(uuid()), Kind::Corrupt, &["are both attached"]);
     assert_eq!(pool.strays().unwrap().len(), 1);
-    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
-    assert_eq!(pool.active(uuid()).unwrap(), None);
+    assert_eq!(pool.local().deactivate(uuid()).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().active(uuid()).unwrap(), None);
 }
 
 #[test]
@@ -394,11 +394,11 @@ fn an_attached_device_is_found_again_by_a_new_process() {
     let scratch = Scratch::new(PoolFs::Xfs);
     let pool = scratch.pool();
     make(&*pool);
-    let device = pool.activate(uuid(), &THICK).unwrap();
+    let device = pool.local().activate(uuid(), &THICK).unwrap();
     drop(pool);
     let pool = scratch.pool();
-    assert_eq!(pool.activate(uuid(), &THICK).unwrap(), device);
-    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().activate(uuid(), &THICK).unwrap(), device);
+    assert_eq!(pool.local().deactivate(uuid()).unwrap(), Deactivated::Gone);
 }
 
 #[test]
@@ -406,13 +406,13 @@ fn a_device_is_taken_away_without_image_and_record() {
     let scratch = Scratch::new(PoolFs::Ext4);
     let pool = scratch.pool();
     make(&*pool);
-    let device = pool.activate(uuid(), &THICK).unwrap();
+    let device = pool.local().activate(uuid(), &THICK).unwrap();
     fs::remove_dir_all(scratch.root().join(format!("volumes/{}", uuid()))).unwrap();
-    assert_eq!(pool.active(uuid()).unwrap().as_ref(), Some(&device));
+    assert_eq!(pool.local().active(uuid()).unwrap().as_ref(), Some(&device));
     let strays = pool.strays().unwrap();
     assert!(strays.iter().any(|stray| stray.place == device.path.display().to_string()), "{strays:?}");
-    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
-    assert_eq!(pool.active(uuid()).unwrap(), None);
+    assert_eq!(pool.local().deactivate(uuid()).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().active(uuid()).unwrap(), None);
     assert_eq!(pool.strays().unwrap(), []);
 }
 
@@ -441,11 +441,11 @@ fn no_loop_device_is_asked_but_those_over_its_volumes() {
     // No other test has a volume of this uuid. A device that is not its is there: the scratch filesystem's.
     let uuid = ObjectUuid::of_volume(&pool.identity().id.to_string());
     pool.create(Object::Volume(uuid), &THICK, Fill::Blank, b"{}").unwrap();
-    let device = pool.activate(uuid, &THICK).unwrap();
-    assert_eq!(pool.active(uuid).unwrap().as_ref(), Some(&device));
-    assert_eq!(pool.volume_of(device.number).unwrap(), Some(uuid));
-    assert_eq!(pool.deactivate(uuid).unwrap(), Deactivated::Gone);
-    assert_eq!(pool.active(uuid).unwrap(), None);
+    let device = pool.local().activate(uuid, &THICK).unwrap();
+    assert_eq!(pool.local().active(uuid).unwrap().as_ref(), Some(&device));
+    assert_eq!(pool.local().volume_of(device.number).unwrap(), Some(uuid));
+    assert_eq!(pool.local().deactivate(uuid).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().active(uuid).unwrap(), None);
     pool.remove(Object::Volume(uuid)).unwrap();
     assert_eq!(*asked.0.lock().unwrap(), BTreeSet::from([device.path.display().to_string()]));
 }
@@ -455,26 +455,26 @@ fn a_mounted_volume_is_held_and_its_image_stays() {
     let scratch = Scratch::new(PoolFs::Xfs);
     let pool = scratch.pool();
     make(&*pool);
-    let device = pool.activate(uuid(), &THICK).unwrap();
+    let device = pool.local().activate(uuid(), &THICK).unwrap();
     run(scratch.os(), "mkfs.ext4", ["-q", device.path.to_str().unwrap()]);
     let point = scratch.beside("point");
     fs::create_dir(&point).unwrap();
     scratch.os().mount(&device.path, &point, "ext4", MountFlags::default(), "").unwrap();
     fs::write(point.join("file"), b"data").unwrap();
-    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Held);
+    assert_eq!(pool.local().deactivate(uuid()).unwrap(), Deactivated::Held);
     refused(pool.remove(volume()), Kind::InUse, &["detach"]);
     assert_eq!(fs::read(point.join("file")).unwrap(), b"data");
-    assert_eq!(pool.activate(uuid(), &THICK).unwrap(), device);
+    assert_eq!(pool.local().activate(uuid(), &THICK).unwrap(), device);
     // losetup -d of a mounted device only sets autoclear: the driver clears it again.
     run(scratch.os(), "losetup", ["-d", device.path.to_str().unwrap()]);
     let number = scratch.os().loop_of(device.number).unwrap().unwrap();
     let marked = || scratch.os().loop_view(number).unwrap().unwrap().autoclear;
     assert!(marked());
-    assert_eq!(pool.activate(uuid(), &THICK).unwrap(), device);
+    assert_eq!(pool.local().activate(uuid(), &THICK).unwrap(), device);
     assert!(!marked());
-    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Held);
+    assert_eq!(pool.local().deactivate(uuid()).unwrap(), Deactivated::Held);
     assert!(scratch.os().unmount(&point).unwrap());
-    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().deactivate(uuid()).unwrap(), Deactivated::Gone);
     pool.remove(volume()).unwrap();
 }
 
@@ -493,11 +493,11 @@ fn a_device_of_another_block_size_is_made_anew_when_idle() {
     };
     scratch.os().loop_attach(&image, &data(&scratch), &config).unwrap();
     drop(image);
-    let device = pool.activate(uuid(), &THICK).unwrap();
+    let device = pool.local().activate(uuid(), &THICK).unwrap();
     let node = scratch.os().open_device(&device.path).unwrap();
     assert_eq!(scratch.os().device_block_size(&node).unwrap(), 4096);
     drop(node);
-    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+    assert_eq!(pool.local().deactivate(uuid()).unwrap(), Deactivated::Gone);
 }
 
 #[test]
@@ -518,7 +518,7 @@ fn a_source_of_too_many_extents_is_not_cloned() {
     let extents = pool.extent_count(volume()).unwrap();
     assert!(extents >= 4, "{extents}");
     let mut clone = |max_extents| {
-        Arc::get_mut(&mut pool).unwrap().abilities.cloning = Cloning::Reflink { max_extents };
+        Arc::get_mut(&mut pool).unwrap().abilities.cloning = Cloning::Instant { max_extents };
         pool.create(Object::Snapshot(uuid()), &thin, Fill::Clone(volume()), b"{}")
     };
     match clone(extents - 1) {
@@ -569,8 +569,8 @@ fn a_volume_without_direct_io_is_not_attached() {
     let pool = scratch.pool();
     let small_blocks = Geometry { block_size: 512, ..THICK };
     pool.create(volume(), &small_blocks, Fill::Blank, b"{}").unwrap();
-    refused(pool.activate(uuid(), &small_blocks), Kind::Precondition, &["direct I/O", "move the pool"]);
-    assert_eq!(pool.active(uuid()).unwrap(), None);
-    pool.activate(uuid(), &THICK).unwrap();
-    assert_eq!(pool.deactivate(uuid()).unwrap(), Deactivated::Gone);
+    refused(pool.local().activate(uuid(), &small_blocks), Kind::Precondition, &["direct I/O", "move the pool"]);
+    assert_eq!(pool.local().active(uuid()).unwrap(), None);
+    pool.local().activate(uuid(), &THICK).unwrap();
+    assert_eq!(pool.local().deactivate(uuid()).unwrap(), Deactivated::Gone);
 }

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use self::absence::{nobody, quarantined, silent};
 use super::owned::{OwnedHome, Pools};
 use super::placement::{NO_FABRIC, Seat, Segments};
-use crate::home::{Health, Home, PoolReport};
+use crate::home::{Health, Home, Homes, PoolReport};
 use crate::os::{Stopwatch, Timestamp};
 use crate::telemetry::{HomeFigures, HomeState};
 use crate::types::{Error, Kind, NodeId, PoolId, PoolName, Result};
@@ -618,5 +618,11 @@ impl Directory {
             Some(Seen { heartbeat: last.heartbeat.clone(), heard: last.at, silence })
         });
         seen.collect()
+    }
+}
+
+impl Homes for Directory {
+    fn of(&self, pool: PoolId) -> Result<Arc<dyn Home>> {
+        self.home_of(pool)
     }
 }

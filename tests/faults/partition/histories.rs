@@ -282,7 +282,7 @@ impl<'a> Caller<'a> {
 
     fn grant(&self, volume: &Volume, to: holdfast::types::NodeId, read_only: ReadOnly) -> Outcome<Result<(), Code>> {
         let request =
-            GrantRequest { node: to, mode: VolumeMode::Block, access: AccessMode::SingleNodeWriter, read_only };
+            GrantRequest { node: to, mode: VolumeMode::Block.into(), access: AccessMode::SingleNodeWriter, read_only };
         self.ask(Rpc::ControllerPublishVolume, |router| router.grant(&volume.id, &request).map(drop))
     }
 

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use holdfast::attach::Linear;
 use holdfast::home::Changed;
+use holdfast::linear::Linear;
 use holdfast::os::{Call, DevNum, Discard, DmMode, DmTarget, Interceptor, LoopAccess, LoopConfig, LoopStatus, Os};
 use holdfast::types::{Bytes, Kind, VolumeId};
 

@@ -11,13 +11,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::home::Changed;
 use crate::os::{DevNum, DmMode, DmRemoved, DmState, DmSupport, DmTarget, Os};
-use crate::types::{Bytes, Error, Kind, ObjectUuid, OsContext, PoolId, Result, VolumeId};
+use crate::types::{Bytes, Changed, Error, Kind, ObjectUuid, OsContext, PoolId, Result, VolumeId};
 
 /// The prefix of the dm uuids of these devices; pool and volume follow.
 const WRITABLE: &str = "HOLDFAST-RAW-";
-/// The prefix for read-only devices ([`super::ReadOnlyViews`]).
+/// The prefix for read-only devices ([`crate::attach::ReadOnlyViews`]).
 const READ_ONLY: &str = "HOLDFAST-RO-";
 /// Bytes of the second target, at the end of the volume: the largest possible logical block size.
 const TAIL: u64 = 4096;
