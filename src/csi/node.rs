@@ -17,7 +17,7 @@ use super::work::WorkerPool;
 use crate::home::Changed;
 use crate::node::{Node, PublishRequest, StageRequest, Stats, Usage};
 use crate::route::Segments;
-use crate::types::{Bytes, NodeId, Result};
+use crate::types::{Bytes, NodeId, Result, VolumeId};
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 

@@ -134,8 +134,9 @@ impl NodePools {
                 Err(error) => warn!("{}", error.chain()),
             }
             report_tools(&os);
+            let own: Arc<dyn Home> = Arc::new(home.clone());
             let homes = Arc::new(NodeHomes::new(home.clone(), elsewhere));
-            let node = Arc::new(Node::with_homes(os, id.clone(), Arc::new(home.clone()), homes));
+            let node = Arc::new(Node::with_homes(os, id.clone(), own, homes));
             let router = Arc::new(router(&home));
             let _ = opening.0.set(home.clone());
             Ok(Self { id, home, node, router, described })

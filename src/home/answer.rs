@@ -10,8 +10,8 @@ use super::{CapacityQuery, Source};
 use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
-    AccessMode, Bytes, Changed, ClaimName, Error, FsType, FsckPolicy, Kind, NodeId, PoolId, PoolName, Provisioning, RequestedMode,
-    Result, SnapshotId, VolumeId, VolumeMode,
+    AccessMode, Bytes, Changed, ClaimName, Error, FsType, FsckPolicy, Kind, NodeId, PoolId, PoolName, Provisioning,
+    RequestedMode, Result, SnapshotId, VolumeId, VolumeMode,
 };
 
 /// The subject of a finding.

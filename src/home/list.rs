@@ -97,7 +97,7 @@ impl Shared {
                 let message = format!("cannot determine whether {object} is in pool {}", state.pool.identity().name);
                 error.with_kind(Kind::Unavailable).context(message)
             });
-            found.extend(read?.map(|text| (id, text)));
+            found.extend(read?.map(|stored| (id, stored.text)));
         }
         Ok(found)
     }

@@ -58,7 +58,6 @@ impl Shared {
     }
 
     fn enter(&self, state: &PoolState, object: Object) -> Result<Option<Unfinished>> {
-        let pool = state.pool.identity().id;
         let found: Option<(Key, Claim, Option<CopyRecord>)> = match object {
             Object::Volume(_) => {
                 let record = state.record::<VolumeRecord>(object)?;

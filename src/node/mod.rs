@@ -84,10 +84,10 @@ impl Node {
     #[must_use]
     pub fn with_homes(os: Os, id: NodeId, own: Arc<dyn Home>, homes: Arc<dyn Homes>) -> Self {
         let activity = os.activity().clone();
-        let attach = Attachers::new(Local::new(os.clone(), id.clone(), own));
         let raw = raw::RawDevices::default();
         let linear = Linear::new(os.clone());
-        raw_linear::announce(&linear, home.as_ref());
+        raw_linear::announce(&linear, own.as_ref());
+        let attach = Attachers::new(Local::new(os.clone(), id.clone(), own));
         let node = Self {
             attach,
             volumes: Locks::new(activity.clone()),

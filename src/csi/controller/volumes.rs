@@ -8,9 +8,7 @@ use crate::csi::decode::{self, CapacityOf, Unpublish};
 use crate::csi::{encode, proto as pb};
 use crate::home::{Changed, Created, GrantRequest, NodeExpansion, Volume};
 use crate::route::Router;
-use crate::types::{
-    Failure, Kind, Named, Provisioning, Result, VolumeId, id_of_ours,
-};
+use crate::types::{Failure, Kind, Named, Provisioning, Result, VolumeId, id_of_ours};
 
 /// The result of a call for a volume, with the volume named in its error.
 pub(super) fn of<T>(id: VolumeId, result: Result<T>) -> Result<T> {

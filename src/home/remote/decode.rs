@@ -14,8 +14,8 @@ use crate::home::{
 use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, Kind, NodeId, Provisioning, RequestedMode, Result,
-    SnapshotId, VolumeId, VolumeMode, VolumeParameters, cut_printable,
+    AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, Kind, NodeId, Provisioning, RequestedMode,
+    Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters, cut_printable,
 };
 
 /// The error for a missing or unknown value. The other side sent it, so the releases differ.

@@ -6,8 +6,8 @@ use crate::home::{
     Granted, NodeExpansion, OpenVolume, PoolReport, ReadOnly, Snapshot, Source, Volume,
 };
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, ClaimName, FsType, FsckPolicy, Provisioning, RequestedMode, SnapshotId, VolumeId,
-    VolumeMode,
+    AccessMode, Bytes, Capability, CapacityRange, ClaimName, FsType, FsckPolicy, Provisioning, RequestedMode,
+    SnapshotId, VolumeId, VolumeMode,
 };
 
 pub(super) fn changed(changed: Changed) -> pb::Changed {
