@@ -37,7 +37,7 @@ fn check_spelling(error: &Error) -> String {
 }
 
 fn every_error_names_the_volume_with_its_claim(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Ext4));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Ext4));
     let made = rig.home.create_volume(&claimed("pvc-1", 32)).unwrap().into_inner();
     assert_eq!(made.claim.as_ref().map(ToString::to_string).as_deref(), Some("db/data"));
     let full = made.id.to_string();
@@ -83,7 +83,7 @@ fn every_error_names_the_volume_with_its_claim(way: Way) {
 fn a_copy_in_progress_names_both_volumes(way: Way) {
     let gate = Arc::new(Gate::default());
     let os = Os::intercepted(Box::new(Gated(Arc::clone(&gate))));
-    let rig = Rig::with(way, os, Scratch::new(BackingFs::Ext4), SpaceLimits::default());
+    let rig = Rig::with(way, os, Scratch::new(PoolFs::Ext4), SpaceLimits::default());
     let source = rig.home.create_volume(&claimed("pvc-1", 32)).unwrap().into_inner().id;
     rig.write(&source, 1 << 20, b"data");
     let clone = CreateVolume { source: Some(Source::Volume(source)), ..claimed("pvc-2", 32) };
@@ -98,7 +98,7 @@ fn a_copy_in_progress_names_both_volumes(way: Way) {
 }
 
 fn a_new_volume_is_named_as_its_request_names_it(way: Way) {
-    let rig = Rig::on(way, Scratch::new(BackingFs::Xfs));
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let error = rig.home.create_volume(&claimed("pvc-1", 1 << 30)).unwrap_err().into_error();
     let said = check_spelling(&error);
     assert!(said.contains(&format!("volume \"pvc-1\" {CLAIM}")), "{said}");
