@@ -720,7 +720,8 @@ mod tests {
                 let text = serde_json::to_vec(value).unwrap();
                 VolumeRecord::decode(record.object(), record.pool, &text).unwrap_err().kind()
             };
-            assert_eq!(kind(&value), Kind::Corrupt, "{choice}");
+            // A word beside a known one is damage, or of a later release; the order of the words decides which is seen.
+            assert!(matches!(kind(&value), Kind::Corrupt | Kind::Precondition), "{choice}");
             value["min_reader"] = Value::from(SCHEMA + 1);
             assert_eq!(kind(&value), Kind::Precondition, "{choice}");
         }

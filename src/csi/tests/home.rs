@@ -144,7 +144,11 @@ impl Home for MemoryHome {
     }
 
     fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
-        self.with(id, |volume| volume.published = vec![request.node.clone()])?;
+        self.with(id, |volume| {
+            volume.mode_of(request.mode)?;
+            volume.published = vec![request.node.clone()];
+            Ok(())
+        })??;
         Ok(Granted { home: self.node.clone(), epoch: 1, changed: Changed::Yes })
     }
 

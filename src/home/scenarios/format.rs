@@ -58,7 +58,7 @@ fn read_only_never_formats_and_raw_stays_raw(way: Way) {
     let id = rig.create("a", 32).id;
     rig.home.grant(&id, &GrantRequest { read_only: ReadOnly::Yes, ..grant() }).unwrap();
     assert_eq!(rig.home.begin_format(&id, &node(), FsType::Ext4).unwrap_err().kind(), Kind::Precondition);
-    let id = rig.create("b", 32).id;
+    let id = rig.create_for_both("b", 32).id;
     rig.home.grant(&id, &GrantRequest { mode: VolumeMode::Block.into(), ..grant() }).unwrap();
     rig.home.use_raw(&id, &node()).unwrap();
     rig.home.use_raw(&id, &node()).unwrap();

@@ -74,7 +74,7 @@ fn marked(rig: &Rig, id: &VolumeId) -> bool {
 
 fn a_detached_volume_is_its_homes_while_the_device_is_held(way: Way) {
     let mut rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
-    let id = rig.create("a", 32).id;
+    let id = rig.create_for_both("a", 32).id;
     rig.grant(&id);
     let epoch = rig.home.open(&id, &node()).unwrap().epoch;
     let device = opened(&rig, &id);

@@ -122,6 +122,13 @@ impl Rig {
         self.home.create_volume(&request(name, mib)).unwrap().into_inner()
     }
 
+    /// A volume that may be used as a filesystem and as a raw block device.
+    fn create_for_both(&self, name: &str, mib: u64) -> Volume {
+        let mut request = request(name, mib);
+        request.capabilities.push(Capability { mode: VolumeMode::Block, access: AccessMode::SingleNodeMultiWriter });
+        self.home.create_volume(&request).unwrap().into_inner()
+    }
+
     fn grant(&self, id: &VolumeId) {
         self.home.grant(id, &grant()).unwrap();
     }
