@@ -1,24 +1,25 @@
 //! Holdfast: a CSI driver that makes persistent volumes from the storage that a cluster already has.
 //!
-//! Dependencies point down only (docs/design.md section 4):
+//! Dependencies point down only (docs/design.md section 4); tests/layers.rs compares the map with the imports. Modules in
+//! one row do not use each other:
 //!
 //! ```text
-//!  main, cli        arguments, logs, signals, exit codes
-//!  daemon           puts the modules below together: standalone, controller, node
-//!  csi              the gRPC edge: decode -> call -> encode; the one Error -> Status map
-//!  kubelet          registration with kubelet
-//!  registry         heartbeats from nodes to controllers
-//!  route | node     placement and routing to home nodes | attach -> format -> mount -> publish
-//!  home             the rules: records, locks, attachments, format states, space
-//!  pool, attach     the storage of volumes | how a node gets a block device
-//!  fs               ext4, xfs: probe, create, check, grow
-//!  os               the only system calls, unsafe and child processes
-//!  enrol            certificate issuance for nodes in mode auto
-//!  kubernetes       a client of the API server
-//!  wire             ports, sockets and channels: their limits, errors between daemons, threads for calls
-//!  tls              certificates, and the identity of the peer of a connection between daemons
-//!  types, telemetry shared types | logs, metrics, health; used by all
-//!  testing          test infrastructure, only with the feature of that name
+//!  main, cli           arguments, logs, signals, exit codes
+//!  daemon              puts the modules below together: standalone, controller, node
+//!  config              the configuration of each daemon: flags, environment, file
+//!  kubelet             registration with kubelet
+//!  csi                 the gRPC boundary: decode -> call -> encode; the only map from errors to gRPC codes of CSI
+//!  registry | node     heartbeats from nodes to controllers | attach -> format -> mount -> publish
+//!  route | attach      placement and routing to home nodes | how a node gets a volume's block device
+//!  home                the rules: records, locks, attachments, format states, space
+//!  kubernetes          a client of the API server
+//!  enrol               certificate issuance for nodes in mode auto
+//!  tls                 certificates, and the identity of the peer of a connection between daemons
+//!  telemetry           logs, metrics, health
+//!  wire                ports, sockets and channels: limits of each client, errors between daemons, threads for calls
+//!  pool | fs | linear  the storage of volumes | ext4, XFS: probe, create, check, grow | device-mapper devices over a volume's device
+//!  os | types          the only system calls, unsafe code and child processes | validated types, used by all
+//!  testing             test infrastructure, only with the feature of that name
 //! ```
 
 pub mod attach;

@@ -1,6 +1,6 @@
 //! The calls that this driver answers, by name, and the meanings that an error of each must not have.
 
-/// What a call does; decides the codes of its errors ([`super::status`]).
+/// What a call does; decides the codes of its errors (`csi::status`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
     /// Creates a volume or snapshot, which the CO forgets after a final code.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::copying::COPY_WAIT;
-use super::local::{Key, PoolState, Shared, no_snapshot, no_volume};
+use super::local::{Shared, no_snapshot, no_volume};
 use super::part::Part;
-use super::pools::Slot;
 use super::record::{Access, CopyRecord, CopySource, Phase, Record, SCHEMA, VolumeRecord, VolumeRequest};
 use super::sizes::{self, SizeRequest};
+use super::slot::Slot;
+use super::state::{Key, PoolState};
 use super::{CreateVolume, Created, FormatState, LockGuard, Source, Volume};
 use crate::fs;
 use crate::os::{Stopwatch, Timestamp};

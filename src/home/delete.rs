@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::Changed;
-use super::local::{Key, PoolState, Shared};
+use super::local::Shared;
 use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
+use super::state::{Key, PoolState};
 use crate::pool::{Continue, Object, Progress};
 use crate::types::{Bytes, Error, Kind, OnDelete, Result, SnapshotId, VolumeId};
 

@@ -12,8 +12,9 @@
 use tracing::{info, warn};
 
 use super::GrantRequest;
-use super::local::{PoolState, Shared};
+use super::local::Shared;
 use super::record::{AttachPath, Attachment, GrantState, VolumeRecord};
+use super::state::PoolState;
 use crate::types::{Error, Kind, Named, Result, VolumeId, VolumeMode};
 
 impl Shared {

@@ -16,10 +16,11 @@
 use tracing::info;
 use uuid::Uuid;
 
+use super::attachment::{granted_to, usable_raw};
 use super::create::describe;
-use super::grant::granted_to;
-use super::local::{PoolState, Shared};
+use super::local::Shared;
 use super::record::{Record, VolumeRecord};
+use super::state::PoolState;
 use super::{DeviceAddress, FormatState, Formatting, ReadOnly};
 use crate::fs::{probe, signature};
 use crate::pool::Blankness;
@@ -162,12 +163,6 @@ impl Shared {
             )),
         }
     }
-}
-
-/// Whether this release may use a volume as a raw block device.
-pub(super) fn usable_raw(record: &VolumeRecord) -> Result<()> {
-    let sentence = || format!("volume {} is not used as a raw block device", record.id());
-    record.changeable().map_err(|error| error.context(sentence()))
 }
 
 fn not_blank(record: &VolumeRecord) -> Error {

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 
 use tracing::warn;
 
-use super::local::{Key, PoolState, Shared, no_snapshot, no_volume};
+use super::local::{Shared, no_snapshot, no_volume};
 use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
+use super::state::{Key, PoolState};
 use super::{Capacity, CapacityQuery, Changed, CopyState, Page, PoolReport, Snapshot, SnapshotFilter, Volume};
 use crate::pool::{Ability, Object, ObjectKind};
 use crate::types::{Bytes, Error, Kind, ObjectUuid, PoolId, Provisioning, Result, SnapshotId, VolumeId};

@@ -5,8 +5,9 @@ use std::sync::{Arc, PoisonError};
 use tracing::{error, info};
 
 use super::ledger::{Claim, Debt};
-use super::local::{Key, PoolState, Shared};
+use super::local::Shared;
 use super::record::{CopyRecord, Record, SnapshotRecord, VolumeRecord};
+use super::state::{Key, PoolState};
 use crate::pool::{Object, ObjectKind};
 use crate::types::{Bytes, Result};
 

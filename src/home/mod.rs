@@ -5,6 +5,8 @@
 //! gRPC. All its methods block and finish what they began, whether or not a caller still waits (docs/adr/0001).
 
 mod answer;
+mod attachment;
+mod copies;
 mod copying;
 mod create;
 mod delete;
@@ -13,23 +15,26 @@ mod device;
 mod examine;
 mod expand;
 mod format;
-mod grant;
 mod ledger;
 mod limits;
 mod list;
 mod load;
 mod local;
 mod locks;
+mod open;
 mod part;
 mod patient;
 mod pools;
 pub mod record;
+mod release;
 pub mod remote;
 mod request;
 #[cfg(test)]
 mod scenarios;
 mod sizes;
+mod slot;
 mod snapshot;
+mod state;
 mod survey;
 mod view;
 
@@ -43,8 +48,9 @@ pub use limits::{MinFree, Overcommit, SpaceLimits};
 pub use local::LocalHome;
 pub use locks::{LockGuard, Locks};
 pub use part::Part;
-pub use pools::{ConfiguredPool, OpenPool, PoolCondition};
+pub use pools::PoolCondition;
 pub use request::{CapacityQuery, CreateSnapshot, CreateVolume, GrantRequest, ReadOnly, SnapshotFilter, Source};
+pub use slot::{ConfiguredPool, OpenPool};
 pub use survey::{Survey, survey};
 pub use view::{Kernel, PoolView, unseen_by_kubelet};
 

@@ -6,9 +6,10 @@ use tracing::info;
 
 use super::copying::COPY_WAIT;
 use super::create::no_copies;
-use super::local::{Key, PoolState, Shared, no_volume};
+use super::local::{Shared, no_volume};
 use super::part::Part;
 use super::record::{CopyRecord, CopySource, Phase, Record, SCHEMA, SnapshotRecord, VolumeRecord};
+use super::state::{Key, PoolState};
 use super::{CopyState, CreateSnapshot, Created, FormatState, Snapshot};
 use crate::os::Timestamp;
 use crate::pool::{Cloning, Fill, Geometry, Version};

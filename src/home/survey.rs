@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::list::report_of;
-use super::local::PoolState;
 use super::record::{Record, SnapshotRecord, VolumeRecord};
+use super::state::PoolState;
 use super::{PoolReport, SpaceLimits};
 use crate::pool::{Object, ObjectKind, Pool};
 use crate::types::{Error, ObjectUuid, Result};

@@ -18,7 +18,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use uuid::Uuid;
 
 use super::blockstack::{by_number, number_of, went_away};
-use super::dm_ioctl::{AS_LOADED, Command, NO_FLUSH, NO_FREEZE, READ_ONLY, Reply, Request, SUSPENDED};
+use super::dm_ioctl::{AS_LOADED, Command, DmTarget, NO_FLUSH, NO_FREEZE, READ_ONLY, Reply, Request, SUSPENDED};
 use super::{Call, DevNum, Os};
 
 /// The path of the control node on a system with devtmpfs or udev.
@@ -46,19 +46,6 @@ pub enum DmSupport {
     Yes([u32; 3]),
     /// None that this process can use, with the reason.
     No(String),
-}
-
-/// One target of a table, in sectors of 512 bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DmTarget {
-    /// Its first sector.
-    pub start: u64,
-    /// Its length.
-    pub length: u64,
-    /// Its type, such as `linear`.
-    pub kind: String,
-    /// The parameters for the type.
-    pub parameters: String,
 }
 
 /// Whether a device is writable.

@@ -6,7 +6,19 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::DevNum;
-use super::dm::DmTarget;
+
+/// One target of a table, in sectors of 512 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DmTarget {
+    /// Its first sector.
+    pub start: u64,
+    /// Its length.
+    pub length: u64,
+    /// Its type, such as `linear`.
+    pub kind: String,
+    /// The parameters for the type.
+    pub parameters: String,
+}
 
 /// DM_NAME_LEN and DM_UUID_LEN: both with the NUL at the end.
 const NAME_LENGTH: usize = 128;

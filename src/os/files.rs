@@ -1,10 +1,10 @@
 //! Directories and small files. Each change is durable when the method returns.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
@@ -13,6 +13,7 @@ use nix::sys::stat::{Mode, SFlag, mkdirat};
 use nix::sys::statfs::fstatfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::file_identity::FileIdentity;
 use super::root::Place;
 use super::{Call, Os};
 
@@ -20,19 +21,6 @@ use super::{Call, Os};
 const MAX_SMALL_FILE: u64 = 1 << 20;
 /// The mode of every file: access for its owner only.
 pub(super) const OWN_FILE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
-
-/// The identity of a file, independent of its path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FileIdentity {
-    /// The filesystem's device number, as stat(2) gives it.
-    pub device: u64,
-    /// The inode.
-    pub inode: u64,
-    /// Length, bytes.
-    pub size: u64,
-    /// Allocated bytes (`st_blocks` x 512).
-    pub allocated: u64,
-}
 
 /// The space of a filesystem (statfs(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +37,6 @@ pub struct FsSpace {
     pub inodes: u64,
     /// Free inodes.
     pub inodes_free: u64,
-}
-
-impl FileIdentity {
-    pub(super) fn of(meta: &Metadata) -> Self {
-        Self { device: meta.dev(), inode: meta.ino(), size: meta.len(), allocated: meta.blocks().saturating_mul(512) }
-    }
 }
 
 /// The type of a directory entry.

@@ -11,7 +11,8 @@ use nix::fcntl::{FallocateFlags, OFlag, ResolveFlag, copy_file_range, fallocate}
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek64};
 
-use super::files::{FileIdentity, OWN_FILE, open_plain};
+use super::file_identity::FileIdentity;
+use super::files::{OWN_FILE, open_plain};
 use super::ioctl::{self, FIEMAP_BATCH, Fiemap, FiemapExtent, FiemapHeader};
 use super::{Call, Os};
 

@@ -17,7 +17,7 @@ use linux_raw_sys::loop_device::{LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LO_FLAG
 use nix::fcntl::OFlag;
 use nix::sys::stat::makedev;
 
-use super::files::FileIdentity;
+use super::file_identity::FileIdentity;
 use super::loopview::{backing, diskseq, read_number};
 use super::{BlockDevice, Call, DevNum, Os, blockdev, ioctl};
 

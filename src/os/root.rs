@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 
-use super::files::FileIdentity;
+use super::file_identity::FileIdentity;
 use super::{Call, FileVersion, Os};
 
 /// A directory held open, and the path it was opened at.

@@ -16,6 +16,7 @@ use tonic::transport::server::Connected;
 use tracing::debug;
 
 use super::credentials::Credentials;
+use super::places::Place;
 use super::refusal::{Reason, Refusal};
 use super::role::{Link, Peer};
 use super::verify::Seen;
@@ -42,7 +43,7 @@ pub(super) enum Held {
     /// None: a client's connection.
     Nothing,
     /// Among those with an identity.
-    Known(#[expect(dead_code, reason = "it counts as long as it is there")] super::server::Place),
+    Known(#[expect(dead_code, reason = "it counts as long as it is there")] Place),
     /// Among those without one.
     UnauthenticatedClient(GuestPlace),
 }

@@ -18,6 +18,7 @@ use rustls::{ClientConfig, ServerConfig};
 use super::certificate::{Certificate, date};
 use super::pem;
 use super::role::{Role, RoleName};
+use super::roots::roots;
 use super::verify::{DIRECTLY, Seen, Verifier};
 use crate::os::{FileVersion, Os, Timestamp};
 use crate::types::{Error, Kind, OsContext, Result};
@@ -124,7 +125,7 @@ impl Material {
         let issue = format!("issue one for {role} (run `holdfast ca issue --role {role}`)");
         let mut remarks = Vec::new();
 
-        let roots = super::trust::roots(&parts.ca, &place.join(CA), now, &mut remarks)?;
+        let roots = roots(&parts.ca, &place.join(CA), now, &mut remarks)?;
 
         let chain = pem::certificates(&parts.certificate).map_err(|why| wrong(CERTIFICATE, why, &issue))?;
         let Some(own) = chain.first() else { return Err(wrong(CERTIFICATE, "the file is empty", &issue)) };

@@ -19,11 +19,14 @@ mod client;
 mod connection;
 mod credentials;
 mod directory;
+mod endpoints;
 mod gate;
 mod material;
 mod pem;
+mod places;
 mod refusal;
 mod role;
+mod roots;
 mod server;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! Accepting connections: handshakes in tasks of their own, limited in time and number.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -17,8 +17,9 @@ use tracing::error;
 
 use super::connection::{Connection, Held, Known, Wire};
 use super::credentials::{Credentials, Now};
+use super::places::{Place, Table};
 use super::refusal::{Reason, Refusal};
-use super::role::{Peer, RoleName};
+use super::role::Peer;
 use crate::os::Timestamp;
 use crate::wire::{Guests, Network, Shares};
 
@@ -28,77 +29,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Concurrent handshakes. One more ends the oldest: a normal one takes milliseconds, and a stalled one is not waited
 /// for.
 const MOST_HANDSHAKES: usize = 256;
-/// Concurrent connections.
-const MOST_CONNECTIONS: usize = 1024;
-/// Concurrent connections of one role name, so that a faulty peer does not take the places of others.
-const MOST_OF_ONE: usize = 64;
 /// How long to wait after accept(2) failed: it fails again at once when file descriptors or memory are short.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// The current connections.
-#[derive(Debug)]
-struct Table {
-    most: usize,
-    all: usize,
-    /// By verified role name.
-    named: BTreeMap<RoleName, usize>,
-}
-
-impl Table {
-    /// With so many places.
-    fn of(most: usize) -> Self {
-        Self { most, all: 0, named: BTreeMap::new() }
-    }
-}
-
-impl Default for Table {
-    fn default() -> Self {
-        Self::of(MOST_CONNECTIONS)
-    }
-}
-
-/// A connection's place in the table, released when dropped.
-#[derive(Debug)]
-pub(super) struct Place {
-    table: Arc<Mutex<Table>>,
-    name: Option<RoleName>,
-}
-
-impl Place {
-    /// Takes one more place.
-    fn take(table: &Arc<Mutex<Table>>, name: Option<&RoleName>) -> Result<Self, Refusal> {
-        let mut open = table.lock().unwrap_or_else(PoisonError::into_inner);
-        let crowded =
-            |most| Refusal::new(Reason::Overloaded, format!("the limit of {most} connections is reached; retry later"));
-        if open.all >= open.most {
-            return Err(crowded(open.most));
-        }
-        if let Some(name) = name {
-            let of_one = open.named.entry(name.clone()).or_default();
-            if *of_one >= MOST_OF_ONE {
-                return Err(crowded(MOST_OF_ONE));
-            }
-            *of_one += 1;
-        }
-        open.all += 1;
-        Ok(Self { table: Arc::clone(table), name: name.cloned() })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut open = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        open.all -= 1;
-        if let Some(name) = &self.name
-            && let Some(of_one) = open.named.get_mut(name)
-        {
-            *of_one -= 1;
-            if *of_one == 0 {
-                open.named.remove(name);
-            }
-        }
-    }
-}
 
 /// The places of a port.
 #[derive(Clone, Debug, Default)]
@@ -285,33 +217,5 @@ async fn handshake(
             Connection::new(wire, &Known::Seen(&seen), SIDE, address.to_string(), credentials.clone())
         }
         Err(error) => Err(noted.refusal.unwrap_or_else(|| Refusal::of(&error))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tls::Role;
-
-    #[test]
-    fn one_name_leaves_room_for_others_and_gives_back_what_it_had() {
-        let table = Arc::<Mutex<Table>>::default();
-        let mad = Role::Controller.name();
-        let places: Vec<_> =
-            std::iter::from_fn(|| Place::take(&table, Some(&mad)).ok()).take(2 * MOST_OF_ONE).collect();
-        assert_eq!(places.len(), MOST_OF_ONE);
-        let other = Place::take(&table, Some(&Role::Operator.name())).unwrap();
-        drop(places);
-        drop(other);
-        let open = table.lock().unwrap();
-        assert!(open.all == 0 && open.named.is_empty());
-    }
-
-    #[test]
-    fn there_is_an_end_to_connections_of_nobody_too() {
-        let table = Arc::<Mutex<Table>>::default();
-        let places: Vec<_> = std::iter::from_fn(|| Place::take(&table, None).ok()).collect();
-        assert_eq!(places.len(), MOST_CONNECTIONS);
-        assert_eq!(Place::take(&table, None).unwrap_err().reason, Reason::Overloaded);
     }
 }

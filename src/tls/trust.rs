@@ -4,15 +4,14 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use rustls::ClientConfig;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::{ClientConfig, RootCertStore};
 
-use super::certificate::{Certificate, date};
 use super::material::{VERSIONS, alpn, unsupported};
-use super::pem;
 use super::role::RoleName;
+use super::roots::roots;
 use super::verify::{Seen, Verifier};
 use crate::os::Timestamp;
 use crate::types::{Error, Kind, Result};
@@ -59,32 +58,5 @@ impl Trust {
 impl fmt::Debug for Trust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Trust").finish_non_exhaustive()
-    }
-}
-
-/// The CAs of a text; expired ones are left out and noted in `remarks`.
-pub(super) fn roots(text: &[u8], place: &Path, now: i64, remarks: &mut Vec<String>) -> Result<RootCertStore> {
-    let wrong = |why: &str, next: &str| Error::new(Kind::Precondition, format!("{}: {why}; {next}", place.display()));
-    let name = place.file_name().unwrap_or(place.as_os_str()).display();
-    let mut roots = RootCertStore::empty();
-    let mut last = None;
-    for der in pem::certificates(text).map_err(|why| wrong(why, "write the CA's certificate there"))? {
-        let ca =
-            Certificate::read(&der).map_err(|error| wrong(&error.to_string(), "write the CA's certificate there"))?;
-        if ca.not_after < now {
-            last = Some(ca.not_after);
-            remarks.push(format!("a CA in {name} expired on {} and is left out; remove it", date(ca.not_after)));
-            continue;
-        }
-        roots
-            .add(der)
-            .map_err(|_| wrong("a certificate in it is not a CA certificate", "write only CA certificates there"))?;
-    }
-    match last {
-        Some(last) if roots.is_empty() => {
-            let why = format!("every CA in it has expired, the last on {}", date(last));
-            Err(wrong(&why, "create a new CA and issue all certificates again"))
-        }
-        _ => Ok(roots),
     }
 }

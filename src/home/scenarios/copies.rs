@@ -1,7 +1,7 @@
 //! Snapshots, clones and restores, with reflinks and by copying.
 
-use super::super::local::Key;
 use super::super::record::{CopyRecord, CopySource, Phase, SnapshotRecord};
+use super::super::state::Key;
 use super::*;
 
 both_ways! {

@@ -8,10 +8,10 @@ use super::super::{Abilities, Ability, BackingFs, FirstUse, Identity};
 use super::filesystem::{Filesystem, Found};
 use super::identity::PoolFile;
 use super::layout::{DIRECTORIES, LOCK_FILE, LOST_AND_FOUND, Layout, POOL_FILE, TEMPORARY};
-use super::presence::{Presence, explained};
+use super::presence::{Presence, explained, lock, whole};
 use super::reserve::Reserve;
 use super::{FilePool, Ownership};
-use crate::os::{Entry, Os, OwnerLock, Root, Timestamp};
+use crate::os::{Entry, Os, Root, Timestamp};
 use crate::types::{Bytes, Error, Kind, NodeId, OsContext, PoolName, Provisioning, Result};
 
 /// The logical block size of every device, bytes: that of the disks that are sold now, so that a volume can be moved to
@@ -198,21 +198,6 @@ pub enum Claimed {
     Already,
 }
 
-/// The lock of an owner.
-pub(super) fn lock(os: &Os, layout: &Layout) -> Result<OwnerLock> {
-    let lock = os.lock_owner(layout.root(), &layout.lock()).at(|| format!("lock {}", layout.lock().display()))?;
-    lock.ok_or_else(|| {
-        Error::new(
-            Kind::InUse,
-            format!(
-                "the pool in {} is owned by another running process, which has locked {} or the directory; stop that process first",
-                layout.root().display(),
-                layout.lock().display()
-            ),
-        )
-    })
-}
-
 /// The directory of a pool, opened.
 fn hold(os: &Os, root: &Path, name: &dyn std::fmt::Display) -> Result<(Layout, Arc<Root>)> {
     let path = canonical(os, root, name)?;
@@ -299,23 +284,6 @@ fn make(os: &Os, layout: &Layout, filesystem: Filesystem, file: PoolFile) -> Res
     os.sync_dir(layout.root()).at(|| format!("fsync {}", layout.root().display()))?;
     file.write(os, layout)?;
     Ok(file)
-}
-
-/// Checks that the pool's directories exist.
-pub(super) fn whole(os: &Os, layout: &Layout) -> Result<()> {
-    for name in DIRECTORIES {
-        let directory = layout.root().join(name);
-        if os.entry(&directory).at(|| format!("stat {}", directory.display()))? != Some(Entry::Directory) {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "the pool in {} has no directory {name}; check that its filesystem is mounted and complete, then restore the directory or, if nothing was lost, mkdir it",
-                    layout.root().display()
-                ),
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// The assumption for a filesystem that could not be tested.

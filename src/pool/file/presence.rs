@@ -10,11 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLockReadGuard, TryLockError};
 
 use super::filesystem::Filesystem;
 use super::identity::PoolFile;
-use super::init::{lock, whole};
-use super::layout::POOL_FILE;
+use super::layout::{DIRECTORIES, Layout, POOL_FILE};
 use super::{BackingFs, FilePool, Ownership};
-use crate::os::{FileVersion, OwnerLock, Shown};
-use crate::types::{Error, Kind, Result};
+use crate::os::{Entry, FileVersion, Os, OwnerLock, Shown};
+use crate::types::{Error, Kind, OsContext, Result};
 
 /// The state between two checks.
 #[derive(Debug, Default)]
@@ -166,6 +165,38 @@ pub(super) fn is_dead(error: &Error) -> bool {
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The lock of an owner.
+pub(super) fn lock(os: &Os, layout: &Layout) -> Result<OwnerLock> {
+    let lock = os.lock_owner(layout.root(), &layout.lock()).at(|| format!("lock {}", layout.lock().display()))?;
+    lock.ok_or_else(|| {
+        Error::new(
+            Kind::InUse,
+            format!(
+                "the pool in {} is owned by another running process, which has locked {} or the directory; stop that process first",
+                layout.root().display(),
+                layout.lock().display()
+            ),
+        )
+    })
+}
+
+/// Checks that the pool's directories exist.
+pub(super) fn whole(os: &Os, layout: &Layout) -> Result<()> {
+    for name in DIRECTORIES {
+        let directory = layout.root().join(name);
+        if os.entry(&directory).at(|| format!("stat {}", directory.display()))? != Some(Entry::Directory) {
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!(
+                    "the pool in {} has no directory {name}; check that its filesystem is mounted and complete, then restore the directory or, if nothing was lost, mkdir it",
+                    layout.root().display()
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
