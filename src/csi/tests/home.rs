@@ -14,8 +14,8 @@ use crate::home::{
 use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
-    Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Provisioning, Result, SnapshotId,
-    VolumeId,
+    Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Provisioning, RequestedMode,
+    Result, SnapshotId, VolumeId,
 };
 
 /// Keeps volumes in a map.
@@ -25,6 +25,10 @@ pub(super) struct MemoryHome {
     volumes: Mutex<BTreeMap<VolumeId, Volume>>,
     gate: Mutex<Gate>,
     moved: Condvar,
+    /// As 0.1.0, it must be told the filesystem of an attachment.
+    must_be_told: bool,
+    /// The modes that were asked for.
+    asked: Mutex<Vec<RequestedMode>>,
 }
 
 /// Where volumes whose name begins with `slow` wait.
@@ -42,7 +46,19 @@ impl MemoryHome {
             volumes: Mutex::default(),
             gate: Mutex::default(),
             moved: Condvar::new(),
+            must_be_told: false,
+            asked: Mutex::default(),
         }
+    }
+
+    /// As a home node of release 0.1.0.
+    pub(super) fn of_0_1_0() -> Self {
+        Self { must_be_told: true, ..Self::new() }
+    }
+
+    /// The modes of all attachments that were asked for.
+    pub(super) fn asked(&self) -> Vec<RequestedMode> {
+        self.asked.lock().unwrap().clone()
     }
 
     /// Lets the slow ones continue.
@@ -144,6 +160,10 @@ impl Home for MemoryHome {
     }
 
     fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
+        self.asked.lock().unwrap().push(request.mode);
+        if self.must_be_told && request.mode == RequestedMode::Mount(None) {
+            return Err(Error::new(Kind::Unsupported, "filesystem number 0 is missing or unknown to this release"));
+        }
         self.with(id, |volume| {
             volume.mode_of(request.mode)?;
             volume.published = vec![request.node.clone()];

@@ -1,6 +1,7 @@
 //! The gRPC layer as a client sees it: over a real socket, with a home in memory.
 
 mod home;
+mod older;
 mod redaction;
 mod served;
 mod wire;
