@@ -1,12 +1,12 @@
 //! /proc/thread-self/mountinfo (proc_pid_mountinfo(5)): the only source about mounts. A failing stat(2) proves nothing
 //! about them.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::io;
 use std::ops::{Deref, Range};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -98,7 +98,8 @@ impl MountEntry {
     /// Whether its mount point is this path, as bytes without superfluous slashes.
     pub(super) fn is_at(&self, path: &[u8]) -> bool {
         let raw = self.raw(&self.fields.mount_point);
-        raw == path || (raw.contains(&b'\\') && unescape(raw) == path)
+        raw == path
+            || (is_unusual(raw) && Path::new(OsStr::from_bytes(&unescape(raw))) == Path::new(OsStr::from_bytes(path)))
     }
 
     /// Whether it shows a part of a filesystem of one of these types, instead of all of it.
@@ -199,6 +200,14 @@ impl Os {
     pub fn mounts(&self) -> io::Result<MountTable> {
         self.call(Call::Mounts, &MOUNTINFO, || MountTable::parse(&fs::read(MOUNTINFO)?))
     }
+}
+
+/// Whether a path can equal another one that has other bytes: it is escaped, or has empty or `.` components. The kernel
+/// prints `//deleted` after the path of a mount point that was removed (fs/d_path.c, `path_with_deleted`).
+fn is_unusual(raw: &[u8]) -> bool {
+    raw.contains(&b'\\')
+        || raw.windows(2).any(|pair| pair == b"//" || pair == b"/.")
+        || (raw.len() > 1 && raw.ends_with(b"/"))
 }
 
 /// A path as bytes, with single slashes and none at its end.
@@ -340,6 +349,18 @@ mod tests {
     fn parents_that_lead_in_a_circle_end_somewhere() {
         let table = MountTable::parse(b"1 2 7:1 / /m rw - ext4 /dev/a rw\n2 1 7:1 / /m rw - ext4 /dev/a rw\n").unwrap();
         let _ = table.covers(&table.entries()[0]);
+    }
+
+    #[test]
+    fn a_mount_point_is_found_at_its_own_path_however_it_is_printed() {
+        for printed in ["/gone//deleted", "//var/lib/a\\040b", "/a/./b", "/a/", "/a/.b", "/"] {
+            let text = format!("36 35 98:0 / {printed} rw - ext3 /dev/root rw\n");
+            let table = MountTable::parse(text.as_bytes()).unwrap();
+            let own = &table.entries()[0].mount_point;
+            assert!(table.at(own).is_some() && table.depth(own) == 1, "{printed}");
+        }
+        let text = b"36 35 98:0 / /gone//deleted rw - ext3 /dev/root rw\n";
+        assert!(MountTable::parse(text).unwrap().at(Path::new("/gone")).is_none());
     }
 
     #[test]
