@@ -220,3 +220,68 @@ fn a_pool_that_is_not_there_at_the_start_is_waited_for_and_none_is_made() {
     let owned = LocalHome::start(os, node(), vec![configured(None)]);
     assert_eq!(owned.map(|_| ()).unwrap_err().kind(), Kind::InUse);
 }
+
+/// Records cannot be read while it is set.
+#[derive(Default)]
+struct Slow {
+    reads: Mutex<bool>,
+    answers: Condvar,
+}
+
+struct SlowRecords(Arc<Slow>);
+
+impl Interceptor for SlowRecords {
+    fn before(&self, _call: Call, target: &str) -> io::Result<()> {
+        if target.contains("/volumes/") && target.ends_with(".json") {
+            let reads = self.0.reads.lock().unwrap();
+            drop(self.0.answers.wait_while(reads, |reads| *reads).unwrap());
+        }
+        Ok(())
+    }
+
+    fn after(&self, _call: Call, _target: &str) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_pool_that_came_back_does_not_say_that_a_volume_is_not_there_before_it_is_read() {
+    let (scratch, slow) = (Scratch::new(PoolFs::Xfs), Arc::new(Slow::default()));
+    let (place, aside) = (scratch.root().join("pool"), scratch.root().join("aside"));
+    std::fs::create_dir(&place).unwrap();
+    let os = Os::intercepted(Box::new(SlowRecords(Arc::clone(&slow))));
+    let open = || {
+        let pool = pool::open(&os, &spec(&place), &node()).unwrap();
+        LocalHome::open(os.clone(), node(), vec![(pool, SpaceLimits::default())]).unwrap()
+    };
+    let volume = open().create_volume(&request("a", 32)).unwrap().into_inner().id;
+    let (hidden, uuid) = (scratch.root().join("hidden"), volume.uuid);
+    std::fs::rename(place.join("volumes").join(uuid.to_string()), &hidden).unwrap();
+    let home = open();
+    assert_eq!(home.find_volume(uuid).unwrap(), []);
+    // The pool goes away, and comes back with a volume that was not there before.
+    std::fs::rename(&place, &aside).unwrap();
+    assert_eq!(home.volumes(None, 0).unwrap_err().kind(), Kind::Unavailable);
+    // It is looked for, and closed until it is found.
+    for _ in 0..100 {
+        home.find_pools();
+        thread::sleep(Duration::from_millis(20));
+    }
+    std::fs::rename(&hidden, aside.join("volumes").join(uuid.to_string())).unwrap();
+    *slow.reads.lock().unwrap() = true;
+    std::fs::rename(&aside, &place).unwrap();
+    let is_read = || {
+        home.find_pools();
+        let answer = home.find_volume(uuid);
+        thread::sleep(Duration::from_millis(20));
+        answer.is_err_and(|error| error.chain().contains("its records are being read"))
+    };
+    assert!((0..500).any(|_| is_read()), "{:?}", home.find_volume(uuid));
+    *slow.reads.lock().unwrap() = false;
+    slow.answers.notify_all();
+    while home.find_volume(uuid).is_err() {
+        home.find_pools();
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(home.find_volume(uuid).unwrap(), [volume]);
+}
