@@ -242,7 +242,8 @@ fn a_view_that_its_pod_detached_never_shows_another_volume() {
     // Killed: the open descriptor is closed, and the view disappears.
     rig.reopen();
     let view = rig.os.loop_of(number).unwrap().and_then(|device| rig.os.loop_view(device).unwrap());
-    assert_eq!(view, None, "it was detached");
+    // A concurrent test may have the number already, but over an image.
+    assert!(view.as_ref().is_none_or(|view| view.below().is_none()), "it was detached: {view:?}");
     let other = rig.volume("b", 32, EXT4);
     rig.node.stage(&rig.stage_request(other, EXT4)).unwrap();
     let raw = staged(&rig, "c");

@@ -430,8 +430,12 @@ mod tests {
             (signals.collect::<Vec<_>>().join("\n"), std::env::current_dir().unwrap(), nix::unistd::getpgrp())
         };
         let before = ours();
-        let output = shell("pwd; ls /proc/self/fd | wc -l; grep SigBlk /proc/self/status", Duration::from_secs(10));
-        let output = output.unwrap().stdout;
+        let script =
+            "pwd; ls /proc/self/fd | wc -l; grep SigBlk /proc/self/status; [ $(cut -d' ' -f5 /proc/$$/stat) = $$ ]";
+        let output = shell(script, Duration::from_secs(10));
+        let output = output.unwrap();
+        assert!(output.success(), "it leads a process group of its own");
+        let output = output.stdout;
         let lines: Vec<_> = output.lines().collect();
         assert_eq!(lines[0], "/");
         // The three standard ones, that of the listing, and what a program that started us lets everybody inherit.
