@@ -154,7 +154,7 @@ fn a_node_lets_go_of_nothing_that_is_not_attached_to_it() {
     let before = loops(&image);
     assert!(before.contains("/dev/loop"), "{before}");
 
-    let (id, own) = (vol.id.rsplit_once('_').unwrap().0.to_owned(), "node-b".to_owned());
+    let (id, own) = (vol.id.clone(), "node-b".to_owned());
     let channel = cluster.as_node("node-b", &Role::Node("node-a".parse().unwrap()), &cluster.nodes["node-a"].address);
     let mut home = HomeClient::new(channel);
     let said = [
