@@ -1,6 +1,7 @@
 //! The pools of a node, their figures for metrics, and the workflows on them: what `standalone` and `node` have in common.
 
 use std::sync::{Arc, OnceLock};
+use std::thread;
 use std::time::Duration;
 
 use tonic::service::Routes;
@@ -83,7 +84,15 @@ fn counted(home: &LocalHome) -> Result<Vec<PoolFindings>> {
 
 /// Logs the tools that volumes need, with their versions, and each missing one as a warning: a node without the tools of
 /// one filesystem serves volumes of the other.
-fn report_tools(os: &Os) {
+fn report_tools(os: Os) {
+    // On a thread of its own: a tool that does not answer delays no start.
+    let started = thread::Builder::new().name("tools".to_owned()).spawn(move || look_for_tools(&os));
+    if let Err(error) = started {
+        warn!(%error, "cannot look for the tools of filesystems");
+    }
+}
+
+fn look_for_tools(os: &Os) {
     for missing in tools::missing() {
         warn!("{missing}");
     }
@@ -133,7 +142,7 @@ impl NodePools {
                 Ok(Some(why)) => error!("no volume can be staged or published: {why}"),
                 Err(error) => warn!("{}", error.chain()),
             }
-            report_tools(&os);
+            report_tools(os.clone());
             let own: Arc<dyn Home> = Arc::new(home.clone());
             let homes = Arc::new(NodeHomes::new(home.clone(), elsewhere));
             let node = Arc::new(Node::with_homes(os, id.clone(), own, homes));

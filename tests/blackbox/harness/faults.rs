@@ -56,9 +56,11 @@ impl HeldTool {
         let _ = fs::remove_file(&self.gate);
     }
 
-    /// One line per call: pid and arguments.
+    /// One line per call for a device or a file: pid and arguments. At its start the driver asks each tool for its
+    /// version, which is not one.
     pub(crate) fn calls(&self) -> Vec<String> {
-        fs::read_to_string(&self.calls).unwrap().lines().map(str::to_owned).collect()
+        let calls = fs::read_to_string(&self.calls).unwrap();
+        calls.lines().filter(|call| call.contains('/')).map(str::to_owned).collect()
     }
 
     /// Waits until the tool was called so many times; returns the pid of the last call.
