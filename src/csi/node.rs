@@ -143,6 +143,7 @@ fn of<R>(node: &Node, volume: VolumeId, work: impl FnOnce() -> Result<R>) -> Res
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 fn stage(node: &Node, request: pb::NodeStageVolumeRequest) -> Result<pb::NodeStageVolumeResponse> {
     let asked = decode::node_stage(&request)?;
+    asked.asked.checked()?;
     of(node, asked.volume, || {
         let RequestedCapability { mode, access, options: mount } = asked.asked;
         let wanted = StageRequest { volume: asked.volume, staging: asked.staging, mode, access, mount };
@@ -165,6 +166,7 @@ fn unstage(node: &Node, request: pb::NodeUnstageVolumeRequest) -> Result<pb::Nod
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 fn publish(node: &Node, request: pb::NodePublishVolumeRequest) -> Result<pb::NodePublishVolumeResponse> {
     let asked = decode::node_publish(&request)?;
+    asked.asked.checked()?;
     of(node, asked.volume, || {
         let RequestedCapability { mode, access, options: mount } = asked.asked;
         let wanted = PublishRequest {

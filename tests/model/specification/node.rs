@@ -27,7 +27,8 @@ impl Specification {
             return Verdict::Refused(against.0);
         }
         let Some(mode) = made.resolved(usage.mode) else {
-            against.when(true, Code::InvalidArgument);
+            // A raw block volume has no filesystem of its own, and is attached as block, if at all.
+            against.when(true, Code::FailedPrecondition);
             return Verdict::Refused(against.0);
         };
         let grant = made.grant;
@@ -102,7 +103,8 @@ impl Specification {
             return Verdict::Refused(against.0);
         }
         let Some(mode) = made.resolved(usage.mode) else {
-            against.when(true, Code::InvalidArgument);
+            // A raw block volume has no filesystem of its own, and is attached as block, if at all.
+            against.when(true, Code::FailedPrecondition);
             return Verdict::Refused(against.0);
         };
         let bound = match mode {
