@@ -1,4 +1,4 @@
-//! A volume's device is taken away: after an unstage, at a detach, and before its image is changed or removed.
+//! Detaching a volume's device: after an unstage, at ControllerUnpublishVolume, and before its image is changed or removed.
 
 use super::device::{in_words, is_absent};
 use super::local::Shared;

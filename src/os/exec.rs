@@ -218,7 +218,7 @@ impl Os {
             memory: program.memory,
             death: program.death,
         };
-        let child = Child::of(spawn.start()?);
+        let child = Child::of(spawn.start()?, program.death);
         // Only the child has the ends that it writes to.
         drop((stdout, stderr));
         let _ongoing = self.activity().enter(&program.name(), &program.target, Some(child.id()));
@@ -233,15 +233,17 @@ impl Os {
     }
 }
 
-/// A child that was started. Dropped before its end was seen, it is killed.
+/// A child that was started. If it is dropped before its end was seen, after an error, it is killed, unless that would
+/// damage its device ([`Program::outlives_us`]).
 struct Child {
     pid: Pid,
+    death: OurDeath,
     exit: OnceCell<Exit>,
 }
 
 impl Child {
-    fn of(pid: Pid) -> Self {
-        Self { pid, exit: OnceCell::new() }
+    fn of(pid: Pid, death: OurDeath) -> Self {
+        Self { pid, death, exit: OnceCell::new() }
     }
 
     fn id(&self) -> u32 {
@@ -284,7 +286,9 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        let _ = self.kill().and_then(|()| self.wait());
+        if self.death == OurDeath::Kills {
+            let _ = self.kill().and_then(|()| self.wait());
+        }
     }
 }
 

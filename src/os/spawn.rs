@@ -59,7 +59,7 @@ pub(super) struct Spawn<'a> {
     pub(super) open_files: Option<OpenFiles>,
     /// The limit of its address space, bytes.
     pub(super) memory: Option<u64>,
-    /// What our death does to it.
+    /// The effect of our death on it.
     pub(super) death: OurDeath,
 }
 
@@ -97,6 +97,7 @@ impl Spawn<'_> {
             }
         }
     }
+
     /// In the child: system calls only. Returns the error number if it cannot become the program.
     fn become_it(
         &self,

@@ -25,7 +25,7 @@ pub(super) struct MemoryHome {
     volumes: Mutex<BTreeMap<VolumeId, Volume>>,
     gate: Mutex<Gate>,
     moved: Condvar,
-    /// As 0.1.0, it must be told the filesystem of an attachment.
+    /// Whether it rejects an attachment without a filesystem type, as 0.1.0 does.
     must_be_told: bool,
     /// The modes that were asked for.
     asked: Mutex<Vec<RequestedMode>>,

@@ -239,7 +239,7 @@ impl Home for RemoteHome {
             self.understood_plainly(WHAT, decode::granted(&reply))
         };
         match ask(request) {
-            // A node of release 0.1.0 must be told the filesystem.
+            // Release 0.1.0 rejects a request without a filesystem type.
             Err(error) if error.kind() == Kind::Unsupported && request.mode == RequestedMode::Mount(None) => {
                 let mode = self.volume(id)?.mode_of(request.mode)?;
                 ask(&GrantRequest { mode: mode.into(), ..request.clone() })
