@@ -188,15 +188,20 @@ mod tests {
 
     #[test]
     fn a_row_without_a_device_is_read_anew() {
-        let devices = loop_numbers().unwrap();
-        let device = *devices.first().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let os = Os::new();
+        let path = directory.path().join("image");
+        // Of this test as long as it is attached: other tests remove and create the devices that are free.
+        let device = os.loop_attach(&image(&path), &path, &config()).unwrap();
         let mut rows = Rows::default();
         rows.read().unwrap();
         // As after LOOP_CTL_REMOVE and LOOP_CTL_ADD: the descriptor is of a device that is no longer there.
         let gone = File::open("/dev/null").unwrap();
         let row = Row { sequence: gone, seen: Some(1), backing: Some(PathBuf::from("/of/the/removed/device")) };
         rows.known.insert(device, row);
-        assert!(rows.read().unwrap().iter().all(|(_, backing)| backing != Path::new("/of/the/removed/device")));
+        assert!(rows.read().unwrap().contains(&(device, path)));
         assert_eq!(rows.known.get(&device).and_then(|row| row.seen), number(&rows.known[&device].sequence));
+        let status = os.loop_status(device).unwrap().unwrap();
+        assert!(os.loop_clear(&status).unwrap());
     }
 }
