@@ -50,7 +50,7 @@ impl Attach for Local {
             Some(_) => return Err(moved("has another image")),
             None => return Err(moved("has no image")),
         }
-        if self.os.loop_keep(&device).at(|| format!("clear the autoclear flag of {shown}"))? {
+        if self.os.keep_attached(&device).at(|| format!("clear the autoclear flag of {shown}"))? {
             tracing::warn!(%volume, device = %shown, "a process marked the device to be detached with its last user (losetup -d, or a pod); the node removed the mark");
         }
         let size = Bytes::new(self.os.device_size(&device).at(|| format!("read the size of {shown}"))?);

@@ -288,7 +288,7 @@ impl ReadOnlyViews {
         let held: Vec<_> = self.known(|known| known.iter().map(|(volume, view)| (*volume, view.clone())).collect());
         for (volume, view) in held {
             if let View::Loop(device, _) = view
-                && let Err(error) = self.os.loop_keep(&device)
+                && let Err(error) = self.os.keep_attached(&device)
             {
                 tracing::error!(%volume, device = %device.path().display(), %error, "cannot clear the autoclear flag: the device may disappear when this process exits, while pods read it");
             }
@@ -300,7 +300,7 @@ impl ReadOnlyViews {
         let path = device.path();
         let shown = path.display();
         let view = Arc::new(self.os.open_device_to_read(&path).at(|| format!("open {shown}"))?);
-        self.os.loop_keep(&view).at(|| format!("clear the autoclear flag of {shown}"))?;
+        self.os.keep_attached(&view).at(|| format!("clear the autoclear flag of {shown}"))?;
         let diskseq = self.os.disk_sequence(&view).at(|| format!("read the sequence number of {shown}"))?;
         self.os.reserve_loop(device, &owner(volume));
         self.know(*volume, View::Loop(Arc::clone(&view), diskseq));
@@ -330,7 +330,7 @@ impl ReadOnlyViews {
         if status.offset != 0 || !status.read_only || !status.direct_io || blocks != block_size {
             return Ok(Some("a process that has it open changed its settings".to_owned()));
         }
-        if self.os.loop_keep(view).at(|| format!("clear the autoclear flag of {shown}"))? {
+        if self.os.keep_attached(view).at(|| format!("clear the autoclear flag of {shown}"))? {
             tracing::warn!(device = %shown, "a process marked the loop device to be detached with its last user (losetup -d, or a pod); the node removed the mark");
         }
         self.fit(view, attached.size)?;

@@ -494,3 +494,77 @@ fn the_same_uuid_in_two_pools_is_two_volumes() {
     node.unstage(&ids[1], &stage(ids[1]).staging).unwrap();
     assert_eq!(home.device_of(&ids[1]).unwrap(), None);
 }
+
+/// The source of a mount is a link of the driver's own: `source.rs`.
+#[test]
+fn a_mount_is_known_by_its_source_and_by_its_device() {
+    let rig = Rig::new();
+    let id = rig.volume("a", 32, EXT4);
+    let request = rig.stage_request(id, EXT4);
+    rig.node.stage(&request).unwrap();
+    let table = rig.os.mounts().unwrap();
+    let entry = table.at(&request.staging).unwrap();
+    let source = PathBuf::from(&entry.source);
+    assert_eq!(source, super::source::of(&id));
+    let device = rig.os.device_path(entry.device);
+    assert_eq!(std::fs::canonicalize(&source).unwrap(), device);
+
+    // Another program's source, as an older release has it; and a link that is gone.
+    std::fs::remove_file(&source).unwrap();
+    rig.os.unmount(&request.staging).unwrap();
+    rig.os.mount(&device, &request.staging, "ext4", MountFlags::default(), "errors=remount-ro").unwrap();
+    assert_eq!(rig.os.mounts().unwrap().at(&request.staging).unwrap().source, device.to_str().unwrap());
+    let publish = rig.publish_request(id, EXT4, "pod");
+    rig.node.publish(&publish).unwrap();
+    rig.node.unpublish(&id, &publish.target).unwrap();
+    rig.node.unstage(&id, &request.staging).unwrap();
+    assert_eq!(rig.depth(&request.staging), 0);
+
+    rig.node.stage(&request).unwrap();
+    assert_eq!(std::fs::canonicalize(&source).unwrap(), rig.os.device_path(device_at_root(&rig, &request.staging)));
+    rig.node.unstage(&id, &request.staging).unwrap();
+    assert!(!source.exists() && std::fs::symlink_metadata(&source).is_err());
+
+    // A filesystem without a device has no volume's content, whatever its source is.
+    rig.os.mount(&source, &request.staging, "tmpfs", MountFlags::default(), "").unwrap();
+    assert_eq!(kind(rig.node.stage(&request)), Kind::AlreadyExists);
+    assert_eq!(kind(rig.node.unstage(&id, &request.staging)), Kind::Precondition);
+    rig.os.unmount(&request.staging).unwrap();
+}
+
+fn device_at_root(rig: &Rig, path: &Path) -> DevNum {
+    rig.os.mounts().unwrap().at(path).unwrap().device
+}
+
+/// A mount of a device that is gone, as after the loss of the machine that exported it. Here another device has the
+/// volume's source.
+#[test]
+fn a_mount_of_a_device_that_is_gone_is_replaced_once_no_pod_has_it() {
+    let rig = Rig::new();
+    let (id, gone) = (rig.volume("a", 32, EXT4), rig.volume("gone", 32, EXT4));
+    rig.node.stage(&rig.stage_request(gone, EXT4)).unwrap();
+    let device = rig.os.device_path(device_at_root(&rig, &rig.staging(&gone)));
+    rig.node.stage(&rig.stage_request(id, EXT4)).unwrap();
+    let staging = rig.staging(&id);
+    std::fs::write(staging.join("file"), b"x").unwrap();
+    rig.os.unmount(&staging).unwrap();
+
+    let source = super::source::of(&id);
+    rig.os.link(&source, &device).unwrap();
+    rig.os.mount(&source, &staging, "ext4", MountFlags::default(), "").unwrap();
+    let publish = rig.publish_request(id, EXT4, "pod");
+    let error = rig.node.publish(&publish).unwrap_err();
+    assert!(error.kind() == Kind::Precondition && error.to_string().contains("is gone"), "{error}");
+    assert!(!publish.target.exists());
+    std::fs::create_dir(&publish.target).unwrap();
+    rig.os.bind(&staging, &publish.target, MountFlags::default()).unwrap();
+    let error = rig.node.stage(&rig.stage_request(id, EXT4)).unwrap_err();
+    assert!(error.kind() == Kind::InUse && error.to_string().contains("pod"), "{error}");
+    rig.node.unpublish(&id, &publish.target).unwrap();
+    assert_eq!(rig.node.stage(&rig.stage_request(id, EXT4)).unwrap(), Changed::Yes);
+    assert_eq!(std::fs::read(staging.join("file")).unwrap(), b"x");
+    assert_eq!(rig.depth(&staging), 1);
+    assert_ne!(rig.os.device_path(device_at_root(&rig, &staging)), device);
+    rig.node.unstage(&id, &staging).unwrap();
+    rig.node.unstage(&gone, &rig.staging(&gone)).unwrap();
+}

@@ -30,6 +30,7 @@ mod retry_busy;
 #[cfg(test)]
 mod scenarios;
 mod slots;
+mod source;
 mod stage;
 mod stagings;
 mod stats;

@@ -1,5 +1,6 @@
-//! The mounts of a volume from mountinfo. `attach` verifies which device is the volume's; a mount belongs to the volume
-//! by device number, never by name.
+//! The mounts of a volume from mountinfo. A mount belongs to the volume by its source, which the driver gave it
+//! (`source.rs`), or by the number of the device that `attach` verified. Other programs and older releases give a mount
+//! another source.
 //!
 //! The device is looked up after the table was read, and only for a mount that may belong to it. If nothing is mounted at
 //! a path, no lookup is needed.
@@ -7,8 +8,8 @@
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
-use super::Node;
 use super::removal::covered;
+use super::{Node, source};
 use crate::attach::Attach;
 use crate::os::{DevNum, MountEntry, MountTable, Seen};
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
@@ -31,6 +32,7 @@ const UNNAMED_MAJOR: u64 = 0;
 pub(super) struct Mounts<'a> {
     node: &'a Node,
     volume: &'a VolumeId,
+    source: PathBuf,
     /// Looked up once.
     devices: OnceCell<Devices>,
     table: MountTable,
@@ -49,7 +51,7 @@ impl Node {
     /// The mount table, for the workflow of a volume.
     pub(super) fn mounts<'a>(&'a self, volume: &'a VolumeId) -> Result<Mounts<'a>> {
         let table = self.os.mounts().at(|| "read the mount table")?;
-        Ok(Mounts { node: self, volume, devices: OnceCell::new(), table })
+        Ok(Mounts { node: self, volume, source: source::of(volume), devices: OnceCell::new(), table })
     }
 }
 
@@ -87,6 +89,9 @@ impl Mounts<'_> {
         if entry.device.major == UNNAMED_MAJOR && bound.is_none() {
             return Ok(None);
         }
+        if bound.is_none() && entry.has_source(&self.source) {
+            return Ok(Some(Shown::Filesystem(entry.device)));
+        }
         if let Some(view) = bound.filter(|bound| self.node.views.device_of(self.volume) == Some(*bound)) {
             return Ok(Some(Shown::View(view)));
         }
@@ -98,6 +103,18 @@ impl Mounts<'_> {
             Some(bound) if bound == device || Some(bound) == linear => Ok(Some(Shown::Device(device))),
             Some(bound) if self.node.views.shows(self.volume, bound, device)? => Ok(Some(Shown::View(bound))),
             _ => Ok(None),
+        }
+    }
+
+    /// Whether a filesystem is mounted from a device that is no longer the volume's: the device is gone, and the mount
+    /// only has its source.
+    ///
+    /// # Errors
+    /// Those of looking up the volume's device.
+    pub(super) fn is_left_over(&self, shown: Shown) -> Result<bool> {
+        match shown {
+            Shown::Filesystem(device) => Ok(self.devices()?.device != Some(device)),
+            Shown::Device(_) | Shown::View(_) => Ok(false),
         }
     }
 

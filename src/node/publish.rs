@@ -146,6 +146,16 @@ impl Node {
             Some((entry, shown @ Shown::Filesystem(_))) => (entry, shown),
             _ => return Err(not_staged()),
         };
+        if mounts.is_left_over(shown)? {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "volume {volume} is mounted at {}, but its device {} is gone; stop every pod that uses the volume on this node: the node mounts it again at the next stage",
+                    staging.display(),
+                    entry.device
+                ),
+            ));
+        }
         let fs = entry.fs_type.parse().ok().filter(|fs| named.is_none_or(|named| named == *fs));
         let mount = request.mount.of(fs.ok_or_else(not_staged)?)?;
         self.stagings.name(volume, &staging);

@@ -52,7 +52,7 @@ impl RawDevices {
                 let opened = os.open_device(&path).at(|| format!("open {}", path.display()))?;
                 // Open: the device keeps its image until it is closed.
                 if let Some(volume) = attach.volume_of(device)?.filter(|found| *found == volume) {
-                    os.loop_keep(&opened).at(|| format!("clear the autoclear flag of {}", path.display()))?;
+                    os.keep_attached(&opened).at(|| format!("clear the autoclear flag of {}", path.display()))?;
                     self.hold(volume, opened);
                 }
                 Ok(())
@@ -67,7 +67,7 @@ impl RawDevices {
     /// Before this process exits: no device disappears when our descriptor is closed (LO_FLAGS_AUTOCLEAR).
     pub(super) fn keep_all(&self, os: &Os) {
         for (volume, device) in &*self.held.lock().unwrap_or_else(PoisonError::into_inner) {
-            match os.loop_keep(device) {
+            match os.keep_attached(device) {
                 Ok(false) => {}
                 Ok(true) => {
                     tracing::warn!(%volume, device = %device.path().display(), "a process marked the device to be detached with its last user (losetup -d, or a pod); the node removed the mark");

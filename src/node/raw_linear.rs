@@ -65,7 +65,9 @@ impl Node {
                 _ => Err(held),
             },
             detached => detached,
-        }
+        }?;
+        self.forget_source(volume);
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Node;
 use crate::home::Changed;
-use crate::os::{DevNum, Holder, MountEntry};
+use crate::os::{Holder, MountEntry};
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 
 /// The number of extra mounts removed from a path, in case another process mounts there meanwhile.
@@ -66,7 +66,7 @@ impl Node {
             // A mount of another volume is not touched. A mount without a matching record is removed only if its device
             // is gone.
             Some(device) => {
-                self.shows_nothing(device)?
+                self.os.is_device_empty(device).at(|| format!("read the state of block device {device}"))?
                     || self.home(volume).map_or(Ok(false), |home| home.was_given(volume, device))?
             }
             None => false,
@@ -78,14 +78,6 @@ impl Node {
             }
             found => found.map(|found| found.is_some()),
         }
-    }
-
-    /// Whether a device is gone, or is a loop device without an image.
-    fn shows_nothing(&self, device: DevNum) -> Result<bool> {
-        let Some(found) = self.os.loop_of(device).at(|| format!("look up block device {device}"))? else {
-            return Ok(!self.os.is_device(device));
-        };
-        Ok(self.os.loop_view(found).at(|| format!("read the state of {}", found.path().display()))?.is_none())
     }
 
     /// Unmounts the topmost mount at a path. The error for a busy mount names its user.

@@ -21,7 +21,8 @@ impl Node {
     ///
     /// 1. The home node attaches the device. A crash leaves it attached; the next stage or unstage finds it.
     /// 2. Format or verify (`format.rs`). After a crash the next stage continues from the record's format state.
-    /// 3. Mount. A crash leaves a mount, which the next stage or unstage finds in mountinfo.
+    /// 3. Create the link that is the mount's source (`source.rs`), and mount. A crash leaves a mount, which the next
+    ///    stage or unstage finds in mountinfo.
     /// 4. Grow the filesystem to its device. After a crash the next stage does it.
     ///
     /// After an error the mount and the device are removed again. A finished format stays.
@@ -99,7 +100,12 @@ impl Node {
         let mounts = self.mounts(volume)?;
         if let Some((entry, shown)) = mounts.ours(&staging, Kind::AlreadyExists)? {
             self.stagings.name(volume, &staging);
-            return self.stage_again(request, &staging, entry, shown);
+            if !mounts.is_left_over(shown)? {
+                return self.stage_again(request, &staging, entry, shown);
+            }
+            tracing::warn!(%volume, path = %staging.display(), device = %entry.device, "the device of this mount is gone; the node unmounts it and stages the volume again, unless pods still have it");
+            self.unpublished(volume, &staging)?;
+            self.unmount_all(volume, &staging, Stale::Refuse)?;
         }
         match self.os.entry(&staging).at(|| format!("stat {}", staging.display()))? {
             Some(Entry::Directory) => {}
@@ -203,8 +209,9 @@ impl Node {
         options: &MountOptions,
     ) -> Result<()> {
         let device = attached.device.path();
+        let source = self.name_source(volume, device)?;
         patiently(|| {
-            let mounted = self.os.mount(device, staging, fs.as_str(), options.flags(), &options.data(fs));
+            let mounted = self.os.mount(&source, staging, fs.as_str(), options.flags(), &options.data(fs));
             mounted.map_err(|error| mount_failed(volume, device, staging, fs, error))
         })?;
         let mounts = self.os.mounts().at(|| "read the mount table")?;

@@ -12,7 +12,8 @@ use crate::types::*;
 /// The device's name in sysfs, such as `loop3`.
 fn device(rig: &Rig, path: &Path) -> String {
     let table = rig.os.mounts().unwrap();
-    table.at(path).unwrap().source.rsplit('/').next().unwrap().to_owned()
+    let device = rig.os.device_path(table.at(path).unwrap().device);
+    device.file_name().unwrap().to_str().unwrap().to_owned()
 }
 
 /// The operations that still work.

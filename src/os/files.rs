@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
@@ -126,6 +126,29 @@ impl Os {
         self.call(Call::CreateDir, &path.display(), || match fs::DirBuilder::new().mode(0o750).create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
             result => result,
+        })
+    }
+
+    /// Creates a directory of the driver's own with its parents, mode 0700, unless it exists. Not durable.
+    ///
+    /// # Errors
+    /// Those of mkdir(2), except EEXIST of a directory.
+    pub fn ensure_own_dir(&self, path: &Path) -> io::Result<()> {
+        self.call(Call::CreateDir, &path.display(), || fs::DirBuilder::new().recursive(true).mode(0o700).create(path))
+    }
+
+    /// Creates a symbolic link, or replaces one in one step. Not durable.
+    ///
+    /// # Errors
+    /// Those of symlink(2) and rename(2): EISDIR where a directory is.
+    pub fn link(&self, path: &Path, to: &Path) -> io::Result<()> {
+        self.call(Call::Link, &path.display(), || {
+            let temporary = path.with_added_extension("new");
+            match fs::remove_file(&temporary) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => symlink(to, &temporary)?,
+            }
+            fs::rename(&temporary, path)
         })
     }
 

@@ -189,6 +189,18 @@ impl Os {
         Ok(link.file_name().and_then(|name| name.to_str()).and_then(LoopDevice::named))
     }
 
+    /// Whether a device node of this number shows nothing now: there is no such device, or it is a loop device without
+    /// an image. Opens nothing.
+    ///
+    /// # Errors
+    /// Those of reading sysfs.
+    pub fn is_device_empty(&self, number: DevNum) -> io::Result<bool> {
+        match self.loop_of(number)? {
+            Some(device) => Ok(self.loop_view(device)?.is_none()),
+            None => Ok(!self.is_device(number)),
+        }
+    }
+
     /// The loop device that a loop device lies on, by the path of its backing file; `None` when that is no loop device.
     /// Opens nothing.
     ///
@@ -342,12 +354,12 @@ impl Os {
     }
 
     /// Removes the autoclear flag of a loop device (LO_FLAGS_AUTOCLEAR). LOOP_CLR_FD sets it on a device in use, and
-    /// every process that can open the device can do that. False when it was not set.
+    /// every process that can open the device can do that. False when it was not set, and for any other device.
     ///
     /// # Errors
     /// Those of LOOP_GET_STATUS64 and LOOP_SET_STATUS64.
-    pub fn loop_keep(&self, device: &BlockDevice) -> io::Result<bool> {
-        let number = loop_number(device.path())?;
+    pub fn keep_attached(&self, device: &BlockDevice) -> io::Result<bool> {
+        let Some(number) = self.loop_of(device.number())? else { return Ok(false) };
         if !self.loop_view(number)?.is_some_and(|view| view.autoclear) {
             return Ok(false);
         }

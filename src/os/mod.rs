@@ -84,6 +84,7 @@ pub enum Call {
     SyncDir,
     Rename,
     Exchange,
+    Link,
     RemoveFile,
     RemoveDir,
     ListDir,

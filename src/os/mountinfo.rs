@@ -36,6 +36,7 @@ struct Fields {
     root: Range<usize>,
     mount_point: Range<usize>,
     fs_type: Range<usize>,
+    source: Range<usize>,
     line: Range<usize>,
 }
 
@@ -100,6 +101,12 @@ impl MountEntry {
         let raw = self.raw(&self.fields.mount_point);
         raw == path
             || (is_unusual(raw) && Path::new(OsStr::from_bytes(&unescape(raw))) == Path::new(OsStr::from_bytes(path)))
+    }
+
+    /// Whether its source is this path, as bytes that the kernel prints unescaped.
+    #[must_use]
+    pub fn has_source(&self, path: &Path) -> bool {
+        self.raw(&self.fields.source) == path.as_os_str().as_bytes()
     }
 
     /// Whether it shows a part of a filesystem of one of these types, instead of all of it.
@@ -231,14 +238,14 @@ fn parse_line(table: &Arc<[u8]>, start: usize, line: &[u8]) -> Option<MountEntry
     fields.next()?;
     while fields.next()?.1 != b"-" {}
     let (fs_type, _) = fields.next()?;
-    fields.next()?;
+    let (source, _) = fields.next()?;
     let mut device = device.split(|byte| *byte == b':');
     Some(MountEntry {
         id: number(id)?,
         parent: number(parent)?,
         device: DevNum { major: number(device.next()?)?, minor: number(device.next()?)? },
         table: Arc::clone(table),
-        fields: Fields { root, mount_point, fs_type, line: start..start + line.len() },
+        fields: Fields { root, mount_point, fs_type, source, line: start..start + line.len() },
         texts: OnceLock::new(),
     })
 }
@@ -325,7 +332,9 @@ mod tests {
         assert!(!table.at(path).unwrap().read_only());
         assert!(table.entries()[1].read_only() && !table.entries()[1].super_read_only());
         assert_eq!(table.of_device(DevNum { major: 7, minor: 3 }).count(), 2);
-        assert_eq!(table.at(Path::new("/mnt2")).unwrap().fs_type, "ext3");
+        let lower = table.at(Path::new("/mnt2")).unwrap();
+        assert_eq!(lower.fs_type, "ext3");
+        assert!(lower.has_source(Path::new("/dev/root")) && !lower.has_source(Path::new("/dev/roo")));
         let groups: Vec<_> = table.entries().iter().map(|entry| (entry.shared, entry.master)).collect();
         assert_eq!(groups, [(None, Some(1)), (Some(7), Some(2)), (None, None)]);
     }

@@ -61,7 +61,7 @@ pub fn row(call: Call) -> Row {
         Call::Extents => Asks(&[EIO, EOPNOTSUPP]),
         Call::OpenDevice => Asks(&[EIO, ENXIO, ENOENT, EBUSY]),
         Call::OpenExclusive => Asks(&[EIO, ENXIO]),
-        Call::CreateDir | Call::Rename | Call::Exchange => Acts(&[EIO, ENOSPC, EROFS]),
+        Call::CreateDir | Call::Link | Call::Rename | Call::Exchange => Acts(&[EIO, ENOSPC, EROFS]),
         Call::WriteFile | Call::SyncFile | Call::CreateImage | Call::WriteImage => Acts(&[EIO, ENOSPC]),
         Call::CopyRange | Call::FlushDevice => Acts(&[EIO, ENOSPC]),
         Call::SyncDir | Call::RemoveFile => Acts(&[EIO, EROFS]),

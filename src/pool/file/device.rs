@@ -173,7 +173,7 @@ impl FilePool {
         let now = now.filter(|now| now.backs(file)).ok_or_else(|| {
             Error::new(Kind::Internal, format!("{shown} was detached from the image while it was checked; retry"))
         })?;
-        if self.os.loop_keep(&node).at(|| format!("clear autoclear on {shown}"))? {
+        if self.os.keep_attached(&node).at(|| format!("clear autoclear on {shown}"))? {
             tracing::warn!(device = %shown, "autoclear was set on a loop device (by losetup -d or a pod); the driver cleared it, so the device stays attached");
         }
         if now.offset != 0 || now.read_only {
