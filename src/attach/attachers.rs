@@ -3,7 +3,7 @@
 use super::{Attach, Attached, Local, Wanted};
 use crate::home::DeviceAddress;
 use crate::os::DevNum;
-use crate::types::{Result, VolumeId};
+use crate::types::{Error, Kind, Result, VolumeId};
 
 /// Attaches by the device's address. The other questions go to each way, because the kernel alone answers them: a volume
 /// is detached and found also when nobody knows any more how it was attached.
@@ -36,6 +36,10 @@ impl Attach for Attachers {
     fn attach(&self, volume: &VolumeId, wanted: &Wanted) -> Result<Attached> {
         match &wanted.at {
             DeviceAddress::Local { .. } => self.local.attach(volume, wanted),
+            DeviceAddress::NvmeTcp(_) => Err(Error::new(
+                Kind::Unsupported,
+                format!("volume {volume} is exported by another node, and this node cannot use exports"),
+            )),
         }
     }
 

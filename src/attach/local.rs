@@ -24,7 +24,9 @@ impl Local {
 
 impl Attach for Local {
     fn attach(&self, volume: &VolumeId, wanted: &Wanted) -> Result<Attached> {
-        let DeviceAddress::Local { device: path } = &wanted.at;
+        let DeviceAddress::Local { device: path } = &wanted.at else {
+            return Err(Error::new(Kind::Internal, format!("volume {volume} is on another node")));
+        };
         let shown = path.display();
         let moved = |why: &str| {
             Error::new(Kind::Busy, format!("{shown} is no longer the device of volume {volume}: it {why}; retry"))

@@ -10,8 +10,8 @@ use super::{CapacityQuery, Source};
 use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
-    AccessMode, Bytes, Changed, ClaimName, Error, FsType, FsckPolicy, Kind, NodeId, PoolId, PoolName, Provisioning,
-    RequestedMode, Result, SnapshotId, VolumeId, VolumeMode,
+    AccessMode, Bytes, Changed, ClaimName, Error, FsType, FsckPolicy, Kind, NodeId, NvmeTcpAddress, PoolId, PoolName,
+    Provisioning, RequestedMode, Result, SnapshotId, VolumeId, VolumeMode,
 };
 
 /// The subject of a finding.
@@ -264,6 +264,8 @@ pub enum DeviceAddress {
         /// Its path, for example `/dev/loop3`.
         device: PathBuf,
     },
+    /// On the home node, which exports it over NVMe/TCP. Boxed: it is much larger than a path.
+    NvmeTcp(Box<NvmeTcpAddress>),
 }
 
 /// Everything a node needs to use a volume.

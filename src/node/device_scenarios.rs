@@ -408,7 +408,7 @@ fn who_holds_a_device_is_named() {
     rig.node.unpublish(&a, &target).unwrap();
     rig.node.unstage(&a, &rig.staging(&a)).unwrap();
     let device = rig.home.open(&a, &node_id()).unwrap();
-    let crate::home::DeviceAddress::Local { device } = device.at;
+    let crate::home::DeviceAddress::Local { device } = device.at else { panic!("a local volume") };
     let script = format!("exec 9<{}; echo open; exec sleep 30", device.display());
     let log = fs::File::create(rig.path("log")).unwrap();
     let child = rig.os.start(Path::new("/bin/sh"), &["-c".to_owned(), script], &log).unwrap();

@@ -243,7 +243,7 @@ fn a_tool_of_a_former_life_that_still_holds_the_device_is_waited_for() {
     assert!(rig.node.stage(&request).is_err());
     rig.faults.clear();
     let opened = rig.home.open(&id, &rig.node.id).unwrap();
-    let crate::home::DeviceAddress::Local { device } = opened.at;
+    let crate::home::DeviceAddress::Local { device } = opened.at else { panic!("a local volume") };
     let held = rig.os.open_exclusive(&device).unwrap().unwrap();
     let error = rig.node.stage(&request).unwrap_err();
     assert_eq!(error.kind(), Kind::Busy, "{}", error.chain());

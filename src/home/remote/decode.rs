@@ -14,8 +14,8 @@ use crate::home::{
 use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, Kind, NodeId, Provisioning, RequestedMode,
-    Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters, cut_printable,
+    AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, HostNqn, Kind, NodeId, NvmeTcpAddress,
+    Provisioning, RequestedMode, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters, cut_printable,
 };
 
 /// The error for a missing or unknown value. The other side sent it, so the releases differ.
@@ -226,8 +226,23 @@ pub(super) fn granted(reply: &pb::GrantReply) -> Result<Granted> {
 
 fn coordinates(at: Option<pb::Coordinates>) -> Result<DeviceAddress> {
     use pb::coordinates::At;
-    let At::Local(local) = present(at.and_then(|at| at.at), "the location of the volume's device")?;
-    Ok(DeviceAddress::Local { device: PathBuf::from(local.device) })
+    match present(at.and_then(|at| at.at), "the location of the volume's device")? {
+        At::Local(local) => Ok(DeviceAddress::Local { device: PathBuf::from(local.device) }),
+        At::NvmeTcp(at) => nvme_tcp(&at).map(|at| DeviceAddress::NvmeTcp(Box::new(at))),
+    }
+}
+
+/// The names are secret: they are not in the messages.
+fn nvme_tcp(at: &pb::coordinates::NvmeTcp) -> Result<NvmeTcpAddress> {
+    let malformed = |what: &str| Error::new(Kind::Corrupt, format!("the {what} of the volume's export is malformed"));
+    let uuid = |text: &str, what| Uuid::parse_str(text).map_err(|_| malformed(what));
+    Ok(NvmeTcpAddress {
+        address: at.address.parse().map_err(|_| malformed("address"))?,
+        subsystem: at.subsystem.parse()?,
+        host: HostNqn::of(uuid(&at.host, "host name")?),
+        namespace: uuid(&at.namespace, "namespace")?,
+        key: if at.key.is_empty() { None } else { Some(at.key.parse()?) },
+    })
 }
 
 pub(super) fn opened(reply: pb::OpenReply) -> Result<OpenVolume> {

@@ -1,5 +1,7 @@
 //! Our types to messages.
 
+use std::fmt;
+
 use super::proto as pb;
 use crate::home::{
     Changed, CopyState, CreateSnapshot, CreateVolume, Created, DeviceAddress, Finding, FormatState, GrantRequest,
@@ -176,9 +178,28 @@ pub(super) fn granted(granted: &Granted) -> pb::GrantReply {
 
 /// The driver created the device's path, `/dev/loopN`: it is UTF-8.
 pub(super) fn coordinates(at: &DeviceAddress) -> pb::Coordinates {
-    let DeviceAddress::Local { device } = at;
-    let device = device.to_string_lossy().into_owned();
-    pb::Coordinates { at: Some(pb::coordinates::At::Local(pb::coordinates::Local { device })) }
+    use pb::coordinates::{At, Local, NvmeTcp};
+    let at = match at {
+        DeviceAddress::Local { device } => At::Local(Local { device: device.to_string_lossy().into_owned() }),
+        DeviceAddress::NvmeTcp(at) => At::NvmeTcp(NvmeTcp {
+            address: at.address.to_string(),
+            subsystem: at.subsystem.to_string(),
+            host: at.host.host_id().to_string(),
+            namespace: at.namespace.to_string(),
+            key: at.key.as_ref().map(|key| key.reveal().to_owned()).unwrap_or_default(),
+        }),
+    };
+    pb::Coordinates { at: Some(at) }
+}
+
+/// Without the host name and the key.
+impl fmt::Debug for pb::coordinates::NvmeTcp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NvmeTcp")
+            .field("address", &self.address)
+            .field("subsystem", &self.subsystem)
+            .finish_non_exhaustive()
+    }
 }
 
 pub(super) fn opened(opened: &OpenVolume) -> pb::OpenReply {

@@ -45,7 +45,12 @@ fn text(message: &str, field: &str) -> String {
         }
         ("Pool" | "PoolHealth" | "DirectoryEntry", "name") | (_, "pool") => "default",
         ("FindVolumeRequest" | "FindSnapshotRequest", "uuid") => "0123456789abcdef0123456789abcdef",
-        (_, "uuid" | "fs_uuid" | "planned_uuid") => "01234567-89ab-4def-8123-456789abcdef",
+        ("NvmeTcp", "address") => "192.0.2.1:4500",
+        ("NvmeTcp", "subsystem") => {
+            "nqn.2026-11.storage.holdfast:00000000000000aa:0123456789abcdef0123456789abcdef:0123456789ab4def8123456789abcdef"
+        }
+        ("NvmeTcp", "key") => "DHHC-1:00:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAACtVQoZ:",
+        (_, "uuid" | "fs_uuid" | "planned_uuid" | "host" | "namespace") => "01234567-89ab-4def-8123-456789abcdef",
         (_, "snapshot") => SNAPSHOT,
         (_, "volume" | "source") => VOLUME,
         (_, "id" | "ids" | "after" | "next") if of_snapshots => SNAPSHOT,

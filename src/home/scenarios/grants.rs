@@ -61,7 +61,7 @@ fn one_writer(way: Way) {
 }
 
 fn opened(rig: &Rig, id: &VolumeId) -> std::path::PathBuf {
-    let DeviceAddress::Local { device } = rig.home.open(id, &node()).unwrap().at;
+    let DeviceAddress::Local { device } = rig.home.open(id, &node()).unwrap().at else { panic!("a local volume") };
     device
 }
 

@@ -40,7 +40,7 @@ fn growth_under_an_open_device_reaches_it(way: Way) {
     let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
     rig.grant(&id);
-    let DeviceAddress::Local { device } = rig.home.open(&id, &node()).unwrap().at;
+    let DeviceAddress::Local { device } = rig.home.open(&id, &node()).unwrap().at else { panic!("a local volume") };
     let held = rig.os.open_device(&device).unwrap();
     rig.home.expand(&id, &CapacityRange { required: Some(Bytes::mib(64)), limit: None }).unwrap();
     assert_eq!(rig.os.device_size(&held).unwrap(), Bytes::mib(64).get());
