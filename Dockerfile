@@ -12,7 +12,7 @@ ARG PROFILE=release
 RUN cargo build --locked --profile "$PROFILE" --bin holdfast && install "target/$PROFILE/holdfast" /usr/local/bin/holdfast
 
 FROM debian:bookworm-slim
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Holdfast" \
       org.opencontainers.image.description="A Kubernetes CSI driver that makes persistent volumes from the disks that nodes already have" \
