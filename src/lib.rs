@@ -27,6 +27,7 @@ pub mod config;
 pub mod csi;
 pub mod daemon;
 pub mod enrol;
+pub mod export;
 pub mod fs;
 pub mod home;
 pub mod kubelet;

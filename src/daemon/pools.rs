@@ -135,7 +135,7 @@ impl NodePools {
                 let open = Arc::new(move |first| pool::open_or(&os, &spec, &id, first));
                 ConfiguredPool { name, place, known, limits, open }
             });
-            let home = LocalHome::start(os.clone(), id.clone(), pools.collect())?;
+            let home = LocalHome::start(os.clone(), id.clone(), pools.collect(), None)?;
             let described = home.described().join(", ");
             match unseen_by_kubelet(&os) {
                 Ok(None) => {}

@@ -4,24 +4,24 @@ use tracing::info;
 
 use super::answer::mode_among;
 use super::local::Shared;
+use super::part::Part;
 use super::record::{AttachPath, Attachment, DeviceMark, GrantState, Record, VolumeRecord};
+use super::state::PoolState;
 use super::{Changed, GrantRequest, Granted};
 use crate::types::{Error, Kind, NodeId, Result, VolumeId, VolumeMode};
 
 impl Shared {
-    /// Attaches a volume to a node. One step: the record is written with the attachment, or not at all.
+    /// Attaches a volume to a node.
+    ///
+    /// Steps, and what a crash after each leaves:
+    /// 1. for another node than this one: the device idle and detached, a port taken (memory): nothing.
+    /// 2. the record written with the attachment, durable: for this node, done. For another node, the retry, `open`
+    ///    and the next start continue.
+    /// 3. for another node: its export ([`Shared::exported`]).
     pub(super) fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
         let _lock = self.lock_volume(id, "ControllerPublishVolume")?;
         let mut record = self.ready_volume(id)?;
-        if request.node != self.node {
-            return Err(Error::new(
-                Kind::Precondition,
-                format!(
-                    "volume {id} is local to node {} and cannot be attached to node {}: schedule the pod on {}",
-                    self.node, request.node, self.node
-                ),
-            ));
-        }
+        let path = self.path_to(&record, &request.node)?;
         let mode = mode_among(&record.id(), &record.modes(), request.mode)?;
         self.not_copied_from(record.id().into())?;
         if let Some(attachment) = record.attachments.first() {
@@ -43,37 +43,83 @@ impl Shared {
                     ),
                 ));
             }
-            return Ok(Granted { home: self.node.clone(), epoch: attachment.epoch, changed: Changed::No });
+            let epoch = attachment.epoch;
+            if attachment.path == AttachPath::NvmeTcp {
+                self.exported(self.pool(id.pool)?, &record, attachment)?;
+            }
+            return Ok(Granted { home: self.node.clone(), epoch, changed: Changed::No });
         }
         let epoch = record.epoch.checked_add(1).ok_or_else(|| no_more_epochs(&record))?;
         // A pod may still have the device: its number stays reserved for the volume.
         let before = record.still_staged.clone();
         self.attach_again(self.pool(id.pool)?, &mut record, request, mode)?;
+        let port = match path {
+            AttachPath::Local => None,
+            AttachPath::NvmeTcp => {
+                self.idle_here(self.pool(id.pool)?, &record, &request.node)?;
+                Some(self.fabric()?.take(record.id())?)
+            }
+        };
+        let (nonce, export) = match port {
+            None => (None, None),
+            Some(port) => {
+                let (nonce, export) = self.new_export(port)?;
+                (Some(nonce), Some(Part::new(export)))
+            }
+        };
         let before_view = before.as_ref().and_then(|before| before.view.clone());
         record.epoch = epoch;
         record.ever_attached = true;
         record.attachments.push(Attachment {
             node: request.node.clone(),
-            path: AttachPath::Local,
+            path,
             mode,
             access: request.access,
             read_only: request.read_only,
             epoch: record.epoch,
             state: GrantState::Granted,
-            nonce: None,
+            nonce,
+            export,
             boot_id: before.as_ref().and_then(|before| before.boot_id),
             device: before
                 .and_then(|before| before.device)
-                .or_else(|| (mode == VolumeMode::Block).then(DeviceMark::none)),
+                .or_else(|| (mode == VolumeMode::Block && path == AttachPath::Local).then(DeviceMark::none)),
             view: before_view,
             unknown: serde_json::Map::new(),
         });
-        self.store_volume(&mut record)?;
+        if let Err(error) = self.store_volume(&mut record) {
+            // An error may come after the effect: the port stays taken then.
+            if let (Ok(Some(stored)), Some(port)) = (self.volume_record(id), port)
+                && stored.attachments.is_empty()
+            {
+                self.fabric()?.give_back(port, record.id());
+            }
+            return Err(error);
+        }
         info!(volume = %record.handle, node = %request.node, epoch = record.epoch, "volume attached");
+        if let Some(attachment) = record.attachments.last().filter(|one| one.path == AttachPath::NvmeTcp) {
+            self.exported(self.pool(id.pool)?, &record, attachment)?;
+        }
         Ok(Granted { home: self.node.clone(), epoch: record.epoch, changed: Changed::Yes })
     }
 
-    /// Removes an attachment.
+    /// Whether this node uses a volume that another node is to get: an export works over a mounted device too.
+    ///
+    /// # Errors
+    /// `Precondition` naming the user.
+    fn idle_here(&self, state: &PoolState, record: &VolumeRecord, node: &NodeId) -> Result<()> {
+        let Some(held) = self.release_device(state, record.uuid)? else { return Ok(()) };
+        Err(Error::new(
+            Kind::Precondition,
+            format!(
+                "volume {} cannot be attached to node {node}: its home node {} still uses it: {held}; delete the pods that use it there, then retry",
+                record.id(),
+                self.node
+            ),
+        ))
+    }
+
+    /// Removes an attachment. That of another node is fenced first ([`Shared::fence_all`]).
     ///
     /// Steps, and what a crash after each leaves:
     /// 1. the device detached, if it is idle: the attachment stays without a device; `open` attaches the device again.
@@ -84,6 +130,7 @@ impl Shared {
         let _lock = self.lock_volume(id, "ControllerUnpublishVolume")?;
         let Some(mut record) = self.volume_record(id)? else { return Ok(Changed::No) };
         let leaves = |attachment: &Attachment| node.is_none_or(|node| attachment.node == *node);
+        self.fence_all(state, &mut record, leaves)?;
         let (ended, stay): (Vec<_>, Vec<_>) = record.attachments.drain(..).partition(leaves);
         let Some(last) = ended.last() else { return Ok(Changed::No) };
         record.attachments = stay;
@@ -94,9 +141,10 @@ impl Shared {
         };
         let released = held.is_none();
         if let Some(held) = held {
-            self.detach_in_use(&mut record, last, &held);
+            self.detach_in_use(&mut record, last, &held)?;
         }
         self.store_volume(&mut record)?;
+        self.give_back_ports(&record, &ended);
         if released {
             state.devices()?.disclaim(id.uuid);
         }
@@ -106,7 +154,7 @@ impl Shared {
 }
 
 /// A correct record never reaches 2^64 attachments. It is damaged, and a smaller number would not be the highest.
-fn no_more_epochs(record: &VolumeRecord) -> Error {
+pub(super) fn no_more_epochs(record: &VolumeRecord) -> Error {
     Error::new(
         Kind::Corrupt,
         format!(

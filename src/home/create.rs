@@ -7,7 +7,7 @@ use tracing::info;
 use super::copying::COPY_WAIT;
 use super::local::{Shared, no_snapshot, no_volume};
 use super::part::Part;
-use super::record::{Access, CopyRecord, CopySource, Phase, Record, SCHEMA, VolumeRecord, VolumeRequest};
+use super::record::{CopyRecord, CopySource, Phase, Record, SCHEMA, VolumeRecord, VolumeRequest};
 use super::sizes::{self, SizeRequest};
 use super::slot::Slot;
 use super::state::{Key, PoolState};
@@ -16,8 +16,8 @@ use crate::fs;
 use crate::os::{Stopwatch, Timestamp};
 use crate::pool::{Ability, Cloning, Fill, Object, Version};
 use crate::types::{
-    Bytes, Capability, ClaimName, Error, Failure, Kind, Named, ObjectUuid, OnDelete, PoolId, Provisioning, Result,
-    VolumeId, VolumeMode,
+    Access, Bytes, Capability, ClaimName, Error, Failure, Kind, Named, ObjectUuid, OnDelete, PoolId, Provisioning,
+    Result, VolumeId, VolumeMode,
 };
 
 /// The source of a volume's content.
@@ -297,6 +297,26 @@ impl Shared {
         let identity = state.pool.identity();
         let abilities = state.pool.abilities();
         let provisioning = request.parameters.provisioning.unwrap_or(abilities.default_provisioning);
+        if request.parameters.access == Access::Network {
+            if abilities.stable == Ability::No {
+                return Err(Error::new(
+                    Kind::InvalidArgument,
+                    format!(
+                        "pool {} ({}) is on a filesystem for which it was not measured that an export keeps every acknowledged write through a loss of power: set access: local, or use a pool on XFS or ext4",
+                        identity.name, identity.place
+                    ),
+                ));
+            }
+            if self.fabric.get().is_none() {
+                return Err(Error::new(
+                    Kind::NoCapacity,
+                    format!(
+                        "node {} exports no volumes, as access: network needs: start it with --fabric, or let the scheduler choose another node",
+                        self.node
+                    ),
+                ));
+            }
+        }
         if provisioning == Provisioning::Thick && abilities.thick == Ability::No {
             return Err(Error::new(
                 Kind::InvalidArgument,
@@ -365,7 +385,7 @@ impl Shared {
             target_size: None,
             block_size: abilities.block_size,
             provisioning,
-            access: Access::Local,
+            access: request.parameters.access,
             source: request.source,
             created: Timestamp::now(),
             phase: if copy.is_some() { Phase::Creating } else { Phase::Ready },

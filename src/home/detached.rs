@@ -20,12 +20,25 @@ use crate::types::{Error, Kind, Named, Result, VolumeId, VolumeMode};
 impl Shared {
     /// Whether an attachment may be removed although its device is in use: for a local volume only the home node itself
     /// uses it. One step; the caller stores the record.
-    pub(super) fn detach_in_use(&self, record: &mut VolumeRecord, ended: &Attachment, held: &str) {
+    ///
+    /// # Errors
+    /// `InUse` after the end of an export: a process of this node uses the device, and no attachment says so.
+    pub(super) fn detach_in_use(&self, record: &mut VolumeRecord, ended: &Attachment, held: &str) -> Result<()> {
         match ended.path {
             AttachPath::Local => {
                 info!(volume = %record.handle, node = %self.node, held, "volume detached while its home node still uses it");
                 record.still_staged = Some(Attachment { state: GrantState::Revoking, ..ended.clone() });
+                Ok(())
             }
+            AttachPath::NvmeTcp => Err(Error::new(
+                Kind::InUse,
+                format!(
+                    "volume {} is no longer exported to node {}, but a process of its home node {} uses its device: {held}; stop that process, then retry",
+                    record.id(),
+                    ended.node,
+                    self.node
+                ),
+            )),
         }
     }
 

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::attachment::{granted_to, usable_raw};
 use super::create::describe;
 use super::local::Shared;
-use super::record::{Record, VolumeRecord};
+use super::record::{AttachPath, Record, VolumeRecord};
 use super::state::PoolState;
 use super::{DeviceAddress, FormatState, Formatting, ReadOnly};
 use crate::fs::{probe, signature};
@@ -30,11 +30,14 @@ impl Shared {
     /// Permits a mkfs.
     ///
     /// Steps, and what a crash after each leaves:
+    /// 0. for another node: its export ended. Its client has deleted its controller; what it sent before cannot come
+    ///    later. A crash leaves the attachment without an export; `open` creates it again under its old names.
     /// 1. `never`: no other process has the device (O_EXCL), and the image is blank by allocation: nothing.
     ///    `formatting`: the device is detached, which proves that no earlier mkfs writes to it, and the image is
     ///    blanked: still `formatting`; the next stage does it again.
-    /// 2. record `formatting{fs, planned_uuid}`, durable: the next stage finishes it or does it again.
-    /// 3. the device, active: the same.
+    /// 2. record `formatting{fs, planned_uuid}`, durable, with the new names of the export: the next stage finishes it
+    ///    or does it again.
+    /// 3. the device, active, or its export: the same.
     pub(super) fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {
         let state = self.pool(id.pool)?;
         let lock = self.lock_volume(id, "begin-format")?;
@@ -48,6 +51,10 @@ impl Shared {
                     "volume {id} has no filesystem yet, and a read-only attachment never formats it: use it once in a pod that can write"
                 ),
             ));
+        }
+        match record.format.known {
+            FormatState::Raw | FormatState::Formatted { .. } => return Err(not_blank(&record)),
+            FormatState::Never | FormatState::Formatting { .. } => self.renamed_export(state, &mut record, node)?,
         }
         match record.format.known {
             FormatState::Never => self.nobody_writes(state, &record)?,
@@ -71,9 +78,16 @@ impl Shared {
         record.format.known = FormatState::Formatting { fs, planned_uuid };
         self.store_volume(&mut record)?;
         info!(volume = %record.handle, fs = %fs, uuid = %planned_uuid, "formatting begins");
-        let device = state.devices()?.activate(id.uuid, &record.geometry())?;
-        lock.works_on(&device.path.display());
-        Ok(Formatting { at: DeviceAddress::Local { device: device.path }, planned_uuid })
+        let attachment = granted_to(&record, node)?;
+        let at = match attachment.path {
+            AttachPath::Local => {
+                let device = state.devices()?.activate(id.uuid, &record.geometry())?;
+                lock.works_on(&device.path.display());
+                DeviceAddress::Local { device: device.path }
+            }
+            AttachPath::NvmeTcp => self.exported(state, &record, attachment)?,
+        };
+        Ok(Formatting { at, planned_uuid })
     }
 
     /// The error says what was found, at which offset, and what to do.

@@ -27,6 +27,13 @@ impl Shared {
         let snapshots = state.pool.list(ObjectKind::Snapshot)?.into_iter().map(Object::Snapshot);
         for object in volumes.chain(snapshots) {
             let entered = self.enter(state, object).map(|copy| copies.extend(copy));
+            if let (Object::Volume(_), Ok(())) = (object, &entered)
+                && self.fabric.get().is_some()
+                // Another operation on the volume does the same.
+                && let Ok(_lock) = self.locks.try_lock(&Key::new(state.pool.identity().id, object), "restoring its export")
+            {
+                self.recall_export(state, object);
+            }
             if let Err(error) = entered {
                 error!(object = %object, error = %error.chain(), "cannot read a record: this volume or snapshot is not served");
                 let size = state.pool.facts(object).ok().flatten().map_or(Bytes::ZERO, |facts| facts.size);
@@ -52,6 +59,7 @@ impl Shared {
             let Ok(_lock) = self.locks.try_lock(&key, "reading its record") else { continue };
             if let Ok(copy) = self.enter(state, object) {
                 self.go_on(copy);
+                self.recall_export(state, object);
                 unread().remove(&object);
                 info!(object = %self.described(key), "the record can be read again");
             }

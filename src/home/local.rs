@@ -2,11 +2,12 @@
 //! reading and writing records. Each operation has its own file beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tracing::error;
 
 use super::copies::Copies;
+use super::fabric::Fabric;
 use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
 use super::slot::Slot;
 use super::state::{Key, PoolState};
@@ -37,6 +38,8 @@ pub(super) struct Shared {
     pub(super) entering: Mutex<BTreeMap<PoolId, String>>,
     pub(super) locks: Locks<Key>,
     pub(super) copies: Copies,
+    /// Set once, at start; without it nothing is exported.
+    pub(super) fabric: OnceLock<Fabric>,
 }
 
 impl LocalHome {
@@ -70,6 +73,7 @@ impl LocalHome {
             slots,
             entering: Mutex::default(),
             copies: Copies::default(),
+            fabric: OnceLock::new(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }

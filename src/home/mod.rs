@@ -14,6 +14,9 @@ mod detached;
 mod device;
 mod examine;
 mod expand;
+mod export;
+mod fabric;
+mod fence;
 mod format;
 mod ledger;
 mod limits;
@@ -44,6 +47,7 @@ pub use answer::{
     Health, NodeExpansion, OpenVolume, Page, PoolHealth, PoolReport, Snapshot, Volume,
 };
 pub use examine::examine;
+pub use fabric::Fabric;
 pub use limits::{MinFree, Overcommit, SpaceLimits};
 pub use local::LocalHome;
 pub use locks::{LockGuard, Locks};

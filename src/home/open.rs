@@ -4,10 +4,11 @@ use tracing::warn;
 
 use super::attachment::{granted_to, usable_raw};
 use super::local::Shared;
-use super::record::{Record, VolumeRecord};
+use super::record::{AttachPath, Record, VolumeRecord};
 use super::state::{Key, PoolState};
 use super::{DeviceAddress, OpenVolume};
-use crate::types::{Bytes, Error, Kind, NodeId, Provisioning, Result, VolumeId, VolumeMode};
+use crate::pool::Stable;
+use crate::types::{Access, Bytes, Error, Kind, NodeId, Provisioning, Result, VolumeId, VolumeMode};
 
 impl Shared {
     /// The location of an attached volume's device. First finishes an interrupted expansion and fills a thick image's
@@ -30,18 +31,27 @@ impl Shared {
             // The data is complete and readable: serve it with a warning.
             warn!(volume = %record.handle, error = record.named().in_text(&error.chain()), "holes in a thick image could not be filled: writes to them may fail when the pool is full");
         }
-        let device = state.devices()?.activate(id.uuid, &record.geometry())?;
-        lock.works_on(&device.path.display());
-        if attachment.mode == VolumeMode::Block {
-            let marked = self.mark_device(state, &mut record, node, &device);
-            marked.map_err(|error| match self.release_device(state, id.uuid) {
-                // The device was in use before.
-                Ok(_) => error,
-                Err(undo) => error.and_undo_failed(&undo),
-            })?;
-        }
+        let at = match attachment.path {
+            AttachPath::Local => {
+                if record.access == Access::Network {
+                    state.devices()?.set_stable(id.uuid, Stable::No)?;
+                }
+                let device = state.devices()?.activate(id.uuid, &record.geometry())?;
+                lock.works_on(&device.path.display());
+                if attachment.mode == VolumeMode::Block {
+                    let marked = self.mark_device(state, &mut record, node, &device);
+                    marked.map_err(|error| match self.release_device(state, id.uuid) {
+                        // The device was in use before.
+                        Ok(_) => error,
+                        Err(undo) => error.and_undo_failed(&undo),
+                    })?;
+                }
+                DeviceAddress::Local { device: device.path }
+            }
+            AttachPath::NvmeTcp => self.exported(state, &record, &attachment)?,
+        };
         Ok(OpenVolume {
-            at: DeviceAddress::Local { device: device.path },
+            at,
             size: record.size,
             block_size: record.block_size,
             format: record.format.known,
@@ -97,6 +107,7 @@ impl Shared {
         let geometry = record.geometry_at(target);
         state.pool.grow(record.uuid, &geometry)?;
         state.devices()?.resize(record.uuid, &geometry)?;
+        self.export_resized(record)?;
         let mut grown = VolumeRecord { size: target, target_size: None, ..record.clone() };
         // Image and device are extended: the error must not say that nothing was done.
         self.store_volume(&mut grown).map_err(|error| error.with_kind(Kind::Internal))?;

@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use super::local::Shared;
 use super::slot::{ConfiguredPool, Slot};
 use super::state::PoolState;
-use super::{Changed, Health, LocalHome};
+use super::{Changed, Fabric, Health, LocalHome};
 use crate::os::Os;
 use crate::pool::{Cloning, FirstUse, Pool};
 use crate::types::{Error, Kind, NodeId, PoolId, PoolName, Result};
@@ -39,13 +39,18 @@ pub struct PoolCondition {
 
 impl LocalHome {
     /// Starts to serve pools, each independently: a pool that cannot be opened does not block the others.
-    /// [`LocalHome::find_pools`] tries it again.
+    /// [`LocalHome::find_pools`] tries it again. With a fabric, volumes that are attached to other nodes are exported
+    /// again.
     ///
     /// # Errors
     /// The error of the first pool, where no pool can be opened and waiting would not help; `InvalidArgument` for two
     /// pools with the same name.
-    pub fn start(os: Os, node: NodeId, pools: Vec<ConfiguredPool>) -> Result<Self> {
+    pub fn start(os: Os, node: NodeId, pools: Vec<ConfiguredPool>, fabric: Option<Fabric>) -> Result<Self> {
         let home = Self::of_slots(os, node, pools.into_iter().map(Slot::new).collect())?;
+        if let Some(fabric) = fabric {
+            // It is a new home: nothing was set before.
+            let _ = home.shared.fabric.set(fabric);
+        }
         let (tell, told) = mpsc::channel();
         for index in 0..home.shared.slots.len() {
             let (shared, tell) = (Arc::clone(&home.shared), tell.clone());

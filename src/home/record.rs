@@ -18,12 +18,12 @@ use super::{CreateVolume, FormatState, ReadOnly, Source};
 use crate::os::{DevNum, Timestamp};
 use crate::pool::{ActiveDevice, Geometry, Object, Version};
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, ClaimName, Error, FsType, Kind, Named, NodeId, ObjectUuid, OnDelete,
-    PoolId, Provisioning, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
+    Access, AccessMode, Bytes, Capability, CapacityRange, ClaimName, DhchapKey, Error, FsType, HostNqn, Kind, Named,
+    NodeId, ObjectUuid, OnDelete, PoolId, Provisioning, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
 };
 
 /// The schema that this release writes, and the newest one that it may change.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// The lifecycle phase of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,9 +66,12 @@ pub struct Attachment {
     pub epoch: u64,
     /// Its state.
     pub state: GrantState,
-    /// Part of the name of an export; none for `local`.
+    /// Part of the name of the export; none for `local`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<Uuid>,
+    /// The rest of the export; none for `local`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<Part<ExportRecord>>,
     /// The boot of the home node in which this attachment was last used; none for a local filesystem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<Uuid>,
@@ -81,6 +84,20 @@ pub struct Attachment {
     /// Fields of later releases.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
+}
+
+/// The export of an attachment. It stays the same when the export is rebuilt, so that the client reconnects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportRecord {
+    /// The TCP port on the home node.
+    pub port: u16,
+    /// The name by which the node connects. Secret.
+    pub host: HostNqn,
+    /// The uuid that the namespace reports.
+    pub namespace: Uuid,
+    /// The key for DH-HMAC-CHAP, where the kernels have it. Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<DhchapKey>,
 }
 
 /// The device that pods of a raw block volume got.
@@ -124,20 +141,14 @@ impl DeviceMark {
     }
 }
 
-/// How nodes may reach a volume: set by the StorageClass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Access {
-    /// Only on its home node.
-    Local,
-}
-
 /// How the node of an attachment reaches the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AttachPath {
     /// On its home node.
     Local,
+    /// On another node, over an export of the home node.
+    NvmeTcp,
 }
 
 /// The state of an attachment.
@@ -213,7 +224,7 @@ pub struct VolumeRecord {
     pub block_size: u32,
     /// Thick or thin.
     pub provisioning: Provisioning,
-    /// `local` in this release.
+    /// How nodes may reach it.
     pub access: Access,
     /// The source of its initial content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -325,8 +336,8 @@ macro_rules! words {
 }
 
 words! {
-    Access { Self::Local => 1 }
-    AttachPath { Self::Local => 1 }
+    Access { Self::Local => 1, Self::Network => 2 }
+    AttachPath { Self::Local => 1, Self::NvmeTcp => 2 }
     GrantState { Self::Granted => 1, Self::Revoking => 1 }
     Phase { Self::Creating => 1, Self::Ready => 1, Self::Deleting => 1 }
     FormatState { Self::Never => 1, Self::Raw => 1, Self::Formatting { .. } => 1, Self::Formatted { .. } => 1 }

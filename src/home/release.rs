@@ -12,6 +12,10 @@ impl Shared {
     pub(super) fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
         let released = self.pool(id.pool).and_then(|state| {
             let _lock = self.lock_volume(id, "close")?;
+            if *node != self.node {
+                // The export stays until the volume is detached from that node.
+                return Ok(None);
+            }
             let held = self.release_device(state, id.uuid)?;
             if held.is_none() {
                 self.unstaged(state, id);

@@ -21,6 +21,8 @@ const XFLAG_EXTSIZE: u32 = 0x0000_0800;
 const XFLAG_COWEXTSIZE: u32 = 0x0001_0000;
 /// FS_NOCOW_FL of include/uapi/linux/fs.h.
 const NOCOW_FL: libc::c_long = 0x0080_0000;
+/// FS_SYNC_FL of include/uapi/linux/fs.h.
+const SYNC_FL: libc::c_long = 0x8;
 /// FIEMAP flags of include/uapi/linux/fiemap.h.
 const FIEMAP_FLAG_SYNC: u32 = 1;
 const FIEMAP_EXTENT_LAST: u32 = 0x1;
@@ -217,6 +219,25 @@ impl Os {
             let file = self.place(directory).open(OFlag::O_RDONLY, Mode::empty(), ResolveFlag::empty())?;
             let flags = ioctl::get_flags(file.as_fd())?;
             ioctl::set_flags(file.as_fd(), flags | NOCOW_FL)
+        })
+    }
+
+    /// FS_SYNC_FL on an image: each write is durable when it returns, whoever writes. False when it was set so already.
+    /// Reads it back.
+    ///
+    /// # Errors
+    /// Those of ioctl_iflags(2); EOPNOTSUPP when the filesystem does not keep the flag.
+    pub fn set_synchronous(&self, file: &File, path: &Path, synchronous: bool) -> io::Result<bool> {
+        self.call(Call::SetSynchronous, &path.display(), || {
+            let flags = ioctl::get_flags(file.as_fd())?;
+            if (flags & SYNC_FL != 0) == synchronous {
+                return Ok(false);
+            }
+            ioctl::set_flags(file.as_fd(), if synchronous { flags | SYNC_FL } else { flags & !SYNC_FL })?;
+            match (ioctl::get_flags(file.as_fd())? & SYNC_FL != 0) == synchronous {
+                true => Ok(true),
+                false => Err(Errno::EOPNOTSUPP.into()),
+            }
         })
     }
 

@@ -104,6 +104,7 @@ pub enum Call {
     CloneFile,
     SetExtentHints,
     SetNoCow,
+    SetSynchronous,
     Extents,
     LockOwner,
     OpenRoot,

@@ -18,7 +18,7 @@ pub use file::{Claimed, PoolFile};
 pub use spec::{BackingFs, PoolKind, PoolSpec};
 
 use crate::os::{DevNum, ExtentSummary, Os, Timestamp};
-use crate::types::{Bytes, Failure, NodeId, ObjectUuid, PoolId, PoolName, Provisioning, Result};
+use crate::types::{Bytes, Changed, Failure, NodeId, ObjectUuid, PoolId, PoolName, Provisioning, Result};
 
 /// What to do in an empty directory: no pool was ever created there, or its disk is not mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +185,9 @@ pub struct Abilities {
     pub thin: Ability,
     /// The default for a StorageClass without `provisioning`.
     pub default_provisioning: Provisioning,
+    /// Whether volumes can be exported to other nodes: [`LocalDevices::set_stable`] was measured to keep every
+    /// acknowledged write through a loss of power.
+    pub stable: Ability,
 }
 
 /// Whether something is supported.
@@ -292,6 +295,15 @@ pub enum Deactivated {
     Gone,
     /// Another process has the device open or mounted. The device is unchanged, and the image must not be modified.
     Held,
+}
+
+/// Whether each write is durable before it is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stable {
+    /// Each write is.
+    Yes,
+    /// Only what was flushed is.
+    No,
 }
 
 /// Receives the progress of a copy or an erase, and can stop it.
@@ -547,6 +559,14 @@ pub trait LocalDevices: Send + Sync {
     /// # Errors
     /// `Internal`, also when the device does not have the size afterwards.
     fn resize(&self, volume: ObjectUuid, geometry: &Geometry) -> Result<()>;
+
+    /// Makes every write to the volume's device durable before it is acknowledged, or no longer. Needed while another
+    /// node uses the device: it sends only writes in flight again, so what was acknowledged and not durable would be
+    /// lost without an error. Verified, and repeated before each use: nothing else keeps it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unsupported` where the pool cannot do it; `Internal`.
+    fn set_stable(&self, volume: ObjectUuid, stable: Stable) -> Result<Changed>;
 
     /// Detaches a volume's device if it is not in use, and verifies this. Also works without image and record.
     ///

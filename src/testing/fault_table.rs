@@ -71,7 +71,7 @@ pub fn row(call: Call) -> Row {
         Call::ZeroRange => Acts(&[EIO, ENOSPC, EOPNOTSUPP]),
         // Not EOPNOTSUPP: a filesystem that has reflinks does not say so, and one that says so is believed.
         Call::CloneFile => Acts(&[EIO, ENOSPC]),
-        Call::SetExtentHints | Call::SetNoCow => Acts(&[EIO, EOPNOTSUPP]),
+        Call::SetExtentHints | Call::SetNoCow | Call::SetSynchronous => Acts(&[EIO, EOPNOTSUPP]),
         Call::LockOwner => Acts(&[EIO, ENOLCK]),
         Call::OpenRoot => Asks(&[EIO, EMFILE]),
         Call::RootIdentity => Asks(&[EIO]),

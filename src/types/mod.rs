@@ -24,5 +24,7 @@ pub use ids::{NodeId, ObjectUuid, PoolId, PoolName, SnapshotId, VolumeId, id_of_
 pub use named::Named;
 pub use nvme::{DhchapKey, HostNqn, NvmeTcpAddress, SubsystemNqn};
 pub use object_name::ObjectName;
-pub use parameters::{FsckPolicy, OnDelete, ParameterRow, Placement, Provisioning, TABLE, VolumeParameters, nearest};
+pub use parameters::{
+    Access, FsckPolicy, OnDelete, ParameterRow, Placement, Provisioning, TABLE, VolumeParameters, nearest,
+};
 pub use printable::{cut_printable, is_printable, printable};

@@ -39,15 +39,18 @@ pub const TABLE: &[ParameterRow] = &[
     },
     ParameterRow {
         key: "access",
-        values: "local",
+        values: "local|network",
         default: "local",
-        meaning: "How nodes reach the volume. local: on its home node only.",
-        set: |_, v| match v {
-            "local" => Ok(()),
-            "network" => Err("network volumes are not in this release; use local".into()),
-            _ => one_of("local"),
+        meaning: "How nodes reach the volume. local: on its home node only. network: on every node of the home node's fabric; the home node exports the volume over NVMe/TCP, so it follows its pod.",
+        set: |p, v| {
+            p.access = match v {
+                "local" => Access::Local,
+                "network" => Access::Network,
+                _ => return one_of("local, network"),
+            };
+            Ok(())
         },
-        get: |_| None,
+        get: |p| (p.access == Access::Network).then(|| "network".to_owned()),
     },
     ParameterRow {
         key: "provisioning",
@@ -169,6 +172,23 @@ pub enum Provisioning {
     Thin,
 }
 
+/// How nodes may reach a volume: set by the StorageClass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Only on its home node.
+    #[default]
+    Local,
+    /// On every node of the home node's fabric, over NVMe/TCP.
+    Network,
+}
+
+impl Access {
+    fn is_local(&self) -> bool {
+        *self == Self::Local
+    }
+}
+
 /// On which nodes a blank volume may be created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -208,6 +228,9 @@ pub struct VolumeParameters {
     /// The requested pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolName>,
+    /// How nodes may reach the volume. Absent in records of local volumes, which older releases read.
+    #[serde(default, skip_serializing_if = "Access::is_local")]
+    pub access: Access,
     /// Thick or thin, if requested; the pool has the default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provisioning: Option<Provisioning>,

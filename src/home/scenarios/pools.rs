@@ -186,7 +186,7 @@ fn a_pool_that_is_not_there_at_the_start_is_waited_for_and_none_is_made() {
             open: Arc::new(move |first: FirstUse| pool::open_or(&os, &spec, &node(), first)),
         }
     };
-    let home = LocalHome::start(os.clone(), node(), vec![configured(Some(id))]).unwrap();
+    let home = LocalHome::start(os.clone(), node(), vec![configured(Some(id))], None).unwrap();
     let uuid = ObjectUuid::of_volume("a");
     let volume = VolumeId::new(id, uuid);
     let refused = |error: Error| {
@@ -215,9 +215,9 @@ fn a_pool_that_is_not_there_at_the_start_is_waited_for_and_none_is_made() {
     found(true);
     assert_eq!(home.volumes(None, 0).unwrap().entries.len(), 1);
     // A second pool with the same name is rejected at once, and so is one where waiting does not help.
-    let twice = LocalHome::start(os.clone(), node(), vec![configured(None), configured(None)]);
+    let twice = LocalHome::start(os.clone(), node(), vec![configured(None), configured(None)], None);
     assert_eq!(twice.map(|_| ()).unwrap_err().kind(), Kind::InvalidArgument);
-    let owned = LocalHome::start(os, node(), vec![configured(None)]);
+    let owned = LocalHome::start(os, node(), vec![configured(None)], None);
     assert_eq!(owned.map(|_| ()).unwrap_err().kind(), Kind::InUse);
 }
 

@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::super::{Blankness, Geometry, ImageFacts, Object};
+use super::super::{Ability, Blankness, Geometry, ImageFacts, Object, Stable};
 use super::FilePool;
 use super::Ownership;
 use super::filesystem::cannot;
 use super::plain::Plain;
 use crate::os::ExtentSummary;
-use crate::types::{Bytes, Error, Kind, ObjectUuid, OsContext, Provisioning, Result};
+use crate::types::{Bytes, Changed, Error, Kind, ObjectUuid, OsContext, Provisioning, Result};
 
 impl FilePool {
     pub(super) fn facts_of(&self, object: Object) -> Result<Option<ImageFacts>> {
@@ -105,6 +105,28 @@ impl FilePool {
     }
 
     /// Opens an object's image for writing.
+    /// FS_SYNC_FL on the image. O_DSYNC on the loop device's descriptor does nothing, and so does a loop device whose
+    /// cache is "write through".
+    pub(super) fn set_synchronous(&self, volume: ObjectUuid, stable: Stable) -> Result<Changed> {
+        let (image, path) = self.edit(Object::Volume(volume))?;
+        if stable == Stable::Yes && self.abilities.stable == Ability::No {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "volume {volume} cannot be exported: pool {} is on a filesystem whose writes were not measured to be durable in time; use a pool on XFS or ext4",
+                    self.identity.name
+                ),
+            ));
+        }
+        let shown = path.display();
+        let changed = self.os.set_synchronous(&image, &path, stable == Stable::Yes);
+        let changed = changed.map_err(|error| {
+            let kind = if cannot(&error) { Kind::Unsupported } else { Kind::Internal };
+            Error::new(kind, format!("change the synchronous flag (chattr +S) of {shown}")).because(error)
+        })?;
+        Ok(if changed { Changed::Yes } else { Changed::No })
+    }
+
     pub(super) fn edit(&self, object: Object) -> Result<(File, PathBuf)> {
         let path = self.layout.data(object);
         let image = self.os.open_image(&path).plain("open", &path)?;

@@ -169,6 +169,10 @@ impl FilePool {
                 Ability::Yes => Provisioning::Thick,
                 Ability::No => Provisioning::Thin,
             },
+            stable: match filesystem {
+                Filesystem::Xfs | Filesystem::Ext4 => Ability::Yes,
+                Filesystem::Btrfs | Filesystem::Fuse => Ability::No,
+            },
         };
         Self {
             os: outside.below(Arc::clone(&root)),

@@ -41,10 +41,10 @@ use self::presence::Presence;
 use self::reserve::Reserve;
 use super::{
     Abilities, ActiveDevice, BackingFs, Blankness, Deactivated, Fill, FreeSpace, Geometry, Identity, ImageFacts,
-    LocalDevices, Object, ObjectKind, Pool, Progress, StoredRecord, Stray, Version,
+    LocalDevices, Object, ObjectKind, Pool, Progress, Stable, StoredRecord, Stray, Version,
 };
 use crate::os::{DevNum, ExtentSummary, Os, OwnerLock, Root, Timestamp};
-use crate::types::{Bytes, Error, Failure, Kind, ObjectUuid, OsContext, Result};
+use crate::types::{Bytes, Changed, Error, Failure, Kind, ObjectUuid, OsContext, Result};
 
 /// A pool of image files.
 #[derive(Debug)]
@@ -278,6 +278,12 @@ impl LocalDevices for FilePool {
         let _using = self.begin();
         self.owned("resize a device")?;
         self.resize_attached(volume, geometry)
+    }
+
+    fn set_stable(&self, volume: ObjectUuid, stable: Stable) -> Result<Changed> {
+        let _using = self.begin();
+        self.owned("change how a volume is written")?;
+        self.set_synchronous(volume, stable)
     }
 
     fn deactivate(&self, volume: ObjectUuid) -> Result<Deactivated> {

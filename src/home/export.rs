@@ -1,0 +1,197 @@
+//! The export of a volume that is attached to another node: how it is recorded, created, and created again after a
+//! restart. `fence.rs` ends it.
+
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use super::DeviceAddress;
+use super::attachment::no_more_epochs;
+use super::fabric::Fabric;
+use super::local::Shared;
+use super::record::{AttachPath, Attachment, ExportRecord, GrantState, Record, VolumeRecord};
+use super::state::PoolState;
+use crate::export::Spec;
+use crate::pool::{ActiveDevice, Object, Stable};
+use crate::types::{Access, DhchapKey, Error, HostNqn, Kind, NodeId, NvmeTcpAddress, Result, SubsystemNqn};
+
+impl Shared {
+    /// How a node may reach a volume.
+    ///
+    /// # Errors
+    /// `Precondition` when it cannot, with the node that can; `Unsupported` when this node exports nothing.
+    pub(super) fn path_to(&self, record: &VolumeRecord, node: &NodeId) -> Result<AttachPath> {
+        if *node == self.node {
+            return Ok(AttachPath::Local);
+        }
+        match record.access {
+            Access::Local => Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "volume {} is local to node {} and cannot be attached to node {node}: schedule the pod on {}",
+                    record.id(),
+                    self.node,
+                    self.node
+                ),
+            )),
+            Access::Network => self.fabric().map(|_| AttachPath::NvmeTcp),
+        }
+    }
+
+    /// The exports of this node.
+    ///
+    /// # Errors
+    /// `Precondition` where the node was started without any.
+    pub(super) fn fabric(&self) -> Result<&Fabric> {
+        self.fabric.get().ok_or_else(|| {
+            Error::new(
+                Kind::Precondition,
+                format!(
+                    "node {} exports no volumes: start it with --fabric, on a kernel with nvmet and nvmet-tcp, or schedule the pod on it",
+                    self.node
+                ),
+            )
+        })
+    }
+
+    /// The names of a new export, in memory: the caller stores them with the attachment.
+    ///
+    /// # Errors
+    /// `Internal` without random numbers for a key.
+    pub(super) fn new_export(&self, port: u16) -> Result<(Uuid, ExportRecord)> {
+        let key = if self.fabric()?.export.authenticates() { Some(DhchapKey::random()?) } else { None };
+        Ok((Uuid::new_v4(), ExportRecord { port, host: HostNqn::random(), namespace: Uuid::new_v4(), key }))
+    }
+
+    /// Ends the export of an attachment that stays, so that nothing writes to the volume, and gives it new names: its
+    /// earlier client finds nothing. In memory: the caller stores the record, and then calls [`Shared::exported`].
+    ///
+    /// # Errors
+    /// Those of [`Shared::fence`].
+    pub(super) fn renamed_export(&self, state: &PoolState, record: &mut VolumeRecord, node: &NodeId) -> Result<()> {
+        let of_node = |one: &&mut Attachment| one.node == *node && one.path == AttachPath::NvmeTcp;
+        let Some(attachment) = record.attachments.iter().find(|one| one.node == *node).cloned() else { return Ok(()) };
+        let Some(export) = attachment.export.as_ref().filter(|_| attachment.path == AttachPath::NvmeTcp) else {
+            return Ok(());
+        };
+        self.fence(state, record, &attachment)?;
+        let (nonce, names) = self.new_export(export.port)?;
+        let epoch = record.epoch.checked_add(1).ok_or_else(|| no_more_epochs(record))?;
+        record.epoch = epoch;
+        if let Some(place) = record.attachments.iter_mut().find(of_node) {
+            (place.nonce, place.epoch) = (Some(nonce), epoch);
+            if let Some(export) = &mut place.export {
+                export.known = names;
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates the export of an attachment, or completes it, and returns its address.
+    ///
+    /// Steps, and what a crash after each leaves; every `open` and every start repeats them all:
+    /// 1. the device, active: idle.
+    /// 2. its image synchronous, read back: slower, and otherwise the same.
+    /// 3. the export, whose last step lets the client in ([`crate::export::Export::ensure`]).
+    pub(super) fn exported(
+        &self,
+        state: &PoolState,
+        record: &VolumeRecord,
+        attachment: &Attachment,
+    ) -> Result<DeviceAddress> {
+        let fabric = self.fabric()?;
+        let (nqn, export) = export_of(record, attachment)?;
+        let device = state.devices()?.activate(record.uuid, &record.geometry())?;
+        state.devices()?.set_stable(record.uuid, Stable::Yes)?;
+        let listen = fabric.at(export.port);
+        fabric.export.ensure(&spec(nqn, export, listen, &device))?;
+        Ok(DeviceAddress::NvmeTcp(Box::new(NvmeTcpAddress {
+            address: listen,
+            subsystem: nqn,
+            host: export.host,
+            namespace: export.namespace,
+            key: export.key.clone(),
+        })))
+    }
+
+    /// A record that was read: its port is taken, and its export is created again, or its end is continued. For each
+    /// record when the home node starts or gets a pool back. The caller has locked the volume.
+    pub(super) fn recall_export(&self, state: &PoolState, object: Object) {
+        let Some(fabric) = self.fabric.get() else { return };
+        // One that cannot be read was logged.
+        let Ok(Some(mut record)) = state.record::<VolumeRecord>(object) else { return };
+        let record = &mut record;
+        let Some(attachment) = record.attachments.iter().find(|one| one.path == AttachPath::NvmeTcp).cloned() else {
+            return;
+        };
+        let recalled = match attachment.state {
+            GrantState::Revoking => {
+                if let Some(export) = &attachment.export {
+                    fabric.enter(export.port, record.id());
+                }
+                self.fence(state, record, &attachment)
+            }
+            GrantState::Granted => self
+                .own_port(fabric, record, attachment)
+                .and_then(|attachment| self.exported(state, record, &attachment))
+                .map(|_| info!(volume = %record.handle, "the volume is exported again")),
+        };
+        if let Err(error) = recalled {
+            error!(volume = %record.handle, error = record.named().in_text(&error.chain()), "the export of the volume could not be restored; its pods wait, and the next call for the volume tries again");
+        }
+    }
+
+    /// The attachment with a port that no other volume has: a pool from another machine may bring one that is taken.
+    fn own_port(&self, fabric: &Fabric, record: &mut VolumeRecord, attachment: Attachment) -> Result<Attachment> {
+        let Some(export) = attachment.export.clone() else { return Ok(attachment) };
+        let Some(other) = fabric.enter(export.port, record.id()) else { return Ok(attachment) };
+        let port = fabric.take(record.id())?;
+        warn!(volume = %record.handle, taken = export.port, by = %other, port, "the port of this export belongs to another volume here; it gets another one, and its node must stage the volume again");
+        let mut moved = attachment;
+        if let Some(export) = &mut moved.export {
+            export.known.port = port;
+        }
+        if let Some(place) = record.attachments.iter_mut().find(|one| one.epoch == moved.epoch) {
+            *place = moved.clone();
+        }
+        self.store_volume(record).inspect_err(|_| fabric.give_back(port, record.id()))?;
+        Ok(moved)
+    }
+
+    /// The device grew: the node of the attachment sees it.
+    pub(super) fn export_resized(&self, record: &VolumeRecord) -> Result<()> {
+        for attachment in record.attachments.iter().filter(|one| one.path == AttachPath::NvmeTcp) {
+            self.fabric()?.export.resized(&export_of(record, attachment)?.0)?;
+        }
+        Ok(())
+    }
+}
+
+/// The name and the rest of an attachment's export.
+pub(super) fn export_of<'a>(
+    record: &VolumeRecord,
+    attachment: &'a Attachment,
+) -> Result<(SubsystemNqn, &'a ExportRecord)> {
+    match (attachment.nonce, &attachment.export) {
+        (Some(nonce), Some(export)) => Ok((SubsystemNqn { volume: record.id(), nonce }, &export.known)),
+        _ => Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "volume {} is attached to node {} over the network, but its record has no export; nothing was changed; detach the volume and attach it again",
+                record.id(),
+                attachment.node
+            ),
+        )),
+    }
+}
+
+fn spec(nqn: SubsystemNqn, export: &ExportRecord, listen: std::net::SocketAddr, device: &ActiveDevice) -> Spec {
+    Spec {
+        subsystem: nqn,
+        namespace: export.namespace,
+        host: export.host,
+        key: export.key.clone(),
+        listen,
+        device: device.path.clone(),
+        number: device.number,
+    }
+}
