@@ -10,8 +10,8 @@ use super::{CapacityQuery, Source};
 use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
-    AccessMode, Bytes, Changed, ClaimName, Error, FsType, FsckPolicy, Kind, NodeId, NvmeTcpAddress, PoolId, PoolName,
-    Provisioning, RequestedMode, Result, SnapshotId, VolumeId, VolumeMode,
+    Access, AccessMode, Bytes, Changed, ClaimName, Error, FsType, FsckPolicy, Kind, NodeId, NvmeTcpAddress, PoolId,
+    PoolName, Provisioning, RequestedMode, Result, SnapshotId, VolumeId, VolumeMode,
 };
 
 /// The subject of a finding.
@@ -179,6 +179,8 @@ pub struct Volume {
     pub provisioning: Provisioning,
     /// When it was created.
     pub created: Timestamp,
+    /// How nodes may reach it.
+    pub access: Access,
 }
 
 impl Volume {

@@ -307,7 +307,7 @@ impl Shared {
                     ),
                 ));
             }
-            if self.fabric.get().is_none() {
+            if self.fabric.is_none() {
                 return Err(Error::new(
                     Kind::NoCapacity,
                     format!(

@@ -42,7 +42,7 @@ impl Shared {
     /// # Errors
     /// `Precondition` where the node was started without any.
     pub(super) fn fabric(&self) -> Result<&Fabric> {
-        self.fabric.get().ok_or_else(|| {
+        self.fabric.as_ref().ok_or_else(|| {
             Error::new(
                 Kind::Precondition,
                 format!(
@@ -116,7 +116,7 @@ impl Shared {
     /// A record that was read: its port is taken, and its export is created again, or its end is continued. For each
     /// record when the home node starts or gets a pool back. The caller has locked the volume.
     pub(super) fn recall_export(&self, state: &PoolState, object: Object) {
-        let Some(fabric) = self.fabric.get() else { return };
+        let Some(fabric) = &self.fabric else { return };
         // One that cannot be read was logged.
         let Ok(Some(mut record)) = state.record::<VolumeRecord>(object) else { return };
         let record = &mut record;

@@ -53,7 +53,7 @@ impl Shared {
 
     /// The ports of attachments that ended, once the record is stored without them.
     pub(super) fn give_back_ports(&self, record: &VolumeRecord, ended: &[Attachment]) {
-        let Some(fabric) = self.fabric.get() else { return };
+        let Some(fabric) = &self.fabric else { return };
         for export in ended.iter().filter_map(|one| one.export.as_ref()) {
             fabric.give_back(export.port, record.id());
         }

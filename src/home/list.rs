@@ -28,6 +28,7 @@ impl Shared {
             modes: record.modes(),
             provisioning: record.provisioning,
             created: record.created,
+            access: record.access,
         }
     }
 

@@ -28,7 +28,7 @@ impl Shared {
         for object in volumes.chain(snapshots) {
             let entered = self.enter(state, object).map(|copy| copies.extend(copy));
             if let (Object::Volume(_), Ok(())) = (object, &entered)
-                && self.fabric.get().is_some()
+                && self.fabric.is_some()
                 // Another operation on the volume does the same.
                 && let Ok(_lock) = self.locks.try_lock(&Key::new(state.pool.identity().id, object), "restoring its export")
             {

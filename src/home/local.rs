@@ -2,7 +2,7 @@
 //! reading and writing records. Each operation has its own file beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use tracing::error;
 
@@ -38,8 +38,8 @@ pub(super) struct Shared {
     pub(super) entering: Mutex<BTreeMap<PoolId, String>>,
     pub(super) locks: Locks<Key>,
     pub(super) copies: Copies,
-    /// Set once, at start; without it nothing is exported.
-    pub(super) fabric: OnceLock<Fabric>,
+    /// Without it nothing is exported.
+    pub(super) fabric: Option<Fabric>,
 }
 
 impl LocalHome {
@@ -49,8 +49,21 @@ impl LocalHome {
     /// # Errors
     /// `InvalidArgument` for two pools with the same name or id; `Internal` when a pool cannot be listed.
     pub fn open(os: Os, node: NodeId, pools: Vec<(Arc<dyn Pool>, SpaceLimits)>) -> Result<Self> {
+        Self::open_with(os, node, pools, None)
+    }
+
+    /// The same, with the exports of this node.
+    ///
+    /// # Errors
+    /// Those of [`LocalHome::open`].
+    pub fn open_with(
+        os: Os,
+        node: NodeId,
+        pools: Vec<(Arc<dyn Pool>, SpaceLimits)>,
+        fabric: Option<Fabric>,
+    ) -> Result<Self> {
         let slots = pools.iter().map(|(pool, limits)| Slot::opened(&**pool, *limits)).collect();
-        let home = Self::of_slots(os, node, slots)?;
+        let home = Self::of_slots(os, node, slots, fabric)?;
         for (index, (pool, _)) in pools.into_iter().enumerate() {
             home.shared.take_in(index, pool)?;
         }
@@ -58,7 +71,7 @@ impl LocalHome {
     }
 
     /// With pools that are not open yet.
-    pub(super) fn of_slots(os: Os, node: NodeId, slots: Vec<Slot>) -> Result<Self> {
+    pub(super) fn of_slots(os: Os, node: NodeId, slots: Vec<Slot>, fabric: Option<Fabric>) -> Result<Self> {
         let mut names = BTreeSet::new();
         if let Some(twice) = slots.iter().find(|slot| !names.insert(slot.name.clone())) {
             return Err(Error::new(
@@ -73,7 +86,7 @@ impl LocalHome {
             slots,
             entering: Mutex::default(),
             copies: Copies::default(),
-            fabric: OnceLock::new(),
+            fabric,
         };
         Ok(Self { shared: Arc::new(shared) })
     }

@@ -46,11 +46,7 @@ impl LocalHome {
     /// The error of the first pool, where no pool can be opened and waiting would not help; `InvalidArgument` for two
     /// pools with the same name.
     pub fn start(os: Os, node: NodeId, pools: Vec<ConfiguredPool>, fabric: Option<Fabric>) -> Result<Self> {
-        let home = Self::of_slots(os, node, pools.into_iter().map(Slot::new).collect())?;
-        if let Some(fabric) = fabric {
-            // It is a new home: nothing was set before.
-            let _ = home.shared.fabric.set(fabric);
-        }
+        let home = Self::of_slots(os, node, pools.into_iter().map(Slot::new).collect(), fabric)?;
         let (tell, told) = mpsc::channel();
         for index in 0..home.shared.slots.len() {
             let (shared, tell) = (Arc::clone(&home.shared), tell.clone());

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::*;
 use crate::home::{CopyState, FormatState, Formatting, Health, NodeExpansion, OpenVolume, PoolHealth, SnapshotFilter};
 use crate::os::Timestamp;
-use crate::types::{AccessMode, Capability, FsType, Placement, Provisioning, VolumeMode, VolumeParameters};
+use crate::types::{Access, AccessMode, Capability, FsType, Placement, Provisioning, VolumeMode, VolumeParameters};
 
 /// What a home node answers when it is asked for a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +62,7 @@ impl Teller {
             modes: vec![VolumeMode::Block],
             provisioning: Provisioning::Thin,
             created: Timestamp::now(),
+            access: Access::Local,
         }
     }
 }

@@ -391,7 +391,7 @@ mod tests {
         let error = parse(&[("provisioning", "fat")]).unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument);
         assert!(error.to_string().contains("provisioning") && error.to_string().contains("thick, thin"));
-        assert!(parse(&[("access", "network")]).unwrap_err().to_string().contains("not in this release"));
+        assert!(parse(&[("encryption", "luks2")]).unwrap_err().to_string().contains("not in this release"));
         assert!(parse(&[("onDelete", "zero"), ("provisioning", "thin")]).is_err());
     }
 
@@ -399,6 +399,7 @@ mod tests {
     fn what_a_class_says_can_be_said_again() {
         let set = [
             ("pool", "fast"),
+            ("access", "network"),
             ("provisioning", "thin"),
             ("placement", "any"),
             ("csi.storage.k8s.io/fstype", "xfs"),

@@ -130,7 +130,7 @@ fn an_unknown_parameter_names_the_nearest_known_one() {
     }
     for (key, value) in [
         ("provisioning", "fat"),
-        ("access", "network"),
+        ("access", "remote"),
         ("placement", "x"),
         ("fsck", "true"),
         ("encryption", "luks2"),

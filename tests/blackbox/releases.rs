@@ -72,7 +72,7 @@ fn a_create_refused_for_its_words_is_not_final_where_its_name_exists() {
     type Change = fn(&mut p::CreateVolumeRequest);
     let changes: [Change; 5] = [
         |r| drop(r.parameters.insert("replicas".into(), "3".into())),
-        |r| drop(r.parameters.insert("access".into(), "network".into())),
+        |r| drop(r.parameters.insert("encryption".into(), "luks2".into())),
         |r| drop(r.mutable_parameters.insert("iops".into(), "100".into())),
         |r| r.volume_capabilities[0].access_mode = Some(p::volume_capability::AccessMode { mode: 5 }),
         |r| drop(r.parameters.insert("pool".into(), "of-a-later-release".into())),

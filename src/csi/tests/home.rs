@@ -14,8 +14,8 @@ use crate::home::{
 use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
-    Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Provisioning, RequestedMode,
-    Result, SnapshotId, VolumeId,
+    Access, Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Provisioning,
+    RequestedMode, Result, SnapshotId, VolumeId,
 };
 
 /// Keeps volumes in a map.
@@ -126,6 +126,7 @@ impl Home for MemoryHome {
             modes: request.capabilities.iter().map(|one| one.mode).collect(),
             provisioning: Provisioning::Thin,
             created: Timestamp::now(),
+            access: Access::Local,
         };
         match self.volumes.lock().unwrap().insert(id, volume.clone()) {
             None => Ok(Created::New(volume)),

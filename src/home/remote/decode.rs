@@ -14,8 +14,9 @@ use crate::home::{
 use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, HostNqn, Kind, NodeId, NvmeTcpAddress,
-    Provisioning, RequestedMode, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters, cut_printable,
+    Access, AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, HostNqn, Kind, NodeId,
+    NvmeTcpAddress, Provisioning, RequestedMode, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
+    cut_printable,
 };
 
 /// The error for a missing or unknown value. The other side sent it, so the releases differ.
@@ -161,6 +162,11 @@ pub fn volume(volume: Option<pb::Volume>) -> Result<Volume> {
         created: Timestamp::from_nanos(volume.created),
         // For people only: a claim that cannot be one is left out.
         claim: volume.claim.parse().ok(),
+        access: match pb::Access::try_from(volume.access) {
+            Ok(pb::Access::Local) => Access::Local,
+            Ok(pb::Access::Network) => Access::Network,
+            Err(_) => return Err(unknown(&format!("the access {} of a volume", volume.access))),
+        },
     })
 }
 

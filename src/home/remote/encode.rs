@@ -8,7 +8,7 @@ use crate::home::{
     Granted, NodeExpansion, OpenVolume, PoolReport, ReadOnly, Snapshot, Source, Volume,
 };
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, ClaimName, FsType, FsckPolicy, Provisioning, RequestedMode,
+    Access, AccessMode, Bytes, Capability, CapacityRange, ClaimName, FsType, FsckPolicy, Provisioning, RequestedMode,
     SnapshotId, VolumeId, VolumeMode,
 };
 
@@ -126,6 +126,11 @@ pub fn volume(volume: Volume) -> pb::Volume {
         provisioning: provisioning(volume.provisioning).into(),
         created: volume.created.as_nanos(),
         claim: claim(volume.claim.as_ref()),
+        access: match volume.access {
+            Access::Local => pb::Access::Local,
+            Access::Network => pb::Access::Network,
+        }
+        .into(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Records and requests of a later release. What this release cannot read it does not serve, change or lose
 //! (docs/design.md section 6).
 
+use crate::home::record::SCHEMA;
 use serde_json::{Value, json};
 use tonic::{Code, Request};
 
@@ -22,7 +23,7 @@ fn words() -> Vec<(String, Value)> {
     let cases: Vec<Value> = serde_json::from_str(include_str!("../fixtures/words-of-a-later-release.json")).unwrap();
     let patch = |case: &Value| {
         let mut patch = case["patch"].clone();
-        patch["min_reader"] = case.get("min_reader").cloned().unwrap_or(json!(2));
+        patch["min_reader"] = case.get("min_reader").cloned().unwrap_or(json!(SCHEMA + 1));
         (case["what"].as_str().unwrap().to_owned(), patch)
     };
     cases.iter().map(patch).collect()
@@ -136,8 +137,7 @@ fn a_raw_device_with_a_field_of_a_later_release_is_attached_and_not_given_out(wa
         .into_inner()
         .id;
     for state in ["raw", "never"] {
-        let later =
-            json!({ "format": { "state": state, "header": "of a later release" }, "schema": 2, "min_reader": 2 });
+        let later = json!({ "format": { "state": state, "header": "of a later release" }, "schema": SCHEMA + 1, "min_reader": SCHEMA + 1 });
         rig.patch(Object::Volume(id.uuid), &later);
         rig.home.grant(&id, &GrantRequest { mode: block.mode.into(), access: block.access, ..grant() }).unwrap();
         refused(
@@ -150,14 +150,14 @@ fn a_raw_device_with_a_field_of_a_later_release_is_attached_and_not_given_out(wa
         assert_eq!(rig.pool.local().active(id.uuid).unwrap(), None, "it has a device");
         assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
         let record: Value = serde_json::from_slice(&rig.pool.text(Object::Volume(id.uuid))).unwrap();
-        assert_eq!((&record["format"], &record["min_reader"]), (&later["format"], &json!(2)));
+        assert_eq!((&record["format"], &record["min_reader"]), (&later["format"], &json!(SCHEMA + 1)));
     }
 }
 
 fn a_field_of_a_later_release_keeps_nothing_from_its_use(way: Way) {
     let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
     let id = rig.create("a", 32).id;
-    rig.patch(Object::Volume(id.uuid), &json!({ "schema": 2, "min_reader": 1, "quality": { "iops": 100 } }));
+    rig.patch(Object::Volume(id.uuid), &json!({ "schema": SCHEMA + 1, "min_reader": 1, "quality": { "iops": 100 } }));
     rig.grant(&id);
     let planned = rig.home.begin_format(&id, &node(), FsType::Ext4).unwrap().planned_uuid;
     rig.home.end_format(&id, &node(), planned).unwrap();
@@ -175,7 +175,7 @@ fn a_later_release_s_copy_is_left_to_it(way: Way) {
     let snapshot = rig.home.create_snapshot(&snapshot_of("s", id)).unwrap().into_inner().id;
     let copy = json!({ "from": { "volume": id.uuid.to_string() }, "done": 0, "total": 32 << 20 });
     let object = Object::Snapshot(snapshot.uuid);
-    let record = rig.patch(object, &json!({ "min_reader": 2, "phase": "creating", "copy": copy }));
+    let record = rig.patch(object, &json!({ "min_reader": SCHEMA + 1, "phase": "creating", "copy": copy }));
     let rig = rig.again();
     refused("a copy", vec![("create again", dirty(rig.home.create_snapshot(&snapshot_of("s", id))))]);
     std::thread::sleep(std::time::Duration::from_millis(200));
@@ -200,7 +200,7 @@ fn what_another_release_asks_for_in_other_words_is_final_only_where_its_name_doe
     };
     let changes: [fn(&mut pb::CreateVolumeRequest); 4] = [
         |message| drop(message.parameters.insert("replicas".to_owned(), "3".to_owned())),
-        |message| drop(message.parameters.insert("access".to_owned(), "network".to_owned())),
+        |message| drop(message.parameters.insert("encryption".to_owned(), "luks2".to_owned())),
         |message| message.capabilities.push(pb::Capability { access: 99, ..Default::default() }),
         |message| message.source = Some(pb::Source { source: None }),
     ];

@@ -13,6 +13,7 @@ macro_rules! both_ways {
 }
 
 mod copies;
+mod exports;
 mod format;
 mod grants;
 mod later;
@@ -67,13 +68,14 @@ struct Rig {
     scratch: Scratch,
 }
 
-/// Detaches every device at the end of a run.
-struct Devices(Arc<dyn Pool>);
+/// Detaches every device at the end of a run, unless the pool was taken out.
+struct Devices(Option<Arc<dyn Pool>>);
 
 impl Drop for Devices {
     fn drop(&mut self) {
-        for uuid in self.0.list(ObjectKind::Volume).unwrap_or_default() {
-            let _ = self.0.local().deactivate(uuid);
+        let Some(pool) = &self.0 else { return };
+        for uuid in pool.list(ObjectKind::Volume).unwrap_or_default() {
+            let _ = pool.local().deactivate(uuid);
         }
     }
 }
@@ -87,7 +89,7 @@ impl Rig {
         let pool = pool::open(&os, &spec(&scratch.root()), &node()).unwrap();
         let local = LocalHome::open(os.clone(), node(), vec![(Arc::clone(&pool), limits)]).unwrap();
         let (home, wire) = way.to(local.clone());
-        Self { way, _devices: Devices(Arc::clone(&pool)), home, wire, local, pool, os, scratch }
+        Self { way, _devices: Devices(Some(Arc::clone(&pool))), home, wire, local, pool, os, scratch }
     }
 
     /// Another run of the driver on the same pool.

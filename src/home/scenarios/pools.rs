@@ -60,7 +60,7 @@ impl Two {
         let (one, two) = (named("one", &grounds[0]), named("two", &grounds[1]));
         let pools = [one, Arc::clone(&two)].map(|pool| (pool, SpaceLimits::default()));
         let home = LocalHome::open(os.clone(), node(), pools.into()).unwrap();
-        Self { home, disk, _devices: Devices(two), _grounds: grounds }
+        Self { home, disk, _devices: Devices(Some(two)), _grounds: grounds }
     }
 
     fn create(&self, pool: &str, name: &str) -> Result<Volume, Failure> {

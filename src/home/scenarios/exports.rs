@@ -1,0 +1,337 @@
+//! Volumes attached to another node. The kernel's exports are played by [`Kernel`]; the real ones need another kernel
+//! than that of the build machine, and are in tests/guests.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use super::*;
+use crate::export::{Export, Spec};
+
+both_ways! {
+    a_network_volume_is_exported_to_one_node_at_a_time,
+    requests_in_flight_keep_the_volume_from_every_other_node,
+    exports_are_the_same_after_a_restart,
+    a_mkfs_is_begun_under_new_names,
+    a_volume_in_use_at_home_is_not_exported,
+    what_cannot_be_exported_is_refused,
+}
+
+const OTHER: &str = "node-2";
+const PORTS: std::ops::RangeInclusive<u16> = 4500..=4502;
+
+/// The kernel's exports; they outlive a run of the driver.
+#[derive(Clone, Default)]
+struct Kernel(Arc<Mutex<Exports>>);
+
+#[derive(Default)]
+struct Exports {
+    all: BTreeMap<String, Spec>,
+    /// Requests do not end.
+    stuck: bool,
+    resized: Vec<String>,
+}
+
+impl Export for Kernel {
+    fn authenticates(&self) -> bool {
+        true
+    }
+
+    fn ensure(&self, spec: &Spec) -> Result<Changed> {
+        let flags = std::process::Command::new("lsattr").arg(backing(&spec.device)).output().unwrap();
+        assert!(String::from_utf8(flags.stdout).unwrap().split(' ').next().unwrap().contains('S'), "synchronous first");
+        let mut exports = self.0.lock().unwrap();
+        match exports.all.insert(spec.subsystem.to_string(), spec.clone()) {
+            Some(before) => {
+                assert_eq!(before, *spec, "an export that is there is never changed");
+                Ok(Changed::No)
+            }
+            None => Ok(Changed::Yes),
+        }
+    }
+
+    fn fence(&self, subsystem: &SubsystemNqn, _limit: Duration) -> Result<Changed> {
+        let mut exports = self.0.lock().unwrap();
+        if exports.stuck {
+            return Err(Error::new(Kind::Busy, format!("requests to {subsystem} do not end")));
+        }
+        Ok(exports.all.remove(&subsystem.to_string()).map_or(Changed::No, |_| Changed::Yes))
+    }
+
+    fn resized(&self, subsystem: &SubsystemNqn) -> Result<()> {
+        self.0.lock().unwrap().resized.push(subsystem.to_string());
+        Ok(())
+    }
+}
+
+impl Kernel {
+    fn exports(&self) -> Vec<Spec> {
+        self.0.lock().unwrap().all.values().cloned().collect()
+    }
+
+    fn stuck(&self, stuck: bool) {
+        self.0.lock().unwrap().stuck = stuck;
+    }
+
+    fn fabric(&self) -> Fabric {
+        Fabric::new(Arc::new(self.clone()), IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), PORTS)
+    }
+
+    fn rig(&self, way: Way, scratch: Scratch) -> Rig {
+        let (os, limits) = (Os::new(), SpaceLimits::default());
+        let pool = pool::open(&os, &spec(&scratch.root()), &node()).unwrap();
+        let pools = vec![(Arc::clone(&pool), limits)];
+        let local = LocalHome::open_with(os.clone(), node(), pools, Some(self.fabric())).unwrap();
+        let (home, wire) = way.to(local.clone());
+        Rig { way, _devices: Devices(Some(Arc::clone(&pool))), home, wire, local, pool, os, scratch }
+    }
+
+    /// Another run of the driver.
+    fn again(&self, rig: Rig) -> Rig {
+        let Rig { way, mut _devices, home, wire, local, pool, scratch, .. } = rig;
+        drop((home, wire));
+        while Arc::strong_count(&local.shared) > 1 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop((_devices.0.take(), local, pool));
+        self.rig(way, scratch)
+    }
+}
+
+/// The image of a loop device.
+fn backing(device: &std::path::Path) -> PathBuf {
+    let name = device.file_name().unwrap().to_str().unwrap();
+    std::fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).unwrap().trim().into()
+}
+
+fn other() -> NodeId {
+    OTHER.parse().unwrap()
+}
+
+fn to_other() -> GrantRequest {
+    GrantRequest { node: other(), ..grant() }
+}
+
+fn network(name: &str) -> CreateVolume {
+    let parameters = VolumeParameters { access: Access::Network, ..VolumeParameters::default() };
+    CreateVolume { parameters, ..request(name, 32) }
+}
+
+fn create(rig: &Rig, name: &str) -> VolumeId {
+    let made = rig.home.create_volume(&network(name)).unwrap().into_inner();
+    assert_eq!(made.access, Access::Network);
+    made.id
+}
+
+fn address(rig: &Rig, id: &VolumeId) -> NvmeTcpAddress {
+    let DeviceAddress::NvmeTcp(at) = rig.home.open(id, &other()).unwrap().at else { panic!("it is on another node") };
+    *at
+}
+
+fn is_synchronous(rig: &Rig, id: &VolumeId) -> bool {
+    let flags = std::process::Command::new("lsattr").arg(rig.image(id)).output().unwrap();
+    String::from_utf8(flags.stdout).unwrap().split(' ').next().unwrap().contains('S')
+}
+
+fn record(rig: &Rig, id: &VolumeId) -> serde_json::Value {
+    serde_json::from_slice(&rig.pool.text(Object::Volume(id.uuid))).unwrap()
+}
+
+fn a_network_volume_is_exported_to_one_node_at_a_time(way: Way) {
+    let kernel = Kernel::default();
+    let rig = kernel.rig(way, Scratch::new(PoolFs::Xfs));
+    let id = create(&rig, "a");
+    // At home without an export, and readable by schema 1 in everything but its access.
+    rig.grant(&id);
+    assert!(matches!(rig.home.open(&id, &node()).unwrap().at, DeviceAddress::Local { .. }));
+    assert!(kernel.exports().is_empty() && !is_synchronous(&rig, &id));
+    assert_eq!(rig.home.grant(&id, &to_other()).unwrap_err().kind(), Kind::Precondition);
+    rig.home.revoke(&id, None).unwrap();
+
+    assert_eq!(rig.home.grant(&id, &to_other()).unwrap().changed, Changed::Yes);
+    assert_eq!(rig.home.grant(&id, &to_other()).unwrap().changed, Changed::No);
+    let at = address(&rig, &id);
+    assert_eq!(at, address(&rig, &id));
+    let [export] = kernel.exports().try_into().unwrap();
+    assert_eq!((export.subsystem, export.namespace), (at.subsystem, at.namespace));
+    assert_eq!((export.host, export.key, export.listen), (at.host, at.key.clone(), at.address));
+    assert!(at.key.is_some() && at.subsystem.volume == id && is_synchronous(&rig, &id));
+    assert_eq!(at.address.to_string(), "192.0.2.1:4500");
+    let stored = record(&rig, &id);
+    assert_eq!((&stored["min_reader"], &stored["attachments"][0]["path"]), (&2.into(), &"nvme-tcp".into()));
+    let shown = format!("{:?}", rig.home.open(&id, &other()).unwrap());
+    assert!(!shown.contains(&at.host.host_id().to_string()), "{shown}");
+
+    let error = rig.home.grant(&id, &grant()).unwrap_err();
+    assert!(error.kind() == Kind::Precondition && error.to_string().contains(OTHER), "{error}");
+    // The client's unstage ends nothing, and nobody else may open it.
+    rig.home.close(&id, &other()).unwrap();
+    assert_eq!(kernel.exports().len(), 1);
+    assert_eq!(rig.home.open(&id, &node()).unwrap_err().kind(), Kind::Precondition);
+
+    let range = CapacityRange { required: Some(Bytes::mib(48)), limit: None };
+    rig.home.expand(&id, &range).unwrap();
+    assert_eq!(kernel.0.lock().unwrap().resized, [at.subsystem.to_string()]);
+
+    assert_eq!(rig.home.delete_volume(&id).unwrap_err().kind(), Kind::InUse);
+    assert_eq!(rig.home.revoke(&id, Some(&other())).unwrap(), Changed::Yes);
+    assert!(kernel.exports().is_empty() && !is_synchronous(&rig, &id));
+    assert_eq!(rig.home.open(&id, &other()).unwrap_err().kind(), Kind::Precondition);
+
+    // Nothing of the next attachment is as before: an earlier client finds nothing.
+    rig.home.grant(&id, &to_other()).unwrap();
+    let next = address(&rig, &id);
+    assert!(next.subsystem != at.subsystem && next.host != at.host && next.namespace != at.namespace);
+    assert!(next.key != at.key && next.address != at.address);
+    rig.home.revoke(&id, None).unwrap();
+    rig.grant(&id);
+    rig.home.open(&id, &node()).unwrap();
+    rig.home.revoke(&id, None).unwrap();
+    assert_eq!(rig.home.delete_volume(&id).unwrap(), Changed::Yes);
+}
+
+fn requests_in_flight_keep_the_volume_from_every_other_node(way: Way) {
+    let kernel = Kernel::default();
+    let rig = kernel.rig(way, Scratch::new(PoolFs::Ext4));
+    let id = create(&rig, "a");
+    rig.home.grant(&id, &to_other()).unwrap();
+    kernel.stuck(true);
+    assert_eq!(rig.home.revoke(&id, None).unwrap_err().kind(), Kind::Busy);
+    assert_eq!(record(&rig, &id)["attachments"][0]["state"], "revoking");
+    let refused = |rig: &Rig| {
+        assert_eq!(rig.home.open(&id, &other()).unwrap_err().kind(), Kind::Precondition);
+        for request in [grant(), to_other()] {
+            assert_eq!(rig.home.grant(&id, &request).unwrap_err().kind(), Kind::Precondition);
+        }
+        assert_eq!(rig.home.delete_volume(&id).unwrap_err().kind(), Kind::InUse);
+        assert!(is_synchronous(rig, &id));
+        assert_eq!(rig.home.volume(&id).unwrap().published, vec![other()]);
+    };
+    refused(&rig);
+    // Another volume is not affected, and gets another port.
+    kernel.stuck(false);
+    let second = create(&rig, "b");
+    rig.home.grant(&second, &to_other()).unwrap();
+    assert_eq!(address(&rig, &second).address.port(), 4501);
+    kernel.stuck(true);
+    // A restart continues it, and does not conclude that it ended.
+    let rig = kernel.again(rig);
+    refused(&rig);
+    kernel.stuck(false);
+    let rig = kernel.again(rig);
+    assert_eq!(kernel.exports().len(), 1, "the other volume's");
+    assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
+    rig.grant(&id);
+    rig.home.revoke(&id, None).unwrap();
+    rig.home.revoke(&second, None).unwrap();
+}
+
+fn exports_are_the_same_after_a_restart(way: Way) {
+    let kernel = Kernel::default();
+    let rig = kernel.rig(way, Scratch::new(PoolFs::Xfs));
+    let ids = [create(&rig, "a"), create(&rig, "b")];
+    for id in &ids {
+        rig.home.grant(id, &to_other()).unwrap();
+    }
+    let before = ids.map(|id| address(&rig, &id));
+    // The driver restarts: the kernel's exports stay.
+    let rig = kernel.again(rig);
+    assert_eq!(kernel.exports().len(), 2);
+    assert_eq!(ids.map(|id| address(&rig, &id)), before);
+    // The machine restarts: they are gone, and are there again before anybody asks.
+    kernel.0.lock().unwrap().all.clear();
+    let rig = kernel.again(rig);
+    let again: Vec<_> = kernel.exports().into_iter().map(|spec| spec.subsystem).collect();
+    assert!(before.iter().all(|at| again.contains(&at.subsystem)), "{again:?}");
+    assert_eq!(ids.map(|id| address(&rig, &id)), before);
+    // A port that a record has is not given to another volume.
+    let third = create(&rig, "c");
+    rig.home.grant(&third, &to_other()).unwrap();
+    assert_eq!(address(&rig, &third).address.port(), 4502);
+    for id in ids.iter().chain([&third]) {
+        rig.home.revoke(id, None).unwrap();
+    }
+}
+
+fn a_mkfs_is_begun_under_new_names(way: Way) {
+    let kernel = Kernel::default();
+    let rig = kernel.rig(way, Scratch::new(PoolFs::Xfs));
+    let id = create(&rig, "a");
+    rig.home.grant(&id, &to_other()).unwrap();
+    let mut names = vec![address(&rig, &id)];
+    // The first mkfs, and that after a killed one.
+    for _ in 0..2 {
+        let epoch = rig.home.open(&id, &other()).unwrap().epoch;
+        let begun = rig.home.begin_format(&id, &other(), FsType::Ext4).unwrap();
+        let DeviceAddress::NvmeTcp(at) = begun.at else { panic!("it is on another node") };
+        assert_eq!(address(&rig, &id), *at);
+        assert!(names.iter().all(|before| before.subsystem != at.subsystem && before.host != at.host));
+        assert_eq!(rig.home.open(&id, &other()).unwrap().epoch, epoch + 1);
+        assert_eq!(kernel.exports().len(), 1);
+        names.push(*at);
+        kernel.stuck(true);
+        assert_eq!(rig.home.begin_format(&id, &other(), FsType::Ext4).unwrap_err().kind(), Kind::Busy);
+        kernel.stuck(false);
+    }
+    let FormatState::Formatting { planned_uuid, .. } = rig.home.open(&id, &other()).unwrap().format else {
+        panic!("mkfs began")
+    };
+    rig.home.end_format(&id, &other(), planned_uuid).unwrap();
+    let error = rig.home.begin_format(&id, &other(), FsType::Ext4).unwrap_err();
+    assert_eq!((error.kind(), kernel.exports().len()), (Kind::Precondition, 1), "{error}");
+    assert_eq!(address(&rig, &id), *names.last().unwrap());
+    rig.home.revoke(&id, None).unwrap();
+}
+
+fn a_volume_in_use_at_home_is_not_exported(way: Way) {
+    let kernel = Kernel::default();
+    let rig = kernel.rig(way, Scratch::new(PoolFs::Xfs));
+    let id = create(&rig, "a");
+    rig.grant(&id);
+    let DeviceAddress::Local { device } = rig.home.open(&id, &node()).unwrap().at else { panic!("it is here") };
+    let held = rig.os.open_device(&device).unwrap();
+    rig.home.revoke(&id, None).unwrap();
+    let error = rig.home.grant(&id, &to_other()).unwrap_err();
+    assert!(error.kind() == Kind::Precondition && error.to_string().contains(device.to_str().unwrap()), "{error}");
+    assert!(kernel.exports().is_empty() && record(&rig, &id)["attachments"].as_array().unwrap().is_empty());
+    drop(held);
+    rig.home.grant(&id, &to_other()).unwrap();
+    // A process of the home node that opens the device meanwhile: nobody else gets the volume.
+    let held = rig.os.open_device(&kernel.exports()[0].device).unwrap();
+    assert_eq!(rig.home.revoke(&id, None).unwrap_err().kind(), Kind::InUse);
+    assert!(kernel.exports().is_empty());
+    assert_eq!(rig.home.grant(&id, &grant()).unwrap_err().kind(), Kind::Precondition);
+    drop(held);
+    assert_eq!(rig.home.revoke(&id, None).unwrap(), Changed::Yes);
+    rig.grant(&id);
+    rig.home.revoke(&id, None).unwrap();
+}
+
+fn what_cannot_be_exported_is_refused(way: Way) {
+    let kernel = Kernel::default();
+    let rig = kernel.rig(way, Scratch::new(PoolFs::Xfs));
+    let local = rig.create("local", 32).id;
+    let error = rig.home.grant(&local, &to_other()).unwrap_err();
+    assert!(error.kind() == Kind::Precondition && error.to_string().contains("local to node"), "{error}");
+    let ids: Vec<_> = ["a", "b", "c", "d"].iter().map(|name| create(&rig, name)).collect();
+    for id in &ids[..3] {
+        rig.home.grant(id, &to_other()).unwrap();
+    }
+    let error = rig.home.grant(&ids[3], &to_other()).unwrap_err();
+    assert!(error.kind() == Kind::NoCapacity && error.to_string().contains("4500-4502"), "{error}");
+    assert!(record(&rig, &ids[3])["attachments"].as_array().unwrap().is_empty());
+    rig.home.revoke(&ids[1], None).unwrap();
+    rig.home.grant(&ids[3], &to_other()).unwrap();
+    assert_eq!(address(&rig, &ids[3]).address.port(), 4501);
+    for id in &ids {
+        rig.home.revoke(id, None).unwrap();
+    }
+    // A retry of a create is compared with its access.
+    let other = CreateVolume { parameters: VolumeParameters::default(), ..network("a") };
+    assert_eq!(clean(rig.home.create_volume(&other)), Kind::AlreadyExists);
+
+    let without = Rig::on(way, Scratch::new(PoolFs::Xfs));
+    assert_eq!(clean(without.home.create_volume(&network("a"))), Kind::NoCapacity);
+    let btrfs = kernel.rig(way, Scratch::new(PoolFs::Btrfs));
+    assert_eq!(clean(btrfs.home.create_volume(&network("a"))), Kind::InvalidArgument);
+}
