@@ -7,14 +7,19 @@ use crate::home::{CopyState, Snapshot, Source, Volume};
 use crate::os::Timestamp;
 use crate::route::Segments;
 
-/// A volume. `source` is the source as the request named it; without a request, the source is named by its handle.
-pub(super) fn volume(volume: &Volume, source: Option<proto::VolumeContentSource>) -> proto::Volume {
+/// A volume that can be used in `segments`. `source` is the source as the request named it; without a request, the source
+/// is named by its handle.
+pub(super) fn volume(
+    volume: &Volume,
+    segments: &Segments,
+    source: Option<proto::VolumeContentSource>,
+) -> proto::Volume {
     proto::Volume {
         capacity_bytes: volume.size.to_i64(),
         volume_id: volume.id.born_on(&volume.birth_home).to_string(),
         volume_context: HashMap::new(),
         content_source: source.or_else(|| volume.source.map(content_source)),
-        accessible_topology: vec![topology(&Segments::of_local_volume(&volume.home))],
+        accessible_topology: vec![topology(segments)],
     }
 }
 

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::sizes;
 use crate::types::{
-    AccessMode, Bytes, Capability, CapacityRange, NodeId, PoolName, Provisioning, RequestedMode, SnapshotId, VolumeId,
-    VolumeParameters,
+    Access, AccessMode, Bytes, Capability, CapacityRange, NodeId, PoolName, Provisioning, RequestedMode, SnapshotId,
+    VolumeId, VolumeParameters,
 };
 
 /// The source of a new volume's content.
@@ -82,6 +82,8 @@ pub struct CapacityQuery {
     pub capabilities: Vec<Capability>,
     /// Thick or thin, or the pool's default.
     pub provisioning: Option<Provisioning>,
+    /// How nodes may reach the volumes. Only the controller needs it: it selects the nodes.
+    pub access: Access,
 }
 
 impl CapacityQuery {

@@ -32,6 +32,17 @@ impl Node {
     /// Opens a volume at its home node.
     pub(super) fn open(&self, volume: &VolumeId) -> Result<OpenVolume> {
         let opened = self.home(volume)?.open(volume, &self.id)?;
+        if let DeviceAddress::NvmeTcp(at) = &opened.at
+            && at.subsystem.volume != *volume
+        {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "the home node of volume {volume} answers with the export of volume {}: the answer is not used; check that node, and whether its key was stolen",
+                    at.subsystem.volume
+                ),
+            ));
+        }
         if let Some(claim) = &opened.claim {
             self.claims.with(|claims| claims.insert(*volume, claim.clone()));
         }

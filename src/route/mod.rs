@@ -29,7 +29,7 @@ use crate::home::{
 use crate::os::Deadline;
 use crate::telemetry::{PoolFigures, VolumeExtents};
 use crate::types::{
-    Bytes, CapacityRange, Error, Failure, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
+    Access, Bytes, CapacityRange, Error, Failure, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
 };
 
 /// How long home nodes may take to list everything they have.
@@ -132,7 +132,8 @@ impl Router {
             Some(pool) => Some(self.directory.home_of(pool)?.node().clone()),
         };
         let (seats, serving) = (self.directory.seats(), self.directory.serving());
-        place(requirement, &seats, request.parameters.placement, source_home.as_ref(), serving)
+        let how = (request.parameters.placement, request.parameters.access);
+        place(requirement, &seats, how, source_home.as_ref(), serving)
     }
 
     /// Asks the home node that has a volume of this name whether it matches the request.
@@ -147,7 +148,10 @@ impl Router {
             Err(Failure::Clean(Error::new(Kind::AlreadyExists, message)))
         };
         let seats = self.directory.seats();
-        if !seats.iter().any(|seat| seat.node == *home.node() && requirement.allows(&seat.segments)) {
+        if !seats
+            .iter()
+            .any(|seat| seat.node == *home.node() && requirement.allows(&seat.segments, request.parameters.access))
+        {
             return other("which this request does not allow; delete that volume, or allow the node");
         }
         if let Some(pool) = source_pool(request)
@@ -256,6 +260,21 @@ impl Router {
     /// As [`Home::volume`]; `Unavailable` when its pool is not served.
     pub fn volume(&self, id: &VolumeId) -> Result<Volume> {
         self.directory.home_of(id.pool)?.volume(id)
+    }
+
+    /// Where a volume can be used.
+    #[must_use]
+    pub fn topology_of(&self, volume: &Volume) -> Segments {
+        let local = || Segments::of_local_volume(&volume.home);
+        match volume.access {
+            Access::Local => local(),
+            Access::Network => {
+                let seats = self.directory.seats();
+                let seat = seats.iter().find(|seat| seat.node == volume.home);
+                // A home node that left its fabric exports nothing.
+                seat.and_then(|seat| seat.segments.fabric()).map_or_else(local, Segments::of_network_volume)
+            }
+        }
     }
 
     /// Volumes of all home nodes in the order of (pool, uuid).
@@ -410,11 +429,21 @@ impl Router {
     }
 
     /// What can still be created in a topology: the free space of all its home nodes together, and the best sizes among
-    /// them. With heartbeats it is computed from them, and an unreachable node has no capacity.
+    /// them. A network volume that is used in the topology may be on any node of the fabric. With heartbeats it is computed from them, and an unreachable node has no capacity.
     ///
     /// # Errors
     /// As [`Home::capacity`].
     pub fn capacity(&self, query: &CapacityQuery, topology: Option<&Segments>) -> Result<Capacity> {
+        let beyond = topology.map(Segments::beyond_node);
+        let topology = match query.access {
+            Access::Local => topology,
+            Access::Network if topology.is_some_and(|topology| topology.fabric().is_some()) => beyond.as_ref(),
+            // Without a fabric there are no network volumes; without a topology, some may be somewhere.
+            Access::Network if topology.is_some() => {
+                return Ok(Capacity { available: Bytes::ZERO, largest: Bytes::ZERO, smallest: query.smallest() });
+            }
+            Access::Network => None,
+        };
         let here: Vec<Capacity> = match self.directory.figures_in(topology) {
             Some(figures) => figures.iter().map(|(_, pools)| Capacity::of_pools(pools, query)).collect(),
             None => {
@@ -430,7 +459,11 @@ impl Router {
         let mut total: Option<Capacity> = None;
         for here in here {
             total = Some(total.map_or(here, |sum| Capacity {
-                available: sum.available.saturating_add(here.available),
+                available: match query.access {
+                    Access::Local => sum.available.saturating_add(here.available),
+                    // Every node of the fabric reports this: the sum would be there many times.
+                    Access::Network => sum.available.max(here.available),
+                },
                 largest: sum.largest.max(here.largest),
                 smallest: sum.smallest.min(here.smallest),
             }));

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::types::{Error, Kind, NodeId, Placement, Result};
+use crate::types::{Access, Error, Kind, NodeId, Placement, Result};
 
 /// The topology key whose value is a node's id.
 pub const NODE_KEY: &str = "csi.holdfast.storage/node";
@@ -33,6 +33,29 @@ impl Segments {
     #[must_use]
     pub fn of_local_volume(home: &NodeId) -> Self {
         Self::new([(NODE_KEY.to_owned(), home.to_string())])
+    }
+
+    /// The one segment that says which nodes can use a network volume of a home node on this fabric.
+    #[must_use]
+    pub fn of_network_volume(fabric: &str) -> Self {
+        Self::new([(FABRIC_KEY.to_owned(), fabric.to_owned())])
+    }
+
+    /// The fabric, unless it is [`NO_FABRIC`].
+    #[must_use]
+    pub fn fabric(&self) -> Option<&str> {
+        let found = self.iter().find(|(key, _)| key.eq_ignore_ascii_case(FABRIC_KEY));
+        found.map(|(_, fabric)| fabric).filter(|fabric| *fabric != NO_FABRIC)
+    }
+
+    /// The same without the node: where a volume may be that is used over the network.
+    #[must_use]
+    pub fn beyond_node(&self) -> Self {
+        Self::new(
+            self.iter()
+                .filter(|(key, _)| !key.eq_ignore_ascii_case(NODE_KEY))
+                .map(|(k, v)| (k.to_owned(), v.to_owned())),
+        )
     }
 
     /// The pairs, in order.
@@ -64,10 +87,17 @@ pub struct Requirement {
 }
 
 impl Requirement {
-    /// Whether a volume may be on a node with these segments.
+    /// Whether a volume may be on a node with these segments. A network volume may also be on another node of a fabric
+    /// that is allowed; on a node without a fabric it cannot be.
     #[must_use]
-    pub fn allows(&self, seat: &Segments) -> bool {
-        self.requisite.is_empty() || self.requisite.iter().any(|topology| topology.covers(seat))
+    pub fn allows(&self, seat: &Segments, access: Access) -> bool {
+        match access {
+            Access::Local => self.requisite.is_empty() || self.requisite.iter().any(|topology| topology.covers(seat)),
+            Access::Network => {
+                let reaches = |topology: &Segments| topology.beyond_node().covers(seat);
+                seat.fabric().is_some() && (self.requisite.is_empty() || self.requisite.iter().any(reaches))
+            }
+        }
     }
 }
 
@@ -87,25 +117,31 @@ pub struct Seat {
 ///   then to the rest of the requisite ones.
 /// - With requisite topologies only: to the first with enough space.
 /// - Without any topology: to the node that serves the call.
+/// - A network volume goes to a preferred node itself if it has a pool; otherwise, or when that has no space, to any
+///   node of its fabric.
 ///
 /// # Errors
 /// `NoCapacity` when none fits: the CO then chooses another node.
 pub fn place(
     requirement: &Requirement,
     seats: &[Seat],
-    placement: Placement,
+    (placement, access): (Placement, Access),
     source: Option<&NodeId>,
     serving: Option<&NodeId>,
 ) -> Result<Vec<NodeId>> {
-    let allowed = || seats.iter().filter(|seat| requirement.allows(&seat.segments));
+    let allowed = || seats.iter().filter(|seat| requirement.allows(&seat.segments, access));
     if let Some(home) = source {
         return if allowed().any(|seat| seat.node == *home) {
             Ok(vec![home.clone()])
         } else {
             Err(no_room(format!(
                 "the source is on node {home}, where the copy must be created, and the request does not allow that \
-                 node; use a StorageClass with volumeBindingMode: WaitForFirstConsumer and no allowedTopologies that \
-                 exclude the node"
+                 node{}; use a StorageClass with volumeBindingMode: WaitForFirstConsumer and no allowedTopologies that \
+                 exclude the node",
+                match access {
+                    Access::Local => "",
+                    Access::Network => " or its fabric",
+                }
             )))
         };
     }
@@ -116,6 +152,21 @@ pub fn place(
         }
     };
     match (requirement.preferred.as_slice(), placement) {
+        (preferred, _) if access == Access::Network => {
+            // Data beside its pod where that is possible.
+            let wanted = if preferred.is_empty() { requirement.requisite.as_slice() } else { preferred };
+            let itself = |seat: &&Seat| wanted.iter().any(|topology| topology.covers(&seat.segments));
+            match wanted.first() {
+                Some(first) => {
+                    allowed().filter(|seat| first.covers(&seat.segments)).for_each(&mut choose);
+                    let fabric = first.beyond_node();
+                    allowed().filter(|seat| fabric.covers(&seat.segments)).for_each(&mut choose);
+                }
+                None => allowed().filter(|seat| serving == Some(&seat.node)).for_each(&mut choose),
+            }
+            allowed().filter(itself).for_each(&mut choose);
+            allowed().for_each(&mut choose);
+        }
         ([first, ..], Placement::Selected) => {
             allowed().filter(|seat| first.covers(&seat.segments)).for_each(&mut choose);
             if chosen.is_empty() {
@@ -145,9 +196,13 @@ pub fn place(
         let wanted: Vec<_> = requirement.requisite.iter().map(ToString::to_string).collect();
         let homes: Vec<_> = seats.iter().map(|seat| seat.node.as_str()).collect();
         return Err(no_room(format!(
-            "no node that is allowed for the volume ([{}]) has a pool of this driver; pools are on [{}]; allow one \
+            "no node that is allowed for the volume ([{}]) has a pool of this driver{}; pools are on [{}]; allow one \
              of these nodes",
             wanted.join("; "),
+            match access {
+                Access::Local => "",
+                Access::Network => " and a fabric, as access: network needs (set --fabric on nodes with pools)",
+            },
             homes.join(", ")
         )));
     }
@@ -211,9 +266,46 @@ mod tests {
         for (requisite, preferred, placement, source, serving, expected) in rows {
             let requirement = Requirement { requisite: at(requisite), preferred: at(preferred) };
             let (source, serving) = (source.map(node), serving.map(node));
-            let got = place(&requirement, &seats, *placement, source.as_ref(), serving.as_ref());
+            let got = place(&requirement, &seats, (*placement, Access::Local), source.as_ref(), serving.as_ref());
             assert_eq!(names(&got), *expected, "{requisite:?} {preferred:?} {placement:?} {source:?} {serving:?}");
         }
+    }
+
+    #[test]
+    fn a_network_volume_is_beside_its_pod_or_in_the_same_fabric() {
+        let on = |name: &str, fabric: &str| Seat { node: node(name), segments: Segments::of_node(&node(name), fabric) };
+        let seats = [on("a", "one"), on("b", "one"), on("c", "two"), on("d", NO_FABRIC)];
+        // "e" and "f" have no pool.
+        let all = [&seats[..], &[on("e", "one"), on("f", NO_FABRIC)]].concat();
+        let of = |names: &str| -> Vec<Segments> {
+            let named = |name: char| all.iter().find(|seat| seat.node.as_str() == name.to_string()).unwrap();
+            names.chars().map(|name| named(name).segments.clone()).collect()
+        };
+        // requisite, preferred, source, serving -> homes
+        let rows = [
+            ("abcdef", "bacdef", None, None, "b,a,c"),
+            ("abcdef", "eabcdf", None, None, "a,b,c"),
+            ("e", "e", None, None, "a,b"),
+            ("c", "c", None, None, "c"),
+            ("d", "d", None, None, "NoCapacity"),
+            ("f", "f", None, None, "NoCapacity"),
+            ("ca", "", None, None, "c,a,b"),
+            ("", "", None, Some("b"), "b,a,c"),
+            ("", "", None, Some("d"), "a,b,c"),
+            // A copy is where its source is, and is used from the same fabric.
+            ("e", "e", Some("b"), None, "b"),
+            ("c", "c", Some("b"), None, "NoCapacity"),
+        ];
+        for (requisite, preferred, source, serving, expected) in rows {
+            let requirement = Requirement { requisite: of(requisite), preferred: of(preferred) };
+            let (source, serving) = (source.map(node), serving.map(node));
+            for placement in [Placement::Selected, Placement::Any] {
+                let how = (placement, Access::Network);
+                let got = place(&requirement, &seats, how, source.as_ref(), serving.as_ref());
+                assert_eq!(names(&got), expected, "{requisite} {preferred} {source:?} {serving:?}");
+            }
+        }
+        assert_eq!(Segments::of_network_volume("one"), seats[0].segments.beyond_node());
     }
 
     #[test]
@@ -238,12 +330,12 @@ mod tests {
             let seats = [seat("a"), seat("b"), seat("c")];
             let placement = if any { Placement::Any } else { Placement::Selected };
             let source = source.as_deref().map(node);
-            match place(&requirement, &seats, placement, source.as_ref(), Some(&node("a"))) {
+            match place(&requirement, &seats, (placement, Access::Local), source.as_ref(), Some(&node("a"))) {
                 Err(error) => prop_assert_eq!(error.kind(), Kind::NoCapacity),
                 Ok(chosen) => {
                     prop_assert!(!chosen.is_empty());
                     for (i, home) in chosen.iter().enumerate() {
-                        prop_assert!(seats.iter().any(|s| s.node == *home && requirement.allows(&s.segments)));
+                        prop_assert!(seats.iter().any(|s| s.node == *home && requirement.allows(&s.segments, Access::Local)));
                         prop_assert!(!chosen.iter().skip(i + 1).any(|other| other == home));
                     }
                     if let Some(source) = &source {

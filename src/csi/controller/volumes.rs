@@ -37,7 +37,8 @@ pub(super) fn create(router: &Router, request: pb::CreateVolumeRequest) -> Resul
             );
         }
     }
-    Ok(pb::CreateVolumeResponse { volume: Some(encode::volume(&created.into_inner(), asked.source)) })
+    let volume = created.into_inner();
+    Ok(pb::CreateVolumeResponse { volume: Some(encode::volume(&volume, &router.topology_of(&volume), asked.source)) })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
@@ -130,7 +131,7 @@ pub(super) fn list(router: &Router, request: pb::ListVolumesRequest) -> Result<p
     let asked = decode::list_volumes(&request)?;
     let page = router.volumes(asked.after, asked.limit)?;
     let entry = |volume: &Volume| Entry {
-        volume: Some(encode::volume(volume, None)),
+        volume: Some(encode::volume(volume, &router.topology_of(volume), None)),
         status: Some(VolumeStatus { published_node_ids: encode::published(volume) }),
     };
     let entries = page.entries.iter().map(entry).collect();
@@ -144,7 +145,7 @@ pub(super) fn get(router: &Router, request: pb::ControllerGetVolumeRequest) -> R
     in_span(&id);
     let volume = of(id, router.volume(&id))?;
     Ok(pb::ControllerGetVolumeResponse {
-        volume: Some(encode::volume(&volume, None)),
+        volume: Some(encode::volume(&volume, &router.topology_of(&volume), None)),
         status: Some(VolumeStatus { published_node_ids: encode::published(&volume) }),
     })
 }

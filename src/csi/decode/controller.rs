@@ -308,7 +308,12 @@ pub(in crate::csi) fn capacity(request: &proto::GetCapacityRequest) -> Result<Ca
     let topology = request.accessible_topology.as_ref().filter(|topology| !topology.segments.is_empty());
     let topology = topology.map(segments).transpose()?;
     Ok(CapacityOf::Query(
-        CapacityQuery { pool: parameters.pool, capabilities, provisioning: parameters.provisioning },
+        CapacityQuery {
+            pool: parameters.pool,
+            capabilities,
+            provisioning: parameters.provisioning,
+            access: parameters.access,
+        },
         topology,
     ))
 }

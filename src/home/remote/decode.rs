@@ -290,6 +290,7 @@ pub(super) fn expanded(reply: &pb::ExpandReply) -> Result<Expanded> {
 pub(super) fn capacity_query(request: pb::GetCapacityRequest) -> Result<CapacityQuery> {
     let unspecified = request.provisioning == i32::from(pb::Provisioning::Unspecified);
     Ok(CapacityQuery {
+        access: Access::Local,
         pool: optional(&request.pool)?,
         capabilities: capabilities(request.capabilities)?,
         provisioning: if unspecified { None } else { Some(provisioning(request.provisioning)?) },
