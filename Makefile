@@ -79,9 +79,11 @@ model: ## STEPS random calls against the model of the specification, a million b
 e2e: prepare-e2e ## Tests on a real Kubernetes of two nodes with the chart and the sidecars; KEEP=1 keeps it running, BINARY=PATH tests that driver (root)
 	@$(TIMED) e2e tests/kubernetes/run $(TESTS)
 
-guests: prepare-guests ## Tests on a kernel with device-mapper, in small QEMU guests; TESTS="raw_block" runs a part (root)
+# GUESTS=guests-soak runs the long ones.
+GUESTS ?= guests
+guests: prepare-guests ## Tests on kernels with device-mapper and NVMe/TCP, in small QEMU guests; TESTS="raw_block" runs a part (root)
 	@$(TIMED) guests tests/guests/build $${CARGO_TARGET_DIR:-target}/guests
-	@$(TIMED) guests $(CARGO) nextest run --locked --profile guests --test guests $(TESTS)
+	@$(TIMED) guests $(CARGO) nextest run --locked --profile $(GUESTS) --test guests $(TESTS)
 
 # The time for each fuzz target, in seconds.
 T ?= 20
@@ -92,8 +94,9 @@ fuzz: ## Runs every fuzz target for T seconds, 20 by default: make fuzz T=60 (ro
 unit: ## Unit and black-box tests (root)
 	@$(TIMED) unit $(CARGO) nextest run --locked
 
-soak: ## Long tests, for hours: power cuts, kills, random calls, fuzzing (root)
+soak: ## Long tests, for hours: power cuts, kills, random calls, guests on two kernels, fuzzing (root)
 	$(MAKE) power N=2000
 	$(MAKE) torture N=1000
 	$(MAKE) model STEPS=1000000
+	$(MAKE) guests GUESTS=guests-soak
 	$(MAKE) fuzz T=1200

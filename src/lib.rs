@@ -17,7 +17,7 @@
 //!  tls                 certificates, and the identity of the peer of a connection between daemons
 //!  telemetry           logs, metrics, health
 //!  wire                ports, sockets and channels: limits of each client, errors between daemons, threads for calls
-//!  pool | fs | linear  the storage of volumes | ext4, XFS: probe, create, check, grow | device-mapper devices over a volume's device
+//!  pool | fs | linear | export  the storage of volumes | ext4, XFS: probe, create, check, grow | device-mapper devices over a volume's device | exports to other nodes
 //!  os | types          the only system calls, unsafe code and child processes | validated types, used by all
 //!  testing             test infrastructure, only with the feature of that name
 //! ```

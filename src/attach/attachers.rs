@@ -1,6 +1,6 @@
 //! All ways to attach volumes of a node.
 
-use super::{Attach, Attached, Local, Wanted};
+use super::{Attach, Attached, Local, NvmeTcp, Wanted};
 use crate::home::DeviceAddress;
 use crate::os::DevNum;
 use crate::types::{Error, Kind, Result, VolumeId};
@@ -9,17 +9,26 @@ use crate::types::{Error, Kind, Result, VolumeId};
 /// is detached and found also when nobody knows any more how it was attached.
 pub struct Attachers {
     local: Local,
+    nvme_tcp: Option<NvmeTcp>,
 }
 
 impl Attachers {
     /// With the ways of this node.
     #[must_use]
     pub fn new(local: Local) -> Self {
-        Self { local }
+        Self { local, nvme_tcp: None }
     }
 
-    fn all(&self) -> [&dyn Attach; 1] {
-        [&self.local]
+    /// The same, and volumes that other nodes export.
+    #[must_use]
+    pub fn with_nvme_tcp(self, nvme_tcp: NvmeTcp) -> Self {
+        Self { nvme_tcp: Some(nvme_tcp), ..self }
+    }
+
+    /// Connections first: they end with a volume's detaching on this node alone, whatever the home node says to it.
+    fn all(&self) -> impl Iterator<Item = &dyn Attach> {
+        let nvme_tcp = self.nvme_tcp.iter().map(|way| -> &dyn Attach { way });
+        nvme_tcp.chain(std::iter::once::<&dyn Attach>(&self.local))
     }
 
     fn first<T>(&self, ask: impl Fn(&dyn Attach) -> Result<Option<T>>) -> Result<Option<T>> {
@@ -34,9 +43,10 @@ impl Attachers {
 
 impl Attach for Attachers {
     fn attach(&self, volume: &VolumeId, wanted: &Wanted) -> Result<Attached> {
-        match &wanted.at {
-            DeviceAddress::Local { .. } => self.local.attach(volume, wanted),
-            DeviceAddress::NvmeTcp(_) => Err(Error::new(
+        match (&wanted.at, &self.nvme_tcp) {
+            (DeviceAddress::Local { .. }, _) => self.local.attach(volume, wanted),
+            (DeviceAddress::NvmeTcp(_), Some(way)) => way.attach(volume, wanted),
+            (DeviceAddress::NvmeTcp(_), None) => Err(Error::new(
                 Kind::Unsupported,
                 format!("volume {volume} is exported by another node, and this node cannot use exports"),
             )),
@@ -44,7 +54,7 @@ impl Attach for Attachers {
     }
 
     fn detach(&self, volume: &VolumeId) -> Result<()> {
-        self.all().into_iter().try_for_each(|way| way.detach(volume))
+        self.all().try_for_each(|way| way.detach(volume))
     }
 
     fn device_of(&self, volume: &VolumeId) -> Result<Option<DevNum>> {

@@ -4,10 +4,12 @@
 
 mod attachers;
 mod local;
+mod nvme_tcp;
 mod read_only;
 
 pub use attachers::Attachers;
 pub use local::Local;
+pub use nvme_tcp::NvmeTcp;
 pub use read_only::ReadOnlyViews;
 
 use crate::home::{DeviceAddress, OpenVolume};

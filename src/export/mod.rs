@@ -1,57 +1,159 @@
-//! How a home node gives a volume's device to another node.
+//! Exports of volumes to other nodes.
+//!
+//! An export shows one device to one client. It is made complete before its port opens, so that a client which retries
+//! meanwhile never gets an error, and a live one is never changed. Its removal ([`Export::fence`]) proves that no request
+//! of the client is in flight any more.
+
+mod nvmet;
+mod worker;
+
+pub use nvmet::Nvmet;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::os::DevNum;
-use crate::types::{Changed, DhchapKey, HostNqn, Result, SubsystemNqn};
+use crate::os::{Deadline, DevNum, Dhchap};
+use crate::types::{Changed, DhchapKey, HostNqn, NvmeTcpAddress, Result, SubsystemNqn};
+
+/// What this node can export with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// It can, and whether it can authenticate clients.
+    Yes(Dhchap),
+    /// It cannot, with the reason and the next step.
+    No(String),
+}
 
 /// One export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
     /// Its name.
     pub subsystem: SubsystemNqn,
-    /// The uuid that its namespace reports.
+    /// The uuid that its namespace reports. It stays the same when the export is rebuilt.
     pub namespace: Uuid,
     /// The only client.
     pub host: HostNqn,
-    /// The client's key, where the kernels authenticate.
+    /// The key with which the client authenticates.
     pub key: Option<DhchapKey>,
-    /// Where it listens.
+    /// Where it listens. The port belongs to this export alone.
     pub listen: SocketAddr,
-    /// The device, for example `/dev/loop3`.
+    /// The device.
     pub device: PathBuf,
     /// Its number.
     pub number: DevNum,
 }
 
-/// Exports of this machine's kernel. All calls block and are idempotent; the caller serialises calls for one volume.
-pub trait Export: Send + Sync {
-    /// Whether exports check the key of their client (DH-HMAC-CHAP).
-    fn authenticates(&self) -> bool;
+impl Spec {
+    /// What the client needs to connect.
+    #[must_use]
+    pub fn address(&self) -> NvmeTcpAddress {
+        NvmeTcpAddress {
+            address: self.listen,
+            subsystem: self.subsystem,
+            host: self.host,
+            namespace: self.namespace,
+            key: self.key.clone(),
+        }
+    }
+}
 
-    /// Creates an export, or completes one. A client that connects meanwhile is refused and tries again; it never gets
-    /// an error.
+/// What is known of an export that is to be removed, besides its name. A crash can leave these parts without a link to
+/// the export.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// Its client.
+    pub host: Option<HostNqn>,
+    /// Where it listened.
+    pub listen: Option<SocketAddr>,
+}
+
+impl From<&Spec> for Remains {
+    fn from(spec: &Spec) -> Self {
+        Self { host: Some(spec.host), listen: Some(spec.listen) }
+    }
+}
+
+/// The result of a fence: in both cases nothing of the client can reach the device any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fenced {
+    /// The export was removed.
+    Now,
+    /// There was none.
+    Absent,
+}
+
+/// An export as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportState {
+    /// Its name in the kernel.
+    pub name: String,
+    /// The same as a type; `None` for a name of a later release.
+    pub subsystem: Option<SubsystemNqn>,
+    /// The path of its device; `None` before it has one.
+    pub device: Option<PathBuf>,
+    /// The number of that device, if it exists.
+    pub number: Option<DevNum>,
+    /// Whether the namespace is enabled, according to the kernel. It reads as disabled also while requests still run.
+    pub namespace: Enabled,
+    /// The ports that show it: with none, no client can connect.
+    pub ports: Vec<u16>,
+    /// The number of clients that may connect.
+    pub hosts: usize,
+    /// The TCP connections to its ports now.
+    pub connections: usize,
+}
+
+/// Whether a namespace is enabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enabled {
+    /// It is.
+    Yes,
+    /// It reads so.
+    No,
+}
+
+/// Exports devices to clients. All calls block and are idempotent: they look at the kernel first, and repeat safely after
+/// a crash at any point. The caller prevents concurrent calls for one volume.
+pub trait Export: Send + Sync {
+    /// Whether this node can export. A positive result is cached.
     ///
     /// # Errors
-    /// `Precondition` when the export is in use and differs; `Unsupported` when the kernel cannot export; `Busy`;
-    /// `Internal`.
+    /// `Internal` when the kernel cannot be queried.
+    fn support(&self) -> Result<Support>;
+
+    /// Creates the export, or continues an incomplete one. The client can connect when this returns.
+    ///
+    /// # Errors
+    /// `Precondition` when this node cannot export, or when a complete export has this name and differs, naming the
+    /// difference: nothing of it is changed; `InUse` when the port or address is not free; `Busy` when the NVMe target
+    /// is busy, naming with what; `Internal`.
     fn ensure(&self, spec: &Spec) -> Result<Changed>;
 
-    /// Ends an export: after it returned, nothing that its client sent reaches the device any more. `No` when there is
-    /// none.
+    /// Removes an export. When this returns, nothing of the client can reach the device any more, and all its requests
+    /// have finished.
     ///
     /// # Errors
-    /// `Busy` when requests do not end within `limit`, naming the device: the export stays as it is then, closed to
-    /// its client, and a later call continues. `Internal`.
-    fn fence(&self, subsystem: &SubsystemNqn, limit: Duration) -> Result<Changed>;
+    /// `Busy` when requests are still in flight at the deadline, naming the device; the next call continues. `Busy` when
+    /// the NVMe target is busy, naming with what; `Internal`.
+    fn fence(&self, subsystem: &SubsystemNqn, remains: &Remains, deadline: Deadline) -> Result<Fenced>;
 
-    /// The device of an export has another size: its client sees it.
+    /// Shows the client the device's new size.
+    ///
+    /// # Errors
+    /// `Precondition` when there is no such export; `Busy`, `Internal`.
+    fn resized(&self, subsystem: &SubsystemNqn) -> Result<()>;
+
+    /// Every export of Holdfast in this kernel.
     ///
     /// # Errors
     /// `Internal`.
-    fn resized(&self, subsystem: &SubsystemNqn) -> Result<()>;
+    fn exports(&self) -> Result<Vec<ExportState>>;
+
+    /// The exports of a device, of Holdfast and of others, enabled or not. An export is invisible to O_EXCL.
+    ///
+    /// # Errors
+    /// `Internal`.
+    fn exported_device(&self, device: DevNum) -> Result<Vec<String>>;
 }

@@ -10,9 +10,10 @@ use super::fabric::Fabric;
 use super::local::Shared;
 use super::record::{AttachPath, Attachment, ExportRecord, GrantState, Record, VolumeRecord};
 use super::state::PoolState;
-use crate::export::Spec;
-use crate::pool::{ActiveDevice, Object, Stable};
-use crate::types::{Access, DhchapKey, Error, HostNqn, Kind, NodeId, NvmeTcpAddress, Result, SubsystemNqn};
+use crate::export::{Spec, Support};
+use crate::os::Dhchap;
+use crate::pool::{Object, Stable};
+use crate::types::{Access, DhchapKey, Error, HostNqn, Kind, NodeId, Result, SubsystemNqn};
 
 impl Shared {
     /// How a node may reach a volume.
@@ -58,7 +59,10 @@ impl Shared {
     /// # Errors
     /// `Internal` without random numbers for a key.
     pub(super) fn new_export(&self, port: u16) -> Result<(Uuid, ExportRecord)> {
-        let key = if self.fabric()?.export.authenticates() { Some(DhchapKey::random()?) } else { None };
+        let key = match self.fabric()?.export.support()? {
+            Support::Yes(Dhchap::Yes) => Some(DhchapKey::random()?),
+            Support::Yes(Dhchap::No) | Support::No(_) => None,
+        };
         Ok((Uuid::new_v4(), ExportRecord { port, host: HostNqn::random(), namespace: Uuid::new_v4(), key }))
     }
 
@@ -102,15 +106,17 @@ impl Shared {
         let (nqn, export) = export_of(record, attachment)?;
         let device = state.devices()?.activate(record.uuid, &record.geometry())?;
         state.devices()?.set_stable(record.uuid, Stable::Yes)?;
-        let listen = fabric.at(export.port);
-        fabric.export.ensure(&spec(nqn, export, listen, &device))?;
-        Ok(DeviceAddress::NvmeTcp(Box::new(NvmeTcpAddress {
-            address: listen,
+        let spec = Spec {
             subsystem: nqn,
-            host: export.host,
             namespace: export.namespace,
+            host: export.host,
             key: export.key.clone(),
-        })))
+            listen: fabric.at(export.port),
+            device: device.path,
+            number: device.number,
+        };
+        fabric.export.ensure(&spec)?;
+        Ok(DeviceAddress::NvmeTcp(Box::new(spec.address())))
     }
 
     /// A record that was read: its port is taken, and its export is created again, or its end is continued. For each
@@ -181,17 +187,5 @@ pub(super) fn export_of<'a>(
                 attachment.node
             ),
         )),
-    }
-}
-
-fn spec(nqn: SubsystemNqn, export: &ExportRecord, listen: std::net::SocketAddr, device: &ActiveDevice) -> Spec {
-    Spec {
-        subsystem: nqn,
-        namespace: export.namespace,
-        host: export.host,
-        key: export.key.clone(),
-        listen,
-        device: device.path.clone(),
-        number: device.number,
     }
 }

@@ -9,8 +9,10 @@ use super::export::export_of;
 use super::local::Shared;
 use super::record::{AttachPath, Attachment, GrantState, VolumeRecord};
 use super::state::PoolState;
+use crate::export::Remains;
+use crate::os::Deadline;
 use crate::pool::Stable;
-use crate::types::Result;
+use crate::types::{Error, Kind, Result};
 
 /// How long requests in flight may take to end: less than the callers' deadlines, so that they get the reason.
 const DRAINING: Duration = Duration::from_secs(8);
@@ -44,8 +46,13 @@ impl Shared {
 
     /// Steps 2 and 3, for one attachment. Its port stays taken until the record is stored without it.
     pub(super) fn fence(&self, state: &PoolState, record: &VolumeRecord, attachment: &Attachment) -> Result<()> {
-        let (nqn, _) = export_of(record, attachment)?;
-        self.fabric()?.export.fence(&nqn, DRAINING)?;
+        let (nqn, export) = export_of(record, attachment)?;
+        let fabric = self.fabric()?;
+        let remains = Remains { host: Some(export.host), listen: Some(fabric.at(export.port)) };
+        let deadlines = [Deadline::current(), Deadline::after(DRAINING)];
+        let deadline = deadlines.into_iter().flatten().min();
+        let deadline = deadline.ok_or_else(|| Error::new(Kind::Internal, "this machine's clock has no time left"))?;
+        fabric.export.fence(&nqn, &remains, deadline)?;
         state.devices()?.set_stable(record.uuid, Stable::No)?;
         info!(volume = %record.handle, node = %attachment.node, epoch = attachment.epoch, "the node can no longer write to the volume");
         Ok(())

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::Node;
-use crate::home::OpenVolume;
-use crate::types::{ClaimName, Named, Result, VolumeId};
+use crate::home::{DeviceAddress, OpenVolume};
+use crate::types::{ClaimName, Error, Kind, Named, Result, VolumeId};
 
 /// The claims, of volumes that have one.
 #[derive(Debug, Default)]

@@ -21,7 +21,7 @@ use super::slots::Slots;
 use crate::attach::{Attach, Attached, Wanted};
 use crate::fs::probe::{self, Contents, Found, Health, Superblock};
 use crate::fs::{self, Checked, MkfsOptions, signature};
-use crate::home::{FormatState, Home, LockGuard, OpenVolume, ReadOnly};
+use crate::home::{DeviceAddress, FormatState, Home, LockGuard, OpenVolume, ReadOnly};
 use crate::os::{BlockDevice, Holder, Os};
 use crate::types::{Error, FsType, FsckPolicy, Kind, NodeId, OsContext, Result, VolumeId};
 
@@ -87,6 +87,10 @@ impl Formatter<'_> {
         }
         let options = MkfsOptions::parse(self.fs, &self.opened.mkfs_options)?;
 
+        if let DeviceAddress::NvmeTcp(_) = self.opened.at {
+            // The home node ends the export, which proves that nothing is in flight, and answers with another one.
+            self.attach.detach(self.volume)?;
+        }
         let formatting = self.home.begin_format(self.volume, self.node, self.fs)?;
         let wanted = Wanted { at: formatting.at, ..Wanted::from(self.opened) };
         let attached = self.attach(&wanted)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Node;
 use crate::home::Changed;
-use crate::os::{Holder, MountEntry};
+use crate::os::{DevNum, Holder, MountEntry};
 use crate::types::{Error, Kind, OsContext, Result, VolumeId};
 
 /// The number of extra mounts removed from a path, in case another process mounts there meanwhile.
@@ -67,7 +67,7 @@ impl Node {
             // is gone.
             Some(device) => {
                 self.os.is_device_empty(device).at(|| format!("read the state of block device {device}"))?
-                    || self.home(volume).map_or(Ok(false), |home| home.was_given(volume, device))?
+                    || self.was_given(volume, device)?
             }
             None => false,
         };
@@ -77,6 +77,17 @@ impl Node {
                 Ok(true)
             }
             found => found.map(|found| found.is_some()),
+        }
+    }
+
+    /// Whether pods of a volume may have a device. Only this node's own home knows that; a device over the network
+    /// belongs to the volume by the name of its export.
+    fn was_given(&self, volume: &VolumeId, device: DevNum) -> Result<bool> {
+        let Ok(home) = self.home(volume) else { return Ok(false) };
+        match home.was_given(volume, device) {
+            Ok(given) => Ok(given),
+            Err(error) if error.kind() == Kind::Unsupported => Ok(false),
+            Err(error) => Err(error),
         }
     }
 

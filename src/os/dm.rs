@@ -5,27 +5,23 @@
 //! event has flags that tell its rules to ignore the device: no probing, no links, no LVM scan). Does not know volumes;
 //! `attach` does.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use uuid::Uuid;
 
 use super::blockstack::{by_number, number_of, went_away};
 use super::dm_ioctl::{AS_LOADED, Command, DmTarget, NO_FLUSH, NO_FREEZE, READ_ONLY, Reply, Request, SUSPENDED};
+use super::miscdev::{listed_minor, open_misc};
 use super::{Call, DevNum, Os};
 
 /// The path of the control node on a system with devtmpfs or udev.
 const CONTROL: &str = "/dev/mapper/control";
-/// MISC_MAJOR and MAPPER_CTRL_MINOR of include/uapi/linux/major.h and include/linux/miscdevice.h. Opening this number
-/// loads the module if there is one.
-const MISC_MAJOR: u64 = 10;
+/// MAPPER_CTRL_MINOR of include/linux/miscdevice.h. Opening this number loads the module if there is one.
 const CONTROL_MINOR: u64 = 236;
 /// DM_UDEV_DISABLE_DM_RULES, _SUBSYSTEM_RULES, _DISK_RULES, _OTHER_RULES, _LIBRARY_FALLBACK, and
 /// DM_UDEV_PRIMARY_SOURCE_FLAG, without which the rules ignore the others (libdevmapper.h).
@@ -241,13 +237,7 @@ fn drawn_minor() -> io::Result<u64> {
 
 /// Opens the control node: that of /dev if it is correct, otherwise one of our own; `None` when the kernel has none.
 fn control() -> io::Result<Option<File>> {
-    let wanted = makedev(MISC_MAJOR, control_minor()?);
-    let is_control = |meta: &fs::Metadata| meta.file_type().is_char_device() && meta.rdev() == wanted;
-    let opened = match fs::metadata(CONTROL) {
-        Ok(meta) if is_control(&meta) => OpenOptions::new().read(true).write(true).open(CONTROL),
-        _ => through_private_node(wanted),
-    };
-    match opened {
+    match open_misc(Path::new(CONTROL), control_minor()?) {
         Ok(file) => Ok(Some(file)),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Ok(None),
         Err(error) => Err(error),
@@ -260,38 +250,7 @@ fn control_must_be() -> io::Result<File> {
 
 /// The minor of the control node in /proc/misc. While the module is not loaded: its fixed minor since Linux 2.6.36.
 fn control_minor() -> io::Result<u64> {
-    let table = match fs::read_to_string("/proc/misc") {
-        Ok(table) => table,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error),
-    };
-    Ok(misc_minor(&table, "device-mapper").unwrap_or(CONTROL_MINOR))
-}
-
-/// The minor of a name in the text of /proc/misc.
-fn misc_minor(table: &str, name: &str) -> Option<u64> {
-    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    fields.into_iter().find_map(|fields| match fields.as_slice() {
-        [minor, found] if *found == name => minor.parse().ok(),
-        _ => None,
-    })
-}
-
-/// Opens a character device through a device node of our own, which is then removed. It is in /dev, because other
-/// filesystems are often mounted `nodev`.
-fn through_private_node(device: u64) -> io::Result<File> {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let path = PathBuf::from(format!("/dev/.holdfast-{}-{count}", std::process::id()));
-    let made = || mknod(&path, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, device);
-    match made() {
-        // Left by a killed process with the same process id.
-        Err(nix::errno::Errno::EEXIST) => fs::remove_file(&path).and_then(|()| made().map_err(Into::into))?,
-        result => result?,
-    }
-    let opened = OpenOptions::new().read(true).write(true).open(&path);
-    fs::remove_file(&path)?;
-    opened
+    Ok(listed_minor("device-mapper")?.unwrap_or(CONTROL_MINOR))
 }
 
 /// The device of a sysfs directory; `None` when it is not device-mapper's, or disappeared.
@@ -312,14 +271,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_control_node_s_minor_is_read_from_proc_misc() {
-        let table = "235 autofs\n234 btrfs-control\n 61 device-mapper\n";
-        assert_eq!(misc_minor(table, "device-mapper"), Some(61));
-        assert_eq!(misc_minor("235 autofs\n", "device-mapper"), None);
-        assert_eq!(misc_minor("x device-mapper\n", "device-mapper"), None);
-    }
-
-    #[test]
     fn drawn_numbers_are_in_the_range_and_differ() {
         let drawn: Vec<_> = (0..64).map(|_| drawn_minor().unwrap()).collect();
         assert!(drawn.iter().all(|minor| MINORS.contains(minor)), "{drawn:?}");
@@ -330,7 +281,7 @@ mod tests {
     fn a_kernel_is_asked_whether_it_has_device_mapper() {
         // In both cases the answer agrees with the kernel's list, and nothing stays in /dev.
         let support = Os::new().dm_support().unwrap();
-        let listed = misc_minor(&fs::read_to_string("/proc/misc").unwrap(), "device-mapper").is_some();
+        let listed = listed_minor("device-mapper").unwrap().is_some();
         assert_eq!(matches!(support, DmSupport::Yes(_)), listed, "{support:?}");
         let ours = format!(".holdfast-{}-", std::process::id());
         let left = fs::read_dir("/dev").unwrap().flatten();

@@ -32,9 +32,12 @@ mod loopnumbers;
 mod looptable;
 mod loopview;
 mod memory;
+mod miscdev;
 mod mount;
 mod mountinfo;
 mod namespace;
+mod nvme;
+mod nvmet;
 mod owner;
 mod root;
 mod seen;
@@ -66,6 +69,8 @@ pub use loopview::LoopView;
 pub use mount::MountFlags;
 pub use mountinfo::{MountEntry, MountTable, MountTexts};
 pub use namespace::Visibility;
+pub use nvme::{NvmeConnect, NvmeController, NvmeNamespace, NvmeSupport};
+pub use nvmet::{Dhchap, NvmetLinks, NvmetObject, NvmetSupport};
 pub use owner::OwnerLock;
 pub use root::{Root, Shown};
 pub use seen::Seen;
@@ -147,6 +152,20 @@ pub enum Call {
     DmList,
     DeviceStack,
     DeviceNode,
+    BoundDevices,
+    NvmetSupport,
+    NvmetList,
+    NvmetGet,
+    NvmetCreate,
+    NvmetRemove,
+    NvmetSet,
+    NvmetLink,
+    NvmetUnlink,
+    NvmeSupport,
+    NvmeList,
+    NvmeConnect,
+    NvmeDelete,
+    NvmeRescan,
 }
 
 /// Runs before and after every call; injected by tests, never selected by `cfg!(test)`.
@@ -183,6 +202,8 @@ struct Inner {
     open_files: OnceLock<limits::OpenFiles>,
     /// Requests to mounted filesystems without a result yet.
     asked: Mutex<HashMap<DevNum, Arc<answers::Question>>>,
+    /// Calls to the NVMe host driver that were abandoned and still run.
+    nvme_waits: nvme::Waits,
 }
 
 impl Os {
@@ -208,6 +229,7 @@ impl Os {
             unanswered: answered::Unanswered::default(),
             open_files: OnceLock::new(),
             asked: Mutex::default(),
+            nvme_waits: nvme::Waits::default(),
         };
         Self { inner: Arc::new(inner), root: None }
     }

@@ -13,7 +13,9 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::nvmet::exports_of;
 use super::{Call, DevNum, MountEntry, MountTable, Os};
 
 /// The most processes that are named.
@@ -43,6 +45,8 @@ pub enum DeviceUse {
     Below(String),
     /// A process has it open.
     Open(Process),
+    /// The NVMe target has it as a namespace of this subsystem, ours or another one. O_EXCL does not see that.
+    Exported(String),
 }
 
 impl fmt::Display for Process {
@@ -61,6 +65,7 @@ impl fmt::Display for DeviceUse {
             Self::Bound(at, process) => write!(f, "bound to {}{}", at.display(), inside(process)),
             Self::Below(device) => write!(f, "below {device}"),
             Self::Open(process) => write!(f, "open in {process}"),
+            Self::Exported(subsystem) => write!(f, "exported over NVMe as {subsystem}"),
         }
     }
 }
@@ -136,11 +141,11 @@ impl Os {
     }
 
     /// Every use of a device: mounts and bind-mounted device nodes in all readable mount namespaces, devices on top of
-    /// it, and at most five processes that have it open. For decisions about one device and for messages: it reads all
+    /// it, its exports over NVMe, and at most five processes that have it open. For decisions about one device and for messages: it reads all
     /// of /proc.
     ///
     /// # Errors
-    /// Those of reading our own mounts. Uses that start, end or hide meanwhile are missed.
+    /// Those of reading our own mounts, and configfs. Uses that start, end or hide meanwhile are missed.
     pub fn device_users(&self, device: DevNum) -> io::Result<Vec<DeviceUse>> {
         self.call(Call::DeviceUsers, &device, || {
             let mut found = Vec::new();
@@ -149,10 +154,20 @@ impl Os {
                 found.extend(namespace.table()?.uses_below(&namespace.root, device, process.as_ref()));
                 Ok(())
             })?;
+            found.extend(exports_of(device)?.into_iter().map(DeviceUse::Exported));
             found.extend(self.on_top_of(device, &found)?.into_iter().map(DeviceUse::Below));
             found.extend(with_it_open(device).into_iter().map(DeviceUse::Open));
             Ok(found)
         })
+    }
+
+    /// The devices whose device nodes are bind-mounted in any readable mount namespace now: a container with such a node
+    /// sees the next device with that number.
+    ///
+    /// # Errors
+    /// Those of reading our own mounts.
+    pub fn bound_devices(&self) -> io::Result<Arc<HashSet<DevNum>>> {
+        self.call(Call::BoundDevices, &"/proc", || self.inner.bound_nodes.share(bound_block_devices))
     }
 
     /// Devices on top of this one: those in sysfs, and loop devices over its device node or over a path of a bind mount of

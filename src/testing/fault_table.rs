@@ -41,6 +41,9 @@ const EUCLEAN: Fault = Errno(libc::EUCLEAN);
 const ENODEV: Fault = Errno(libc::ENODEV);
 const EINVAL: Fault = Errno(libc::EINVAL);
 const EFBIG: Fault = Errno(libc::EFBIG);
+const EADDRINUSE: Fault = Errno(libc::EADDRINUSE);
+const EADDRNOTAVAIL: Fault = Errno(libc::EADDRNOTAVAIL);
+const ECONNREFUSED: Fault = Errno(libc::ECONNREFUSED);
 const ENOLCK: Fault = Errno(libc::ENOLCK);
 
 /// The first of a row is the commonest: it stands for the others where one is enough.
@@ -94,6 +97,16 @@ pub fn row(call: Call) -> Row {
         Call::DmResume => Acts(&[EIO, ENOMEM, EINTR]),
         Call::DmRemove => Acts(&[EIO]),
         Call::DeviceNode => Acts(&[EIO, ENOSPC, EROFS]),
+        Call::BoundDevices => Asks(&[EIO]),
+        Call::NvmetSupport | Call::NvmetList | Call::NvmetGet | Call::NvmeSupport | Call::NvmeList => Asks(&[EIO]),
+        Call::NvmetCreate => Acts(&[ENOMEM, EIO]),
+        Call::NvmetRemove => Acts(&[EBUSY, EIO]),
+        Call::NvmetSet => Acts(&[EBUSY, ENOMEM, EINVAL]),
+        Call::NvmetLink => Acts(&[ENOMEM, EADDRINUSE, EADDRNOTAVAIL]),
+        Call::NvmetUnlink => Acts(&[EIO]),
+        Call::NvmeConnect => Acts(&[ECONNREFUSED, EIO, TimedOut]),
+        Call::NvmeDelete => Acts(&[EIO, TimedOut]),
+        Call::NvmeRescan => Acts(&[EIO]),
         Call::Start => Unused("only the demonstration starts a child that stays"),
     }
 }

@@ -7,13 +7,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::harness::await_that;
-use crate::root;
+use crate::root::{self, Kernel};
 
 /// How long a guest may take to boot, and one command to finish: emulated, on a busy machine.
 const BOOT: Duration = Duration::from_secs(120);
@@ -26,9 +27,75 @@ const SHOWN: usize = 40;
 pub(crate) struct Guest {
     name: String,
     directory: tempfile::TempDir,
+    machine: Machine,
     qemu: Child,
     channel: BufReader<UnixStream>,
     sent: u64,
+}
+
+/// What a guest is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    /// Its kernel.
+    pub(crate) kernel: Kernel,
+    /// Its root, which guests may share.
+    pub(crate) root: Arc<Image>,
+    /// Its disks: /dev/vdb and on.
+    pub(crate) disks: Vec<PathBuf>,
+    /// Its network.
+    pub(crate) link: Option<Link>,
+}
+
+/// The image of a root.
+#[derive(Debug)]
+pub(crate) struct Image(tempfile::TempDir);
+
+impl Image {
+    /// A new one.
+    pub(crate) fn new() -> Arc<Self> {
+        let directory = tempfile::Builder::new().prefix("holdfast-guest-").tempdir().unwrap();
+        root::make(&directory.path().join("root"));
+        Arc::new(Self(directory))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("root")
+    }
+}
+
+/// A cable between two guests. One of them may end and start again.
+#[derive(Debug)]
+pub(crate) struct Wire(tempfile::TempDir);
+
+impl Wire {
+    /// Both ends of a new one: 10.0.0.1 and 10.0.0.2.
+    pub(crate) fn ends() -> [Link; 2] {
+        let wire = Arc::new(Self(tempfile::Builder::new().prefix("holdfast-wire-").tempdir().unwrap()));
+        [1, 2].map(|end| Link { wire: Arc::clone(&wire), end })
+    }
+}
+
+/// One end of a cable.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    wire: Arc<Wire>,
+    end: u8,
+}
+
+impl Link {
+    fn arguments(&self) -> [String; 4] {
+        let path = |end: u8| self.wire.0.path().join(end.to_string());
+        let (own, peer) = (path(self.end), path(3 - self.end));
+        // Left by a guest that was killed.
+        let _ = fs::remove_file(&own);
+        let netdev = format!(
+            "dgram,id=net,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+            own.display(),
+            peer.display()
+        );
+        let card = format!("virtio-net-pci,netdev=net,mac=52:54:00:00:00:0{},romfile=", self.end);
+        ["-netdev".to_owned(), netdev, "-device".to_owned(), card]
+    }
 }
 
 /// The exit status of a command and its output, both streams together.
@@ -39,25 +106,55 @@ pub(crate) struct Answer {
 }
 
 impl Guest {
-    /// Boots a guest with a root of its own; its disks, if any, are /dev/vdb and on.
+    /// Boots a guest with a root of its own and the newest kernel; its disks, if any, are /dev/vdb and on.
     pub(crate) fn boot(name: &str, disks: &[&Path]) -> Self {
+        let disks = disks.iter().map(|disk| disk.to_path_buf()).collect();
+        Self::start(name, Machine { kernel: Kernel::Newest, root: Image::new(), disks, link: None })
+    }
+
+    /// Boots a guest.
+    pub(crate) fn start(name: &str, machine: Machine) -> Self {
         let directory = tempfile::Builder::new().prefix("holdfast-guest-").tempdir().unwrap();
-        let image = directory.path().join("root");
-        root::make(&image);
-        let mut qemu = start(directory.path(), &image, disks);
-        let socket = directory.path().join("command");
-        let mut connected = None;
-        await_that("QEMU opens its sockets", BOOT, || {
-            connected = UnixStream::connect(&socket).ok();
-            let ended = qemu.try_wait().unwrap();
-            assert!(ended.is_none(), "QEMU ended: {}", said(directory.path(), "qemu"));
-            connected.is_some()
-        });
-        let channel = BufReader::new(connected.unwrap());
-        let mut guest = Self { name: name.to_owned(), directory, qemu, channel, sent: 0 };
-        guest.wait(BOOT);
-        guest.until(|line| line.starts_with("READY "));
+        let (qemu, channel) = started(directory.path(), &machine);
+        let mut guest = Self { name: name.to_owned(), directory, machine, qemu, channel, sent: 0 };
+        guest.await_ready();
         guest
+    }
+
+    fn await_ready(&mut self) {
+        self.wait(BOOT);
+        self.until(|line| line.starts_with("READY "));
+    }
+
+    /// Ends the guest at once, as a machine ends whose kernel dies: what its disks acknowledged stays.
+    pub(crate) fn kill(&mut self) {
+        self.qemu.kill().unwrap();
+        self.qemu.wait().unwrap();
+    }
+
+    /// Boots it again after [`Guest::kill`].
+    pub(crate) fn boot_again(&mut self) {
+        (self.qemu, self.channel) = started(self.directory.path(), &self.machine);
+        self.await_ready();
+    }
+
+    /// Limits a disk, of which /dev/vdb is 1, to so many requests a second; 0 is no limit.
+    pub(crate) fn throttle(&mut self, disk: usize, requests: u32) {
+        let socket = UnixStream::connect(self.directory.path().join("qmp")).unwrap();
+        socket.set_read_timeout(Some(COMMAND)).unwrap();
+        let mut monitor = BufReader::new(socket);
+        let limit = format!(
+            r#"{{"execute":"block_set_io_throttle","arguments":{{"id":"/machine/peripheral/card{disk}/virtio-backend","bps":0,"bps_rd":0,"bps_wr":0,"iops":{requests},"iops_rd":0,"iops_wr":0}}}}"#
+        );
+        for command in [r#"{"execute":"qmp_capabilities"}"#, &limit] {
+            writeln!(monitor.get_mut(), "{command}").unwrap();
+            let mut line = String::new();
+            while !line.contains("\"return\"") {
+                line.clear();
+                assert_ne!(monitor.read_line(&mut line).unwrap(), 0, "QEMU closed its monitor");
+                assert!(!line.contains("\"error\""), "{command}: {line}");
+            }
+        }
     }
 
     /// Runs a line of shell.
@@ -124,25 +221,52 @@ impl Drop for Guest {
     }
 }
 
-fn start(directory: &Path, image: &Path, disks: &[&Path]) -> Child {
-    let prepared = root::prepared();
+/// Starts QEMU and connects to the guest's command channel.
+fn started(directory: &Path, machine: &Machine) -> (Child, BufReader<UnixStream>) {
+    let mut qemu = start(directory, machine);
+    let socket = directory.join("command");
+    let mut connected = None;
+    await_that("QEMU opens its sockets", BOOT, || {
+        connected = UnixStream::connect(&socket).ok();
+        let ended = qemu.try_wait().unwrap();
+        assert!(ended.is_none(), "QEMU ended: {}", said(directory, "qemu"));
+        connected.is_some()
+    });
+    (qemu, BufReader::new(connected.unwrap()))
+}
+
+fn start(directory: &Path, machine: &Machine) -> Child {
+    let prepared = machine.kernel.directory();
     let mut qemu = Command::new("qemu-system-x86_64");
     // One processor: emulated, two are slower. `max` has RDRAND, without which the first random number takes seconds.
     qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35", "-smp", "1", "-m", "1024"]);
     qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
     qemu.arg("-kernel").arg(prepared.join("vmlinux")).arg("-initrd").arg(prepared.join("initramfs"));
     // no_timer_check: on a busy machine the check of the timer fails.
-    qemu.args(["-append", "console=ttyS0 panic=-1 reboot=t quiet mitigations=off no_timer_check"]);
-    qemu.arg("-serial").arg(format!("file:{}", directory.join("console").display()));
-    for (number, disk) in std::iter::once(&image).chain(disks).enumerate() {
-        let read_only = if number == 0 { "on" } else { "off" };
-        let drive =
-            format!("file={},if=none,id=disk{number},format=raw,cache=unsafe,readonly={read_only}", disk.display());
-        qemu.arg("-drive").arg(drive).arg("-device").arg(format!("virtio-blk-pci,drive=disk{number}"));
+    let mut line = "console=ttyS0 panic=-1 reboot=t quiet mitigations=off no_timer_check net.ifnames=0".to_owned();
+    if let Some(link) = &machine.link {
+        line.push_str(&format!(" holdfast.address=10.0.0.{}/24", link.end));
+        qemu.args(link.arguments());
     }
-    let socket = directory.join("command");
+    qemu.arg("-append").arg(line);
+    qemu.arg("-chardev").arg(format!("file,id=console,path={},append=on", directory.join("console").display()));
+    qemu.args(["-serial", "chardev:console"]);
+    let image = machine.root.path();
+    for (number, disk) in std::iter::once(&image).chain(&machine.disks).enumerate() {
+        let (read_only, locking) = if number == 0 { ("on", "off") } else { ("off", "auto") };
+        let drive = format!(
+            "file={},if=none,id=disk{number},format=raw,cache=unsafe,readonly={read_only},file.locking={locking}",
+            disk.display()
+        );
+        qemu.arg("-drive").arg(drive).arg("-device").arg(format!("virtio-blk-pci,drive=disk{number},id=card{number}"));
+    }
+    let (socket, monitor) = (directory.join("command"), directory.join("qmp"));
+    for left in [&socket, &monitor] {
+        let _ = fs::remove_file(left);
+    }
     qemu.args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=command,name=command"]);
     qemu.arg("-chardev").arg(format!("socket,id=command,path={},server=on,wait=off", socket.display()));
+    qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
     let log = OpenOptions::new().create(true).append(true).open(directory.join("qemu")).unwrap();
     qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     qemu.spawn().unwrap_or_else(|error| panic!("qemu-system-x86_64 cannot be started ({error}): run `make guests`"))

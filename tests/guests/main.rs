@@ -18,7 +18,10 @@
 #[allow(dead_code, unused_imports, reason = "guests use a part of what the black-box tests stand on")]
 mod harness;
 
+mod exports;
+mod fences;
 mod inside;
 mod machine;
 mod raw_block;
 mod root;
+mod soak;

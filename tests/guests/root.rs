@@ -24,14 +24,35 @@ const TOOLS: [&str; 12] = [
 /// Where filesystems of the running system are mounted.
 const MOUNT_POINTS: [&str; 6] = ["dev", "proc", "sys", "tmp", "run", "var"];
 
-/// The output of `tests/guests/build`.
-pub(crate) fn prepared() -> PathBuf {
-    let prepared = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("guests");
-    assert!(prepared.join("made").exists(), "{} has no kernel: run `make guests`", prepared.display());
-    prepared
+/// A kernel that guests run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    /// The newest of Debian's.
+    Newest,
+    /// The oldest one that `tests/guests/build` has: 6.1 where apt knows it.
+    Oldest,
 }
 
-/// Creates the image of a root.
+impl Kernel {
+    /// Its directory in the output of `tests/guests/build`.
+    pub(crate) fn directory(self) -> PathBuf {
+        let all = kernels();
+        match self {
+            Self::Newest => all.first().unwrap().clone(),
+            Self::Oldest => all.last().unwrap().clone(),
+        }
+    }
+}
+
+/// The output of `tests/guests/build`: a directory a kernel, the newest first.
+fn kernels() -> Vec<PathBuf> {
+    let prepared = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("guests");
+    let list = fs::read_to_string(prepared.join("kernels"));
+    let list = list.unwrap_or_else(|_| panic!("{} has no kernel: run `make guests`", prepared.display()));
+    list.lines().map(|series| prepared.join(series)).collect()
+}
+
+/// Creates the image of a root, for every kernel.
 pub(crate) fn make(image: &Path) {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
@@ -72,8 +93,10 @@ pub(crate) fn make(image: &Path) {
     }
     // The kernel loads modules by this path.
     symlink("/usr/bin/busybox", host("/usr/sbin/modprobe")).unwrap();
-    let modules = prepared().join("modules/lib/modules");
-    run("/usr/bin/env", &["cp", "-r", modules.to_str().unwrap(), host("/usr/lib").to_str().unwrap()]);
+    for kernel in kernels() {
+        let modules = kernel.join("modules/lib/modules");
+        run("/usr/bin/env", &["cp", "-r", modules.to_str().unwrap(), host("/usr/lib").to_str().unwrap()]);
+    }
     fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/agent"), root.join("agent")).unwrap();
     fs::write(root.join("etc/passwd"), "root:x:0:0::/tmp:/bin/sh\n").unwrap();
 

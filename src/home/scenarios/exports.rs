@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::*;
-use crate::export::{Export, Spec};
+use crate::export::{Export, ExportState, Fenced, Remains, Spec, Support};
+use crate::os::{Deadline, Dhchap};
 
 both_ways! {
     a_network_volume_is_exported_to_one_node_at_a_time,
@@ -33,8 +34,8 @@ struct Exports {
 }
 
 impl Export for Kernel {
-    fn authenticates(&self) -> bool {
-        true
+    fn support(&self) -> Result<Support> {
+        Ok(Support::Yes(Dhchap::Yes))
     }
 
     fn ensure(&self, spec: &Spec) -> Result<Changed> {
@@ -50,12 +51,23 @@ impl Export for Kernel {
         }
     }
 
-    fn fence(&self, subsystem: &SubsystemNqn, _limit: Duration) -> Result<Changed> {
+    fn fence(&self, subsystem: &SubsystemNqn, remains: &Remains, _deadline: Deadline) -> Result<Fenced> {
         let mut exports = self.0.lock().unwrap();
         if exports.stuck {
             return Err(Error::new(Kind::Busy, format!("requests to {subsystem} do not end")));
         }
-        Ok(exports.all.remove(&subsystem.to_string()).map_or(Changed::No, |_| Changed::Yes))
+        Ok(exports.all.remove(&subsystem.to_string()).map_or(Fenced::Absent, |spec| {
+            assert_eq!(*remains, Remains::from(&spec));
+            Fenced::Now
+        }))
+    }
+
+    fn exports(&self) -> Result<Vec<ExportState>> {
+        Ok(Vec::new())
+    }
+
+    fn exported_device(&self, _device: DevNum) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     fn resized(&self, subsystem: &SubsystemNqn) -> Result<()> {

@@ -1,0 +1,418 @@
+//! The kernel's NVMe host: connects to subsystems over TCP, lists controllers and their block devices, disconnects.
+//!
+//! /dev/nvme-fabrics and sysfs are used directly. With native multipath (nvme_core.multipath=Y) a namespace is the block
+//! device `nvmeXnY` of its subsystem, with a hidden path `nvmeXcZnY` for each controller; without it `nvmeXnY` belongs to
+//! the controller. Nothing here opens a block device: opening one whose target is away may hang. Does not know volumes;
+//! `attach` does.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::blockstack::{by_number, number_of, went_away};
+use super::miscdev::{listed_minor, open_misc};
+use super::{Call, DevNum, Dhchap, Os, Stopwatch};
+
+const FABRICS: &str = "/dev/nvme-fabrics";
+const CONTROLLERS: &str = "/sys/class/nvme";
+/// The most I/O queues of a connection; fewer with fewer processors.
+const QUEUES: usize = 4;
+/// How long a connection and a disconnection may take before the caller stops waiting. The kernel makes one connection at
+/// a time, and waits up to 3 s for a machine that does not answer.
+const CONNECT: Duration = Duration::from_secs(30);
+const DELETE: Duration = Duration::from_secs(30);
+
+/// The NVMe host driver of this kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NvmeSupport {
+    /// It can connect over TCP.
+    Yes(Dhchap),
+    /// It cannot, with the reason and how to change that.
+    No(String),
+}
+
+/// How to connect. `Debug` shows neither the host's name nor the secret.
+#[derive(Clone)]
+pub struct NvmeConnect {
+    /// Address and port of the target.
+    pub address: SocketAddr,
+    /// The subsystem.
+    pub subsystem: String,
+    /// The name that the target accepts.
+    pub host_nqn: String,
+    /// The id that belongs to the name.
+    pub host_id: Uuid,
+    /// The secret for DH-HMAC-CHAP.
+    pub secret: Option<String>,
+}
+
+impl fmt::Debug for NvmeConnect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NvmeConnect")
+            .field("address", &self.address)
+            .field("subsystem", &self.subsystem)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connection to a subsystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NvmeController {
+    /// Its number: `nvme3` has 3. The kernel uses it again.
+    pub instance: u32,
+    /// Its subsystem.
+    pub subsystem: String,
+    /// `tcp` for a connection over TCP.
+    pub transport: String,
+    /// Its address, as the kernel shows it.
+    pub address: String,
+    /// `live`, `connecting`, `deleting`, ..
+    pub state: String,
+    /// Its namespaces that have a block device.
+    pub namespaces: Vec<NvmeNamespace>,
+}
+
+/// The block device of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NvmeNamespace {
+    /// The device's name, such as `nvme0n1`.
+    pub name: String,
+    /// Its number.
+    pub number: DevNum,
+    /// The uuid that the namespace reports, if any.
+    pub uuid: Option<Uuid>,
+    /// The kernel's sequence number of this device, if it has any.
+    pub diskseq: Option<u64>,
+}
+
+/// Calls that were abandoned, by their object, and since when.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Waits(Arc<Mutex<HashMap<String, Stopwatch>>>);
+
+impl Waits {
+    fn with<T>(&self, act: impl FnOnce(&mut HashMap<String, Stopwatch>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs a call in a thread of its own, and waits for it up to a limit. While an abandoned one runs, the next one for
+    /// the same object fails.
+    fn within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        object: &str,
+        call: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let late = |age: Duration| {
+            let message = format!("{object} has not finished for {} s; the kernel still works on it", age.as_secs());
+            io::Error::new(io::ErrorKind::TimedOut, message)
+        };
+        let begun = Stopwatch::start();
+        let earlier = self.with(|waits| {
+            let earlier = waits.get(object).map(Stopwatch::elapsed);
+            if earlier.is_none() {
+                waits.insert(object.to_owned(), begun);
+            }
+            earlier
+        });
+        if let Some(age) = earlier {
+            return Err(late(age));
+        }
+        let (waits, key) = (self.clone(), object.to_owned());
+        let (answer, answered) = mpsc::sync_channel(1);
+        let work = move || {
+            let result = call();
+            waits.with(|waits| waits.remove(&key));
+            // The caller may have stopped waiting.
+            let _ = answer.send(result);
+        };
+        if let Err(error) = thread::Builder::new().name("nvme".to_owned()).spawn(work) {
+            self.with(|waits| waits.remove(object));
+            return Err(error);
+        }
+        match answered.recv_timeout(limit) {
+            Ok(result) => result,
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(late(begun.elapsed())),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("the call ended without a result")),
+        }
+    }
+}
+
+impl Os {
+    /// Whether this kernel can connect to exports over NVMe/TCP. Loads nothing.
+    ///
+    /// # Errors
+    /// Those of /dev/nvme-fabrics, except that it is missing or not permitted.
+    pub fn nvme_support(&self) -> io::Result<NvmeSupport> {
+        self.call(Call::NvmeSupport, &FABRICS, || {
+            let missing = "the kernel module nvme-tcp is not loaded: run `modprobe nvme-tcp` on the node, and load it at boot (/etc/modules-load.d)";
+            let Some(minor) = listed_minor("nvme-fabrics")? else { return Ok(NvmeSupport::No(missing.to_owned())) };
+            if !Path::new("/sys/module/nvme_tcp").exists() {
+                return Ok(NvmeSupport::No(missing.to_owned()));
+            }
+            let mut file = match open_misc(Path::new(FABRICS), minor) {
+                Ok(file) => file,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS)) => {
+                    return Ok(NvmeSupport::No(format!("cannot open {FABRICS}: {error}")));
+                }
+                Err(error) => return Err(error),
+            };
+            // The options that the kernel knows (since Linux 5.18); earlier ones answer with an error.
+            let mut options = String::new();
+            let has = file.read_to_string(&mut options).is_ok() && options.contains("dhchap_secret");
+            Ok(NvmeSupport::Yes(if has { Dhchap::Yes } else { Dhchap::No }))
+        })
+    }
+
+    /// Connects to a subsystem; returns the number of the controller. Its block devices appear later. I/O of a lost
+    /// connection waits for ever, and the kernel reconnects every 2 s.
+    ///
+    /// # Errors
+    /// The kernel's: ECONNREFUSED when nothing listens, EALREADY when this host is connected, EIO or EINVAL when the
+    /// target rejects the host; `TimedOut` after 30 s, when the call is abandoned.
+    pub fn nvme_connect(&self, to: &NvmeConnect) -> io::Result<u32> {
+        let options = options(to, thread::available_parallelism().map_or(1, usize::from));
+        let object = format!("the connection to {} for {}", to.address, to.subsystem);
+        self.call(Call::NvmeConnect, &to.subsystem, || {
+            let minor = listed_minor("nvme-fabrics")?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+            self.inner.nvme_waits.within(CONNECT, &object, move || {
+                let mut file = open_misc(Path::new(FABRICS), minor)?;
+                // One write(2) is one request.
+                let written = file.write(options.as_bytes())?;
+                if written != options.len() {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                let mut answer = String::new();
+                file.read_to_string(&mut answer)?;
+                instance_in(&answer).ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::InvalidData, format!("{answer:?} names no controller"))
+                })
+            })
+        })
+    }
+
+    /// Every controller over a network, with the block devices that it has now. Opens none.
+    ///
+    /// # Errors
+    /// Those of reading sysfs, except for a controller that disappears meanwhile.
+    pub fn nvme_controllers(&self) -> io::Result<Vec<NvmeController>> {
+        self.call(Call::NvmeList, &CONTROLLERS, || {
+            let entries = match fs::read_dir(CONTROLLERS) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                Err(error) => return Err(error),
+            };
+            let mut found = Vec::new();
+            for entry in entries {
+                found.extend(controller(&entry?.path())?);
+            }
+            found.sort_unstable_by_key(|controller| controller.instance);
+            Ok(found)
+        })
+    }
+
+    /// The subsystem of a block device, and the uuid that its namespace reports; `None` when it is no NVMe namespace or
+    /// disappears.
+    ///
+    /// # Errors
+    /// Those of reading sysfs except ENOENT.
+    pub fn nvme_of(&self, number: DevNum) -> io::Result<Option<(String, Option<Uuid>)>> {
+        self.call(Call::NvmeList, &number, || {
+            let directory = by_number(number);
+            // `device` is the subsystem with multipath, otherwise the controller; both have the attribute.
+            let Some(subsystem) = attribute(&directory.join("device/subsysnqn"))? else { return Ok(None) };
+            Ok(Some((subsystem, uuid_in(&directory)?)))
+        })
+    }
+
+    /// Disconnects a controller of this subsystem. Its block device goes with its last controller; requests to it fail
+    /// with EIO. Returns when the kernel has finished. `false` when there is no such controller.
+    ///
+    /// # Errors
+    /// Those of sysfs except ENOENT; `TimedOut` after 30 s, when the call is abandoned.
+    pub fn nvme_delete(&self, controller: &NvmeController) -> io::Result<bool> {
+        let object = format!("the disconnection of nvme{} from {}", controller.instance, controller.subsystem);
+        self.call(Call::NvmeDelete, &controller.subsystem, || {
+            let Some(directory) = same(controller)? else { return Ok(false) };
+            self.inner.nvme_waits.within(DELETE, &object, move || {
+                match fs::write(directory.join("delete_controller"), "1") {
+                    Ok(()) => Ok(true),
+                    // Deleted by another process meanwhile.
+                    Err(error) if went_away(&error) => Ok(false),
+                    Err(error) => Err(error),
+                }
+            })
+        })
+    }
+
+    /// Makes the kernel look for the namespaces of a controller again. It does that later.
+    ///
+    /// # Errors
+    /// Those of sysfs except ENOENT.
+    pub fn nvme_rescan(&self, controller: &NvmeController) -> io::Result<()> {
+        self.call(Call::NvmeRescan, &controller.subsystem, || {
+            let Some(directory) = same(controller)? else { return Ok(()) };
+            match fs::write(directory.join("rescan_controller"), "1") {
+                Err(error) if !went_away(&error) => Err(error),
+                _ => Ok(()),
+            }
+        })
+    }
+}
+
+/// The text for /dev/nvme-fabrics (drivers/nvme/host/fabrics.c, `opt_tokens`).
+fn options(to: &NvmeConnect, processors: usize) -> String {
+    let mut text = format!(
+        "transport=tcp,traddr={},trsvcid={},nqn={},hostnqn={},hostid={},ctrl_loss_tmo=-1,reconnect_delay=2,keep_alive_tmo=5,nr_io_queues={}",
+        to.address.ip(),
+        to.address.port(),
+        to.subsystem,
+        to.host_nqn,
+        to.host_id.as_hyphenated(),
+        processors.clamp(1, QUEUES)
+    );
+    if let Some(secret) = &to.secret {
+        text.push_str(",dhchap_secret=");
+        text.push_str(secret);
+    }
+    text
+}
+
+/// The number in `instance=3,cntlid=1`.
+fn instance_in(answer: &str) -> Option<u32> {
+    answer.trim().split(',').find_map(|part| part.strip_prefix("instance=")?.parse().ok())
+}
+
+/// The directory of a controller, if it still has this subsystem.
+fn same(controller: &NvmeController) -> io::Result<Option<PathBuf>> {
+    let directory = Path::new(CONTROLLERS).join(format!("nvme{}", controller.instance));
+    let now = attribute(&directory.join("subsysnqn"))?;
+    Ok((now.as_deref() == Some(controller.subsystem.as_str())).then_some(directory))
+}
+
+/// The controller of a sysfs directory; `None` when it disappears or is a local one.
+fn controller(directory: &Path) -> io::Result<Option<NvmeController>> {
+    let Some(instance) = number_after(directory, "nvme") else { return Ok(None) };
+    let read = |name: &str| attribute(&directory.join(name));
+    let (Some(subsystem), Some(transport), Some(state)) = (read("subsysnqn")?, read("transport")?, read("state")?)
+    else {
+        return Ok(None);
+    };
+    if transport == "pcie" {
+        return Ok(None);
+    }
+    let mut namespaces = Vec::new();
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if went_away(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        if let Some(disk) = name.to_str().and_then(disk_of) {
+            namespaces.extend(namespace(&disk)?);
+        }
+    }
+    namespaces.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+    let address = read("address")?.unwrap_or_default();
+    Ok(Some(NvmeController { instance, subsystem, transport, address, state, namespaces }))
+}
+
+/// The number at the end of a directory's name.
+fn number_after(directory: &Path, prefix: &str) -> Option<u32> {
+    directory.file_name()?.to_str()?.strip_prefix(prefix)?.parse().ok()
+}
+
+/// The block device of an entry of a controller: `nvme0n1` of `nvme0c3n1` and of itself.
+fn disk_of(entry: &str) -> Option<String> {
+    let (holder, namespace) = entry.strip_prefix("nvme")?.split_once('n')?;
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let (subsystem, path) = holder.split_once('c').map_or((holder, None), |(subsystem, path)| (subsystem, Some(path)));
+    let is_disk = number(subsystem) && number(namespace) && path.is_none_or(number);
+    is_disk.then(|| format!("nvme{subsystem}n{namespace}"))
+}
+
+fn namespace(name: &str) -> io::Result<Option<NvmeNamespace>> {
+    let directory = Path::new("/sys/block").join(name);
+    let Some(number) = attribute(&directory.join("dev"))? else { return Ok(None) };
+    let diskseq = attribute(&directory.join("diskseq"))?.and_then(|text| text.parse().ok());
+    Ok(Some(NvmeNamespace { name: name.to_owned(), number: number_of(&number)?, uuid: uuid_in(&directory)?, diskseq }))
+}
+
+fn uuid_in(directory: &Path) -> io::Result<Option<Uuid>> {
+    Ok(attribute(&directory.join("uuid"))?.and_then(|text| Uuid::parse_str(&text).ok()))
+}
+
+/// An attribute; `None` when its object has none, or disappears.
+fn attribute(path: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim_end().to_owned())),
+        Err(error) if went_away(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_a_controller_name_block_devices() {
+        for (entry, disk) in [("nvme0n1", "nvme0n1"), ("nvme12c3n4", "nvme12n4")] {
+            assert_eq!(disk_of(entry).as_deref(), Some(disk));
+        }
+        for other in ["nvme0", "nvme0c1", "ng0n1", "nvme0n1p1", "nvmen1", "nvme0cn1", "hwmon0", "power"] {
+            assert_eq!(disk_of(other), None, "{other}");
+        }
+        assert_eq!(instance_in("instance=3,cntlid=1\n"), Some(3));
+        assert_eq!(instance_in("instance=-1,cntlid=-1,transport=%s"), None);
+    }
+
+    #[test]
+    fn a_connection_waits_for_ever_and_names_are_not_in_debug_output() {
+        let mut to = NvmeConnect {
+            address: "[fd00::1]:20001".parse().unwrap(),
+            subsystem: "nqn.s".to_owned(),
+            host_nqn: "nqn.secret".to_owned(),
+            host_id: Uuid::nil(),
+            secret: None,
+        };
+        assert_eq!(
+            options(&to, 9),
+            "transport=tcp,traddr=fd00::1,trsvcid=20001,nqn=nqn.s,hostnqn=nqn.secret,hostid=00000000-0000-0000-0000-000000000000,ctrl_loss_tmo=-1,reconnect_delay=2,keep_alive_tmo=5,nr_io_queues=4"
+        );
+        to.secret = Some("DHHC-1:00:x:".to_owned());
+        assert!(options(&to, 1).ends_with("nr_io_queues=1,dhchap_secret=DHHC-1:00:x:"));
+        let shown = format!("{to:?}");
+        assert!(!shown.contains("secret") && !shown.contains("DHHC"), "{shown}");
+    }
+
+    #[test]
+    fn an_abandoned_call_is_the_only_one_for_its_object_until_it_ends() {
+        let waits = Waits::default();
+        let (release, released) = mpsc::channel::<()>();
+        let moment = Duration::from_millis(10);
+        let hangs = move || released.recv().map_err(io::Error::other);
+        assert_eq!(waits.within(moment, "a", hangs).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let error = waits.within(moment, "a", || Ok(())).unwrap_err();
+        assert!(error.kind() == io::ErrorKind::TimedOut && error.to_string().contains("has not finished"), "{error}");
+        waits.within(Duration::from_secs(60), "b", || Ok(())).unwrap();
+        release.send(()).unwrap();
+        while waits.within(moment, "a", || Ok(())).is_err() {
+            thread::sleep(moment);
+        }
+    }
+
+    #[test]
+    fn a_machine_without_such_devices_has_none() {
+        assert_eq!(Os::new().nvme_of(DevNum { major: 7, minor: 0 }).unwrap(), None);
+        Os::new().nvme_controllers().unwrap();
+    }
+}
