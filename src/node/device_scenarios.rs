@@ -233,6 +233,10 @@ fn a_device_that_its_pod_shifted_can_be_taken_away_and_is_made_anew() {
     let (a, target) = published(&rig, "a");
     fs::OpenOptions::new().write(true).open(&target).unwrap().write_all_at(b"mine", 0).unwrap();
     rig.os.shift_loop(&target, 4096).unwrap();
+    for turn in 0..2 {
+        let error = rig.node.publish(&rig.publish_request(a, BLOCK, "pod-b")).unwrap_err();
+        assert_eq!(error.kind(), Kind::InUse, "{turn}: {}", error.chain());
+    }
     assert_eq!(rig.node.unpublish(&a, &target).unwrap(), Changed::Yes);
     rig.node.unstage(&a, &rig.staging(&a)).unwrap();
     rig.node.stage(&rig.stage_request(a, BLOCK)).unwrap();
