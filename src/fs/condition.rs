@@ -72,3 +72,63 @@ pub fn stopped(os: &Os, mounts: &[&MountEntry]) -> Option<Stopped> {
     let turned = |entry: &&&MountEntry| says(entry, "emergency_ro") || (entry.super_read_only() && !entry.read_only());
     mounts.iter().find(turned).map(|_| Stopped::ReadOnly)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::{Call, MountTable};
+    use crate::testing::{Disturbance, FaultInjector, Moment};
+
+    /// Mounts of one filesystem, by their own options, those of the filesystem, and their mount point.
+    fn mounts(of: &[(&str, &str, &str)]) -> MountTable {
+        let line =
+            |(own, all, at): &(&str, &str, &str)| format!("36 35 0:9999 / {at} {own} - ext4 /dev/loop9999 {all}\n");
+        MountTable::parse(of.iter().map(line).collect::<String>().as_bytes()).unwrap()
+    }
+
+    fn found(os: &Os, of: &[(&str, &str, &str)]) -> Option<Stopped> {
+        stopped(os, &mounts(of).entries().iter().collect::<Vec<_>>())
+    }
+
+    /// Whatever the kernel of this machine prints. The root directory answers in place of the filesystem's.
+    #[test]
+    fn what_mountinfo_says_is_known_of_every_kernel() {
+        let os = Os::new();
+        let is = |of: &[(&str, &str, &str)]| found(&os, of).map(|why| (why.to_string(), why.is_readable()));
+        let shut_down = Some(("was shut down after errors".to_owned(), false));
+        let read_only = Some(("turned read-only after errors".to_owned(), true));
+        assert_eq!(is(&[]), None);
+        assert_eq!(is(&[("rw", "rw", "/")]), None);
+        assert_eq!(is(&[("rw", "rw,shutdown", "/")]), shut_down);
+        assert_eq!(is(&[("ro", "ro,shutdown", "/")]), shut_down);
+        assert_eq!(is(&[("rw", "rw,emergency_ro", "/")]), read_only, "from Linux 6.12");
+        assert_eq!(is(&[("ro", "rw,emergency_ro", "/")]), read_only);
+        assert_eq!(is(&[("rw", "ro", "/")]), read_only, "before Linux 6.12");
+        assert_eq!(is(&[("ro", "ro", "/")]), None, "as requested");
+        assert_eq!(is(&[("ro", "rw", "/")]), None, "a pod that only reads");
+        // The mount of a pod that only reads says nothing; the staging mount does.
+        assert_eq!(is(&[("ro", "ro", "/"), ("rw", "ro", "/")]), read_only);
+        assert_eq!(is(&[("ro", "rw", "/"), ("rw", "rw,shutdown", "/")]), shut_down);
+        // Its mount was removed since mountinfo was read.
+        assert_eq!(is(&[("rw", "ro", "/no/such/directory")]), None);
+    }
+
+    #[test]
+    fn one_that_fails_and_one_that_hangs_are_told_apart() {
+        let hand = FaultInjector::default();
+        let os = Os::intercepted(Box::new(hand.clone()));
+        let one = [("rw", "rw", "/")];
+        hand.arm(0, Disturbance::Once(Moment::Before, 0));
+        let failing = found(&os, &one).unwrap();
+        assert_eq!((failing.to_string().as_str(), failing.is_readable()), ("can no longer be read", false));
+        assert_eq!(failing.into_reason().unwrap().raw_os_error(), Some(libc::EIO));
+        hand.disarm();
+        hand.hold(Call::FsAnswers, "/");
+        let hanging = found(&os, &one);
+        hand.release();
+        let hanging = hanging.unwrap();
+        assert!(matches!(hanging, Stopped::Hanging(_)), "{hanging}");
+        assert_eq!((hanging.to_string().as_str(), hanging.is_readable()), ("does not answer", false));
+        assert_eq!(hanging.into_reason().unwrap().kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -117,4 +117,40 @@ mod tests {
         assert_eq!(patient.ask("reading", Duration::from_secs(60), again).unwrap(), 8);
         assert_eq!(asked.load(Ordering::SeqCst), 2);
     }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_query_that_panics_has_no_answer_and_the_next_one_runs() {
+        let patient = Patient::<u8>::default();
+        assert_eq!(patient.ask("reading", LONG, || 1).unwrap(), 1);
+        let since = Stopwatch::start();
+        let error = patient.ask("reading", LONG, || panic!("on purpose")).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+        assert!(since.elapsed() < LONG / 2, "its end is noticed");
+        assert_eq!(patient.ask("reading", LONG, || 2).unwrap(), 2);
+    }
+
+    #[test]
+    fn an_earlier_answer_is_not_that_of_a_query_that_hangs_and_its_time_counts_from_its_start() {
+        let patient = Patient::<u8>::default();
+        assert_eq!(patient.ask("reading", LONG, || 1).unwrap(), 1);
+        let (release, gate) = mpsc::channel::<()>();
+        let limit = Duration::from_secs(1);
+        let hangs = move || {
+            let _ = gate.recv();
+            2
+        };
+        assert!(patient.ask("reading", limit, hangs).is_err());
+        let since = Stopwatch::start();
+        assert!(patient.ask("reading", limit, || 3).is_err());
+        assert!(since.elapsed() < limit / 2, "it has had its time");
+        // Callers that wait longer get the answer of the query that is running.
+        thread::scope(|scope| {
+            let waiting = [(); 2].map(|()| scope.spawn(|| patient.ask("reading", LONG, || 4).unwrap()));
+            thread::sleep(Duration::from_millis(50));
+            release.send(()).unwrap();
+            assert_eq!(waiting.map(|one| one.join().unwrap()), [2, 2]);
+        });
+    }
 }

@@ -205,6 +205,29 @@ fn a_device_marked_to_go_stays_when_the_driver_ends_or_looks() {
     take_away(&rig, &a, &target);
 }
 
+/// The node holds a device from its stage on. After a restart of the driver, a publish is what opens it again.
+#[test]
+fn a_published_device_is_held_and_one_that_could_not_be_published_is_not() {
+    let mut rig = Rig::new();
+    let a = rig.volume("a", 32, BLOCK);
+    rig.node.stage(&rig.stage_request(a, BLOCK)).unwrap();
+    rig.restart();
+    let request = rig.publish_request(a, BLOCK, "pod-a");
+    fs::write(&request.target, "a file of another process").unwrap();
+    assert_eq!(kind(rig.node.publish(&request)), Kind::AlreadyExists);
+    rig.home.close(&a, &node_id()).unwrap();
+    assert_eq!(rig.loops(&a), 0, "a failed publish keeps nothing from a detach");
+
+    fs::remove_file(&request.target).unwrap();
+    rig.node.publish(&request).unwrap();
+    let error = rig.node.unstage(&a, &rig.staging(&a)).unwrap_err();
+    assert!(error.kind() == Kind::InUse && error.to_string().contains("still published at"), "{}", error.chain());
+    clear_as_its_pod(&rig, &request.target);
+    assert_eq!(rig.loops(&a), 1, "LOOP_CLR_FD waits for the last user, and that is the node");
+    assert_eq!(device_at(&request.target), rig.home.device_of(&a).unwrap().unwrap().number);
+    take_away(&rig, &a, &request.target);
+}
+
 #[test]
 fn a_name_that_a_pod_gives_its_device_is_nobody_s_identity() {
     let mut rig = Rig::new();
@@ -233,6 +256,10 @@ fn a_device_that_its_pod_shifted_can_be_taken_away_and_is_made_anew() {
     let (a, target) = published(&rig, "a");
     fs::OpenOptions::new().write(true).open(&target).unwrap().write_all_at(b"mine", 0).unwrap();
     rig.os.shift_loop(&target, 4096).unwrap();
+    for turn in 0..2 {
+        let error = rig.node.publish(&rig.publish_request(a, BLOCK, "pod-b")).unwrap_err();
+        assert_eq!(error.kind(), Kind::InUse, "{turn}: {}", error.chain());
+    }
     assert_eq!(rig.node.unpublish(&a, &target).unwrap(), Changed::Yes);
     rig.node.unstage(&a, &rig.staging(&a)).unwrap();
     rig.node.stage(&rig.stage_request(a, BLOCK)).unwrap();

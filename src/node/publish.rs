@@ -98,11 +98,7 @@ impl Node {
             };
         }
         if request.access.one_target() {
-            let staging = match request.mode {
-                RequestedMode::Mount(_) => Some(source.path.as_path()),
-                RequestedMode::Block => None,
-            };
-            let others = self.published(&mounts, volume, staging)?;
+            let others = self.published(&mounts, volume)?;
             if !others.is_empty() {
                 return Err(Error::new(
                     Kind::Precondition,

@@ -93,6 +93,24 @@ fn without_peer_groups_the_co_names_the_staging_paths() {
     assert_eq!(rig.loops(&id), 0);
 }
 
+/// An unstage that names a pod's path is an error of the CO while this process knows where the volume is staged.
+#[test]
+fn without_peer_groups_a_pod_s_path_is_not_unstaged_either() {
+    let rig = Rig::new();
+    let id = staged(&rig, "a");
+    let pod = rig.publish_request(id, EXT4, "pod");
+    rig.node.publish(&pod).unwrap();
+    for path in [&rig.staging(&id), &pod.target] {
+        rig.shell(&format!("mount --make-private {}", path.display()));
+    }
+    for _ in 0..2 {
+        assert_eq!(kind(rig.node.unstage(&id, &pod.target)), Kind::InUse);
+        assert_eq!((rig.depth(&rig.staging(&id)), rig.depth(&pod.target)), (1, 1));
+    }
+    rig.node.unpublish(&id, &pod.target).unwrap();
+    rig.node.unstage(&id, &rig.staging(&id)).unwrap();
+}
+
 /// A mount over a parent directory: the staged and published mounts exist, but no path leads to them.
 #[test]
 fn a_mount_over_a_parent_is_named_and_nothing_hangs() {

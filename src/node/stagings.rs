@@ -110,7 +110,7 @@ impl Node {
         ))
     }
 
-    /// The published mounts of a volume: all but its staging mounts.
+    /// The published mounts of a volume: all but its staging mounts. The caller has recorded its own staging path.
     ///
     /// # Errors
     /// Those of [`Mounts::shows`].
@@ -118,12 +118,10 @@ impl Node {
         &self,
         mounts: &'t Mounts<'_>,
         volume: &VolumeId,
-        staging: Option<&Path>,
     ) -> Result<Vec<(&'t MountEntry, Shown)>> {
-        let but: Vec<&Path> = staging.into_iter().collect();
         let stagings = self.staging_mounts(mounts, volume)?;
-        let others = mounts.others(&but)?;
-        Ok(others.into_iter().filter(|(other, _)| !stagings.contains(&mounts.covers(other))).collect())
+        let all = mounts.others(&[])?;
+        Ok(all.into_iter().filter(|(other, _)| !stagings.contains(&mounts.covers(other))).collect())
     }
 
     /// The places that the staging mounts of a volume cover.
@@ -147,3 +145,34 @@ impl Node {
 
 /// The place that a mount covers: the filesystem below it, and the path in that filesystem.
 type Covered = (crate::os::DevNum, PathBuf);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{ObjectUuid, PoolId};
+
+    #[test]
+    fn an_unstage_names_a_path_only_for_a_volume_without_one() {
+        let stagings = Stagings::default();
+        let pool: PoolId = "00000000000000ab".parse().unwrap();
+        let [volume, other] = ["a", "b"].map(|name| VolumeId::new(pool, ObjectUuid::of_volume(name)));
+        let [old, staged, pod] = ["/old", "/staged", "/pod"].map(Path::new);
+        let known = |volume| {
+            let Known { staged, unstaged } = stagings.of(volume);
+            [staged, unstaged].map(|paths| paths.into_iter().collect::<Vec<_>>())
+        };
+        stagings.claim(&volume, old);
+        stagings.name(&other, pod);
+        assert_eq!(known(&volume), [vec![], vec![old.to_owned()]]);
+        stagings.name(&volume, staged);
+        stagings.claim(&volume, pod);
+        assert_eq!(known(&volume), [vec![staged.to_owned()], vec![old.to_owned()]]);
+        stagings.forget(&volume, staged);
+        assert_eq!(known(&volume), [vec![], vec![old.to_owned()]]);
+        stagings.forget(&volume, old);
+        stagings.forget(&volume, old);
+        // Nothing is kept of a volume without a path, and the others keep theirs.
+        assert_eq!(stagings.with(|all| all.keys().copied().collect::<Vec<_>>()), [other]);
+        assert_eq!(known(&other), [vec![pod.to_owned()], vec![]]);
+    }
+}

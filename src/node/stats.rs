@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::mounts::Shown;
+use super::publish::has_stopped;
 use super::{Node, Stats, Usage, path};
 use crate::fs::{self, Stopped};
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId};
@@ -23,12 +24,21 @@ impl Node {
                 Ok(Stats::Block { total: Bytes::new(size) })
             }
             Shown::Filesystem(_) => {
-                // statfs(2) on a filesystem that hangs would block this thread forever.
                 let mounts = self.mounts(volume)?;
-                let mounted: Vec<_> = mounts.at(&resolved).into_iter().collect();
-                if let Some(Stopped::Hanging(reason)) = fs::stopped(&self.os, &mounted) {
-                    let what = format!("the filesystem of volume {volume} at {} does not answer", resolved.display());
-                    return Err(Error::new(Kind::Timeout, what).because(reason));
+                if let Some(entry) = mounts.at(&resolved) {
+                    match fs::stopped(&self.os, &[entry]) {
+                        // statfs(2) on a filesystem that hangs would block this thread forever.
+                        Some(Stopped::Hanging(reason)) => {
+                            let place = resolved.display();
+                            let what = format!("the filesystem of volume {volume} at {place} does not answer");
+                            return Err(Error::new(Kind::Timeout, what).because(reason));
+                        }
+                        // statfs(2) succeeds on ext4 and XFS that were shut down.
+                        Some(why) if !why.is_readable() => {
+                            return Err(has_stopped(volume, entry, why).with_kind(Kind::Internal));
+                        }
+                        Some(_) | None => {}
+                    }
                 }
                 let space =
                     self.os.fs_space(&resolved).at(|| format!("read the free space of {}", resolved.display()))?;

@@ -174,9 +174,7 @@ impl Os {
     /// it.
     fn on_top_of(&self, device: DevNum, uses: &[DeviceUse]) -> io::Result<Vec<String>> {
         let sysfs = PathBuf::from(format!("/sys/dev/block/{device}"));
-        let holders = fs::read_dir(sysfs.join("holders")).into_iter().flatten().flatten();
-        let mut found: Vec<_> =
-            holders.map(|holder| format!("/dev/{}", holder.file_name().to_string_lossy())).collect();
+        let mut found = holders(&sysfs);
         let name = fs::read_link(&sysfs).ok();
         let node = name.as_deref().and_then(Path::file_name).map(|name| Path::new("/dev").join(name));
         let bound = |path: &Path| uses.iter().any(|used| matches!(used, DeviceUse::Bound(at, _) if at == path));
@@ -187,6 +185,12 @@ impl Os {
         }
         Ok(found)
     }
+}
+
+/// The devices that the kernel knows to be on top of a device with this directory in sysfs: device-mapper, md.
+fn holders(sysfs: &Path) -> Vec<String> {
+    let holders = fs::read_dir(sysfs.join("holders")).into_iter().flatten().flatten();
+    holders.map(|holder| format!("/dev/{}", holder.file_name().to_string_lossy())).collect()
 }
 
 /// The block devices whose device nodes are bind-mounted in any readable mount namespace.
@@ -322,7 +326,212 @@ fn stat(path: &Path, follow: Follow) -> io::Result<Found> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::thread;
+    use std::time::Duration;
+
     use super::*;
+    use crate::os::daemon::Daemon;
+    use crate::os::{Discard, LoopAccess, LoopConfig, LoopDevice, MountFlags};
+
+    /// A loop device over an image of its own, in mounts of its own.
+    struct Used {
+        os: Os,
+        device: LoopDevice,
+        number: DevNum,
+        directory: tempfile::TempDir,
+    }
+
+    impl Used {
+        fn new() -> Self {
+            let (os, directory) = (Os::new(), tempfile::tempdir().unwrap());
+            os.own_mounts().unwrap();
+            let path = directory.path().join("image");
+            let image = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+            image.set_len(16 << 20).unwrap();
+            let device = os.loop_attach(&image, &path, &config()).unwrap();
+            let number = device.number().unwrap();
+            Self { os, device, number, directory }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path().join(name)
+        }
+
+        /// A file to bind a device node to.
+        fn file(&self, name: &str) -> PathBuf {
+            File::create(self.path(name)).unwrap();
+            self.path(name)
+        }
+
+        fn users(&self) -> Vec<DeviceUse> {
+            self.os.device_users(self.number).unwrap()
+        }
+
+        /// Another process, which runs a script and then sleeps.
+        fn process(&self, program: &[&str], script: &str) -> Daemon {
+            let log = File::create(self.path("log")).unwrap();
+            let script = format!("set -e; {script}\necho ready; exec sleep 60");
+            let arguments = program.iter().copied().chain(["-c", &script]).map(str::to_owned);
+            let (program, arguments) = ("/usr/bin/env".as_ref(), arguments.collect::<Vec<_>>());
+            let mut process = self.os.start(program, &arguments, &log).unwrap();
+            let said = || fs::read_to_string(self.path("log")).unwrap();
+            let named = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sleep");
+            while !said().contains("ready") || !named(process.pid()) {
+                assert!(process.ended().unwrap().is_none(), "{}", said());
+                thread::sleep(Duration::from_millis(5));
+            }
+            process
+        }
+
+        /// The kernel removes the mounts of a process some time after its end.
+        fn clear(&self, device: LoopDevice) {
+            let status = self.os.loop_status(device).unwrap().unwrap();
+            while !self.os.loop_clear(&status).unwrap() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+
+        /// Until nothing uses it: a process that was killed, or a child of another test until its exec.
+        fn until_unused(&self) {
+            while !self.users().is_empty() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    impl Drop for Used {
+        fn drop(&mut self) {
+            if !thread::panicking() {
+                return self.clear(self.device);
+            }
+            // What a failed test left on top of it first; a process that was killed may have it for a moment.
+            let above = |backing: &Path| backing == self.device.path() || backing == self.path("node");
+            let above = self.os.loop_views(above).unwrap_or_default().into_iter().map(|view| view.device);
+            for device in above.chain([self.device]) {
+                let is_left = || match self.os.loop_status(device) {
+                    Ok(Some(status)) => !self.os.loop_clear(&status).unwrap_or(false),
+                    _ => false,
+                };
+                for _ in (0..100).take_while(|_| is_left()) {
+                    thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+    }
+
+    fn config() -> LoopConfig {
+        let (name, owner) = ("users".to_owned(), "users".to_owned());
+        LoopConfig { block_size: 4096, name, owner, discard: Discard::On, access: LoopAccess::Writable }
+    }
+
+    #[test]
+    fn a_use_in_another_mount_namespace_is_found_with_a_process_of_it() {
+        let used = Used::new();
+        let (node, point, device) = (used.file("node"), used.path("point"), used.device.path());
+        fs::create_dir(&point).unwrap();
+        assert!(!bound_block_devices().unwrap().contains(&used.number) && used.users().is_empty());
+        // Two processes: each namespace is looked at once.
+        let script = format!(
+            "mount --make-rprivate /; mkfs.ext4 -q {device}; mount {device} {point}; mount --bind {device} {node}; \
+             setpriv --pdeathsig KILL sleep 60 &",
+            device = device.display(),
+            point = point.display(),
+            node = node.display()
+        );
+        let process = used.process(&["unshare", "-m", "sh"], &script);
+        let users = used.users();
+        let [DeviceUse::Mounted(at, Some(by)), DeviceUse::Bound(to, Some(too))] = users.as_slice() else {
+            panic!("{users:?}");
+        };
+        assert_eq!((at, to, by), (&point, &node, too));
+        let namespace = |pid| fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
+        assert_eq!(namespace(by.pid), namespace(process.pid()));
+        assert!(users[1].to_string().ends_with(&format!("in the mount namespace of {} (pid {})", by.command, by.pid)));
+        assert!(bound_block_devices().unwrap().contains(&used.number));
+        // The same namespace is not ours, and its node is not at our path.
+        assert_eq!(used.os.mounts().unwrap().uses(used.number), []);
+        drop(process);
+        used.until_unused();
+        // In our own no process is named.
+        used.os.bind(&device, &node, MountFlags::default()).unwrap();
+        assert_eq!(used.users(), [DeviceUse::Bound(node.clone(), None)]);
+        assert!(bound_block_devices().unwrap().contains(&used.number));
+        assert!(used.os.unmount(&node).unwrap());
+    }
+
+    #[test]
+    fn other_processes_that_have_it_open_are_named() {
+        let used = Used::new();
+        let device = used.device.path();
+        let ours = File::open(&device).unwrap();
+        assert_eq!(used.users(), [], "this process is not another one");
+        let process = used.process(&["sh"], &format!("exec 9<{}", device.display()));
+        let open = DeviceUse::Open(Process { pid: process.pid(), command: "sleep".to_owned() });
+        // A child of another test has our descriptor until its exec.
+        while used.users() != [open.clone()] {
+            assert!(used.users().contains(&open), "{:?}", used.users());
+            thread::sleep(Duration::from_millis(5));
+        }
+        drop((process, ours));
+        used.until_unused();
+    }
+
+    #[test]
+    fn devices_on_top_of_it_are_named() {
+        let used = Used::new();
+        let (node, device) = (used.file("node"), used.device.path());
+        used.os.bind(&device, &node, MountFlags::default()).unwrap();
+        let bound = DeviceUse::Bound(node.clone(), None);
+        assert_eq!(used.users(), std::slice::from_ref(&bound));
+        for path in [&device, &node] {
+            // As kubelet does over the path of a pod.
+            let file = File::options().read(true).write(true).open(path).unwrap();
+            let above = used.os.loop_attach(&file, path, &config()).unwrap();
+            drop(file);
+            let said = format!("{} (a loop device over {})", above.path().display(), path.display());
+            assert_eq!(used.users(), [bound.clone(), DeviceUse::Below(said)]);
+            used.clear(above);
+            assert_eq!(used.users(), std::slice::from_ref(&bound));
+        }
+        assert!(used.os.unmount(&node).unwrap());
+        // Of those that this kernel may not have.
+        let sysfs = used.path("sysfs");
+        fs::create_dir_all(sysfs.join("holders/dm-3")).unwrap();
+        assert_eq!(holders(&sysfs), ["/dev/dm-3"]);
+        assert_eq!(holders(&used.path("absent")), [""; 0]);
+    }
+
+    /// A path is looked at only if what is there can be a device node and the lookup cannot hang.
+    #[test]
+    fn a_mount_binds_a_device_node_only_where_one_can_be() {
+        let used = Used::new();
+        let path = used.device.path();
+        let on = stat(&path, Follow::No).unwrap().filesystem;
+        let table = |root: &str, on: DevNum, kind: &str, below: &str| {
+            let path = path.display();
+            let text = format!("20 19 0:1 / / rw - {below} x rw\n21 20 {on} {root} {path} rw - {kind} x rw\n");
+            MountTable::parse(text.as_bytes()).unwrap()
+        };
+        let other = DevNum { major: 0, minor: 99_999 };
+        for (root, on, kind, below, is) in [
+            ("/loop3", on, "devtmpfs", "ext4", true),
+            ("/loop3", on, "tmpfs", "overlay", true),
+            // The whole filesystem, and one without device nodes.
+            ("/", on, "devtmpfs", "ext4", false),
+            ("/loop3", on, "ext4", "ext4", false),
+            // What is there now is on another filesystem: something is mounted over it.
+            ("/loop3", other, "devtmpfs", "ext4", false),
+            // The path leads through a filesystem that may not answer.
+            ("/loop3", on, "devtmpfs", "nfs4", false),
+            ("/loop3", on, "devtmpfs", "fuse.sshfs", false),
+        ] {
+            let table = table(root, on, kind, below);
+            let found = table.bound_device(&table.entries()[1]);
+            assert_eq!(found, is.then_some(used.number), "{root} of {on} {kind} below {below}");
+            assert_eq!(table.uses(used.number).len(), usize::from(is));
+        }
+    }
 
     #[test]
     fn only_a_part_of_a_filesystem_for_nodes_may_be_a_node() {

@@ -131,6 +131,48 @@ mod tests {
         assert!(has_more_parts(&behind, behind.len() / LEAST + FREE));
     }
 
+    #[test]
+    fn a_field_of_each_kind_is_one_part() {
+        // What is in a field looks like fields.
+        let fields: [&[u8]; 7] = [
+            &[0x08, 0x88, 0x10],
+            &[0x11, 8, 0, 8, 0, 8, 0, 8, 0],
+            &[0x1a, 4, 8, 0, 8, 0],
+            &[0x25, 8, 0, 8, 0],
+            &[0x2b],
+            &[0x2c],
+            // A field number of two bytes.
+            &[0xa2, 0x06, 2, 8, 0],
+        ];
+        let message = fields.concat();
+        assert!(has_more_parts(&message, fields.len() - 1) && !has_more_parts(&message, fields.len()));
+        for field in fields {
+            assert!(has_more_parts(field, 0) && !has_more_parts(field, 1), "{field:?}");
+        }
+        // Nothing is counted after a kind that does not exist, since the length of such a field is unknown.
+        let crumbs = [0x3a, 0].repeat(4);
+        for kind in [0x0e, 0x0f] {
+            assert!(!has_more_parts(&[&[kind], crumbs.as_slice()].concat(), 1));
+        }
+        // The decoder reports these: two kinds that do not exist, a length beyond the end, a number without an end.
+        for invalid in [&[0x0e][..], &[0x0f], &[0x1a, 100], &[0x08, 0x80, 0x80, 0x80], &[0x80; 11]] {
+            let message = [crumbs.as_slice(), invalid].concat();
+            assert!(has_more_parts(&message, 3) && !has_more_parts(&message, 5), "{invalid:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_of_crumbs_is_refused_before_it_is_decoded() {
+        let crumbs = "\u{3a}\0".repeat(1 << 16);
+        // Flags and length of a message (gRPC over HTTP/2, Length-Prefixed-Message): 2^17 bytes.
+        let body = format!("\0\0\u{2}\0\0{crumbs}");
+        let decoder = tonic::codec::Codec::decoder(&mut Codec::<(), pb::HeartbeatRequest>::default());
+        let mut arriving = tonic::Streaming::new_request(decoder, body, None, None);
+        let refused = arriving.message().await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        assert!(refused.message().contains("more than 12288 parts"), "{refused}");
+    }
+
     proptest! {
         #[test]
         fn any_bytes_come_to_an_end(bytes: Vec<u8>) {

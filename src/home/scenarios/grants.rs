@@ -7,6 +7,7 @@ both_ways! {
     one_writer,
     a_detached_volume_is_its_homes_while_the_device_is_held,
     a_mark_of_use_is_void_once_the_device_is_gone,
+    the_number_of_a_raw_device_is_free_again_however_it_ends,
     a_clone_by_copy_waits_for_the_device_of_a_detached_volume,
     a_missing_or_short_image_is_never_opened,
     a_cut_image_is_never_made_long_again,
@@ -150,6 +151,35 @@ fn a_mark_of_use_is_void_once_the_device_is_gone(way: Way) {
     *unwritable.lock().unwrap() = None;
     rig.home.close(&id, &node()).unwrap();
     assert!(!marked(&rig, &id));
+}
+
+fn the_number_of_a_raw_device_is_free_again_however_it_ends(way: Way) {
+    let rig = Rig::on(way, Scratch::new(PoolFs::Xfs));
+    let id = rig.create_for_both("a", 32).id;
+    let raw = GrantRequest { mode: VolumeMode::Block.into(), ..grant() };
+    let number = || {
+        rig.home.grant(&id, &raw).unwrap();
+        let device = opened(&rig, &id);
+        let number = crate::os::LoopDevice::named(device.file_name().unwrap().to_str().unwrap()).unwrap();
+        assert!(rig.os.loop_owner(number).is_some(), "a pod may have its node");
+        (number, device)
+    };
+    // Detached while the home node uses it, then unstaged.
+    let (loop_device, path) = number();
+    let held = rig.os.open_exclusive(&path).unwrap().unwrap();
+    rig.home.revoke(&id, None).unwrap();
+    assert!(marked(&rig, &id) && rig.os.loop_owner(loop_device).is_some());
+    drop(held);
+    rig.home.close(&id, &node()).unwrap();
+    assert!(!marked(&rig, &id));
+    assert_eq!(rig.os.loop_owner(loop_device), None, "after the unstage");
+    // Unstaged, then detached.
+    let (loop_device, _) = number();
+    rig.home.close(&id, &node()).unwrap();
+    assert!(rig.os.loop_owner(loop_device).is_some(), "still attached");
+    rig.home.revoke(&id, None).unwrap();
+    assert_eq!(rig.os.loop_owner(loop_device), None, "after the detach");
+    rig.home.delete_volume(&id).unwrap();
 }
 
 fn a_clone_by_copy_waits_for_the_device_of_a_detached_volume(way: Way) {

@@ -148,11 +148,12 @@ impl FilePool {
         }
     }
 
-    /// Detaches a device with wrong properties; `InUse` when it is in use.
+    /// Detaches a device with wrong properties; `InUse` when it is in use. It then stays known as the volume's, so that
+    /// it can be detached later.
     fn drop_unfit(&self, volume: ObjectUuid, status: &LoopStatus, reason: &str) -> Result<()> {
         let device = status.device.path();
-        self.forget(volume);
         if self.os.loop_clear(status).at(|| format!("detach {}", device.display()))? {
+            self.forget(volume);
             return Ok(());
         }
         Err(Error::new(
@@ -368,14 +369,9 @@ impl FilePool {
         let view = self.os.loop_view(known.device).at(|| format!("read the sysfs entry of {}", shown.display()))?;
         let Some(view) = view else { return Ok(None) };
         match &known.status {
+            // Its offset and flags may be others by now: `settle` queries them before the device is used.
             Some(status) if known.is(view.device, view.diskseq) => {
-                let now = LoopStatus {
-                    autoclear: view.autoclear,
-                    offset: view.offset,
-                    read_only: view.read_only,
-                    ..status.clone()
-                };
-                Ok(Some(now).filter(|now| now.backs(file)))
+                Ok(Some(status.clone()).filter(|now| now.backs(file)))
             }
             _ if image_of(&view.backing).is_none_or(|image| image.uuid != volume) => Ok(None),
             _ if known.diskseq.is_some() && known.diskseq != view.diskseq => Ok(None),
@@ -544,5 +540,46 @@ fn discard_of(provisioning: Provisioning) -> Discard {
     match provisioning {
         Provisioning::Thick => Discard::Off,
         Provisioning::Thin => Discard::On,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::BackingFs;
+    use super::super::tests::{THICK, make, volume};
+    use super::*;
+    use crate::pool::FirstUse;
+    use crate::testing::scratch::{PoolFs, Scratch, home};
+
+    /// LOOP_SET_STATUS64 changes an offset in place. A device is read-only when another process detached ours and
+    /// attached the image again since the lookup.
+    #[test]
+    fn a_device_that_another_process_changed_since_the_lookup_is_not_used() {
+        let scratch = Scratch::new(PoolFs::Ext4);
+        let (os, root) = (scratch.os(), scratch.root());
+        let name = "default".parse().unwrap();
+        let pool = FilePool::open(os, &name, &root, BackingFs::Known, &home(), FirstUse::Make).unwrap();
+        make(&*pool);
+        let uuid = volume().uuid();
+        let (image, path) = pool.edit(volume()).unwrap();
+        let file = pool.image_file(uuid).unwrap().unwrap();
+        for access in [LoopAccess::Writable, LoopAccess::ReadOnly] {
+            let config = LoopConfig {
+                block_size: THICK.block_size,
+                name: uuid.to_string(),
+                owner: pool.owner(uuid),
+                discard: Discard::Off,
+                access,
+            };
+            let device = os.loop_attach(&image, &path, &config).unwrap();
+            let found = os.loop_status(device).unwrap().unwrap();
+            let changed = (access == LoopAccess::ReadOnly).then_some(Differs::Altered);
+            assert_eq!(pool.settle(&found, &file, &THICK).unwrap(), changed, "{access:?}");
+            if access == LoopAccess::Writable {
+                os.shift_loop(&device.path(), 4096).unwrap();
+                assert_eq!(pool.settle(&found, &file, &THICK).unwrap(), Some(Differs::Altered));
+            }
+            assert!(os.loop_clear(&found).unwrap());
+        }
     }
 }

@@ -261,6 +261,32 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_filesystem_is_known_by_its_errno_however_deep_the_cause_is() {
+        let plain = |errno| Error::new(Kind::Internal, "stat x").because(io::Error::from_raw_os_error(errno));
+        let chains = |errno| {
+            let inside = Error::new(Kind::Internal, "list x").because(io::Error::other(plain(errno)));
+            [plain(errno), plain(errno).context("read y"), plain(errno).context("read y").context("serve z"), inside]
+        };
+        let root = Path::new("/pool");
+        for errno in
+            [libc::EIO, libc::ENODEV, libc::ENXIO, libc::ESHUTDOWN, libc::ESTALE, libc::EUCLEAN, libc::ENOTCONN]
+        {
+            for error in chains(errno) {
+                assert!(is_dead(&error), "{}", error.chain());
+                let said: Result<()> = Err(explained(&"default", root, error));
+                refused(said, Kind::Unavailable, &["pool default at /pool failed", "stat x", "dmesg"]);
+            }
+        }
+        for errno in [libc::ENOENT, libc::ENOSPC, libc::EACCES, libc::EMFILE] {
+            for error in chains(errno) {
+                assert!(!is_dead(&error), "{}", error.chain());
+                assert_eq!(explained(&"default", root, error).kind(), Kind::Internal);
+            }
+        }
+        assert!(!is_dead(&Error::new(Kind::Internal, "no cause")));
+    }
+
+    #[test]
     fn a_part_of_the_pool_that_is_mounted_over_is_unavailable() {
         let scratch = Scratch::new(PoolFs::Xfs);
         let pool = scratch.pool();

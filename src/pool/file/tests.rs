@@ -314,16 +314,19 @@ fn what_does_not_belong_and_an_object_without_image_are_strays() {
     refused(pool.read_record(Object::Volume(other)), Kind::Corrupt, &["volume.json", "backup"]);
 }
 
-fn foreign(scratch: &Scratch, name: &str) -> crate::os::LoopDevice {
-    let image = scratch.os().open_image(&data(scratch)).unwrap().unwrap();
-    let config = LoopConfig {
+fn foreign_config(name: &str) -> LoopConfig {
+    LoopConfig {
         block_size: 4096,
         name: name.to_owned(),
         owner: name.to_owned(),
         discard: Discard::Off,
         access: LoopAccess::Writable,
-    };
-    scratch.os().loop_attach(&image, &data(scratch), &config).unwrap()
+    }
+}
+
+fn foreign(scratch: &Scratch, name: &str) -> crate::os::LoopDevice {
+    let image = scratch.os().open_image(&data(scratch)).unwrap().unwrap();
+    scratch.os().loop_attach(&image, &data(scratch), &foreign_config(name)).unwrap()
 }
 
 fn clear(scratch: &Scratch, device: crate::os::LoopDevice) {
@@ -373,6 +376,60 @@ fn a_thin_image_is_attached_however_many_thick_ones_had_the_free_numbers() {
     };
     let device = os.loop_attach(&image, &data(&scratch), &config).unwrap();
     clear(&scratch, device);
+}
+
+#[test]
+fn a_thin_image_on_the_number_of_a_thick_one_passes_on_discards() {
+    let scratch = Scratch::new(PoolFs::Ext4);
+    let pool = scratch.pool();
+    make(&*pool);
+    let os = scratch.os();
+    let attach = |discard| {
+        let image = os.open_image(&data(&scratch)).unwrap().unwrap();
+        let config = LoopConfig { discard, ..foreign_config("mine") };
+        os.loop_attach(&image, &data(&scratch), &config).unwrap()
+    };
+    let most = |device: crate::os::LoopDevice| {
+        let name = device.path().file_name().unwrap().to_str().unwrap().to_owned();
+        let most = fs::read_to_string(format!("/sys/block/{name}/queue/discard_max_bytes")).unwrap();
+        most.trim().parse::<u64>().unwrap()
+    };
+    // Another test may take the number in between.
+    while {
+        let thick = attach(Discard::Off);
+        os.loop_set_discard(thick, Discard::Off).unwrap();
+        assert_eq!(most(thick), 0);
+        // Its owner gets the number again.
+        os.reserve_loop(thick, "mine");
+        clear(&scratch, thick);
+        let thin = attach(Discard::On);
+        os.loop_set_discard(thin, Discard::On).unwrap();
+        let passed_on = most(thin);
+        clear(&scratch, thin);
+        os.release_loops("mine");
+        assert!(thin != thick || passed_on > 0, "{thin:?}");
+        thin != thick
+    } {}
+}
+
+#[test]
+fn a_device_whose_offset_a_pod_changed_is_not_handed_out() {
+    let scratch = Scratch::new(PoolFs::Xfs);
+    let pool = scratch.pool();
+    make(&*pool);
+    let device = pool.local().activate(uuid(), &THICK).unwrap();
+    let held = scratch.os().open_exclusive(&device.path).unwrap().unwrap();
+    scratch.os().shift_loop(&device.path, 4096).unwrap();
+    refused(pool.local().activate(uuid(), &THICK), Kind::InUse, &["changed its offset", "is in use"]);
+    refused(pool.local().resize(uuid(), &THICK), Kind::Internal, &["changed its offset"]);
+    assert_eq!(pool.local().active(uuid()).unwrap().as_ref(), Some(&device), "it is still this volume's");
+    assert_eq!(pool.local().deactivate(uuid()).unwrap(), Deactivated::Held);
+    drop(held);
+    let anew = pool.local().activate(uuid(), &THICK).unwrap();
+    assert_ne!(anew.diskseq, device.diskseq);
+    let number = scratch.os().loop_of(anew.number).unwrap().unwrap();
+    assert_eq!(scratch.os().loop_view(number).unwrap().unwrap().offset, 0);
+    assert_eq!(pool.local().deactivate(uuid()).unwrap(), Deactivated::Gone);
 }
 
 #[test]
