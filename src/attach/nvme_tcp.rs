@@ -8,11 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::{Attach, Attached, Wanted};
-use crate::home::DeviceAddress;
+use crate::home::{Client, DeviceAddress};
 use crate::os::{
-    BlockDevice, DevNum, DeviceUse, NvmeConnect, NvmeController, NvmeNamespace, NvmeSupport, Os, Stopwatch,
+    BlockDevice, DevNum, DeviceUse, Dhchap, NvmeConnect, NvmeController, NvmeNamespace, NvmeSupport, Os, Stopwatch,
 };
-use crate::types::{Bytes, Error, Kind, NvmeTcpAddress, OsContext, Result, SubsystemNqn, VolumeId};
+use crate::types::{Bytes, Changed, Error, Kind, NvmeTcpAddress, OsContext, Result, SubsystemNqn, VolumeId};
 
 /// How long the device of a new connection may take; after half of the time the kernel looks again.
 const DEVICE: Duration = Duration::from_secs(10);
@@ -48,6 +48,47 @@ impl NvmeTcp {
     /// `Internal` when the kernel cannot be queried.
     pub fn support(&self) -> Result<NvmeSupport> {
         self.os.nvme_support().at(|| "check whether the kernel can connect over NVMe/TCP")
+    }
+
+    /// The exports that this node is connected to.
+    ///
+    /// # Errors
+    /// `Internal` when the controllers cannot be listed.
+    pub fn connected(&self) -> Result<Vec<SubsystemNqn>> {
+        let all = self.os.nvme_controllers().at(|| "list the NVMe controllers")?;
+        Ok(all.into_iter().filter_map(|found| found.subsystem.parse().ok()).collect())
+    }
+
+    /// What the home node must know before it opens a volume for this node.
+    ///
+    /// # Errors
+    /// `Internal` when the kernel cannot be queried.
+    pub fn client(&self, volume: &VolumeId) -> Result<Client> {
+        let controllers = self.controllers(volume)?;
+        let mut usable =
+            controllers.iter().filter(|(_, one)| !one.state.starts_with("deleting") && one.state != "dead");
+        Ok(Client {
+            connection: usable.next().map(|(name, _)| *name),
+            authenticates: match self.support()? {
+                NvmeSupport::Yes(dhchap) => dhchap,
+                NvmeSupport::No(_) => Dhchap::No,
+            },
+        })
+    }
+
+    /// Ends the connections to an export, whoever uses them: reads and writes that wait fail from then on (EIO).
+    ///
+    /// # Errors
+    /// `Busy` when the kernel does not finish in time; `Internal`.
+    pub fn disconnect(&self, export: &SubsystemNqn) -> Result<Changed> {
+        let mut changed = Changed::No;
+        for (name, controller) in self.controllers(&export.volume)? {
+            if name == *export {
+                self.delete(&export.volume, &controller)?;
+                changed = Changed::Yes;
+            }
+        }
+        Ok(changed)
     }
 
     /// The controllers of a volume.

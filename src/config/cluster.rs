@@ -2,7 +2,8 @@
 //! and the certificates for their connections.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +38,20 @@ pub struct ControllerConfig {
     pub lost: BTreeSet<Lost>,
 }
 
+/// How a node uses volumes of other nodes, and exports its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FabricConfig {
+    /// The name of the storage network: nodes with the same name reach each other's exports.
+    pub name: String,
+    /// The address of this node's exports.
+    pub address: IpAddr,
+    /// The TCP ports of this node's exports.
+    pub ports: RangeInclusive<u16>,
+}
+
+/// The ports of exports where none are configured: below the range of ports that the kernel gives to clients.
+const PORTS: RangeInclusive<u16> = 4500..=4999;
+
 /// Everything `holdfast node` needs, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
@@ -52,8 +67,8 @@ pub struct NodeConfig {
     pub advertise: String,
     /// The controllers, `HOST:PORT` each.
     pub controllers: Vec<String>,
-    /// Its storage network; [`NO_FABRIC`] without one.
-    pub fabric: String,
+    /// Its storage network; `None` without one.
+    pub fabric: Option<FabricConfig>,
     /// The state directory.
     pub state: PathBuf,
     /// Its certificates.
@@ -106,7 +121,7 @@ impl NodeConfig {
         }
         let of_controllers =
             |text: &String| endpoint(&Said { text: text.clone(), place: "a controller's address".to_owned() });
-        let fabric = pick(&flags.node.fabric, "--fabric", &file.fabric, "fabric", "", |_| None);
+        let fabric = fabric(flags, file, &[&advertise, &listen.to_string()])?;
         let state = pick(&flags.node.state, "--state", &file.state_directory, "stateDirectory", "", |_| None);
         let serving = Serving::resolve(flags, file, &environment)?;
         let registration = super::kubelet::registration(flags, file, &serving.socket)?;
@@ -121,24 +136,58 @@ impl NodeConfig {
             listen,
             advertise,
             controllers: controllers.iter().map(of_controllers).collect::<Result<_>>()?,
-            fabric: match fabric {
-                // A topology value has the format of a node's name.
-                Some(said) => NodeId::from_node_name(&said.text)
-                    .map_err(|_| {
-                        refuse(format!(
-                            "{}: {:?} is not the name of a fabric; use at most 63 letters, digits, '-', '_' and '.'",
-                            said.place, said.text
-                        ))
-                    })?
-                    .to_string(),
-                None => NO_FABRIC.to_owned(),
-            },
+            fabric,
             state: state.map_or_else(|| PathBuf::from("/var/lib/holdfast"), |said| PathBuf::from(said.text)),
             tls: tls(flags, file, EnrolConfig::resolve)?,
             rhythm: rhythm(flags, file)?,
             registration,
         })
     }
+}
+
+/// `others` are addresses of this node, as `HOST:PORT`, in the order in which the address of exports is taken from them.
+fn fabric(flags: &Flags, file: &File, others: &[&str]) -> Result<Option<FabricConfig>> {
+    let address =
+        pick(&flags.node.fabric_address, "--fabric-address", &file.fabric_address, "fabricAddress", "", |_| None);
+    let ports = pick(&flags.node.fabric_ports, "--fabric-ports", &file.fabric_ports, "fabricPorts", "", |_| None);
+    let Some(name) = pick(&flags.node.fabric, "--fabric", &file.fabric, "fabric", "", |_| None) else {
+        return match address.or(ports) {
+            Some(said) => Err(refuse(format!("{} is set, but no fabric: set --fabric NAME too", said.place))),
+            None => Ok(None),
+        };
+    };
+    // A topology value has the format of a node's name.
+    let parsed = NodeId::from_node_name(&name.text).ok().filter(|parsed| parsed.as_str() != NO_FABRIC);
+    let parsed = parsed.ok_or_else(|| {
+        refuse(format!(
+            "{}: {:?} is not the name of a fabric; use at most 63 letters, digits, '-', '_' and '.', and not \"none\"",
+            name.place, name.text
+        ))
+    })?;
+    let specific = |address: &IpAddr| !address.is_unspecified();
+    let address = match &address {
+        Some(said) => said
+            .text
+            .parse()
+            .ok()
+            .filter(specific)
+            .ok_or_else(|| refuse(format!("{}: {:?} is not an IP address of this node", said.place, said.text)))?,
+        None => {
+            let parsed = others.iter().filter_map(|other| other.parse::<SocketAddr>().ok()).map(|other| other.ip());
+            parsed.into_iter().find(specific).ok_or_else(|| {
+                refuse(
+                    "no address for exports: --advertise and --listen have no IP address; set --fabric-address ADDRESS",
+                )
+            })?
+        }
+    };
+    let ports = ports.map_or(Ok(PORTS), |said| {
+        let range = said.text.split_once('-').and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
+        range
+            .filter(|range: &RangeInclusive<u16>| *range.start() > 0 && !range.is_empty())
+            .ok_or_else(|| refuse(format!("{}: {:?} is not a range of ports; write 4500-4999", said.place, said.text)))
+    })?;
+    Ok(Some(FabricConfig { name: parsed.to_string(), address, ports }))
 }
 
 fn listen(flags: &Flags, file: &File) -> Result<SocketAddr> {
@@ -229,7 +278,9 @@ mod tests {
     #[test]
     fn a_node_and_a_controller_from_their_files() {
         let node = NodeConfig::resolve(&Flags::default(), &file(NODE), |_| None).unwrap();
-        assert_eq!((node.advertise.as_str(), node.fabric.as_str()), ("10.0.0.1:9811", "rack-1"));
+        assert_eq!((node.advertise.as_str(), node.fabric.as_ref().unwrap().name.as_str()), ("10.0.0.1:9811", "rack-1"));
+        let fabric = node.fabric.unwrap();
+        assert_eq!((fabric.address.to_string().as_str(), fabric.ports), ("10.0.0.1", 4500..=4999));
         assert_eq!((node.controllers.len(), node.pools.len()), (2, 1));
         assert_eq!(node.rhythm.interval, Duration::from_millis(500));
         let controller = ControllerConfig::resolve(&Flags::default(), &file(CONTROLLER), |_| None).unwrap();
@@ -261,6 +312,21 @@ mod tests {
             let heartbeat = wire(WireFlags { heartbeat: Some(bad.into()), ..WireFlags::default() });
             assert!(node(heartbeat, NODE).contains("heartbeat"), "{bad}");
         }
+        let with = |change: &str| node(Flags::default(), &NODE.replace("fabric: rack-1\n", change));
+        for (change, part) in [
+            ("fabric: none\n", "\"none\""),
+            ("fabric: a b\n", "name of a fabric"),
+            ("fabricPorts: 1-2\n", "set --fabric NAME"),
+            ("fabric: a\nfabricAddress: node-1\n", "IP address"),
+            ("fabric: a\nfabricAddress: 0.0.0.0\n", "IP address"),
+            ("fabric: a\nfabricPorts: 4500\n", "4500-4999"),
+            ("fabric: a\nfabricPorts: 9-8\n", "4500-4999"),
+            ("fabric: a\nfabricPorts: 0-8\n", "4500-4999"),
+        ] {
+            assert!(with(change).contains(part), "{change}: {}", with(change));
+        }
+        let named = NODE.replace("listen: 10.0.0.1:9811", "listen: 0.0.0.0:9811\nadvertise: node-1:9811");
+        assert!(node(Flags::default(), &named).contains("--fabric-address"));
         let controller = |text: &str| said(ControllerConfig::resolve(&Flags::default(), &file(text), |_| None));
         assert!(controller(&CONTROLLER.replace("tls: {directory: /tls}\n", "")).contains("holdfast ca issue"));
         assert!(controller(&CONTROLLER.replace("listen: 0.0.0.0:9810\n", "")).contains("--listen"));

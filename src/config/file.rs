@@ -20,6 +20,8 @@ pub struct File {
     pub(super) advertise: Option<String>,
     pub(super) controllers: Vec<String>,
     pub(super) fabric: Option<String>,
+    pub(super) fabric_address: Option<String>,
+    pub(super) fabric_ports: Option<String>,
     pub(super) state_directory: Option<String>,
     pub(super) tls: TlsEntry,
     pub(super) heartbeat: Option<String>,

@@ -83,6 +83,12 @@ pub struct NodeFlags {
     /// The name of the storage network of this node. Default: none.
     #[arg(long, value_name = "NAME")]
     pub fabric: Option<String>,
+    /// The address on which this node exports volumes to the other nodes of the fabric. Default: that of --advertise or --listen.
+    #[arg(long, value_name = "ADDRESS")]
+    pub fabric_address: Option<String>,
+    /// The TCP ports for exports, one per volume that another node uses. Default: 4500-4999.
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub fabric_ports: Option<String>,
     /// The state directory: the known pools of all nodes, and the node's certificate. Default: /var/lib/holdfast.
     #[arg(long, value_name = "DIR")]
     pub state: Option<String>,

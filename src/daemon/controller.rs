@@ -5,23 +5,20 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::runtime::Handle;
 use tonic::service::Routes;
 use tracing::info;
 
 use super::Stop;
 use super::certificates::Certifying;
-use super::parts::{Base, shares};
+use super::parts::{Base, dial, shares};
 use crate::config::{ControllerConfig, TlsMode};
 use crate::csi::{ServeConfig, serve};
-use crate::home::Home;
-use crate::home::remote::RemoteHome;
 use crate::os::Os;
 use crate::registry::RegistryService;
-use crate::route::{Dial, Directory, Router};
-use crate::telemetry::{HomeMetrics, Metrics, PoolWatch};
+use crate::route::{Directory, Router};
+use crate::telemetry::{Metrics, PoolWatch};
 use crate::tls::{Credentials, Incoming, Role};
-use crate::types::{NodeId, Result};
+use crate::types::Result;
 use crate::wire;
 
 /// A controller whose ports are bound.
@@ -115,15 +112,4 @@ impl Controller {
         };
         serve(config, stop.begun()).await
     }
-}
-
-/// Connects to nodes: the certificate of the node that answers must be for the intended node.
-fn dial(credentials: Credentials, metrics: HomeMetrics) -> Dial {
-    let runtime = Handle::current();
-    Box::new(move |node: &NodeId, endpoint: &str| {
-        let _in_runtime = runtime.enter();
-        let channel = credentials.channel(&Role::Node(node.clone()), endpoint)?;
-        let home = RemoteHome::new(node.clone(), endpoint, channel, runtime.clone());
-        Ok(Arc::new(home.counted(metrics.clone())) as Arc<dyn Home>)
-    })
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::certificates::{self, Certified};
-use super::parts::{Base, shares};
-use super::pools::{NodePools, Opening};
+use super::parts::{Base, dial, shares};
+use super::pools::{NodePools, Opening, Others};
 use super::{Stop, blocking};
 use crate::config::{NodeConfig, TlsMode};
 use crate::home::remote::HomeService;
@@ -57,10 +57,16 @@ impl NodeDaemon {
         let (incoming, address) = credentials.listen(config.listen, base.shares).await?;
         let (configs, before) = (std::mem::take(&mut config.pools), known(&card).pools_of(&config.node));
         let others = Arc::clone(&card);
-        let elsewhere = Box::new(move |pool| known(&others).node_of(pool));
-        let pools = NodePools::open(&os, &opening, configs, config.node.clone(), before, elsewhere).await?;
+        let others = Others {
+            elsewhere: Box::new(move |pool| known(&others).location_of(pool)),
+            network: config
+                .fabric
+                .take()
+                .map(|fabric| (fabric, dial(credentials.clone(), base.metrics.homes().clone()))),
+        };
+        let pools = NodePools::open(&os, &opening, configs, config.node.clone(), before, others).await?;
         remember(&mut known(&card), &config, &pools.home);
-        let reporter = reporter(&config, &os, &pools.home, credentials, card)?;
+        let reporter = reporter(&config, &os, &pools, credentials, card)?;
         Ok(Self { config, os, base, pools, incoming, address, certified, reporter })
     }
 
@@ -71,6 +77,7 @@ impl NodeDaemon {
     pub async fn serve(self, stop: Stop) -> Result<()> {
         let Self { config, os, mut base, pools, incoming, address, certified, reporter } = self;
         pools.find(&stop);
+        pools.watch_connections(&stop);
         base.serve_health(&stop);
         let service = HomeService::new(Arc::new(pools.home.clone())).counted(base.metrics.homes().clone());
         let (works, mut server) = (service.works(), wire::server_of_daemons(service.bounds()));
@@ -95,7 +102,7 @@ impl NodeDaemon {
             pools = pools.described,
             "holdfast node serves"
         );
-        let served = pools.serve(base, None, config.fabric, config.registration, &stop).await;
+        let served = pools.serve(base, None, config.registration, &stop).await;
         works.ended(GRACE).await;
         pools.keep_devices().await;
         serving_home.abort();
@@ -144,7 +151,7 @@ async fn credentials(config: &NodeConfig, os: &Os, metrics: &Metrics) -> Result<
 fn reporter(
     config: &NodeConfig,
     os: &Os,
-    home: &LocalHome,
+    pools: &NodePools,
     credentials: Credentials,
     card: Arc<Mutex<DirectoryCache>>,
 ) -> Result<Arc<Reporter>> {
@@ -154,12 +161,12 @@ fn reporter(
         boot_id,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         endpoint: config.advertise.clone(),
-        fabric: config.fabric.clone(),
+        fabric: pools.fabric.clone(),
         pools: Vec::new(),
         known: Vec::new(),
         left_out: 0,
     };
-    let (looking, told) = (home.clone(), home.clone());
+    let (looking, told) = (pools.home.clone(), pools.home.clone());
     let look = Arc::new(move || Heartbeat { pools: looking.health(), ..about.clone() });
     let said = Box::new(move |lost: &[PoolId]| {
         for pool in lost {

@@ -3,15 +3,20 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
 use super::Stop;
 use crate::config::Serving;
+use crate::home::Home;
+use crate::home::remote::RemoteHome;
 use crate::kubelet::{Registrar, Registration};
 use crate::os::Os;
-use crate::telemetry::{Http, Metrics, PoolWatch};
-use crate::types::{OsContext, Result};
+use crate::route::Dial;
+use crate::telemetry::{HomeMetrics, Http, Metrics, PoolWatch};
+use crate::tls::{Credentials, Role};
+use crate::types::{NodeId, OsContext, Result};
 use crate::wire::Shares;
 
 /// The metrics of a daemon, and what limits its ports and sockets.
@@ -84,4 +89,15 @@ pub(super) fn shares(os: &Os) -> Result<Shares> {
         );
     }
     Ok(shares)
+}
+
+/// Connects to nodes: the certificate of the node that answers must be for the intended node.
+pub(super) fn dial(credentials: Credentials, metrics: HomeMetrics) -> Dial {
+    let runtime = Handle::current();
+    Box::new(move |node: &NodeId, endpoint: &str| {
+        let _in_runtime = runtime.enter();
+        let channel = credentials.channel(&Role::Node(node.clone()), endpoint)?;
+        let home = RemoteHome::new(node.clone(), endpoint, channel, runtime.clone());
+        Ok(Arc::new(home.counted(metrics.clone())) as Arc<dyn Home>)
+    })
 }

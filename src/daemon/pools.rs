@@ -9,15 +9,19 @@ use tracing::{error, info, warn};
 
 use super::parts::{Base, Registering};
 use super::{Stop, blocking};
-use crate::config::PoolConfig;
+use crate::attach::NvmeTcp;
+use crate::config::{FabricConfig, PoolConfig};
 use crate::csi::{ServeConfig, ThisNode, serve};
+use crate::export::{Export, Nvmet, Support};
 use crate::fs::tools;
-use crate::home::{Changed, ConfiguredPool, FindingKind, Health, Home, LocalHome, PoolCondition, unseen_by_kubelet};
+use crate::home::{
+    Changed, ConfiguredPool, Fabric, FindingKind, Health, Home, LocalHome, PoolCondition, unseen_by_kubelet,
+};
 use crate::kubelet::Registration;
-use crate::node::{Elsewhere, Node, NodeHomes};
-use crate::os::Os;
+use crate::node::{ASKING, Elsewhere, Node, NodeHomes};
+use crate::os::{NvmeSupport, Os};
 use crate::pool;
-use crate::route::{Directory, Router, figures_of};
+use crate::route::{Dial, Directory, NO_FABRIC, Router, figures_of};
 use crate::telemetry::{PoolFigures, PoolFindings, PoolWatch};
 use crate::types::{NodeId, PoolId, PoolName, Result};
 
@@ -111,6 +115,60 @@ pub(super) struct NodePools {
     pub(super) router: Arc<Router>,
     /// A description of the pools.
     pub(super) described: String,
+    /// The storage network on which this node can use volumes of other nodes; [`NO_FABRIC`] without one.
+    pub(super) fabric: String,
+}
+
+/// What a node knows of the pools of other nodes, and how it uses their volumes.
+pub(super) struct Others {
+    pub(super) elsewhere: Elsewhere,
+    /// The storage network, where one is configured.
+    pub(super) network: Option<(FabricConfig, Dial)>,
+}
+
+/// What this node's kernel can do on the configured fabric.
+#[derive(Default)]
+struct Network {
+    exports: Option<Fabric>,
+    connections: Option<(NvmeTcp, Dial, String)>,
+}
+
+impl Network {
+    /// Asks the kernel. What it cannot do is logged, and the node works without it.
+    fn look(os: &Os, config: FabricConfig, dial: Dial) -> Self {
+        let FabricConfig { name, address, ports } = config;
+        let export = Nvmet::new(os.clone());
+        let exports = match export.support() {
+            Ok(Support::Yes(dhchap)) => {
+                info!(fabric = name, %address, ports = format!("{}-{}", ports.start(), ports.end()), authentication = ?dhchap, "this node exports volumes of access network over NVMe/TCP");
+                Some(Fabric::new(Arc::new(export), address, ports))
+            }
+            Ok(Support::No(why)) => {
+                error!(
+                    fabric = name,
+                    "this node exports no volumes, so no volume of access network is created on it: {why}"
+                );
+                None
+            }
+            Err(error) => {
+                error!(fabric = name, error = error.chain(), "this node exports no volumes");
+                None
+            }
+        };
+        let connections = NvmeTcp::new(os.clone());
+        let connections = match connections.support() {
+            Ok(NvmeSupport::Yes(_)) => Some((connections, dial, name)),
+            Ok(NvmeSupport::No(why)) => {
+                error!(fabric = name, "this node cannot use volumes of other nodes, and is not in the fabric: {why}");
+                None
+            }
+            Err(error) => {
+                error!(fabric = name, error = error.chain(), "this node cannot use volumes of other nodes");
+                None
+            }
+        };
+        Self { exports, connections }
+    }
 }
 
 impl NodePools {
@@ -125,7 +183,7 @@ impl NodePools {
         configs: Vec<PoolConfig>,
         id: NodeId,
         before: Vec<(PoolName, PoolId)>,
-        elsewhere: Elsewhere,
+        others: Others,
     ) -> Result<Self> {
         let (os, opening) = (os.clone(), opening.clone());
         let open = move || {
@@ -135,7 +193,9 @@ impl NodePools {
                 let open = Arc::new(move |first| pool::open_or(&os, &spec, &id, first));
                 ConfiguredPool { name, place, known, limits, open }
             });
-            let home = LocalHome::start(os.clone(), id.clone(), pools.collect(), None)?;
+            let Others { elsewhere, network } = others;
+            let network = network.map(|(config, dial)| Network::look(&os, config, dial)).unwrap_or_default();
+            let home = LocalHome::start(os.clone(), id.clone(), pools.collect(), network.exports)?;
             let described = home.described().join(", ");
             match unseen_by_kubelet(&os) {
                 Ok(None) => {}
@@ -144,11 +204,15 @@ impl NodePools {
             }
             report_tools(os.clone());
             let own: Arc<dyn Home> = Arc::new(home.clone());
-            let homes = Arc::new(NodeHomes::new(home.clone(), elsewhere));
-            let node = Arc::new(Node::with_homes(os, id.clone(), own, homes));
+            let homes = NodeHomes::new(home.clone(), elsewhere);
+            let (homes, connections, fabric) = match network.connections {
+                Some((connections, dial, fabric)) => (homes.with_others(dial), Some(connections), fabric),
+                None => (homes, None, NO_FABRIC.to_owned()),
+            };
+            let node = Arc::new(Node::with_homes(os, id.clone(), own, Arc::new(homes), connections));
             let router = Arc::new(router(&home));
             let _ = opening.0.set(home.clone());
-            Ok(Self { id, home, node, router, described })
+            Ok(Self { id, home, node, router, described, fabric })
         };
         blocking("open the pools", open).await?
     }
@@ -175,6 +239,25 @@ impl NodePools {
         });
     }
 
+    /// Ends connections to exports that this node may not use any more, until the process stops.
+    pub(super) fn watch_connections(&self, stop: &Stop) {
+        let (node, mut stop) = (Arc::clone(&self.node), stop.receiver());
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(ASKING) => {}
+                    _ = stop.changed() => return,
+                }
+                let node = Arc::clone(&node);
+                match tokio::task::spawn_blocking(move || node.end_lost_connections()).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => warn!(error = error.chain(), "cannot check the connections to other nodes"),
+                    Err(error) => warn!(%error, "the check of the connections to other nodes failed"),
+                }
+            }
+        });
+    }
+
     /// Serves CSI, registers the driver with kubelet, and removes that registration's socket at the end.
     ///
     /// # Errors
@@ -183,7 +266,6 @@ impl NodePools {
         &self,
         base: Base,
         controller: Option<Arc<Router>>,
-        fabric: String,
         registration: Option<Registration>,
         stop: &Stop,
     ) -> Result<()> {
@@ -192,7 +274,11 @@ impl NodePools {
             socket: base.socket,
             controller,
             others: Routes::default(),
-            node: Some(ThisNode { id: self.id.clone(), fabric, workflows: Arc::clone(&self.node) }),
+            node: Some(ThisNode {
+                id: self.id.clone(),
+                fabric: self.fabric.clone(),
+                workflows: Arc::clone(&self.node),
+            }),
             metrics: base.metrics,
             pools: base.pools,
             shares: base.shares,

@@ -7,10 +7,9 @@ use tracing::info;
 
 use super::Stop;
 use super::parts::{Base, shares};
-use super::pools::{NodePools, Opening};
+use super::pools::{NodePools, Opening, Others};
 use crate::config::Config;
 use crate::os::Os;
-use crate::route::NO_FABRIC;
 use crate::telemetry::Metrics;
 use crate::types::Result;
 
@@ -36,8 +35,8 @@ impl Standalone {
         let (metrics, opening) = (Metrics::new(os.activity().clone()), Opening::default());
         let base = Base::bind(&config.serving, metrics, opening.watch(), shares(&os)?).await?;
         let configs = std::mem::take(&mut config.pools);
-        let pools =
-            NodePools::open(&os, &opening, configs, config.node.clone(), Vec::new(), Box::new(|_| None)).await?;
+        let others = Others { elsewhere: Box::new(|_| None), network: None };
+        let pools = NodePools::open(&os, &opening, configs, config.node.clone(), Vec::new(), others).await?;
         base.pools.opened();
         Ok(Self { config, base, pools })
     }
@@ -58,8 +57,7 @@ impl Standalone {
             metrics = config.serving.metrics.map(|address| address.to_string()),
             "holdfast serves"
         );
-        let fabric = NO_FABRIC.to_owned();
-        let served = pools.serve(base, Some(Arc::clone(&pools.router)), fabric, config.registration, &stop).await;
+        let served = pools.serve(base, Some(Arc::clone(&pools.router)), config.registration, &stop).await;
         pools.keep_devices().await;
         served
     }

@@ -3,11 +3,13 @@
 use tracing::info;
 
 use super::answer::mode_among;
+use super::export::export_of;
 use super::local::Shared;
 use super::part::Part;
 use super::record::{AttachPath, Attachment, DeviceMark, GrantState, Record, VolumeRecord};
 use super::state::PoolState;
 use super::{Changed, GrantRequest, Granted};
+use crate::os::Dhchap;
 use crate::types::{Error, Kind, NodeId, Result, VolumeId, VolumeMode};
 
 impl Shared {
@@ -63,7 +65,7 @@ impl Shared {
         let (nonce, export) = match port {
             None => (None, None),
             Some(port) => {
-                let (nonce, export) = self.new_export(port)?;
+                let (nonce, export) = self.new_export(port, Dhchap::Yes)?;
                 (Some(nonce), Some(Part::new(export)))
             }
         };
@@ -98,6 +100,7 @@ impl Shared {
         }
         info!(volume = %record.handle, node = %request.node, epoch = record.epoch, "volume attached");
         if let Some(attachment) = record.attachments.last().filter(|one| one.path == AttachPath::NvmeTcp) {
+            self.fabric()?.is_new(export_of(&record, attachment)?.0);
             self.exported(self.pool(id.pool)?, &record, attachment)?;
         }
         Ok(Granted { home: self.node.clone(), epoch: record.epoch, changed: Changed::Yes })

@@ -4,12 +4,12 @@
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::DeviceAddress;
-use super::attachment::no_more_epochs;
+use super::attachment::{granted_to, no_more_epochs};
 use super::fabric::Fabric;
 use super::local::Shared;
 use super::record::{AttachPath, Attachment, ExportRecord, GrantState, Record, VolumeRecord};
 use super::state::PoolState;
+use super::{Client, DeviceAddress};
 use crate::export::{Spec, Support};
 use crate::os::Dhchap;
 use crate::pool::{Object, Stable};
@@ -58,12 +58,35 @@ impl Shared {
     ///
     /// # Errors
     /// `Internal` without random numbers for a key.
-    pub(super) fn new_export(&self, port: u16) -> Result<(Uuid, ExportRecord)> {
-        let key = match self.fabric()?.export.support()? {
-            Support::Yes(Dhchap::Yes) => Some(DhchapKey::random()?),
-            Support::Yes(Dhchap::No) | Support::No(_) => None,
+    pub(super) fn new_export(&self, port: u16, client: Dhchap) -> Result<(Uuid, ExportRecord)> {
+        let key = match (self.fabric()?.export.support()?, client) {
+            (Support::Yes(Dhchap::Yes), Dhchap::Yes) => Some(DhchapKey::random()?),
+            _ => None,
         };
         Ok((Uuid::new_v4(), ExportRecord { port, host: HostNqn::random(), namespace: Uuid::new_v4(), key }))
+    }
+
+    /// The export for a node that opens its volume. With a live connection it is the export as it is. Otherwise it is
+    /// one that nobody was connected to: the one that was made for the attachment, the first time, or one with new names
+    /// after the fence of the last one.
+    pub(super) fn export_for(
+        &self,
+        state: &PoolState,
+        record: &mut VolumeRecord,
+        node: &NodeId,
+        client: &Client,
+    ) -> Result<DeviceAddress> {
+        let attachment = granted_to(record, node)?.clone();
+        let (nqn, export) = export_of(record, &attachment)?;
+        let is_unused = self.fabric()?.use_up(nqn);
+        let fits = export.key.is_none() || client.authenticates == Dhchap::Yes;
+        if client.connection == Some(nqn) || (is_unused && fits) {
+            return self.exported(state, record, &attachment);
+        }
+        self.renamed_export(state, record, node, client.authenticates)?;
+        self.store_volume(record)?;
+        let attachment = granted_to(record, node)?.clone();
+        self.exported(state, record, &attachment)
     }
 
     /// Ends the export of an attachment that stays, so that nothing writes to the volume, and gives it new names: its
@@ -71,14 +94,20 @@ impl Shared {
     ///
     /// # Errors
     /// Those of [`Shared::fence`].
-    pub(super) fn renamed_export(&self, state: &PoolState, record: &mut VolumeRecord, node: &NodeId) -> Result<()> {
+    pub(super) fn renamed_export(
+        &self,
+        state: &PoolState,
+        record: &mut VolumeRecord,
+        node: &NodeId,
+        client: Dhchap,
+    ) -> Result<()> {
         let of_node = |one: &&mut Attachment| one.node == *node && one.path == AttachPath::NvmeTcp;
         let Some(attachment) = record.attachments.iter().find(|one| one.node == *node).cloned() else { return Ok(()) };
         let Some(export) = attachment.export.as_ref().filter(|_| attachment.path == AttachPath::NvmeTcp) else {
             return Ok(());
         };
         self.fence(state, record, &attachment)?;
-        let (nonce, names) = self.new_export(export.port)?;
+        let (nonce, names) = self.new_export(export.port, client)?;
         let epoch = record.epoch.checked_add(1).ok_or_else(|| no_more_epochs(record))?;
         record.epoch = epoch;
         if let Some(place) = record.attachments.iter_mut().find(of_node) {
@@ -161,6 +190,24 @@ impl Shared {
         }
         self.store_volume(record).inspect_err(|_| fabric.give_back(port, record.id()))?;
         Ok(moved)
+    }
+
+    /// The exports of a node's attachments. Reads the records of exported volumes only.
+    pub(super) fn exports_to(&self, node: &NodeId) -> Result<Vec<SubsystemNqn>> {
+        let Some(fabric) = &self.fabric else { return Ok(Vec::new()) };
+        // A pool that is not there has volumes that nothing is known of.
+        self.all_in_use()?;
+        let mut exports = Vec::new();
+        for volume in fabric.volumes() {
+            let Some(record) = self.volume_record(&volume)? else { continue };
+            let of_node = |one: &&Attachment| {
+                one.node == *node && one.path == AttachPath::NvmeTcp && one.state == GrantState::Granted
+            };
+            if let Some(attachment) = record.attachments.iter().find(of_node) {
+                exports.push(export_of(&record, attachment)?.0);
+            }
+        }
+        Ok(exports)
     }
 
     /// The device grew: the node of the attachment sees it.

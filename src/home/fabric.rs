@@ -1,14 +1,14 @@
 //! How this home node exports volumes to other nodes: the address, and the TCP ports. Each export has a port of its own,
 //! which its record keeps, so that the client finds the export again after a restart of this machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::export::Export;
-use crate::types::{Error, Kind, Result, VolumeId};
+use crate::types::{Error, Kind, Result, SubsystemNqn, VolumeId};
 
 /// The exports of a home node.
 pub struct Fabric {
@@ -16,6 +16,8 @@ pub struct Fabric {
     address: IpAddr,
     range: RangeInclusive<u16>,
     ports: Mutex<Ports>,
+    /// Exports that were made by this process and that no node was told of.
+    unused: Mutex<HashSet<SubsystemNqn>>,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +37,7 @@ impl Fabric {
     /// With the address that clients connect to, and the ports of exports.
     #[must_use]
     pub fn new(export: Arc<dyn Export>, address: IpAddr, ports: RangeInclusive<u16>) -> Self {
-        Self { export, address, range: ports, ports: Mutex::default() }
+        Self { export, address, range: ports, ports: Mutex::default(), unused: Mutex::default() }
     }
 
     /// The address of an export.
@@ -73,6 +75,21 @@ impl Fabric {
             ports.last = Some(port);
             Ok(port)
         })
+    }
+
+    /// An export with names that nobody knows.
+    pub(super) fn is_new(&self, export: SubsystemNqn) {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner).insert(export);
+    }
+
+    /// Whether nobody knows the names of an export, for the last time.
+    pub(super) fn use_up(&self, export: SubsystemNqn) -> bool {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner).remove(&export)
+    }
+
+    /// The volumes that have a port.
+    pub(super) fn volumes(&self) -> Vec<VolumeId> {
+        self.with(|ports| ports.taken.values().copied().collect())
     }
 
     /// Enters the port of a record; the volume that has it, if it is another one.

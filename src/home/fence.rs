@@ -53,6 +53,7 @@ impl Shared {
         let deadline = deadlines.into_iter().flatten().min();
         let deadline = deadline.ok_or_else(|| Error::new(Kind::Internal, "this machine's clock has no time left"))?;
         fabric.export.fence(&nqn, &remains, deadline)?;
+        fabric.use_up(nqn);
         state.devices()?.set_stable(record.uuid, Stable::No)?;
         info!(volume = %record.handle, node = %attachment.node, epoch = attachment.epoch, "the node can no longer write to the volume");
         Ok(())

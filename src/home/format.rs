@@ -19,10 +19,11 @@ use uuid::Uuid;
 use super::attachment::{granted_to, usable_raw};
 use super::create::describe;
 use super::local::Shared;
-use super::record::{AttachPath, Record, VolumeRecord};
+use super::record::{AttachPath, Attachment, Record, VolumeRecord};
 use super::state::PoolState;
 use super::{DeviceAddress, FormatState, Formatting, ReadOnly};
 use crate::fs::{probe, signature};
+use crate::os::Dhchap;
 use crate::pool::Blankness;
 use crate::types::{Error, FsType, Kind, NodeId, Result, VolumeId};
 
@@ -54,7 +55,10 @@ impl Shared {
         }
         match record.format.known {
             FormatState::Raw | FormatState::Formatted { .. } => return Err(not_blank(&record)),
-            FormatState::Never | FormatState::Formatting { .. } => self.renamed_export(state, &mut record, node)?,
+            FormatState::Never | FormatState::Formatting { .. } => {
+                let client = if has_key(granted_to(&record, node)?) { Dhchap::Yes } else { Dhchap::No };
+                self.renamed_export(state, &mut record, node, client)?;
+            }
         }
         match record.format.known {
             FormatState::Never => self.nobody_writes(state, &record)?,
@@ -177,6 +181,11 @@ impl Shared {
             )),
         }
     }
+}
+
+/// Whether the export of an attachment authenticates its client, which can do so then.
+fn has_key(attachment: &Attachment) -> bool {
+    attachment.export.as_ref().is_some_and(|export| export.key.is_some())
 }
 
 fn not_blank(record: &VolumeRecord) -> Error {

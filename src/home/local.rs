@@ -12,7 +12,7 @@ use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
 use super::slot::Slot;
 use super::state::{Key, PoolState};
 use super::{
-    Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
+    Capacity, CapacityQuery, Changed, Client, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
     GrantRequest, Granted, Home, LockGuard, Locks, OpenVolume, Page, PoolCondition, PoolHealth, PoolReport, Snapshot,
     SnapshotFilter, Source, SpaceLimits, Volume,
 };
@@ -20,7 +20,7 @@ use crate::os::{DevNum, Os, Timestamp};
 use crate::pool::{ActiveDevice, Object, Pool};
 use crate::types::{
     CapacityRange, Error, Failure, FsType, Kind, Named, NodeId, ObjectUuid, PoolId, PoolName, Result, SnapshotId,
-    VolumeId,
+    SubsystemNqn, VolumeId,
 };
 
 /// The home node of this process's pools. Cheap to clone.
@@ -364,12 +364,16 @@ impl Home for LocalHome {
         self.shared.of(*id, self.shared.revoke(id, node))
     }
 
-    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<OpenVolume> {
-        self.shared.of(*id, self.shared.open(id, node))
+    fn open_for(&self, id: &VolumeId, node: &NodeId, client: &Client) -> Result<OpenVolume> {
+        self.shared.of(*id, self.shared.open(id, node, client))
     }
 
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
         self.shared.of(*id, self.shared.close(id, node))
+    }
+
+    fn exports(&self, node: &NodeId) -> Result<Vec<SubsystemNqn>> {
+        self.shared.exports_to(node)
     }
 
     fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>> {

@@ -53,7 +53,9 @@ pub use local::LocalHome;
 pub use locks::{LockGuard, Locks};
 pub use part::Part;
 pub use pools::PoolCondition;
-pub use request::{CapacityQuery, CreateSnapshot, CreateVolume, GrantRequest, ReadOnly, SnapshotFilter, Source};
+pub use request::{
+    CapacityQuery, Client, CreateSnapshot, CreateVolume, GrantRequest, ReadOnly, SnapshotFilter, Source,
+};
 pub use slot::{ConfiguredPool, OpenPool};
 pub use survey::{Survey, survey};
 pub use view::{Kernel, PoolView, unseen_by_kubelet};
@@ -65,7 +67,9 @@ use uuid::Uuid;
 
 use crate::os::DevNum;
 use crate::pool::ActiveDevice;
-use crate::types::{CapacityRange, Failure, FsType, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId};
+use crate::types::{
+    CapacityRange, Failure, FsType, NodeId, ObjectUuid, PoolId, Result, SnapshotId, SubsystemNqn, VolumeId,
+};
 
 /// Finds the home of a pool's volumes: a node uses volumes of its own pools, and may use those of others.
 pub trait Homes: Send + Sync {
@@ -134,11 +138,22 @@ pub trait Home: Send + Sync {
     /// Those of all methods.
     fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed>;
 
-    /// The location of the volume's device for a node that the volume is attached to. Idempotent.
+    /// The location of the volume's device for a node that the volume is attached to. Idempotent. For another node
+    /// without a live connection the export gets new names, after nothing of its earlier connections is in flight any
+    /// more: what they sent must not arrive under a mount that is made later.
     ///
     /// # Errors
-    /// `Precondition` when it is not attached to the node; `Corrupt` when image and record disagree.
-    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<OpenVolume>;
+    /// `Precondition` when it is not attached to the node; `Corrupt` when image and record disagree; `Busy` when
+    /// requests of an earlier connection do not end.
+    fn open_for(&self, id: &VolumeId, node: &NodeId, client: &Client) -> Result<OpenVolume>;
+
+    /// The same for a node without connections.
+    ///
+    /// # Errors
+    /// Those of [`Home::open_for`].
+    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<OpenVolume> {
+        self.open_for(id, node, &Client::default())
+    }
 
     /// The node has unstaged the volume: its device is detached if idle. Idempotent. For a volume that does not exist
     /// any more it succeeds when no device is left.
@@ -146,6 +161,14 @@ pub trait Home: Send + Sync {
     /// # Errors
     /// `InUse`, naming the users of the device.
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()>;
+
+    /// The exports that a node may use now: those of its attachments. A node that was cut off finds out here that an
+    /// attachment was removed.
+    ///
+    /// # Errors
+    /// `Unavailable` when a pool or a record cannot be read: never a partial list. `Unsupported` from a home node of a
+    /// release without exports.
+    fn exports(&self, node: &NodeId) -> Result<Vec<SubsystemNqn>>;
 
     /// The device of a volume on this machine now, whether or not its record or its pool is here. The image behind the
     /// device proves it.

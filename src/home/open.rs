@@ -6,14 +6,14 @@ use super::attachment::{granted_to, usable_raw};
 use super::local::Shared;
 use super::record::{AttachPath, Record, VolumeRecord};
 use super::state::{Key, PoolState};
-use super::{DeviceAddress, OpenVolume};
+use super::{Client, DeviceAddress, OpenVolume};
 use crate::pool::Stable;
 use crate::types::{Access, Bytes, Error, Kind, NodeId, Provisioning, Result, VolumeId, VolumeMode};
 
 impl Shared {
     /// The location of an attached volume's device. First finishes an interrupted expansion and fills a thick image's
     /// holes, so that every stage gets a complete device.
-    pub(super) fn open(&self, id: &VolumeId, node: &NodeId) -> Result<OpenVolume> {
+    pub(super) fn open(&self, id: &VolumeId, node: &NodeId, client: &Client) -> Result<OpenVolume> {
         let state = self.pool(id.pool)?;
         let lock = self.lock_volume(id, "open")?;
         let mut record = self.ready_volume(id)?;
@@ -48,7 +48,7 @@ impl Shared {
                 }
                 DeviceAddress::Local { device: device.path }
             }
-            AttachPath::NvmeTcp => self.exported(state, &record, &attachment)?,
+            AttachPath::NvmeTcp => self.export_for(state, &mut record, node, client)?,
         };
         Ok(OpenVolume {
             at,
@@ -60,7 +60,8 @@ impl Shared {
             read_only: attachment.read_only,
             fsck: record.request.parameters.fsck,
             mkfs_options: record.request.parameters.mkfs_options.clone(),
-            epoch: attachment.epoch,
+            // A new export has a new number.
+            epoch: granted_to(&record, node)?.epoch,
             claim: record.claim(),
         })
     }

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::sizes;
+use crate::os::Dhchap;
 use crate::types::{
     Access, AccessMode, Bytes, Capability, CapacityRange, NodeId, PoolName, Provisioning, RequestedMode, SnapshotId,
-    VolumeId, VolumeParameters,
+    SubsystemNqn, VolumeId, VolumeParameters,
 };
 
 /// The source of a new volume's content.
@@ -44,6 +45,15 @@ pub struct GrantRequest {
     pub access: AccessMode,
     /// Whether the orchestrator requested read-only.
     pub read_only: ReadOnly,
+}
+
+/// What the home node must know of the node that opens a volume, where the volume is exported to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// The export that it has a live connection to.
+    pub connection: Option<SubsystemNqn>,
+    /// Whether it can authenticate.
+    pub authenticates: Dhchap,
 }
 
 /// Whether access is read-only.

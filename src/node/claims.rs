@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::Node;
-use crate::home::{DeviceAddress, OpenVolume};
-use crate::types::{ClaimName, Error, Kind, Named, Result, VolumeId};
+use crate::home::OpenVolume;
+use crate::types::{ClaimName, Named, Result, VolumeId};
 
 /// The claims, of volumes that have one.
 #[derive(Debug, Default)]
@@ -31,18 +31,8 @@ impl Node {
 
     /// Opens a volume at its home node.
     pub(super) fn open(&self, volume: &VolumeId) -> Result<OpenVolume> {
-        let opened = self.home(volume)?.open(volume, &self.id)?;
-        if let DeviceAddress::NvmeTcp(at) = &opened.at
-            && at.subsystem.volume != *volume
-        {
-            return Err(Error::new(
-                Kind::Unavailable,
-                format!(
-                    "the home node of volume {volume} answers with the export of volume {}: the answer is not used; check that node, and whether its key was stolen",
-                    at.subsystem.volume
-                ),
-            ));
-        }
+        let client = self.network.as_ref().map(|network| network.client(volume)).transpose()?.unwrap_or_default();
+        let opened = self.home(volume)?.open_for(volume, &self.id, &client)?;
         if let Some(claim) = &opened.claim {
             self.claims.with(|claims| claims.insert(*volume, claim.clone()));
         }

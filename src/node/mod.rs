@@ -14,6 +14,7 @@ mod format;
 #[cfg(test)]
 mod format_scenarios;
 mod homes;
+mod lease;
 mod mounts;
 mod path;
 mod publish;
@@ -41,11 +42,12 @@ mod visible;
 mod visible_scenarios;
 
 pub use homes::{Elsewhere, NodeHomes};
+pub use lease::ASKING;
 pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};
 
 use std::sync::Arc;
 
-use crate::attach::{Attachers, Local, ReadOnlyViews};
+use crate::attach::{Attachers, Local, NvmeTcp, ReadOnlyViews};
 use crate::home::{Home, Homes, Locks};
 use crate::linear::Linear;
 use crate::os::Os;
@@ -60,6 +62,8 @@ pub struct Node {
     id: NodeId,
     homes: Arc<dyn Homes>,
     attach: Attachers,
+    /// Connections to exports of other nodes; `None` where this node makes none.
+    network: Option<NvmeTcp>,
     volumes: Locks<VolumeId>,
     targets: Locks<String>,
     slots: slots::Slots,
@@ -77,20 +81,25 @@ impl Node {
     #[must_use]
     pub fn new(os: Os, id: NodeId, home: Arc<dyn Home>) -> Self {
         let homes = Arc::new(homes::OneHome(Arc::clone(&home)));
-        Self::with_homes(os, id, home, homes)
+        Self::with_homes(os, id, home, homes, None)
     }
 
-    /// The workflows of node `id`, whose pools are those of `own`, for the volumes of `homes`. Opens the devices of
-    /// published block volumes again; a failure is logged.
+    /// The workflows of node `id`, whose pools are those of `own`, for the volumes of `homes`; those of other nodes need
+    /// `network`. Opens the devices of published block volumes again; a failure is logged.
     #[must_use]
-    pub fn with_homes(os: Os, id: NodeId, own: Arc<dyn Home>, homes: Arc<dyn Homes>) -> Self {
+    pub fn with_homes(os: Os, id: NodeId, own: Arc<dyn Home>, homes: Arc<dyn Homes>, network: Option<NvmeTcp>) -> Self {
         let activity = os.activity().clone();
         let raw = raw::RawDevices::default();
         let linear = Linear::new(os.clone());
         raw_linear::announce(&linear, own.as_ref());
         let attach = Attachers::new(Local::new(os.clone(), id.clone(), own));
+        let attach = match &network {
+            Some(network) => attach.with_nvme_tcp(network.clone()),
+            None => attach,
+        };
         let node = Self {
             attach,
+            network,
             volumes: Locks::new(activity.clone()),
             viewing: Locks::new(activity.clone()),
             targets: Locks::new(activity),

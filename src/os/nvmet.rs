@@ -29,11 +29,12 @@ const CONFIGFS_MAGIC: i64 = 0x6265_6570;
 const LOCAL: [&str; 2] = ["/dev", "/run"];
 
 /// Whether both sides of a connection can be authenticated with DH-HMAC-CHAP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dhchap {
     /// This kernel has it.
     Yes,
     /// It does not.
+    #[default]
     No,
 }
 

@@ -92,10 +92,10 @@ impl DirectoryCache {
         self.entries.values().cloned().collect()
     }
 
-    /// The node that is known to have a pool.
+    /// The node that is known to have a pool, and its `HOST:PORT`.
     #[must_use]
-    pub fn node_of(&self, pool: PoolId) -> Option<NodeId> {
-        self.entries.get(&pool).map(|entry| entry.node.clone())
+    pub fn location_of(&self, pool: PoolId) -> Option<(NodeId, String)> {
+        self.entries.get(&pool).map(|entry| (entry.node.clone(), entry.endpoint.clone()))
     }
 
     /// The pools that a node is known to have: a controller received its heartbeat with them, and no later one of

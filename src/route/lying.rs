@@ -6,9 +6,13 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::*;
-use crate::home::{CopyState, FormatState, Formatting, Health, NodeExpansion, OpenVolume, PoolHealth, SnapshotFilter};
+use crate::home::{
+    Client, CopyState, FormatState, Formatting, Health, NodeExpansion, OpenVolume, PoolHealth, SnapshotFilter,
+};
 use crate::os::Timestamp;
-use crate::types::{Access, AccessMode, Capability, FsType, Placement, Provisioning, VolumeMode, VolumeParameters};
+use crate::types::{
+    Access, AccessMode, Capability, FsType, Placement, Provisioning, SubsystemNqn, VolumeMode, VolumeParameters,
+};
 
 /// What a home node answers when it is asked for a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +128,7 @@ impl Home for Teller {
         nobody_asks()
     }
 
-    fn open(&self, _: &VolumeId, _: &NodeId) -> Result<OpenVolume> {
+    fn open_for(&self, _: &VolumeId, _: &NodeId, _: &Client) -> Result<OpenVolume> {
         nobody_asks()
     }
 
@@ -186,6 +190,10 @@ impl Home for Teller {
 
     fn capacity(&self, _: &CapacityQuery) -> Result<Capacity> {
         nobody_asks()
+    }
+
+    fn exports(&self, _: &NodeId) -> Result<Vec<SubsystemNqn>> {
+        Ok(Vec::new())
     }
 
     fn extents(&self) -> Result<BTreeMap<VolumeId, u64>> {

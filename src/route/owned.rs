@@ -11,11 +11,11 @@ use tracing::warn;
 use uuid::Uuid;
 
 use crate::home::{
-    Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
+    Capacity, CapacityQuery, Changed, Client, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
     GrantRequest, Granted, Home, OpenVolume, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
 };
 use crate::types::{
-    CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
+    CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, SubsystemNqn, VolumeId,
 };
 use crate::wire::RateLimitedLog;
 
@@ -197,8 +197,8 @@ impl Home for OwnedHome {
         self.inner.revoke(id, node)
     }
 
-    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<OpenVolume> {
-        self.inner.open(id, node)
+    fn open_for(&self, id: &VolumeId, node: &NodeId, client: &Client) -> Result<OpenVolume> {
+        self.inner.open_for(id, node, client)
     }
 
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
@@ -291,6 +291,12 @@ impl Home for OwnedHome {
 
     fn capacity(&self, query: &CapacityQuery) -> Result<Capacity> {
         self.inner.capacity(query)
+    }
+
+    fn exports(&self, node: &NodeId) -> Result<Vec<SubsystemNqn>> {
+        let exports = self.inner.exports(node)?;
+        exports.iter().try_for_each(|export| self.pool("ListExports", export.volume.pool))?;
+        Ok(exports)
     }
 
     fn extents(&self) -> Result<BTreeMap<VolumeId, u64>> {

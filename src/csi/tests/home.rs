@@ -7,7 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::home::{
-    Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, FormatState,
+    Capacity, CapacityQuery, Changed, Client, CreateSnapshot, CreateVolume, Created, Expanded, Finding, FormatState,
     Formatting, GrantRequest, Granted, Home, NodeExpansion, OpenVolume, Page, PoolReport, Snapshot, SnapshotFilter,
     Volume,
 };
@@ -15,7 +15,7 @@ use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
     Access, Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Provisioning,
-    RequestedMode, Result, SnapshotId, VolumeId,
+    RequestedMode, Result, SnapshotId, SubsystemNqn, VolumeId,
 };
 
 /// Keeps volumes in a map.
@@ -177,7 +177,7 @@ impl Home for MemoryHome {
         self.with(id, |volume| volume.published.clear()).map(|()| Changed::Yes)
     }
 
-    fn open(&self, _id: &VolumeId, _node: &NodeId) -> Result<OpenVolume> {
+    fn open_for(&self, _id: &VolumeId, _node: &NodeId, _: &Client) -> Result<OpenVolume> {
         not_here()
     }
 
@@ -248,6 +248,10 @@ impl Home for MemoryHome {
 
     fn capacity(&self, _query: &CapacityQuery) -> Result<Capacity> {
         Ok(Capacity { available: Bytes::mib(100), largest: Bytes::mib(50), smallest: Bytes::mib(1) })
+    }
+
+    fn exports(&self, _: &NodeId) -> Result<Vec<SubsystemNqn>> {
+        Ok(Vec::new())
     }
 
     fn extents(&self) -> Result<BTreeMap<VolumeId, u64>> {

@@ -14,15 +14,15 @@ use super::proto::home_client::HomeClient;
 use super::proto::{self as pb};
 use super::{decode, encode};
 use crate::home::{
-    Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
+    Capacity, CapacityQuery, Changed, Client, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
     GrantRequest, Granted, Home, OpenVolume, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
 };
-use crate::os::{Deadline, DevNum};
+use crate::os::{Deadline, DevNum, Dhchap};
 use crate::pool::ActiveDevice;
 use crate::telemetry::HomeMetrics;
 use crate::types::{
     Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, RequestedMode, Result, SnapshotId,
-    VolumeId,
+    SubsystemNqn, VolumeId,
 };
 use crate::wire;
 
@@ -256,9 +256,14 @@ impl Home for RemoteHome {
         self.understood_plainly(WHAT, decode::changed(reply.changed))
     }
 
-    fn open(&self, id: &VolumeId, node: &NodeId) -> Result<OpenVolume> {
+    fn open_for(&self, id: &VolumeId, node: &NodeId, client: &Client) -> Result<OpenVolume> {
         const WHAT: &str = "Open";
-        let message = pb::OpenRequest { id: id.to_string(), node: node.to_string() };
+        let message = pb::OpenRequest {
+            id: id.to_string(),
+            node: node.to_string(),
+            connection: client.connection.map(|export| export.to_string()).unwrap_or_default(),
+            authenticates: client.authenticates == Dhchap::Yes,
+        };
         let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.open(request).await })?;
         self.understood_plainly(WHAT, decode::opened(reply))
     }
@@ -288,6 +293,14 @@ impl Home for RemoteHome {
 
     fn give_view(&self, id: &VolumeId, _: &NodeId, _: &ActiveDevice) -> Result<()> {
         self.device_of(id).map(drop)
+    }
+
+    fn exports(&self, node: &NodeId) -> Result<Vec<SubsystemNqn>> {
+        const WHAT: &str = "ListExports";
+        let message = pb::ListExportsRequest { node: node.to_string() };
+        let reply =
+            self.ask_plainly(WHAT, message, |mut home, request| async move { home.list_exports(request).await })?;
+        self.understood_plainly(WHAT, reply.subsystems.iter().map(|name| name.parse()).collect())
     }
 
     fn begin_format(&self, id: &VolumeId, node: &NodeId, fs: FsType) -> Result<Formatting> {

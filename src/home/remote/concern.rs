@@ -36,7 +36,7 @@ of_handle! { id:
 of_handle! { source: CreateSnapshotRequest }
 of_all! {
     FindVolumeRequest FindSnapshotRequest ListVolumesRequest ListSnapshotsRequest ListExtentsRequest ReportRequest
-    ExamineRequest
+    ExamineRequest ListExportsRequest
 }
 
 impl Concern for pb::CreateVolumeRequest {

@@ -7,11 +7,11 @@ use uuid::Uuid;
 
 use super::proto as pb;
 use crate::home::{
-    CapacityQuery, Changed, CopyState, CreateSnapshot, CreateVolume, Created, DeviceAddress, Expanded, Finding,
+    CapacityQuery, Changed, Client, CopyState, CreateSnapshot, CreateVolume, Created, DeviceAddress, Expanded, Finding,
     FindingKind, FormatState, Formatting, GrantRequest, Granted, NodeExpansion, OpenVolume, PoolReport, ReadOnly,
     Snapshot, Source, Volume,
 };
-use crate::os::Timestamp;
+use crate::os::{Dhchap, Timestamp};
 use crate::pool::FreeSpace;
 use crate::types::{
     Access, AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, HostNqn, Kind, NodeId,
@@ -248,6 +248,13 @@ fn nvme_tcp(at: &pb::coordinates::NvmeTcp) -> Result<NvmeTcpAddress> {
         host: HostNqn::of(uuid(&at.host, "host name")?),
         namespace: uuid(&at.namespace, "namespace")?,
         key: if at.key.is_empty() { None } else { Some(at.key.parse()?) },
+    })
+}
+
+pub(super) fn client(request: &pb::OpenRequest) -> Result<Client> {
+    Ok(Client {
+        connection: optional(&request.connection)?,
+        authenticates: if request.authenticates { Dhchap::Yes } else { Dhchap::No },
     })
 }
 

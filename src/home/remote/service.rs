@@ -238,7 +238,10 @@ impl HomeRpcs for HomeService {
     }
 
     async fn open(&self, request: Request<pb::OpenRequest>) -> Answer<pb::OpenReply> {
-        self.own("Open", request, |home, id, node, _message| Ok(encode::opened(&home.open(&id, &node)?))).await
+        self.own("Open", request, |home, id, node, message| {
+            Ok(encode::opened(&home.open_for(&id, &node, &decode::client(&message)?)?))
+        })
+        .await
     }
 
     async fn close(&self, request: Request<pb::CloseRequest>) -> Answer<pb::CloseReply> {
@@ -346,6 +349,21 @@ impl HomeRpcs for HomeService {
     async fn report(&self, request: Request<pb::ReportRequest>) -> Answer<pb::ReportReply> {
         self.all("Report", request, |home, _message| {
             Ok(pb::ReportReply { pools: home.report()?.iter().map(encode::pool).collect() })
+        })
+        .await
+    }
+
+    async fn list_exports(&self, request: Request<pb::ListExportsRequest>) -> Answer<pb::ListExportsReply> {
+        const WHAT: &str = "ListExports";
+        let node = decode::node(&request.get_ref().node).map_err(|error| wire::status(&error.into()))?;
+        let peer = Peer::of(request.extensions());
+        admit(&self.metrics, WHAT, peer, &[Role::Controller, Role::Node(node.clone())])?;
+        let turn = self.of_nodes.take(&node.as_str().into(), MOST_OF_NODE);
+        let turn = turn.ok_or_else(|| wire::busy(WHAT, MOST_OF_NODE))?;
+        self.run(WHAT, request.into_inner(), move |home, _message| {
+            let _until_it_ends = turn;
+            let subsystems = home.exports(&node)?.iter().map(ToString::to_string).collect();
+            Ok(pb::ListExportsReply { subsystems })
         })
         .await
     }

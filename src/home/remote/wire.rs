@@ -46,7 +46,7 @@ fn text(message: &str, field: &str) -> String {
         ("Pool" | "PoolHealth" | "DirectoryEntry", "name") | (_, "pool") => "default",
         ("FindVolumeRequest" | "FindSnapshotRequest", "uuid") => "0123456789abcdef0123456789abcdef",
         ("NvmeTcp", "address") => "192.0.2.1:4500",
-        ("NvmeTcp", "subsystem") => {
+        ("OpenRequest", "connection") | ("NvmeTcp", "subsystem") | ("ListExportsReply", "subsystems") => {
             "nqn.2026-11.storage.holdfast:00000000000000aa:0123456789abcdef0123456789abcdef:0123456789ab4def8123456789abcdef"
         }
         ("NvmeTcp", "key") => "DHHC-1:00:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAACtVQoZ:",
@@ -323,7 +323,7 @@ fn messages_of_every_release_are_read_as_they_were_meant() {
             DeleteSnapshotRequest, GetSnapshotRequest, Snapshot, FindSnapshotRequest, FindSnapshotReply,
             ListSnapshotsRequest, ListSnapshotsReply, ExpandRequest, ExpandReply, GetCapacityRequest, GetCapacityReply,
             ListExtentsRequest, ListExtentsReply, ReportRequest, ReportReply, ExamineRequest, ExamineReply,
-            ReadmitRequest, Error,
+            ReadmitRequest, Error, ListExportsRequest, ListExportsReply,
         ),
         ours: vec![
             way("ChangedReply", |bytes| {

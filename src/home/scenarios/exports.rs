@@ -135,9 +135,25 @@ fn create(rig: &Rig, name: &str) -> VolumeId {
     made.id
 }
 
-fn address(rig: &Rig, id: &VolumeId) -> NvmeTcpAddress {
-    let DeviceAddress::NvmeTcp(at) = rig.home.open(id, &other()).unwrap().at else { panic!("it is on another node") };
+/// What the other node gets that has a connection to this export, or none.
+fn opened(rig: &Rig, id: &VolumeId, connection: Option<&NvmeTcpAddress>) -> Result<OpenVolume> {
+    let client = Client { connection: connection.map(|at| at.subsystem), authenticates: Dhchap::Yes };
+    rig.home.open_for(id, &other(), &client)
+}
+
+fn address_of(opened: OpenVolume) -> NvmeTcpAddress {
+    let DeviceAddress::NvmeTcp(at) = opened.at else { panic!("it is on another node") };
     *at
+}
+
+/// As at a stage.
+fn address(rig: &Rig, id: &VolumeId) -> NvmeTcpAddress {
+    address_of(opened(rig, id, None).unwrap())
+}
+
+/// As at a repeated stage.
+fn again(rig: &Rig, id: &VolumeId, at: &NvmeTcpAddress) -> NvmeTcpAddress {
+    address_of(opened(rig, id, Some(at)).unwrap())
 }
 
 fn is_synchronous(rig: &Rig, id: &VolumeId) -> bool {
@@ -163,7 +179,7 @@ fn a_network_volume_is_exported_to_one_node_at_a_time(way: Way) {
     assert_eq!(rig.home.grant(&id, &to_other()).unwrap().changed, Changed::Yes);
     assert_eq!(rig.home.grant(&id, &to_other()).unwrap().changed, Changed::No);
     let at = address(&rig, &id);
-    assert_eq!(at, address(&rig, &id));
+    assert_eq!(at, again(&rig, &id, &at));
     let [export] = kernel.exports().try_into().unwrap();
     assert_eq!((export.subsystem, export.namespace), (at.subsystem, at.namespace));
     assert_eq!((export.host, export.key, export.listen), (at.host, at.key.clone(), at.address));
@@ -171,7 +187,7 @@ fn a_network_volume_is_exported_to_one_node_at_a_time(way: Way) {
     assert_eq!(at.address.to_string(), "192.0.2.1:4500");
     let stored = record(&rig, &id);
     assert_eq!((&stored["min_reader"], &stored["attachments"][0]["path"]), (&2.into(), &"nvme-tcp".into()));
-    let shown = format!("{:?}", rig.home.open(&id, &other()).unwrap());
+    let shown = format!("{:?}", opened(&rig, &id, Some(&at)).unwrap());
     assert!(!shown.contains(&at.host.host_id().to_string()), "{shown}");
 
     let error = rig.home.grant(&id, &grant()).unwrap_err();
@@ -249,13 +265,28 @@ fn exports_are_the_same_after_a_restart(way: Way) {
     // The driver restarts: the kernel's exports stay.
     let rig = kernel.again(rig);
     assert_eq!(kernel.exports().len(), 2);
-    assert_eq!(ids.map(|id| address(&rig, &id)), before);
+    for (id, at) in ids.iter().zip(&before) {
+        assert_eq!(again(&rig, id, at), *at);
+    }
     // The machine restarts: they are gone, and are there again before anybody asks.
     kernel.0.lock().unwrap().all.clear();
     let rig = kernel.again(rig);
-    let again: Vec<_> = kernel.exports().into_iter().map(|spec| spec.subsystem).collect();
-    assert!(before.iter().all(|at| again.contains(&at.subsystem)), "{again:?}");
-    assert_eq!(ids.map(|id| address(&rig, &id)), before);
+    let rebuilt: Vec<_> = kernel.exports().into_iter().map(|spec| spec.subsystem).collect();
+    assert!(before.iter().all(|at| rebuilt.contains(&at.subsystem)), "{rebuilt:?}");
+    for (id, at) in ids.iter().zip(&before) {
+        assert_eq!(again(&rig, id, at), *at);
+    }
+    // The other node restarts: what it sent before must not arrive after it has mounted the volume again.
+    kernel.stuck(true);
+    assert_eq!(opened(&rig, &ids[0], None).unwrap_err().kind(), Kind::Busy);
+    kernel.stuck(false);
+    let next = address(&rig, &ids[0]);
+    assert!(next.subsystem != before[0].subsystem && next.host != before[0].host);
+    assert_eq!((next.address, kernel.exports().len()), (before[0].address, 2));
+    assert_eq!(again(&rig, &ids[0], &next), next);
+    // Its kernel may have no authentication.
+    let plain = Client { connection: None, authenticates: Dhchap::No };
+    assert!(address_of(rig.home.open_for(&ids[0], &other(), &plain).unwrap()).key.is_none());
     // A port that a record has is not given to another volume.
     let third = create(&rig, "c");
     rig.home.grant(&third, &to_other()).unwrap();
@@ -273,25 +304,25 @@ fn a_mkfs_is_begun_under_new_names(way: Way) {
     let mut names = vec![address(&rig, &id)];
     // The first mkfs, and that after a killed one.
     for _ in 0..2 {
-        let epoch = rig.home.open(&id, &other()).unwrap().epoch;
+        let epoch = opened(&rig, &id, names.last()).unwrap().epoch;
         let begun = rig.home.begin_format(&id, &other(), FsType::Ext4).unwrap();
         let DeviceAddress::NvmeTcp(at) = begun.at else { panic!("it is on another node") };
-        assert_eq!(address(&rig, &id), *at);
+        assert_eq!(again(&rig, &id, &at), *at);
         assert!(names.iter().all(|before| before.subsystem != at.subsystem && before.host != at.host));
-        assert_eq!(rig.home.open(&id, &other()).unwrap().epoch, epoch + 1);
+        assert_eq!(opened(&rig, &id, Some(&at)).unwrap().epoch, epoch + 1);
         assert_eq!(kernel.exports().len(), 1);
         names.push(*at);
         kernel.stuck(true);
         assert_eq!(rig.home.begin_format(&id, &other(), FsType::Ext4).unwrap_err().kind(), Kind::Busy);
         kernel.stuck(false);
     }
-    let FormatState::Formatting { planned_uuid, .. } = rig.home.open(&id, &other()).unwrap().format else {
+    let FormatState::Formatting { planned_uuid, .. } = opened(&rig, &id, names.last()).unwrap().format else {
         panic!("mkfs began")
     };
     rig.home.end_format(&id, &other(), planned_uuid).unwrap();
     let error = rig.home.begin_format(&id, &other(), FsType::Ext4).unwrap_err();
     assert_eq!((error.kind(), kernel.exports().len()), (Kind::Precondition, 1), "{error}");
-    assert_eq!(address(&rig, &id), *names.last().unwrap());
+    assert_eq!(again(&rig, &id, names.last().unwrap()), *names.last().unwrap());
     rig.home.revoke(&id, None).unwrap();
 }
 

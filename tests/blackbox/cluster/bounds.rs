@@ -158,7 +158,7 @@ fn a_node_lets_go_of_nothing_that_is_not_attached_to_it() {
     let channel = cluster.as_node("node-b", &Role::Node("node-a".parse().unwrap()), &cluster.nodes["node-a"].address);
     let mut home = HomeClient::new(channel);
     let said = [
-        cluster.call(home.open(h::OpenRequest { id: id.clone(), node: own.clone() })).map(drop),
+        cluster.call(home.open(h::OpenRequest { id: id.clone(), node: own.clone(), ..Default::default() })).map(drop),
         cluster.call(home.close(h::CloseRequest { id: id.clone(), node: own.clone() })).map(drop),
         cluster.call(home.begin_format(h::BeginFormatRequest { id: id.clone(), node: own.clone(), fs: 1 })).map(drop),
         cluster
