@@ -41,7 +41,7 @@ pub const TABLE: &[ParameterRow] = &[
         key: "access",
         values: "local|network",
         default: "local",
-        meaning: "How nodes reach the volume. local: on its home node only. network: on every node of the home node's fabric; the home node exports the volume over NVMe/TCP, so it follows its pod.",
+        meaning: "How nodes reach the volume. local: on its home node only. network (a preview, not for data that you cannot lose): on every node of the home node's fabric, over NVMe/TCP.",
         set: |p, v| {
             p.access = match v {
                 "local" => Access::Local,
