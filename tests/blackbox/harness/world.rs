@@ -14,7 +14,7 @@ use holdfast::os::Stopwatch;
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Daemon, PoolFs, Scratch, Use};
+use super::{Daemon, PoolFs, Release, Scratch, Use};
 
 /// How long any answer may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -68,6 +68,8 @@ pub(crate) struct World {
     daemon: Option<Daemon>,
     channel: Option<Channel>,
     runtime: Runtime,
+    /// The release of the driver from the next start on.
+    pub(crate) release: Release,
     pub(crate) node: String,
     pub(crate) pool: PathBuf,
     pub(crate) socket: PathBuf,
@@ -118,6 +120,7 @@ impl World {
             daemon: None,
             channel: None,
             runtime: Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap(),
+            release: Release::This,
             node: "node-a".into(),
             pool,
             socket: scratch.path().join("csi.sock"),
@@ -139,6 +142,7 @@ impl World {
             daemon: None,
             channel: Some(channel),
             runtime,
+            release: self.release,
             node: self.node.clone(),
             pool: self.pool.clone(),
             socket: self.socket.clone(),
@@ -185,7 +189,7 @@ impl World {
     /// Starts the driver without waiting.
     pub(crate) fn launch(&mut self) {
         assert!(self.daemon.is_none(), "it runs already");
-        self.daemon = Some(Daemon::start(&self.arguments(), &self.log_path()));
+        self.daemon = Some(Daemon::start_with(self.release, &self.arguments(), &[], &self.log_path()));
         let endpoint = self.endpoint();
         self.channel = Some(self.block_on(async { endpoint.connect_lazy() }));
     }
@@ -224,14 +228,14 @@ impl World {
     }
 
     pub(crate) fn log_path(&self) -> PathBuf {
-        self.scratch.path().join("driver.log")
+        self.release.log_in(self.scratch.path(), "driver.log")
     }
 
     pub(crate) fn daemon(&mut self) -> &mut Daemon {
         self.daemon.as_mut().expect("the driver runs")
     }
 
-    /// All output of the driver so far.
+    /// All output of this release's driver so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
