@@ -136,9 +136,12 @@ impl Life<'_> {
         let grown = self.controlled("ControllerExpand", |cluster, index| cluster.expand(index, vol, size));
         assert_eq!(grown, size);
         vol.size = size;
+        // Not killed: between the mount and the growth that would leave it as it is.
         if vol.kind == Use::Ext4 && !can_grow_ext4_online() {
-            self.detach(vol);
-            self.attach(vol);
+            self.cluster.unbind(vol, "pod").unwrap();
+            self.cluster.unstage(vol).unwrap();
+            self.cluster.stage(vol).unwrap();
+            self.cluster.bind(vol, "pod").unwrap();
         }
         let answer = self.on_node("NodeExpand", |cluster| cluster.node_expand(vol, "pod", size));
         assert_eq!(answer, size);
@@ -213,12 +216,12 @@ impl Life<'_> {
     }
 }
 
-fn lives(mut cluster: Cluster) {
+fn lives(mut cluster: Cluster, kinds: &[Use]) {
     let nodes: Vec<_> = cluster.nodes.keys().cloned().collect();
     for node in nodes {
         let mut life = Life { cluster: &mut cluster, node, kills: 0 };
-        for kind in Use::ALL {
-            life.run(kind);
+        for kind in kinds {
+            life.run(*kind);
         }
     }
     cluster.finish();
@@ -226,16 +229,16 @@ fn lives(mut cluster: Cluster) {
 
 #[test]
 fn volumes_live_on_a_node_of_the_release_before() {
-    lives(mixed(&[("node-a", Release::Before)], &[Release::This], Wire::Tls));
+    lives(mixed(&[("node-a", Release::Before)], &[Release::This], Wire::Tls), &Use::ALL);
 }
 
 #[test]
 fn volumes_live_with_a_controller_of_the_release_before() {
-    lives(mixed(&[("node-a", Release::This)], &[Release::Before], Wire::Plain));
+    lives(mixed(&[("node-a", Release::This)], &[Release::Before], Wire::Plain), &Use::ALL);
 }
 
 #[test]
 fn volumes_live_among_nodes_and_controllers_of_both_releases() {
     let nodes = [("node-a", Release::Before), ("node-b", Release::This)];
-    lives(mixed(&nodes, &[Release::Before, Release::This], Wire::Auto));
+    lives(mixed(&nodes, &[Release::Before, Release::This], Wire::Auto), &[Use::Ext4, Use::Block]);
 }

@@ -5,7 +5,7 @@ mod in_use;
 mod stock;
 mod unfinished;
 
-use crate::harness::{PoolFs, Release, World};
+use crate::harness::{PoolFs, Release, Use, World};
 use stock::Stock;
 
 /// How the driver ends before the other release starts.
@@ -36,7 +36,7 @@ fn replace(world: &mut World, end: End) {
 
 /// Runs the releases in turns, each between two replacements: it finds everything as the other one left it, repeats the
 /// last call of each volume, uses all of them, and creates more. The last one deletes all.
-fn in_turns(first: Release, pool: PoolFs, end: End) {
+fn in_turns(first: Release, pool: PoolFs, kinds: &[Use], end: End) {
     let mut world = run_by(first, pool);
     let mut stock = Stock::default();
     for period in 0..4 {
@@ -50,8 +50,9 @@ fn in_turns(first: Release, pool: PoolFs, end: End) {
         stock.check_answers(&world);
         stock.check_commands(&world);
         stock.delete_some(&world);
-        if period < 3 {
-            stock.create_more(&world, period);
+        // One stock of each release.
+        if period < 2 {
+            stock.create_more(&world, kinds, period);
         }
     }
     stock.check_content(&world);
@@ -60,15 +61,16 @@ fn in_turns(first: Release, pool: PoolFs, end: End) {
 
 #[test]
 fn upgraded_and_downgraded_in_place_nothing_is_lost() {
-    in_turns(Release::Before, PoolFs::Xfs, End::Terminated);
+    in_turns(Release::Before, PoolFs::Xfs, &Use::ALL, End::Terminated);
 }
 
+/// Without reflinks each snapshot and copy is written, which is too much for the log of each XFS.
 #[test]
 fn killed_upgraded_and_downgraded_in_place_nothing_is_lost() {
-    in_turns(Release::Before, PoolFs::Ext4, End::Killed);
+    in_turns(Release::Before, PoolFs::Ext4, &[Use::Ext4, Use::Block], End::Killed);
 }
 
 #[test]
 fn a_new_pool_is_usable_after_a_downgrade() {
-    in_turns(Release::This, PoolFs::Xfs, End::Killed);
+    in_turns(Release::This, PoolFs::Xfs, &Use::ALL, End::Killed);
 }

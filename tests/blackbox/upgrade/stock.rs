@@ -156,8 +156,8 @@ impl Stock {
     }
 
     /// Volumes in every state, their snapshots, and copies of them.
-    pub(super) fn create_more(&mut self, world: &World, period: u32) {
-        for kind in Use::ALL {
+    pub(super) fn create_more(&mut self, world: &World, kinds: &[Use], period: u32) {
+        for &kind in kinds {
             let named = |what: &str| format!("{what}-{period}-{}", kind.fs_type());
             for state in [State::Created, State::Detached, State::Attached, State::Staged, State::Published] {
                 let name = named(&format!("{state:?}").to_lowercase());

@@ -15,7 +15,7 @@ use crate::harness::{
 };
 
 /// Moments of a kill after the beginning of a call. An even number, so that both releases are killed at each.
-const MOMENTS: [u64; 6] = [0, 1, 3, 7, 15, 40];
+const MOMENTS: [u64; 4] = [0, 2, 7, 25];
 
 fn start_other(world: &mut World) {
     world.release = world.release.other();
@@ -102,7 +102,7 @@ fn what_one_release_had_begun_the_other_finishes_on_xfs() {
 /// Without reflinks snapshots and copies take long, and resume.
 #[test]
 fn what_one_release_had_begun_the_other_finishes_on_ext4() {
-    lives(PoolFs::Ext4, [Use::Block, Use::Xfs]);
+    lives(PoolFs::Ext4, [Use::Block, Use::Ext4]);
 }
 
 #[test]
