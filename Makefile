@@ -85,7 +85,7 @@ model: ## STEPS random calls against the model of the specification, a million b
 e2e: prepare-e2e ## Tests on a real Kubernetes of two nodes with the chart and the sidecars; KEEP=1 keeps it running, BINARY=PATH tests that driver (root)
 	@$(TIMED) e2e tests/kubernetes/run $(TESTS)
 
-guests: prepare-guests ## Tests on a kernel with device-mapper, in small QEMU guests; TESTS="raw_block" runs a part (root)
+guests: prepare-guests release-before ## Tests on a kernel with device-mapper, in small QEMU guests; TESTS="raw_block" runs a part (root)
 	@$(TIMED) guests tests/guests/build $${CARGO_TARGET_DIR:-target}/guests
 	@$(TIMED) guests $(CARGO) nextest run --locked --profile guests --test guests $(TESTS)
 

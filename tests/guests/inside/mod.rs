@@ -3,6 +3,7 @@
 mod attack;
 mod linear_device;
 mod raw_block;
+mod releases;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
