@@ -1,14 +1,17 @@
 //! A cluster whose daemons are replaced one by one by those of the other release, under pods that keep their volumes.
 
 use std::path::PathBuf;
+use std::time::Duration;
+
+use holdfast::csi::proto as p;
 
 use super::calls::retried;
 use super::harness::{Cluster, Vol, Wire, on};
 use super::mixed::mixed;
 use crate::harness::calls::from_snapshot;
-use crate::harness::{MIB, Release, Use, can_grow_ext4_online, check_chunks, create_request, mounts, write_chunk};
-
-use holdfast::csi::proto as p;
+use crate::harness::{
+    MIB, Release, Use, await_that, can_grow_ext4_online, check_chunks, create_request, mounts, write_chunk,
+};
 
 const NODES: [&str; 2] = ["node-a", "node-b"];
 
@@ -130,4 +133,50 @@ fn a_cluster_is_upgraded_and_downgraded_under_its_pods() {
         end(&cluster, 1, &one.vol);
     }
     cluster.finish();
+}
+
+/// A controller of one release declares a node of the other lost; the quarantine outlives the node's release.
+#[test]
+fn a_quarantine_outlives_an_upgrade_and_a_downgrade() {
+    for release in Release::ALL {
+        let nodes = [("node-a", release.other()), ("node-b", release)];
+        let mut cluster = mixed(&nodes, &[release.other()], Wire::Plain);
+        let here = create(&cluster, 0, "here", Use::Block, "node-a");
+        let kept = create(&cluster, 0, "kept", Use::Block, "node-b");
+        cluster.nodes.get_mut("node-b").unwrap().kill9();
+        let declare = |cluster: &mut Cluster, lost: &str| {
+            let controller = &mut cluster.controllers[0];
+            let file = controller.directory.join("controller.yaml");
+            std::fs::write(&file, format!("lostHomes: [{lost}]\n")).unwrap();
+            controller.extra = vec!["--config".into(), file.display().to_string()];
+            assert_eq!(controller.terminate(), 0);
+            cluster.start_controller(0);
+            cluster.ready(0);
+        };
+        declare(&mut cluster, "node-b");
+        cluster.start_node("node-b");
+        await_that("the pool is in quarantine", Duration::from_secs(20), || {
+            cluster.nodes["node-b"].said().contains("in quarantine until")
+        });
+        declare(&mut cluster, "");
+        let is_quarantined = |cluster: &Cluster| {
+            await_that("the controller answers that the pool is in quarantine", Duration::from_secs(20), || {
+                cluster.publish(0, &kept, "node-b").is_err_and(|status| status.message().contains("readmit"))
+            });
+            let listed = retried("ListVolumes", || cluster.list(0));
+            assert_eq!(listed, std::slice::from_ref(&here.id));
+        };
+        is_quarantined(&cluster);
+        replace(&mut cluster, Daemon::Node("node-b"));
+        is_quarantined(&cluster);
+        let pool = cluster.pool_id("node-b");
+        let readmitted = cluster.command_of(release, 0, &["pools", "readmit", &pool]);
+        assert_eq!(readmitted.code, Some(0), "{}", readmitted.stderr);
+        retried("ControllerPublish", || cluster.publish(0, &kept, "node-b"));
+        retried("ControllerUnpublish", || cluster.unpublish(0, &kept, "node-b"));
+        for vol in [&here, &kept] {
+            retried("DeleteVolume", || cluster.delete(0, vol));
+        }
+        cluster.finish();
+    }
 }
