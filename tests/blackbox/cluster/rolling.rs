@@ -170,8 +170,10 @@ fn a_quarantine_outlives_an_upgrade_and_a_downgrade() {
         replace(&mut cluster, Daemon::Node("node-b"));
         is_quarantined(&cluster);
         let pool = cluster.pool_id("node-b");
-        let readmitted = cluster.command_of(release, 0, &["pools", "readmit", &pool]);
-        assert_eq!(readmitted.code, Some(0), "{}", readmitted.stderr);
+        // The node has just started: it may not listen yet.
+        await_that("the pool is readmitted", Duration::from_secs(10), || {
+            cluster.command_of(release, 0, &["pools", "readmit", &pool]).code == Some(0)
+        });
         retried("ControllerPublish", || cluster.publish(0, &kept, "node-b"));
         retried("ControllerUnpublish", || cluster.unpublish(0, &kept, "node-b"));
         for vol in [&here, &kept] {
