@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::future::Future;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,8 +17,8 @@ use tonic::{Code, Response, Status};
 
 use crate::harness::api_server::ApiServer;
 use crate::harness::{
-    Daemon, Finished, PoolFs, Release, Scratch, Use, await_that, capability, create_request, driver_binary, run,
-    try_run, try_run_unchecked,
+    Daemon, Finished, PoolFs, Release, Scratch, Use, await_that, capability, create_request, driver_binary, free_port,
+    run, try_run, try_run_unchecked,
 };
 
 /// The time between heartbeats in tests.
@@ -75,10 +74,6 @@ pub(super) struct Vol {
     pub(super) kind: Use,
     pub(super) size: i64,
     pub(super) node: String,
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn machine(name: &str, directory: &Path) -> Machine {

@@ -7,6 +7,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
+use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use uuid::Uuid;
 
 use super::{await_that, spelling};
 
@@ -28,6 +30,14 @@ pub(crate) struct Finished {
 /// The binary under test.
 pub(crate) fn driver_binary() -> &'static str {
     env!("CARGO_BIN_EXE_holdfast")
+}
+
+/// A free TCP port that stays free while a driver is restarted: the kernel gives ports below its range for local ends
+/// (ip_local_port_range, from 32768 on) to no one, and NodePorts begin at 30000.
+pub(crate) fn free_port() -> u16 {
+    let chosen = || 20_000 + u16::try_from(Uuid::new_v4().as_u128() % 10_000).unwrap();
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(chosen).find(is_free).unwrap()
 }
 
 /// A release of the driver.

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs;
 use std::future::Future;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use holdfast::os::Stopwatch;
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Daemon, PoolFs, Release, Scratch, Use};
+use super::{Daemon, PoolFs, Release, Scratch, Use, free_port};
 
 /// How long any answer may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -115,7 +114,6 @@ impl World {
     pub(crate) fn over(scratch: Scratch) -> Self {
         let pool = scratch.root().join("pool");
         fs::create_dir_all(&pool).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Self {
             daemon: None,
             channel: None,
@@ -124,7 +122,7 @@ impl World {
             node: "node-a".into(),
             pool,
             socket: scratch.path().join("csi.sock"),
-            metrics: format!("127.0.0.1:{port}"),
+            metrics: format!("127.0.0.1:{}", free_port()),
             extra: Vec::new(),
             config: None,
             publish_contexts: Arc::default(),
