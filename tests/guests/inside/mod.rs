@@ -4,6 +4,7 @@ mod attack;
 pub(crate) mod exports;
 mod linear_device;
 mod raw_block;
+mod releases;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
