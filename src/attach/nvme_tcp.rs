@@ -4,6 +4,7 @@
 //! subsystem is not the one that the home node named now. While a stale one exists, the kernel may give the new
 //! connection no device ("duplicate IDs"): the same data has the same identity. Stale controllers therefore go first.
 
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
@@ -21,9 +22,10 @@ const NUMBERS: usize = 5;
 const LOOKS: Duration = Duration::from_secs(1);
 
 /// Attaches volumes by connections over TCP.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct NvmeTcp {
     os: Os,
+    support: OnceLock<NvmeSupport>,
 }
 
 /// Whether this call made a connection.
@@ -37,15 +39,22 @@ impl NvmeTcp {
     /// With this kernel's driver.
     #[must_use]
     pub fn new(os: Os) -> Self {
-        Self { os }
+        Self { os, support: OnceLock::new() }
     }
 
-    /// Whether this node can connect.
+    /// Whether this node can connect. A positive result is cached.
     ///
     /// # Errors
     /// `Internal` when the kernel cannot be queried.
     pub fn support(&self) -> Result<NvmeSupport> {
-        self.os.nvme_support().at(|| "check whether the kernel can connect over NVMe/TCP")
+        if let Some(support) = self.support.get() {
+            return Ok(support.clone());
+        }
+        match self.os.nvme_support().at(|| "check whether the kernel can connect over NVMe/TCP")? {
+            NvmeSupport::Yes(dhchap) => Ok(self.support.get_or_init(|| NvmeSupport::Yes(dhchap)).clone()),
+            // An operator can load the module at any time.
+            no @ NvmeSupport::No(_) => Ok(no),
+        }
     }
 
     /// The controllers of a volume.

@@ -23,6 +23,8 @@ use super::{Call, DevNum, Dhchap, Os, Stopwatch};
 
 const FABRICS: &str = "/dev/nvme-fabrics";
 const CONTROLLERS: &str = "/sys/class/nvme";
+/// A function of the host driver with DH-HMAC-CHAP (drivers/nvme/host/auth.c).
+const AUTHENTICATES: &str = "nvme_auth_init_ctrl";
 /// The most I/O queues of a connection; fewer with fewer processors.
 const QUEUES: usize = 4;
 /// How long a connection and a disconnection may take before the caller stops waiting. The kernel makes one connection at
@@ -164,9 +166,11 @@ impl Os {
                 }
                 Err(error) => return Err(error),
             };
-            // The options that the kernel knows (since Linux 5.18); earlier ones answer with an error.
+            // The options that the kernel knows (since Linux 5.18); earlier ones answer with an error. Some list this one
+            // although they are built without NVME_HOST_AUTH.
             let mut options = String::new();
-            let has = file.read_to_string(&mut options).is_ok() && options.contains("dhchap_secret");
+            let lists = file.read_to_string(&mut options).is_ok() && options.contains("dhchap_secret");
+            let has = lists && fs::read_to_string("/proc/kallsyms").is_ok_and(|table| has_symbol(&table, AUTHENTICATES));
             Ok(NvmeSupport::Yes(if has { Dhchap::Yes } else { Dhchap::No }))
         })
     }
@@ -265,6 +269,11 @@ impl Os {
             }
         })
     }
+}
+
+/// Whether a symbol is in the text of /proc/kallsyms, of the kernel itself or of a module.
+fn has_symbol(table: &str, symbol: &str) -> bool {
+    table.lines().any(|line| line.split_whitespace().nth(2) == Some(symbol))
 }
 
 /// The text for /dev/nvme-fabrics (drivers/nvme/host/fabrics.c, `opt_tokens`).
@@ -373,6 +382,13 @@ mod tests {
         }
         assert_eq!(instance_in("instance=3,cntlid=1\n"), Some(3));
         assert_eq!(instance_in("instance=-1,cntlid=-1,transport=%s"), None);
+    }
+
+    #[test]
+    fn a_symbol_is_found_in_the_kernel_and_in_a_module() {
+        let table = "0000000000000000 T nvme_auth_init\n0000000000000000 t one_more\t[nvme_core]\n";
+        assert!(has_symbol(table, "nvme_auth_init") && has_symbol(table, "one_more"));
+        assert!(!has_symbol(table, "nvme_auth") && !has_symbol(table, "[nvme_core]"));
     }
 
     #[test]

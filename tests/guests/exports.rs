@@ -34,7 +34,7 @@ impl Pair {
         let disks: Vec<_> = (0..disks).map(|_| made()).collect();
         let paths: Vec<PathBuf> = disks.iter().map(|disk| disk.path().to_owned()).collect();
         let [left, right] = Wire::ends();
-        let machine = |disks, link| Machine { kernel, root: root.clone(), disks, link: Some(link) };
+        let machine = |disks, link| Machine { kernel, root: root.clone(), disks, link: Some(link), parameters: "" };
         let (home, client) = std::thread::scope(|scope| {
             let home = scope.spawn(|| Guest::start("home", machine(paths, left)));
             let client = scope.spawn(|| Guest::start("client", machine(Vec::new(), right)));
@@ -115,6 +115,21 @@ pub(crate) fn nothing_left(home: &mut Guest) {
     let left = home.must("cd /sys/kernel/config/nvmet && ls subsystems hosts ports");
     let left: Vec<_> = left.split_whitespace().filter(|name| !name.ends_with(':') && !name.ends_with("discovery")).collect();
     assert_eq!(left, Vec::<&str>::new());
+}
+
+#[test]
+fn exports_and_connections_of_one_machine() {
+    alone(Kernel::Newest, "");
+}
+
+pub(crate) fn alone(kernel: Kernel, parameters: &'static str) {
+    let machine = Machine { kernel, root: Image::new(), disks: Vec::new(), link: None, parameters };
+    let mut guest = Guest::start("alone", machine);
+    guest.must("modprobe -a nvmet-tcp nvme-tcp loop && mount -t configfs configfs /sys/kernel/config");
+    guest.test("loopback::a_crash_at_any_call_is_repaired_by_the_next_one");
+    guest.test("loopback::ports_and_subsystems_of_others_stay_as_they_are");
+    guest.test("loopback::a_number_that_a_pod_still_has_is_given_to_no_other_volume");
+    eprintln!("{}", guest.must("grep -c nvme_auth_init_ctrl /proc/kallsyms; cat /sys/module/nvme_core/parameters/multipath; uname -r"));
 }
 
 #[test]
