@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use super::{Attach, Attached, Wanted};
 use crate::home::DeviceAddress;
-use crate::os::{BlockDevice, DevNum, DeviceUse, NvmeConnect, NvmeController, NvmeNamespace, NvmeSupport, Os, Stopwatch};
+use crate::os::{
+    BlockDevice, DevNum, DeviceUse, Dhchap, NvmeConnect, NvmeController, NvmeNamespace, NvmeSupport, Os, Stopwatch,
+};
 use crate::types::{Bytes, Error, Kind, NvmeTcpAddress, OsContext, Result, SubsystemNqn, VolumeId};
 
 /// How long the device of a new connection may take; after half of the time the kernel looks again.
@@ -25,7 +27,7 @@ const LOOKS: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct NvmeTcp {
     os: Os,
-    support: OnceLock<NvmeSupport>,
+    dhchap: OnceLock<Dhchap>,
 }
 
 /// Whether this call made a connection.
@@ -39,22 +41,27 @@ impl NvmeTcp {
     /// With this kernel's driver.
     #[must_use]
     pub fn new(os: Os) -> Self {
-        Self { os, support: OnceLock::new() }
+        Self { os, dhchap: OnceLock::new() }
     }
 
-    /// Whether this node can connect. A positive result is cached.
+    /// Whether this node can connect.
     ///
     /// # Errors
     /// `Internal` when the kernel cannot be queried.
     pub fn support(&self) -> Result<NvmeSupport> {
-        if let Some(support) = self.support.get() {
-            return Ok(support.clone());
+        self.os.nvme_support().at(|| "check whether the kernel can connect over NVMe/TCP")
+    }
+
+    /// Whether this node can authenticate itself. The result is cached.
+    ///
+    /// # Errors
+    /// `Internal` when the kernel cannot be queried.
+    pub fn dhchap(&self) -> Result<Dhchap> {
+        if let Some(dhchap) = self.dhchap.get() {
+            return Ok(*dhchap);
         }
-        match self.os.nvme_support().at(|| "check whether the kernel can connect over NVMe/TCP")? {
-            NvmeSupport::Yes(dhchap) => Ok(self.support.get_or_init(|| NvmeSupport::Yes(dhchap)).clone()),
-            // An operator can load the module at any time.
-            no @ NvmeSupport::No(_) => Ok(no),
-        }
+        let found = self.os.nvme_dhchap().at(|| "check whether the kernel has DH-HMAC-CHAP")?;
+        Ok(*self.dhchap.get_or_init(|| found))
     }
 
     /// The controllers of a volume.
@@ -70,7 +77,10 @@ impl NvmeTcp {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::TimedOut => Err(Error::new(
                 Kind::Busy,
-                format!("volume {volume} is not disconnected yet: controller nvme{} of {} still has requests; retry", controller.instance, controller.subsystem),
+                format!(
+                    "volume {volume} is not disconnected yet: controller nvme{} of {} still has requests; retry",
+                    controller.instance, controller.subsystem
+                ),
             )
             .because(error)),
             Err(error) => Err(Error::new(
@@ -93,7 +103,10 @@ impl NvmeTcp {
             None => Ok(()),
             Some((_, controller)) => Err(Error::new(
                 Kind::Busy,
-                format!("an earlier connection of volume {volume}, controller nvme{}, is still there; retry", controller.instance),
+                format!(
+                    "an earlier connection of volume {volume}, controller nvme{}, is still there; retry",
+                    controller.instance
+                ),
             )),
         }
     }
@@ -124,7 +137,12 @@ impl NvmeTcp {
     }
 
     /// Waits for the block device of the export.
-    fn await_device(&self, volume: &VolumeId, at: &NvmeTcpAddress, controller: &NvmeController) -> Result<NvmeNamespace> {
+    fn await_device(
+        &self,
+        volume: &VolumeId,
+        at: &NvmeTcpAddress,
+        controller: &NvmeController,
+    ) -> Result<NvmeNamespace> {
         let watch = Stopwatch::start();
         let mut rescanned = false;
         loop {
@@ -173,13 +191,14 @@ impl NvmeTcp {
         let path = self.os.device_node(found.number).at(|| format!("create the device node of {}", found.name))?;
         let device = self.os.open_device(&path).map_err(|error| match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => moved().because(error),
-            _ => Error::new(Kind::Internal, format!("cannot open {} of volume {volume}", path.display())).because(error),
+            _ => {
+                Error::new(Kind::Internal, format!("cannot open {} of volume {volume}", path.display())).because(error)
+            }
         })?;
         // The descriptor is open: from here on the kernel does not give the number to another device.
         let now = self.os.nvme_of(device.number()).at(|| format!("look up block device {}", device.number()))?;
-        let is_same = now.is_some_and(|(subsystem, uuid)| {
-            subsystem == at.subsystem.to_string() && uuid == Some(at.namespace)
-        });
+        let is_same =
+            now.is_some_and(|(subsystem, uuid)| subsystem == at.subsystem.to_string() && uuid == Some(at.namespace));
         if device.number() == found.number && is_same { Ok(device) } else { Err(moved()) }
     }
 
@@ -239,7 +258,10 @@ impl Attach for NvmeTcp {
         if !is_of(&at.subsystem, volume) {
             return Err(Error::new(
                 Kind::Corrupt,
-                format!("the home node of volume {volume} answered with the export {} of another volume; nothing was connected", at.subsystem),
+                format!(
+                    "the home node of volume {volume} answered with the export {} of another volume; nothing was connected",
+                    at.subsystem
+                ),
             ));
         }
         if let NvmeSupport::No(why) = self.support()? {
@@ -308,7 +330,10 @@ impl Attach for NvmeTcp {
                 if now.is_some_and(|(subsystem, _)| subsystem == name.to_string()) {
                     return Err(Error::new(
                         Kind::Busy,
-                        format!("/dev/{} of volume {volume} is still there after its controller is gone; retry", device.name),
+                        format!(
+                            "/dev/{} of volume {volume} is still there after its controller is gone; retry",
+                            device.name
+                        ),
                     ));
                 }
             }
@@ -327,7 +352,9 @@ impl Attach for NvmeTcp {
             [number] => Ok(Some(*number)),
             [one, other, ..] => Err(Error::new(
                 Kind::Corrupt,
-                format!("volume {volume} has two devices over NVMe/TCP, {one} and {other}; nothing was changed; stop its pods on this node and unstage it"),
+                format!(
+                    "volume {volume} has two devices over NVMe/TCP, {one} and {other}; nothing was changed; stop its pods on this node and unstage it"
+                ),
             )),
         }
     }
@@ -354,9 +381,10 @@ fn refused(volume: &VolumeId, at: &NvmeTcpAddress, error: std::io::Error) -> Err
             Kind::Unavailable,
             "nothing listens there, or the export does not accept this node: the home node may be restarting, or has detached the volume; retry",
         ),
-        Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ECONNRESET | libc::EPIPE) => {
-            (Kind::Unavailable, "the home node cannot be reached; check the network and firewall between the nodes, and retry")
-        }
+        Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ECONNRESET | libc::EPIPE) => (
+            Kind::Unavailable,
+            "the home node cannot be reached; check the network and firewall between the nodes, and retry",
+        ),
         Some(libc::EALREADY) => (Kind::Busy, "another call is connecting it; retry"),
         Some(libc::EKEYREJECTED | libc::ENOKEY | libc::EACCES | libc::EPERM) => {
             (Kind::Precondition, "the export does not accept this node's key; detach the volume and attach it again")

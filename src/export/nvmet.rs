@@ -298,13 +298,17 @@ impl Kernel {
         if let Some(other) = shows.first() {
             return Err(Error::new(
                 Kind::InUse,
-                format!("cannot export {name} on port {number}: the NVMe target of this node uses the port for {other}; fence that export, or choose another port"),
+                format!(
+                    "cannot export {name} on port {number}: the NVMe target of this node uses the port for {other}; fence that export, or choose another port"
+                ),
             ));
         }
         if !self.is_free(number)? {
             return Err(Error::new(
                 Kind::InUse,
-                format!("cannot export {name} on port {number}: another program configured port {number} of this node's NVMe target; remove it with `rmdir /sys/kernel/config/nvmet/ports/{number}`, or choose another port range"),
+                format!(
+                    "cannot export {name} on port {number}: another program configured port {number} of this node's NVMe target; remove it with `rmdir /sys/kernel/config/nvmet/ports/{number}`, or choose another port range"
+                ),
             ));
         }
         let (family, address) = match listen {
@@ -415,8 +419,10 @@ impl Kernel {
         let watch = Stopwatch::start();
         let mut idle = 0;
         loop {
-            let requests =
-                self.os.requests_in_flight(number).at(|| format!("read the requests in flight on {}", path.display()))?;
+            let requests = self
+                .os
+                .requests_in_flight(number)
+                .at(|| format!("read the requests in flight on {}", path.display()))?;
             match requests {
                 None | Some(0) => idle += 1,
                 Some(_) => idle = 0,
@@ -484,7 +490,9 @@ impl Kernel {
             let Some(path) = self.device_path(&name)? else { continue };
             let Some(number) = self.device_of(&name, &path)? else { continue };
             let requests = self.os.requests_in_flight(number);
-            if requests.at(|| format!("read the requests in flight on {}", path.display()))?.is_some_and(|count| count > 0)
+            if requests
+                .at(|| format!("read the requests in flight on {}", path.display()))?
+                .is_some_and(|count| count > 0)
             {
                 return Ok(true);
             }

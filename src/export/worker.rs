@@ -103,8 +103,9 @@ impl Worker {
             Some(sender) => sender,
             None => {
                 let (sender, jobs) = mpsc::channel::<Job>();
-                let started =
-                    thread::Builder::new().name("nvmet".to_owned()).spawn(move || jobs.into_iter().for_each(|job| job()));
+                let started = thread::Builder::new()
+                    .name("nvmet".to_owned())
+                    .spawn(move || jobs.into_iter().for_each(|job| job()));
                 started.map_err(|error| {
                     Error::new(Kind::Internal, "cannot start the thread for the NVMe target").because(error)
                 })?;
@@ -138,7 +139,10 @@ mod tests {
         });
         assert_eq!(stuck.unwrap_err().kind(), Kind::Busy);
         let error = worker.run("create", "b", MOMENT, || -> Result<()> { panic!("nobody waits for it") }).unwrap_err();
-        assert!(error.kind() == Kind::Busy && error.to_string().contains("`disable the namespace` of export a"), "{error}");
+        assert!(
+            error.kind() == Kind::Busy && error.to_string().contains("`disable the namespace` of export a"),
+            "{error}"
+        );
         let activity = worker.os.activity().list();
         assert!(activity.iter().any(|entry| entry.what == "nvmet: disable the namespace" && entry.target == "a"));
         release.send(()).unwrap();

@@ -23,6 +23,7 @@ use super::{Call, DevNum, Dhchap, Os, Stopwatch};
 
 const FABRICS: &str = "/dev/nvme-fabrics";
 const CONTROLLERS: &str = "/sys/class/nvme";
+const SYMBOLS: &str = "/proc/kallsyms";
 /// A function of the host driver with DH-HMAC-CHAP (drivers/nvme/host/auth.c).
 const AUTHENTICATES: &str = "nvme_auth_init_ctrl";
 /// The most I/O queues of a connection; fewer with fewer processors.
@@ -36,7 +37,7 @@ const DELETE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NvmeSupport {
     /// It can connect over TCP.
-    Yes(Dhchap),
+    Yes,
     /// It cannot, with the reason and how to change that.
     No(String),
 }
@@ -159,19 +160,25 @@ impl Os {
             if !Path::new("/sys/module/nvme_tcp").exists() {
                 return Ok(NvmeSupport::No(missing.to_owned()));
             }
-            let mut file = match open_misc(Path::new(FABRICS), minor) {
-                Ok(file) => file,
+            match open_misc(Path::new(FABRICS), minor) {
+                Ok(_) => Ok(NvmeSupport::Yes),
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS)) => {
-                    return Ok(NvmeSupport::No(format!("cannot open {FABRICS}: {error}")));
+                    Ok(NvmeSupport::No(format!("cannot open {FABRICS}: {error}")))
                 }
-                Err(error) => return Err(error),
-            };
-            // The options that the kernel knows (since Linux 5.18); earlier ones answer with an error. Some list this one
-            // although they are built without NVME_HOST_AUTH.
-            let mut options = String::new();
-            let lists = file.read_to_string(&mut options).is_ok() && options.contains("dhchap_secret");
-            let has = lists && fs::read_to_string("/proc/kallsyms").is_ok_and(|table| has_symbol(&table, AUTHENTICATES));
-            Ok(NvmeSupport::Yes(if has { Dhchap::Yes } else { Dhchap::No }))
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    /// Whether the host driver of this kernel is built with DH-HMAC-CHAP. The list of options of /dev/nvme-fabrics is no
+    /// answer: Linux 6.1 has the options in any case. Reads all symbols of the kernel, which takes a moment.
+    ///
+    /// # Errors
+    /// Those of reading /proc/kallsyms.
+    pub fn nvme_dhchap(&self) -> io::Result<Dhchap> {
+        self.call(Call::NvmeSupport, &SYMBOLS, || {
+            let table = fs::read_to_string(SYMBOLS)?;
+            Ok(if has_symbol(&table, AUTHENTICATES) { Dhchap::Yes } else { Dhchap::No })
         })
     }
 

@@ -83,7 +83,9 @@ pub(crate) fn fences(kernel: Kernel) {
     assert_eq!(done(&mut pair.home, "fence name=fast nonce=2 port=20002 ms=20000"), "Now");
     pair.said("other exports were created, connected and removed");
     // Why a fence may leave ports to the next one: the kernel does not remove any port while a connection is torn down.
-    pair.home.must("cd /sys/kernel/config/nvmet/ports && mkdir 30000 && { (rmdir 30000; touch /tmp/removed) >/dev/null 2>&1 & }");
+    pair.home.must(
+        "cd /sys/kernel/config/nvmet/ports && mkdir 30000 && { (rmdir 30000; touch /tmp/removed) >/dev/null 2>&1 & }",
+    );
     thread::sleep(Duration::from_secs(2));
     assert!(pair.home.run("ls /tmp/removed").code != 0, "the kernel removes ports at once: change `remove_ports`");
     assert!(in_flight(&mut pair.home, &slow) > 0, "the disk is still slow");
@@ -95,7 +97,11 @@ pub(crate) fn fences(kernel: Kernel) {
     assert_eq!(in_flight(&mut pair.home, &slow), 0);
     let sum = done(&mut pair.home, &format!("sum device={slow}"));
     thread::sleep(Duration::from_secs(4));
-    assert_eq!(done(&mut pair.home, &format!("sum device={slow}")), sum, "a write of the client arrived after the fence");
+    assert_eq!(
+        done(&mut pair.home, &format!("sum device={slow}")),
+        sum,
+        "a write of the client arrived after the fence"
+    );
     assert_eq!(done(&mut pair.home, fence), "Absent");
     // Ports may stay while another client has requests in flight; the next fence removes them.
     assert_eq!(done(&mut pair.home, "fence name=none nonce=9"), "Absent");

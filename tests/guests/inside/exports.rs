@@ -53,7 +53,8 @@ impl Step {
     /// The same on both sides: everything follows from the volume and the nonce.
     fn spec(&self) -> Spec {
         let nonce = self.number("nonce");
-        let (host, namespace) = (nonce << 64 | 1, self.get("namespace").map_or(nonce << 64 | 2, |n| n.parse().unwrap()));
+        let (host, namespace) =
+            (nonce << 64 | 1, self.get("namespace").map_or(nonce << 64 | 2, |n| n.parse().unwrap()));
         let device = PathBuf::from(self.get("device").unwrap_or("/dev/null"));
         Spec {
             subsystem: self.subsystem(),
@@ -72,11 +73,12 @@ fn take(step: &str, parameters: &Step) -> Result<String> {
     let (nvmet, nvme) = (Nvmet::new(os.clone(), PORTS), NvmeTcp::new(os.clone()));
     let device = || number_of(parameters.must("device").as_ref());
     match step {
-        "support" => Ok(format!("{:?} {:?}", nvmet.support()?, nvme.support()?)),
+        "support" => Ok(format!("{:?} {:?}({:?})", nvmet.support()?, nvme.support()?, nvme.dhchap()?)),
         "ensure" => nvmet.ensure(&parameters.spec()).map(|changed| format!("{changed:?}")),
         "fence" => {
             let limit = Duration::from_millis(parameters.get("ms").unwrap_or("60000").parse().unwrap());
-            let remains = if parameters.get("port").is_some() { (&parameters.spec()).into() } else { Remains::default() };
+            let remains =
+                if parameters.get("port").is_some() { (&parameters.spec()).into() } else { Remains::default() };
             let fenced = nvmet.fence(&parameters.subsystem(), &remains, Deadline::after(limit).unwrap());
             fenced.map(|fenced| format!("{fenced:?}"))
         }

@@ -211,9 +211,10 @@ fn ports_and_subsystems_of_others_stay_as_they_are() {
     fs::write(other.join("namespaces/7/device_path"), vol.spec.device.to_str().unwrap()).unwrap();
     fs::create_dir(Path::new(ROOT).join("ports/4420")).unwrap();
     let used = Os::new().device_users(vol.spec.number).unwrap();
-    assert_eq!(used.iter().map(ToString::to_string).collect::<Vec<_>>(), [
-        "exported over NVMe as nqn.2014-08.org.example:disk"
-    ]);
+    assert_eq!(
+        used.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["exported over NVMe as nqn.2014-08.org.example:disk"]
+    );
     assert_eq!(real.exports().unwrap(), Vec::new());
     real.ensure(&vol.spec).unwrap();
     assert_eq!(real.exported_device(vol.spec.number).unwrap().len(), 2);
