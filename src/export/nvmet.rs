@@ -4,14 +4,15 @@
 //! A shared port would answer a client whose subsystem is linked a moment later with an error that the client does not
 //! retry (DNR), and the client's filesystem would get EIO. A port without a link has no listener: the client retries.
 //!
-//! A port is ours if it shows our subsystem alone, or if it shows none and its address is unset or has its number as its
-//! TCP port. This module keeps no state except a list of ports that it may still remove.
+//! A port is ours if it shows our subsystem, or if it is in the node's port range, shows none, and its TCP port is unset or
+//! its number. A crash can leave such a port. This module keeps no state.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
@@ -45,19 +46,15 @@ pub struct Nvmet {
 #[derive(Clone, Debug)]
 struct Kernel {
     os: Os,
-    /// Ports without a listener that could not be removed yet.
-    ports_left: Arc<Mutex<BTreeSet<u16>>>,
+    /// The ports of this node that are for exports alone.
+    range: RangeInclusive<u16>,
 }
 
 impl Nvmet {
-    /// With this kernel's target.
+    /// With this kernel's target. The ports of `range` are for exports alone: one that nothing uses is removed.
     #[must_use]
-    pub fn new(os: Os) -> Self {
-        Self {
-            worker: Worker::new(os.clone()),
-            kernel: Kernel { os, ports_left: Arc::default() },
-            support: OnceLock::new(),
-        }
+    pub fn new(os: Os, range: RangeInclusive<u16>) -> Self {
+        Self { worker: Worker::new(os.clone()), kernel: Kernel { os, range }, support: OnceLock::new() }
     }
 }
 
@@ -106,10 +103,11 @@ impl Export for Nvmet {
         if let Some((path, number)) = &cut.device {
             self.kernel.await_idle(&name, path, *number, deadline)?;
         }
-        let (kernel, export, parts, ports) = (self.kernel.clone(), name.clone(), *remains, cut.ports);
+        let (kernel, export, mut ports) = (self.kernel.clone(), name.clone(), cut.ports);
+        ports.extend(remains.listen.map(|listen| listen.port()));
         self.worker.run("removal", &name, deadline.left(), move || {
             kernel.disable_namespace(&export)?;
-            kernel.remove_export(&export, &parts, &ports)
+            kernel.remove_export(&export, ports)
         })
     }
 
@@ -321,7 +319,6 @@ impl Kernel {
         self.ensure_set(port, "addr_adrfam", family)?;
         self.ensure_set(port, "addr_traddr", &address)?;
         self.ensure_set(port, "addr_trsvcid", &number.to_string())?;
-        self.left(|left| left.remove(&number));
         Ok(())
     }
 
@@ -455,11 +452,8 @@ impl Kernel {
     }
 
     /// Step 5 of `fence`.
-    fn remove_export(&self, name: &str, remains: &Remains, ports: &BTreeSet<u16>) -> Result<Fenced> {
+    fn remove_export(&self, name: &str, ports: BTreeSet<u16>) -> Result<Fenced> {
         let mut found = Fenced::Absent;
-        for number in ports.iter().copied().chain(remains.listen.map(|listen| listen.port())) {
-            self.left(|left| left.insert(number));
-        }
         for object in [NvmetObject::Namespace(name), NvmetObject::Subsystem(name)] {
             if self.remove(object)? == Changed::Yes {
                 found = Fenced::Now;
@@ -468,31 +462,26 @@ impl Kernel {
                 return Err(Error::new(Kind::Internal, format!("{object} is still there after its removal; retry")));
             }
         }
-        if self.remove_ports()? == Changed::Yes {
-            found = Fenced::Now;
-        }
+        self.remove_ports(ports)?;
         Ok(found)
     }
 
-    /// Removes ports without a listener. The kernel first waits until no connection of the whole target is being torn
-    /// down, and such a connection waits for its requests. While any export has requests in flight, the ports stay for
-    /// a later call: without a link they have no listener, and `ensure` uses them again.
-    fn remove_ports(&self) -> Result<Changed> {
-        let mut changed = Changed::No;
-        let left = self.left(|left| left.clone());
-        for number in left {
-            let is_ours = self.links(NvmetLinks::Port(number))?.is_empty() && self.is_free(number)?;
-            if is_ours {
+    /// Removes these ports and those of the node's range, unless something uses them. The kernel first waits until no
+    /// connection of the whole target is being torn down, and such a connection waits for its requests. While any export
+    /// has requests in flight, ports therefore stay for a later call: without a link they have no listener, and `ensure`
+    /// uses them again.
+    fn remove_ports(&self, mut ports: BTreeSet<u16>) -> Result<()> {
+        let there = self.os.nvmet_ports().at(|| "list the ports of the NVMe target")?;
+        ports.extend(there.iter().filter(|number| self.range.contains(number)));
+        for number in ports.into_iter().filter(|number| there.contains(number)) {
+            if self.links(NvmetLinks::Port(number))?.is_empty() && self.is_free(number)? {
                 if self.is_any_busy()? {
                     break;
                 }
-                if self.remove(NvmetObject::Port(number))? == Changed::Yes {
-                    changed = Changed::Yes;
-                }
+                self.remove(NvmetObject::Port(number))?;
             }
-            self.left(|left| left.remove(&number));
         }
-        Ok(changed)
+        Ok(())
     }
 
     /// Whether the device of any export, ours or another one, has requests in flight.
@@ -509,10 +498,6 @@ impl Kernel {
             }
         }
         Ok(false)
-    }
-
-    fn left<T>(&self, act: impl FnOnce(&mut BTreeSet<u16>) -> T) -> T {
-        act(&mut self.ports_left.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn resized(&self, name: &str) -> Result<()> {

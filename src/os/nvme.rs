@@ -23,6 +23,9 @@ use super::{Call, DevNum, Dhchap, Os, Stopwatch};
 
 const FABRICS: &str = "/dev/nvme-fabrics";
 const CONTROLLERS: &str = "/sys/class/nvme";
+const SYMBOLS: &str = "/proc/kallsyms";
+/// A function of the host driver with DH-HMAC-CHAP (drivers/nvme/host/auth.c).
+const AUTHENTICATES: &str = "nvme_auth_init_ctrl";
 /// The most I/O queues of a connection; fewer with fewer processors.
 const QUEUES: usize = 4;
 /// How long a connection and a disconnection may take before the caller stops waiting. The kernel makes one connection at
@@ -34,7 +37,7 @@ const DELETE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NvmeSupport {
     /// It can connect over TCP.
-    Yes(Dhchap),
+    Yes,
     /// It cannot, with the reason and how to change that.
     No(String),
 }
@@ -157,17 +160,25 @@ impl Os {
             if !Path::new("/sys/module/nvme_tcp").exists() {
                 return Ok(NvmeSupport::No(missing.to_owned()));
             }
-            let mut file = match open_misc(Path::new(FABRICS), minor) {
-                Ok(file) => file,
+            match open_misc(Path::new(FABRICS), minor) {
+                Ok(_) => Ok(NvmeSupport::Yes),
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS)) => {
-                    return Ok(NvmeSupport::No(format!("cannot open {FABRICS}: {error}")));
+                    Ok(NvmeSupport::No(format!("cannot open {FABRICS}: {error}")))
                 }
-                Err(error) => return Err(error),
-            };
-            // The options that the kernel knows (since Linux 5.18); earlier ones answer with an error.
-            let mut options = String::new();
-            let has = file.read_to_string(&mut options).is_ok() && options.contains("dhchap_secret");
-            Ok(NvmeSupport::Yes(if has { Dhchap::Yes } else { Dhchap::No }))
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    /// Whether the host driver of this kernel is built with DH-HMAC-CHAP. The list of options of /dev/nvme-fabrics is no
+    /// answer: Linux 6.1 has the options in any case. Reads all symbols of the kernel, which takes a moment.
+    ///
+    /// # Errors
+    /// Those of reading /proc/kallsyms.
+    pub fn nvme_dhchap(&self) -> io::Result<Dhchap> {
+        self.call(Call::NvmeSupport, &SYMBOLS, || {
+            let table = fs::read_to_string(SYMBOLS)?;
+            Ok(if has_symbol(&table, AUTHENTICATES) { Dhchap::Yes } else { Dhchap::No })
         })
     }
 
@@ -265,6 +276,11 @@ impl Os {
             }
         })
     }
+}
+
+/// Whether a symbol is in the text of /proc/kallsyms, of the kernel itself or of a module.
+fn has_symbol(table: &str, symbol: &str) -> bool {
+    table.lines().any(|line| line.split_whitespace().nth(2) == Some(symbol))
 }
 
 /// The text for /dev/nvme-fabrics (drivers/nvme/host/fabrics.c, `opt_tokens`).
@@ -373,6 +389,13 @@ mod tests {
         }
         assert_eq!(instance_in("instance=3,cntlid=1\n"), Some(3));
         assert_eq!(instance_in("instance=-1,cntlid=-1,transport=%s"), None);
+    }
+
+    #[test]
+    fn a_symbol_is_found_in_the_kernel_and_in_a_module() {
+        let table = "0000000000000000 T nvme_auth_init\n0000000000000000 t one_more\t[nvme_core]\n";
+        assert!(has_symbol(table, "nvme_auth_init") && has_symbol(table, "one_more"));
+        assert!(!has_symbol(table, "nvme_auth") && !has_symbol(table, "[nvme_core]"));
     }
 
     #[test]

@@ -22,3 +22,13 @@ fn clients_resume_on_the_older_kernel() {
 fn fifty_clients_resume() {
     fences::rebuilds(Kernel::Newest, 50);
 }
+
+#[test]
+fn exports_and_connections_of_one_machine_on_the_older_kernel() {
+    exports::alone(Kernel::Oldest, "");
+}
+
+#[test]
+fn exports_and_connections_without_native_multipath() {
+    exports::alone(Kernel::Newest, "nvme_core.multipath=N");
+}

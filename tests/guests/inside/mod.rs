@@ -3,6 +3,7 @@
 mod attack;
 pub(crate) mod exports;
 mod linear_device;
+mod loopback;
 mod raw_block;
 mod releases;
 
