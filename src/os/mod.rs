@@ -110,6 +110,7 @@ pub enum Call {
     SetExtentHints,
     SetNoCow,
     SetSynchronous,
+    ImageFlags,
     Extents,
     LockOwner,
     OpenRoot,
