@@ -177,6 +177,10 @@ pub(crate) fn moves(kernel: Kernel) {
     let disk = done(&mut pair.client, &format!("attach {}", from(1)));
     assert_eq!(done(&mut pair.client, &format!("attach {}", from(1))), disk, "one connection");
     pair.said("attached");
+    let exports = done(&mut pair.home, "exports");
+    for shown in ["namespace: Yes", "20001", "hosts: 1", "connections: 2"] {
+        assert!(exports.contains(shown), "{shown}: {exports}");
+    }
     assert_eq!(pair.client.must(&format!("cat /sys/block/{}/queue/logical_block_size", &disk[5..])).trim(), "4096");
     pair.client.must(&format!(
         "mkfs.ext4 -q {disk} && mkdir -p /tmp/m && mount {disk} /tmp/m && seq 100000 >/tmp/m/file && sync"
