@@ -8,7 +8,7 @@ use crate::tls::{Peer, Role, admit, allowance};
 use crate::wire::{Allowance, Door};
 
 /// The calls of a node for itself.
-const OF_NODES: &[&str] = &["Open", "Close", "BeginFormat", "EndFormat", "UseRaw"];
+const OF_NODES: &[&str] = &["Open", "Close", "BeginFormat", "EndFormat", "UseRaw", "ListExports"];
 /// The calls only for controllers.
 const OF_CONTROLLERS: &[&str] = &[
     "CreateVolume",
@@ -53,5 +53,27 @@ impl Door for HomeDoor {
             }
         };
         Ok(allowance(from, calls, bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A call that is missing here is refused to everybody but controllers, under the name `unknown`.
+    #[test]
+    fn every_call_of_the_service_is_listed_once() {
+        let proto = include_str!("../../../proto/home/v1/home.proto");
+        let calls = proto.lines().filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next());
+        let mut calls: Vec<_> = calls.map(str::trim).collect();
+        let mut listed = [OF_NODES, OF_CONTROLLERS].concat();
+        calls.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(listed, calls);
+        let service = include_str!("service.rs");
+        for call in OF_NODES {
+            let own = format!("self.own(\"{call}\"");
+            assert!(service.contains(&own) || *call == "ListExports", "{call} is a call of nodes for themselves");
+        }
     }
 }
