@@ -232,6 +232,7 @@ fn requests_in_flight_keep_the_volume_from_every_other_node(way: Way) {
     assert_eq!(found(FindingKind::Image, "not synchronous"), 0);
     let image = std::fs::File::open(rig.image(&id)).unwrap();
     rig.os.set_synchronous(&image, &rig.image(&id), false).unwrap();
+    drop(image);
     assert_eq!(found(FindingKind::Image, "not synchronous"), 1);
     again(&rig, &id, &address(&rig, &id));
     assert_eq!(found(FindingKind::Image, "not synchronous"), 0);
