@@ -95,7 +95,11 @@ impl Mounts<'_> {
         if let Some(view) = bound.filter(|bound| self.node.views.device_of(self.volume) == Some(*bound)) {
             return Ok(Some(Shown::View(view)));
         }
-        let Devices { device: Some(device), linear } = self.devices()? else { return Ok(None) };
+        let Devices { device, linear } = self.devices()?;
+        let Some(device) = device else {
+            // A connection to another node that ended: the device over it stays until the volume is unstaged.
+            return Ok(bound.filter(|bound| Some(*bound) == linear).map(Shown::Device));
+        };
         if entry.device == device {
             return Ok(Some(Shown::Filesystem(device)));
         }

@@ -18,10 +18,14 @@
 #[allow(dead_code, unused_imports, reason = "guests use a part of what the black-box tests stand on")]
 mod harness;
 
+mod cluster;
+mod detach;
 mod exports;
 mod fences;
 mod inside;
 mod machine;
+mod moves;
 mod raw_block;
+mod restarts;
 mod root;
 mod soak;

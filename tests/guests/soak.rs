@@ -1,7 +1,9 @@
 //! The long tests, and those on the older kernel: `make soak`.
 
+use crate::harness::{PoolFs, Use};
+use crate::moves::Rounds;
 use crate::root::Kernel;
-use crate::{exports, fences};
+use crate::{detach, exports, fences, moves, restarts};
 
 #[test]
 fn a_volume_is_written_on_one_node_and_read_on_another_on_the_older_kernel() {
@@ -31,4 +33,64 @@ fn exports_and_connections_of_one_machine_on_the_older_kernel() {
 #[test]
 fn exports_and_connections_without_native_multipath() {
     exports::alone(Kernel::Newest, "nvme_core.multipath=N");
+}
+
+#[test]
+fn a_volume_follows_its_pod_many_times() {
+    moves::follows(Kernel::Newest, PoolFs::Xfs, &Use::ALL, Rounds(5));
+}
+
+#[test]
+fn a_volume_of_a_pool_on_ext4_follows_its_pod() {
+    moves::follows(Kernel::Newest, PoolFs::Ext4, &Use::ALL, Rounds(3));
+}
+
+#[test]
+fn a_volume_follows_its_pod_on_the_older_kernel() {
+    moves::follows(Kernel::Oldest, PoolFs::Xfs, &Use::ALL, Rounds(3));
+}
+
+#[test]
+fn volumes_are_taken_from_a_node_that_writes() {
+    detach::taken(Kernel::Newest, &Use::FILESYSTEMS);
+}
+
+#[test]
+fn volumes_are_taken_from_a_node_that_writes_on_the_older_kernel() {
+    detach::taken(Kernel::Oldest, &Use::FILESYSTEMS);
+}
+
+#[test]
+fn daemons_are_killed_under_a_pod_that_writes() {
+    restarts::daemons(Kernel::Newest);
+}
+
+#[test]
+fn daemons_are_killed_under_a_pod_that_writes_on_the_older_kernel() {
+    restarts::daemons(Kernel::Oldest);
+}
+
+#[test]
+fn machines_lose_power_under_pods_that_write() {
+    restarts::machines(Kernel::Newest, PoolFs::Xfs);
+}
+
+#[test]
+fn machines_lose_power_under_pods_that_write_with_a_pool_on_ext4() {
+    restarts::machines(Kernel::Newest, PoolFs::Ext4);
+}
+
+#[test]
+fn machines_lose_power_under_pods_that_write_on_the_older_kernel() {
+    restarts::machines(Kernel::Oldest, PoolFs::Xfs);
+}
+
+#[test]
+fn a_detach_continues_after_its_daemon_was_killed() {
+    restarts::in_a_detach(Kernel::Newest);
+}
+
+#[test]
+fn a_detach_continues_after_its_daemon_was_killed_on_the_older_kernel() {
+    restarts::in_a_detach(Kernel::Oldest);
 }

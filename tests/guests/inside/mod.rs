@@ -1,6 +1,7 @@
 //! The tests that run in a guest: each is started there by name. None runs on the host.
 
 mod attack;
+pub(crate) mod call;
 pub(crate) mod exports;
 mod linear_device;
 mod loopback;
