@@ -5,13 +5,11 @@
 //! the controller. Nothing here opens a block device: opening one whose target is away may hang. Does not know volumes;
 //! `attach` does.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +17,7 @@ use uuid::Uuid;
 
 use super::blockstack::{by_number, number_of, went_away};
 use super::miscdev::{listed_minor, open_misc};
-use super::{Call, DevNum, Dhchap, Os, Stopwatch};
+use super::{Call, DevNum, Dhchap, Os};
 
 const FABRICS: &str = "/dev/nvme-fabrics";
 const CONTROLLERS: &str = "/sys/class/nvme";
@@ -96,58 +94,6 @@ pub struct NvmeNamespace {
     pub diskseq: Option<u64>,
 }
 
-/// Calls that were abandoned, by their object, and since when.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Waits(Arc<Mutex<HashMap<String, Stopwatch>>>);
-
-impl Waits {
-    fn with<T>(&self, act: impl FnOnce(&mut HashMap<String, Stopwatch>) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Runs a call in a thread of its own, and waits for it up to a limit. While an abandoned one runs, the next one for
-    /// the same object fails.
-    fn within<T: Send + 'static>(
-        &self,
-        limit: Duration,
-        object: &str,
-        call: impl FnOnce() -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
-        let late = |age: Duration| {
-            let message = format!("{object} has not finished for {} s; the kernel still works on it", age.as_secs());
-            io::Error::new(io::ErrorKind::TimedOut, message)
-        };
-        let begun = Stopwatch::start();
-        let earlier = self.with(|waits| {
-            let earlier = waits.get(object).map(Stopwatch::elapsed);
-            if earlier.is_none() {
-                waits.insert(object.to_owned(), begun);
-            }
-            earlier
-        });
-        if let Some(age) = earlier {
-            return Err(late(age));
-        }
-        let (waits, key) = (self.clone(), object.to_owned());
-        let (answer, answered) = mpsc::sync_channel(1);
-        let work = move || {
-            let result = call();
-            waits.with(|waits| waits.remove(&key));
-            // The caller may have stopped waiting.
-            let _ = answer.send(result);
-        };
-        if let Err(error) = thread::Builder::new().name("nvme".to_owned()).spawn(work) {
-            self.with(|waits| waits.remove(object));
-            return Err(error);
-        }
-        match answered.recv_timeout(limit) {
-            Ok(result) => result,
-            Err(mpsc::RecvTimeoutError::Timeout) => Err(late(begun.elapsed())),
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("the call ended without a result")),
-        }
-    }
-}
-
 impl Os {
     /// Whether this kernel can connect to exports over NVMe/TCP. Loads nothing.
     ///
@@ -193,7 +139,7 @@ impl Os {
         let object = format!("the connection to {} for {}", to.address, to.subsystem);
         self.call(Call::NvmeConnect, &to.subsystem, || {
             let minor = listed_minor("nvme-fabrics")?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
-            self.inner.nvme_waits.within(CONNECT, &object, move || {
+            self.inner.waits.within(CONNECT, &object, move || {
                 let mut file = open_misc(Path::new(FABRICS), minor)?;
                 // One write(2) is one request.
                 let written = file.write(options.as_bytes())?;
@@ -252,7 +198,7 @@ impl Os {
         let object = format!("the disconnection of nvme{} from {}", controller.instance, controller.subsystem);
         self.call(Call::NvmeDelete, &controller.subsystem, || {
             let Some(directory) = same(controller)? else { return Ok(false) };
-            self.inner.nvme_waits.within(DELETE, &object, move || {
+            self.inner.waits.within(DELETE, &object, move || {
                 match fs::write(directory.join("delete_controller"), "1") {
                     Ok(()) => Ok(true),
                     // Deleted by another process meanwhile.
@@ -415,22 +361,6 @@ mod tests {
         assert!(options(&to, 1).ends_with("nr_io_queues=1,dhchap_secret=DHHC-1:00:x:"));
         let shown = format!("{to:?}");
         assert!(!shown.contains("secret") && !shown.contains("DHHC"), "{shown}");
-    }
-
-    #[test]
-    fn an_abandoned_call_is_the_only_one_for_its_object_until_it_ends() {
-        let waits = Waits::default();
-        let (release, released) = mpsc::channel::<()>();
-        let moment = Duration::from_millis(10);
-        let hangs = move || released.recv().map_err(io::Error::other);
-        assert_eq!(waits.within(moment, "a", hangs).unwrap_err().kind(), io::ErrorKind::TimedOut);
-        let error = waits.within(moment, "a", || Ok(())).unwrap_err();
-        assert!(error.kind() == io::ErrorKind::TimedOut && error.to_string().contains("has not finished"), "{error}");
-        waits.within(Duration::from_secs(60), "b", || Ok(())).unwrap();
-        release.send(()).unwrap();
-        while waits.within(moment, "a", || Ok(())).is_err() {
-            thread::sleep(moment);
-        }
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub(crate) fn fences(kernel: Kernel) {
     // Another volume's client writes all the time, and its fence is as short.
     assert_eq!(done(&mut pair.home, "fence name=fast nonce=2 port=20002 ms=20000"), "Now");
     pair.said("other exports were created, connected and removed");
-    // Why a fence may leave ports to the next one: the kernel does not remove any port while a connection is torn down.
+    // Why ports stay until the last fence: the kernel does not remove any port while a connection is torn down.
     pair.home.must(
         "cd /sys/kernel/config/nvmet/ports && mkdir 30000 && { (rmdir 30000; touch /tmp/removed) >/dev/null 2>&1 & }",
     );
@@ -103,8 +103,7 @@ pub(crate) fn fences(kernel: Kernel) {
         "a write of the client arrived after the fence"
     );
     assert_eq!(done(&mut pair.home, fence), "Absent");
-    // Ports may stay while another client has requests in flight; the next fence removes them.
-    assert_eq!(done(&mut pair.home, "fence name=none nonce=9"), "Absent");
+    // The last fence removes the ports too.
     nothing_left(&mut pair.home);
 
     // The client's writes wait until its controller goes; then they fail, and every acknowledged one is on the disk.
@@ -117,6 +116,41 @@ pub(crate) fn fences(kernel: Kernel) {
     assert!(acknowledged <= sum, "{acknowledged} writes were acknowledged, {sum} are on the disk");
     pair.said(&format!("{acknowledged} writes acknowledged, {sum} on the disk"));
     assert_eq!(done(&mut pair.home, &format!("sum device={slow}")), sum.to_string());
+}
+
+#[test]
+fn a_flush_in_flight_holds_up_its_own_fence_alone() {
+    flushes(Kernel::Newest);
+}
+
+pub(crate) fn flushes(kernel: Kernel) {
+    let mut pair = Pair::start(kernel, 2);
+    let (slow, fast) = (pair.volume(1, "slow", 0), pair.volume(2, "fast", 1));
+    pair.volume(1, "hog", 2);
+    done(&mut pair.home, &format!("ensure name=slow nonce=1 port=20001 device={slow}"));
+    let disk = done(&mut pair.client, &format!("attach name=slow nonce=1 port=20001 size={SIZE}"));
+    pair.home.throttle(1, 1);
+    // Others keep the disk busy, so that a request takes seconds.
+    begin(&mut pair.home, "write device=/tmp/pool1/hog writers=12", "hog");
+    pair.client.must(&format!(
+        "(i=0; while i=$((i+1)); do dd if=/dev/zero of={disk} bs=4k count=1 seek=$i conv=fsync,notrunc; done) >/dev/null 2>&1 &"
+    ));
+    await_that("a write is in flight", SOON, || in_flight(&mut pair.home, &slow) > 0);
+    await_that("its flush follows", SOON, || in_flight(&mut pair.home, &slow) == 0);
+    pair.said("a flush is in flight");
+    // In the background: a process does not end before its abandoned call.
+    begin(&mut pair.home, "fence name=slow nonce=1 port=20001 ms=2000", "fence");
+    thread::sleep(Duration::from_secs(3));
+    let watch = Stopwatch::start();
+    done(&mut pair.home, &format!("ensure name=fast nonce=2 port=20002 device={fast}"));
+    assert_eq!(done(&mut pair.home, "fence name=fast nonce=2 port=20002 ms=10000"), "Now");
+    assert!(pair.home.run("cat /tmp/fence").output.contains("can't open"), "the flush is still in flight");
+    pair.said(&format!("another export was created and removed in {:?}", watch.elapsed()));
+    let fence = ended(&mut pair.home, "fence");
+    assert!(fence.contains("=> error Busy") && fence.contains("a flush is in flight on /dev/loop0"), "{fence}");
+    pair.home.throttle(1, 0);
+    assert_eq!(done(&mut pair.home, "fence name=slow nonce=1 port=20001"), "Now");
+    pair.said("fenced");
 }
 
 #[test]

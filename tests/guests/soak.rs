@@ -16,6 +16,11 @@ fn a_fence_lets_no_write_through_and_holds_up_nobody_on_the_older_kernel() {
 }
 
 #[test]
+fn a_flush_in_flight_holds_up_its_own_fence_alone_on_the_older_kernel() {
+    fences::flushes(Kernel::Oldest);
+}
+
+#[test]
 fn clients_resume_on_the_older_kernel() {
     fences::rebuilds(Kernel::Oldest, 4);
 }
