@@ -124,7 +124,13 @@ impl Cluster {
             disk
         });
         let [left, right] = Wire::ends();
-        let machine = |disk: PathBuf, link| Machine { kernel, root: root.clone(), disks: vec![disk], link: Some(link) };
+        let machine = |disk: PathBuf, link| Machine {
+            kernel,
+            root: root.clone(),
+            disks: vec![disk],
+            link: Some(link),
+            parameters: "",
+        };
         let machines = [machine(disks[0].path().into(), left), machine(disks[1].path().into(), right)];
         let make = match pool {
             PoolFs::Xfs => "mkfs.xfs -q /dev/vdb",
