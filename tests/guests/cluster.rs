@@ -1,6 +1,8 @@
 //! Two guests that run the driver as nodes do: `A` is the home node, with a pool and the controller; `B` uses A's volumes
 //! over the network. The host calls them as the sidecars and kubelet do.
 
+#![expect(clippy::disallowed_methods, reason = "an answer of the driver is carried from a guest to the test")]
+
 use std::collections::HashMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
