@@ -12,7 +12,7 @@ use super::{Client, DeviceAddress};
 use crate::export::{Spec, Support};
 use crate::os::Dhchap;
 use crate::pool::{Object, Stable};
-use crate::types::{Access, DhchapKey, Error, HostNqn, Kind, NodeId, Result, SubsystemNqn};
+use crate::types::{Access, DhchapKey, Error, HostNqn, Kind, NodeId, PoolId, Result, SubsystemNqn};
 
 impl Shared {
     /// How a node may reach a volume.
@@ -191,13 +191,12 @@ impl Shared {
         Ok(moved)
     }
 
-    /// The exports of a node's attachments. Reads the records of exported volumes only.
-    pub(super) fn exports_to(&self, node: &NodeId) -> Result<Vec<SubsystemNqn>> {
-        let Some(fabric) = &self.fabric else { return Ok(Vec::new()) };
-        // A pool that is not there has volumes that nothing is known of.
-        self.all_in_use()?;
+    /// The exports of a node's attachments in a pool. Reads the records of exported volumes only.
+    pub(super) fn exports_to(&self, node: &NodeId, pool: PoolId) -> Result<Vec<SubsystemNqn>> {
+        // Of a pool that is not there, and without a fabric, nothing is known.
+        self.pool(pool)?;
         let mut exports = Vec::new();
-        for volume in fabric.volumes() {
+        for volume in self.fabric()?.volumes().into_iter().filter(|volume| volume.pool == pool) {
             let Some(record) = self.volume_record(&volume)? else { continue };
             let of_node = |one: &&Attachment| {
                 one.node == *node && one.path == AttachPath::NvmeTcp && one.state == GrantState::Granted

@@ -372,8 +372,8 @@ impl Home for LocalHome {
         self.shared.of(*id, self.shared.close(id, node))
     }
 
-    fn exports(&self, node: &NodeId) -> Result<Vec<SubsystemNqn>> {
-        self.shared.exports_to(node)
+    fn exports(&self, node: &NodeId, pool: PoolId) -> Result<Vec<SubsystemNqn>> {
+        self.shared.exports_to(node, pool)
     }
 
     fn device_of(&self, id: &VolumeId) -> Result<Option<ActiveDevice>> {

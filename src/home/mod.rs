@@ -162,13 +162,14 @@ pub trait Home: Send + Sync {
     /// `InUse`, naming the users of the device.
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()>;
 
-    /// The exports that a node may use now: those of its attachments. A node that was cut off finds out here that an
-    /// attachment was removed.
+    /// The exports of a pool that a node may use now: those of its attachments. A node that was cut off finds out here
+    /// that an attachment was removed.
     ///
     /// # Errors
-    /// `Unavailable` when a pool or a record cannot be read: never a partial list. `Unsupported` from a home node of a
+    /// Never a partial list: `Unavailable` when the pool is not served or a record cannot be read; `Precondition` from a
+    /// home node that was started without exports, while the kernel may still have some; `Unsupported` from one of a
     /// release without exports.
-    fn exports(&self, node: &NodeId) -> Result<Vec<SubsystemNqn>>;
+    fn exports(&self, node: &NodeId, pool: PoolId) -> Result<Vec<SubsystemNqn>>;
 
     /// The device of a volume on this machine now, whether or not its record or its pool is here. The image behind the
     /// device proves it.

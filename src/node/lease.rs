@@ -30,7 +30,7 @@ impl Node {
         }
         let mut changed = Changed::No;
         for (pool, connected) in by_pool {
-            let allowed = match self.homes.of(pool).and_then(|home| home.exports(&self.id)) {
+            let allowed = match self.homes.of(pool).and_then(|home| home.exports(&self.id, pool)) {
                 Ok(allowed) => allowed,
                 Err(error) => {
                     tracing::debug!(%pool, error = error.chain(), "the home node does not say which exports this node may use");

@@ -192,7 +192,7 @@ impl Home for Teller {
         nobody_asks()
     }
 
-    fn exports(&self, _: &NodeId) -> Result<Vec<SubsystemNqn>> {
+    fn exports(&self, _: &NodeId, _: PoolId) -> Result<Vec<SubsystemNqn>> {
         Ok(Vec::new())
     }
 

@@ -293,8 +293,8 @@ impl Home for OwnedHome {
         self.inner.capacity(query)
     }
 
-    fn exports(&self, node: &NodeId) -> Result<Vec<SubsystemNqn>> {
-        let exports = self.inner.exports(node)?;
+    fn exports(&self, node: &NodeId, pool: PoolId) -> Result<Vec<SubsystemNqn>> {
+        let exports = self.inner.exports(node, pool)?;
         exports.iter().try_for_each(|export| self.pool("ListExports", export.volume.pool))?;
         Ok(exports)
     }

@@ -198,6 +198,16 @@ impl Cluster {
 
     /// Starts a daemon without waiting.
     pub(crate) fn launch(&mut self, side: Side, daemon: Daemon) {
+        let fabric = format!(" --fabric {FABRIC} --fabric-ports 4500-4599");
+        self.launch_with(side, daemon, &fabric);
+    }
+
+    /// Starts a node that is in no fabric.
+    pub(crate) fn launch_without_fabric(&mut self, side: Side) {
+        self.launch_with(side, Daemon::Node, "");
+    }
+
+    fn launch_with(&mut self, side: Side, daemon: Daemon, fabric: &str) {
         let (name, address) = (daemon.name(), side.address());
         let mut line = format!("{} {name} --log-level debug --heartbeat 1s", driver_binary());
         line.push_str(&format!(" --endpoint unix:///run/{name}.sock"));
@@ -206,7 +216,7 @@ impl Cluster {
             Daemon::Node => {
                 line.push_str(&format!(" --listen {address}:9811 --tls {DISK}/node --node-name {}", side.id()));
                 line.push_str(&format!(" --controllers {}:9810 --state {DISK}/state", A.address()));
-                line.push_str(&format!(" --fabric {FABRIC} --fabric-ports 4500-4599"));
+                line.push_str(fabric);
                 if side == A {
                     line.push_str(&format!(" --pool test=file:{DISK}/pool"));
                 }

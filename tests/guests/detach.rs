@@ -24,7 +24,7 @@ impl<'a> Writer<'a> {
         cluster.must(
             B,
             &format!(
-                "echo 0 >/tmp/{name}; {{ (i=1; while [ ! -e /tmp/{name}-stop ] && echo $i >{target}/{name}$i && sync {target}/{name}$i; do echo $i >/tmp/.{name} && mv /tmp/.{name} /tmp/{name}; i=$((i+1)); sleep 0.1; done; echo failed >/tmp/{name}-ended) >/dev/null 2>&1 & }}"
+                "rm -f /tmp/{name}-*; echo 0 >/tmp/{name}; {{ (i=1; while [ ! -e /tmp/{name}-stop ] && echo $i >{target}/{name}$i && sync {target}/{name}$i; do echo $i >/tmp/.{name} && mv /tmp/.{name} /tmp/{name}; i=$((i+1)); sleep 0.1; done; echo failed >/tmp/{name}-ended) >/dev/null 2>&1 & }}"
             ),
         );
         let writer = Self { vol, name };

@@ -53,6 +53,16 @@ pub(crate) fn daemons(kernel: Kernel) {
         }
         cluster.said(&format!("{side:?} {daemon:?} was killed and started again"));
     }
+    // A mistake in the configuration: the home node exports nothing, but the kernel still does.
+    cluster.kill(A, Daemon::Node);
+    cluster.launch_without_fabric(A);
+    thread::sleep(Duration::from_secs(20));
+    writer.goes_on(&mut cluster);
+    cluster.kill(A, Daemon::Node);
+    cluster.launch(A, Daemon::Node);
+    cluster.ready();
+    writer.goes_on(&mut cluster);
+    cluster.said("the home node was started without its fabric, and again with it");
     assert_eq!(cluster.read(&raw, B, "raw"), sum);
     assert_eq!((connections(&mut cluster), exports(&mut cluster)), before, "a live connection is not touched");
     let acknowledged = writer.acknowledged(&mut cluster);

@@ -250,7 +250,7 @@ impl Home for MemoryHome {
         Ok(Capacity { available: Bytes::mib(100), largest: Bytes::mib(50), smallest: Bytes::mib(1) })
     }
 
-    fn exports(&self, _: &NodeId) -> Result<Vec<SubsystemNqn>> {
+    fn exports(&self, _: &NodeId, _: PoolId) -> Result<Vec<SubsystemNqn>> {
         Ok(Vec::new())
     }
 

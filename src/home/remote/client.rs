@@ -295,9 +295,9 @@ impl Home for RemoteHome {
         self.device_of(id).map(drop)
     }
 
-    fn exports(&self, node: &NodeId) -> Result<Vec<SubsystemNqn>> {
+    fn exports(&self, node: &NodeId, pool: PoolId) -> Result<Vec<SubsystemNqn>> {
         const WHAT: &str = "ListExports";
-        let message = pb::ListExportsRequest { node: node.to_string() };
+        let message = pb::ListExportsRequest { node: node.to_string(), pool: pool.to_string() };
         let reply =
             self.ask_plainly(WHAT, message, |mut home, request| async move { home.list_exports(request).await })?;
         self.understood_plainly(WHAT, reply.subsystems.iter().map(|name| name.parse()).collect())

@@ -36,7 +36,7 @@ of_handle! { id:
 of_handle! { source: CreateSnapshotRequest }
 of_all! {
     FindVolumeRequest FindSnapshotRequest ListVolumesRequest ListSnapshotsRequest ListExtentsRequest ReportRequest
-    ExamineRequest ListExportsRequest
+    ExamineRequest
 }
 
 impl Concern for pb::CreateVolumeRequest {
@@ -50,6 +50,12 @@ impl Concern for pb::CreateVolumeRequest {
 }
 
 impl Concern for pb::ReadmitRequest {
+    fn share(&self) -> Share {
+        Share::of_pool_named(&self.pool)
+    }
+}
+
+impl Concern for pb::ListExportsRequest {
     fn share(&self) -> Share {
         Share::of_pool_named(&self.pool)
     }

@@ -360,9 +360,10 @@ impl HomeRpcs for HomeService {
         admit(&self.metrics, WHAT, peer, &[Role::Controller, Role::Node(node.clone())])?;
         let turn = self.of_nodes.take(&node.as_str().into(), MOST_OF_NODE);
         let turn = turn.ok_or_else(|| wire::busy(WHAT, MOST_OF_NODE))?;
-        self.run(WHAT, request.into_inner(), move |home, _message| {
+        self.run(WHAT, request.into_inner(), move |home, message| {
             let _until_it_ends = turn;
-            let subsystems = home.exports(&node)?.iter().map(ToString::to_string).collect();
+            let pool = decode::text(&message.pool)?;
+            let subsystems = home.exports(&node, pool)?.iter().map(ToString::to_string).collect();
             Ok(pb::ListExportsReply { subsystems })
         })
         .await

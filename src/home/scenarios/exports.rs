@@ -194,6 +194,9 @@ fn a_network_volume_is_exported_to_one_node_at_a_time(way: Way) {
 
     let error = rig.home.grant(&id, &grant()).unwrap_err();
     assert!(error.kind() == Kind::Precondition && error.to_string().contains(OTHER), "{error}");
+    assert_eq!(rig.home.exports(&other(), id.pool).unwrap(), [at.subsystem]);
+    assert_eq!(rig.home.exports(&node(), id.pool).unwrap(), []);
+    assert_eq!(rig.home.exports(&other(), PoolId::random()).unwrap_err().kind(), Kind::Unavailable);
     // The client's unstage ends nothing, and nobody else may open it.
     rig.home.close(&id, &other()).unwrap();
     assert_eq!(kernel.exports().len(), 1);
@@ -206,6 +209,7 @@ fn a_network_volume_is_exported_to_one_node_at_a_time(way: Way) {
     assert_eq!(rig.home.delete_volume(&id).unwrap_err().kind(), Kind::InUse);
     assert_eq!(rig.home.revoke(&id, Some(&other())).unwrap(), Changed::Yes);
     assert!(kernel.exports().is_empty() && !is_synchronous(&rig, &id));
+    assert_eq!(rig.home.exports(&other(), id.pool).unwrap(), []);
     assert_eq!(rig.home.open(&id, &other()).unwrap_err().kind(), Kind::Precondition);
 
     // Nothing of the next attachment is as before: an earlier client finds nothing.
@@ -389,6 +393,9 @@ fn what_cannot_be_exported_is_refused(way: Way) {
     assert_eq!(clean(rig.home.create_volume(&other)), Kind::AlreadyExists);
 
     let without = Rig::on(way, Scratch::new(PoolFs::Xfs));
+    // The kernel may still have exports: the node must not conclude that its attachments were removed.
+    let pool = without.create("local", 32).id.pool;
+    assert_eq!(without.home.exports(&to_other().node, pool).unwrap_err().kind(), Kind::Precondition);
     assert_eq!(clean(without.home.create_volume(&network("a"))), Kind::NoCapacity);
     let btrfs = kernel.rig(way, Scratch::new(PoolFs::Btrfs));
     assert_eq!(clean(btrfs.home.create_volume(&network("a"))), Kind::InvalidArgument);
