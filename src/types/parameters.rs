@@ -76,7 +76,7 @@ pub const TABLE: &[ParameterRow] = &[
         key: "placement",
         values: "selected|any",
         default: "selected",
-        meaning: "selected creates a blank volume on the first preferred node or fails. any tries the preferred nodes in order (for classes with Immediate binding).",
+        meaning: "selected: a new empty volume is created on the node that the scheduler selected, or its creation fails. any: on the first node that has space, for classes with volumeBindingMode Immediate. A restored or cloned volume is always created in the pool of its source.",
         set: |p, v| {
             p.placement = match v {
                 "selected" => Placement::Selected,
