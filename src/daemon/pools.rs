@@ -21,6 +21,7 @@ use crate::kubelet::Registration;
 use crate::node::{ASKING, Elsewhere, Node, NodeHomes};
 use crate::os::{NvmeSupport, Os};
 use crate::pool;
+use crate::registry::RegistryService;
 use crate::route::{Dial, Directory, NO_FABRIC, Router, figures_of};
 use crate::telemetry::{PoolFigures, PoolFindings, PoolWatch};
 use crate::types::{NodeId, PoolId, PoolName, Result};
@@ -270,10 +271,15 @@ impl NodePools {
         stop: &Stop,
     ) -> Result<()> {
         let registering = Registering::start(registration, &base.metrics, stop);
+        // For `holdfast doctor`, `volumes` and `pools` with --controller.
+        let operators = controller.clone().map(|router| {
+            let service = RegistryService::of_private_socket(router).counted(base.metrics.homes().clone());
+            Routes::new(service.into_server())
+        });
         let config = ServeConfig {
             socket: base.socket,
             controller,
-            others: Routes::default(),
+            others: operators.unwrap_or_default(),
             node: Some(ThisNode {
                 id: self.id.clone(),
                 fabric: self.fabric.clone(),

@@ -71,6 +71,8 @@ mod tests {
     use crate::config::{LogLevel, PoolConfig, Serving};
     use crate::csi::proto::{GetPluginInfoRequest, identity_client::IdentityClient};
     use crate::home::{FindingKind, SpaceLimits};
+    use crate::registry::proto::registry_client::RegistryClient;
+    use crate::registry::proto::{ListFindingsRequest, ListNodesRequest};
     use crate::telemetry::LogFormat;
     use crate::testing::scratch::{PoolFs, Scratch, spec};
     use crate::types::Kind;
@@ -108,6 +110,13 @@ mod tests {
             }
             let mut identity = IdentityClient::new(socket_channel(&socket).unwrap());
             identity.get_plugin_info(GetPluginInfoRequest {}).await.unwrap();
+
+            // What `holdfast doctor`, `pools` and `volumes` ask with --controller.
+            let mut registry = RegistryClient::new(socket_channel(&socket).unwrap());
+            let nodes = registry.list_nodes(ListNodesRequest {}).await.unwrap().into_inner().nodes;
+            assert!(nodes.len() == 1 && nodes[0].node == "node-a" && nodes[0].pools.len() == 1, "{nodes:?}");
+            let found = registry.list_findings(ListFindingsRequest {}).await.unwrap().into_inner();
+            assert!(format!("{found:?}").contains("notes.txt"), "{found:?}");
 
             // Another one cannot start beside it, and so tells the caller that it did not.
             let second = Standalone::open(config(&socket, &root), scratch.os().clone()).await.unwrap_err();

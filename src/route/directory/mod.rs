@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use self::absence::{nobody, quarantined, silent};
 use super::owned::{OwnedHome, Pools};
 use super::placement::{NO_FABRIC, Seat, Segments};
-use crate::home::{Health, Home, Homes, PoolReport};
+use crate::home::{Health, Home, Homes, PoolHealth, PoolReport};
 use crate::os::{Stopwatch, Timestamp};
 use crate::telemetry::{HomeFigures, HomeState};
 use crate::types::{Error, Kind, NodeId, PoolId, PoolName, Result};
@@ -608,9 +608,12 @@ impl Directory {
         self.home_on(&node)
     }
 
-    /// Every node that sent a heartbeat to this process.
+    /// Every node that sent a heartbeat to this process, or whose home node is in it.
     #[must_use]
     pub fn seen(&self) -> Vec<Seen> {
+        if let Roles::Fixed { .. } = &self.kind {
+            return self.heard().iter().map(|home| asked_now(&**home)).collect();
+        }
         let state = self.read();
         let seen = state.members.values().filter_map(|member| {
             let last = member.last.as_ref()?;
@@ -619,6 +622,26 @@ impl Directory {
         });
         seen.collect()
     }
+}
+
+/// What a home node in this process would report: it sends no heartbeats.
+fn asked_now(home: &dyn Home) -> Seen {
+    let pools = home.report().unwrap_or_default().into_iter().map(|report| PoolHealth {
+        id: report.id,
+        name: report.name.clone(),
+        health: Health::Served(Box::new(report)),
+    });
+    let heartbeat = Heartbeat {
+        node: home.node().clone(),
+        boot_id: String::new(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        endpoint: String::new(),
+        fabric: NO_FABRIC.to_owned(),
+        pools: pools.collect(),
+        known: Vec::new(),
+        left_out: 0,
+    };
+    Seen { heartbeat, heard: Timestamp::now(), silence: Silence::Heard }
 }
 
 impl Homes for Directory {
