@@ -79,7 +79,7 @@ fn resolved(flags: &Flags, file: &File) {
         apart(&config.pools);
         registered(config.registration);
         steady(config.rhythm);
-        assert!(!config.controllers.is_empty() && !config.fabric.is_empty());
+        assert!(!config.controllers.is_empty() && config.fabric.is_none_or(|fabric| !fabric.name.is_empty() && !fabric.ports.is_empty()));
         for address in config.controllers.iter().chain([&config.advertise]) {
             let (host, port) = address.rsplit_once(':').expect("HOST:PORT");
             assert!(!host.is_empty() && port.parse::<u16>().is_ok(), "{address:?}");
