@@ -9,7 +9,7 @@ export PATH := $(TOOLS):$(PATH)
 # Records the duration of each part, for .ci/run.
 TIMED := scripts/timed
 
-.PHONY: help demo test checks deny bench build release prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model soak fuzz e2e prepare-e2e guests prepare-guests
+.PHONY: help demo test checks deny bench build release release-before releases prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model soak fuzz e2e prepare-e2e guests prepare-guests
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ build: ## The debug binary
 
 release: ## The release binary, target/release/holdfast
 	$(CARGO) build --locked --release
+
+release-before: ## The binary of the release before, for the tests that run both; needs the history of the repository
+	@$(TIMED) release-before scripts/release-before >/dev/null
 
 prepare: ## Installs missing system packages with apt as root; otherwise lists them
 	@scripts/prepare run
@@ -65,6 +68,9 @@ chart: ## Checks the Helm chart: lint, renderings, rejected values, alerts; UPDA
 sanity: build ## csi-sanity against the real socket: mount and block, with and without reflink (root)
 	@$(TIMED) sanity tests/sanity.sh target/debug/holdfast
 
+releases: release-before ## The release before and this one together: side by side, upgrades and downgrades (root)
+	$(CARGO) nextest run --locked --test blackbox -E 'test(/^upgrade::/) + test(/^cluster::(mixed|rolling)::/)'
+
 N ?= 200
 power: ## Power cuts: after each answer, and N more spread over all flushes (root)
 	HOLDFAST_POWER_POINTS=$(N) $(CARGO) nextest run --locked --test blackbox --no-capture 'power::'
@@ -81,7 +87,7 @@ e2e: prepare-e2e ## Tests on a real Kubernetes of two nodes with the chart and t
 
 # GUESTS=guests-soak runs the long ones.
 GUESTS ?= guests
-guests: prepare-guests ## Tests on kernels with device-mapper and NVMe/TCP, in small QEMU guests; TESTS="raw_block" runs a part (root)
+guests: prepare-guests release-before ## Tests on kernels with device-mapper and NVMe/TCP, in small QEMU guests; TESTS="raw_block" runs a part (root)
 	@$(TIMED) guests tests/guests/build $${CARGO_TARGET_DIR:-target}/guests
 	@$(TIMED) guests $(CARGO) nextest run --locked --profile $(GUESTS) --test guests $(TESTS)
 
@@ -91,7 +97,7 @@ fuzz: ## Runs every fuzz target for T seconds, 20 by default: make fuzz T=60 (ro
 	@$(TIMED) fuzz scripts/fuzz $(T)
 
 # Last, so that its summary is at the end of the output.
-unit: ## Unit and black-box tests (root)
+unit: release-before ## Unit and black-box tests (root)
 	@$(TIMED) unit $(CARGO) nextest run --locked
 
 soak: ## Long tests, for hours: power cuts, kills, random calls, guests on two kernels, fuzzing (root)

@@ -1,5 +1,7 @@
 //! All ways to attach volumes of a node.
 
+use std::sync::Arc;
+
 use super::{Attach, Attached, Local, NvmeTcp, Wanted};
 use crate::home::DeviceAddress;
 use crate::os::DevNum;
@@ -9,7 +11,7 @@ use crate::types::{Error, Kind, Result, VolumeId};
 /// is detached and found also when nobody knows any more how it was attached.
 pub struct Attachers {
     local: Local,
-    nvme_tcp: Option<NvmeTcp>,
+    nvme_tcp: Option<Arc<NvmeTcp>>,
 }
 
 impl Attachers {
@@ -21,13 +23,13 @@ impl Attachers {
 
     /// The same, and volumes that other nodes export.
     #[must_use]
-    pub fn with_nvme_tcp(self, nvme_tcp: NvmeTcp) -> Self {
+    pub fn with_nvme_tcp(self, nvme_tcp: Arc<NvmeTcp>) -> Self {
         Self { nvme_tcp: Some(nvme_tcp), ..self }
     }
 
     /// Connections first: they end with a volume's detaching on this node alone, whatever the home node says to it.
     fn all(&self) -> impl Iterator<Item = &dyn Attach> {
-        let nvme_tcp = self.nvme_tcp.iter().map(|way| -> &dyn Attach { way });
+        let nvme_tcp = self.nvme_tcp.iter().map(|way| -> &dyn Attach { way.as_ref() });
         nvme_tcp.chain(std::iter::once::<&dyn Attach>(&self.local))
     }
 

@@ -4,6 +4,7 @@
 //! subsystem is not the one that the home node named now. While a stale one exists, the kernel may give the new
 //! connection no device ("duplicate IDs"): the same data has the same identity. Stale controllers therefore go first.
 
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
@@ -23,9 +24,10 @@ const NUMBERS: usize = 5;
 const LOOKS: Duration = Duration::from_secs(1);
 
 /// Attaches volumes by connections over TCP.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct NvmeTcp {
     os: Os,
+    dhchap: OnceLock<Dhchap>,
 }
 
 /// Whether this call made a connection.
@@ -39,7 +41,7 @@ impl NvmeTcp {
     /// With this kernel's driver.
     #[must_use]
     pub fn new(os: Os) -> Self {
-        Self { os }
+        Self { os, dhchap: OnceLock::new() }
     }
 
     /// Whether this node can connect.
@@ -67,13 +69,7 @@ impl NvmeTcp {
         let controllers = self.controllers(volume)?;
         let mut usable =
             controllers.iter().filter(|(_, one)| !one.state.starts_with("deleting") && one.state != "dead");
-        Ok(Client {
-            connection: usable.next().map(|(name, _)| *name),
-            authenticates: match self.support()? {
-                NvmeSupport::Yes(dhchap) => dhchap,
-                NvmeSupport::No(_) => Dhchap::No,
-            },
-        })
+        Ok(Client { connection: usable.next().map(|(name, _)| *name), authenticates: self.dhchap()? })
     }
 
     /// Ends the connections to an export, whoever uses them: reads and writes that wait fail from then on (EIO).
@@ -89,6 +85,18 @@ impl NvmeTcp {
             }
         }
         Ok(changed)
+    }
+
+    /// Whether this node can authenticate itself. The result is cached.
+    ///
+    /// # Errors
+    /// `Internal` when the kernel cannot be queried.
+    pub fn dhchap(&self) -> Result<Dhchap> {
+        if let Some(dhchap) = self.dhchap.get() {
+            return Ok(*dhchap);
+        }
+        let found = self.os.nvme_dhchap().at(|| "check whether the kernel has DH-HMAC-CHAP")?;
+        Ok(*self.dhchap.get_or_init(|| found))
     }
 
     /// The controllers of a volume.

@@ -19,8 +19,9 @@ use tonic::transport::Channel;
 /// The flags that name a controller.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct ControllerArguments {
-    /// The controller to ask about the whole cluster, instead of reading the pools of this machine. On the machine of
-    /// the controller, unix:///PATH of its CSI socket needs no certificate. Default: HOLDFAST_CONTROLLER.
+    /// The controller to connect to. With it, pools, volumes and doctor show the whole cluster instead of the pools of
+    /// this machine. On the machine of the controller, unix:///PATH of its CSI socket needs no certificate. Default:
+    /// HOLDFAST_CONTROLLER.
     #[arg(long, value_name = "HOST:PORT")]
     controller: Option<String>,
     /// A directory with ca.crt, tls.crt and tls.key of an operator or a controller.

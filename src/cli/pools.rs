@@ -29,7 +29,8 @@ pub(crate) struct Arguments {
 enum Action {
     /// Makes this node the home node of a pool whose disks were moved here. Stop the driver first.
     Claim(Claim),
-    /// Creates a pool in an empty directory where the driver served another pool before, and so does not create one.
+    /// Creates a pool in an empty directory. Needed if this node served a pool of the same name before: the driver then
+    /// creates none by itself.
     Init(Init),
     /// Ends the quarantine of a pool that was declared lost and came back.
     Readmit(Readmit),

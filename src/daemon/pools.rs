@@ -137,7 +137,7 @@ impl Network {
     /// Asks the kernel. What it cannot do is logged, and the node works without it.
     fn look(os: &Os, config: FabricConfig, dial: Dial) -> Self {
         let FabricConfig { name, address, ports } = config;
-        let export = Nvmet::new(os.clone());
+        let export = Nvmet::new(os.clone(), ports.clone());
         let exports = match export.support() {
             Ok(Support::Yes(dhchap)) => {
                 info!(fabric = name, %address, ports = format!("{}-{}", ports.start(), ports.end()), authentication = ?dhchap, "this node exports volumes of access network over NVMe/TCP");
@@ -157,7 +157,7 @@ impl Network {
         };
         let connections = NvmeTcp::new(os.clone());
         let connections = match connections.support() {
-            Ok(NvmeSupport::Yes(_)) => Some((connections, dial, name)),
+            Ok(NvmeSupport::Yes) => Some((connections, dial, name)),
             Ok(NvmeSupport::No(why)) => {
                 error!(fabric = name, "this node cannot use volumes of other nodes, and is not in the fabric: {why}");
                 None

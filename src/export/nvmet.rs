@@ -4,14 +4,15 @@
 //! A shared port would answer a client whose subsystem is linked a moment later with an error that the client does not
 //! retry (DNR), and the client's filesystem would get EIO. A port without a link has no listener: the client retries.
 //!
-//! A port is ours if it shows our subsystem alone, or if it shows none and its address is unset or has its number as its
-//! TCP port. This module keeps no state except a list of ports that it may still remove.
+//! A port is ours if it shows our subsystem, or if it is in the node's port range, shows none, and its TCP port is unset or
+//! its number. A crash can leave such a port. This module keeps no state.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use uuid::Uuid;
 
 use super::worker::Worker;
 use super::{Enabled, Export, ExportState, Fenced, Remains, Spec, Support};
-use crate::os::{Deadline, DevNum, NvmetLinks, NvmetObject, NvmetSupport, Os, Stopwatch};
+use crate::os::{Deadline, DevNum, NvmetLinks, NvmetObject, NvmetSupport, Os};
 use crate::types::{Changed, Error, HostNqn, Kind, OsContext, Result, SubsystemNqn};
 
 /// The prefix of our subsystems.
@@ -45,19 +46,15 @@ pub struct Nvmet {
 #[derive(Clone, Debug)]
 struct Kernel {
     os: Os,
-    /// Ports without a listener that could not be removed yet.
-    ports_left: Arc<Mutex<BTreeSet<u16>>>,
+    /// The ports of this node that are for exports alone.
+    range: RangeInclusive<u16>,
 }
 
 impl Nvmet {
-    /// With this kernel's target.
+    /// With this kernel's target. The ports of `range` are for exports alone: one that nothing uses is removed.
     #[must_use]
-    pub fn new(os: Os) -> Self {
-        Self {
-            worker: Worker::new(os.clone()),
-            kernel: Kernel { os, ports_left: Arc::default() },
-            support: OnceLock::new(),
-        }
+    pub fn new(os: Os, range: RangeInclusive<u16>) -> Self {
+        Self { worker: Worker::new(os.clone()), kernel: Kernel { os, range }, support: OnceLock::new() }
     }
 }
 
@@ -95,10 +92,10 @@ impl Export for Nvmet {
 
     /// 1. Remove the host: new connections are refused. A crash after any step leaves the rest for the next call.
     /// 2. Remove the port's link: listener and connections close. What was in flight still reaches the device.
-    /// 3. Wait until no request is in flight. At the deadline everything stays, for the next call.
+    /// 3. Wait until no request and no flush is in flight. At the deadline everything stays, for the next call.
     /// 4. Disable the namespace. The return of this call proves that no request is left. It is made again after a
     ///    restart: that the namespace reads as disabled proves nothing.
-    /// 5. Remove port, namespace and subsystem; look for each.
+    /// 5. Remove namespace and subsystem; look for both. Remove the port, or leave it without a listener.
     fn fence(&self, subsystem: &SubsystemNqn, remains: &Remains, deadline: Deadline) -> Result<Fenced> {
         let name = subsystem.to_string();
         let (kernel, export, parts) = (self.kernel.clone(), name.clone(), *remains);
@@ -106,10 +103,11 @@ impl Export for Nvmet {
         if let Some((path, number)) = &cut.device {
             self.kernel.await_idle(&name, path, *number, deadline)?;
         }
-        let (kernel, export, parts, ports) = (self.kernel.clone(), name.clone(), *remains, cut.ports);
+        let (kernel, export, mut ports) = (self.kernel.clone(), name.clone(), cut.ports);
+        ports.extend(remains.listen.map(|listen| listen.port()));
         self.worker.run("removal", &name, deadline.left(), move || {
             kernel.disable_namespace(&export)?;
-            kernel.remove_export(&export, &parts, &ports)
+            kernel.remove_export(&export, ports)
         })
     }
 
@@ -321,7 +319,6 @@ impl Kernel {
         self.ensure_set(port, "addr_adrfam", family)?;
         self.ensure_set(port, "addr_traddr", &address)?;
         self.ensure_set(port, "addr_trsvcid", &number.to_string())?;
-        self.left(|left| left.remove(&number));
         Ok(())
     }
 
@@ -418,34 +415,43 @@ impl Kernel {
     }
 
     /// Step 3 of `fence`. Runs in the caller's thread: a device that does not finish holds up nobody else.
+    ///
+    /// Flushes are not among the requests that the kernel counts, and `enable` 0 would wait for them too. A flush of our
+    /// own returns after all earlier ones. A write may follow its own flush (REQ_FUA), so the count must be zero again.
     fn await_idle(&self, name: &str, path: &Path, number: DevNum, deadline: Deadline) -> Result<()> {
-        let watch = Stopwatch::start();
+        loop {
+            self.await_no_requests(name, path, number, deadline)?;
+            match self.os.flush_within(path, deadline.left().max(POLL)) {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Err(unfinished(name, path, "a flush is in flight").because(error));
+                }
+                // A flush that fails has finished, and with it those before it.
+                _ => {}
+            }
+            if self.in_flight(path, number)? == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn await_no_requests(&self, name: &str, path: &Path, number: DevNum, deadline: Deadline) -> Result<()> {
         let mut idle = 0;
         loop {
-            let requests = self
-                .os
-                .requests_in_flight(number)
-                .at(|| format!("read the requests in flight on {}", path.display()))?;
-            match requests {
-                None | Some(0) => idle += 1,
-                Some(_) => idle = 0,
-            }
+            let requests = self.in_flight(path, number)?;
+            idle = if requests == 0 { idle + 1 } else { 0 };
             if idle == IDLE_LOOKS {
                 return Ok(());
             }
             if deadline.left() < POLL && idle == 0 {
-                return Err(Error::new(
-                    Kind::Busy,
-                    format!(
-                        "export {name} is not removed yet: {} requests are in flight on {} since {} s or more, and the disk below it has not finished them; its client is disconnected; check that disk, and retry",
-                        requests.unwrap_or_default(),
-                        path.display(),
-                        watch.elapsed().as_secs()
-                    ),
-                ));
+                return Err(unfinished(name, path, &format!("{requests} requests are in flight")));
             }
             thread::sleep(POLL);
         }
+    }
+
+    fn in_flight(&self, path: &Path, number: DevNum) -> Result<u64> {
+        let requests = self.os.requests_in_flight(number);
+        Ok(requests.at(|| format!("read the requests in flight on {}", path.display()))?.unwrap_or(0))
     }
 
     /// Step 4 of `fence`.
@@ -455,11 +461,8 @@ impl Kernel {
     }
 
     /// Step 5 of `fence`.
-    fn remove_export(&self, name: &str, remains: &Remains, ports: &BTreeSet<u16>) -> Result<Fenced> {
+    fn remove_export(&self, name: &str, ports: BTreeSet<u16>) -> Result<Fenced> {
         let mut found = Fenced::Absent;
-        for number in ports.iter().copied().chain(remains.listen.map(|listen| listen.port())) {
-            self.left(|left| left.insert(number));
-        }
         for object in [NvmetObject::Namespace(name), NvmetObject::Subsystem(name)] {
             if self.remove(object)? == Changed::Yes {
                 found = Fenced::Now;
@@ -468,51 +471,29 @@ impl Kernel {
                 return Err(Error::new(Kind::Internal, format!("{object} is still there after its removal; retry")));
             }
         }
-        if self.remove_ports()? == Changed::Yes {
-            found = Fenced::Now;
-        }
+        self.remove_ports(ports)?;
         Ok(found)
     }
 
-    /// Removes ports without a listener. The kernel first waits until no connection of the whole target is being torn
-    /// down, and such a connection waits for its requests. While any export has requests in flight, the ports stay for
-    /// a later call: without a link they have no listener, and `ensure` uses them again.
-    fn remove_ports(&self) -> Result<Changed> {
-        let mut changed = Changed::No;
-        let left = self.left(|left| left.clone());
-        for number in left {
-            let is_ours = self.links(NvmetLinks::Port(number))?.is_empty() && self.is_free(number)?;
-            if is_ours {
-                if self.is_any_busy()? {
-                    break;
-                }
-                if self.remove(NvmetObject::Port(number))? == Changed::Yes {
-                    changed = Changed::Yes;
-                }
-            }
-            self.left(|left| left.remove(&number));
-        }
-        Ok(changed)
-    }
-
-    /// Whether the device of any export, ours or another one, has requests in flight.
-    fn is_any_busy(&self) -> Result<bool> {
+    /// Removes these ports and those of the node's range, unless something uses them, or any namespace is left in the
+    /// target. The kernel first waits until no connection of the whole target is being torn down, and such a connection
+    /// waits for its requests. Ports therefore stay until the last export is removed: without a link they have no
+    /// listener, and `ensure` uses them again.
+    fn remove_ports(&self, mut ports: BTreeSet<u16>) -> Result<()> {
         for name in self.os.nvmet_subsystems().at(|| "list the subsystems of the NVMe target")? {
-            let Some(path) = self.device_path(&name)? else { continue };
-            let Some(number) = self.device_of(&name, &path)? else { continue };
-            let requests = self.os.requests_in_flight(number);
-            if requests
-                .at(|| format!("read the requests in flight on {}", path.display()))?
-                .is_some_and(|count| count > 0)
-            {
-                return Ok(true);
+            let namespaces = self.os.nvmet_namespaces(&name).at(|| format!("list the namespaces of {name}"))?;
+            if !namespaces.is_empty() {
+                return Ok(());
             }
         }
-        Ok(false)
-    }
-
-    fn left<T>(&self, act: impl FnOnce(&mut BTreeSet<u16>) -> T) -> T {
-        act(&mut self.ports_left.lock().unwrap_or_else(PoisonError::into_inner))
+        let there = self.os.nvmet_ports().at(|| "list the ports of the NVMe target")?;
+        ports.extend(there.iter().filter(|number| self.range.contains(number)));
+        for number in ports.into_iter().filter(|number| there.contains(number)) {
+            if self.links(NvmetLinks::Port(number))?.is_empty() && self.is_free(number)? {
+                self.remove(NvmetObject::Port(number))?;
+            }
+        }
+        Ok(())
     }
 
     fn resized(&self, name: &str) -> Result<()> {
@@ -552,6 +533,16 @@ impl Kernel {
         }
         Ok(found)
     }
+}
+
+fn unfinished(name: &str, path: &Path, what: &str) -> Error {
+    Error::new(
+        Kind::Busy,
+        format!(
+            "export {name} is not removed yet: {what} on {}, and the disk below it has not finished; its client is disconnected; check that disk, and retry",
+            path.display()
+        ),
+    )
 }
 
 fn differs(name: &str, what: &str) -> Error {

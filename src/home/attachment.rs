@@ -51,7 +51,7 @@ impl Shared {
             }
             return Ok(Granted { home: self.node.clone(), epoch, changed: Changed::No });
         }
-        let epoch = record.epoch.checked_add(1).ok_or_else(|| no_more_epochs(&record))?;
+        let epoch = record.next_epoch()?;
         // A pod may still have the device: its number stays reserved for the volume.
         let before = record.still_staged.clone();
         self.attach_again(self.pool(id.pool)?, &mut record, request, mode)?;
@@ -154,32 +154,6 @@ impl Shared {
         info!(volume = %record.handle, node = %self.node, grants = ended.len(), "volume detached");
         Ok(Changed::Yes)
     }
-}
-
-/// A correct record never reaches 2^64 attachments. It is damaged, and a smaller number would not be the highest.
-pub(super) fn no_more_epochs(record: &VolumeRecord) -> Error {
-    Error::new(
-        Kind::Corrupt,
-        format!(
-            "volume {} cannot be attached: its record has attachment number {}, the highest possible, so the record is damaged; nothing was changed; restore the record from a backup of the pool",
-            record.id(),
-            record.epoch
-        ),
-    )
-}
-
-/// The attachment of a node.
-pub(super) fn granted_to<'r>(record: &'r VolumeRecord, node: &NodeId) -> Result<&'r Attachment> {
-    let found = record.attachments.iter().find(|a| a.node == *node && a.state == GrantState::Granted);
-    found.ok_or_else(|| {
-        Error::new(
-            Kind::Precondition,
-            format!(
-                "volume {} is not attached to node {node}: attach it (ControllerPublishVolume) before it is staged",
-                record.id()
-            ),
-        )
-    })
 }
 
 /// Whether this release may use a volume as a raw block device.

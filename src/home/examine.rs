@@ -3,12 +3,12 @@
 
 use std::path::Path;
 
-use super::record::{Phase, Record, VolumeRecord};
+use super::record::{AttachPath, GrantState, Phase, Record, VolumeRecord};
 use super::view::{KUBELET, Kernel, PoolView, unseen_by_kubelet};
 use super::{Finding, FindingKind, FormatState, Health, LocalHome};
 use crate::fs::{self, tools};
 use crate::os::{DevNum, LoopView, Os};
-use crate::pool::{Object, StrayKind};
+use crate::pool::{Object, Stable, StrayKind};
 use crate::types::{Bytes, OsContext, PoolName, Provisioning, Result, VolumeId};
 
 impl LocalHome {
@@ -272,6 +272,32 @@ impl PoolExaminer<'_> {
         Ok(())
     }
 
+    /// Attachments over the network.
+    fn exports(&mut self, view: &PoolView, record: &VolumeRecord) -> Result<()> {
+        let named = record.named();
+        for attachment in record.attachments.iter().filter(|one| one.path == AttachPath::NvmeTcp) {
+            let node = &attachment.node;
+            if attachment.state == GrantState::Revoking {
+                self.found(
+                    FindingKind::Unfinished,
+                    format!("{named} is being detached from node {node}; no other node gets it until requests in flight have ended"),
+                    record.handle.clone(),
+                    "the next ControllerUnpublishVolume continues; if it never ends, check the disk of the pool".to_owned(),
+                );
+            } else if let Some(devices) = view.pool.devices()
+                && devices.stable(record.uuid)? == Stable::No
+            {
+                self.found(
+                    FindingKind::Image,
+                    format!("{named} is attached to node {node} over the network, but its image is not synchronous: writes that were acknowledged can be lost with the power of this node"),
+                    record.handle.clone(),
+                    "restart the driver on the home node, which sets the flag; find out what removed it (chattr -S)".to_owned(),
+                );
+            }
+        }
+        Ok(())
+    }
+
     fn volume(&mut self, view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
         let named = record.named();
         let place = record.handle.clone();
@@ -313,6 +339,7 @@ impl PoolExaminer<'_> {
                 );
             }
         }
+        self.exports(view, record)?;
         let mounts: Vec<_> = view
             .device_of(record.uuid)
             .map(|device| {

@@ -4,7 +4,6 @@
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::attachment::{granted_to, no_more_epochs};
 use super::fabric::Fabric;
 use super::local::Shared;
 use super::record::{AttachPath, Attachment, ExportRecord, GrantState, Record, VolumeRecord};
@@ -76,7 +75,7 @@ impl Shared {
         node: &NodeId,
         client: &Client,
     ) -> Result<DeviceAddress> {
-        let attachment = granted_to(record, node)?.clone();
+        let attachment = record.granted_to(node)?.clone();
         let (nqn, export) = export_of(record, &attachment)?;
         let is_unused = self.fabric()?.use_up(nqn);
         let fits = export.key.is_none() || client.authenticates == Dhchap::Yes;
@@ -85,7 +84,7 @@ impl Shared {
         }
         self.renamed_export(state, record, node, client.authenticates)?;
         self.store_volume(record)?;
-        let attachment = granted_to(record, node)?.clone();
+        let attachment = record.granted_to(node)?.clone();
         self.exported(state, record, &attachment)
     }
 
@@ -108,7 +107,7 @@ impl Shared {
         };
         self.fence(state, record, &attachment)?;
         let (nonce, names) = self.new_export(export.port, client)?;
-        let epoch = record.epoch.checked_add(1).ok_or_else(|| no_more_epochs(record))?;
+        let epoch = record.next_epoch()?;
         record.epoch = epoch;
         if let Some(place) = record.attachments.iter_mut().find(of_node) {
             (place.nonce, place.epoch) = (Some(nonce), epoch);

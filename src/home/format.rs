@@ -16,7 +16,7 @@
 use tracing::info;
 use uuid::Uuid;
 
-use super::attachment::{granted_to, usable_raw};
+use super::attachment::usable_raw;
 use super::create::describe;
 use super::local::Shared;
 use super::record::{AttachPath, Attachment, Record, VolumeRecord};
@@ -44,7 +44,7 @@ impl Shared {
         let lock = self.lock_volume(id, "begin-format")?;
         let mut record = self.ready_volume(id)?;
         record.changeable()?;
-        let attachment = granted_to(&record, node)?;
+        let attachment = record.granted_to(node)?;
         if attachment.read_only == ReadOnly::Yes || attachment.access.read_only() {
             return Err(Error::new(
                 Kind::Precondition,
@@ -56,7 +56,7 @@ impl Shared {
         match record.format.known {
             FormatState::Raw | FormatState::Formatted { .. } => return Err(not_blank(&record)),
             FormatState::Never | FormatState::Formatting { .. } => {
-                let client = if has_key(granted_to(&record, node)?) { Dhchap::Yes } else { Dhchap::No };
+                let client = if has_key(record.granted_to(node)?) { Dhchap::Yes } else { Dhchap::No };
                 self.renamed_export(state, &mut record, node, client)?;
             }
         }
@@ -82,7 +82,7 @@ impl Shared {
         record.format.known = FormatState::Formatting { fs, planned_uuid };
         self.store_volume(&mut record)?;
         info!(volume = %record.handle, fs = %fs, uuid = %planned_uuid, "formatting begins");
-        let attachment = granted_to(&record, node)?;
+        let attachment = record.granted_to(node)?;
         let at = match attachment.path {
             AttachPath::Local => {
                 let device = state.devices()?.activate(id.uuid, &record.geometry())?;
@@ -138,7 +138,7 @@ impl Shared {
         let _lock = self.lock_volume(id, "end-format")?;
         let mut record = self.ready_volume(id)?;
         record.changeable()?;
-        granted_to(&record, node)?;
+        record.granted_to(node)?;
         match record.format.known {
             FormatState::Formatting { fs, planned_uuid } if planned_uuid == fs_uuid => {
                 record.format.known = FormatState::Formatted { fs, uuid: fs_uuid };
@@ -162,7 +162,7 @@ impl Shared {
     pub(super) fn use_raw(&self, id: &VolumeId, node: &NodeId) -> Result<()> {
         let _lock = self.lock_volume(id, "use-raw")?;
         let mut record = self.ready_volume(id)?;
-        granted_to(&record, node)?;
+        record.granted_to(node)?;
         usable_raw(&record)?;
         match record.format.known {
             FormatState::Raw => Ok(()),

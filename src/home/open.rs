@@ -2,7 +2,7 @@
 
 use tracing::warn;
 
-use super::attachment::{granted_to, usable_raw};
+use super::attachment::usable_raw;
 use super::local::Shared;
 use super::record::{AttachPath, Record, VolumeRecord};
 use super::state::{Key, PoolState};
@@ -17,7 +17,7 @@ impl Shared {
         let state = self.pool(id.pool)?;
         let lock = self.lock_volume(id, "open")?;
         let mut record = self.ready_volume(id)?;
-        let attachment = granted_to(&record, node)?.clone();
+        let attachment = record.granted_to(node)?.clone();
         if attachment.mode == VolumeMode::Block {
             usable_raw(&record)?;
         }
@@ -61,7 +61,7 @@ impl Shared {
             fsck: record.request.parameters.fsck,
             mkfs_options: record.request.parameters.mkfs_options.clone(),
             // A new export has a new number.
-            epoch: granted_to(&record, node)?.epoch,
+            epoch: record.granted_to(node)?.epoch,
             claim: record.claim(),
         })
     }

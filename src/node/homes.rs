@@ -17,7 +17,13 @@ pub struct NodeHomes {
     /// `None` where this node cannot use volumes of other nodes.
     dial: Option<Dial>,
     /// One per node that was asked, at the address where it was asked.
-    dialled: Mutex<HashMap<NodeId, (String, Arc<dyn Home>)>>,
+    dialled: Mutex<HashMap<NodeId, Dialled>>,
+}
+
+/// The home of another node, as it was dialled.
+struct Dialled {
+    endpoint: String,
+    home: Arc<dyn Home>,
 }
 
 impl NodeHomes {
@@ -43,13 +49,11 @@ impl NodeHomes {
             ));
         };
         let mut dialled = self.dialled.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, home)) = dialled.get(&node)
-            && *at == endpoint
-        {
-            return Ok(Arc::clone(home));
+        if let Some(known) = dialled.get(&node).filter(|known| known.endpoint == endpoint) {
+            return Ok(Arc::clone(&known.home));
         }
         let home = dial(&node, &endpoint)?;
-        dialled.insert(node, (endpoint, Arc::clone(&home)));
+        dialled.insert(node, Dialled { endpoint, home: Arc::clone(&home) });
         Ok(home)
     }
 }

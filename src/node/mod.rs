@@ -63,7 +63,7 @@ pub struct Node {
     homes: Arc<dyn Homes>,
     attach: Attachers,
     /// Connections to exports of other nodes; `None` where this node makes none.
-    network: Option<NvmeTcp>,
+    network: Option<Arc<NvmeTcp>>,
     volumes: Locks<VolumeId>,
     targets: Locks<String>,
     slots: slots::Slots,
@@ -93,8 +93,9 @@ impl Node {
         let linear = Linear::new(os.clone());
         raw_linear::announce(&linear, own.as_ref());
         let attach = Attachers::new(Local::new(os.clone(), id.clone(), own));
+        let network = network.map(Arc::new);
         let attach = match &network {
-            Some(network) => attach.with_nvme_tcp(network.clone()),
+            Some(network) => attach.with_nvme_tcp(Arc::clone(network)),
             None => attach,
         };
         let node = Self {

@@ -222,6 +222,14 @@ impl Os {
         })
     }
 
+    /// Whether an image has FS_SYNC_FL.
+    ///
+    /// # Errors
+    /// Those of ioctl_iflags(2).
+    pub fn is_synchronous(&self, file: &File, path: &Path) -> io::Result<bool> {
+        self.call(Call::ImageFlags, &path.display(), || Ok(ioctl::get_flags(file.as_fd())? & SYNC_FL != 0))
+    }
+
     /// FS_SYNC_FL on an image: each write is durable when it returns, whoever writes. False when it was set so already.
     /// Reads it back.
     ///

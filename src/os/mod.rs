@@ -45,6 +45,7 @@ mod signals;
 mod spawn;
 mod users;
 mod version;
+mod waits;
 mod watch;
 
 use std::collections::HashMap;
@@ -110,6 +111,7 @@ pub enum Call {
     SetExtentHints,
     SetNoCow,
     SetSynchronous,
+    ImageFlags,
     Extents,
     LockOwner,
     OpenRoot,
@@ -202,8 +204,8 @@ struct Inner {
     open_files: OnceLock<limits::OpenFiles>,
     /// Requests to mounted filesystems without a result yet.
     asked: Mutex<HashMap<DevNum, Arc<answers::Question>>>,
-    /// Calls to the NVMe host driver that were abandoned and still run.
-    nvme_waits: nvme::Waits,
+    /// Calls that may be abandoned and still run.
+    waits: waits::Waits,
 }
 
 impl Os {
@@ -229,7 +231,7 @@ impl Os {
             unanswered: answered::Unanswered::default(),
             open_files: OnceLock::new(),
             asked: Mutex::default(),
-            nvme_waits: nvme::Waits::default(),
+            waits: waits::Waits::default(),
         };
         Self { inner: Arc::new(inner), root: None }
     }

@@ -5,13 +5,11 @@
 //! the controller. Nothing here opens a block device: opening one whose target is away may hang. Does not know volumes;
 //! `attach` does.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -19,10 +17,13 @@ use uuid::Uuid;
 
 use super::blockstack::{by_number, number_of, went_away};
 use super::miscdev::{listed_minor, open_misc};
-use super::{Call, DevNum, Dhchap, Os, Stopwatch};
+use super::{Call, DevNum, Dhchap, Os};
 
 const FABRICS: &str = "/dev/nvme-fabrics";
 const CONTROLLERS: &str = "/sys/class/nvme";
+const SYMBOLS: &str = "/proc/kallsyms";
+/// A function of the host driver with DH-HMAC-CHAP (drivers/nvme/host/auth.c).
+const AUTHENTICATES: &str = "nvme_auth_init_ctrl";
 /// The most I/O queues of a connection; fewer with fewer processors.
 const QUEUES: usize = 4;
 /// How long a connection and a disconnection may take before the caller stops waiting. The kernel makes one connection at
@@ -34,7 +35,7 @@ const DELETE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NvmeSupport {
     /// It can connect over TCP.
-    Yes(Dhchap),
+    Yes,
     /// It cannot, with the reason and how to change that.
     No(String),
 }
@@ -93,58 +94,6 @@ pub struct NvmeNamespace {
     pub diskseq: Option<u64>,
 }
 
-/// Calls that were abandoned, by their object, and since when.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Waits(Arc<Mutex<HashMap<String, Stopwatch>>>);
-
-impl Waits {
-    fn with<T>(&self, act: impl FnOnce(&mut HashMap<String, Stopwatch>) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Runs a call in a thread of its own, and waits for it up to a limit. While an abandoned one runs, the next one for
-    /// the same object fails.
-    fn within<T: Send + 'static>(
-        &self,
-        limit: Duration,
-        object: &str,
-        call: impl FnOnce() -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
-        let late = |age: Duration| {
-            let message = format!("{object} has not finished for {} s; the kernel still works on it", age.as_secs());
-            io::Error::new(io::ErrorKind::TimedOut, message)
-        };
-        let begun = Stopwatch::start();
-        let earlier = self.with(|waits| {
-            let earlier = waits.get(object).map(Stopwatch::elapsed);
-            if earlier.is_none() {
-                waits.insert(object.to_owned(), begun);
-            }
-            earlier
-        });
-        if let Some(age) = earlier {
-            return Err(late(age));
-        }
-        let (waits, key) = (self.clone(), object.to_owned());
-        let (answer, answered) = mpsc::sync_channel(1);
-        let work = move || {
-            let result = call();
-            waits.with(|waits| waits.remove(&key));
-            // The caller may have stopped waiting.
-            let _ = answer.send(result);
-        };
-        if let Err(error) = thread::Builder::new().name("nvme".to_owned()).spawn(work) {
-            self.with(|waits| waits.remove(object));
-            return Err(error);
-        }
-        match answered.recv_timeout(limit) {
-            Ok(result) => result,
-            Err(mpsc::RecvTimeoutError::Timeout) => Err(late(begun.elapsed())),
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("the call ended without a result")),
-        }
-    }
-}
-
 impl Os {
     /// Whether this kernel can connect to exports over NVMe/TCP. Loads nothing.
     ///
@@ -157,17 +106,25 @@ impl Os {
             if !Path::new("/sys/module/nvme_tcp").exists() {
                 return Ok(NvmeSupport::No(missing.to_owned()));
             }
-            let mut file = match open_misc(Path::new(FABRICS), minor) {
-                Ok(file) => file,
+            match open_misc(Path::new(FABRICS), minor) {
+                Ok(_) => Ok(NvmeSupport::Yes),
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS)) => {
-                    return Ok(NvmeSupport::No(format!("cannot open {FABRICS}: {error}")));
+                    Ok(NvmeSupport::No(format!("cannot open {FABRICS}: {error}")))
                 }
-                Err(error) => return Err(error),
-            };
-            // The options that the kernel knows (since Linux 5.18); earlier ones answer with an error.
-            let mut options = String::new();
-            let has = file.read_to_string(&mut options).is_ok() && options.contains("dhchap_secret");
-            Ok(NvmeSupport::Yes(if has { Dhchap::Yes } else { Dhchap::No }))
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    /// Whether the host driver of this kernel is built with DH-HMAC-CHAP. The list of options of /dev/nvme-fabrics is no
+    /// answer: Linux 6.1 has the options in any case. Reads all symbols of the kernel, which takes a moment.
+    ///
+    /// # Errors
+    /// Those of reading /proc/kallsyms.
+    pub fn nvme_dhchap(&self) -> io::Result<Dhchap> {
+        self.call(Call::NvmeSupport, &SYMBOLS, || {
+            let table = fs::read_to_string(SYMBOLS)?;
+            Ok(if has_symbol(&table, AUTHENTICATES) { Dhchap::Yes } else { Dhchap::No })
         })
     }
 
@@ -182,7 +139,7 @@ impl Os {
         let object = format!("the connection to {} for {}", to.address, to.subsystem);
         self.call(Call::NvmeConnect, &to.subsystem, || {
             let minor = listed_minor("nvme-fabrics")?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
-            self.inner.nvme_waits.within(CONNECT, &object, move || {
+            self.inner.waits.within(CONNECT, &object, move || {
                 let mut file = open_misc(Path::new(FABRICS), minor)?;
                 // One write(2) is one request.
                 let written = file.write(options.as_bytes())?;
@@ -241,7 +198,7 @@ impl Os {
         let object = format!("the disconnection of nvme{} from {}", controller.instance, controller.subsystem);
         self.call(Call::NvmeDelete, &controller.subsystem, || {
             let Some(directory) = same(controller)? else { return Ok(false) };
-            self.inner.nvme_waits.within(DELETE, &object, move || {
+            self.inner.waits.within(DELETE, &object, move || {
                 match fs::write(directory.join("delete_controller"), "1") {
                     Ok(()) => Ok(true),
                     // Deleted by another process meanwhile.
@@ -265,6 +222,11 @@ impl Os {
             }
         })
     }
+}
+
+/// Whether a symbol is in the text of /proc/kallsyms, of the kernel itself or of a module.
+fn has_symbol(table: &str, symbol: &str) -> bool {
+    table.lines().any(|line| line.split_whitespace().nth(2) == Some(symbol))
 }
 
 /// The text for /dev/nvme-fabrics (drivers/nvme/host/fabrics.c, `opt_tokens`).
@@ -376,6 +338,13 @@ mod tests {
     }
 
     #[test]
+    fn a_symbol_is_found_in_the_kernel_and_in_a_module() {
+        let table = "0000000000000000 T nvme_auth_init\n0000000000000000 t one_more\t[nvme_core]\n";
+        assert!(has_symbol(table, "nvme_auth_init") && has_symbol(table, "one_more"));
+        assert!(!has_symbol(table, "nvme_auth") && !has_symbol(table, "[nvme_core]"));
+    }
+
+    #[test]
     fn a_connection_waits_for_ever_and_names_are_not_in_debug_output() {
         let mut to = NvmeConnect {
             address: "[fd00::1]:20001".parse().unwrap(),
@@ -392,22 +361,6 @@ mod tests {
         assert!(options(&to, 1).ends_with("nr_io_queues=1,dhchap_secret=DHHC-1:00:x:"));
         let shown = format!("{to:?}");
         assert!(!shown.contains("secret") && !shown.contains("DHHC"), "{shown}");
-    }
-
-    #[test]
-    fn an_abandoned_call_is_the_only_one_for_its_object_until_it_ends() {
-        let waits = Waits::default();
-        let (release, released) = mpsc::channel::<()>();
-        let moment = Duration::from_millis(10);
-        let hangs = move || released.recv().map_err(io::Error::other);
-        assert_eq!(waits.within(moment, "a", hangs).unwrap_err().kind(), io::ErrorKind::TimedOut);
-        let error = waits.within(moment, "a", || Ok(())).unwrap_err();
-        assert!(error.kind() == io::ErrorKind::TimedOut && error.to_string().contains("has not finished"), "{error}");
-        waits.within(Duration::from_secs(60), "b", || Ok(())).unwrap();
-        release.send(()).unwrap();
-        while waits.within(moment, "a", || Ok(())).is_err() {
-            thread::sleep(moment);
-        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::statfs::statfs;
 
@@ -317,6 +318,20 @@ impl Os {
             }
             Err(error) if went_away(&error) => Ok(None),
             Err(error) => Err(error),
+        })
+    }
+
+    /// Flushes a device, in a thread of its own. When this returns, every flush that was in flight before has finished,
+    /// with success or not: the kernel makes one at a time ([`Os::requests_in_flight`] does not count them).
+    ///
+    /// # Errors
+    /// Those of open(2) and fsync(2); `TimedOut` at the limit, when the call is abandoned.
+    pub fn flush_within(&self, device: &Path, limit: Duration) -> io::Result<()> {
+        self.call(Call::FlushDevice, &device.display(), || {
+            let (path, object) = (device.to_owned(), format!("a flush of {}", device.display()));
+            self.inner.waits.within(limit, &object, move || {
+                OpenOptions::new().write(true).open(path).and_then(|file| file.sync_all())
+            })
         })
     }
 

@@ -568,6 +568,12 @@ pub trait LocalDevices: Send + Sync {
     /// `NotFound`; `Unsupported` where the pool cannot do it; `Internal`.
     fn set_stable(&self, volume: ObjectUuid, stable: Stable) -> Result<Changed>;
 
+    /// Whether each write to the volume's device is durable before it is acknowledged.
+    ///
+    /// # Errors
+    /// `NotFound`, `Internal`.
+    fn stable(&self, volume: ObjectUuid) -> Result<Stable>;
+
     /// Detaches a volume's device if it is not in use, and verifies this. Also works without image and record.
     ///
     /// # Errors

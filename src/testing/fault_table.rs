@@ -61,7 +61,7 @@ pub fn row(call: Call) -> Row {
         | Call::XfsGeometry
         | Call::DiskSequence => Asks(&[EIO]),
         Call::Mounts | Call::Namespaces | Call::Holders | Call::DeviceUsers => Asks(&[EIO]),
-        Call::Extents => Asks(&[EIO, EOPNOTSUPP]),
+        Call::Extents | Call::ImageFlags => Asks(&[EIO, EOPNOTSUPP]),
         Call::OpenDevice => Asks(&[EIO, ENXIO, ENOENT, EBUSY]),
         Call::OpenExclusive => Asks(&[EIO, ENXIO]),
         Call::CreateDir | Call::Link | Call::Rename | Call::Exchange => Acts(&[EIO, ENOSPC, EROFS]),

@@ -41,7 +41,7 @@ pub const TABLE: &[ParameterRow] = &[
         key: "access",
         values: "local|network",
         default: "local",
-        meaning: "How nodes reach the volume. local: on its home node only. network: on every node of the home node's fabric; the home node exports the volume over NVMe/TCP, so it follows its pod.",
+        meaning: "How nodes reach the volume. local: on its home node only. network (a preview, not for data that you cannot lose): on every node of the home node's fabric, over NVMe/TCP.",
         set: |p, v| {
             p.access = match v {
                 "local" => Access::Local,
@@ -76,7 +76,7 @@ pub const TABLE: &[ParameterRow] = &[
         key: "placement",
         values: "selected|any",
         default: "selected",
-        meaning: "selected creates a blank volume on the first preferred node or fails. any tries the preferred nodes in order (for classes with Immediate binding).",
+        meaning: "selected: a new empty volume is created on the node that the scheduler selected, or its creation fails. any: on the first node that has space, for classes with volumeBindingMode Immediate. A restored or cloned volume is always created in the pool of its source.",
         set: |p, v| {
             p.placement = match v {
                 "selected" => Placement::Selected,

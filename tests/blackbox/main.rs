@@ -40,3 +40,4 @@ mod snapshots;
 mod space;
 mod topology;
 mod torture;
+mod upgrade;

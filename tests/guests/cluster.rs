@@ -1,6 +1,8 @@
 //! Two guests that run the driver as nodes do: `A` is the home node, with a pool and the controller; `B` uses A's volumes
 //! over the network. The host calls them as the sidecars and kubelet do.
 
+#![expect(clippy::disallowed_methods, reason = "an answer of the driver is carried from a guest to the test")]
+
 use std::collections::HashMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -124,7 +126,13 @@ impl Cluster {
             disk
         });
         let [left, right] = Wire::ends();
-        let machine = |disk: PathBuf, link| Machine { kernel, root: root.clone(), disks: vec![disk], link: Some(link) };
+        let machine = |disk: PathBuf, link| Machine {
+            kernel,
+            root: root.clone(),
+            disks: vec![disk],
+            link: Some(link),
+            parameters: "",
+        };
         let machines = [machine(disks[0].path().into(), left), machine(disks[1].path().into(), right)];
         let make = match pool {
             PoolFs::Xfs => "mkfs.xfs -q /dev/vdb",

@@ -44,6 +44,8 @@ pub(crate) struct Machine {
     pub(crate) disks: Vec<PathBuf>,
     /// Its network.
     pub(crate) link: Option<Link>,
+    /// More for the kernel's command line.
+    pub(crate) parameters: &'static str,
 }
 
 /// The image of a root.
@@ -109,7 +111,7 @@ impl Guest {
     /// Boots a guest with a root of its own and the newest kernel; its disks, if any, are /dev/vdb and on.
     pub(crate) fn boot(name: &str, disks: &[&Path]) -> Self {
         let disks = disks.iter().map(|disk| disk.to_path_buf()).collect();
-        Self::start(name, Machine { kernel: Kernel::Newest, root: Image::new(), disks, link: None })
+        Self::start(name, Machine { kernel: Kernel::Newest, root: Image::new(), disks, link: None, parameters: "" })
     }
 
     /// Boots a guest.
@@ -243,7 +245,10 @@ fn start(directory: &Path, machine: &Machine) -> Child {
     qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
     qemu.arg("-kernel").arg(prepared.join("vmlinux")).arg("-initrd").arg(prepared.join("initramfs"));
     // no_timer_check: on a busy machine the check of the timer fails.
-    let mut line = "console=ttyS0 panic=-1 reboot=t quiet mitigations=off no_timer_check net.ifnames=0".to_owned();
+    let mut line = format!(
+        "console=ttyS0 panic=-1 reboot=t quiet mitigations=off no_timer_check net.ifnames=0 {}",
+        machine.parameters
+    );
     if let Some(link) = &machine.link {
         line.push_str(&format!(" holdfast.address=10.0.0.{}/24", link.end));
         qemu.args(link.arguments());

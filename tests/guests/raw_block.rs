@@ -9,6 +9,7 @@ fn raw_block_volumes_are_published_through_device_mapper() {
     guest.test("raw_block::its_pod_cannot_control_what_is_below_it");
     guest.test("raw_block::it_grows_under_its_pod");
     guest.test("raw_block::a_pod_that_may_only_read_gets_a_device_that_refuses_writes");
+    guest.test("releases::a_raw_block_volume_is_upgraded_and_downgraded");
     // Last: it removes device-mapper for a while.
     guest.test("raw_block::a_volume_published_as_a_loop_device_stays_one_until_it_is_unstaged");
 }

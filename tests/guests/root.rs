@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use crate::harness::{driver_binary, run};
+use crate::harness::{Release, driver_binary, run};
 
 /// The tools of the driver and the tests; a new test adds what it needs.
 const TOOLS: [&str; 12] = [
@@ -69,7 +69,8 @@ pub(crate) fn make(image: &Path) {
     let busybox = run("/usr/bin/env", &["sh", "-c", "command -v busybox"]);
     fs::copy(busybox.trim(), host("/usr/bin/busybox")).unwrap();
     let itself = std::env::current_exe().unwrap();
-    let programs = TOOLS.iter().copied().chain([driver_binary(), itself.to_str().unwrap()]);
+    let before = Release::Before.binary();
+    let programs = TOOLS.iter().copied().chain([driver_binary(), before.as_str(), itself.to_str().unwrap()]);
     for program in programs {
         let to = host(program);
         fs::create_dir_all(to.parent().unwrap()).unwrap();

@@ -39,8 +39,7 @@ impl Export for Kernel {
     }
 
     fn ensure(&self, spec: &Spec) -> Result<Changed> {
-        let flags = std::process::Command::new("lsattr").arg(backing(&spec.device)).output().unwrap();
-        assert!(String::from_utf8(flags.stdout).unwrap().split(' ').next().unwrap().contains('S'), "synchronous first");
+        assert!(is_synchronous_at(&backing(&spec.device)), "synchronous first");
         let mut exports = self.0.lock().unwrap();
         match exports.all.insert(spec.subsystem.to_string(), spec.clone()) {
             Some(before) => {
@@ -157,8 +156,11 @@ fn again(rig: &Rig, id: &VolumeId, at: &NvmeTcpAddress) -> NvmeTcpAddress {
 }
 
 fn is_synchronous(rig: &Rig, id: &VolumeId) -> bool {
-    let flags = std::process::Command::new("lsattr").arg(rig.image(id)).output().unwrap();
-    String::from_utf8(flags.stdout).unwrap().split(' ').next().unwrap().contains('S')
+    is_synchronous_at(&rig.image(id))
+}
+
+fn is_synchronous_at(image: &std::path::Path) -> bool {
+    Os::new().is_synchronous(&std::fs::File::open(image).unwrap(), image).unwrap()
 }
 
 fn record(rig: &Rig, id: &VolumeId) -> serde_json::Value {
@@ -227,9 +229,22 @@ fn requests_in_flight_keep_the_volume_from_every_other_node(way: Way) {
     let rig = kernel.rig(way, Scratch::new(PoolFs::Ext4));
     let id = create(&rig, "a");
     rig.home.grant(&id, &to_other()).unwrap();
+    let found = |kind: FindingKind, words: &str| {
+        let all = rig.local.examine().unwrap();
+        all.iter().filter(|finding| finding.kind == kind && finding.what.contains(words)).count()
+    };
+    assert_eq!(found(FindingKind::Image, "not synchronous"), 0);
+    let image = std::fs::File::open(rig.image(&id)).unwrap();
+    rig.os.set_synchronous(&image, &rig.image(&id), false).unwrap();
+    drop(image);
+    assert_eq!(found(FindingKind::Image, "not synchronous"), 1);
+    again(&rig, &id, &address(&rig, &id));
+    assert_eq!(found(FindingKind::Image, "not synchronous"), 0);
+
     kernel.stuck(true);
     assert_eq!(rig.home.revoke(&id, None).unwrap_err().kind(), Kind::Busy);
     assert_eq!(record(&rig, &id)["attachments"][0]["state"], "revoking");
+    assert_eq!(found(FindingKind::Unfinished, OTHER), 1);
     let refused = |rig: &Rig| {
         assert_eq!(rig.home.open(&id, &other()).unwrap_err().kind(), Kind::Precondition);
         for request in [grant(), to_other()] {

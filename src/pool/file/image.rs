@@ -127,6 +127,12 @@ impl FilePool {
         Ok(if changed { Changed::Yes } else { Changed::No })
     }
 
+    pub(super) fn is_synchronous(&self, volume: ObjectUuid) -> Result<Stable> {
+        let (image, path) = self.image(Object::Volume(volume))?;
+        let set = self.os.is_synchronous(&image, &path).at(|| format!("read the flags of {}", path.display()))?;
+        Ok(if set { Stable::Yes } else { Stable::No })
+    }
+
     pub(super) fn edit(&self, object: Object) -> Result<(File, PathBuf)> {
         let path = self.layout.data(object);
         let image = self.os.open_image(&path).plain("open", &path)?;

@@ -286,6 +286,11 @@ impl LocalDevices for FilePool {
         self.set_synchronous(volume, stable)
     }
 
+    fn stable(&self, volume: ObjectUuid) -> Result<Stable> {
+        let _using = self.begin();
+        self.is_synchronous(volume)
+    }
+
     fn deactivate(&self, volume: ObjectUuid) -> Result<Deactivated> {
         let _using = self.begin();
         self.owned("deactivate")?;

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::future::Future;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,7 +17,8 @@ use tonic::{Code, Response, Status};
 
 use crate::harness::api_server::ApiServer;
 use crate::harness::{
-    Daemon, Finished, PoolFs, Scratch, Use, await_that, capability, create_request, driver_binary, run, try_run,
+    Daemon, Finished, PoolFs, Release, Scratch, Use, await_that, capability, create_request, driver_binary, free_port,
+    run, try_run, try_run_unchecked,
 };
 
 /// The time between heartbeats in tests.
@@ -33,6 +33,8 @@ pub(super) const NODE_KEY: &str = "csi.holdfast.storage/node";
 pub(super) struct Machine {
     pub(super) name: String,
     daemon: Option<Daemon>,
+    /// The release that it is from the next start on.
+    pub(super) release: Release,
     /// The CSI socket.
     pub(super) socket: PathBuf,
     /// The port for other daemons.
@@ -74,15 +76,12 @@ pub(super) struct Vol {
     pub(super) node: String,
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn machine(name: &str, directory: &Path) -> Machine {
     fs::create_dir_all(directory.join("state")).unwrap();
     Machine {
         name: name.to_owned(),
         daemon: None,
+        release: Release::This,
         socket: directory.join("csi.sock"),
         address: format!("127.0.0.1:{}", free_port()),
         directory: directory.to_owned(),
@@ -100,7 +99,7 @@ pub(super) fn on(node: &str) -> p::TopologyRequirement {
 
 impl Machine {
     fn log(&self) -> PathBuf {
-        self.directory.join("log")
+        self.release.log_in(&self.directory, "log")
     }
 
     pub(super) fn said(&self) -> String {
@@ -132,7 +131,7 @@ impl Machine {
     fn start(&mut self, arguments: Vec<String>) {
         assert!(self.daemon.is_none(), "{} runs already", self.name);
         let arguments: Vec<_> = arguments.into_iter().chain(self.extra.iter().cloned()).collect();
-        self.daemon = Some(Daemon::start_with(&arguments, &self.variables, &self.log()));
+        self.daemon = Some(Daemon::start_with(self.release, &arguments, &self.variables, &self.log()));
     }
 }
 
@@ -144,24 +143,29 @@ impl Cluster {
 
     /// As [`Cluster::new`], with or without certificates.
     pub(super) fn wired(nodes: &[&str], controllers: usize, wire: Wire) -> Self {
-        let mut cluster = Self::stopped(nodes, controllers, wire);
-        let names: Vec<_> = cluster.nodes.keys().cloned().collect();
+        Self::stopped(nodes, controllers, wire).started()
+    }
+
+    /// Starts all daemons of a stopped cluster; as [`Cluster::new`].
+    pub(super) fn started(mut self) -> Self {
+        let names: Vec<_> = self.nodes.keys().cloned().collect();
+        let controllers = self.controllers.len();
         for index in 0..controllers {
-            cluster.start_controller(index);
+            self.start_controller(index);
         }
         for name in &names {
-            if wire == Wire::Auto {
-                cluster.mount_ca(name);
+            if self.wire == Wire::Auto {
+                self.mount_ca(name);
             }
-            cluster.start_node(name);
+            self.start_node(name);
         }
         for index in 0..controllers {
-            cluster.ready(index);
+            self.ready(index);
             for name in &names {
-                cluster.heard(index, name);
+                self.heard(index, name);
             }
         }
-        cluster
+        self
     }
 
     /// Everything except the daemons.
@@ -352,7 +356,8 @@ impl Cluster {
     pub(super) fn heard(&self, index: usize, node: &str) {
         await_that("the node is heard", Duration::from_secs(30), || {
             let log = self.controllers[index].said();
-            log.lines().any(|line| line.contains("node registered") && line.contains(node))
+            let registered = |line: &str| line.contains("node registered") || line.contains("node heard");
+            log.lines().any(|line| registered(line) && line.contains(node))
         });
     }
 
@@ -454,16 +459,29 @@ impl Cluster {
 
     /// An operator's command to a controller.
     pub(super) fn command(&self, index: usize, arguments: &[&str]) -> Finished {
-        let address = self.controllers[index].address.clone();
-        let directory = self.controllers[index].directory.join("tls").display().to_string();
-        let mut all = arguments.to_vec();
-        all.extend(["--controller", &address]);
+        try_run(driver_binary(), &self.command_line(index, arguments))
+    }
+
+    /// The same with the command of any release; the cluster may have daemons of any, so the output is not checked.
+    pub(super) fn command_of(&self, release: Release, index: usize, arguments: &[&str]) -> Finished {
+        try_run_unchecked(&release.binary(), &self.command_line(index, arguments), &[])
+    }
+
+    fn command_line(&self, index: usize, arguments: &[&str]) -> Vec<String> {
+        let controller = &self.controllers[index];
+        let address = match self.wire {
+            Wire::Plain | Wire::Tls => controller.address.clone(),
+            // No operator has a certificate of these controllers.
+            Wire::Auto => format!("unix://{}", controller.socket.display()),
+        };
+        let mut all: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        all.extend(["--controller".to_owned(), address]);
         match self.wire {
-            Wire::Plain => all.push("--insecure-plain-text"),
-            Wire::Auto => unreachable!("people use the controller's socket"),
-            Wire::Tls => all.extend(["--tls", directory.as_str()]),
+            Wire::Plain => all.push("--insecure-plain-text".to_owned()),
+            Wire::Auto => {}
+            Wire::Tls => all.extend(["--tls".to_owned(), controller.directory.join("tls").display().to_string()]),
         }
-        try_run(driver_binary(), &all)
+        all
     }
 
     /// The id of a node's pool.

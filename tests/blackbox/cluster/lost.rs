@@ -57,8 +57,12 @@ fn only_a_human_gives_up_a_home_and_it_comes_back_in_quarantine() {
     cluster.start_node("node-b");
     refused(cluster.publish(0, &kept, "node-b"), &[Code::Unavailable]);
 
-    let readmitted = cluster.command(0, &["pools", "readmit", &pool]);
-    assert_eq!(readmitted.code, Some(0), "{}", readmitted.stderr);
+    // The node has just started: it may not listen yet.
+    await_that("the pool is readmitted", Duration::from_secs(10), || {
+        let readmitted = cluster.command(0, &["pools", "readmit", &pool]);
+        assert!(readmitted.code == Some(0) || readmitted.stderr.contains("cannot be reached"), "{}", readmitted.stderr);
+        readmitted.code == Some(0)
+    });
     cluster.until(0, &kept, Code::Ok);
     await_that("everything is listed again", Duration::from_secs(10), || {
         cluster.list(0).is_ok_and(|ids| ids.len() == 3)

@@ -3,12 +3,15 @@
 
 mod auto;
 mod bounds;
+mod calls;
 mod harness;
 mod kubelet;
 mod lives;
 mod lost;
+mod mixed;
 mod network;
 mod people;
+mod rolling;
 mod silent;
 mod skew;
 mod two_controllers;

@@ -69,8 +69,13 @@ pub(crate) fn from_snapshot(id: &str) -> Option<p::VolumeContentSource> {
 
 /// See [`from_snapshot`].
 pub(crate) fn from_volume(vol: &Vol) -> Option<p::VolumeContentSource> {
+    from_volume_id(&vol.id)
+}
+
+/// See [`from_snapshot`].
+pub(crate) fn from_volume_id(id: &str) -> Option<p::VolumeContentSource> {
     use p::volume_content_source::{Type, VolumeSource};
-    Some(p::VolumeContentSource { r#type: Some(Type::Volume(VolumeSource { volume_id: vol.id.clone() })) })
+    Some(p::VolumeContentSource { r#type: Some(Type::Volume(VolumeSource { volume_id: id.into() })) })
 }
 
 impl World {

@@ -3,10 +3,12 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{Whence, lseek64};
 use uuid::Uuid;
+
+use super::Use;
 
 const PIECE: usize = 1 << 20;
 const BLOCK: usize = 4096;
@@ -135,6 +137,31 @@ pub(crate) fn check_piece(path: &Path, seed: u64, offset: u64, length: usize) ->
     let at = found.iter().zip(&wanted).position(|(found, wanted)| found != wanted).unwrap();
     let but = if zeroes { "zeroes" } else { "something else" };
     Err(format!("{} at {offset}: from byte {at} of {length} it has {but}", path.display()))
+}
+
+/// The length of a chunk.
+const CHUNK: usize = 64 << 10;
+
+/// Where the chunk with this number is in a volume that is used so: a file, or a place in the device.
+fn chunk(kind: Use, path: &Path, number: u64) -> (PathBuf, u64) {
+    match kind {
+        Use::Block => (path.to_owned(), number << 20),
+        Use::Ext4 | Use::Xfs => (path.join(format!("chunk-{number}")), 0),
+    }
+}
+
+/// Writes a chunk of a volume, durably; `path` is where it is mounted, or its device. A small raw volume has 16.
+pub(crate) fn write_chunk(kind: Use, path: &Path, number: u64, seed: u64) {
+    let (path, offset) = chunk(kind, path, number);
+    write_piece(&path, seed, offset, CHUNK);
+}
+
+/// Compares the chunks of a volume with what was written: these seeds, from number 0 on.
+pub(crate) fn check_chunks(kind: Use, path: &Path, seeds: &[u64]) {
+    for (number, seed) in (0..).zip(seeds) {
+        let (path, offset) = chunk(kind, path, number);
+        check_piece(&path, *seed, offset, CHUNK).unwrap();
+    }
 }
 
 /// Length and content of an image: equal when nothing was written.

@@ -15,13 +15,15 @@ mod spelling;
 mod world;
 
 pub(crate) use content::{
-    allocated, check_device, check_piece, check_tree, checksum, device_size, empty_filesystem, fill_filesystem,
-    fs_size, is_dense, superblock_uuid, write_device, write_piece, write_tree,
+    allocated, check_chunks, check_device, check_piece, check_tree, checksum, device_size, empty_filesystem,
+    fill_filesystem, fs_size, is_dense, superblock_uuid, write_chunk, write_device, write_piece, write_tree,
 };
 pub(crate) use faults::{Frozen, HeldTool};
 pub(crate) use hog::Hog;
 pub(crate) use leaks::{loops_on, others_here, tools_here};
-pub(crate) use process::{Daemon, Finished, driver_binary, run, try_run, try_run_with};
+pub(crate) use process::{
+    Daemon, Finished, Release, driver_binary, free_port, run, try_run, try_run_unchecked, try_run_with,
+};
 pub(crate) use request::{Use, capability, create_request, segments, with_mode};
 pub(crate) use scratch::{PoolFs, Scratch, mounts, own_mounts};
 pub(crate) use world::{Vol, World, await_that, can_grow_ext4_online};

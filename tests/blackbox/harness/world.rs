@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs;
 use std::future::Future;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use holdfast::os::Stopwatch;
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Daemon, PoolFs, Scratch, Use};
+use super::{Daemon, PoolFs, Release, Scratch, Use, free_port};
 
 /// How long any answer may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -68,6 +67,8 @@ pub(crate) struct World {
     daemon: Option<Daemon>,
     channel: Option<Channel>,
     runtime: Runtime,
+    /// The release of the driver from the next start on.
+    pub(crate) release: Release,
     pub(crate) node: String,
     pub(crate) pool: PathBuf,
     pub(crate) socket: PathBuf,
@@ -113,15 +114,15 @@ impl World {
     pub(crate) fn over(scratch: Scratch) -> Self {
         let pool = scratch.root().join("pool");
         fs::create_dir_all(&pool).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Self {
             daemon: None,
             channel: None,
             runtime: Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap(),
+            release: Release::This,
             node: "node-a".into(),
             pool,
             socket: scratch.path().join("csi.sock"),
-            metrics: format!("127.0.0.1:{port}"),
+            metrics: format!("127.0.0.1:{}", free_port()),
             extra: Vec::new(),
             config: None,
             publish_contexts: Arc::default(),
@@ -139,6 +140,7 @@ impl World {
             daemon: None,
             channel: Some(channel),
             runtime,
+            release: self.release,
             node: self.node.clone(),
             pool: self.pool.clone(),
             socket: self.socket.clone(),
@@ -185,7 +187,7 @@ impl World {
     /// Starts the driver without waiting.
     pub(crate) fn launch(&mut self) {
         assert!(self.daemon.is_none(), "it runs already");
-        self.daemon = Some(Daemon::start(&self.arguments(), &self.log_path()));
+        self.daemon = Some(Daemon::start_with(self.release, &self.arguments(), &[], &self.log_path()));
         let endpoint = self.endpoint();
         self.channel = Some(self.block_on(async { endpoint.connect_lazy() }));
     }
@@ -224,14 +226,14 @@ impl World {
     }
 
     pub(crate) fn log_path(&self) -> PathBuf {
-        self.scratch.path().join("driver.log")
+        self.release.log_in(self.scratch.path(), "driver.log")
     }
 
     pub(crate) fn daemon(&mut self) -> &mut Daemon {
         self.daemon.as_mut().expect("the driver runs")
     }
 
-    /// All output of the driver so far.
+    /// All output of this release's driver so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,9 @@ use super::number_of;
 
 /// The environment variable with a step: words `name=value`, the first one without a value.
 pub(crate) const STEP: &str = "HOLDFAST_STEP";
+
+/// The ports of the home node.
+const PORTS: RangeInclusive<u16> = 20_000..=20_099;
 
 struct Step(HashMap<String, String>);
 
@@ -66,10 +70,10 @@ impl Step {
 
 fn take(step: &str, parameters: &Step) -> Result<String> {
     let os = Os::new();
-    let (nvmet, nvme) = (Nvmet::new(os.clone()), NvmeTcp::new(os.clone()));
+    let (nvmet, nvme) = (Nvmet::new(os.clone(), PORTS), NvmeTcp::new(os.clone()));
     let device = || number_of(parameters.must("device").as_ref());
     match step {
-        "support" => Ok(format!("{:?} {:?}", nvmet.support()?, nvme.support()?)),
+        "support" => Ok(format!("{:?} {:?}({:?})", nvmet.support()?, nvme.support()?, nvme.dhchap()?)),
         "ensure" => nvmet.ensure(&parameters.spec()).map(|changed| format!("{changed:?}")),
         "fence" => {
             let limit = Duration::from_millis(parameters.get("ms").unwrap_or("60000").parse().unwrap());
@@ -104,8 +108,8 @@ fn take(step: &str, parameters: &Step) -> Result<String> {
         // Prints the sum of the counters in the first blocks of a device, past its page cache.
         "sum" => {
             let device = os.open_device(parameters.must("device").as_ref()).unwrap();
-            let content = os.read_device_direct(&device, 0, WRITERS * BLOCK).unwrap();
-            let counters = content.chunks(BLOCK).map(|block| u64::from_le_bytes(block[..8].try_into().unwrap()));
+            let content = os.read_device_direct(&device, 0, WRITERS * STRIDE).unwrap();
+            let counters = content.chunks(STRIDE).map(|block| u64::from_le_bytes(block[..8].try_into().unwrap()));
             Ok(counters.sum::<u64>().to_string())
         }
         // Writes counters until the device fails: its first blocks, one thread each.
@@ -113,7 +117,7 @@ fn take(step: &str, parameters: &Step) -> Result<String> {
             let path = parameters.must("device");
             let written = AtomicU64::new(0);
             thread::scope(|scope| {
-                for writer in 0..WRITERS {
+                for writer in 0..parameters.get("writers").map_or(WRITERS, |count| count.parse().unwrap()) {
                     let written = &written;
                     scope.spawn(move || write_until_it_fails(path, writer, written));
                 }
@@ -126,6 +130,8 @@ fn take(step: &str, parameters: &Step) -> Result<String> {
 
 const WRITERS: usize = 64;
 const BLOCK: usize = 4096;
+/// Apart from each other, so that no two writes are merged.
+const STRIDE: usize = 64 << 10;
 
 fn write_until_it_fails(path: &str, writer: usize, written: &AtomicU64) {
     let file = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
@@ -134,7 +140,7 @@ fn write_until_it_fails(path: &str, writer: usize, written: &AtomicU64) {
     let block = &mut memory[start..start + BLOCK];
     for counter in 1_u64.. {
         block[..8].copy_from_slice(&counter.to_le_bytes());
-        let offset = u64::try_from(writer * BLOCK).unwrap();
+        let offset = u64::try_from(writer * STRIDE).unwrap();
         if file.write_all_at(block, offset).is_err() {
             return;
         }

@@ -4,7 +4,9 @@ mod attack;
 pub(crate) mod call;
 pub(crate) mod exports;
 mod linear_device;
+mod loopback;
 mod raw_block;
+mod releases;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -2,7 +2,7 @@
 {{- define "holdfast.alerts" -}}
 {{- $warning := include "holdfast.certificateWarning" . | int }}
 {{- $for := div $warning 4 | max 60 | min 3600 }}
-{{- $text := .Files.Get "files/alerts.yaml" | replace "CONTROLLER" (include "holdfast.controller" .) | replace "CERTIFICATE_WARNING" (toString $warning) | replace "CERTIFICATE_FOR" (printf "%ds" $for) }}
+{{- $text := .Files.Get "files/alerts.yaml" | replace "CONTROLLER" (include "holdfast.controller" .) | replace "NAMESPACE" (toString .Release.Namespace) | replace "CERTIFICATE_WARNING" (toString $warning) | replace "CERTIFICATE_FOR" (printf "%ds" $for) }}
 {{- $alerts := dict }}
 {{- range $name, $alert := fromYaml $text }}
 {{- with $alert.events }}

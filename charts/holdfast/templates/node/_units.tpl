@@ -62,6 +62,7 @@ stateDirectory: {{ include "holdfast.path" .Values.stateDirectory }}
 heartbeat: {{ .Values.heartbeat }}
 {{- with .Values.network.fabric }}
 fabric: {{ . | quote }}
+fabricPorts: {{ $root.Values.network.fabricPorts | quote }}
 {{- end }}
 {{ include "holdfast.tls.config" . }}
 {{- if eq .Values.tls.mode "auto" }}
