@@ -66,7 +66,7 @@ chart: ## Checks the Helm chart: lint, renderings, rejected values, alerts; UPDA
 	@$(TIMED) chart scripts/chart $(if $(UPDATE),update)
 
 sanity: build ## csi-sanity against the real socket: mount and block, with and without reflink (root)
-	@$(TIMED) sanity tests/sanity.sh target/debug/holdfast
+	@$(TIMED) sanity tests/sanity.sh $${CARGO_TARGET_DIR:-target}/debug/holdfast
 
 releases: release-before ## The release before and this one together: side by side, upgrades and downgrades (root)
 	$(CARGO) nextest run --locked --test blackbox -E 'test(/^upgrade::/) + test(/^cluster::(mixed|rolling)::/)'
