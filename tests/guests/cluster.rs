@@ -225,11 +225,11 @@ impl Cluster {
         self.guest(side).must(&format!("{{ {line} >>/run/{name}.log 2>&1 & }}; echo $! >/run/{name}.pid"));
     }
 
-    /// SIGKILL.
+    /// SIGKILL. As a supervisor, waits until every thread is gone: one that waits for a disk keeps the socket open.
     pub(crate) fn kill(&mut self, side: Side, daemon: Daemon) {
-        let name = daemon.name();
         self.guest(side).must(&format!(
-            "pid=$(cat /run/{name}.pid); kill -9 $pid; while [ -d /proc/$pid ] && ! grep -q ') Z' /proc/$pid/stat; do sleep 0.1; done"
+            "pid=$(cat /run/{}.pid); kill -9 $pid; while [ -d /proc/$pid ] && ! {{ [ $(ls /proc/$pid/task | wc -l) -le 1 ] && grep -q ') Z' /proc/$pid/stat; }}; do sleep 0.1; done",
+            daemon.name()
         ));
     }
 
