@@ -1,6 +1,8 @@
 //! The export of a volume that is attached to another node: how it is recorded, created, and created again after a
 //! restart. `fence.rs` ends it.
 
+use std::sync::PoisonError;
+
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
@@ -132,6 +134,8 @@ impl Shared {
     ) -> Result<DeviceAddress> {
         let fabric = self.fabric()?;
         let (nqn, export) = export_of(record, attachment)?;
+        // The volume is in the table of exports from now on, however this process came to know it.
+        fabric.enter(export.port, record.id());
         let device = state.devices()?.activate(record.uuid, &record.geometry())?;
         state.devices()?.set_stable(record.uuid, Stable::Yes)?;
         let spec = Spec {
@@ -193,8 +197,18 @@ impl Shared {
 
     /// The exports of a node's attachments in a pool. Reads the records of exported volumes only.
     pub(super) fn exports_to(&self, node: &NodeId, pool: PoolId) -> Result<Vec<SubsystemNqn>> {
-        // Of a pool that is not there, and without a fabric, nothing is known.
-        self.pool(pool)?;
+        // Of a pool that is not there, and without a fabric, nothing is known. A record that could not be read may be that
+        // of an exported volume.
+        let state = self.pool(pool)?;
+        let unread = state.unread.lock().unwrap_or_else(PoisonError::into_inner).len();
+        if unread > 0 {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "{unread} records of pool {pool} cannot be read, so the exports of node {node} are not known; run holdfast doctor"
+                ),
+            ));
+        }
         let mut exports = Vec::new();
         for volume in self.fabric()?.volumes().into_iter().filter(|volume| volume.pool == pool) {
             let Some(record) = self.volume_record(&volume)? else { continue };
