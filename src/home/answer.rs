@@ -140,7 +140,7 @@ pub enum FormatState {
     },
 }
 
-/// The state of a copy in a pool without reflinks.
+/// The state of a copy in a pool without instant clones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CopyState {
     /// Complete.

@@ -1,4 +1,4 @@
-//! Background copies in pools without reflinks. Each has one thread and resumes after a restart.
+//! Background copies in pools without instant clones. Each has one thread and resumes after a restart.
 //!
 //! While a copy runs, its target is `creating`, and only the copy's thread writes that record. Its source cannot be
 //! attached (a volume) or deleted (a snapshot): every operation on a source calls [`super::copies::Copies::reading`] under the

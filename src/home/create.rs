@@ -258,7 +258,7 @@ impl Shared {
         Ok(Some(origin))
     }
 
-    /// Whether a volume can be copied now: with reflinks always; without them only while no node can write it.
+    /// Whether a volume can be copied now: with instant clones always; without them only while no node can write it.
     pub(super) fn source_volume_usable(&self, record: &VolumeRecord) -> Result<()> {
         let state = self.pool(record.pool)?;
         if matches!(state.pool.abilities().cloning, Cloning::Instant { .. }) {
@@ -276,8 +276,8 @@ impl Shared {
             Some(why) => Err(Error::new(
                 Kind::Precondition,
                 format!(
-                    "{} cannot be snapshotted or cloned now: {why}, and pool {} ({}) has no reflinks, so a copy would be inconsistent while the volume is written. \
-                     Stop the pods that use the volume and retry, or put volumes that need this on a pool on XFS with reflink",
+                    "{} cannot be snapshotted or cloned now: {why}, and pool {} ({}) clones by copying, so a copy would be inconsistent while the volume is written. \
+                     Stop the pods that use the volume and retry, or put volumes that need this on a pool with instant clones (for pools of image files: on XFS with reflink)",
                     record.named(),
                     state.pool.identity().name,
                     state.pool.identity().place

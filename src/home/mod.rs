@@ -269,7 +269,7 @@ pub trait Home: Send + Sync {
     /// `InvalidArgument` for an ambiguous pool name; an unknown pool has no capacity.
     fn capacity(&self, query: &CapacityQuery) -> Result<Capacity>;
 
-    /// The extents of each volume's image, where the pool reports them: the cost of a reflink clone. Reads every
+    /// The extents of each volume's image, where the pool reports them: the cost of an instant clone. Reads every
     /// image's map.
     ///
     /// # Errors

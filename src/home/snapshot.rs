@@ -1,4 +1,4 @@
-//! CreateSnapshot: by reflink in one step, otherwise by copying an unattached volume.
+//! CreateSnapshot: by an instant clone in one step, otherwise by copying an unattached volume.
 
 use std::sync::Arc;
 
