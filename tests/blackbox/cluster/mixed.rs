@@ -175,7 +175,14 @@ impl Life<'_> {
                     let uuid = vol.id.split('_').nth(2).unwrap();
                     assert!(volumes.contains(uuid), "{release:?}: {uuid} is not in {volumes}");
                 }
-                assert_eq!(ask("doctor").trim(), "[]", "doctor of {release:?}");
+                // One problem: each node of the other release.
+                let examined = self.cluster.command_of(release, index, &["doctor", "--output", "json"]);
+                let found: serde_json::Value = serde_json::from_str(&examined.stdout).unwrap();
+                let found = found.as_array().unwrap();
+                let others = self.cluster.nodes.values().filter(|node| node.release != release).count();
+                let of_releases = |one: &&serde_json::Value| one["what"].as_str().unwrap().contains("runs release");
+                let count = found.iter().filter(of_releases).count();
+                assert_eq!((count, found.len()), (others, others), "doctor of {release:?}: {}", examined.stdout);
             }
         }
     }
