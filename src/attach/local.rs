@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Attach, Attached, Wanted};
+use super::{Attach, Attached, Wanted, verified};
 use crate::home::{DeviceAddress, Home};
 use crate::os::{DevNum, Os};
-use crate::types::{Bytes, Error, Kind, NodeId, OsContext, Result, VolumeId};
+use crate::types::{Error, Kind, NodeId, OsContext, Result, VolumeId};
 
 /// Attaches volumes of the home node in this process.
 pub struct Local {
@@ -55,27 +55,9 @@ impl Attach for Local {
         if self.os.keep_attached(&device).at(|| format!("clear the autoclear flag of {shown}"))? {
             tracing::warn!(%volume, device = %shown, "a process marked the device to be detached with its last user (losetup -d, or a pod); the node removed the mark");
         }
-        let size = Bytes::new(self.os.device_size(&device).at(|| format!("read the size of {shown}"))?);
-        if size < wanted.size {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "{shown} of volume {volume} has {} bytes, but its record says {}: the image was truncated; nothing was written; bring the image back to its full size, or restore the volume from a snapshot",
-                    size.get(),
-                    wanted.size.get()
-                ),
-            ));
-        }
-        let block_size = self.os.device_block_size(&device).at(|| format!("read the block size of {shown}"))?;
-        if block_size != wanted.block_size {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "{shown} of volume {volume} has a block size of {block_size} bytes, but its record says {}; nothing was written; detach the volume and attach it again",
-                    wanted.block_size
-                ),
-            ));
-        }
+        let truncated =
+            "the image was truncated; bring it back to its full size, or restore the volume from a snapshot";
+        let size = verified(&self.os, &device, volume, wanted, truncated)?;
         Ok(Attached { device, size, diskseq })
     }
 

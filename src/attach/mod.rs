@@ -13,8 +13,8 @@ pub use nvme_tcp::NvmeTcp;
 pub use read_only::ReadOnlyViews;
 
 use crate::home::{DeviceAddress, OpenVolume};
-use crate::os::{BlockDevice, DevNum};
-use crate::types::{Bytes, Result, VolumeId};
+use crate::os::{BlockDevice, DevNum, Os};
+use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId};
 
 /// The expected device of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,4 +70,34 @@ pub trait Attach: Send + Sync {
     /// # Errors
     /// `Internal`, also when the device does not respond.
     fn volume_of(&self, device: DevNum) -> Result<Option<VolumeId>>;
+}
+
+/// The size of an open device, which has at least the size of the record, and its block size. `short` is the next step
+/// where it is smaller.
+///
+/// # Errors
+/// `Corrupt` when the device differs; `Internal`.
+fn verified(os: &Os, device: &BlockDevice, volume: &VolumeId, wanted: &Wanted, short: &str) -> Result<Bytes> {
+    let shown = device.path().display();
+    let size = Bytes::new(os.device_size(device).at(|| format!("read the size of {shown}"))?);
+    if size < wanted.size {
+        let (is, should) = (size.get(), wanted.size.get());
+        return Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "{shown} of volume {volume} has {is} bytes, but its record says {should}; nothing was written; {short}"
+            ),
+        ));
+    }
+    let block_size = os.device_block_size(device).at(|| format!("read the block size of {shown}"))?;
+    if block_size != wanted.block_size {
+        return Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "{shown} of volume {volume} has a block size of {block_size} bytes, but its record says {}; nothing was written; detach the volume and attach it again",
+                wanted.block_size
+            ),
+        ));
+    }
+    Ok(size)
 }

@@ -8,12 +8,12 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
-use super::{Attach, Attached, Wanted};
+use super::{Attach, Attached, Wanted, verified};
 use crate::home::{Client, DeviceAddress};
 use crate::os::{
     BlockDevice, DevNum, DeviceUse, Dhchap, NvmeConnect, NvmeController, NvmeNamespace, NvmeSupport, Os, Stopwatch,
 };
-use crate::types::{Bytes, Changed, Error, Kind, NvmeTcpAddress, OsContext, Result, SubsystemNqn, VolumeId};
+use crate::types::{Changed, Error, Kind, NvmeTcpAddress, OsContext, Result, SubsystemNqn, VolumeId};
 
 /// How long the device of a new connection may take; after half of the time the kernel looks again.
 const DEVICE: Duration = Duration::from_secs(10);
@@ -306,27 +306,7 @@ impl Attach for NvmeTcp {
         let device = self.device(volume, at)?;
         let shown = device.path().display().to_string();
         let diskseq = self.os.disk_sequence(&device).at(|| format!("read the sequence number of {shown}"))?;
-        let size = Bytes::new(self.os.device_size(&device).at(|| format!("read the size of {shown}"))?);
-        if size < wanted.size {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "{shown} of volume {volume} has {} bytes, but its record says {}; nothing was written; detach the volume and attach it again",
-                    size.get(),
-                    wanted.size.get()
-                ),
-            ));
-        }
-        let block_size = self.os.device_block_size(&device).at(|| format!("read the block size of {shown}"))?;
-        if block_size != wanted.block_size {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "{shown} of volume {volume} has a block size of {block_size} bytes, but its record says {}; nothing was written; detach the volume and attach it again",
-                    wanted.block_size
-                ),
-            ));
-        }
+        let size = verified(&self.os, &device, volume, wanted, "detach the volume and attach it again")?;
         Ok(Attached { device, size, diskseq })
     }
 

@@ -147,7 +147,7 @@ impl Network {
             Ok(Support::No(why)) => {
                 error!(
                     fabric = name,
-                    "this node exports no volumes, so no volume of access network is created on it: {why}"
+                    "this node exports no volumes, so no volume of access network is created on it: {why}; then restart the driver"
                 );
                 None
             }
@@ -160,7 +160,10 @@ impl Network {
         let connections = match connections.support() {
             Ok(NvmeSupport::Yes) => Some((connections, dial, name)),
             Ok(NvmeSupport::No(why)) => {
-                error!(fabric = name, "this node cannot use volumes of other nodes, and is not in the fabric: {why}");
+                error!(
+                    fabric = name,
+                    "this node cannot use volumes of other nodes, and is not in the fabric: {why}; then restart the driver"
+                );
                 None
             }
             Err(error) => {

@@ -65,7 +65,11 @@ impl Shared {
         let (nonce, export) = match port {
             None => (None, None),
             Some(port) => {
-                let (nonce, export) = self.new_export(port, Dhchap::Yes)?;
+                let named = self.new_export(port, Dhchap::Yes);
+                if named.is_err() {
+                    self.fabric()?.give_back(port, record.id());
+                }
+                let (nonce, export) = named?;
                 (Some(nonce), Some(Part::new(export)))
             }
         };

@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use super::Node;
 use crate::home::Changed;
+use crate::os::Deadline;
 use crate::types::{Kind, PoolId, Result, SubsystemNqn};
 
 /// The pause between two questions.
 pub const ASKING: Duration = Duration::from_secs(5);
+/// How long a home node may take to answer.
+const ANSWERING: Duration = Duration::from_secs(2);
 
 impl Node {
     /// Asks the home nodes once, and ends the connections that this node may not use any more. Pods with such a volume get
@@ -30,7 +33,9 @@ impl Node {
         }
         let mut changed = Changed::No;
         for (pool, connected) in by_pool {
-            let allowed = match self.homes.of(pool).and_then(|home| home.exports(&self.id, pool)) {
+            // One that does not answer must not delay the others.
+            let ask = || self.homes.of(pool).and_then(|home| home.exports(&self.id, pool));
+            let allowed = match Deadline::scope(Deadline::after(ANSWERING), ask) {
                 Ok(allowed) => allowed,
                 Err(error) => {
                     tracing::debug!(%pool, error = error.chain(), "the home node does not say which exports this node may use");
