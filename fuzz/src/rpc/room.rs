@@ -9,7 +9,7 @@ use std::time::Duration;
 use holdfast::config::{Config, LogLevel, PoolConfig, Serving};
 use holdfast::daemon::{Standalone, Stop};
 use holdfast::home::SpaceLimits;
-use holdfast::os::{Call, Interceptor, Os};
+use holdfast::os::{Call, Interceptor, MountFlags, Os};
 use holdfast::pool::PoolSpec;
 use holdfast::telemetry::LogFormat;
 use holdfast::testing::scratch::{Cache, Disk, PoolFs, Scratch, Store};
@@ -23,6 +23,8 @@ use tonic::transport::{Channel, Endpoint};
 pub const NODE: &str = "node-a";
 /// A call that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Where the driver names the devices of staged volumes. Here it is a tmpfs of the room's own.
+const LINKS: &str = "/run/holdfast/dev";
 
 /// A driver and its surroundings.
 pub struct Room {
@@ -41,7 +43,7 @@ pub struct Room {
 struct Trespasses(Arc<Mutex<Vec<String>>>);
 
 struct Watched {
-    inside: [PathBuf; 2],
+    inside: [PathBuf; 3],
     trespasses: Trespasses,
 }
 
@@ -98,7 +100,12 @@ impl Room {
         fs::write(root.join("decoy/file"), "untouched").expect("a decoy");
         std::os::unix::fs::symlink(root.join("decoy"), root.join("kubelet/link")).expect("a link");
         let trespasses = Trespasses::default();
-        let watched = Os::intercepted(Box::new(Watched { inside: [scratch.root(), root.join("kubelet")], trespasses: trespasses.clone() }));
+        let watched = Os::intercepted(Box::new(Watched {
+            inside: [scratch.root(), root.join("kubelet"), LINKS.into()],
+            trespasses: trespasses.clone(),
+        }));
+        fs::create_dir_all(LINKS).expect("mkdir");
+        os.mount(Path::new("tmpfs"), Path::new(LINKS), "tmpfs", MountFlags::default(), "mode=0700").expect("a tmpfs");
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let socket = root.join("csi.sock");
@@ -146,6 +153,8 @@ impl Room {
             let left = listing(&self.scratch.root().join(part));
             assert!(left.is_empty(), "left in {part}: {left}");
         }
+        let left = listing(Path::new(LINKS));
+        assert!(left.is_empty(), "links to devices are left: {left}");
         assert_eq!(listing(&self.scratch.beside("decoy")), self.decoy, "the decoy was touched");
         let left: Vec<_> =
             fs::read_dir(self.kubelet().join("pods")).expect("pods").flatten().map(|entry| entry.path()).collect();
