@@ -15,11 +15,11 @@ use crate::config::{NodeConfig, TlsMode};
 use crate::home::remote::HomeService;
 use crate::home::{LocalHome, PoolHealth};
 use crate::os::{Os, Timestamp};
-use crate::registry::{Controllers, DirectoryCache, Reporter};
+use crate::registry::{Controllers, DeclaredLost, DirectoryCache, Reporter};
 use crate::route::{Entry, Heartbeat};
 use crate::telemetry::Metrics;
 use crate::tls::{Credentials, Incoming, Role};
-use crate::types::{OsContext, PoolId, Result};
+use crate::types::{OsContext, Result};
 use crate::wire;
 
 /// How long the requests of controllers may take to end after CSI has ended: they had the same time as those of
@@ -169,8 +169,14 @@ fn reporter(
     };
     let (looking, told) = (pools.home.clone(), pools.home.clone());
     let look = Arc::new(move || Heartbeat { pools: looking.health(), ..about.clone() });
-    let said = Box::new(move |lost: &[PoolId]| {
-        for pool in lost {
+    let node = Arc::clone(&pools.node);
+    let said = Box::new(move |lost: &DeclaredLost| {
+        if !lost.elsewhere.is_empty()
+            && let Err(error) = node.end_connections_to_lost(&lost.elsewhere)
+        {
+            error!(error = error.chain(), "cannot end the connections to pools that were declared lost");
+        }
+        for pool in &lost.here {
             if let Err(error) = told.quarantine(*pool) {
                 error!(%pool, error = error.chain(), "cannot put a pool that was declared lost in quarantine");
             }

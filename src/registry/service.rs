@@ -158,9 +158,10 @@ impl Registry for RegistryService {
         let work = move || {
             let _until_it_ends = turn;
             let heard = router.directory().hear(convert::heartbeat_in(message)?);
-            heard.map(|(directory, lost)| pb::HeartbeatReply {
-                directory: directory.iter().map(convert::entry_out).collect(),
-                lost: lost.iter().map(PoolId::to_string).collect(),
+            heard.map(|told| pb::HeartbeatReply {
+                directory: told.directory.iter().map(convert::entry_out).collect(),
+                lost: told.lost.iter().map(PoolId::to_string).collect(),
+                lost_elsewhere: told.lost_elsewhere.iter().map(PoolId::to_string).collect(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             })
         };

@@ -10,7 +10,7 @@ mod owned;
 mod placement;
 mod questions;
 
-pub use directory::{Answering, Dial, Directory, Entry, Heartbeat, Lost, MOST_KNOWN, Rhythm, Seen, Silence};
+pub use directory::{Answering, Dial, Directory, Entry, Heartbeat, Lost, MOST_KNOWN, Rhythm, Seen, Silence, Told};
 pub use placement::{FABRIC_KEY, NO_FABRIC, NODE_KEY, Requirement, Seat, Segments, place};
 
 use std::collections::BTreeMap;
