@@ -63,6 +63,7 @@ impl NodeDaemon {
                 .fabric
                 .take()
                 .map(|fabric| (fabric, dial(credentials.clone(), base.metrics.homes().clone()))),
+            metrics: base.metrics.network().clone(),
         };
         let pools = NodePools::open(&os, &opening, configs, config.node.clone(), before, others).await?;
         remember(&mut known(&card), &config, &pools.home);
@@ -165,9 +166,16 @@ fn reporter(
         pools: Vec::new(),
         known: Vec::new(),
         left_out: 0,
+        connections: None,
     };
-    let (looking, told) = (pools.home.clone(), pools.home.clone());
-    let look = Arc::new(move || Heartbeat { pools: looking.health(), ..about.clone() });
+    let (looking, told, node) = (pools.home.clone(), pools.home.clone(), Arc::clone(&pools.node));
+    let look = Arc::new(move || {
+        let connections = node.connections().unwrap_or_else(|error| {
+            warn!(error = error.chain(), "the controllers are not told of the connections to other nodes");
+            None
+        });
+        Heartbeat { pools: looking.health(), connections, ..about.clone() }
+    });
     let said = Box::new(move |lost: &[PoolId]| {
         for pool in lost {
             if let Err(error) = told.quarantine(*pool) {

@@ -58,6 +58,7 @@ impl Node {
         let Ok(_lock) = self.volumes.try_lock(volume, "the end of a lost connection") else { return Changed::No };
         match network.disconnect(export) {
             Ok(Changed::Yes) => {
+                self.connections.ended(*volume);
                 tracing::error!(%volume, export = %export, "the volume was detached from this node while it was in use here; its connection is ended, and its pods get I/O errors: delete them");
                 Changed::Yes
             }

@@ -5,6 +5,7 @@
 //! volume exclude each other, but several pods may publish a volume at the same time.
 
 mod claims;
+mod connections;
 #[cfg(test)]
 mod device_scenarios;
 mod expand;
@@ -74,6 +75,7 @@ pub struct Node {
     viewing: Locks<VolumeId>,
     stagings: stagings::Stagings,
     claims: claims::Claims,
+    connections: connections::Connections,
 }
 
 impl Node {
@@ -110,6 +112,7 @@ impl Node {
             linear,
             stagings: stagings::Stagings::default(),
             claims: claims::Claims::default(),
+            connections: connections::Connections::default(),
             os,
             id,
             homes,

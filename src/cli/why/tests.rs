@@ -137,6 +137,7 @@ fn node_row(node: &str, silence: Silence, free: Bytes) -> NodeRow {
             name: "default".parse().unwrap(),
             health: Health::Served(Box::new(report)),
         }],
+        connections: None,
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::home::PoolHealth;
 use crate::os::Timestamp;
-use crate::types::{NodeId, PoolId, PoolName};
+use crate::types::{NodeId, PoolId, PoolName, VolumeId};
 
 /// A node's heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,40 @@ pub struct Heartbeat {
     pub known: Vec<Entry>,
     /// How many more entries it sent.
     pub left_out: usize,
+    /// Its connections to volumes of other nodes; `None` if it does not report them: it makes none, or its release is older.
+    pub connections: Option<Connections>,
+}
+
+/// The connections of a node to volumes of other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// The number of volumes with a live connection.
+    pub live: usize,
+    /// The volumes that do not work on this node, the oldest first.
+    pub troubles: Vec<Trouble>,
+}
+
+/// A volume of another node that does not work on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Since when, at the earliest look of the node.
+    pub since: Timestamp,
+    /// What is wrong.
+    pub kind: TroubleKind,
+}
+
+/// What is wrong with a volume of another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TroubleKind {
+    /// It has no live connection: its reads and writes wait.
+    Stalled {
+        /// `HOST:PORT` of its export.
+        address: String,
+    },
+    /// It was detached from the node while pods used it, and the node ended its connection: its reads and writes fail.
+    Detached,
 }
 
 /// One line of the directory.
