@@ -100,6 +100,12 @@ fn address_in(text: &str) -> String {
     }
 }
 
+/// The connections of these controllers, as one look shows them: without the time before it.
+#[must_use]
+pub fn connections_of(controllers: &[NvmeController]) -> Reported {
+    Connections::default().look(controllers)
+}
+
 impl Node {
     /// Counts connections in these metrics.
     #[must_use]

@@ -42,6 +42,7 @@ mod visible;
 #[cfg(test)]
 mod visible_scenarios;
 
+pub use connections::connections_of;
 pub use homes::{Elsewhere, NodeHomes};
 pub use lease::ASKING;
 pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};
