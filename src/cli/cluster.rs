@@ -310,7 +310,9 @@ fn troubles(node: &NodeRow, nodes: &[NodeRow], everything: &Everything) -> Vec<F
         let since = age(now.saturating_sub(trouble.since.seconds()));
         let (what, remedy) = match &trouble.kind {
             TroubleKind::Stalled { address } => (
-                format!("{named} has had no connection to {home} at {address} for {since}: its reads and writes wait, nothing is lost"),
+                format!(
+                    "{named} has had no connection to {home} at {address} for {since}: its reads and writes wait, nothing is lost"
+                ),
                 format!("start {home}, or repair the network between the two nodes; reads and writes then go on"),
             ),
             TroubleKind::Detached => (

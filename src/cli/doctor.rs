@@ -69,7 +69,9 @@ fn stalled(os: &Os) -> Result<Vec<Finding>> {
     let reported = connections_of(&controllers);
     let finding = |trouble: Trouble| {
         let TroubleKind::Stalled { address } = trouble.kind else { return None };
-        let of = |one: &&NvmeController| one.subsystem.parse::<SubsystemNqn>().is_ok_and(|name| name.volume == trouble.volume);
+        let of = |one: &&NvmeController| {
+            one.subsystem.parse::<SubsystemNqn>().is_ok_and(|name| name.volume == trouble.volume)
+        };
         let states: Vec<_> =
             controllers.iter().filter(of).map(|one| format!("nvme{} is {}", one.instance, one.state)).collect();
         Some(Finding {

@@ -14,6 +14,7 @@ mod fault_scenarios;
 mod format;
 #[cfg(test)]
 mod format_scenarios;
+mod health;
 mod homes;
 mod lease;
 mod mounts;
@@ -43,6 +44,7 @@ mod visible;
 mod visible_scenarios;
 
 pub use connections::connections_of;
+pub use health::{Problem, Usable};
 pub use homes::{Elsewhere, NodeHomes};
 pub use lease::ASKING;
 pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};

@@ -11,8 +11,8 @@ mod placement;
 mod questions;
 
 pub use directory::{
-    Answering, Connections, Dial, Directory, Entry, Heartbeat, Lost, MOST_KNOWN, Rhythm, Seen, Silence, Trouble,
-    TroubleKind,
+    Answering, Connections, Dial, Directory, Entry, Heartbeat, Lost, MOST_KNOWN, Rhythm, STALLED, Seen, Silence,
+    Trouble, TroubleKind,
 };
 pub use placement::{FABRIC_KEY, NO_FABRIC, NODE_KEY, Requirement, Seat, Segments, place};
 

@@ -284,7 +284,8 @@ mod tests {
         let pool = PoolFigures { pool: "default".into(), total: 10, inodes: Some(7), ..PoolFigures::default() };
         let image = VolumeExtents { volume: "v".into(), pool: "p".into(), extents: 40 };
         let finding = PoolFindings { pool: "default".into(), kind: "orphan", findings: 2 };
-        let sampled = Sampled { pools: Some(vec![pool]), extents: vec![image], findings: vec![finding], ..Sampled::default() };
+        let sampled =
+            Sampled { pools: Some(vec![pool]), extents: vec![image], findings: vec![finding], ..Sampled::default() };
         let text = metrics.text(sampled).unwrap();
         for line in [
             "holdfast_csi_calls_total{rpc=\"CreateVolume\",code=\"OK\"} 1",

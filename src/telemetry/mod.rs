@@ -18,8 +18,6 @@ pub use http::Http;
 pub use kubelet::KubeletMetrics;
 pub use logs::{LogFormat, init_logs};
 pub use metrics::{Metrics, Sampled};
-pub use network::{
-    AttachmentFigures, ConnectionFigures, ExportFigures, NetworkMetrics, NetworkSample, Reconnected,
-};
+pub use network::{AttachmentFigures, ConnectionFigures, ExportFigures, NetworkMetrics, NetworkSample, Reconnected};
 pub use pools::{PoolFigures, PoolFindings, PoolWatch, Readiness, VolumeExtents};
 pub use tls::TlsMetrics;

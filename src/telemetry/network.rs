@@ -163,10 +163,10 @@ impl NetworkMetrics {
     /// Reads what blocks, for the next scrape. Figures that are not available in time are absent from it.
     pub(super) async fn read(&self) -> NetworkSample {
         let Inner { exports, connections, .. } = &*self.sources.0;
-        let (exports, connections) = tokio::join!(
-            async { Some(exports.get()?.now().await.map(|figures| *figures)) },
-            async { Some(connections.get()?.now().await.map(|figures| figures.as_ref().clone())) },
-        );
+        let (exports, connections) =
+            tokio::join!(async { Some(exports.get()?.now().await.map(|figures| *figures)) }, async {
+                Some(connections.get()?.now().await.map(|figures| figures.as_ref().clone()))
+            },);
         let exports = exports.and_then(|read| read.inspect_err(|error| warn!("{}", error.chain())).ok().flatten());
         let connections = connections.and_then(|read| read.inspect_err(|error| warn!("{}", error.chain())).ok());
         NetworkSample { exports, connections }
@@ -237,9 +237,7 @@ impl Collector for Sources {
         gauge(&mut encoder, ("fence_oldest_seconds", help), oldest(&detaching))?;
         let help = "TCP ports for exports (--fabric-ports), by state";
         let rows = [("taken", ports_taken), ("free", ports.saturating_sub(ports_taken))];
-        gauges(&mut encoder, ("export_ports", help), &rows, |(state, count)| {
-            Some((StateLabel { state }, wide(*count)))
-        })
+        gauges(&mut encoder, ("export_ports", help), &rows, |(state, count)| Some((StateLabel { state }, wide(*count))))
     }
 }
 

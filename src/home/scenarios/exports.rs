@@ -453,7 +453,8 @@ fn what_metrics_and_doctor_show_of_exports(way: Way) {
     assert_eq!(exports(&rig).missing, 1);
     let missing = |rig: &Rig| {
         let found = rig.local.examine().unwrap();
-        let of = found.into_iter().filter(|one| one.kind == FindingKind::Service && one.what.contains("does not export it"));
+        let of =
+            found.into_iter().filter(|one| one.kind == FindingKind::Service && one.what.contains("does not export it"));
         of.map(|one| one.place).collect::<Vec<_>>()
     };
     let [place] = missing(&rig).try_into().unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::home::PoolHealth;
 use crate::os::Timestamp;
-use crate::types::{NodeId, PoolId, PoolName, VolumeId};
+use crate::types::{Named, NodeId, PoolId, PoolName, VolumeId};
 
 /// A node's heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +89,34 @@ impl Entry {
     /// Its approximate size in a message, in bytes.
     pub(super) fn size(&self) -> usize {
         64 + self.node.as_str().len() + self.name.as_str().len() + self.endpoint.len()
+    }
+}
+
+/// A connection that broke may be back soon: users of pods are told after this time.
+pub const STALLED: Duration = Duration::from_secs(30);
+
+impl Trouble {
+    /// One word for programs, and the reason of an event.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self.kind {
+            TroubleKind::Stalled { .. } => "VolumeStalled",
+            TroubleKind::Detached => "VolumeDetached",
+        }
+    }
+
+    /// One sentence for the users of pods, with the volume as messages name it and its home node, if that is known.
+    #[must_use]
+    pub fn sentence(&self, volume: &Named, home: Option<&NodeId>) -> String {
+        let home = home.map_or_else(|| "its home node".to_owned(), |home| format!("its home node {home}"));
+        match &self.kind {
+            TroubleKind::Stalled { address } => format!(
+                "reads and writes of {volume} wait, because it has no connection to {home} at {address}; they go on when the connection is back, and nothing is lost"
+            ),
+            TroubleKind::Detached => format!(
+                "reads and writes of {volume} fail, because it was detached from this node while the pod used it; delete the pod"
+            ),
+        }
     }
 }
 

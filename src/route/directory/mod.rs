@@ -9,7 +9,7 @@
 mod absence;
 mod heartbeat;
 
-pub use heartbeat::{Connections, Entry, Heartbeat, Rhythm, Seen, Silence, Trouble, TroubleKind};
+pub use heartbeat::{Connections, Entry, Heartbeat, Rhythm, STALLED, Seen, Silence, Trouble, TroubleKind};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
