@@ -63,6 +63,7 @@ impl NodeDaemon {
                 .fabric
                 .take()
                 .map(|fabric| (fabric, dial(credentials.clone(), base.metrics.homes().clone()))),
+            metrics: base.metrics.network().clone(),
         };
         let pools = NodePools::open(&os, &opening, configs, config.node.clone(), before, others).await?;
         remember(&mut known(&card), &config, &pools.home);
@@ -166,13 +167,20 @@ fn reporter(
         pools: Vec::new(),
         known: Vec::new(),
         left_out: 0,
+        connections: None,
     };
-    let (looking, told) = (pools.home.clone(), pools.home.clone());
-    let look = Arc::new(move || Heartbeat { pools: looking.health(), ..about.clone() });
-    let node = Arc::clone(&pools.node);
+    let (looking, told, node) = (pools.home.clone(), pools.home.clone(), Arc::clone(&pools.node));
+    let ending = Arc::clone(&node);
+    let look = Arc::new(move || {
+        let connections = node.connections().unwrap_or_else(|error| {
+            warn!(error = error.chain(), "the controllers are not told of the connections to other nodes");
+            None
+        });
+        Heartbeat { pools: looking.health(), connections, ..about.clone() }
+    });
     let said = Box::new(move |lost: &DeclaredLost| {
         if !lost.elsewhere.is_empty()
-            && let Err(error) = node.end_connections_to_lost(&lost.elsewhere)
+            && let Err(error) = ending.end_connections_to_lost(&lost.elsewhere)
         {
             error!(error = error.chain(), "cannot end the connections to pools that were declared lost");
         }

@@ -80,6 +80,7 @@ impl Node {
         // Not under the volume's lock: what holds it may be waiting for this device, such as an unmount.
         match network.disconnect(export) {
             Ok(Changed::Yes) => {
+                self.connections.ended(*volume);
                 tracing::error!(%volume, export = %export, "the volume was detached from this node while it was in use here; its connection is ended, and its pods get I/O errors: delete them");
                 Changed::Yes
             }

@@ -180,6 +180,7 @@ impl Registry for RegistryService {
                 pools: seen.heartbeat.pools.iter().map(convert::health_out).collect(),
                 heard: seen.heard.as_nanos(),
                 silent: seen.silence == Silence::Silent,
+                connections: seen.heartbeat.connections.as_ref().map(convert::connections_out),
             };
             Ok(pb::ListNodesReply {
                 nodes: directory.seen().into_iter().map(node).collect(),

@@ -234,6 +234,7 @@ fn heartbeat(name: &str, pools: &[PoolId]) -> Heartbeat {
         pools: pools.iter().map(health).collect(),
         known: Vec::new(),
         left_out: 0,
+        connections: None,
     }
 }
 

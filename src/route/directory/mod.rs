@@ -9,7 +9,7 @@
 mod absence;
 mod heartbeat;
 
-pub use heartbeat::{Entry, Heartbeat, Rhythm, Seen, Silence};
+pub use heartbeat::{Connections, Entry, Heartbeat, Rhythm, STALLED, Seen, Silence, Trouble, TroubleKind};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -654,6 +654,7 @@ fn asked_now(home: &dyn Home) -> Seen {
         pools: pools.collect(),
         known: Vec::new(),
         left_out: 0,
+        connections: None,
     };
     Seen { heartbeat, heard: Timestamp::now(), silence: Silence::Heard }
 }
