@@ -8,7 +8,7 @@ use tonic::service::Routes;
 use tracing::{error, info, warn};
 
 use super::parts::{Base, Registering};
-use super::{Stop, blocking};
+use super::{Stop, blocking, fabric};
 use crate::attach::NvmeTcp;
 use crate::config::{FabricConfig, PoolConfig};
 use crate::csi::{ServeConfig, ThisNode, serve};
@@ -136,8 +136,12 @@ struct Network {
 
 impl Network {
     /// Asks the kernel. What it cannot do is logged, and the node works without it.
-    fn look(os: &Os, config: FabricConfig, dial: Dial) -> Self {
+    ///
+    /// # Errors
+    /// Those of [`fabric::address`].
+    fn look(os: &Os, config: FabricConfig, dial: Dial) -> Result<Self> {
         let FabricConfig { name, address, ports } = config;
+        let address = fabric::address(os, &address)?;
         let export = Nvmet::new(os.clone(), ports.clone());
         let exports = match export.support() {
             Ok(Support::Yes(dhchap)) => {
@@ -171,7 +175,7 @@ impl Network {
                 None
             }
         };
-        Self { exports, connections }
+        Ok(Self { exports, connections })
     }
 }
 
@@ -180,7 +184,7 @@ impl NodePools {
     /// before; `elsewhere` knows those of other nodes.
     ///
     /// # Errors
-    /// That of the first pool, if no pool can be opened and waiting would not help.
+    /// That of the first pool, if no pool can be opened and waiting would not help; those of [`fabric::address`].
     pub(super) async fn open(
         os: &Os,
         opening: &Opening,
@@ -198,7 +202,8 @@ impl NodePools {
                 ConfiguredPool { name, place, known, limits, open }
             });
             let Others { elsewhere, network } = others;
-            let network = network.map(|(config, dial)| Network::look(&os, config, dial)).unwrap_or_default();
+            let network =
+                network.map(|(config, dial)| Network::look(&os, config, dial)).transpose()?.unwrap_or_default();
             let home = LocalHome::start(os.clone(), id.clone(), pools.collect(), network.exports)?;
             let described = home.described().join(", ");
             match unseen_by_kubelet(&os) {
