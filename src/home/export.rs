@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use super::authentication::keyed;
 use super::fabric::Fabric;
 use super::local::Shared;
 use super::record::{AttachPath, Attachment, ExportRecord, GrantState, Record, VolumeRecord};
@@ -78,6 +79,7 @@ impl Shared {
         client: &Client,
     ) -> Result<DeviceAddress> {
         let attachment = record.granted_to(node)?.clone();
+        self.authenticates(record, node, client.authenticates)?;
         let (nqn, export) = export_of(record, &attachment)?;
         let is_unused = self.fabric()?.use_up(nqn);
         let fits = export.key.is_none() || client.authenticates == Dhchap::Yes;
@@ -134,6 +136,7 @@ impl Shared {
     ) -> Result<DeviceAddress> {
         let fabric = self.fabric()?;
         let (nqn, export) = export_of(record, attachment)?;
+        keyed(record, export)?;
         // The volume is in the table of exports from now on, however this process came to know it.
         fabric.enter(export.port, record.id());
         let device = state.devices()?.activate(record.uuid, &record.geometry())?;
