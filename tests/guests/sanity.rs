@@ -8,9 +8,11 @@ use crate::inside::forward::FORWARD;
 use crate::root::Kernel;
 
 /// How long a run may take: emulated, on a busy machine.
-const RUN: Duration = Duration::from_secs(900);
+const RUN: Duration = Duration::from_secs(1500);
 /// Where the controller's socket is reachable for both guests.
 const CONTROLLER: &str = "10.0.0.1:9899";
+/// Where it mounts volumes.
+const PATHS: &str = "/var/lib/kubelet/sanity";
 const SIZE: u64 = 320 << 20;
 const GROWN: u64 = 384 << 20;
 
@@ -25,23 +27,25 @@ fn sanity(cluster: &mut Cluster, side: Side, kind: &str) {
     cluster.must(
         side,
         &format!(
-            "printf 'access: network\\ncsi.storage.k8s.io/fstype: xfs\\n' >/run/parameters.yaml
+            "mkdir -p {PATHS}; printf 'access: network\\ncsi.storage.k8s.io/fstype: xfs\\n' >/run/parameters.yaml
             {{ {program} --csi.endpoint unix:///run/node.sock --csi.controllerendpoint {CONTROLLER} \
             --csi.testvolumeaccesstype {kind} --csi.testvolumesize {SIZE} --csi.testvolumeexpandsize {GROWN} \
-            --csi.testvolumeparameters /run/parameters.yaml --csi.mountdir /run/sanity/mount --csi.stagingdir /run/sanity/staging \
+            --csi.testvolumeparameters /run/parameters.yaml --csi.mountdir {PATHS}/mount --csi.stagingdir {PATHS}/staging \
             --ginkgo.no-color >/run/sanity.log 2>&1; echo $? >/run/sanity.code; }} >/dev/null 2>&1 &"
         ),
     );
     await_that("csi-sanity ends", RUN, || cluster.guest(side).run("test -e /run/sanity.code").code == 0);
-    let code =
-        cluster.must(side, "cat /run/sanity.code; rm -f /run/sanity.code; mkdir -p /run/sanity; rmdir /run/sanity");
+    let code = cluster.must(side, "cat /run/sanity.code; rm /run/sanity.code");
     let summary =
         cluster.guest(side).run("grep -E '^(SUCCESS|FAIL)! --|Passed [|]' /run/sanity.log | tail -n 1").output;
     if code != "0" || !summary.contains(" 0 Failed") {
-        let log =
-            cluster.guest(side).run("sed -n '/Summarizing/,$p' /run/sanity.log; tail -n 60 /run/sanity.log").output;
+        let log = cluster
+            .guest(side)
+            .run("grep -A 12 -F '[FAILED]' /run/sanity.log | head -n 80; sed -n '/Summarizing/,$p' /run/sanity.log")
+            .output;
         panic!("csi-sanity on {}: {code}: {log}", side.id());
     }
+    cluster.must(side, &format!("rmdir {PATHS}"));
     cluster.said(&format!("csi-sanity on {}, volumes as {kind}: {}", side.id(), summary.trim()));
 }
 
