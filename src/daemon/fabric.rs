@@ -1,6 +1,8 @@
 //! The address of this node's exports.
 
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, TcpListener};
+use std::ops::RangeInclusive;
 
 use tracing::warn;
 
@@ -47,6 +49,27 @@ pub(super) fn address(os: &Os, configured: &ExportAddress) -> Result<IpAddr> {
             )))
         }
     }
+}
+
+/// Why no export could listen on this address and these ports now, if none could. Before the exports of this node are
+/// created again: a port is taken for a moment.
+pub(super) fn unusable(address: IpAddr, ports: &RangeInclusive<u16>) -> Option<String> {
+    for port in ports.clone() {
+        match TcpListener::bind((address, port)) {
+            Ok(_) => return None,
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                return Some(format!(
+                    "{address} is not an address of this node, so no volume can be exported: add it to a network interface, or set --fabric-address to an address of this node"
+                ));
+            }
+            Err(_) => {}
+        }
+    }
+    Some(format!(
+        "no port of {}-{} is free on {address}, so no more volumes can be exported: extend the range (--fabric-ports), or stop the programs that use these ports (`ss -ltnp` lists them)",
+        ports.start(),
+        ports.end()
+    ))
 }
 
 fn refuse(sentence: String) -> Error {
@@ -98,6 +121,13 @@ mod tests {
         refused("left", &["several addresses (192.0.2.7, 192.0.2.8)", "set one of them"]);
         let chosen = ExportAddress::Ip("192.0.2.8".parse().unwrap());
         assert_eq!(address(&os, &chosen).unwrap().to_string(), "192.0.2.8");
+        let at = |address: &str, ports| unusable(address.parse().unwrap(), &ports);
+        assert!(at("192.0.2.9", 4500..=4501).unwrap().contains("192.0.2.9 is not an address of this node"));
+        let held = TcpListener::bind("192.0.2.8:4500").unwrap();
+        assert_eq!(at("192.0.2.8", 4500..=4501), None);
+        assert!(at("192.0.2.8", 4500..=4500).unwrap().contains("no port of 4500-4500 is free"));
+        drop(held);
+        assert_eq!(at("192.0.2.8", 4500..=4500), None);
         // A routed address of the loopback interface is one that others reach.
         ip(&os, "addr add 198.51.100.1/32 dev lo");
         assert_eq!(of("lo").unwrap().to_string(), "198.51.100.1");

@@ -12,7 +12,7 @@ use super::{Stop, blocking, fabric};
 use crate::attach::NvmeTcp;
 use crate::config::{FabricConfig, PoolConfig};
 use crate::csi::{ServeConfig, ThisNode, serve};
-use crate::export::{Export, Nvmet, Support};
+use crate::export::{Export, Nvmet, Shortcoming, Support, unfit_settings};
 use crate::fs::tools;
 use crate::home::{
     Changed, ConfiguredPool, Fabric, FindingKind, Health, Home, LocalHome, PoolCondition, unseen_by_kubelet,
@@ -142,6 +142,17 @@ impl Network {
     fn look(os: &Os, config: FabricConfig, dial: Dial) -> Result<Self> {
         let FabricConfig { name, address, ports } = config;
         let address = fabric::address(os, &address)?;
+        match unfit_settings(os) {
+            Ok(found) => {
+                for Shortcoming { what, remedy, .. } in found {
+                    warn!(fabric = name, "{what}; {remedy}");
+                }
+            }
+            Err(error) => warn!(fabric = name, error = error.chain(), "cannot check the settings of this node"),
+        }
+        if let Some(why) = fabric::unusable(address, &ports) {
+            error!(fabric = name, "{why}");
+        }
         let export = Nvmet::new(os.clone(), ports.clone());
         let exports = match export.support() {
             Ok(Support::Yes(dhchap)) => {

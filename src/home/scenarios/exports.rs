@@ -237,6 +237,8 @@ fn requests_in_flight_keep_the_volume_from_every_other_node(way: Way) {
         all.iter().filter(|finding| finding.kind == kind && finding.what.contains(words)).count()
     };
     assert_eq!(found(FindingKind::Image, "not synchronous"), 0);
+    let is_missing = usize::from(!std::path::Path::new("/sys/module/nvmet_tcp").exists());
+    assert_eq!(found(FindingKind::Service, "nvmet-tcp are not loaded"), is_missing);
     let image = std::fs::File::open(rig.image(&id)).unwrap();
     rig.os.set_synchronous(&image, &rig.image(&id), false).unwrap();
     drop(image);
