@@ -9,10 +9,11 @@ use super::export::export_of;
 use super::record::{AttachPath, Attachment, GrantState, Phase, Record, VolumeRecord};
 use super::view::{KUBELET, Kernel, PoolView, unseen_by_kubelet};
 use super::{Finding, FindingKind, FormatState, Health, LocalHome};
+use crate::export::{Shortcoming, missing_modules, unfit_settings};
 use crate::fs::{self, tools};
 use crate::os::{DevNum, LoopView, Os};
 use crate::pool::{Object, Stable, StrayKind};
-use crate::types::{Bytes, OsContext, PoolName, Provisioning, Result, VolumeId};
+use crate::types::{Access, Bytes, OsContext, PoolName, Provisioning, Result, VolumeId};
 
 impl LocalHome {
     /// The findings in every configured pool. A pool that is not served is not inspected: its disk may not answer.
@@ -125,6 +126,13 @@ impl PoolExaminer<'_> {
         for missing in tools::missing() {
             let place = "/usr/sbin, /usr/bin, /sbin, /bin".to_owned();
             self.found(FindingKind::Service, missing.problem(), place, missing.remedy());
+        }
+        if view.survey.volumes.iter().any(|record| record.access == Access::Network) {
+            for Shortcoming { what, place, remedy } in
+                missing_modules(self.os)?.into_iter().chain(unfit_settings(self.os)?)
+            {
+                self.found(FindingKind::Service, what, place.to_owned(), remedy.to_owned());
+            }
         }
         self.ground(view)?;
         self.room(view);

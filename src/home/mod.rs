@@ -7,6 +7,7 @@
 mod answer;
 mod attached;
 mod attachment;
+mod authentication;
 mod copies;
 mod copying;
 mod create;
@@ -95,8 +96,9 @@ pub trait Home: Send + Sync {
     ///
     /// # Errors
     /// `Clean`: `AlreadyExists` (another request created it), `InvalidArgument`, `OutOfRange`, `NotFound` (source,
-    /// pool), `NoCapacity`, `Precondition` (the source cannot be cloned now). `Dirty`, whatever the cause, when
-    /// something may be left or running; a running copy returns `Dirty(Busy)` with its percentage.
+    /// pool), `NoCapacity`, `Unsupported` (the pool cannot have such volumes; one of another home node may),
+    /// `Precondition` (the source cannot be cloned now). `Dirty`, whatever the cause, when something may be left or
+    /// running; a running copy returns `Dirty(Busy)` with its percentage.
     fn create_volume(&self, request: &CreateVolume) -> Result<Created<Volume>, Failure>;
 
     /// Deletes a volume; `Changed::No` when it does not exist.

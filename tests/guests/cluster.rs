@@ -117,8 +117,13 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Boots both, and starts the daemons.
     pub(crate) fn start(kernel: Kernel, pool: PoolFs) -> Self {
+        Self::with_programs(kernel, pool, &[])
+    }
+
+    /// The same with more programs of this machine in both guests.
+    pub(crate) fn with_programs(kernel: Kernel, pool: PoolFs, programs: &[&str]) -> Self {
         let watch = Stopwatch::start();
-        let root = Image::new();
+        let root = Image::with(programs);
         let certificates = certificates();
         let disks = [A, B].map(|_| {
             let disk = tempfile::Builder::new().prefix("holdfast-disk-").tempfile().unwrap();

@@ -55,8 +55,13 @@ pub(crate) struct Image(tempfile::TempDir);
 impl Image {
     /// A new one.
     pub(crate) fn new() -> Arc<Self> {
+        Self::with(&[])
+    }
+
+    /// A new one with more programs of this machine.
+    pub(crate) fn with(programs: &[&str]) -> Arc<Self> {
         let directory = tempfile::Builder::new().prefix("holdfast-guest-").tempdir().unwrap();
-        root::make(&directory.path().join("root"));
+        root::make(&directory.path().join("root"), programs);
         Arc::new(Self(directory))
     }
 

@@ -28,4 +28,5 @@ mod moves;
 mod raw_block;
 mod restarts;
 mod root;
+mod sanity;
 mod soak;

@@ -52,8 +52,8 @@ fn kernels() -> Vec<PathBuf> {
     list.lines().map(|series| prepared.join(series)).collect()
 }
 
-/// Creates the image of a root, for every kernel.
-pub(crate) fn make(image: &Path) {
+/// Creates the image of a root, for every kernel, with more programs of this machine.
+pub(crate) fn make(image: &Path, more: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     for part in MOUNT_POINTS.iter().copied().chain(["root", "usr/bin", "usr/sbin", "usr/lib", "etc"]) {
@@ -71,6 +71,7 @@ pub(crate) fn make(image: &Path) {
     let itself = std::env::current_exe().unwrap();
     let before = Release::Before.binary();
     let programs = TOOLS.iter().copied().chain([driver_binary(), before.as_str(), itself.to_str().unwrap()]);
+    let programs = programs.chain(more.iter().copied());
     for program in programs {
         let to = host(program);
         fs::create_dir_all(to.parent().unwrap()).unwrap();

@@ -1,9 +1,10 @@
 //! The long tests, and those on the older kernel: `make soak`.
 
+use crate::cluster::{A, B};
 use crate::harness::{PoolFs, Use};
 use crate::moves::Rounds;
 use crate::root::Kernel;
-use crate::{detach, exports, fences, moves, restarts};
+use crate::{detach, exports, fences, moves, restarts, sanity};
 
 #[test]
 fn a_volume_is_written_on_one_node_and_read_on_another_on_the_older_kernel() {
@@ -98,4 +99,14 @@ fn a_detach_continues_after_its_daemon_was_killed() {
 #[test]
 fn a_detach_continues_after_its_daemon_was_killed_on_the_older_kernel() {
     restarts::in_a_detach(Kernel::Oldest);
+}
+
+#[test]
+fn csi_sanity_passes_with_raw_volumes_and_at_the_home_node() {
+    sanity::passes(Kernel::Newest, &[(B, "block"), (A, "mount")]);
+}
+
+#[test]
+fn csi_sanity_passes_with_volumes_of_another_node_on_the_older_kernel() {
+    sanity::passes(Kernel::Oldest, &[(B, "mount")]);
 }

@@ -3,6 +3,7 @@
 mod attack;
 pub(crate) mod call;
 pub(crate) mod exports;
+pub(crate) mod forward;
 mod linear_device;
 mod loopback;
 mod raw_block;
