@@ -73,6 +73,7 @@ impl Sites {
                 pools: site.local.health(),
                 known: Vec::new(),
                 left_out: 0,
+                connections: None,
             };
             self.router.directory().hear(heartbeat).unwrap();
         }
