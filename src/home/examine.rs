@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::attached::{is_open, shown};
 use super::export::export_of;
+use super::figures::{is_open, shown};
 use super::record::{AttachPath, Attachment, GrantState, Phase, Record, VolumeRecord};
 use super::view::{KUBELET, Kernel, PoolView, unseen_by_kubelet};
 use super::{Finding, FindingKind, FormatState, Health, LocalHome};

@@ -19,6 +19,7 @@ mod expand;
 mod export;
 mod fabric;
 mod fence;
+mod figures;
 mod format;
 mod ledger;
 mod limits;
