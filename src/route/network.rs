@@ -95,9 +95,9 @@ impl Sites {
     }
 
     /// GetCapacity for network volumes in a topology.
-    fn capacity(&self, topology: Option<Segments>) -> Capacity {
+    fn capacity(&self, topology: Option<&Segments>) -> Capacity {
         let query = CapacityQuery { access: Access::Network, ..CapacityQuery::default() };
-        self.router.capacity(&query, topology.as_ref()).unwrap()
+        self.router.capacity(&query, topology).unwrap()
     }
 
     /// The space for new volumes on a node.
@@ -199,7 +199,7 @@ fn the_capacity_of_a_network_class_is_that_of_the_best_node_of_the_fabric() {
         ("d", NO_FABRIC, PoolFs::Xfs, 2048),
         ("e", "three", PoolFs::Btrfs, 512),
     ]);
-    let on = |name: &str, fabric: &str| sites.capacity(Some(Segments::of_node(&node(name), fabric)));
+    let on = |name: &str, fabric: &str| sites.capacity(Some(&Segments::of_node(&node(name), fabric)));
     let best = sites.room("b");
     assert!(best > sites.room("a"));
     // The external-provisioner asks for the topology of each node, or of the fabric: for every node of the fabric the
@@ -208,7 +208,7 @@ fn the_capacity_of_a_network_class_is_that_of_the_best_node_of_the_fabric() {
         on("a", "one"),
         on("b", "one"),
         on("node-without-a-pool", "one"),
-        sites.capacity(Some(Segments::of_network_volume("one"))),
+        sites.capacity(Some(&Segments::of_network_volume("one"))),
         sites.capacity(None),
     ] {
         assert_eq!((capacity.available, capacity.largest), (best, best));

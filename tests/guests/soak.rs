@@ -102,6 +102,11 @@ fn a_detach_continues_after_its_daemon_was_killed_on_the_older_kernel() {
 }
 
 #[test]
+fn csi_sanity_passes_with_volumes_of_another_node() {
+    sanity::passes(Kernel::Newest, &[(B, "mount")]);
+}
+
+#[test]
 fn csi_sanity_passes_with_raw_volumes_and_at_the_home_node() {
     sanity::passes(Kernel::Newest, &[(B, "block"), (A, "mount")]);
 }

@@ -533,7 +533,7 @@ fn authentication_that_is_required_is_never_left_out(way: Way) {
     // The other node cannot: it gets nothing, and the export stays as it is.
     let without = Client { authenticates: Dhchap::No, ..client() };
     refused(rig.home.open_for(&id, &other(), &without).unwrap_err(), &["CONFIG_NVME_HOST_AUTH", OTHER, "connections"]);
-    assert_eq!(kernel.exports(), [export.clone()]);
+    assert_eq!(kernel.exports(), std::slice::from_ref(&export));
     let at = address(&rig, &id);
     assert_eq!((at.subsystem, &at.key), (export.subsystem, &export.key));
     // Under new names it has a key again.
