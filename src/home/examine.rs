@@ -308,8 +308,7 @@ impl PoolExaminer<'_> {
                     FindingKind::Service,
                     format!("{named} is attached to node {node} over the network, but this node does not export it: its pods wait"),
                     record.handle.clone(),
-                    "restart the driver on this node, which exports its volumes again; if the finding stays, its log has the reason"
-                        .to_owned(),
+                    format!("after a restart of this machine, node {node} asks for the export within seconds, if the driver runs there and reaches this node: check both, and the logs of both"),
                 );
             }
             if let Some(devices) = view.pool.devices()
