@@ -115,8 +115,13 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Boots both, and starts the daemons.
+    /// Boots both with one kernel, and starts the daemons.
     pub(crate) fn start(kernel: Kernel, pool: PoolFs) -> Self {
+        Self::start_between(kernel, kernel, pool)
+    }
+
+    /// Boots the home node and the other node, each with its kernel, and starts the daemons.
+    pub(crate) fn start_between(home: Kernel, other: Kernel, pool: PoolFs) -> Self {
         let watch = Stopwatch::start();
         let root = Image::new();
         let certificates = certificates();
@@ -126,14 +131,15 @@ impl Cluster {
             disk
         });
         let [left, right] = Wire::ends();
-        let machine = |disk: PathBuf, link| Machine {
+        let machine = |kernel, disk: PathBuf, link| Machine {
             kernel,
             root: root.clone(),
             disks: vec![disk],
             link: Some(link),
             parameters: "",
         };
-        let machines = [machine(disks[0].path().into(), left), machine(disks[1].path().into(), right)];
+        let machines =
+            [machine(home, disks[0].path().into(), left), machine(other, disks[1].path().into(), right)];
         let make = match pool {
             PoolFs::Xfs => "mkfs.xfs -q /dev/vdb",
             _ => "mkfs.ext4 -q -E nodiscard /dev/vdb",
@@ -155,8 +161,8 @@ impl Cluster {
             (a.join().unwrap(), b.join().unwrap())
         });
         let mut cluster = Self { a, b, contexts: HashMap::new(), _disks: disks.into(), watch };
-        let kernel = cluster.a.must("uname -r");
-        cluster.said(&format!("booted with Linux {}", kernel.trim()));
+        let [home, other] = [A, B].map(|side| cluster.must(side, "uname -r"));
+        cluster.said(&format!("booted with Linux {home}, the other node with {other}"));
         cluster.launch(A, Daemon::Controller);
         cluster.launch(A, Daemon::Node);
         cluster.launch(B, Daemon::Node);
