@@ -138,8 +138,7 @@ impl Cluster {
             link: Some(link),
             parameters: "",
         };
-        let machines =
-            [machine(home, disks[0].path().into(), left), machine(other, disks[1].path().into(), right)];
+        let machines = [machine(home, disks[0].path().into(), left), machine(other, disks[1].path().into(), right)];
         let make = match pool {
             PoolFs::Xfs => "mkfs.xfs -q /dev/vdb",
             _ => "mkfs.ext4 -q -E nodiscard /dev/vdb",

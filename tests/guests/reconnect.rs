@@ -3,9 +3,12 @@
 use std::thread;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use holdfast::os::Stopwatch;
 
-use crate::cluster::{A, B, Cluster, SOON, Side, Vol};
+use crate::cluster::{A, B, Cluster, Daemon, SOON, Side, Vol};
+use crate::detach::Writer;
 use crate::harness::{PoolFs, Use, await_that};
 use crate::inside::writes::WRITES;
 use crate::machine::Cable;
@@ -15,8 +18,12 @@ use crate::root::Kernel;
 const DISK: usize = 1;
 /// Where the block is that is written twice.
 const AT: u64 = 1 << 20;
+/// How long a node may take until its I/O goes on, with a slow disk.
+const LATER: Duration = Duration::from_secs(180);
 /// The timeout of a request on B in the tests that exceed it, in seconds: instead of 30.
 const IO_TIMEOUT: u64 = 5;
+/// Read for each new connection.
+const TIMEOUT: &str = "/sys/module/nvme_core/parameters/io_timeout";
 
 /// How a connection breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +58,7 @@ impl Break {
     /// How long the next write may take to be acknowledged, if nothing keeps it from that.
     fn recovery(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Sockets => 12,
+            Self::Sockets => 10,
             Self::Cable => 20,
             // The kernel looks for requests that are too old once in that time.
             Self::Timeout => 2 * IO_TIMEOUT + 15,
@@ -85,7 +92,10 @@ fn loop_of(cluster: &mut Cluster, vol: &Vol) -> String {
 
 /// The controllers of B, each with its state.
 fn controllers(cluster: &mut Cluster) -> String {
-    cluster.must(B, "cd /sys/class/nvme && for one in *; do [ -e $one ] && echo $one $(cat $one/state $one/cntlid); done; true")
+    cluster.must(
+        B,
+        "cd /sys/class/nvme && for one in *; do [ -e $one ] && echo $one $(cat $one/state $one/cntlid); done; true",
+    )
 }
 
 /// What the kernel of B logged about its connections.
@@ -163,14 +173,13 @@ impl<'a> Twice<'a> {
 /// to the same block is acknowledged: it must stay, whenever the disk carries out the first copy of the earlier one.
 pub(crate) fn old_copy(home: Kernel, other: Kernel, kinds: &[Use], breaks: &[Break]) {
     let mut cluster = Cluster::start_between(home, other, PoolFs::Xfs);
-    let timeout = "/sys/module/nvme_core/parameters/io_timeout";
-    let usual = cluster.must(B, &format!("cat {timeout}"));
+    let usual = cluster.must(B, &format!("cat {TIMEOUT}"));
     let mut lost = Vec::new();
     for kind in kinds.iter().copied() {
         for how in breaks.iter().copied() {
             let case = format!("{kind:?} {how:?}, home node {home:?}, other node {other:?}");
             let seconds = if how == Break::Timeout { IO_TIMEOUT.to_string() } else { usual.clone() };
-            cluster.must(B, &format!("echo {seconds} >{timeout}"));
+            cluster.must(B, &format!("echo {seconds} >{TIMEOUT}"));
             let vol = cluster.create(&format!("vol-{kind:?}-{how:?}"), kind);
             cluster.start_pod(&vol, B);
             let twice = Twice::new(&mut cluster, &vol);
@@ -208,6 +217,274 @@ pub(crate) fn old_copy(home: Kernel, other: Kernel, kinds: &[Use], breaks: &[Bre
         }
     }
     assert_eq!(lost, Vec::<String>::new(), "an acknowledged write was overtaken by an earlier one");
+    cluster.finish();
+}
+
+/// Several writers on B, each with numbered records in blocks of its own, which they read again and again.
+struct Load<'a> {
+    vol: &'a Vol,
+    name: &'static str,
+}
+
+impl<'a> Load<'a> {
+    fn start(cluster: &mut Cluster, vol: &'a Vol, name: &'static str) -> Self {
+        let load = Self { vol, name };
+        let path = load.path();
+        if vol.kind != Use::Block {
+            cluster.must(B, &format!("head -c 1048576 /dev/zero >{path} && sync"));
+        }
+        let line = line(&format!("load path={path} name={name}"));
+        cluster.must(B, &format!("{{ {line} >/tmp/{name} 2>&1 & }}"));
+        load.goes_on(cluster);
+        load
+    }
+
+    fn path(&self) -> String {
+        match self.vol.kind {
+            Use::Block => self.vol.target(),
+            Use::Ext4 | Use::Xfs => format!("{}/{}", self.vol.target(), self.name),
+        }
+    }
+
+    /// How many records each writer has at least.
+    fn acknowledged(&self, cluster: &mut Cluster) -> u64 {
+        cluster.must(B, &format!("cat /tmp/{}-acknowledged 2>/dev/null || echo 0", self.name)).parse().unwrap()
+    }
+
+    /// Waits until every writer has more of them.
+    fn goes_on(&self, cluster: &mut Cluster) {
+        let before = self.acknowledged(cluster);
+        await_that("every writer writes", LATER, || {
+            let wrong = cluster.guest(B).run(&format!("cat /tmp/{}-wrong*", self.name));
+            assert!(wrong.code != 0, "{}: {}", self.name, wrong.output);
+            self.acknowledged(cluster) > before + 2
+        });
+    }
+
+    /// Ends it. Every record is there, as B reads it.
+    fn stop(&self, cluster: &mut Cluster) {
+        let (name, path) = (self.name, self.path());
+        cluster.must(B, &format!("touch /tmp/{name}-stop"));
+        await_that("the writers end", LATER, || cluster.guest(B).run(&format!("grep '^=> ' /tmp/{name}")).code == 0);
+        let wrong = cluster.guest(B).run(&format!("cat /tmp/{name}-wrong*"));
+        assert!(wrong.code != 0, "{name}: {}", wrong.output);
+        let total = cluster.must(B, &format!("grep '^=> ' /tmp/{name}"));
+        let read = done(cluster, B, &format!("check path={path} records=/tmp/{name}-records"));
+        cluster.said(&format!("{name}: {total} acknowledged; {read} are there"));
+    }
+
+    /// Asserts that every record is on a node that has the volume now.
+    fn is_complete(&self, cluster: &mut Cluster, side: Side) {
+        let (name, path) = (self.name, self.path());
+        let records = STANDARD.encode(cluster.must(B, &format!("cat /tmp/{name}-records")) + "\n");
+        cluster.must(side, &format!("echo {records} | base64 -d >/tmp/{name}-there"));
+        done(cluster, side, &format!("check path={path} records=/tmp/{name}-there"));
+    }
+}
+
+/// A raw block volume and one with ext4, both written on B while its requests have a short timeout.
+struct Written<'a> {
+    loads: [Load<'a>; 2],
+    writer: Writer<'a>,
+    errors: String,
+}
+
+fn two_volumes(cluster: &mut Cluster) -> [Vol; 2] {
+    cluster.must(B, &format!("echo {IO_TIMEOUT} >{TIMEOUT}"));
+    [Use::Block, Use::Ext4].map(|kind| {
+        let vol = cluster.create(&format!("vol-{kind:?}"), kind);
+        cluster.start_pod(&vol, B);
+        vol
+    })
+}
+
+fn io_errors(cluster: &mut Cluster) -> String {
+    cluster.guest(B).run("dmesg | grep -iE 'I/O error|Buffer I/O|remounting'").output
+}
+
+impl<'a> Written<'a> {
+    fn start(cluster: &mut Cluster, [raw, files]: &'a [Vol; 2]) -> Self {
+        let writer = Writer::start(cluster, files, "file");
+        let loads = [Load::start(cluster, raw, "raw"), Load::start(cluster, files, "records")];
+        Self { loads, writer, errors: io_errors(cluster) }
+    }
+
+    fn goes_on(&self, cluster: &mut Cluster) {
+        let watch = Stopwatch::start();
+        for load in &self.loads {
+            load.goes_on(cluster);
+        }
+        self.writer.goes_on(cluster);
+        let state = controllers(cluster).replace('\n', ", ");
+        cluster.said(&format!("everything goes on after {:.1} s; controllers: {state}", watch.elapsed().as_secs_f64()));
+    }
+
+    /// Ends it: everything that was acknowledged is on either node, without an error.
+    fn end(self, cluster: &mut Cluster) {
+        let acknowledged = self.writer.stop(cluster);
+        for load in &self.loads {
+            load.stop(cluster);
+        }
+        self.writer.complete(cluster, B, acknowledged);
+        assert_eq!(io_errors(cluster), self.errors, "errors in the log of node-b");
+        await_that("one connection for each volume is left", SOON, || {
+            let state = controllers(cluster);
+            state.lines().count() == 2 && state.lines().all(|line| line.contains(" live "))
+        });
+        let mut subsystems: Vec<_> =
+            cluster.must(B, "cat /sys/class/nvme/*/subsysnqn").lines().map(str::to_owned).collect();
+        subsystems.dedup();
+        assert_eq!(subsystems.len(), 2, "{subsystems:?}");
+        for load in &self.loads {
+            cluster.stop_pod(load.vol, B);
+            check_filesystem(cluster, load.vol);
+            cluster.start_pod(load.vol, A);
+            load.is_complete(cluster, A);
+        }
+        self.writer.complete(cluster, A, acknowledged);
+        for load in &self.loads {
+            cluster.stop_pod(load.vol, A);
+            cluster.delete(load.vol);
+        }
+        cluster.said(&format!("{acknowledged} files and all records are there"));
+    }
+}
+
+/// Connections break in every way, again and again, while the home node's disk is slow and holds a write each time.
+pub(crate) fn under_load(home: Kernel, other: Kernel) {
+    let mut cluster = Cluster::start_between(home, other, PoolFs::Xfs);
+    let vols = two_volumes(&mut cluster);
+    let written = Written::start(&mut cluster, &vols);
+    cluster.guest(A).throttle(DISK, 100);
+    for round in 0..3 {
+        for how in Break::ALL {
+            cluster.guest(A).hold_a_write(DISK);
+            thread::sleep(Duration::from_secs(1));
+            how.happen(&mut cluster);
+            // Longer than the timeout, and long enough for a connection that does not wait to write the block again.
+            thread::sleep(Duration::from_secs(2 * IO_TIMEOUT + 2));
+            cluster.guest(A).let_go(DISK);
+            cluster.said(&format!("round {round}, {how:?}: the disk goes on"));
+            written.goes_on(&mut cluster);
+        }
+    }
+    cluster.guest(A).throttle(DISK, 0);
+    written.end(&mut cluster);
+    cluster.finish();
+}
+
+/// The home node is killed and boots; then the cable is cut for longer than a minute.
+pub(crate) fn long_breaks(home: Kernel, other: Kernel) {
+    let mut cluster = Cluster::start_between(home, other, PoolFs::Xfs);
+    let vols = two_volumes(&mut cluster);
+    let written = Written::start(&mut cluster, &vols);
+    cluster.guest(A).kill();
+    thread::sleep(Duration::from_secs(5));
+    cluster.boot_again(A);
+    cluster.said("the home node was killed, and boots");
+    written.goes_on(&mut cluster);
+    cluster.ready();
+    cluster.guest(B).cable(Cable::Cut);
+    thread::sleep(Duration::from_secs(70));
+    cluster.guest(B).cable(Cable::Joined);
+    cluster.said("the cable was cut for 70 s");
+    written.goes_on(&mut cluster);
+    written.end(&mut cluster);
+    cluster.finish();
+}
+
+/// Where a daemon is killed while a node connects again, by what can be seen in its kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Point {
+    /// B has lost its connection.
+    Lost,
+    /// B makes the next one.
+    Connects,
+    /// B has two.
+    Connected,
+    /// B deletes the first one.
+    Deletes,
+    /// A waits for the requests of the earlier connection.
+    Waits,
+    /// A has removed the export, and builds it again.
+    Rebuilds,
+}
+
+impl Point {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Lost, Self::Connects, Self::Connected, Self::Deletes, Self::Waits, Self::Rebuilds];
+
+    fn side(self) -> Side {
+        match self {
+            Self::Lost | Self::Connects | Self::Connected | Self::Deletes => B,
+            Self::Waits | Self::Rebuilds => A,
+        }
+    }
+
+    /// What the shell asks until it is so: `all` controllers, of which so many are in each state; `exports` on A.
+    fn condition(self) -> &'static str {
+        match self {
+            Self::Lost => "[ $connecting -gt 0 ]",
+            Self::Connects => "[ $all -gt 1 ]",
+            Self::Connected => "[ $all -gt 1 -a $live -gt 0 ]",
+            Self::Deletes => "[ $deleting -gt 0 ]",
+            // The listener is closed first.
+            Self::Waits => "[ $ports -eq 0 ]",
+            Self::Rebuilds => "[ $exports -eq 0 ]",
+        }
+    }
+
+    /// Kills the daemon in the background as soon as it is there. Without a process for each look: the shell's own commands
+    /// take less time than a step of the daemon.
+    fn arm(self, cluster: &mut Cluster) {
+        let condition = self.condition();
+        cluster.must(
+            self.side(),
+            &format!(
+                "rm -f /tmp/killed; {{ (until {condition}; do all=0 connecting=0 live=0 deleting=0 exports=0 ports=0; for file in /sys/class/nvme/*/state; do read state <$file || continue; all=$((all+1)); case $state in connecting) connecting=1;; live) live=1;; deleting*) deleting=1;; esac; done; for one in /sys/kernel/config/nvmet/subsystems/nqn.2026*; do [ ! -e $one ] || exports=1; done; for one in /sys/kernel/config/nvmet/ports/*/subsystems/*; do [ ! -e $one ] || ports=1; done; done; kill -9 $(cat /run/node.pid); touch /tmp/killed) >/dev/null 2>&1 & }}"
+            ),
+        );
+    }
+}
+
+/// The daemon of either side is killed at each step of a new connection, and starts again. Nothing that was acknowledged is
+/// lost, and the I/O goes on by itself.
+pub(crate) fn crashes(home: Kernel, other: Kernel, rounds: u32) {
+    let mut cluster = Cluster::start_between(home, other, PoolFs::Xfs);
+    let vol = cluster.create("vol", Use::Block);
+    cluster.start_pod(&vol, B);
+    let load = Load::start(&mut cluster, &vol, "raw");
+    let errors = io_errors(&mut cluster);
+    for round in 0..rounds {
+        for point in Point::ALL {
+            point.arm(&mut cluster);
+            cluster.guest(A).hold_a_write(DISK);
+            thread::sleep(Duration::from_secs(1));
+            Break::Sockets.happen(&mut cluster);
+            // A daemon that waits for the write is killed meanwhile; the others after it.
+            thread::sleep(Duration::from_secs(5));
+            cluster.guest(A).let_go(DISK);
+            let watch = Stopwatch::start();
+            await_that(&format!("{point:?}"), SOON, || cluster.guest(point.side()).run("[ -e /tmp/killed ]").code == 0);
+            cluster.kill(point.side(), Daemon::Node);
+            cluster.said(&format!("round {round}: the daemon was killed: {point:?}"));
+            cluster.launch(point.side(), Daemon::Node);
+            cluster.ready();
+            load.goes_on(&mut cluster);
+            await_that("one connection is left", LATER, || {
+                let state = controllers(&mut cluster);
+                state.lines().count() == 1 && state.contains(" live ")
+            });
+            cluster.said(&format!("goes on {:.1} s after the disk", watch.elapsed().as_secs_f64()));
+        }
+    }
+    load.stop(&mut cluster);
+    assert_eq!(io_errors(&mut cluster), errors, "errors in the log of node-b");
+    cluster.stop_pod(&vol, B);
+    cluster.start_pod(&vol, A);
+    load.is_complete(&mut cluster, A);
+    cluster.stop_pod(&vol, A);
+    cluster.delete(&vol);
     cluster.finish();
 }
 

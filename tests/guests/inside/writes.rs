@@ -15,9 +15,9 @@ pub(crate) const WRITES: &str = "HOLDFAST_WRITES";
 
 /// The bytes of a block.
 const BLOCK: usize = 4096;
-/// Writers of a load, half of them past the page cache, and the blocks of each.
+/// Writers of a load, half of them past the page cache, and the blocks of each: so few that each is soon written again.
 const WRITERS: u64 = 4;
-const BLOCKS: u64 = 64;
+const BLOCKS: u64 = 8;
 
 /// Whether writes go through the page cache. All are followed by fsync.
 #[derive(Clone, Copy, PartialEq, Eq)]
