@@ -305,12 +305,12 @@ impl Cluster {
         Vol { id: volume.volume_id, kind, size: volume.capacity_bytes, context: volume.volume_context }
     }
 
-    /// Repeats a call while it is answered ABORTED.
+    /// Repeats a call while it is answered ABORTED, or UNAVAILABLE: on a busy machine a heartbeat may be late.
     pub(crate) fn retried<T>(&mut self, mut call: impl FnMut(&mut Self) -> Result<T, Status>) -> T {
         let mut answer = None;
         await_that("the call ends", SOON, || {
             answer = Some(call(self));
-            !matches!(&answer, Some(Err(status)) if status.code() == Code::Aborted)
+            !matches!(&answer, Some(Err(status)) if matches!(status.code(), Code::Aborted | Code::Unavailable))
         });
         answer.unwrap().unwrap_or_else(|status| panic!("{status:?}"))
     }
@@ -388,8 +388,8 @@ impl Cluster {
 
     /// Gives a volume to a pod on a node.
     pub(crate) fn start_pod(&mut self, vol: &Vol, side: Side) {
-        self.attach(vol, side).unwrap();
-        self.stage(vol, side).unwrap();
+        self.retried(|cluster| cluster.attach(vol, side));
+        self.retried(|cluster| cluster.stage(vol, side));
         self.publish(vol, side).unwrap();
     }
 
@@ -397,7 +397,7 @@ impl Cluster {
     pub(crate) fn stop_pod(&mut self, vol: &Vol, side: Side) {
         self.unpublish(vol, side).unwrap();
         self.unstage(vol, side).unwrap();
-        self.detach(vol, side).unwrap();
+        self.retried(|cluster| cluster.detach(vol, side));
     }
 
     /// Writes content that only this call writes, synced, and returns its sum.

@@ -394,93 +394,123 @@ pub(crate) fn long_breaks(home: Kernel, other: Kernel) {
     cluster.finish();
 }
 
-/// Where a daemon is killed while a node connects again, by what can be seen in its kernel.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Point {
+/// A step of a node that connects again, by what can be seen in the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Point {
     /// B has lost its connection.
     Lost,
-    /// B makes the next one.
-    Connects,
-    /// B has two.
-    Connected,
-    /// B deletes the first one.
-    Deletes,
-    /// A waits for the requests of the earlier connection.
+    /// A waits for the requests of the lost connection.
     Waits,
     /// A has removed the export, and builds it again.
     Rebuilds,
+    /// B makes the next connection.
+    Connects,
+    /// B has it, beside the lost one.
+    Connected,
+    /// B deletes the lost one.
+    Deletes,
+}
+
+/// What happens then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// The daemon is killed, and starts again.
+    Killed,
+    /// The connections of B break again.
+    Broken,
+    /// The network of B is down for some seconds, and kubelet repeats its call.
+    Away,
 }
 
 impl Point {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Lost, Self::Connects, Self::Connected, Self::Deletes, Self::Waits, Self::Rebuilds];
+    const OF_A: [Self; 2] = [Self::Waits, Self::Rebuilds];
+    const OF_B: [Self; 4] = [Self::Lost, Self::Connects, Self::Connected, Self::Deletes];
 
     fn side(self) -> Side {
-        match self {
-            Self::Lost | Self::Connects | Self::Connected | Self::Deletes => B,
-            Self::Waits | Self::Rebuilds => A,
-        }
+        if Self::OF_A.contains(&self) { A } else { B }
     }
 
-    /// What the shell asks until it is so: `all` controllers, of which so many are in each state; `exports` on A.
+    /// What the shell waits for: whether there is a controller in these states, and how many there are; on A, whether there is
+    /// an export and a listener.
     fn condition(self) -> &'static str {
         match self {
             Self::Lost => "[ $connecting -gt 0 ]",
+            // The listener is closed first.
+            Self::Waits => "[ $listens -eq 0 ]",
+            Self::Rebuilds => "[ $exports -eq 0 ]",
             Self::Connects => "[ $all -gt 1 ]",
             Self::Connected => "[ $all -gt 1 -a $live -gt 0 ]",
             Self::Deletes => "[ $deleting -gt 0 ]",
-            // The listener is closed first.
-            Self::Waits => "[ $ports -eq 0 ]",
-            Self::Rebuilds => "[ $exports -eq 0 ]",
         }
     }
 
-    /// Kills the daemon in the background as soon as it is there. Without a process for each look: the shell's own commands
-    /// take less time than a step of the daemon.
-    fn arm(self, cluster: &mut Cluster) {
+    /// Lets the event happen as soon as the step is there, in the background. The shell starts no process for a look, so it
+    /// takes less time than a step of the daemon.
+    fn arm(self, cluster: &mut Cluster, event: Event) {
         let condition = self.condition();
+        let act = match event {
+            Event::Killed => "kill -9 $(cat /run/node.pid)",
+            Event::Broken => "ss -HtnK 'dport >= :4500 and dport <= :4599'",
+            Event::Away => "ip link set eth0 down",
+        };
         cluster.must(
             self.side(),
             &format!(
-                "rm -f /tmp/killed; {{ (until {condition}; do all=0 connecting=0 live=0 deleting=0 exports=0 ports=0; for file in /sys/class/nvme/*/state; do read state <$file || continue; all=$((all+1)); case $state in connecting) connecting=1;; live) live=1;; deleting*) deleting=1;; esac; done; for one in /sys/kernel/config/nvmet/subsystems/nqn.2026*; do [ ! -e $one ] || exports=1; done; for one in /sys/kernel/config/nvmet/ports/*/subsystems/*; do [ ! -e $one ] || ports=1; done; done; kill -9 $(cat /run/node.pid); touch /tmp/killed) >/dev/null 2>&1 & }}"
+                "rm -f /tmp/happened; {{ (until {condition}; do all=0 connecting=0 live=0 deleting=0 exports=0 listens=0; for file in /sys/class/nvme/*/state; do read state <$file || continue; all=$((all+1)); case $state in connecting) connecting=1;; live) live=1;; deleting*) deleting=1;; esac; done; for one in /sys/kernel/config/nvmet/subsystems/nqn.2026*; do [ ! -e $one ] || exports=1; done; for one in /sys/kernel/config/nvmet/ports/*/subsystems/*; do [ ! -e $one ] || listens=1; done; done; {act}; touch /tmp/happened) >/dev/null 2>&1 & }}"
             ),
         );
     }
 }
 
-/// The daemon of either side is killed at each step of a new connection, and starts again. Nothing that was acknowledged is
-/// lost, and the I/O goes on by itself.
-pub(crate) fn crashes(home: Kernel, other: Kernel, rounds: u32) {
+/// A node connects again, and at each step of it the daemon of either side is killed, the connection breaks again, or the
+/// network is away. Nothing that was acknowledged is lost, and the I/O goes on by itself.
+pub(crate) fn interrupted(home: Kernel, other: Kernel, rounds: u32) {
     let mut cluster = Cluster::start_between(home, other, PoolFs::Xfs);
     let vol = cluster.create("vol", Use::Block);
     cluster.start_pod(&vol, B);
     let load = Load::start(&mut cluster, &vol, "raw");
     let errors = io_errors(&mut cluster);
+    let of_b =
+        Point::OF_B.iter().flat_map(|point| [Event::Killed, Event::Broken, Event::Away].map(|event| (*point, event)));
+    let all: Vec<_> = of_b.chain(Point::OF_A.map(|point| (point, Event::Killed))).collect();
     for round in 0..rounds {
-        for point in Point::ALL {
-            point.arm(&mut cluster);
+        for (point, event) in all.iter().copied() {
+            let case = format!("round {round}: {point:?}, {event:?}");
+            let side = point.side();
+            point.arm(&mut cluster, event);
             cluster.guest(A).hold_a_write(DISK);
             thread::sleep(Duration::from_secs(1));
             Break::Sockets.happen(&mut cluster);
-            // A daemon that waits for the write is killed meanwhile; the others after it.
-            thread::sleep(Duration::from_secs(5));
+            // Something happens while A waits for the write, or after that.
+            thread::sleep(Duration::from_secs(4));
             cluster.guest(A).let_go(DISK);
+            await_that(&case, SOON, || cluster.guest(side).run("[ -e /tmp/happened ]").code == 0);
+            let state = controllers(&mut cluster).replace('\n', ", ");
+            cluster.said(&format!("{case}; controllers: {state}"));
+            match event {
+                Event::Killed => {
+                    cluster.kill(side, Daemon::Node);
+                    cluster.launch(side, Daemon::Node);
+                }
+                Event::Broken => {}
+                Event::Away => {
+                    // Answered with an error: the home node cannot be reached.
+                    let _ = cluster.stage(&vol, B);
+                    cluster.must(B, "ip link set eth0 up");
+                }
+            }
             let watch = Stopwatch::start();
-            await_that(&format!("{point:?}"), SOON, || cluster.guest(point.side()).run("[ -e /tmp/killed ]").code == 0);
-            cluster.kill(point.side(), Daemon::Node);
-            cluster.said(&format!("round {round}: the daemon was killed: {point:?}"));
-            cluster.launch(point.side(), Daemon::Node);
-            cluster.ready();
             load.goes_on(&mut cluster);
-            await_that("one connection is left", LATER, || {
+            await_that("one live connection is left", LATER, || {
                 let state = controllers(&mut cluster);
                 state.lines().count() == 1 && state.contains(" live ")
             });
-            cluster.said(&format!("goes on {:.1} s after the disk", watch.elapsed().as_secs_f64()));
+            cluster.said(&format!("{case}: goes on after {:.1} s", watch.elapsed().as_secs_f64()));
         }
     }
     load.stop(&mut cluster);
     assert_eq!(io_errors(&mut cluster), errors, "errors in the log of node-b");
+    cluster.ready();
     cluster.stop_pod(&vol, B);
     cluster.start_pod(&vol, A);
     load.is_complete(&mut cluster, A);
