@@ -468,7 +468,7 @@ impl Drop for Cluster {
         }
         for side in [A, B] {
             let shown = catch_unwind(AssertUnwindSafe(|| {
-                self.guest(side).run("for log in /run/*.log; do echo \"-- $log\"; tail -n 120 $log; done; echo -- dmesg; dmesg | tail -n 60; cat /proc/mounts | grep -E 'kubelet|disk'").output
+                self.guest(side).run("for log in /run/*.log; do echo \"-- $log\"; tail -n 120 $log; done; echo -- top; top -bn1 | head -n 15; echo -- dmesg; dmesg | tail -n 60; cat /proc/mounts | grep -E 'kubelet|disk'").output
             }));
             eprintln!("-- {} --\n{}", side.id(), shown.unwrap_or_default());
         }
