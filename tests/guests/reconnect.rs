@@ -144,6 +144,15 @@ impl<'a> Twice<'a> {
         done(cluster, A, &format!("word path={} at={}", self.vol.image(), self.in_image))
     }
 
+    /// Whether `old` is in the image. A read that waits for the write means that it is not: a home node that has lost the
+    /// connection changes the image's flags, which waits for the write, and later reads wait for that.
+    fn has_arrived(&self, cluster: &mut Cluster) -> bool {
+        let read = line(&format!("word path={} at={}", self.vol.image(), self.in_image));
+        cluster.must(A, &format!("rm -f /tmp/word; {{ {read} >/tmp/word 2>&1 & }}"));
+        thread::sleep(Duration::from_secs(3));
+        cluster.guest(A).run("grep -q '^=> old' /tmp/word").code == 0
+    }
+
     /// Begins to write `old`, which the disk of the home node holds, and then `new`.
     fn hold(&self, cluster: &mut Cluster) {
         for attempt in 1..=5 {
@@ -156,7 +165,7 @@ impl<'a> Twice<'a> {
                 in_flight(cluster, &self.device) > 0 || Self::is_acknowledged(cluster, "old")
             });
             thread::sleep(Duration::from_millis(500));
-            if !Self::is_acknowledged(cluster, "old") && self.on_disk(cluster) != "old" {
+            if !Self::is_acknowledged(cluster, "old") && !self.has_arrived(cluster) {
                 return;
             }
             // The disk holds a write of another program.
