@@ -479,8 +479,9 @@ pub(crate) fn interrupted(home: Kernel, other: Kernel, rounds: u32) {
     cluster.start_pod(&vol, B);
     let load = Load::start(&mut cluster, &vol, "raw");
     let errors = io_errors(&mut cluster);
-    let of_b =
-        Point::OF_B.iter().flat_map(|point| [Event::Killed, Event::Broken, Event::Away].map(|event| (*point, event)));
+    // Away twice: the kernel numbers the next controller below the lost one and above it in turn.
+    let events = [Event::Killed, Event::Broken, Event::Away, Event::Away];
+    let of_b = Point::OF_B.iter().flat_map(|point| events.map(|event| (*point, event)));
     let all: Vec<_> = of_b.chain(Point::OF_A.map(|point| (point, Event::Killed))).collect();
     for round in 0..rounds {
         for (point, event) in all.iter().copied() {
