@@ -13,10 +13,11 @@ use std::time::Duration;
 /// The environment variable with a step: words `name=value`, the first one without a value.
 pub(crate) const WRITES: &str = "HOLDFAST_WRITES";
 
-/// The bytes of a block.
+/// The bytes of a block, in memory and as an offset.
 const BLOCK: usize = 4096;
+const STRIDE: u64 = 4096;
 /// Writers of a load, half of them past the page cache, and the blocks of each: so few that each is soon written again.
-const WRITERS: u64 = 4;
+const WRITERS: usize = 4;
 const BLOCKS: u64 = 8;
 
 /// Whether writes go through the page cache. All are followed by fsync.
@@ -77,7 +78,7 @@ struct Place {
 
 impl Place {
     fn offset(self) -> u64 {
-        (self.writer * BLOCKS + self.block) * BLOCK as u64
+        (self.writer * BLOCKS + self.block) * STRIDE
     }
 
     /// The content of record `number`: each half is the whole.
@@ -107,15 +108,16 @@ impl Place {
 /// What the writers of a load share.
 #[derive(Default)]
 struct Load {
-    acknowledged: [AtomicU64; WRITERS as usize],
+    acknowledged: [AtomicU64; WRITERS],
     ends: AtomicBool,
     records: Mutex<Vec<(Place, u64)>>,
 }
 
 /// Writes numbered records until the load ends: each block again and again, fsync after each. After each one an earlier
 /// record is read again.
-fn write_records(path: &str, writer: u64, load: &Load) -> Result<(), String> {
-    let how = if writer % 2 == 0 { How::Direct } else { How::Buffered };
+fn write_records(path: &str, index: usize, load: &Load) -> Result<(), String> {
+    let writer = u64::try_from(index).unwrap();
+    let how = if index % 2 == 0 { How::Direct } else { How::Buffered };
     let (file, reader) = (open(path, how), opened_to_read(path));
     let mut last = HashMap::new();
     let mut memory = Memory::new();
@@ -133,7 +135,7 @@ fn write_records(path: &str, writer: u64, load: &Load) -> Result<(), String> {
         let written = file.write_all_at(block, place.offset()).and_then(|()| file.sync_all());
         written.map_err(|error| format!("{place:?} cannot be written: {error}"))?;
         last.insert(place.block, number);
-        load.acknowledged[usize::try_from(writer).unwrap()].store(number, Ordering::Relaxed);
+        load.acknowledged[index].store(number, Ordering::Relaxed);
         if let Some(number) = last.get(&other.block) {
             other.check(&reader, *number)?;
         }
@@ -211,8 +213,8 @@ fn take(step: &str, parameters: &HashMap<String, String>) -> String {
         // Finds the block with a word.
         "find" => {
             let file = opened_to_read(get("path"));
-            let blocks = fs::metadata(get("path")).unwrap().len() / BLOCK as u64;
-            let mut offsets = (0..blocks).map(|number| number * BLOCK as u64);
+            let blocks = fs::metadata(get("path")).unwrap().len() / STRIDE;
+            let mut offsets = (0..blocks).map(|number| number * STRIDE);
             offsets.find(|at| word_at(&file, *at) == get("word")).unwrap().to_string()
         }
         "load" => load(get("path"), get("name")),
