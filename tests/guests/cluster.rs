@@ -305,12 +305,13 @@ impl Cluster {
         Vol { id: volume.volume_id, kind, size: volume.capacity_bytes, context: volume.volume_context }
     }
 
-    /// Repeats a call while it is answered ABORTED, or UNAVAILABLE: on a busy machine a heartbeat may be late.
+    /// Repeats a call while it is answered ABORTED, as the sidecars do; also UNAVAILABLE and the end of its time, because on
+    /// a busy machine a heartbeat or the call itself may be late.
     pub(crate) fn retried<T>(&mut self, mut call: impl FnMut(&mut Self) -> Result<T, Status>) -> T {
         let mut answer = None;
         await_that("the call ends", SOON, || {
             answer = Some(call(self));
-            !matches!(&answer, Some(Err(status)) if matches!(status.code(), Code::Aborted | Code::Unavailable))
+            !matches!(&answer, Some(Err(status)) if matches!(status.code(), Code::Aborted | Code::Unavailable | Code::Cancelled))
         });
         answer.unwrap().unwrap_or_else(|status| panic!("{status:?}"))
     }
