@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use crate::harness::{Release, driver_binary, run};
 
 /// The tools of the driver and the tests; a new test adds what it needs.
-const TOOLS: [&str; 12] = [
+const TOOLS: [&str; 13] = [
     "/usr/bin/env",
     "/usr/bin/findmnt",
     "/usr/bin/mount",
     "/usr/bin/setpriv",
+    "/usr/bin/ss",
     "/usr/bin/umount",
     "/usr/sbin/e2fsck",
     "/usr/sbin/losetup",

@@ -8,6 +8,7 @@ mod linear_device;
 mod loopback;
 mod raw_block;
 mod releases;
+pub(crate) mod writes;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
