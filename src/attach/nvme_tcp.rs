@@ -411,7 +411,7 @@ impl NvmeTcp {
 impl Attach for NvmeTcp {
     /// 1. Delete stale controllers of the volume. A crash after any step leaves controllers of the volume: the next call
     ///    uses or deletes them, and `detach` deletes them.
-    /// 2. Connect, unless there is a live controller of exactly this export ([`NvmeTcp::connect`]).
+    /// 2. Connect, unless there is a live controller of exactly this export (`NvmeTcp::connect`).
     /// 3. Wait for its device.
     /// 4. Open the device; verify uuid, size and block size.
     fn attach(&self, volume: &VolumeId, wanted: &Wanted) -> Result<Attached> {

@@ -183,6 +183,9 @@ pub struct Volume {
     pub access: Access,
     /// Whether connections to it must be authenticated.
     pub authentication: Authentication,
+    /// A number that each attach and detach changes, for [`super::Home::grant_as`]; none for a local volume, and from
+    /// releases without it.
+    pub generation: Option<u64>,
 }
 
 impl Volume {

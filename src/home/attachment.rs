@@ -11,7 +11,7 @@ use super::state::PoolState;
 use super::{Changed, GrantRequest, Granted};
 use crate::export::ControllerIds;
 use crate::os::Dhchap;
-use crate::types::{Error, Kind, NodeId, Result, VolumeId, VolumeMode};
+use crate::types::{Access, Error, Kind, NodeId, Result, VolumeId, VolumeMode};
 
 impl Shared {
     /// Attaches a volume to a node.
@@ -21,7 +21,7 @@ impl Shared {
     /// 2. the record written with the attachment, durable: for this node, done. For another node, the retry, `open`
     ///    and the next start continue.
     /// 3. for another node: its export ([`Shared::exported`]).
-    pub(super) fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
+    pub(super) fn grant(&self, id: &VolumeId, request: &GrantRequest, generation: Option<u64>) -> Result<Granted> {
         let _lock = self.lock_volume(id, "ControllerPublishVolume")?;
         let mut record = self.ready_volume(id)?;
         let path = self.path_to(&record, &request.node)?;
@@ -52,6 +52,7 @@ impl Shared {
             }
             return Ok(Granted { home: self.node.clone(), epoch, changed: Changed::No });
         }
+        in_time(&record, generation)?;
         let epoch = record.next_epoch()?;
         // A pod may still have the device: its number stays reserved for the volume.
         let before = record.still_staged.clone();
@@ -136,14 +137,27 @@ impl Shared {
     /// 1. the device detached, if it is idle: the attachment stays without a device; `open` attaches the device again.
     /// 2. the record written without the attachment, and with `still_staged` if the home node uses the device
     ///    (`detached.rs`): done. A local device needs no state in between: its check and the record are under one lock.
-    pub(super) fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
+    ///
+    /// A detach that finds nothing counts too, for a network volume: a late attach of before it must change nothing.
+    pub(super) fn revoke(&self, id: &VolumeId, node: Option<&NodeId>, generation: Option<u64>) -> Result<Changed> {
         let state = self.pool(id.pool)?;
         let _lock = self.lock_volume(id, "ControllerUnpublishVolume")?;
         let Some(mut record) = self.volume_record(id)? else { return Ok(Changed::No) };
+        in_time(&record, generation)?;
         let leaves = |attachment: &Attachment| node.is_none_or(|node| attachment.node == *node);
         self.fence_all(state, &mut record, leaves)?;
+        if record.access == Access::Network {
+            // A damaged record with the highest number can be detached too.
+            record.epoch = record.epoch.saturating_add(1);
+        }
         let (ended, stay): (Vec<_>, Vec<_>) = record.attachments.drain(..).partition(leaves);
-        let Some(last) = ended.last() else { return Ok(Changed::No) };
+        let Some(last) = ended.last() else {
+            record.attachments = stay;
+            if record.access == Access::Network && generation.is_some() {
+                self.store_volume(&mut record)?;
+            }
+            return Ok(Changed::No);
+        };
         record.attachments = stay;
         record.still_staged = None;
         let held = match self.release_device(state, id.uuid)? {
@@ -162,6 +176,23 @@ impl Shared {
         info!(volume = %record.handle, node = %self.node, grants = ended.len(), "volume detached");
         Ok(Changed::Yes)
     }
+}
+
+/// Whether nothing was attached or detached since the caller read the generation.
+///
+/// # Errors
+/// `Busy` otherwise.
+fn in_time(record: &VolumeRecord, generation: Option<u64>) -> Result<()> {
+    if record.access == Access::Local || generation.is_none_or(|generation| generation == record.epoch) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Busy,
+        format!(
+            "volume {} was attached or detached by another call meanwhile; nothing was changed; retry",
+            record.id()
+        ),
+    ))
 }
 
 /// Whether this release may use a volume as a raw block device.

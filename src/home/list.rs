@@ -11,7 +11,7 @@ use super::record::{Phase, Record, SnapshotRecord, VolumeRecord};
 use super::state::{Key, PoolState};
 use super::{Capacity, CapacityQuery, Changed, CopyState, Page, PoolReport, Snapshot, SnapshotFilter, Volume};
 use crate::pool::{Ability, Object, ObjectKind};
-use crate::types::{Bytes, Error, Kind, ObjectUuid, PoolId, Provisioning, Result, SnapshotId, VolumeId};
+use crate::types::{Access, Bytes, Error, Kind, ObjectUuid, PoolId, Provisioning, Result, SnapshotId, VolumeId};
 
 impl Shared {
     pub(super) fn view_volume(&self, record: &VolumeRecord) -> Volume {
@@ -30,6 +30,7 @@ impl Shared {
             created: record.created,
             access: record.access,
             authentication: record.request.parameters.authentication,
+            generation: (record.access == Access::Network).then_some(record.epoch),
         }
     }
 

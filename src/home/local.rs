@@ -356,12 +356,12 @@ impl Home for LocalHome {
         self.shared.volumes(after, limit)
     }
 
-    fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
-        self.shared.of(*id, self.shared.grant(id, request))
+    fn grant_as(&self, id: &VolumeId, request: &GrantRequest, generation: Option<u64>) -> Result<Granted> {
+        self.shared.of(*id, self.shared.grant(id, request, generation))
     }
 
-    fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
-        self.shared.of(*id, self.shared.revoke(id, node))
+    fn revoke_as(&self, id: &VolumeId, node: Option<&NodeId>, generation: Option<u64>) -> Result<Changed> {
+        self.shared.of(*id, self.shared.revoke(id, node, generation))
     }
 
     fn open_for(&self, id: &VolumeId, node: &NodeId, client: &Client) -> Result<OpenVolume> {

@@ -133,7 +133,17 @@ pub trait Home: Send + Sync {
     /// `Precondition`, naming the node, when the volume is attached to another node or cannot be used on the requested
     /// one, or when it is detached but its node still uses it in another way; `AlreadyExists` when it is attached to
     /// the same node with another mode or read-only flag; `Busy` while it is copied.
-    fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted>;
+    fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
+        self.grant_as(id, request, None)
+    }
+
+    /// The same for a caller that read this [`Volume::generation`], and then made sure that its own caller still waits:
+    /// a request that is late, or arrives twice, changes nothing any more (docs/protocol.md, late calls).
+    ///
+    /// # Errors
+    /// Those of [`Home::grant`]; `Busy` when the volume was attached or detached since, unless it is attached as
+    /// requested.
+    fn grant_as(&self, id: &VolumeId, request: &GrantRequest, generation: Option<u64>) -> Result<Granted>;
 
     /// Removes the attachment of a node (or of all nodes); `Changed::No` when there was none. An idle device is
     /// detached. A device that the home node still uses stays until it is unstaged. Until then the volume can only be
@@ -141,7 +151,15 @@ pub trait Home: Send + Sync {
     ///
     /// # Errors
     /// Those of all methods.
-    fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed>;
+    fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
+        self.revoke_as(id, node, None)
+    }
+
+    /// The same as for [`Home::grant_as`].
+    ///
+    /// # Errors
+    /// Those of [`Home::revoke`]; `Busy` when the volume was attached or detached since.
+    fn revoke_as(&self, id: &VolumeId, node: Option<&NodeId>, generation: Option<u64>) -> Result<Changed>;
 
     /// The location of the volume's device for a node that the volume is attached to. Idempotent. For another node
     /// without a live connection the export gets new names, after nothing of its earlier connections is in flight any

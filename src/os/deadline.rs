@@ -3,11 +3,50 @@
 
 #![expect(clippy::disallowed_types, reason = "a point on the monotonic clock")]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 thread_local! {
     static CURRENT: Cell<Option<Deadline>> = const { Cell::new(None) };
+    static CALLER: RefCell<Option<Weak<()>>> = const { RefCell::new(None) };
+}
+
+/// A caller that waits for work in another thread. It waits while this value exists.
+#[derive(Debug, Default)]
+pub struct Caller(Arc<()>);
+
+/// The caller as its work sees it.
+#[derive(Clone, Debug)]
+pub struct Called(Weak<()>);
+
+impl Caller {
+    /// For its work.
+    #[must_use]
+    pub fn called(&self) -> Called {
+        Called(Arc::downgrade(&self.0))
+    }
+
+    /// Whether the caller of this thread's work still waits; also if it is not known. A request that changes something
+    /// later than its caller expects may undo what another one did since.
+    #[must_use]
+    pub fn waits() -> bool {
+        CALLER.with_borrow(|caller| caller.as_ref().is_none_or(|caller| caller.strong_count() > 0))
+    }
+}
+
+impl Called {
+    /// Runs work for this caller.
+    pub fn scope<R>(self, work: impl FnOnce() -> R) -> R {
+        struct Restore(Option<Weak<()>>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                CALLER.set(self.0.take());
+            }
+        }
+        let _restore = Restore(CALLER.replace(Some(self.0)));
+        work()
+    }
 }
 
 /// A point in time after which the caller no longer waits.
@@ -54,6 +93,23 @@ impl Deadline {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_caller_waits_until_it_is_gone_and_the_outer_comes_back() {
+        assert!(Caller::waits());
+        let (outer, inner) = (Caller::default(), Caller::default());
+        outer.called().scope(|| {
+            inner.called().scope(|| {
+                assert!(Caller::waits());
+                drop(inner);
+                assert!(!Caller::waits());
+            });
+            assert!(Caller::waits());
+            drop(outer);
+            assert!(!Caller::waits());
+        });
+        assert!(Caller::waits());
+    }
 
     #[test]
     fn the_earlier_of_two_holds_and_the_outer_comes_back() {

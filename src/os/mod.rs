@@ -58,7 +58,7 @@ pub use activity::{Activity, ActivityGuard, Ongoing};
 pub use blockdev::{BlockDevice, DevNum, XfsGeometry};
 pub use clock::{Stopwatch, Timestamp};
 pub use daemon::Daemon;
-pub use deadline::Deadline;
+pub use deadline::{Called, Caller, Deadline};
 pub use dm::{DmDevice, DmMode, DmRemoved, DmState, DmSupport};
 pub use dm_ioctl::DmTarget;
 pub use exec::{Exit, Output, Program};

@@ -70,6 +70,7 @@ impl Teller {
             created: Timestamp::now(),
             access: Access::Local,
             authentication: Authentication::Auto,
+            generation: None,
         }
     }
 }
@@ -123,11 +124,11 @@ impl Home for Teller {
         Ok(Page { entries, next: None })
     }
 
-    fn grant(&self, _: &VolumeId, _: &GrantRequest) -> Result<Granted> {
+    fn grant_as(&self, _: &VolumeId, _: &GrantRequest, _: Option<u64>) -> Result<Granted> {
         Ok(self.fixed.granted.clone().unwrap())
     }
 
-    fn revoke(&self, _: &VolumeId, _: Option<&NodeId>) -> Result<Changed> {
+    fn revoke_as(&self, _: &VolumeId, _: Option<&NodeId>, _: Option<u64>) -> Result<Changed> {
         nobody_asks()
     }
 

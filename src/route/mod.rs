@@ -31,7 +31,7 @@ use crate::home::{
     Capacity, CapacityQuery, Changed, CreateSnapshot, CreateVolume, Created, Expanded, Finding, GrantRequest, Granted,
     Home, Page, PoolReport, Snapshot, SnapshotFilter, Source, Volume,
 };
-use crate::os::Deadline;
+use crate::os::{Caller, Deadline};
 use crate::telemetry::{PoolFigures, VolumeExtents};
 use crate::types::{
     Access, Bytes, CapacityRange, Error, Failure, Kind, NodeId, ObjectUuid, PoolId, Result, SnapshotId, VolumeId,
@@ -58,6 +58,24 @@ pub struct Inventory {
 pub struct Router {
     directory: Directory,
     questions: Questions,
+}
+
+/// The generation of a volume for a request that its home node then does or rejects. The caller is looked at after it was
+/// read: a request of a caller that is gone could undo what another controller did for the next one.
+///
+/// # Errors
+/// `Busy` when the caller does not wait any more; `Unavailable`, `Busy` and `Timeout` of the home node. Others are those of
+/// the request itself.
+fn generation_of(home: &dyn Home, id: &VolumeId) -> Result<Option<u64>> {
+    let generation = match home.volume(id) {
+        Ok(volume) => volume.generation,
+        Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Busy | Kind::Timeout) => return Err(error),
+        Err(_) => None,
+    };
+    if Caller::waits() {
+        return Ok(generation);
+    }
+    Err(Error::new(Kind::Busy, format!("the caller no longer waits for the answer; nothing was done for volume {id}")))
 }
 
 impl Router {
@@ -301,7 +319,8 @@ impl Router {
             home.volume(id)?;
             return Err(Error::new(Kind::NotFound, format!("node {} is unknown to this driver", request.node)));
         }
-        home.grant(id, request)
+        let generation = generation_of(&*home, id)?;
+        home.grant_as(id, request, generation)
     }
 
     /// Detaches a volume from a node, or from all nodes.
@@ -310,7 +329,10 @@ impl Router {
     /// As [`Home::revoke`]; `Unavailable` when its pool is not served.
     pub fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
         match self.directory.answering(id.pool)? {
-            Answering::Home(home) => home.revoke(id, node),
+            Answering::Home(home) => {
+                let generation = generation_of(&*home, id)?;
+                home.revoke_as(id, node, generation)
+            }
             Answering::Nobody => Ok(given_up(&id, "detached")),
         }
     }

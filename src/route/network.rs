@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::export::Nvmet;
-use crate::home::{Fabric, LocalHome, SpaceLimits};
-use crate::os::Os;
+use crate::home::{Fabric, GrantRequest, LocalHome, ReadOnly, SpaceLimits};
+use crate::os::{Caller, Os};
 use crate::pool;
 use crate::testing::Loopback;
 use crate::testing::scratch::{PoolFs, Scratch, spec};
@@ -121,6 +121,28 @@ fn network(name: &str, mib: u64) -> CreateVolume {
     // btrfs has no thick ones.
     request.parameters.provisioning = Some(Provisioning::Thin);
     request
+}
+
+#[test]
+fn a_request_whose_caller_is_gone_is_not_sent() {
+    let sites = sites(&[("a", "one", PoolFs::Xfs, 512)]);
+    sites.create(&network("v", 8), &[], &[]).unwrap();
+    let id = sites.router.volumes(None, 0).unwrap().entries[0].id;
+    let grant = GrantRequest {
+        node: node("a"),
+        mode: VolumeMode::Block.into(),
+        access: AccessMode::SingleNodeWriter,
+        read_only: ReadOnly::No,
+    };
+    let gone = || Caller::default().called();
+    let refused =
+        |error: Error| assert!(error.kind() == Kind::Busy && error.to_string().contains("no longer waits"), "{error}");
+    refused(gone().scope(|| sites.router.grant(&id, &grant)).unwrap_err());
+    assert!(sites.router.volume(&id).unwrap().published.is_empty());
+    sites.router.grant(&id, &grant).unwrap();
+    refused(gone().scope(|| sites.router.revoke(&id, None)).unwrap_err());
+    assert_eq!(sites.router.volume(&id).unwrap().published, [node("a")]);
+    sites.router.revoke(&id, None).unwrap();
 }
 
 #[test]

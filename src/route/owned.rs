@@ -188,13 +188,13 @@ impl Home for OwnedHome {
         self.page(WHAT, page, (after, limit), |volume| volume.id, |volume| self.checked_volume(WHAT, volume))
     }
 
-    fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
-        let granted = self.inner.grant(id, request)?;
+    fn grant_as(&self, id: &VolumeId, request: &GrantRequest, generation: Option<u64>) -> Result<Granted> {
+        let granted = self.inner.grant_as(id, request, generation)?;
         self.home("Grant", &granted.home).map(|()| granted)
     }
 
-    fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
-        self.inner.revoke(id, node)
+    fn revoke_as(&self, id: &VolumeId, node: Option<&NodeId>, generation: Option<u64>) -> Result<Changed> {
+        self.inner.revoke_as(id, node, generation)
     }
 
     fn open_for(&self, id: &VolumeId, node: &NodeId, client: &Client) -> Result<OpenVolume> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tracing::{Span, error, info};
 
-use crate::os::Deadline;
+use crate::os::{Caller, Deadline};
 
 /// The running workflows. Cheap to clone; clones share their counts.
 #[derive(Clone, Debug)]
@@ -200,11 +200,13 @@ impl WorkerPool {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Ended<T> {
         let (tell, told) = oneshot::channel();
+        let caller = Caller::default();
+        let called = caller.called();
         let (span, counted, slot) = (Span::current(), self.count(), slot.clone());
         tokio::task::spawn_blocking(move || {
             let (_counted, _slot) = (counted, slot);
             let _in_span = span.enter();
-            let ended = match catch_unwind(AssertUnwindSafe(|| Deadline::scope(deadline, work))) {
+            let ended = match catch_unwind(AssertUnwindSafe(|| called.scope(|| Deadline::scope(deadline, work)))) {
                 Ok(done) => Ended::Done(done),
                 Err(panic) => {
                     let reason = reason_of(&*panic);
@@ -216,7 +218,10 @@ impl WorkerPool {
                 info!("{what} ended after its caller had disconnected");
             }
         });
-        told.await.unwrap_or(Ended::Panicked)
+        let ended = told.await.unwrap_or(Ended::Panicked);
+        // Before this point it is dropped only if nobody waits any more.
+        drop(caller);
+        ended
     }
 }
 
@@ -300,5 +305,27 @@ mod tests {
             panic!()
         };
         assert_eq!(seen, deadline);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_work_knows_that_its_caller_is_gone() {
+        let pool = WorkerPool::new(1);
+        let (go, on) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let work = move || {
+            tell.send(Caller::waits()).unwrap();
+            on.recv().unwrap();
+            tell.send(Caller::waits()).unwrap();
+        };
+        let call = tokio::spawn(async move { pool.run("changes", any(), None, work).await });
+        let told = tokio::task::spawn_blocking(move || {
+            assert!(told.recv().unwrap());
+            told
+        });
+        let told = told.await.unwrap();
+        call.abort();
+        assert!(call.await.err().is_some_and(|ended| ended.is_cancelled()));
+        go.send(()).unwrap();
+        assert!(!tokio::task::spawn_blocking(move || told.recv().unwrap()).await.unwrap());
     }
 }

@@ -128,6 +128,7 @@ impl Home for MemoryHome {
             created: Timestamp::now(),
             access: Access::Local,
             authentication: Authentication::Auto,
+            generation: None,
         };
         match self.volumes.lock().unwrap().insert(id, volume.clone()) {
             None => Ok(Created::New(volume)),
@@ -161,7 +162,7 @@ impl Home for MemoryHome {
         Ok(Page { entries, next })
     }
 
-    fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
+    fn grant_as(&self, id: &VolumeId, request: &GrantRequest, _: Option<u64>) -> Result<Granted> {
         self.asked.lock().unwrap().push(request.mode);
         if self.must_be_told && request.mode == RequestedMode::Mount(None) {
             return Err(Error::new(Kind::Unsupported, "filesystem number 0 is missing or unknown to this release"));
@@ -174,7 +175,7 @@ impl Home for MemoryHome {
         Ok(Granted { home: self.node.clone(), epoch: 1, changed: Changed::Yes })
     }
 
-    fn revoke(&self, id: &VolumeId, _node: Option<&NodeId>) -> Result<Changed> {
+    fn revoke_as(&self, id: &VolumeId, _node: Option<&NodeId>, _: Option<u64>) -> Result<Changed> {
         self.with(id, |volume| volume.published.clear()).map(|()| Changed::Yes)
     }
 

@@ -231,10 +231,10 @@ impl Home for RemoteHome {
         })
     }
 
-    fn grant(&self, id: &VolumeId, request: &GrantRequest) -> Result<Granted> {
+    fn grant_as(&self, id: &VolumeId, request: &GrantRequest, generation: Option<u64>) -> Result<Granted> {
         const WHAT: &str = "Grant";
         let ask = |request: &GrantRequest| {
-            let message = encode::grant(id, request);
+            let message = pb::GrantRequest { generation, ..encode::grant(id, request) };
             let reply =
                 self.ask_plainly(WHAT, message, |mut home, request| async move { home.grant(request).await })?;
             self.understood_plainly(WHAT, decode::granted(&reply))
@@ -249,10 +249,10 @@ impl Home for RemoteHome {
         }
     }
 
-    fn revoke(&self, id: &VolumeId, node: Option<&NodeId>) -> Result<Changed> {
+    fn revoke_as(&self, id: &VolumeId, node: Option<&NodeId>, generation: Option<u64>) -> Result<Changed> {
         const WHAT: &str = "Revoke";
         let node = node.map_or_else(String::new, ToString::to_string);
-        let message = pb::RevokeRequest { id: id.to_string(), node };
+        let message = pb::RevokeRequest { id: id.to_string(), node, generation };
         let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.revoke(request).await })?;
         self.understood_plainly(WHAT, decode::changed(reply.changed))
     }

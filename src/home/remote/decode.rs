@@ -172,6 +172,7 @@ pub fn volume(volume: Option<pb::Volume>) -> Result<Volume> {
             Ok(pb::Authentication::Required) => Authentication::Required,
             Err(_) => return Err(unknown(&format!("the authentication {} of a volume", volume.authentication))),
         },
+        generation: volume.generation,
     })
 }
 

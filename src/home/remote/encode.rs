@@ -137,6 +137,7 @@ pub fn volume(volume: Volume) -> pb::Volume {
             Authentication::Required => pb::Authentication::Required,
         }
         .into(),
+        generation: volume.generation,
     }
 }
 
@@ -180,6 +181,7 @@ pub(super) fn grant(id: &VolumeId, request: &GrantRequest) -> pb::GrantRequest {
         mode: Some(requested_mode(request.mode)),
         access: access(request.access).into(),
         read_only: read_only(request.read_only).into(),
+        generation: None,
     }
 }
 

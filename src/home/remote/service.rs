@@ -223,7 +223,11 @@ impl HomeRpcs for HomeService {
 
     async fn grant(&self, request: Request<pb::GrantRequest>) -> Answer<pb::GrantReply> {
         self.all("Grant", request, |home, message| {
-            Ok(encode::granted(&home.grant(&volume_id(&message.id)?, &decode::grant(&message)?)?))
+            Ok(encode::granted(&home.grant_as(
+                &volume_id(&message.id)?,
+                &decode::grant(&message)?,
+                message.generation,
+            )?))
         })
         .await
     }
@@ -231,7 +235,7 @@ impl HomeRpcs for HomeService {
     async fn revoke(&self, request: Request<pb::RevokeRequest>) -> Answer<pb::ChangedReply> {
         self.all("Revoke", request, |home, message| {
             let node = decode::optional::<NodeId>(&message.node)?;
-            let changed = home.revoke(&volume_id(&message.id)?, node.as_ref())?;
+            let changed = home.revoke_as(&volume_id(&message.id)?, node.as_ref(), message.generation)?;
             Ok(pb::ChangedReply { changed: encode::changed(changed).into() })
         })
         .await

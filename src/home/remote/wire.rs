@@ -341,8 +341,10 @@ fn messages_of_every_release_are_read_as_they_were_meant() {
             way("GrantRequest", |b| {
                 there(
                     b,
-                    |m: pb::GrantRequest| Ok((decode::text(&m.id)?, decode::grant(&m)?)),
-                    |(id, request)| bytes(&encode::grant(&id, &request)),
+                    |m: pb::GrantRequest| Ok((decode::text(&m.id)?, decode::grant(&m)?, m.generation)),
+                    |(id, request, generation)| {
+                        bytes(&pb::GrantRequest { generation, ..encode::grant(&id, &request) })
+                    },
                 )
             }),
             way("GrantReply", |b| there(b, |m| decode::granted(&m), |g| bytes(&encode::granted(&g)))),

@@ -15,6 +15,7 @@ both_ways! {
     requests_in_flight_keep_the_volume_from_every_other_node,
     exports_are_the_same_after_a_restart,
     a_lost_connection_is_made_again_after_all_it_had_sent_has_ended,
+    a_late_call_attaches_and_detaches_nothing,
     a_mkfs_is_begun_under_new_names,
     a_volume_in_use_at_home_is_not_exported,
     what_cannot_be_exported_is_refused,
@@ -399,6 +400,45 @@ fn a_lost_connection_is_made_again_after_all_it_had_sent_has_ended(way: Way) {
     assert_eq!(rejoined(&rig, &id, &at, Some(1)).unwrap_err().kind(), Kind::Precondition);
     assert_eq!(again(&rig, &id, &next), next);
     rig.home.revoke(&id, None).unwrap();
+}
+
+fn a_late_call_attaches_and_detaches_nothing(way: Way) {
+    let kernel = Kernel::default();
+    let rig = kernel.rig(way, Scratch::new(PoolFs::Xfs));
+    let id = create(&rig, "a");
+    let now = || rig.home.volume(&id).unwrap().generation;
+    let attached = || rig.home.volume(&id).unwrap().published;
+    let late = |result: Result<Changed>| {
+        let error = result.unwrap_err();
+        assert!(error.kind() == Kind::Busy && error.to_string().contains("meanwhile"), "{error}");
+    };
+    let grant_as = |generation| rig.home.grant_as(&id, &to_other(), generation).map(|granted| granted.changed);
+    let revoke_as = |generation| rig.home.revoke_as(&id, Some(&other()), generation);
+
+    let before = now();
+    assert!(before.is_some());
+    assert_eq!(grant_as(before).unwrap(), Changed::Yes);
+    // What is attached already is told, however late.
+    assert_eq!(grant_as(before).unwrap(), Changed::No);
+    // A detach of before the attach.
+    late(revoke_as(before));
+    assert_eq!(attached(), [other()]);
+    let of_attach = now();
+    assert_eq!(revoke_as(of_attach).unwrap(), Changed::Yes);
+    // An attach of before the detach: nobody would detach it again.
+    late(grant_as(of_attach));
+    late(revoke_as(of_attach));
+    assert!(attached().is_empty());
+    // A detach that finds nothing is an answer too.
+    let of_detach = now();
+    assert_eq!(revoke_as(of_detach).unwrap(), Changed::No);
+    late(grant_as(of_detach));
+    assert_eq!(grant_as(now()).unwrap(), Changed::Yes);
+    assert_eq!(revoke_as(now()).unwrap(), Changed::Yes);
+    // Releases without generations.
+    assert_eq!(grant_as(None).unwrap(), Changed::Yes);
+    assert_eq!(revoke_as(None).unwrap(), Changed::Yes);
+    assert_eq!(rig.create("local", 32).generation, None);
 }
 
 fn a_mkfs_is_begun_under_new_names(way: Way) {
