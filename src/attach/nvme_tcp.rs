@@ -3,15 +3,21 @@
 //! This module keeps no state: the name of a subsystem contains pool and volume. A controller of a volume is stale if its
 //! subsystem is not the one that the home node named now. While a stale one exists, the kernel may give the new
 //! connection no device ("duplicate IDs"): the same data has the same identity. Stale controllers therefore go first.
+//!
+//! A lost connection is not made again by the kernel: a request that it sent twice could overwrite a later one
+//! (docs/protocol.md). Its controller waits, and so do reads and writes. The home node ends everything that the connection
+//! left and opens the export again; then one more controller is connected, which has the same block device, and only then
+//! the waiting one is deleted: a device without a controller fails its requests.
 
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
 use super::{Attach, Attached, Wanted, verified};
-use crate::home::{Client, DeviceAddress};
+use crate::home::{Client, Connection, ConnectionState, DeviceAddress, Locks, Renaming};
 use crate::os::{
-    BlockDevice, DevNum, DeviceUse, Dhchap, NvmeConnect, NvmeController, NvmeNamespace, NvmeSupport, Os, Stopwatch,
+    BlockDevice, DevNum, DeviceUse, Dhchap, NvmeCondition, NvmeConnect, NvmeController, NvmeNamespace, NvmePath,
+    NvmeSupport, Os, Stopwatch,
 };
 use crate::types::{Changed, Error, Kind, NvmeTcpAddress, OsContext, Result, SubsystemNqn, VolumeId};
 
@@ -28,11 +34,13 @@ const LOOKS: Duration = Duration::from_secs(1);
 pub struct NvmeTcp {
     os: Os,
     dhchap: OnceLock<Dhchap>,
+    /// One call at a time connects or disconnects a volume: two live controllers could serve one request twice.
+    connecting: Locks<VolumeId>,
 }
 
-/// Whether this call made a connection.
+/// Whether this call made the block device.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Connection {
+enum Device {
     New,
     Found,
 }
@@ -41,7 +49,7 @@ impl NvmeTcp {
     /// With this kernel's driver.
     #[must_use]
     pub fn new(os: Os) -> Self {
-        Self { os, dhchap: OnceLock::new() }
+        Self { connecting: Locks::new(os.activity().clone()), os, dhchap: OnceLock::new() }
     }
 
     /// Whether this node can connect.
@@ -61,15 +69,51 @@ impl NvmeTcp {
         Ok(all.into_iter().filter_map(|found| found.subsystem.parse().ok()).collect())
     }
 
-    /// What the home node must know before it opens a volume for this node.
+    /// The volumes whose connection is lost: reads and writes wait until [`NvmeTcp::client`], the home node and
+    /// [`Attach::attach`] have made it again. One with a live controller beside a waiting one is among them.
     ///
     /// # Errors
-    /// `Internal` when the kernel cannot be queried.
+    /// `Internal` when the controllers cannot be listed.
+    pub fn waiting(&self) -> Result<Vec<SubsystemNqn>> {
+        let all = self.os.nvme_controllers().at(|| "list the NVMe controllers")?;
+        let waiting = all.into_iter().filter(|one| one.condition() == NvmeCondition::Waiting);
+        let mut exports: Vec<SubsystemNqn> = waiting.filter_map(|one| one.subsystem.parse().ok()).collect();
+        exports.dedup();
+        Ok(exports)
+    }
+
+    /// What the home node must know before it opens a volume for this node. Of several controllers that wait, one is left:
+    /// the home node avoids its number.
+    ///
+    /// # Errors
+    /// `Busy` when a controller cannot be deleted now; `Internal` when the kernel cannot be queried.
     pub fn client(&self, volume: &VolumeId) -> Result<Client> {
         let controllers = self.controllers(volume)?;
-        let mut usable =
-            controllers.iter().filter(|(_, one)| !one.state.starts_with("deleting") && one.state != "dead");
-        Ok(Client { connection: usable.next().map(|(name, _)| *name), authenticates: self.dhchap()? })
+        let of = |condition| controllers.iter().filter(move |(_, one)| one.condition() == condition);
+        let connection = if let Some((export, _)) = of(NvmeCondition::Live).next() {
+            Some(Connection { export: *export, state: ConnectionState::Live })
+        } else if let Some((export, kept)) = of(NvmeCondition::Waiting).next() {
+            for (_, other) in of(NvmeCondition::Waiting).skip(1).filter(|(name, _)| name == export) {
+                self.delete(volume, other)?;
+            }
+            Some(Connection { export: *export, state: ConnectionState::Waiting(kept.id) })
+        } else {
+            None
+        };
+        Ok(Client { connection, authenticates: self.dhchap()?, renaming: Renaming::Allowed })
+    }
+
+    /// Connects a volume again whose controllers wait, to the export that the home node opened again. Opens no device.
+    ///
+    /// # Errors
+    /// `Precondition` when no controller of the export waits any more; those of [`Attach::attach`].
+    pub fn rejoin(&self, volume: &VolumeId, at: &NvmeTcpAddress) -> Result<()> {
+        own(volume, at)?;
+        let is_there = self.controllers(volume)?.iter().any(|(name, _)| *name == at.subsystem);
+        if !is_there {
+            return Err(Error::new(Kind::Precondition, format!("volume {volume} was disconnected meanwhile")));
+        }
+        self.connect(volume, at).map(drop)
     }
 
     /// Ends the connections to an export, whoever uses them: reads and writes that wait fail from then on (EIO).
@@ -146,29 +190,100 @@ impl NvmeTcp {
         }
     }
 
-    /// The controller of exactly this export, or a new one.
-    fn connect(&self, volume: &VolumeId, at: &NvmeTcpAddress) -> Result<(NvmeController, Connection)> {
-        let find = || -> Result<Option<NvmeController>> {
-            Ok(self.controllers(volume)?.into_iter().find(|(name, _)| *name == at.subsystem).map(|(_, found)| found))
+    /// The live controller of exactly this export, or a new one.
+    ///
+    /// 1. Connect, unless one is live. A crash leaves a controller beside the waiting ones: the next call continues.
+    /// 2. Wait until the device answers through it.
+    /// 3. Delete the waiting ones.
+    fn connect(&self, volume: &VolumeId, at: &NvmeTcpAddress) -> Result<(NvmeController, Device)> {
+        let _lock = self.connecting.try_lock(volume, "connecting")?;
+        let found = || -> Result<Vec<NvmeController>> {
+            let all = self.controllers(volume)?.into_iter();
+            Ok(all.filter(|(name, _)| *name == at.subsystem).map(|(_, found)| found).collect())
         };
-        if let Some(found) = find()? {
-            if !found.state.starts_with("deleting") && found.state != "dead" {
-                return Ok((found, Connection::Found));
+        let (mut live, mut waiting) = (None, Vec::new());
+        for one in found()? {
+            match one.condition() {
+                NvmeCondition::Live => live = Some(one),
+                // One that never had a device has nothing to wait for.
+                NvmeCondition::Waiting if !one.namespaces.is_empty() => waiting.push(one),
+                NvmeCondition::Waiting | NvmeCondition::Ending => self.delete(volume, &one)?,
             }
-            self.delete(volume, &found)?;
         }
+        let device = if live.is_none() && waiting.is_empty() { Device::New } else { Device::Found };
+        let live = match live {
+            Some(live) => live,
+            None => {
+                let path = if waiting.is_empty() { NvmePath::First } else { NvmePath::Another };
+                let made = self.new_path(volume, at, path)?;
+                found()?.into_iter().find(|one| one.instance == made).ok_or_else(|| {
+                    let why = format!("the connection of volume {volume} to {} is gone again; retry", at.address);
+                    Error::new(Kind::Busy, why)
+                })?
+            }
+        };
+        if let Some(shown) = waiting.first().and_then(|one| one.namespaces.first()) {
+            self.await_path(volume, at, &live, shown)?;
+        }
+        for one in &waiting {
+            self.delete(volume, one)?;
+        }
+        Ok((live, device))
+    }
+
+    fn new_path(&self, volume: &VolumeId, at: &NvmeTcpAddress, path: NvmePath) -> Result<u32> {
         let to = NvmeConnect {
             address: at.address,
             subsystem: at.subsystem.to_string(),
             host_nqn: at.host.reveal(),
             host_id: at.host.host_id(),
             secret: at.key.as_ref().map(|key| key.reveal().to_owned()),
+            path,
         };
-        self.os.nvme_connect(&to).map_err(|error| refused(volume, at, error))?;
-        let made = find()?.ok_or_else(|| {
-            Error::new(Kind::Busy, format!("the connection of volume {volume} to {} is gone again; retry", at.address))
-        })?;
-        Ok((made, Connection::New))
+        self.os.nvme_connect(&to).map_err(|error| refused(volume, at, error))
+    }
+
+    /// Waits until a device answers through a new connection. One that does not get the device is ended: the next call
+    /// makes another one.
+    fn await_path(
+        &self,
+        volume: &VolumeId,
+        at: &NvmeTcpAddress,
+        live: &NvmeController,
+        shown: &NvmeNamespace,
+    ) -> Result<()> {
+        let watch = Stopwatch::start();
+        let mut rescanned = false;
+        loop {
+            let all = self.controllers(volume)?;
+            let now = all.iter().map(|(_, one)| one).find(|one| one.instance == live.instance);
+            if now.is_some_and(|now| now.namespaces.iter().any(|device| device.number == shown.number)) {
+                break;
+            }
+            if now.is_none() || watch.elapsed() >= DEVICE {
+                self.delete(volume, live)?;
+                return Err(Error::new(
+                    Kind::Busy,
+                    format!(
+                        "the new connection of volume {volume} to {} did not become a path to /dev/{}; it was removed; retry (`dmesg` on this node may say why)",
+                        at.address, shown.name
+                    ),
+                ));
+            }
+            if !rescanned && watch.elapsed() >= DEVICE / 2 {
+                rescanned = true;
+                self.os.nvme_rescan(live).at(|| format!("rescan controller nvme{}", live.instance))?;
+            }
+            thread::sleep(POLL);
+        }
+        let path = self.os.device_node(shown.number).at(|| format!("create the device node of {}", shown.name))?;
+        self.os.nvme_answers(&path, DEVICE).map_err(|error| {
+            let why = format!(
+                "/dev/{} of volume {volume} does not answer through its new connection to {} yet; retry",
+                shown.name, at.address
+            );
+            Error::new(Kind::Busy, why).because(error)
+        })
     }
 
     /// Waits for the block device of the export.
@@ -181,8 +296,8 @@ impl NvmeTcp {
         let watch = Stopwatch::start();
         let mut rescanned = false;
         loop {
-            let now = self.controllers(volume)?.into_iter().find(|(name, _)| *name == at.subsystem);
-            let Some((_, now)) = now else {
+            let all = self.controllers(volume)?;
+            let Some((_, now)) = all.into_iter().find(|(_, one)| one.instance == controller.instance) else {
                 return Err(Error::new(
                     Kind::Busy,
                     format!("the connection of volume {volume} to {} ended before it had a device; retry", at.address),
@@ -242,10 +357,10 @@ impl NvmeTcp {
     fn device(&self, volume: &VolumeId, at: &NvmeTcpAddress) -> Result<BlockDevice> {
         let mut refused = Vec::new();
         for _ in 0..NUMBERS {
-            let (controller, connection) = self.connect(volume, at)?;
+            let (controller, known) = self.connect(volume, at)?;
             let found = self.await_device(volume, at, &controller)?;
             let device = self.open(volume, at, &found)?;
-            if connection == Connection::Found {
+            if known == Device::Found {
                 return Ok(device);
             }
             let bound = self.os.bound_devices().at(|| "look for device nodes in pods")?;
@@ -283,22 +398,14 @@ impl NvmeTcp {
 impl Attach for NvmeTcp {
     /// 1. Delete stale controllers of the volume. A crash after any step leaves controllers of the volume: the next call
     ///    uses or deletes them, and `detach` deletes them.
-    /// 2. Connect, unless there is a controller of exactly this export.
+    /// 2. Connect, unless there is a live controller of exactly this export ([`NvmeTcp::connect`]).
     /// 3. Wait for its device.
     /// 4. Open the device; verify uuid, size and block size.
     fn attach(&self, volume: &VolumeId, wanted: &Wanted) -> Result<Attached> {
         let DeviceAddress::NvmeTcp(at) = &wanted.at else {
             return Err(Error::new(Kind::Internal, format!("volume {volume} is not exported over NVMe/TCP")));
         };
-        if !is_of(&at.subsystem, volume) {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!(
-                    "the home node of volume {volume} answered with the export {} of another volume; nothing was connected",
-                    at.subsystem
-                ),
-            ));
-        }
+        own(volume, at)?;
         if let NvmeSupport::No(why) = self.support()? {
             return Err(Error::new(Kind::Precondition, format!("this node cannot use volume {volume}: {why}")));
         }
@@ -313,6 +420,7 @@ impl Attach for NvmeTcp {
     /// Nothing is flushed: the unmount, or the last user of a raw block device, has done that. Opens no device: one whose
     /// home node is away may not answer.
     fn detach(&self, volume: &VolumeId) -> Result<()> {
+        let _lock = self.connecting.try_lock(volume, "disconnecting")?;
         let controllers = self.controllers(volume)?;
         for (_, controller) in &controllers {
             for device in &controller.namespaces {
@@ -378,6 +486,21 @@ impl Attach for NvmeTcp {
         let found = self.os.nvme_of(device).at(|| format!("look up block device {device}"))?;
         Ok(found.and_then(|(subsystem, _)| subsystem.parse::<SubsystemNqn>().ok()).map(|name| name.volume))
     }
+}
+
+/// # Errors
+/// `Corrupt` when the address is that of another volume.
+fn own(volume: &VolumeId, at: &NvmeTcpAddress) -> Result<()> {
+    if is_of(&at.subsystem, volume) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Corrupt,
+        format!(
+            "the home node of volume {volume} answered with the export {} of another volume; nothing was connected",
+            at.subsystem
+        ),
+    ))
 }
 
 /// Whether an export is of this volume, whatever the volume's handle carries besides pool and uuid.

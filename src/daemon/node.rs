@@ -78,6 +78,7 @@ impl NodeDaemon {
         let Self { config, os, mut base, pools, incoming, address, certified, reporter } = self;
         pools.find(&stop);
         pools.watch_connections(&stop);
+        pools.watch_lost_connections(&stop);
         base.serve_health(&stop);
         let service = HomeService::new(Arc::new(pools.home.clone())).counted(base.metrics.homes().clone());
         let (works, mut server) = (service.works(), wire::server_of_daemons(service.bounds()));

@@ -1,9 +1,11 @@
 //! The pools of a node, their figures for metrics, and the workflows on them: what `standalone` and `node` have in common.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tonic::service::Routes;
 use tracing::{error, info, warn};
 
@@ -18,13 +20,13 @@ use crate::home::{
     Changed, ConfiguredPool, Fabric, FindingKind, Health, Home, LocalHome, PoolCondition, unseen_by_kubelet,
 };
 use crate::kubelet::Registration;
-use crate::node::{ASKING, Elsewhere, Node, NodeHomes};
+use crate::node::{ASKING, Elsewhere, LOOKING, Node, NodeHomes};
 use crate::os::{NvmeSupport, Os};
 use crate::pool;
 use crate::registry::RegistryService;
 use crate::route::{Dial, Directory, NO_FABRIC, Router, figures_of};
 use crate::telemetry::{PoolFigures, PoolFindings, PoolWatch};
-use crate::types::{NodeId, PoolId, PoolName, Result};
+use crate::types::{NodeId, PoolId, PoolName, Result, SubsystemNqn};
 
 /// The time limit of [`NodePools::keep_devices`].
 const KEEPING: Duration = Duration::from_secs(5);
@@ -50,6 +52,9 @@ impl Opening {
         self.0.get().map_or_else(|| Ok(Vec::new()), of)
     }
 }
+
+/// How many connections are made again at a time.
+const RECONNECTING: usize = 32;
 
 /// A router to the pools of this node alone.
 fn router(home: &LocalHome) -> Router {
@@ -257,6 +262,48 @@ impl NodePools {
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => warn!(error = error.chain(), "cannot check the connections to other nodes"),
                     Err(error) => warn!(%error, "the check of the connections to other nodes failed"),
+                }
+            }
+        });
+    }
+
+    /// Makes lost connections to exports again, until the process stops.
+    pub(super) fn watch_lost_connections(&self, stop: &Stop) {
+        let (node, mut stop) = (Arc::clone(&self.node), stop.receiver());
+        let (under_way, slots) =
+            (Arc::new(Mutex::new(HashSet::<SubsystemNqn>::new())), Arc::new(Semaphore::new(RECONNECTING)));
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(LOOKING) => {}
+                    _ = stop.changed() => return,
+                }
+                let looking = Arc::clone(&node);
+                let lost = match tokio::task::spawn_blocking(move || looking.lost_connections()).await {
+                    Ok(Ok(lost)) => lost,
+                    Ok(Err(error)) => {
+                        warn!(error = error.chain(), "cannot look for lost connections to other nodes");
+                        continue;
+                    }
+                    Err(error) => {
+                        warn!(%error, "the search for lost connections to other nodes failed");
+                        continue;
+                    }
+                };
+                for export in lost {
+                    let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else { break };
+                    if !under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(export) {
+                        continue;
+                    }
+                    let (node, under_way) = (Arc::clone(&node), Arc::clone(&under_way));
+                    // In a thread each: one home node that does not answer delays no other.
+                    tokio::spawn(async move {
+                        if let Err(error) = tokio::task::spawn_blocking(move || node.reconnect(&export)).await {
+                            warn!(export = %export, %error, "connecting again failed; the node tries again");
+                        }
+                        under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&export);
+                        drop(slot);
+                    });
                 }
             }
         });

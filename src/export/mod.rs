@@ -10,6 +10,7 @@ mod worker;
 pub use nvmet::Nvmet;
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use uuid::Uuid;
@@ -43,6 +44,36 @@ pub struct Spec {
     pub device: PathBuf,
     /// Its number.
     pub number: DevNum,
+    /// The numbers of its controllers.
+    pub controllers: ControllerIds,
+}
+
+/// From which numbers the target takes those of an export's controllers (CNTLID). A node that lost its connection keeps
+/// the controller while it connects again, and its kernel rejects another one with the same number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ControllerIds {
+    /// The lower half.
+    #[default]
+    Lower,
+    /// The upper half.
+    Upper,
+}
+
+impl ControllerIds {
+    /// The half without this number.
+    #[must_use]
+    pub fn without(number: u16) -> Self {
+        if Self::Lower.range().contains(&number) { Self::Upper } else { Self::Lower }
+    }
+
+    /// The numbers. NVMET_MAX_CNTLID of the kernel is the last one.
+    #[must_use]
+    pub fn range(self) -> RangeInclusive<u16> {
+        match self {
+            Self::Lower => 1..=0x7fff,
+            Self::Upper => 0x8000..=0xffef,
+        }
+    }
 }
 
 impl Spec {
@@ -123,7 +154,8 @@ pub trait Export: Send + Sync {
     /// `Internal` when the kernel cannot be queried.
     fn support(&self) -> Result<Support>;
 
-    /// Creates the export, or continues an incomplete one. The client can connect when this returns.
+    /// Creates the export, or continues an incomplete one. The client can connect when this returns. The numbers of
+    /// controllers are those of a new export; a complete one keeps its own.
     ///
     /// # Errors
     /// `Precondition` when this node cannot export, or when a complete export has this name and differs, naming the
@@ -144,6 +176,12 @@ pub trait Export: Send + Sync {
     /// # Errors
     /// `Precondition` when there is no such export; `Busy`, `Internal`.
     fn resized(&self, subsystem: &SubsystemNqn) -> Result<()>;
+
+    /// Whether the export is complete: the client can connect.
+    ///
+    /// # Errors
+    /// `Internal`.
+    fn is_complete(&self, subsystem: &SubsystemNqn) -> Result<bool>;
 
     /// Every export of Holdfast in this kernel.
     ///

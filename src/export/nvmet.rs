@@ -117,6 +117,10 @@ impl Export for Nvmet {
         self.worker.run("resize", &name, patience(), move || kernel.resized(&export))
     }
 
+    fn is_complete(&self, subsystem: &SubsystemNqn) -> Result<bool> {
+        Ok(!self.kernel.ports_of(&subsystem.to_string())?.is_empty())
+    }
+
     fn exports(&self) -> Result<Vec<ExportState>> {
         self.kernel.exports()
     }
@@ -212,6 +216,13 @@ impl Kernel {
         // The same after every rebuild; otherwise the kernel draws one.
         let serial: String = spec.subsystem.nonce.as_simple().to_string().chars().take(SERIAL).collect();
         self.ensure_set(subsystem, "attr_serial", &serial)?;
+        let (least, most) = (spec.controllers.range().start().to_string(), spec.controllers.range().end().to_string());
+        // The kernel rejects a least number above the greatest one. One of an earlier call may be there.
+        if self.get(subsystem, "attr_cntlid_min")?.as_ref() != Some(&least) {
+            self.ensure_set(subsystem, "attr_cntlid_min", "1")?;
+        }
+        self.ensure_set(subsystem, "attr_cntlid_max", &most)?;
+        self.ensure_set(subsystem, "attr_cntlid_min", &least)?;
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use super::part::Part;
 use super::record::{AttachPath, Attachment, DeviceMark, GrantState, Record, VolumeRecord};
 use super::state::PoolState;
 use super::{Changed, GrantRequest, Granted};
+use crate::export::ControllerIds;
 use crate::os::Dhchap;
 use crate::types::{Error, Kind, NodeId, Result, VolumeId, VolumeMode};
 
@@ -47,7 +48,7 @@ impl Shared {
             }
             let epoch = attachment.epoch;
             if attachment.path == AttachPath::NvmeTcp {
-                self.exported(self.pool(id.pool)?, &record, attachment)?;
+                self.exported(self.pool(id.pool)?, &record, attachment, ControllerIds::default())?;
             }
             return Ok(Granted { home: self.node.clone(), epoch, changed: Changed::No });
         }
@@ -105,7 +106,7 @@ impl Shared {
         info!(volume = %record.handle, node = %request.node, epoch = record.epoch, "volume attached");
         if let Some(attachment) = record.attachments.last().filter(|one| one.path == AttachPath::NvmeTcp) {
             self.fabric()?.is_new(export_of(&record, attachment)?.0);
-            self.exported(self.pool(id.pool)?, &record, attachment)?;
+            self.exported(self.pool(id.pool)?, &record, attachment, ControllerIds::default())?;
         }
         Ok(Granted { home: self.node.clone(), epoch: record.epoch, changed: Changed::Yes })
     }

@@ -10,8 +10,8 @@ use super::fabric::Fabric;
 use super::local::Shared;
 use super::record::{AttachPath, Attachment, ExportRecord, GrantState, Record, VolumeRecord};
 use super::state::PoolState;
-use super::{Client, DeviceAddress};
-use crate::export::{Spec, Support};
+use super::{Client, ConnectionState, DeviceAddress, Renaming};
+use crate::export::{ControllerIds, Spec, Support};
 use crate::os::Dhchap;
 use crate::pool::{Object, Stable};
 use crate::types::{Access, DhchapKey, Error, HostNqn, Kind, NodeId, PoolId, Result, SubsystemNqn};
@@ -67,9 +67,12 @@ impl Shared {
         Ok((Uuid::new_v4(), ExportRecord { port, host: HostNqn::random(), namespace: Uuid::new_v4(), key }))
     }
 
-    /// The export for a node that opens its volume. With a live connection it is the export as it is. Otherwise it is
-    /// one that nobody was connected to: the one that was made for the attachment, the first time, or one with new names
-    /// after the fence of the last one.
+    /// The export for a node that opens its volume. With a live connection it is the export as it is. Otherwise what the
+    /// node sent before is ended, so that none of it is written after this:
+    /// - a node whose reads and writes wait for another connection gets the export again under the same names, so that they
+    ///   go on. A crash leaves the attachment without an export, and the node asks again.
+    /// - a node without a connection gets one that nobody was connected to: the one that was made for the attachment, the
+    ///   first time, or one with new names.
     pub(super) fn export_for(
         &self,
         state: &PoolState,
@@ -79,15 +82,33 @@ impl Shared {
     ) -> Result<DeviceAddress> {
         let attachment = record.granted_to(node)?.clone();
         let (nqn, export) = export_of(record, &attachment)?;
+        let same = client.connection.filter(|connection| connection.export == nqn).map(|connection| connection.state);
+        if same.is_none() && client.renaming == Renaming::Refused {
+            return Err(Error::new(
+                Kind::Precondition,
+                format!(
+                    "volume {} was attached to node {node} again, so its lost connection is not made again; the node ends it",
+                    record.id()
+                ),
+            ));
+        }
         let is_unused = self.fabric()?.use_up(nqn);
         let fits = export.key.is_none() || client.authenticates == Dhchap::Yes;
-        if client.connection == Some(nqn) || (is_unused && fits) {
-            return self.exported(state, record, &attachment);
+        match same {
+            Some(ConnectionState::Live) => return self.exported(state, record, &attachment, ControllerIds::default()),
+            Some(ConnectionState::Waiting(controller)) => {
+                self.fence(state, record, &attachment)?;
+                let others = controller.map(ControllerIds::without).unwrap_or_default();
+                info!(volume = %record.handle, %node, "the node lost its connection to the volume; all that it had sent has ended, and it may connect again");
+                return self.exported(state, record, &attachment, others);
+            }
+            None if is_unused && fits => return self.exported(state, record, &attachment, ControllerIds::default()),
+            None => {}
         }
         self.renamed_export(state, record, node, client.authenticates)?;
         self.store_volume(record)?;
         let attachment = record.granted_to(node)?.clone();
-        self.exported(state, record, &attachment)
+        self.exported(state, record, &attachment, ControllerIds::default())
     }
 
     /// Ends the export of an attachment that stays, so that nothing writes to the volume, and gives it new names: its
@@ -122,7 +143,7 @@ impl Shared {
 
     /// Creates the export of an attachment, or completes it, and returns its address.
     ///
-    /// Steps, and what a crash after each leaves; every `open` and every start repeats them all:
+    /// Steps, and what a crash after each leaves; every `open` repeats them all:
     /// 1. the device, active: idle.
     /// 2. its image synchronous, read back: slower, and otherwise the same.
     /// 3. the export, whose last step lets the client in ([`crate::export::Export::ensure`]).
@@ -131,6 +152,7 @@ impl Shared {
         state: &PoolState,
         record: &VolumeRecord,
         attachment: &Attachment,
+        controllers: ControllerIds,
     ) -> Result<DeviceAddress> {
         let fabric = self.fabric()?;
         let (nqn, export) = export_of(record, attachment)?;
@@ -146,13 +168,15 @@ impl Shared {
             listen: fabric.at(export.port),
             device: device.path,
             number: device.number,
+            controllers,
         };
         fabric.export.ensure(&spec)?;
         Ok(DeviceAddress::NvmeTcp(Box::new(spec.address())))
     }
 
-    /// A record that was read: its port is taken, and its export is created again, or its end is continued. For each
-    /// record when the home node starts or gets a pool back. The caller has locked the volume.
+    /// A record that was read: its port is taken. An export that is there is verified; one that is not, after a restart of
+    /// this machine, is created when its node asks for it ([`Shared::export_for`]). The end of a detached one is
+    /// continued. For each record when the home node starts or gets a pool back. The caller has locked the volume.
     pub(super) fn recall_export(&self, state: &PoolState, object: Object) {
         let Some(fabric) = &self.fabric else { return };
         // One that cannot be read was logged.
@@ -170,12 +194,20 @@ impl Shared {
             }
             GrantState::Granted => self
                 .own_port(fabric, record, attachment)
-                .and_then(|attachment| self.exported(state, record, &attachment))
-                .map(|_| info!(volume = %record.handle, "the volume is exported again")),
+                .and_then(|attachment| self.verified_export(state, record, &attachment)),
         };
         if let Err(error) = recalled {
             error!(volume = %record.handle, error = record.named().in_text(&error.chain()), "the export of the volume could not be restored; its pods wait, and the next call for the volume tries again");
         }
+    }
+
+    fn verified_export(&self, state: &PoolState, record: &VolumeRecord, attachment: &Attachment) -> Result<()> {
+        let (nqn, _) = export_of(record, attachment)?;
+        if self.fabric()?.export.is_complete(&nqn)? {
+            self.exported(state, record, attachment, ControllerIds::default())?;
+            info!(volume = %record.handle, node = %attachment.node, "the volume is exported");
+        }
+        Ok(())
     }
 
     /// The attachment with a port that no other volume has: a pool from another machine may bring one that is taken.

@@ -22,6 +22,7 @@ use super::local::Shared;
 use super::record::{AttachPath, Attachment, Record, VolumeRecord};
 use super::state::PoolState;
 use super::{DeviceAddress, FormatState, Formatting, ReadOnly};
+use crate::export::ControllerIds;
 use crate::fs::{probe, signature};
 use crate::os::Dhchap;
 use crate::pool::Blankness;
@@ -89,7 +90,7 @@ impl Shared {
                 lock.works_on(&device.path.display());
                 DeviceAddress::Local { device: device.path }
             }
-            AttachPath::NvmeTcp => self.exported(state, &record, attachment)?,
+            AttachPath::NvmeTcp => self.exported(state, &record, attachment, ControllerIds::default())?,
         };
         Ok(Formatting { at, planned_uuid })
     }

@@ -54,7 +54,8 @@ pub use locks::{LockGuard, Locks};
 pub use part::Part;
 pub use pools::PoolCondition;
 pub use request::{
-    CapacityQuery, Client, CreateSnapshot, CreateVolume, GrantRequest, ReadOnly, SnapshotFilter, Source,
+    CapacityQuery, Client, Connection, ConnectionState, CreateSnapshot, CreateVolume, GrantRequest, ReadOnly, Renaming,
+    SnapshotFilter, Source,
 };
 pub use slot::{ConfiguredPool, OpenPool};
 pub use survey::{Survey, survey};

@@ -50,10 +50,40 @@ pub struct GrantRequest {
 /// What the home node must know of the node that opens a volume, where the volume is exported to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Client {
-    /// The export that it has a live connection to.
-    pub connection: Option<SubsystemNqn>,
+    /// Its connection to an export of the volume.
+    pub connection: Option<Connection>,
     /// Whether it can authenticate.
     pub authenticates: Dhchap,
+    /// Whether it may get an export with other names than that of its connection.
+    pub renaming: Renaming,
+}
+
+/// Whether a node that opens a volume may get an export with new names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Renaming {
+    /// It may.
+    #[default]
+    Allowed,
+    /// It only connects again, to the export that it knows.
+    Refused,
+}
+
+/// The connection of a node to an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The export.
+    pub export: SubsystemNqn,
+    /// Whether it works.
+    pub state: ConnectionState,
+}
+
+/// Whether a connection works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// It does.
+    Live,
+    /// It is lost, and reads and writes of the node wait for another one. The controller has this number, if it has any.
+    Waiting(Option<u16>),
 }
 
 /// Whether access is read-only.

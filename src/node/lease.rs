@@ -54,8 +54,7 @@ impl Node {
     fn end_lost(&self, export: &SubsystemNqn) -> Changed {
         let Some(network) = &self.network else { return Changed::No };
         let volume = &export.volume;
-        // A stage or unstage that runs decides itself.
-        let Ok(_lock) = self.volumes.try_lock(volume, "the end of a lost connection") else { return Changed::No };
+        // Not under the volume's lock: what holds it may be waiting for this device, such as an unmount.
         match network.disconnect(export) {
             Ok(Changed::Yes) => {
                 tracing::error!(%volume, export = %export, "the volume was detached from this node while it was in use here; its connection is ended, and its pods get I/O errors: delete them");

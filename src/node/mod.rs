@@ -23,6 +23,7 @@ mod raw_linear;
 mod raw_read_only;
 #[cfg(test)]
 mod read_only_scenarios;
+mod reconnect;
 mod removal;
 #[cfg(test)]
 mod removal_scenarios;
@@ -43,6 +44,7 @@ mod visible_scenarios;
 
 pub use homes::{Elsewhere, NodeHomes};
 pub use lease::ASKING;
+pub use reconnect::LOOKING;
 pub use request::{ExpandRequest, PublishRequest, StageRequest, Stats, Usage};
 
 use std::sync::Arc;
@@ -74,6 +76,7 @@ pub struct Node {
     viewing: Locks<VolumeId>,
     stagings: stagings::Stagings,
     claims: claims::Claims,
+    lost: reconnect::Lost,
 }
 
 impl Node {
@@ -110,6 +113,7 @@ impl Node {
             linear,
             stagings: stagings::Stagings::default(),
             claims: claims::Claims::default(),
+            lost: reconnect::Lost::default(),
             os,
             id,
             homes,

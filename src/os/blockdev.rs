@@ -13,7 +13,7 @@ use nix::sys::stat::{Mode, major, minor};
 use super::{Call, LoopDevice, Os, devnode, ioctl};
 
 /// The alignment of O_DIRECT, bytes: the largest possible logical block size.
-const DIRECT: usize = 4096;
+pub(super) const DIRECT: usize = 4096;
 
 /// A device number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,6 +69,17 @@ impl BlockDevice {
     pub fn number(&self) -> DevNum {
         self.number
     }
+}
+
+/// Reads with O_DIRECT: `offset` and `length` are multiples of [`DIRECT`].
+pub(super) fn read_direct(path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+    // O_DIRECT also requires aligned memory.
+    let mut room = vec![0; length.saturating_add(DIRECT)];
+    let start = room.as_ptr().align_offset(DIRECT);
+    let aligned = room.get_mut(start..start.saturating_add(length)).ok_or(io::ErrorKind::InvalidInput)?;
+    file.read_exact_at(aligned, offset)?;
+    Ok(aligned.to_vec())
 }
 
 impl Os {
@@ -151,15 +162,7 @@ impl Os {
     /// # Errors
     /// Those of open(2) and pread(2); `UnexpectedEof` at the end of the device.
     pub fn read_device_direct(&self, device: &BlockDevice, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        self.call(Call::ReadDevice, &device.path.display(), || {
-            let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&device.path)?;
-            // O_DIRECT also requires aligned memory.
-            let mut room = vec![0; length.saturating_add(DIRECT)];
-            let start = room.as_ptr().align_offset(DIRECT);
-            let aligned = room.get_mut(start..start.saturating_add(length)).ok_or(io::ErrorKind::InvalidInput)?;
-            file.read_exact_at(aligned, offset)?;
-            Ok(aligned.to_vec())
-        })
+        self.call(Call::ReadDevice, &device.path.display(), || read_direct(&device.path, offset, length))
     }
 
     /// Makes all writes durable and drops the device's page cache (fsync(2), then BLKFLSBUF), so that the next read

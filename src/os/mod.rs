@@ -70,7 +70,7 @@ pub use loopview::LoopView;
 pub use mount::MountFlags;
 pub use mountinfo::{MountEntry, MountTable, MountTexts};
 pub use namespace::Visibility;
-pub use nvme::{NvmeConnect, NvmeController, NvmeNamespace, NvmeSupport};
+pub use nvme::{NvmeCondition, NvmeConnect, NvmeController, NvmeNamespace, NvmePath, NvmeSupport};
 pub use nvmet::{Dhchap, NvmetLinks, NvmetObject, NvmetSupport};
 pub use owner::OwnerLock;
 pub use root::{Root, Shown};
@@ -168,6 +168,7 @@ pub enum Call {
     NvmeConnect,
     NvmeDelete,
     NvmeRescan,
+    NvmeRead,
 }
 
 /// Runs before and after every call; injected by tests, never selected by `cfg!(test)`.

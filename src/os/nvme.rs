@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::blockdev::{DIRECT, read_direct};
 use super::blockstack::{by_number, number_of, went_away};
 use super::miscdev::{listed_minor, open_misc};
 use super::{Call, DevNum, Dhchap, Os};
@@ -30,6 +31,11 @@ const QUEUES: usize = 4;
 /// a time, and waits up to 3 s for a machine that does not answer.
 const CONNECT: Duration = Duration::from_secs(30);
 const DELETE: Duration = Duration::from_secs(30);
+/// Seconds after which the kernel itself would connect again, 23 days: it must not (docs/protocol.md). The kernel
+/// multiplies it by HZ, at most 1000, in an `int`.
+const NEVER: u32 = 2_000_000;
+/// Whether namespaces have one device for all paths to them.
+const MULTIPATH: &str = "/sys/module/nvme_core/parameters/multipath";
 
 /// The NVMe host driver of this kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +59,28 @@ pub struct NvmeConnect {
     pub host_id: Uuid,
     /// The secret for DH-HMAC-CHAP.
     pub secret: Option<String>,
+    /// Whether this host has a controller of the subsystem already.
+    pub path: NvmePath,
+}
+
+/// A path to a subsystem is one controller of it. Several have one block device, which works while one of them does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NvmePath {
+    /// The first one: the kernel rejects it when there is one already (EALREADY).
+    First,
+    /// One more, to the same address.
+    Another,
+}
+
+/// What a controller does, from its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NvmeCondition {
+    /// It serves reads and writes.
+    Live,
+    /// It has no connection now; reads and writes wait.
+    Waiting,
+    /// It is being deleted, or the kernel gave it up.
+    Ending,
 }
 
 impl fmt::Debug for NvmeConnect {
@@ -77,8 +105,24 @@ pub struct NvmeController {
     pub address: String,
     /// `live`, `connecting`, `deleting`, ..
     pub state: String,
+    /// The number that the target gave it; unique among the controllers of the subsystem.
+    pub id: Option<u16>,
     /// Its namespaces that have a block device.
     pub namespaces: Vec<NvmeNamespace>,
+}
+
+impl NvmeController {
+    /// What it does. The states are those of drivers/nvme/host/sysfs.c, `nvme_sysfs_show_state`.
+    #[must_use]
+    pub fn condition(&self) -> NvmeCondition {
+        match self.state.as_str() {
+            "live" => NvmeCondition::Live,
+            "dead" => NvmeCondition::Ending,
+            state if state.starts_with("deleting") => NvmeCondition::Ending,
+            // `new`, `resetting`, `connecting`.
+            _ => NvmeCondition::Waiting,
+        }
+    }
 }
 
 /// The block device of a namespace.
@@ -106,6 +150,11 @@ impl Os {
             if !Path::new("/sys/module/nvme_tcp").exists() {
                 return Ok(NvmeSupport::No(missing.to_owned()));
             }
+            if attribute(Path::new(MULTIPATH))?.as_deref() != Some("Y") {
+                return Ok(NvmeSupport::No(format!(
+                    "the kernel has no native NVMe multipath ({MULTIPATH} is not Y), which a lost connection needs: start the machine with nvme_core.multipath=Y"
+                )));
+            }
             match open_misc(Path::new(FABRICS), minor) {
                 Ok(_) => Ok(NvmeSupport::Yes),
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS)) => {
@@ -128,18 +177,19 @@ impl Os {
         })
     }
 
-    /// Connects to a subsystem; returns the number of the controller. Its block devices appear later. I/O of a lost
-    /// connection waits for ever, and the kernel reconnects every 2 s.
+    /// Connects to a subsystem; returns the number of the controller. Its block devices appear later. When the connection
+    /// is lost, I/O waits for ever, and the kernel does not connect again by itself.
     ///
     /// # Errors
     /// The kernel's: ECONNREFUSED when nothing listens, EALREADY when this host is connected, EIO or EINVAL when the
-    /// target rejects the host; `TimedOut` after 30 s, when the call is abandoned.
+    /// target rejects the host; `TimedOut` after 30 s, when the call is abandoned: a connection that is made after that is
+    /// ended at once.
     pub fn nvme_connect(&self, to: &NvmeConnect) -> io::Result<u32> {
         let options = options(to, thread::available_parallelism().map_or(1, usize::from));
         let object = format!("the connection to {} for {}", to.address, to.subsystem);
         self.call(Call::NvmeConnect, &to.subsystem, || {
             let minor = listed_minor("nvme-fabrics")?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
-            self.inner.waits.within(CONNECT, &object, move || {
+            let connect = move || {
                 let mut file = open_misc(Path::new(FABRICS), minor)?;
                 // One write(2) is one request.
                 let written = file.write(options.as_bytes())?;
@@ -151,7 +201,28 @@ impl Os {
                 instance_in(&answer).ok_or_else(|| {
                     io::Error::new(io::ErrorKind::InvalidData, format!("{answer:?} names no controller"))
                 })
-            })
+            };
+            // Nobody expects it: a second path could serve a request again before the first one has ended.
+            let undo = |instance| {
+                let made = Path::new(CONTROLLERS).join(format!("nvme{instance}/delete_controller"));
+                if let Err(error) =
+                    fs::write(made, "1").or_else(|error| if went_away(&error) { Ok(()) } else { Err(error) })
+                {
+                    tracing::warn!(controller = instance, %error, "a connection that came too late could not be ended");
+                }
+            };
+            self.inner.waits.within_or_undone(CONNECT, &object, connect, undo)
+        })
+    }
+
+    /// Reads the first block of a device past all caches, in a thread of its own: proves that one of its paths works.
+    ///
+    /// # Errors
+    /// Those of open(2) and pread(2); `TimedOut` at the limit, when the call is abandoned.
+    pub fn nvme_answers(&self, device: &Path, limit: Duration) -> io::Result<()> {
+        self.call(Call::NvmeRead, &device.display(), || {
+            let (path, object) = (device.to_owned(), format!("a read of {}", device.display()));
+            self.inner.waits.within(limit, &object, move || read_direct(&path, 0, DIRECT).map(drop))
         })
     }
 
@@ -232,7 +303,7 @@ fn has_symbol(table: &str, symbol: &str) -> bool {
 /// The text for /dev/nvme-fabrics (drivers/nvme/host/fabrics.c, `opt_tokens`).
 fn options(to: &NvmeConnect, processors: usize) -> String {
     let mut text = format!(
-        "transport=tcp,traddr={},trsvcid={},nqn={},hostnqn={},hostid={},ctrl_loss_tmo=-1,reconnect_delay=2,keep_alive_tmo=5,nr_io_queues={}",
+        "transport=tcp,traddr={},trsvcid={},nqn={},hostnqn={},hostid={},ctrl_loss_tmo=-1,reconnect_delay={NEVER},keep_alive_tmo=5,nr_io_queues={}",
         to.address.ip(),
         to.address.port(),
         to.subsystem,
@@ -240,6 +311,9 @@ fn options(to: &NvmeConnect, processors: usize) -> String {
         to.host_id.as_hyphenated(),
         processors.clamp(1, QUEUES)
     );
+    if to.path == NvmePath::Another {
+        text.push_str(",duplicate_connect");
+    }
     if let Some(secret) = &to.secret {
         text.push_str(",dhchap_secret=");
         text.push_str(secret);
@@ -284,7 +358,8 @@ fn controller(directory: &Path) -> io::Result<Option<NvmeController>> {
     }
     namespaces.sort_unstable_by(|one, other| one.name.cmp(&other.name));
     let address = read("address")?.unwrap_or_default();
-    Ok(Some(NvmeController { instance, subsystem, transport, address, state, namespaces }))
+    let id = read("cntlid")?.and_then(|text| text.parse().ok());
+    Ok(Some(NvmeController { instance, subsystem, transport, address, state, id, namespaces }))
 }
 
 /// The number at the end of a directory's name.
@@ -352,13 +427,17 @@ mod tests {
             host_nqn: "nqn.secret".to_owned(),
             host_id: Uuid::nil(),
             secret: None,
+            path: NvmePath::First,
         };
         assert_eq!(
             options(&to, 9),
-            "transport=tcp,traddr=fd00::1,trsvcid=20001,nqn=nqn.s,hostnqn=nqn.secret,hostid=00000000-0000-0000-0000-000000000000,ctrl_loss_tmo=-1,reconnect_delay=2,keep_alive_tmo=5,nr_io_queues=4"
+            "transport=tcp,traddr=fd00::1,trsvcid=20001,nqn=nqn.s,hostnqn=nqn.secret,hostid=00000000-0000-0000-0000-000000000000,ctrl_loss_tmo=-1,reconnect_delay=2000000,keep_alive_tmo=5,nr_io_queues=4"
         );
         to.secret = Some("DHHC-1:00:x:".to_owned());
         assert!(options(&to, 1).ends_with("nr_io_queues=1,dhchap_secret=DHHC-1:00:x:"));
+        to.path = NvmePath::Another;
+        assert!(options(&to, 1).contains(",duplicate_connect,"));
+        assert!(NEVER.checked_mul(1000).is_some_and(|jiffies| i32::try_from(jiffies).is_ok()));
         let shown = format!("{to:?}");
         assert!(!shown.contains("secret") && !shown.contains("DHHC"), "{shown}");
     }

@@ -9,12 +9,19 @@ use std::time::Duration;
 
 use super::Stopwatch;
 
-/// The running calls, by their object, and since when.
+/// The running calls, by their object.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Waits(Arc<Mutex<HashMap<String, Stopwatch>>>);
+pub(super) struct Waits(Arc<Mutex<HashMap<String, Running>>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    since: Stopwatch,
+    /// The caller no longer waits.
+    is_abandoned: bool,
+}
 
 impl Waits {
-    fn with<T>(&self, act: impl FnOnce(&mut HashMap<String, Stopwatch>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut HashMap<String, Running>) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -26,15 +33,26 @@ impl Waits {
         object: &str,
         call: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
+        self.within_or_undone(limit, object, call, |_| {})
+    }
+
+    /// The same, and takes back what an abandoned call did in the end. The object is free for the next call after that.
+    pub(super) fn within_or_undone<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        object: &str,
+        call: impl FnOnce() -> io::Result<T> + Send + 'static,
+        undo: impl FnOnce(T) + Send + 'static,
+    ) -> io::Result<T> {
         let late = |age: Duration| {
             let message = format!("{object} has not finished for {} s; the kernel still works on it", age.as_secs());
             io::Error::new(io::ErrorKind::TimedOut, message)
         };
         let begun = Stopwatch::start();
         let earlier = self.with(|waits| {
-            let earlier = waits.get(object).map(Stopwatch::elapsed);
+            let earlier = waits.get(object).map(|running| running.since.elapsed());
             if earlier.is_none() {
-                waits.insert(object.to_owned(), begun);
+                waits.insert(object.to_owned(), Running { since: begun, is_abandoned: false });
             }
             earlier
         });
@@ -45,9 +63,21 @@ impl Waits {
         let (answer, answered) = mpsc::sync_channel(1);
         let work = move || {
             let result = call();
+            let is_awaited = waits.with(|waits| {
+                let is_awaited = waits.get(&key).is_some_and(|running| !running.is_abandoned);
+                if is_awaited {
+                    waits.remove(&key);
+                }
+                is_awaited
+            });
+            if is_awaited {
+                let _ = answer.send(result);
+                return;
+            }
+            if let Ok(made) = result {
+                undo(made);
+            }
             waits.with(|waits| waits.remove(&key));
-            // The caller may have stopped waiting.
-            let _ = answer.send(result);
         };
         if let Err(error) = thread::Builder::new().name("kernel-call".to_owned()).spawn(work) {
             self.with(|waits| waits.remove(object));
@@ -55,7 +85,18 @@ impl Waits {
         }
         match answered.recv_timeout(limit) {
             Ok(result) => result,
-            Err(mpsc::RecvTimeoutError::Timeout) => Err(late(begun.elapsed())),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let is_running = self.with(|waits| match waits.get_mut(object) {
+                    Some(running) => {
+                        running.is_abandoned = true;
+                        true
+                    }
+                    None => false,
+                });
+                // It has finished at this moment: its result comes.
+                let result = if is_running { None } else { answered.recv().ok() };
+                result.unwrap_or_else(|| Err(late(begun.elapsed())))
+            }
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("the call ended without a result")),
         }
     }
@@ -79,5 +120,27 @@ mod tests {
         while waits.within(moment, "a", || Ok(())).is_err() {
             thread::sleep(moment);
         }
+    }
+
+    #[test]
+    fn what_an_abandoned_call_did_is_undone_before_the_next_one() {
+        let waits = Waits::default();
+        let (release, released) = mpsc::channel::<()>();
+        let (told, undone) = mpsc::channel::<u32>();
+        let moment = Duration::from_millis(10);
+        let hangs = move || released.recv().map(|()| 7).map_err(io::Error::other);
+        let undo = move |made| {
+            thread::sleep(Duration::from_millis(50));
+            told.send(made).unwrap();
+        };
+        assert!(waits.within_or_undone(moment, "a", hangs, undo).is_err());
+        release.send(()).unwrap();
+        while waits.within(Duration::from_secs(60), "a", || Ok(())).is_err() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(undone.try_recv(), Ok(7), "the next call waits for the undo");
+        // One that is awaited is not undone.
+        let kept = waits.within_or_undone(Duration::from_secs(60), "a", || Ok(8), |_| panic!("it is in use"));
+        assert_eq!(kept.unwrap(), 8);
     }
 }

@@ -107,6 +107,7 @@ pub fn row(call: Call) -> Row {
         Call::NvmeConnect => Acts(&[ECONNREFUSED, EIO, TimedOut]),
         Call::NvmeDelete => Acts(&[EIO, TimedOut]),
         Call::NvmeRescan => Acts(&[EIO]),
+        Call::NvmeRead => Asks(&[EIO, TimedOut]),
         Call::Start => Unused("only the demonstration starts a child that stays"),
     }
 }

@@ -127,7 +127,13 @@ pub(crate) fn alone(kernel: Kernel, parameters: &'static str) {
     let machine = Machine { kernel, root: Image::new(), disks: Vec::new(), link: None, parameters };
     let mut guest = Guest::start("alone", machine);
     guest.must("modprobe -a nvmet-tcp nvme-tcp loop && mount -t configfs configfs /sys/kernel/config");
+    if parameters.contains("multipath=N") {
+        let support = done(&mut guest, "support");
+        assert!(support.contains("No(") && support.contains("nvme_core.multipath=Y"), "{support}");
+        return;
+    }
     guest.test("loopback::a_crash_at_any_call_is_repaired_by_the_next_one");
+    guest.test("loopback::a_lost_connection_is_made_again_after_a_crash_at_any_call");
     guest.test("loopback::ports_and_subsystems_of_others_stay_as_they_are");
     guest.test("loopback::a_number_that_a_pod_still_has_is_given_to_no_other_volume");
     let multipath = guest.must("cat /sys/module/nvme_core/parameters/multipath");

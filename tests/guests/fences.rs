@@ -160,17 +160,15 @@ fn clients_resume_when_the_home_node_was_killed_and_their_exports_are_rebuilt() 
 
 pub(crate) fn rebuilds(kernel: Kernel, count: usize) {
     let mut pair = Pair::start(kernel, 1);
-    let export = |pair: &mut Pair, number: usize| {
+    let export = |pair: &mut Pair, number: usize, controllers: &str| {
         let device = pair.volume(1, &format!("v{number}"), number);
         let port = 20_000 + number;
-        assert_eq!(
-            done(&mut pair.home, &format!("ensure name=v{number} nonce={} port={port} device={device}", number + 1)),
-            "Yes"
-        );
+        let at = format!("name=v{number} nonce={} port={port} device={device}", number + 1);
+        assert_eq!(done(&mut pair.home, &format!("ensure {at} controllers={controllers}")), "Yes");
         pair.home.must(&format!("[ $(cat /sys/kernel/config/nvmet/ports/{port}/addr_trsvcid) = {port} ]"));
     };
     for number in 0..count {
-        export(&mut pair, number);
+        export(&mut pair, number, "lower");
     }
     for number in 0..count {
         let at = format!("name=v{number} nonce={} port={}", number + 1, 20_000 + number);
@@ -195,9 +193,15 @@ pub(crate) fn rebuilds(kernel: Kernel, count: usize) {
     let before = acknowledged(&mut pair);
     pair.said("the home node is back");
     for number in 0..count {
-        export(&mut pair, number);
+        export(&mut pair, number, "upper");
     }
     pair.said("rebuilt");
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(acknowledged(&mut pair), before, "the kernel does not connect again by itself");
+    for number in 0..count {
+        let at = format!("name=v{number} nonce={} port={}", number + 1, 20_000 + number);
+        done(&mut pair.client, &format!("rejoin {at}"));
+    }
     let mut now = Vec::new();
     await_that("every writer goes on", SOON, || {
         now = acknowledged(&mut pair);

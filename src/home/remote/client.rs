@@ -14,8 +14,9 @@ use super::proto::home_client::HomeClient;
 use super::proto::{self as pb};
 use super::{decode, encode};
 use crate::home::{
-    Capacity, CapacityQuery, Changed, Client, CreateSnapshot, CreateVolume, Created, Expanded, Finding, Formatting,
-    GrantRequest, Granted, Home, OpenVolume, Page, PoolReport, Snapshot, SnapshotFilter, Volume,
+    Capacity, CapacityQuery, Changed, Client, ConnectionState, CreateSnapshot, CreateVolume, Created, Expanded,
+    Finding, Formatting, GrantRequest, Granted, Home, OpenVolume, Page, PoolReport, Renaming, Snapshot, SnapshotFilter,
+    Volume,
 };
 use crate::os::{Deadline, DevNum, Dhchap};
 use crate::pool::ActiveDevice;
@@ -261,8 +262,15 @@ impl Home for RemoteHome {
         let message = pb::OpenRequest {
             id: id.to_string(),
             node: node.to_string(),
-            connection: client.connection.map(|export| export.to_string()).unwrap_or_default(),
+            connection: client.connection.map(|one| one.export.to_string()).unwrap_or_default(),
             authenticates: client.authenticates == Dhchap::Yes,
+            waiting: client.connection.and_then(|one| match one.state {
+                ConnectionState::Live => None,
+                ConnectionState::Waiting(id) => {
+                    let same_name = client.renaming == Renaming::Refused;
+                    Some(pb::open_request::Waiting { controller: id.map(u32::from).unwrap_or_default(), same_name })
+                }
+            }),
         };
         let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.open(request).await })?;
         self.understood_plainly(WHAT, decode::opened(reply))

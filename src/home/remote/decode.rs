@@ -7,16 +7,16 @@ use uuid::Uuid;
 
 use super::proto as pb;
 use crate::home::{
-    CapacityQuery, Changed, Client, CopyState, CreateSnapshot, CreateVolume, Created, DeviceAddress, Expanded, Finding,
-    FindingKind, FormatState, Formatting, GrantRequest, Granted, NodeExpansion, OpenVolume, PoolReport, ReadOnly,
-    Snapshot, Source, Volume,
+    CapacityQuery, Changed, Client, Connection, ConnectionState, CopyState, CreateSnapshot, CreateVolume, Created,
+    DeviceAddress, Expanded, Finding, FindingKind, FormatState, Formatting, GrantRequest, Granted, NodeExpansion,
+    OpenVolume, PoolReport, ReadOnly, Renaming, Snapshot, Source, Volume,
 };
 use crate::os::{Dhchap, Timestamp};
 use crate::pool::FreeSpace;
 use crate::types::{
     Access, AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, HostNqn, Kind, NodeId,
-    NvmeTcpAddress, Provisioning, RequestedMode, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
-    cut_printable,
+    NvmeTcpAddress, Provisioning, RequestedMode, Result, SnapshotId, SubsystemNqn, VolumeId, VolumeMode,
+    VolumeParameters, cut_printable,
 };
 
 /// The error for a missing or unknown value. The other side sent it, so the releases differ.
@@ -252,8 +252,18 @@ fn nvme_tcp(at: &pb::coordinates::NvmeTcp) -> Result<NvmeTcpAddress> {
 }
 
 pub(super) fn client(request: &pb::OpenRequest) -> Result<Client> {
+    let export: Option<SubsystemNqn> = optional(&request.connection)?;
+    let state = match &request.waiting {
+        None => ConnectionState::Live,
+        // Ids have 16 bits, and 0 is none.
+        Some(waiting) => ConnectionState::Waiting(u16::try_from(waiting.controller).ok().filter(|id| *id > 0)),
+    };
     Ok(Client {
-        connection: optional(&request.connection)?,
+        connection: export.map(|export| Connection { export, state }),
+        renaming: match &request.waiting {
+            Some(waiting) if waiting.same_name => Renaming::Refused,
+            _ => Renaming::Allowed,
+        },
         authenticates: if request.authenticates { Dhchap::Yes } else { Dhchap::No },
     })
 }

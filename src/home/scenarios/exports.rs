@@ -6,13 +6,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::*;
-use crate::export::{Export, ExportState, Fenced, Remains, Spec, Support};
+use crate::export::{ControllerIds, Export, ExportState, Fenced, Remains, Spec, Support};
 use crate::os::{Deadline, Dhchap};
 
 both_ways! {
     a_network_volume_is_exported_to_one_node_at_a_time,
     requests_in_flight_keep_the_volume_from_every_other_node,
     exports_are_the_same_after_a_restart,
+    a_lost_connection_is_made_again_after_all_it_had_sent_has_ended,
     a_mkfs_is_begun_under_new_names,
     a_volume_in_use_at_home_is_not_exported,
     what_cannot_be_exported_is_refused,
@@ -31,6 +32,8 @@ struct Exports {
     /// Requests do not end.
     stuck: bool,
     resized: Vec<String>,
+    /// Fences that ended an export.
+    fences: usize,
 }
 
 impl Export for Kernel {
@@ -43,7 +46,9 @@ impl Export for Kernel {
         let mut exports = self.0.lock().unwrap();
         match exports.all.insert(spec.subsystem.to_string(), spec.clone()) {
             Some(before) => {
-                assert_eq!(before, *spec, "an export that is there is never changed");
+                let same = Spec { controllers: before.controllers, ..spec.clone() };
+                assert_eq!(before, same, "an export that is there is never changed");
+                exports.all.insert(spec.subsystem.to_string(), before);
                 Ok(Changed::No)
             }
             None => Ok(Changed::Yes),
@@ -55,10 +60,14 @@ impl Export for Kernel {
         if exports.stuck {
             return Err(Error::new(Kind::Busy, format!("requests to {subsystem} do not end")));
         }
-        Ok(exports.all.remove(&subsystem.to_string()).map_or(Fenced::Absent, |spec| {
-            assert_eq!(*remains, Remains::from(&spec));
-            Fenced::Now
-        }))
+        let Some(spec) = exports.all.remove(&subsystem.to_string()) else { return Ok(Fenced::Absent) };
+        assert_eq!(*remains, Remains::from(&spec));
+        exports.fences += 1;
+        Ok(Fenced::Now)
+    }
+
+    fn is_complete(&self, subsystem: &SubsystemNqn) -> Result<bool> {
+        Ok(self.0.lock().unwrap().all.contains_key(&subsystem.to_string()))
     }
 
     fn exports(&self) -> Result<Vec<ExportState>> {
@@ -136,8 +145,20 @@ fn create(rig: &Rig, name: &str) -> VolumeId {
 
 /// What the other node gets that has a connection to this export, or none.
 fn opened(rig: &Rig, id: &VolumeId, connection: Option<&NvmeTcpAddress>) -> Result<OpenVolume> {
-    let client = Client { connection: connection.map(|at| at.subsystem), authenticates: Dhchap::Yes };
+    let live = |at: &NvmeTcpAddress| Connection { export: at.subsystem, state: ConnectionState::Live };
+    let client = Client { connection: connection.map(live), ..client() };
     rig.home.open_for(id, &other(), &client)
+}
+
+fn client() -> Client {
+    Client { connection: None, authenticates: Dhchap::Yes, renaming: Renaming::Allowed }
+}
+
+/// What the other node gets whose connection to this export is lost.
+fn rejoined(rig: &Rig, id: &VolumeId, at: &NvmeTcpAddress, controller: Option<u16>) -> Result<NvmeTcpAddress> {
+    let connection = Connection { export: at.subsystem, state: ConnectionState::Waiting(controller) };
+    let client = Client { connection: Some(connection), renaming: Renaming::Refused, ..client() };
+    rig.home.open_for(id, &other(), &client).map(address_of)
 }
 
 fn address_of(opened: OpenVolume) -> NvmeTcpAddress {
@@ -296,12 +317,14 @@ fn exports_are_the_same_after_a_restart(way: Way) {
     let rig = kernel.again(rig);
     let listed = rig.home.exports(&other(), ids[0].pool).unwrap();
     assert!(listed.len() == 2 && before.iter().all(|at| listed.contains(&at.subsystem)), "{listed:?}");
-    // The machine restarts: they are gone, and are there again before anybody asks.
+    // The machine restarts: they are gone until their node asks, and are the same then.
     kernel.0.lock().unwrap().all.clear();
     let rig = kernel.again(rig);
-    let rebuilt: Vec<_> = kernel.exports().into_iter().map(|spec| spec.subsystem).collect();
-    assert!(before.iter().all(|at| rebuilt.contains(&at.subsystem)), "{rebuilt:?}");
+    assert!(kernel.exports().is_empty());
+    let listed = rig.home.exports(&other(), ids[0].pool).unwrap();
+    assert!(before.iter().all(|at| listed.contains(&at.subsystem)), "the node keeps its connections: {listed:?}");
     for (id, at) in ids.iter().zip(&before) {
+        assert_eq!(rejoined(&rig, id, at, Some(1)).unwrap(), *at);
         assert_eq!(again(&rig, id, at), *at);
     }
     // The other node restarts: what it sent before must not arrive after it has mounted the volume again.
@@ -313,7 +336,7 @@ fn exports_are_the_same_after_a_restart(way: Way) {
     assert_eq!((next.address, kernel.exports().len()), (before[0].address, 2));
     assert_eq!(again(&rig, &ids[0], &next), next);
     // Its kernel may have no authentication.
-    let plain = Client { connection: None, authenticates: Dhchap::No };
+    let plain = Client { authenticates: Dhchap::No, ..client() };
     assert!(address_of(rig.home.open_for(&ids[0], &other(), &plain).unwrap()).key.is_none());
     // A port that a record has is not given to another volume.
     let third = create(&rig, "c");
@@ -322,6 +345,40 @@ fn exports_are_the_same_after_a_restart(way: Way) {
     for id in ids.iter().chain([&third]) {
         rig.home.revoke(id, None).unwrap();
     }
+}
+
+fn a_lost_connection_is_made_again_after_all_it_had_sent_has_ended(way: Way) {
+    let kernel = Kernel::default();
+    let rig = kernel.rig(way, Scratch::new(PoolFs::Xfs));
+    let id = create(&rig, "a");
+    rig.home.grant(&id, &to_other()).unwrap();
+    let at = address(&rig, &id);
+    let ids = || kernel.exports()[0].controllers;
+    let epoch = opened(&rig, &id, Some(&at)).unwrap().epoch;
+    // A write of the lost connection is still at the disk: there is no export until it has ended.
+    kernel.stuck(true);
+    assert_eq!(rejoined(&rig, &id, &at, Some(1)).unwrap_err().kind(), Kind::Busy);
+    assert_eq!(record(&rig, &id)["attachments"][0]["state"], "granted");
+    assert_eq!(rig.home.exports(&other(), id.pool).unwrap(), [at.subsystem], "the node keeps its connection");
+    kernel.stuck(false);
+    // The next controller never has the number of the one that waits, however often the answer is lost.
+    for (waiting, expected) in [(1, ControllerIds::Upper), (1, ControllerIds::Upper), (0x8000, ControllerIds::Lower)] {
+        let fences = kernel.0.lock().unwrap().fences;
+        assert_eq!(rejoined(&rig, &id, &at, Some(waiting)).unwrap(), at);
+        assert_eq!((ids(), kernel.exports().len()), (expected, 1));
+        assert!(!expected.range().contains(&waiting) && is_synchronous(&rig, &id));
+        assert_eq!(kernel.0.lock().unwrap().fences, fences + 1);
+    }
+    assert_eq!(opened(&rig, &id, Some(&at)).unwrap().epoch, epoch);
+    assert_eq!(rejoined(&rig, &id, &at, None).unwrap(), at);
+    // One of an earlier attachment is not made again, and changes nothing.
+    rig.home.revoke(&id, None).unwrap();
+    assert_eq!(rejoined(&rig, &id, &at, Some(1)).unwrap_err().kind(), Kind::Precondition);
+    rig.home.grant(&id, &to_other()).unwrap();
+    let next = address(&rig, &id);
+    assert_eq!(rejoined(&rig, &id, &at, Some(1)).unwrap_err().kind(), Kind::Precondition);
+    assert_eq!(again(&rig, &id, &next), next);
+    rig.home.revoke(&id, None).unwrap();
 }
 
 fn a_mkfs_is_begun_under_new_names(way: Way) {

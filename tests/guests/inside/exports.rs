@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use holdfast::attach::{Attach, NvmeTcp, Wanted};
-use holdfast::export::{Export, Nvmet, Remains, Spec};
+use holdfast::export::{ControllerIds, Export, Nvmet, Remains, Spec};
 use holdfast::home::DeviceAddress;
 use holdfast::os::{Deadline, Os};
 use holdfast::types::{Bytes, HostNqn, ObjectUuid, Result, SubsystemNqn, VolumeId};
@@ -64,6 +64,10 @@ impl Step {
             listen: SocketAddr::new("10.0.0.1".parse().unwrap(), self.must("port").parse().unwrap()),
             number: number_of(&device),
             device,
+            controllers: match self.get("controllers") {
+                Some("upper") => ControllerIds::Upper,
+                _ => ControllerIds::Lower,
+            },
         }
     }
 }
@@ -99,6 +103,8 @@ fn take(step: &str, parameters: &Step) -> Result<String> {
             assert_eq!(nvme.volume_of(attached.device.number())?, Some(parameters.volume()));
             Ok(attached.device.path().display().to_string())
         }
+        // The connection is lost, and the home node has opened the export again.
+        "rejoin" => nvme.rejoin(&parameters.volume(), &parameters.spec().address()).map(|()| String::new()),
         "detach" => {
             nvme.detach(&parameters.volume())?;
             assert_eq!(nvme.device_of(&parameters.volume())?, None);

@@ -3,14 +3,15 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use holdfast::attach::{Attach, NvmeTcp, Wanted};
-use holdfast::export::{Enabled, Export, Fenced, Nvmet, Remains, Spec};
-use holdfast::home::{Changed, DeviceAddress};
+use holdfast::export::{ControllerIds, Enabled, Export, Fenced, Nvmet, Remains, Spec};
+use holdfast::home::{Changed, Connection, ConnectionState, DeviceAddress};
 use holdfast::os::{Call, Deadline, DevNum, Discard, Interceptor, LoopAccess, LoopConfig, LoopStatus, Os};
 use holdfast::types::{Bytes, HostNqn, Kind, ObjectUuid, SubsystemNqn, VolumeId};
 use uuid::Uuid;
@@ -50,6 +51,7 @@ impl Vol {
             listen: SocketAddr::new("127.0.0.1".parse().unwrap(), port),
             number: number_of(&device.path()),
             device: device.path(),
+            controllers: ControllerIds::default(),
         };
         Self { status, spec }
     }
@@ -180,6 +182,61 @@ fn a_crash_at_any_call_is_repaired_by_the_next_one() {
         |_| nvme.detach(&vol.id()).unwrap(),
     );
     println!("detach: {calls} calls");
+    vol.fence(&real).unwrap();
+    nothing_left();
+    vol.end();
+}
+
+/// What a node and its home node do until the volume has one live connection, as the daemons do every second.
+fn connect_again(nvmet: &Nvmet, nvme: &NvmeTcp, rejoining: &NvmeTcp, vol: &Vol) -> holdfast::types::Result<()> {
+    let Connection { export, state } = nvme.client(&vol.id())?.connection.expect("a controller is left");
+    assert_eq!(export, vol.spec.subsystem);
+    if let ConnectionState::Waiting(id) = state {
+        vol.fence(nvmet)?;
+        nvmet
+            .ensure(&Spec { controllers: ControllerIds::without(id.expect("it has a number")), ..vol.spec.clone() })?;
+    }
+    rejoining.rejoin(&vol.id(), &vol.spec.address())
+}
+
+#[test]
+#[ignore = "in a guest: make guests"]
+fn a_lost_connection_is_made_again_after_a_crash_at_any_call() {
+    let scratch = Scratch::new(PoolFs::Ext4, 256 << 20);
+    let vol = Vol::new(&scratch, "a", 20_001);
+    let (real, nvme) = (nvmet(Os::new()), NvmeTcp::new(Os::new()));
+    real.ensure(&vol.spec).unwrap();
+    let attached = nvme.attach(&vol.id(), &vol.wanted()).unwrap();
+    let number = attached.device.number();
+    let file = OpenOptions::new().write(true).open(attached.device.path()).unwrap();
+    file.write_all_at(&[7; 4096], 8192).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    let instances = std::cell::RefCell::new(std::collections::BTreeSet::new());
+    let calls = crashes(
+        |os| {
+            vol.fence(&real).unwrap();
+            while nvme.waiting().unwrap().is_empty() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            connect_again(&real, &nvme, &NvmeTcp::new(os), &vol).is_ok()
+        },
+        |_| {
+            let live = || nvme.waiting().unwrap().is_empty();
+            while !live() {
+                connect_again(&real, &nvme, &nvme, &vol).unwrap();
+            }
+            let [controller] = Os::new().nvme_controllers().unwrap().try_into().unwrap();
+            instances.borrow_mut().insert(controller.instance);
+            assert_eq!(controller.namespaces[0].number, number, "the device stays the same");
+            let read = Os::new().read_device_direct(&attached.device, 8192, 4096).unwrap();
+            assert_eq!(read, [7; 4096]);
+        },
+    );
+    println!("rejoin: {calls} calls; controllers {:?}", instances.borrow());
+    assert!(calls > 4 && instances.borrow().len() > 1, "another controller takes the place of the lost one");
+    drop(attached);
+    nvme.detach(&vol.id()).unwrap();
     vol.fence(&real).unwrap();
     nothing_left();
     vol.end();
