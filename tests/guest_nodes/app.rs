@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::guest::Guest;
-use crate::harness::{Claim, Pod, Space, driver_exec, kubectl, list, text, until, within};
+use crate::guest::{Guest, HOME, OTHER};
+use crate::harness::{Claim, Pod, Space, driver_exec, kubectl, list, text, try_kubectl, until, within};
 
 /// For everything in which a node must be found unreachable first.
 const LONG: u64 = 400;
@@ -15,8 +15,18 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Creates the claims and the Deployment: `pod` with what it runs and uses.
+    /// Creates the claims and the Deployment: `pod` with what it runs and uses. Its pod starts on the home node of the
+    /// claims, which is [`HOME`].
     pub(crate) fn new(namespace: &str, claims: &[Claim], pod: &Pod) -> Self {
+        // As a test that failed may have left them.
+        for guest in [HOME, OTHER] {
+            guest.boot();
+            guest.thaw();
+            drop(try_kubectl(&["taint", "node", &guest.name(), "node.kubernetes.io/out-of-service-"], None));
+            guest.ready();
+            uncordon(guest);
+        }
+        cordon(OTHER);
         let space = Space::new(namespace);
         for claim in claims {
             space.claim(claim);

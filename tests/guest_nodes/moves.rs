@@ -20,7 +20,6 @@ fn lines(app: &App) -> u64 {
 
 #[test]
 fn a_volume_follows_its_pod_by_deletion_and_by_drain() {
-    cordon(OTHER);
     let claim = Claim::new("data").class("network").one_pod();
     let app = App::new("moves", &[claim], &Pod::new("app").mounts("data").runs(WRITES));
     let pod = app.runs_on(HOME);

@@ -41,7 +41,6 @@ fn await_unreachable(guest: Guest) {
 
 #[test]
 fn a_database_survives_drain_node_death_deletion_and_the_death_of_its_home_node() {
-    cordon(OTHER);
     let claims = [Claim::new("db").class("network").size("640Mi"), Claim::new("disk").class("network").size("16Mi").block()];
     let app = App::new("database", &claims, &Pod::new("app").mounts("db").device("disk").runs(START));
     let first = app.runs_on(HOME);

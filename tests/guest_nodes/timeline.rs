@@ -150,7 +150,7 @@ fn logged(from: Guest, to: Guest, since: f64) -> Vec<(&'static str, f64)> {
         let before = now();
         // A frozen one says nothing.
         let Ok(there) = guest.run("date +%s.%N") else { continue };
-        let there: f64 = there.trim().parse().unwrap();
+        let there: f64 = there.trim().parse().expect("seconds");
         let offset = there - f64::midpoint(before, now());
         // Lines begin `I1130 16:51:02.123456`.
         for (what, words) in steps {
