@@ -27,6 +27,7 @@ pub(crate) struct Timeline {
     attachments: Arc<Mutex<Vec<Seen>>>,
     nodes: Arc<Mutex<Vec<Seen>>>,
     volume: String,
+    handle: String,
     began: f64,
 }
 
@@ -71,12 +72,15 @@ impl Timeline {
         crate::harness::until("the watches have begun", || {
             if watches[0].lock().unwrap().is_empty() || watches[2].lock().unwrap().is_empty() { Err(String::new()) } else { Ok(()) }
         });
+        let volume = app.volumes()[0].clone();
+        let object = crate::harness::get("pv", "default", &volume).expect("the volume is there");
         Self {
             watches: vec![pods.0, attachments.0, nodes.0],
             pods: pods.1,
             attachments: attachments.1,
             nodes: nodes.1,
-            volume: app.volumes()[0].clone(),
+            handle: crate::harness::text(&object, "/spec/csi/volumeHandle").to_owned(),
+            volume,
             began: now(),
         }
     }
@@ -90,7 +94,7 @@ impl Timeline {
             all.iter().find(|one| one.at >= self.began && is(&one.fields)).map(|one| one.at)
         };
         let (a, b) = (from.name(), to.name());
-        let volume = &self.volume;
+        let (volume, handle) = (&self.volume, self.handle.as_str());
         let pod = |name: &str, field: usize, value: Option<&str>| {
             first(&self.pods, &|fields| {
                 fields[1] == name && value.map_or(!fields[field].is_empty(), |value| fields[field] == value)
@@ -106,14 +110,14 @@ impl Timeline {
             ("the pod is deleted", Some(zero)),
             ("its replacement is created", pod(new, 1, Some(new))),
             ("the old pod is gone", pod(old, 0, Some("DELETED"))),
-            ("kubelet reports that the volume is not in use", first(&self.nodes, &|fields| fields[1] == a && !fields[2].contains(volume.as_str()))),
+            ("kubelet reports that the volume is not in use", first(&self.nodes, &|fields| fields[1] == a && !fields[2].contains(handle))),
             ("its VolumeAttachment is deleted", attachment(&a, 3, None)),
             ("its VolumeAttachment is gone", attachment(&a, 0, Some("DELETED"))),
             ("the replacement has a node", pod(new, 3, Some(&b))),
-            ("kubelet reports that the volume is in use", first(&self.nodes, &|fields| fields[1] == b && fields[2].contains(volume.as_str()))),
+            ("kubelet reports that the volume is in use", first(&self.nodes, &|fields| fields[1] == b && fields[2].contains(handle))),
             ("a new VolumeAttachment is created", attachment(&b, 2, Some(&b))),
             ("it is attached", attachment(&b, 4, Some("true"))),
-            ("kubelet knows that it is attached", first(&self.nodes, &|fields| fields[1] == b && fields[3].contains(volume.as_str()))),
+            ("kubelet knows that it is attached", first(&self.nodes, &|fields| fields[1] == b && fields[3].contains(handle))),
             ("the pod's sandbox is ready", pod(new, 4, Some("True"))),
             ("the pod is ready", pod(new, 5, Some("True"))),
         ];
@@ -148,14 +152,14 @@ fn logged(from: Guest, to: Guest, since: f64) -> Vec<(&'static str, f64)> {
         (to, [("kubelet has staged it", "MountVolume.MountDevice succeeded"), ("kubelet has published it", "MountVolume.SetUp succeeded")]),
     ] {
         let before = now();
-        // A frozen one says nothing.
-        let Ok(there) = guest.run("date +%s.%N") else { continue };
+        // Not the one of busybox, which has whole seconds only. A frozen guest says nothing.
+        let Ok(there) = guest.run("/usr/bin/date +%s.%N") else { continue };
         let there: f64 = there.trim().parse().expect("seconds");
         let offset = there - f64::midpoint(before, now());
         // Lines begin `I1130 16:51:02.123456`.
         for (what, words) in steps {
             let script = format!(
-                "grep '{words}' /var/log/kubelet.log | grep csi.holdfast.storage | cut -c7-21 | while read t; do date -d \"$(date +%F) $t\" +%s.%N; done"
+                "grep '{words}' /var/log/kubelet.log | grep csi.holdfast.storage | cut -c7-21 | while read t; do /usr/bin/date -d \"$(/usr/bin/date +%F) $t\" +%s.%N; done"
             );
             let times = guest.must(&script);
             let times = times.lines().filter_map(|line| line.trim().parse::<f64>().ok()).map(|at| at - offset);
