@@ -12,7 +12,7 @@ pub use local::Local;
 pub use nvme_tcp::NvmeTcp;
 pub use read_only::ReadOnlyViews;
 
-use crate::home::{DeviceAddress, OpenVolume};
+use crate::home::{Connection, DeviceAddress, OpenVolume};
 use crate::os::{BlockDevice, DevNum, Os};
 use crate::types::{Bytes, Error, Kind, OsContext, Result, VolumeId};
 
@@ -25,11 +25,15 @@ pub struct Wanted {
     pub size: Bytes,
     /// Logical block size, bytes.
     pub block_size: u32,
+    /// The connection that this node had when the home node opened the volume. What it left has ended; a connection that
+    /// was lost later may have left something, so none is made in its place before the home node has opened the volume
+    /// again.
+    pub connection: Option<Connection>,
 }
 
 impl From<&OpenVolume> for Wanted {
     fn from(opened: &OpenVolume) -> Self {
-        Self { at: opened.at.clone(), size: opened.size, block_size: opened.block_size }
+        Self { at: opened.at.clone(), size: opened.size, block_size: opened.block_size, connection: opened.connection }
     }
 }
 

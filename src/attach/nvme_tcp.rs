@@ -107,13 +107,13 @@ impl NvmeTcp {
     ///
     /// # Errors
     /// `Precondition` when no controller of the export waits any more; those of [`Attach::attach`].
-    pub fn rejoin(&self, volume: &VolumeId, at: &NvmeTcpAddress) -> Result<()> {
-        own(volume, at)?;
+    pub fn rejoin(&self, volume: &VolumeId, wanted: &Wanted) -> Result<()> {
+        let at = exported(volume, wanted)?;
         let is_there = self.controllers(volume)?.iter().any(|(name, _)| *name == at.subsystem);
         if !is_there {
             return Err(Error::new(Kind::Precondition, format!("volume {volume} was disconnected meanwhile")));
         }
-        self.connect(volume, at).map(drop)
+        self.connect(volume, at, wanted.connection).map(drop)
     }
 
     /// Ends the connections to an export, whoever uses them: reads and writes that wait fail from then on (EIO).
@@ -190,12 +190,18 @@ impl NvmeTcp {
         }
     }
 
-    /// The live controller of exactly this export, or a new one.
+    /// The live controller of exactly this export, or a new one. `before` is the connection that the home node knew of:
+    /// after any other one it may not have ended everything yet.
     ///
     /// 1. Connect, unless one is live. A crash leaves a controller beside the waiting ones: the next call continues.
     /// 2. Wait until the device answers through it.
     /// 3. Delete the waiting ones.
-    fn connect(&self, volume: &VolumeId, at: &NvmeTcpAddress) -> Result<(NvmeController, Device)> {
+    fn connect(
+        &self,
+        volume: &VolumeId,
+        at: &NvmeTcpAddress,
+        before: Option<Connection>,
+    ) -> Result<(NvmeController, Device)> {
         let _lock = self.connecting.try_lock(volume, "connecting")?;
         let found = || -> Result<Vec<NvmeController>> {
             let all = self.controllers(volume)?.into_iter();
@@ -214,7 +220,14 @@ impl NvmeTcp {
         let live = match live {
             Some(live) => live,
             None => {
-                let path = if waiting.is_empty() { NvmePath::First } else { NvmePath::Another };
+                let path = match &waiting[..] {
+                    [] if before.is_none_or(|one| one.export != at.subsystem) => NvmePath::First,
+                    [one] if before.is_some_and(|known| known == waiting_as(at, one)) => NvmePath::Another,
+                    _ => {
+                        let why = format!("the connection of volume {volume} changed a moment ago; retry");
+                        return Err(Error::new(Kind::Busy, why));
+                    }
+                };
                 let made = self.new_path(volume, at, path)?;
                 found()?.into_iter().find(|one| one.instance == made).ok_or_else(|| {
                     let why = format!("the connection of volume {volume} to {} is gone again; retry", at.address);
@@ -354,10 +367,10 @@ impl NvmeTcp {
 
     /// Connects until the device has a number of which no container has a device node: such a container would see this
     /// volume. A refused device is held open meanwhile, because the kernel takes the lowest free number.
-    fn device(&self, volume: &VolumeId, at: &NvmeTcpAddress) -> Result<BlockDevice> {
+    fn device(&self, volume: &VolumeId, at: &NvmeTcpAddress, before: Option<Connection>) -> Result<BlockDevice> {
         let mut refused = Vec::new();
         for _ in 0..NUMBERS {
-            let (controller, known) = self.connect(volume, at)?;
+            let (controller, known) = self.connect(volume, at, before)?;
             let found = self.await_device(volume, at, &controller)?;
             let device = self.open(volume, at, &found)?;
             if known == Device::Found {
@@ -402,15 +415,12 @@ impl Attach for NvmeTcp {
     /// 3. Wait for its device.
     /// 4. Open the device; verify uuid, size and block size.
     fn attach(&self, volume: &VolumeId, wanted: &Wanted) -> Result<Attached> {
-        let DeviceAddress::NvmeTcp(at) = &wanted.at else {
-            return Err(Error::new(Kind::Internal, format!("volume {volume} is not exported over NVMe/TCP")));
-        };
-        own(volume, at)?;
+        let at = exported(volume, wanted)?;
         if let NvmeSupport::No(why) = self.support()? {
             return Err(Error::new(Kind::Precondition, format!("this node cannot use volume {volume}: {why}")));
         }
         self.delete_stale(volume, &at.subsystem)?;
-        let device = self.device(volume, at)?;
+        let device = self.device(volume, at, wanted.connection)?;
         let shown = device.path().display().to_string();
         let diskseq = self.os.disk_sequence(&device).at(|| format!("read the sequence number of {shown}"))?;
         let size = verified(&self.os, &device, volume, wanted, "detach the volume and attach it again")?;
@@ -488,19 +498,28 @@ impl Attach for NvmeTcp {
     }
 }
 
+fn waiting_as(at: &NvmeTcpAddress, controller: &NvmeController) -> Connection {
+    Connection { export: at.subsystem, state: ConnectionState::Waiting(controller.id) }
+}
+
+/// The export of a volume.
+///
 /// # Errors
-/// `Corrupt` when the address is that of another volume.
-fn own(volume: &VolumeId, at: &NvmeTcpAddress) -> Result<()> {
-    if is_of(&at.subsystem, volume) {
-        return Ok(());
+/// `Internal` when it is local; `Corrupt` when the export is another volume's.
+fn exported<'w>(volume: &VolumeId, wanted: &'w Wanted) -> Result<&'w NvmeTcpAddress> {
+    match &wanted.at {
+        DeviceAddress::NvmeTcp(at) if is_of(&at.subsystem, volume) => Ok(at),
+        DeviceAddress::NvmeTcp(at) => Err(Error::new(
+            Kind::Corrupt,
+            format!(
+                "the home node of volume {volume} answered with the export {} of another volume; nothing was connected",
+                at.subsystem
+            ),
+        )),
+        DeviceAddress::Local { .. } => {
+            Err(Error::new(Kind::Internal, format!("volume {volume} is not exported over NVMe/TCP")))
+        }
     }
-    Err(Error::new(
-        Kind::Corrupt,
-        format!(
-            "the home node of volume {volume} answered with the export {} of another volume; nothing was connected",
-            at.subsystem
-        ),
-    ))
 }
 
 /// Whether an export is of this volume, whatever the volume's handle carries besides pool and uuid.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{CapacityQuery, Source};
+use super::{CapacityQuery, Connection, Source};
 use crate::os::Timestamp;
 use crate::pool::FreeSpace;
 use crate::types::{
@@ -275,6 +275,8 @@ pub enum DeviceAddress {
 pub struct OpenVolume {
     /// Where its device is.
     pub at: DeviceAddress,
+    /// The connection that its node had, as the request said.
+    pub connection: Option<Connection>,
     /// The size the device must have.
     pub size: Bytes,
     /// The logical block size the device must have.

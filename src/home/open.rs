@@ -52,6 +52,7 @@ impl Shared {
         };
         Ok(OpenVolume {
             at,
+            connection: client.connection,
             size: record.size,
             block_size: record.block_size,
             format: record.format.known,

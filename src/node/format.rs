@@ -92,7 +92,7 @@ impl Formatter<'_> {
             self.attach.detach(self.volume)?;
         }
         let formatting = self.home.begin_format(self.volume, self.node, self.fs)?;
-        let wanted = Wanted { at: formatting.at, ..Wanted::from(self.opened) };
+        let wanted = Wanted { at: formatting.at, connection: None, ..Wanted::from(self.opened) };
         let attached = self.attach(&wanted)?;
         let path = attached.device.path().to_owned();
         let contents = probe::probe(self.os, &attached.device)?;

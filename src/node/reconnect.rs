@@ -7,9 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Node;
-use crate::home::{Changed, Client, DeviceAddress, Renaming};
+use crate::attach::Wanted;
+use crate::home::{Changed, Client, Renaming};
 use crate::os::{Deadline, Stopwatch};
-use crate::types::{Error, Kind, Result, SubsystemNqn, VolumeId};
+use crate::types::{Kind, Result, SubsystemNqn, VolumeId};
 
 /// The pause between two looks at the connections.
 pub const LOOKING: Duration = Duration::from_secs(1);
@@ -104,11 +105,7 @@ impl Node {
             return Ok(());
         }
         let open = || self.home(volume)?.open_for(volume, &self.id, &client);
-        match Deadline::scope(Deadline::after(OPENING), open)?.at {
-            DeviceAddress::NvmeTcp(at) => network.rejoin(volume, &at),
-            DeviceAddress::Local { .. } => {
-                Err(Error::new(Kind::Corrupt, "the home node answered that the volume is local to this node"))
-            }
-        }
+        let opened = Deadline::scope(Deadline::after(OPENING), open)?;
+        network.rejoin(volume, &Wanted::from(&opened))
     }
 }

@@ -273,7 +273,8 @@ impl Home for RemoteHome {
             }),
         };
         let reply = self.ask_plainly(WHAT, message, |mut home, request| async move { home.open(request).await })?;
-        self.understood_plainly(WHAT, decode::opened(reply))
+        let opened = self.understood_plainly(WHAT, decode::opened(reply))?;
+        Ok(OpenVolume { connection: client.connection, ..opened })
     }
 
     fn close(&self, id: &VolumeId, node: &NodeId) -> Result<()> {

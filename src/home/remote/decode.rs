@@ -268,9 +268,11 @@ pub(super) fn client(request: &pb::OpenRequest) -> Result<Client> {
     })
 }
 
+/// Without the connection, which only the request had.
 pub(super) fn opened(reply: pb::OpenReply) -> Result<OpenVolume> {
     Ok(OpenVolume {
         at: coordinates(reply.at)?,
+        connection: None,
         size: Bytes::new(reply.size),
         block_size: reply.block_size,
         format: format(reply.format)?,

@@ -97,6 +97,7 @@ fn take(step: &str, parameters: &Step) -> Result<String> {
                 at: DeviceAddress::NvmeTcp(Box::new(parameters.spec().address())),
                 size: Bytes::new(u64::try_from(parameters.number("size")).unwrap()),
                 block_size: 4096,
+                connection: None,
             };
             let attached = nvme.attach(&parameters.volume(), &wanted)?;
             assert_eq!(nvme.device_of(&parameters.volume())?, Some(attached.device.number()));
@@ -104,7 +105,15 @@ fn take(step: &str, parameters: &Step) -> Result<String> {
             Ok(attached.device.path().display().to_string())
         }
         // The connection is lost, and the home node has opened the export again.
-        "rejoin" => nvme.rejoin(&parameters.volume(), &parameters.spec().address()).map(|()| String::new()),
+        "rejoin" => {
+            let wanted = Wanted {
+                at: DeviceAddress::NvmeTcp(Box::new(parameters.spec().address())),
+                size: Bytes::ZERO,
+                block_size: 4096,
+                connection: nvme.client(&parameters.volume())?.connection,
+            };
+            nvme.rejoin(&parameters.volume(), &wanted).map(|()| String::new())
+        }
         "detach" => {
             nvme.detach(&parameters.volume())?;
             assert_eq!(nvme.device_of(&parameters.volume())?, None);

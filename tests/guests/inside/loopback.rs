@@ -62,7 +62,7 @@ impl Vol {
 
     fn wanted(&self) -> Wanted {
         let at = DeviceAddress::NvmeTcp(Box::new(self.spec.address()));
-        Wanted { at, size: Bytes::new(SIZE), block_size: 4096 }
+        Wanted { at, size: Bytes::new(SIZE), block_size: 4096, connection: None }
     }
 
     fn fence(&self, nvmet: &Nvmet) -> holdfast::types::Result<Fenced> {
@@ -196,7 +196,8 @@ fn connect_again(nvmet: &Nvmet, nvme: &NvmeTcp, rejoining: &NvmeTcp, vol: &Vol) 
         nvmet
             .ensure(&Spec { controllers: ControllerIds::without(id.expect("it has a number")), ..vol.spec.clone() })?;
     }
-    rejoining.rejoin(&vol.id(), &vol.spec.address())
+    let wanted = Wanted { connection: Some(Connection { export, state }), ..vol.wanted() };
+    rejoining.rejoin(&vol.id(), &wanted)
 }
 
 #[test]
@@ -218,6 +219,12 @@ fn a_lost_connection_is_made_again_after_a_crash_at_any_call() {
             vol.fence(&real).unwrap();
             while nvme.waiting().unwrap().is_empty() {
                 std::thread::sleep(Duration::from_millis(50));
+            }
+            // Nothing is connected in the place of a connection that the home node does not know as lost.
+            let live = Connection { export: vol.spec.subsystem, state: ConnectionState::Live };
+            for connection in [None, Some(live)] {
+                let error = nvme.attach(&vol.id(), &Wanted { connection, ..vol.wanted() }).unwrap_err();
+                assert!(error.kind() == Kind::Busy && error.to_string().contains("changed a moment ago"), "{error}");
             }
             connect_again(&real, &nvme, &NvmeTcp::new(os), &vol).is_ok()
         },
