@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use crate::app::App;
-use crate::harness::{exec, until};
+use crate::harness::{exec, try_kubectl, until, within};
 
 /// Starts the database. At the first start it is a copy of the one that Debian's package has created, because initdb takes
 /// minutes on an emulated node, with checksums of its pages.
@@ -50,6 +50,11 @@ impl Drop for Client {
 
 /// The answer to a statement, once the database answers.
 fn sql(app: &App, statement: &str) -> String {
+    // A process in the pod for each question would delay its start.
+    within(600, "the database is ready", || {
+        let log = try_kubectl(&["-n", &app.space.name, "logs", &app.pod()], None)?;
+        if log.contains("ready to accept connections") { Ok(()) } else { Err(log) }
+    });
     let script = format!("/usr/lib/postgresql/*/bin/psql -h /tmp -U postgres -v ON_ERROR_STOP=1 -Atc \"{statement}\"");
     until("the database answers", || exec(&app.space.name, &app.pod(), &script)).trim().to_owned()
 }
