@@ -10,7 +10,10 @@ use std::process::Command;
 
 use holdfast::config::{ControllerConfig, File, Flags, NodeConfig, WireFlags};
 use holdfast::os::Activity;
-use holdfast::telemetry::{HomeFigures, HomeState, Metrics, PoolFigures, Sampled};
+use holdfast::telemetry::{
+    AttachmentFigures, ConnectionFigures, ExportFigures, HomeFigures, HomeState, Metrics, NetworkSample, PoolFigures,
+    Reconnected, Sampled,
+};
 use holdfast::types::{ParameterRow, TABLE};
 
 const OPERATIONS: &str = include_str!("../docs/operations.md");
@@ -218,7 +221,13 @@ fn every_metric_is_in_the_table_and_no_other() {
     homes.crowded("n");
     homes.refused("Grant", "node");
     let pool = PoolFigures { inodes: Some(1), inodes_free: Some(1), ..PoolFigures::default() };
-    let text = metrics.text(Sampled { pools: Some(vec![pool]), extents: Vec::new(), findings: Vec::new() }).unwrap();
+    let network = metrics.network();
+    network.ended_detached();
+    network.reconnected(Reconnected::Yes);
+    network.watch_attachments(|| Some(AttachmentFigures::default()));
+    let network =
+        NetworkSample { exports: Some(ExportFigures::default()), connections: Some(ConnectionFigures::default()) };
+    let text = metrics.text(Sampled { pools: Some(vec![pool]), network, ..Sampled::default() }).unwrap();
     let exported: BTreeSet<_> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     let documented = rows(OPERATIONS, "Metrics");

@@ -7,7 +7,7 @@ use anyhow::Result;
 use holdfast::home::{Finding, FindingKind, FormatState, Health, PoolHealth, Source, Volume};
 use holdfast::os::Timestamp;
 use holdfast::registry::{Everything, NodeRow, Nodes};
-use holdfast::route::Silence;
+use holdfast::route::{Silence, Trouble, TroubleKind};
 use holdfast::types::{Bytes, Named, PoolId};
 use serde::Serialize;
 
@@ -252,6 +252,7 @@ pub(crate) fn findings(asked: &mut ControllerConnection) -> Result<(Vec<String>,
                 None => healthy.push(format!("{} on node {}", pool.name, node.node)),
             }
         }
+        found.extend(troubles(node, &nodes, &everything));
         if node.version != env!("CARGO_PKG_VERSION") {
             found.push(finding(
                 "-".to_owned(),
@@ -291,6 +292,37 @@ pub(crate) fn findings(asked: &mut ControllerConnection) -> Result<(Vec<String>,
 
 fn finding(pool: String, what: String, place: String, remedy: String) -> Finding {
     Finding { kind: FindingKind::Service, pool, what, place, remedy }
+}
+
+/// Volumes of other nodes that do not work on a node, according to its last heartbeat.
+fn troubles(node: &NodeRow, nodes: &[NodeRow], everything: &Everything) -> Vec<Finding> {
+    let all = node.connections.iter().flat_map(|connections| &connections.troubles);
+    let now = Timestamp::now().seconds();
+    let one = |trouble: &Trouble| {
+        let pool = trouble.volume.pool;
+        let home = nodes.iter().find(|node| node.pools.iter().any(|one| one.id == pool));
+        let volume = everything.volumes.iter().find(|volume| volume.id == trouble.volume);
+        let named = Named::volume(
+            volume.map_or(trouble.volume, |volume| volume.id),
+            volume.and_then(|volume| volume.claim.clone()),
+        );
+        let home = home.map_or_else(|| "its home node".to_owned(), |home| format!("its home node {}", home.node));
+        let since = age(now.saturating_sub(trouble.since.seconds()));
+        let (what, remedy) = match &trouble.kind {
+            TroubleKind::Stalled { address } => (
+                format!(
+                    "{named} has had no connection to {home} at {address} for {since}: its reads and writes wait, nothing is lost"
+                ),
+                format!("start {home}, or repair the network between the two nodes; reads and writes then go on"),
+            ),
+            TroubleKind::Detached => (
+                format!("{named} was detached {since} ago while pods used it: their reads and writes fail"),
+                "delete the pods that use it on this node".to_owned(),
+            ),
+        };
+        finding(pool.to_string(), what, format!("node {}", node.node), remedy)
+    };
+    all.map(one).collect()
 }
 
 /// One name in several pools: created twice while a node was unreachable.

@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use holdfast::config::PoolConfig;
-use holdfast::home::{Finding, Kernel, PoolView, examine};
-use holdfast::os::{DmSupport, Os};
-use holdfast::types::printable;
+use holdfast::home::{Finding, FindingKind, Kernel, PoolView, examine};
+use holdfast::node::connections_of;
+use holdfast::os::{DmSupport, NvmeController, Os};
+use holdfast::route::{Trouble, TroubleKind};
+use holdfast::types::{SubsystemNqn, printable};
 
 use super::cluster;
 use super::inventory::LookArguments;
@@ -57,7 +59,35 @@ fn examine_all(os: &Os, pools: &[PoolConfig]) -> Result<(Vec<String>, Vec<Findin
         }
         all.extend(findings);
     }
+    all.extend(stalled(os)?);
     Ok((healthy, all))
+}
+
+/// Volumes of other nodes without a live connection. Only the driver knows since when: `doctor --controller` says it.
+fn stalled(os: &Os) -> Result<Vec<Finding>> {
+    let controllers = os.nvme_controllers().context("list the NVMe controllers of this machine")?;
+    let reported = connections_of(&controllers);
+    let finding = |trouble: Trouble| {
+        let TroubleKind::Stalled { address } = trouble.kind else { return None };
+        let of = |one: &&NvmeController| {
+            one.subsystem.parse::<SubsystemNqn>().is_ok_and(|name| name.volume == trouble.volume)
+        };
+        let states: Vec<_> =
+            controllers.iter().filter(of).map(|one| format!("nvme{} is {}", one.instance, one.state)).collect();
+        Some(Finding {
+            kind: FindingKind::Service,
+            pool: trouble.volume.pool.to_string(),
+            what: format!(
+                "volume {} has no live connection to its home node at {address} ({}): its reads and writes wait, nothing is lost",
+                trouble.volume,
+                states.join(", ")
+            ),
+            place: "the connections of this machine (/sys/class/nvme)".to_owned(),
+            remedy: "start the home node, or repair the network to it; dmesg shows when the connection broke, and holdfast doctor --controller names the home node"
+                .to_owned(),
+        })
+    };
+    Ok(reported.troubles.into_iter().filter_map(finding).collect())
 }
 
 fn conclude(arguments: &LookArguments, healthy: &[String], findings: &[Finding]) -> Result<ExitCode> {

@@ -36,6 +36,8 @@ pub struct ControllerConfig {
     pub rhythm: Rhythm,
     /// The nodes and pools that an operator declared lost.
     pub lost: BTreeSet<Lost>,
+    /// Whether it creates events on pods whose volume does not work.
+    pub pod_events: bool,
 }
 
 /// How a node uses volumes of other nodes, and exports its own.
@@ -91,6 +93,7 @@ impl ControllerConfig {
             tls: tls(flags, file, SigningConfig::resolve)?,
             rhythm: rhythm(flags, file)?,
             lost: file.lost_homes.iter().map(|said| lost(said)).collect::<Result<_>>()?,
+            pod_events: file.pod_events,
         })
     }
 }
@@ -286,7 +289,9 @@ mod tests {
         let controller = ControllerConfig::resolve(&Flags::default(), &file(CONTROLLER), |_| None).unwrap();
         assert!(controller.lost.contains(&Lost::Node("node-7".parse().unwrap())));
         assert!(controller.lost.contains(&Lost::Pool("00000000000000ab".parse().unwrap())));
-        assert_eq!(controller.rhythm, Rhythm::default());
+        assert_eq!((controller.rhythm, controller.pod_events), (Rhythm::default(), false));
+        let with = file(&format!("{CONTROLLER}podEvents: true\n"));
+        assert!(ControllerConfig::resolve(&Flags::default(), &with, |_| None).unwrap().pod_events);
     }
 
     #[test]

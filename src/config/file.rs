@@ -26,6 +26,7 @@ pub struct File {
     pub(super) tls: TlsEntry,
     pub(super) heartbeat: Option<String>,
     pub(super) lost_homes: Vec<String>,
+    pub(super) pod_events: bool,
     pub(super) kubelet_registration: Option<String>,
     pub(super) kubelet_endpoint: Option<String>,
 }

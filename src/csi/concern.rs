@@ -24,7 +24,7 @@ of_handle! { volume_id:
     DeleteVolumeRequest ControllerPublishVolumeRequest ControllerUnpublishVolumeRequest
     ValidateVolumeCapabilitiesRequest ControllerExpandVolumeRequest ControllerGetVolumeRequest
     NodeStageVolumeRequest NodeUnstageVolumeRequest NodePublishVolumeRequest NodeUnpublishVolumeRequest
-    NodeGetVolumeStatsRequest NodeExpandVolumeRequest
+    NodeGetVolumeStatsRequest NodeGetVolumeHealthRequest NodeExpandVolumeRequest
 }
 of_handle! { source_volume_id: CreateSnapshotRequest }
 of_handle! { snapshot_id: DeleteSnapshotRequest GetSnapshotRequest }

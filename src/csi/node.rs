@@ -15,8 +15,8 @@ use super::proto::{self as pb, node_service_capability as capability};
 use super::rpc::Rpc;
 use super::work::WorkerPool;
 use crate::home::Changed;
-use crate::node::{Node, PublishRequest, StageRequest, Stats, Usage};
-use crate::route::Segments;
+use crate::node::{Node, Problem, PublishRequest, StageRequest, Stats, Usable, Usage};
+use crate::route::{NO_FABRIC, Segments};
 use crate::types::{Bytes, NodeId, Result, VolumeId};
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -62,7 +62,8 @@ impl NodeService {
     }
 }
 
-/// The capabilities of the node: exactly those that are implemented.
+/// The capabilities of every node: exactly those that are implemented. On a node with a fabric also GET_VOLUME_HEALTH, an
+/// alpha: only the connection of a volume can have a problem that no call meets.
 const CAPABILITIES: [capability::rpc::Type; 4] = {
     use capability::rpc::Type;
     [Type::StageUnstageVolume, Type::GetVolumeStats, Type::ExpandVolume, Type::SingleNodeMultiWriter]
@@ -105,6 +106,13 @@ impl pb::node_server::Node for NodeService {
         self.run(Rpc::NodeGetVolumeStats, request, stats).await
     }
 
+    async fn node_get_volume_health(
+        &self,
+        request: Request<pb::NodeGetVolumeHealthRequest>,
+    ) -> Answer<pb::NodeGetVolumeHealthResponse> {
+        self.run(Rpc::NodeGetVolumeHealth, request, health).await
+    }
+
     async fn node_expand_volume(
         &self,
         request: Request<pb::NodeExpandVolumeRequest>,
@@ -120,7 +128,9 @@ impl pb::node_server::Node for NodeService {
         let one = |kind: capability::rpc::Type| pb::NodeServiceCapability {
             r#type: Some(capability::Type::Rpc(capability::Rpc { r#type: kind.into() })),
         };
-        Ok(Response::new(pb::NodeGetCapabilitiesResponse { capabilities: CAPABILITIES.map(one).to_vec() }))
+        let health = (self.node.fabric != NO_FABRIC).then_some(capability::rpc::Type::GetVolumeHealth);
+        let capabilities = CAPABILITIES.into_iter().chain(health).map(one).collect();
+        Ok(Response::new(pb::NodeGetCapabilitiesResponse { capabilities }))
     }
 
     async fn node_get_info(&self, request: Request<pb::NodeGetInfoRequest>) -> Answer<pb::NodeGetInfoResponse> {
@@ -219,4 +229,25 @@ fn expand(node: &Node, request: pb::NodeExpandVolumeRequest) -> Result<pb::NodeE
     let wanted = decode::node_expand(&request)?;
     let size = of(node, wanted.volume, || node.expand(&wanted))?;
     Ok(pb::NodeExpandVolumeResponse { capacity_bytes: size.to_i64() })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
+fn health(node: &Node, request: pb::NodeGetVolumeHealthRequest) -> Result<pb::NodeGetVolumeHealthResponse> {
+    let (volume, path) = decode::node_health(&request)?;
+    let entry = |problem: Problem| pb::volume_health::VolumeHealthEntry {
+        status: match problem.state {
+            Usable::Partly => pb::VolumeHealthErrorType::Degraded,
+            Usable::No => pb::VolumeHealthErrorType::Inaccessible,
+        }
+        .into(),
+        reason: problem.reason.to_owned(),
+        message: problem.message,
+    };
+    let problems = of(node, volume, || node.health(&volume, path.as_deref()))?;
+    Ok(pb::NodeGetVolumeHealthResponse {
+        volume_health: Some(pb::VolumeHealth {
+            volume_id: request.volume_id,
+            health_statuses: problems.into_iter().map(entry).collect(),
+        }),
+    })
 }

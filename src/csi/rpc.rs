@@ -106,6 +106,7 @@ rpcs! {
     Node/NodePublishVolume: Attach,
     Node/NodeUnpublishVolume: Release,
     Node/NodeGetVolumeStats: Query,
+    Node/NodeGetVolumeHealth: Query,
     Node/NodeExpandVolume: Attach,
     Node/NodeGetCapabilities: Query,
     Node/NodeGetInfo: Query,

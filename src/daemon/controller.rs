@@ -8,9 +8,9 @@ use std::sync::Arc;
 use tonic::service::Routes;
 use tracing::info;
 
-use super::Stop;
 use super::certificates::Certifying;
 use super::parts::{Base, dial, shares};
+use super::{Stop, pod_events};
 use crate::config::{ControllerConfig, TlsMode};
 use crate::csi::{ServeConfig, serve};
 use crate::os::Os;
@@ -84,6 +84,9 @@ impl Controller {
             stop.clone().begun(),
             "this controller no longer receives heartbeats; restart it",
         ));
+        if config.pod_events {
+            pod_events::begin(Arc::clone(&router), &stop).await?;
+        }
         let signing = certifying.map(|certifying| certifying.begin(&stop));
         let (ready, settling) = (base.pools.clone(), config.rhythm.settling());
         tokio::spawn(async move {

@@ -10,6 +10,7 @@ mod checks;
 mod controller;
 mod node;
 mod parts;
+mod pod_events;
 mod pools;
 mod standalone;
 

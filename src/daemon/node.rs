@@ -15,11 +15,11 @@ use crate::config::{NodeConfig, TlsMode};
 use crate::home::remote::HomeService;
 use crate::home::{LocalHome, PoolHealth};
 use crate::os::{Os, Timestamp};
-use crate::registry::{Controllers, DirectoryCache, Reporter};
+use crate::registry::{Controllers, DeclaredLost, DirectoryCache, Reporter};
 use crate::route::{Entry, Heartbeat};
 use crate::telemetry::Metrics;
 use crate::tls::{Credentials, Incoming, Role};
-use crate::types::{OsContext, PoolId, Result};
+use crate::types::{OsContext, Result};
 use crate::wire;
 
 /// How long the requests of controllers may take to end after CSI has ended: they had the same time as those of
@@ -63,6 +63,7 @@ impl NodeDaemon {
                 .fabric
                 .take()
                 .map(|fabric| (fabric, dial(credentials.clone(), base.metrics.homes().clone()))),
+            metrics: base.metrics.network().clone(),
         };
         let pools = NodePools::open(&os, &opening, configs, config.node.clone(), before, others).await?;
         remember(&mut known(&card), &config, &pools.home);
@@ -166,11 +167,24 @@ fn reporter(
         pools: Vec::new(),
         known: Vec::new(),
         left_out: 0,
+        connections: None,
     };
-    let (looking, told) = (pools.home.clone(), pools.home.clone());
-    let look = Arc::new(move || Heartbeat { pools: looking.health(), ..about.clone() });
-    let said = Box::new(move |lost: &[PoolId]| {
-        for pool in lost {
+    let (looking, told, node) = (pools.home.clone(), pools.home.clone(), Arc::clone(&pools.node));
+    let ending = Arc::clone(&node);
+    let look = Arc::new(move || {
+        let connections = node.connections().unwrap_or_else(|error| {
+            warn!(error = error.chain(), "the controllers are not told of the connections to other nodes");
+            None
+        });
+        Heartbeat { pools: looking.health(), connections, ..about.clone() }
+    });
+    let said = Box::new(move |lost: &DeclaredLost| {
+        if !lost.elsewhere.is_empty()
+            && let Err(error) = ending.end_connections_to_lost(&lost.elsewhere)
+        {
+            error!(error = error.chain(), "cannot end the connections to pools that were declared lost");
+        }
+        for pool in &lost.here {
             if let Err(error) = told.quarantine(*pool) {
                 error!(%pool, error = error.chain(), "cannot put a pool that was declared lost in quarantine");
             }

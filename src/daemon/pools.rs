@@ -25,7 +25,7 @@ use crate::os::{NvmeSupport, Os};
 use crate::pool;
 use crate::registry::RegistryService;
 use crate::route::{Dial, Directory, NO_FABRIC, Router, figures_of};
-use crate::telemetry::{PoolFigures, PoolFindings, PoolWatch};
+use crate::telemetry::{NetworkMetrics, PoolFigures, PoolFindings, PoolWatch};
 use crate::types::{NodeId, PoolId, PoolName, Result, SubsystemNqn};
 
 /// The time limit of [`NodePools::keep_devices`].
@@ -92,6 +92,17 @@ fn counted(home: &LocalHome) -> Result<Vec<PoolFindings>> {
     Ok(names.flat_map(|pool| FindingKind::OF_A_NODE.into_iter().map(move |kind| of(pool, kind))).collect())
 }
 
+/// From now on each scrape has the exports of this node and its connections to others.
+fn watch(metrics: &NetworkMetrics, home: &LocalHome, node: &Arc<Node>, fabric: &str) {
+    let (attached, exports) = (home.clone(), home.clone());
+    metrics.watch_attachments(move || attached.attachment_figures());
+    metrics.watch_exports(move || exports.export_figures());
+    if fabric != NO_FABRIC {
+        let node = Arc::clone(node);
+        metrics.watch_connections(move || node.connection_figures());
+    }
+}
+
 /// Logs the tools that volumes need, with their versions, and each missing one as a warning: a node without the tools of
 /// one filesystem serves volumes of the other.
 fn report_tools(os: Os) {
@@ -130,6 +141,7 @@ pub(super) struct Others {
     pub(super) elsewhere: Elsewhere,
     /// The storage network, where one is configured.
     pub(super) network: Option<(FabricConfig, Dial)>,
+    pub(super) metrics: NetworkMetrics,
 }
 
 /// What this node's kernel can do on the configured fabric.
@@ -202,7 +214,7 @@ impl NodePools {
                 let open = Arc::new(move |first| pool::open_or(&os, &spec, &id, first));
                 ConfiguredPool { name, place, known, limits, open }
             });
-            let Others { elsewhere, network } = others;
+            let Others { elsewhere, network, metrics } = others;
             let network = network.map(|(config, dial)| Network::look(&os, config, dial)).unwrap_or_default();
             let home = LocalHome::start(os.clone(), id.clone(), pools.collect(), network.exports)?;
             let described = home.described().join(", ");
@@ -218,7 +230,9 @@ impl NodePools {
                 Some((connections, dial, fabric)) => (homes.with_others(dial), Some(connections), fabric),
                 None => (homes, None, NO_FABRIC.to_owned()),
             };
-            let node = Arc::new(Node::with_homes(os, id.clone(), own, Arc::new(homes), connections));
+            let node = Node::with_homes(os, id.clone(), own, Arc::new(homes), connections).counted(metrics.clone());
+            let node = Arc::new(node);
+            watch(&metrics, &home, &node, &fabric);
             let router = Arc::new(router(&home));
             let _ = opening.0.set(home.clone());
             Ok(Self { id, home, node, router, described, fabric })
@@ -258,7 +272,8 @@ impl NodePools {
                     _ = stop.changed() => return,
                 }
                 let node = Arc::clone(&node);
-                match tokio::task::spawn_blocking(move || node.end_lost_connections()).await {
+                let look = move || node.end_lost_connections().and_then(|_| node.connections());
+                match tokio::task::spawn_blocking(look).await {
                     Ok(Ok(_)) => {}
                     Ok(Err(error)) => warn!(error = error.chain(), "cannot check the connections to other nodes"),
                     Err(error) => warn!(%error, "the check of the connections to other nodes failed"),

@@ -35,7 +35,8 @@ impl Standalone {
         let (metrics, opening) = (Metrics::new(os.activity().clone()), Opening::default());
         let base = Base::bind(&config.serving, metrics, opening.watch(), shares(&os)?).await?;
         let configs = std::mem::take(&mut config.pools);
-        let others = Others { elsewhere: Box::new(|_| None), network: None };
+        let metrics = base.metrics.network().clone();
+        let others = Others { elsewhere: Box::new(|_| None), network: None, metrics };
         let pools = NodePools::open(&os, &opening, configs, config.node.clone(), Vec::new(), others).await?;
         base.pools.opened();
         Ok(Self { config, base, pools })

@@ -85,6 +85,7 @@ impl Shared {
             read_only: request.read_only,
             epoch: record.epoch,
             state: GrantState::Granted,
+            revoking_since: None,
             nonce,
             export,
             boot_id: before.as_ref().and_then(|before| before.boot_id),

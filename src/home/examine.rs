@@ -2,8 +2,11 @@
 //! pools meanwhile.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use super::record::{AttachPath, GrantState, Phase, Record, VolumeRecord};
+use super::attached::{is_open, shown};
+use super::export::export_of;
+use super::record::{AttachPath, Attachment, GrantState, Phase, Record, VolumeRecord};
 use super::view::{KUBELET, Kernel, PoolView, unseen_by_kubelet};
 use super::{Finding, FindingKind, FormatState, Health, LocalHome};
 use crate::fs::{self, tools};
@@ -17,7 +20,8 @@ impl LocalHome {
     /// # Errors
     /// `Internal` when the state of the kernel cannot be read.
     pub(super) fn examine_pools(&self) -> Result<Vec<Finding>> {
-        let (os, kernel) = (&self.shared.os, Kernel::look(&self.shared.os)?);
+        let os = &self.shared.os;
+        let kernel = Kernel::look_with(os, self.shared.fabric.as_ref().map(|fabric| Arc::clone(&fabric.export)))?;
         let mut findings = Vec::new();
         for (slot, condition) in self.shared.slots.iter().zip(self.conditions()) {
             match (slot.state(), condition.health) {
@@ -273,18 +277,34 @@ impl PoolExaminer<'_> {
     }
 
     /// Attachments over the network.
-    fn exports(&mut self, view: &PoolView, record: &VolumeRecord) -> Result<()> {
+    fn exports(&mut self, view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
         let named = record.named();
         for attachment in record.attachments.iter().filter(|one| one.path == AttachPath::NvmeTcp) {
             let node = &attachment.node;
             if attachment.state == GrantState::Revoking {
+                let age = attachment.revoking_since.map(|since| format!(" for {}", shown(since.age())));
                 self.found(
                     FindingKind::Unfinished,
-                    format!("{named} is being detached from node {node}; no other node gets it until requests in flight have ended"),
+                    format!(
+                        "{named} has been in detaching from node {node}{}: no other node gets it until its requests in flight have ended",
+                        age.unwrap_or_default()
+                    ),
                     record.handle.clone(),
-                    "the next ControllerUnpublishVolume continues; if it never ends, check the disk of the pool".to_owned(),
+                    "the next ControllerUnpublishVolume continues; if it never ends, a disk of the pool does not answer: see dmesg and holdfast_operation_age_seconds on this node, and repair the disk or restart the node"
+                        .to_owned(),
                 );
-            } else if let Some(devices) = view.pool.devices()
+                continue;
+            }
+            if self.is_export_missing(record, attachment, kernel) {
+                self.found(
+                    FindingKind::Service,
+                    format!("{named} is attached to node {node} over the network, but this node does not export it: its pods wait"),
+                    record.handle.clone(),
+                    "restart the driver on this node, which exports its volumes again; if the finding stays, its log has the reason"
+                        .to_owned(),
+                );
+            }
+            if let Some(devices) = view.pool.devices()
                 && devices.stable(record.uuid)? == Stable::No
             {
                 self.found(
@@ -296,6 +316,12 @@ impl PoolExaminer<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the kernel is known to have no export of an attachment that a client could connect to.
+    fn is_export_missing(&self, record: &VolumeRecord, attachment: &Attachment, kernel: &Kernel) -> bool {
+        let (Some(exports), Ok((nqn, _))) = (&kernel.exports, export_of(record, attachment)) else { return false };
+        !exports.iter().any(|export| export.subsystem == Some(nqn) && is_open(export))
     }
 
     fn volume(&mut self, view: &PoolView, record: &VolumeRecord, kernel: &Kernel) -> Result<()> {
@@ -339,7 +365,7 @@ impl PoolExaminer<'_> {
                 );
             }
         }
-        self.exports(view, record)?;
+        self.exports(view, record, kernel)?;
         let mounts: Vec<_> = view
             .device_of(record.uuid)
             .map(|device| {

@@ -158,6 +158,7 @@ impl Shared {
         let (nqn, export) = export_of(record, attachment)?;
         // The volume is in the table of exports from now on, however this process came to know it.
         fabric.enter(export.port, record.id());
+        self.count_attachment(record, attachment);
         let device = state.devices()?.activate(record.uuid, &record.geometry())?;
         state.devices()?.set_stable(record.uuid, Stable::Yes)?;
         let spec = Spec {
@@ -185,6 +186,7 @@ impl Shared {
         let Some(attachment) = record.attachments.iter().find(|one| one.path == AttachPath::NvmeTcp).cloned() else {
             return;
         };
+        self.count_attachment(record, &attachment);
         let recalled = match attachment.state {
             GrantState::Revoking => {
                 if let Some(export) = &attachment.export {

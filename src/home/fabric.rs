@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::attached::Attached;
 use crate::export::Export;
 use crate::types::{Error, Kind, Result, SubsystemNqn, VolumeId};
 
@@ -18,6 +19,8 @@ pub struct Fabric {
     ports: Mutex<Ports>,
     /// Exports that were made by this process and that no node was told of.
     unused: Mutex<HashSet<SubsystemNqn>>,
+    /// For metrics.
+    pub(super) attached: Attached,
 }
 
 #[derive(Debug, Default)]
@@ -37,7 +40,14 @@ impl Fabric {
     /// With the address that clients connect to, and the ports of exports.
     #[must_use]
     pub fn new(export: Arc<dyn Export>, address: IpAddr, ports: RangeInclusive<u16>) -> Self {
-        Self { export, address, range: ports, ports: Mutex::default(), unused: Mutex::default() }
+        Self {
+            export,
+            address,
+            range: ports,
+            ports: Mutex::default(),
+            unused: Mutex::default(),
+            attached: Attached::default(),
+        }
     }
 
     /// The address of an export.

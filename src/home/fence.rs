@@ -10,7 +10,7 @@ use super::local::Shared;
 use super::record::{AttachPath, Attachment, GrantState, VolumeRecord};
 use super::state::PoolState;
 use crate::export::Remains;
-use crate::os::Deadline;
+use crate::os::{Deadline, Timestamp};
 use crate::pool::Stable;
 use crate::types::{Error, Kind, Result};
 
@@ -37,10 +37,12 @@ impl Shared {
         if record.attachments.iter().any(|one| of_export(one) && one.state == GrantState::Granted) {
             for one in record.attachments.iter_mut().filter(|one| of_export(one)) {
                 one.state = GrantState::Revoking;
+                one.revoking_since = Some(Timestamp::now());
             }
             self.store_volume(record)?;
         }
         let ended: Vec<_> = record.attachments.iter().filter(|one| of_export(one)).cloned().collect();
+        ended.iter().for_each(|attachment| self.count_attachment(record, attachment));
         ended.iter().try_for_each(|attachment| self.fence(state, record, attachment))
     }
 
@@ -64,6 +66,7 @@ impl Shared {
         let Some(fabric) = &self.fabric else { return };
         for export in ended.iter().filter_map(|one| one.export.as_ref()) {
             fabric.give_back(export.port, record.id());
+            fabric.attached.leave(record.id());
         }
     }
 }

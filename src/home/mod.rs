@@ -5,6 +5,7 @@
 //! gRPC. All its methods block and finish what they began, whether or not a caller still waits (docs/adr/0001).
 
 mod answer;
+mod attached;
 mod attachment;
 mod copies;
 mod copying;

@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use super::{SpaceLimits, Survey, survey};
+use crate::export::{Export, ExportState, Nvmet};
 use crate::linear::Linear;
 use crate::os::{DevNum, MountEntry, MountTable, Os};
 use crate::pool::{self, ActiveDevice, Pool, PoolSpec};
@@ -12,6 +15,9 @@ use crate::types::{ObjectUuid, OsContext, PoolName, Result, VolumeId};
 
 /// The root directory of kubelet.
 pub(super) const KUBELET: &str = "/var/lib/kubelet";
+
+/// How long the kernel may take to list its exports.
+const EXPORTS: Duration = Duration::from_secs(2);
 
 /// Why kubelet and pods would not see the mounts of this process; `None` if they do, or if there is no kubelet.
 ///
@@ -30,6 +36,8 @@ pub struct Kernel {
     pub(super) mounts: MountTable,
     /// The names of the device-mapper devices over volumes' loop devices.
     linear: Vec<(VolumeId, String)>,
+    /// The exports of its NVMe target; `None` if they are not known.
+    pub(super) exports: Option<Vec<ExportState>>,
 }
 
 impl Kernel {
@@ -38,12 +46,20 @@ impl Kernel {
     /// # Errors
     /// `Internal` when the mounts or the device-mapper devices cannot be read.
     pub fn look(os: &Os) -> Result<Self> {
+        // The ports of exports matter only for changes.
+        Self::look_with(os, Some(Arc::new(Nvmet::new(os.clone(), 0..=0))))
+    }
+
+    /// The same, with the exports of this process. Exports that cannot be read in time are not known: the NVMe target
+    /// waits for a disk then, and the finding about that disk is the one that matters.
+    pub(super) fn look_with(os: &Os, export: Option<Arc<dyn Export>>) -> Result<Self> {
         let mut linear = Vec::new();
         let writable = Linear::new(os.clone());
         for kind in [writable.read_only(), writable] {
             linear.extend(kind.all()?.into_iter().map(|(volume, _)| (volume, kind.name(&volume))));
         }
-        Ok(Self { mounts: os.mounts().at(|| "read the mounts")?, linear })
+        let exports = export.and_then(exports_in_time);
+        Ok(Self { mounts: os.mounts().at(|| "read the mounts")?, linear, exports })
     }
 
     /// Where a device is mounted or bound.
@@ -64,6 +80,15 @@ impl Kernel {
         let entries = self.mounts.entries().iter().rev().filter(|entry| path.starts_with(&entry.mount_point));
         entries.max_by_key(|entry| entry.mount_point.as_os_str().len()).map(|entry| entry.fs_type.as_str())
     }
+}
+
+/// The exports of the kernel; `None` if it does not answer in time, or not at all.
+fn exports_in_time(export: Arc<dyn Export>) -> Option<Vec<ExportState>> {
+    let (answer, answered) = mpsc::sync_channel(1);
+    let ask = move || drop(answer.send(export.exports()));
+    thread::Builder::new().name("list-exports".to_owned()).spawn(ask).ok()?;
+    let exports = answered.recv_timeout(EXPORTS).ok()?;
+    exports.inspect_err(|error| tracing::warn!(error = error.chain(), "the exports cannot be listed")).ok()
 }
 
 /// A pool as it is now.

@@ -7,11 +7,13 @@ mod client;
 #[cfg(test)]
 #[path = "../../tests/blackbox/harness/api_server.rs"]
 pub(crate) mod double;
+mod events;
 #[cfg(test)]
 mod tests;
 mod tokens;
 mod vault;
 
 pub use client::{PATIENCE, ask, connect};
+pub use events::{PodEvent, PodEvents, PodName};
 pub use tokens::KubernetesTokens;
 pub use vault::KubernetesVault;

@@ -51,12 +51,36 @@ impl Node {
         Ok(changed)
     }
 
+    /// Ends the lost connections to pools that an operator declared lost: their home node does not come back, and pods that
+    /// wait for it could never be stopped. A connection that works stays.
+    ///
+    /// # Errors
+    /// `Internal` when the connections cannot be listed.
+    pub fn end_connections_to_lost(&self, pools: &[PoolId]) -> Result<Changed> {
+        let Some(network) = &self.network else { return Ok(Changed::No) };
+        let mut changed = Changed::No;
+        for export in network.waiting()?.into_iter().filter(|export| pools.contains(&export.volume.pool)) {
+            match network.disconnect(&export) {
+                Ok(Changed::Yes) => {
+                    tracing::error!(volume = %self.named(&export.volume), export = %export, "the pool of the volume was declared lost (lostHomes); its lost connection is ended, and its pods get I/O errors: delete them");
+                    changed = Changed::Yes;
+                }
+                Ok(Changed::No) => {}
+                Err(error) => {
+                    tracing::warn!(volume = %self.named(&export.volume), export = %export, error = error.chain(), "cannot end the connection to a pool that was declared lost; the node tries again");
+                }
+            }
+        }
+        Ok(changed)
+    }
+
     fn end_lost(&self, export: &SubsystemNqn) -> Changed {
         let Some(network) = &self.network else { return Changed::No };
         let volume = &export.volume;
         // Not under the volume's lock: what holds it may be waiting for this device, such as an unmount.
         match network.disconnect(export) {
             Ok(Changed::Yes) => {
+                self.connections.ended(*volume);
                 tracing::error!(%volume, export = %export, "the volume was detached from this node while it was in use here; its connection is ended, and its pods get I/O errors: delete them");
                 Changed::Yes
             }

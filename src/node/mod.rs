@@ -5,6 +5,7 @@
 //! volume exclude each other, but several pods may publish a volume at the same time.
 
 mod claims;
+mod connections;
 #[cfg(test)]
 mod device_scenarios;
 mod expand;
@@ -13,6 +14,7 @@ mod fault_scenarios;
 mod format;
 #[cfg(test)]
 mod format_scenarios;
+mod health;
 mod homes;
 mod lease;
 mod mounts;
@@ -42,6 +44,8 @@ mod visible;
 #[cfg(test)]
 mod visible_scenarios;
 
+pub use connections::connections_of;
+pub use health::{Problem, Usable};
 pub use homes::{Elsewhere, NodeHomes};
 pub use lease::ASKING;
 pub use reconnect::LOOKING;
@@ -77,6 +81,7 @@ pub struct Node {
     stagings: stagings::Stagings,
     claims: claims::Claims,
     lost: reconnect::Lost,
+    connections: connections::Connections,
 }
 
 impl Node {
@@ -114,6 +119,7 @@ impl Node {
             stagings: stagings::Stagings::default(),
             claims: claims::Claims::default(),
             lost: reconnect::Lost::default(),
+            connections: connections::Connections::default(),
             os,
             id,
             homes,

@@ -10,6 +10,7 @@ use super::Node;
 use crate::attach::Wanted;
 use crate::home::{Changed, Client, Renaming};
 use crate::os::{Deadline, Stopwatch};
+use crate::telemetry::Reconnected;
 use crate::types::{Kind, Result, SubsystemNqn, VolumeId};
 
 /// The pause between two looks at the connections.
@@ -67,12 +68,6 @@ impl Node {
         Ok(waiting)
     }
 
-    /// The volumes whose reads and writes wait, and for how long this process has seen that.
-    #[must_use]
-    pub fn stalled(&self) -> Vec<(VolumeId, Duration)> {
-        self.lost.with(|lost| lost.iter().map(|(export, since)| (export.volume, since.found.elapsed())).collect())
-    }
-
     /// Makes a lost connection again. A failure is logged once and told by the next call.
     ///
     /// 1. The home node ends what the connection left, and opens the export again. A crash leaves an export that nobody
@@ -84,11 +79,13 @@ impl Node {
         // Not under the volume's lock: what holds it may be waiting for this device, such as mkfs or an unmount.
         match self.connected_again(volume) {
             Ok(()) => {
+                self.connections.metrics.reconnected(Reconnected::Yes);
                 let seconds = self.lost.ended(export).map(|time| time.as_secs());
                 tracing::info!(volume = %self.named(volume), export = %export, seconds, "the volume is connected again; its reads and writes go on");
                 Changed::Yes
             }
             Err(error) => {
+                self.connections.metrics.reconnected(Reconnected::NotYet);
                 // `Busy` and `Unavailable` are expected while the home node is away.
                 if self.lost.is_news(export) || !matches!(error.kind(), Kind::Busy | Kind::Unavailable) {
                     tracing::warn!(volume = %self.named(volume), export = %export, error = error.chain(), "the volume cannot be connected again yet; its reads and writes wait, and the node tries every second");

@@ -278,6 +278,7 @@ impl Node {
         }
         self.detach(volume)?;
         self.claims.forget(volume);
+        self.connections.forget(volume);
         Ok(changed)
     }
 

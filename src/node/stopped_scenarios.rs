@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Node, PublishRequest, StageRequest};
+use super::{Node, PublishRequest, StageRequest, Usable};
 use crate::fs::stopped;
 use crate::home::{Changed, FindingKind, Home, ReadOnly};
 use crate::os::{Call, Os};
@@ -52,6 +52,7 @@ fn every_call_sees_that_a_filesystem_stopped() {
         };
         assert_eq!(state(), None, "{name}");
         assert_eq!(rig.home.examine().unwrap(), [], "{name}");
+        assert_eq!(rig.node.health(&id, Some(&pod.target)).unwrap(), [], "{name}");
         rig.node.stats(&id, &pod.target).unwrap();
         if readable {
             turned_read_only(&stage.staging)
@@ -63,6 +64,10 @@ fn every_call_sees_that_a_filesystem_stopped() {
         let [finding] = examined.as_slice() else { panic!("{name}: {examined:?}") };
         assert_eq!(finding.kind, FindingKind::Filesystem, "{name}: {finding:?}");
         assert!(finding.place.contains(&id.uuid.to_string()), "{name}: {finding:?}");
+        let health = rig.node.health(&id, Some(&pod.target)).unwrap();
+        let [problem] = health.as_slice() else { panic!("{name}: {health:?}") };
+        assert_eq!(problem.state, if readable { Usable::Partly } else { Usable::No }, "{name}");
+        assert!(problem.message.contains("stop every pod"), "{name}: {problem:?}");
         // Its usage is known as long as it can be read.
         match rig.node.stats(&id, &pod.target) {
             Ok(_) => assert!(readable, "{name}"),

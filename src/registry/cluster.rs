@@ -10,7 +10,7 @@ use super::proto::registry_client::RegistryClient;
 use super::proto::{self as pb};
 use crate::home::{Finding, PoolHealth, Snapshot, Volume, remote};
 use crate::os::Timestamp;
-use crate::route::Entry;
+use crate::route::{Connections, Entry};
 use crate::types::{NodeId, PoolId, Result};
 use crate::wire;
 
@@ -36,6 +36,8 @@ pub struct NodeRow {
     pub silence: crate::route::Silence,
     /// Its pools.
     pub pools: Vec<PoolHealth>,
+    /// Its connections to volumes of other nodes; `None` if it does not report them.
+    pub connections: Option<Connections>,
 }
 
 /// Nodes, and pools that no node serves now.
@@ -104,6 +106,7 @@ impl Cluster {
                 heard: Timestamp::from_nanos(node.heard),
                 silence: if node.silent { crate::route::Silence::Silent } else { crate::route::Silence::Heard },
                 pools: node.pools.into_iter().map(convert::health_in).collect::<Result<_>>()?,
+                connections: node.connections.map(convert::connections_in).transpose()?,
             })
         };
         Ok(Nodes {

@@ -6,7 +6,7 @@ use super::proto as pb;
 use crate::home::remote;
 use crate::home::{Health, PoolHealth};
 use crate::os::Timestamp;
-use crate::route::{Entry, Heartbeat, MOST_KNOWN};
+use crate::route::{Connections, Entry, Heartbeat, MOST_KNOWN, Trouble, TroubleKind};
 use crate::types::{Error, Kind, NodeId, Result, cut_printable, is_printable};
 
 /// The longest endpoint, boot id or version that is accepted.
@@ -15,6 +15,9 @@ const LONGEST: usize = 255;
 const LONGEST_SENTENCE: usize = 2048;
 /// The most pools of one node.
 pub(super) const MOST_POOLS: usize = 1024;
+/// The most volumes that do not work which a node reports, and the most that a controller keeps of one node. The oldest
+/// are the ones that matter.
+const MOST_TROUBLES: usize = 128;
 
 fn text<T: FromStr<Err = Error>>(text: &str) -> Result<T> {
     text.parse()
@@ -85,7 +88,44 @@ pub(super) fn heartbeat_out(heartbeat: &Heartbeat) -> pb::HeartbeatRequest {
         fabric: heartbeat.fabric.clone(),
         pools: heartbeat.pools.iter().map(health_out).collect(),
         known: heartbeat.known.iter().map(entry_out).collect(),
+        connections: heartbeat.connections.as_ref().map(connections_out),
     }
+}
+
+pub(super) fn connections_out(connections: &Connections) -> pb::Connections {
+    use pb::trouble::{Detached, Kind, Stalled};
+    let trouble = |trouble: &Trouble| pb::Trouble {
+        volume: trouble.volume.to_string(),
+        since: trouble.since.as_nanos(),
+        kind: Some(match &trouble.kind {
+            TroubleKind::Stalled { address } => Kind::Stalled(Stalled { address: address.clone() }),
+            TroubleKind::Detached => Kind::Detached(Detached {}),
+        }),
+    };
+    pb::Connections {
+        live: u64::try_from(connections.live).unwrap_or(u64::MAX),
+        troubles: connections.troubles.iter().take(MOST_TROUBLES).map(trouble).collect(),
+    }
+}
+
+/// The connections of a node. What this release does not know is left out: it is shown to people only.
+///
+/// # Errors
+/// Those of an invalid volume or address.
+pub(super) fn connections_in(connections: pb::Connections) -> Result<Connections> {
+    use pb::trouble::Kind;
+    let mut troubles = Vec::new();
+    for trouble in connections.troubles.into_iter().take(MOST_TROUBLES) {
+        let kind = match trouble.kind {
+            Some(Kind::Stalled(stalled)) => {
+                TroubleKind::Stalled { address: plain("the address of an export", stalled.address)? }
+            }
+            Some(Kind::Detached(_)) => TroubleKind::Detached,
+            None => continue,
+        };
+        troubles.push(Trouble { volume: text(&trouble.volume)?, since: Timestamp::from_nanos(trouble.since), kind });
+    }
+    Ok(Connections { live: usize::try_from(connections.live).unwrap_or(usize::MAX), troubles })
 }
 
 /// A node's heartbeat. Of its directory entries, no more are accepted than can be kept.
@@ -110,6 +150,7 @@ pub(super) fn heartbeat_in(request: pb::HeartbeatRequest) -> Result<Heartbeat> {
         pools: request.pools.into_iter().map(health_in).collect::<Result<_>>()?,
         known: request.known.into_iter().take(MOST_KNOWN).map(entry_in).collect::<Result<_>>()?,
         left_out,
+        connections: request.connections.map(connections_in).transpose()?,
     })
 }
 
@@ -137,6 +178,26 @@ mod tests {
         }
     }
 
+    fn stalled(address: &str, times: usize) -> pb::Connections {
+        use pb::trouble::{Kind, Stalled};
+        let trouble = pb::Trouble {
+            volume: "hf1_00000000000000aa_0123456789abcdef0123456789abcdef".into(),
+            since: 7,
+            kind: Some(Kind::Stalled(Stalled { address: address.into() })),
+        };
+        pb::Connections { live: 3, troubles: vec![trouble; times] }
+    }
+
+    #[test]
+    fn connections_are_bounded_and_a_trouble_of_a_later_release_is_left_out() {
+        let heard = connections_in(stalled("10.1.0.11:4500", MOST_TROUBLES + 1)).unwrap();
+        assert_eq!((heard.live, heard.troubles.len()), (3, MOST_TROUBLES));
+        assert_eq!(connections_in(connections_out(&heard)).unwrap(), heard);
+        let mut later = stalled("10.1.0.11:4500", 2);
+        later.troubles[0].kind = None;
+        assert_eq!(connections_in(later).unwrap().troubles.len(), 1);
+    }
+
     #[test]
     fn lists_are_bounded_and_what_is_left_out_is_counted() {
         let known = vec![entry(); MOST_KNOWN + 7];
@@ -157,6 +218,7 @@ mod tests {
             pb::HeartbeatRequest { endpoint: bad.into(), ..heartbeat() },
             pb::HeartbeatRequest { fabric: bad.into(), ..heartbeat() },
             pb::HeartbeatRequest { known: vec![pb::DirectoryEntry { endpoint: bad.into(), ..entry() }], ..heartbeat() },
+            pb::HeartbeatRequest { connections: Some(stalled(bad, 1)), ..heartbeat() },
         ] {
             assert_eq!(heartbeat_in(request).unwrap_err().kind(), Kind::InvalidArgument);
         }

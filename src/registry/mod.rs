@@ -16,5 +16,5 @@ mod wire;
 
 pub use cluster::{Cluster, Everything, NodeRow, Nodes};
 pub use directory_cache::DirectoryCache;
-pub use reporter::{Controllers, DialController, Look, Reporter, Said};
+pub use reporter::{Controllers, DeclaredLost, DialController, Look, Reporter, Said};
 pub use service::RegistryService;

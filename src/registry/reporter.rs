@@ -26,8 +26,17 @@ const PATIENCE: Duration = Duration::from_secs(4);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Controllers(pub Vec<String>);
 
-/// Called with those of this node's pools that a controller declares lost.
-pub type Said = Box<dyn Fn(&[PoolId]) + Send + Sync>;
+/// Called with the pools that a controller declares lost.
+pub type Said = Box<dyn Fn(&DeclaredLost) + Send + Sync>;
+
+/// Pools that a controller declares lost.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeclaredLost {
+    /// Those of this node.
+    pub here: Vec<PoolId>,
+    /// Those of other nodes.
+    pub elsewhere: Vec<PoolId>,
+}
 
 /// How a controller's address is dialled; the channel connects when it is used.
 pub type DialController = Box<dyn Fn(SocketAddr) -> Result<Channel> + Send + Sync>;
@@ -148,10 +157,11 @@ impl Reporter {
     /// Stores the directory of a controller, in a thread of its own: the disk may be slow.
     async fn take_in(self: Arc<Self>, reply: super::proto::HeartbeatReply) -> Result<()> {
         let keep = move || {
-            let lost = reply.lost.iter().map(|pool| pool.parse()).collect::<Result<Vec<PoolId>>>()?;
+            let pools = |lost: &[String]| lost.iter().map(|pool| pool.parse()).collect::<Result<Vec<PoolId>>>();
+            let lost = DeclaredLost { here: pools(&reply.lost)?, elsewhere: pools(&reply.lost_elsewhere)? };
             let entries = reply.directory.into_iter().map(convert::entry_in).collect::<Result<Vec<_>>>()?;
             self.card().learn(entries)?;
-            if !lost.is_empty() {
+            if lost != DeclaredLost::default() {
                 (self.said)(&lost);
             }
             Ok(())

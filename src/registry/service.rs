@@ -158,9 +158,10 @@ impl Registry for RegistryService {
         let work = move || {
             let _until_it_ends = turn;
             let heard = router.directory().hear(convert::heartbeat_in(message)?);
-            heard.map(|(directory, lost)| pb::HeartbeatReply {
-                directory: directory.iter().map(convert::entry_out).collect(),
-                lost: lost.iter().map(PoolId::to_string).collect(),
+            heard.map(|told| pb::HeartbeatReply {
+                directory: told.directory.iter().map(convert::entry_out).collect(),
+                lost: told.lost.iter().map(PoolId::to_string).collect(),
+                lost_elsewhere: told.lost_elsewhere.iter().map(PoolId::to_string).collect(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             })
         };
@@ -179,6 +180,7 @@ impl Registry for RegistryService {
                 pools: seen.heartbeat.pools.iter().map(convert::health_out).collect(),
                 heard: seen.heard.as_nanos(),
                 silent: seen.silence == Silence::Silent,
+                connections: seen.heartbeat.connections.as_ref().map(convert::connections_out),
             };
             Ok(pb::ListNodesReply {
                 nodes: directory.seen().into_iter().map(node).collect(),

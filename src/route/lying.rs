@@ -234,6 +234,7 @@ fn heartbeat(name: &str, pools: &[PoolId]) -> Heartbeat {
         pools: pools.iter().map(health).collect(),
         known: Vec::new(),
         left_out: 0,
+        connections: None,
     }
 }
 
@@ -251,7 +252,7 @@ fn directory_of(tellers: &[Told], interval: Duration) -> Directory {
         let (name, says, pool) = *tellers.iter().find(|(name, ..)| *name == dialled.as_str()).expect("a node");
         Ok(Arc::new(Teller { node: node(name), pool: pool_of(pool), says, fixed: Fixed::default() }) as Arc<dyn Home>)
     };
-    Directory::of_controller(Box::new(dial), Rhythm { interval }, BTreeSet::new())
+    Directory::of_controller(Box::new(dial), Rhythm { interval }, BTreeSet::from([Lost::Pool(pool_of("lost"))]))
 }
 
 /// The same, whose nodes are never unreachable.
@@ -331,6 +332,15 @@ fn what_a_node_says_of_another_s_pool_is_not_used_and_names_it() {
 }
 
 #[test]
+fn every_node_is_told_which_pools_were_declared_lost() {
+    let directory = directory_of(&[("a", Says::Nothing, "a"), ("b", Says::Nothing, "b")], Duration::from_secs(5));
+    let told = directory.hear(heartbeat("a", &[pool_of("lost"), pool_of("a")])).unwrap();
+    assert_eq!((told.lost, told.lost_elsewhere), (vec![pool_of("lost")], Vec::new()));
+    let told = directory.hear(heartbeat("b", &[pool_of("b")])).unwrap();
+    assert_eq!((told.lost, told.lost_elsewhere), (Vec::new(), vec![pool_of("lost")]));
+}
+
+#[test]
 fn a_time_that_has_not_come_is_nobody_s_last_word() {
     let now = Timestamp::now();
     let later = |seconds: u64| Timestamp::from_nanos(now.as_nanos() + seconds * 1_000_000_000);
@@ -340,7 +350,7 @@ fn a_time_that_has_not_come_is_nobody_s_last_word() {
         let a = Heartbeat { known: first.to_vec(), ..heartbeat("a", &[pool_of("a")]) };
         directory.hear(a).unwrap();
         let b = Heartbeat { known: then.to_vec(), ..heartbeat("b", &[pool_of("b")]) };
-        let (told, _) = directory.hear(b).unwrap();
+        let told = directory.hear(b).unwrap().directory;
         thread::sleep(Rhythm { interval }.settling());
         let error = directory.answering(pool_of("gone")).err().map(|error| error.chain()).unwrap_or_default();
         (told.into_iter().find(|entry| entry.pool == pool_of("gone")).unwrap(), error)
@@ -372,9 +382,9 @@ fn what_nodes_remember_is_bounded_and_no_partial_list_is_given() {
     };
     let most = u64::try_from(MOST_KNOWN).unwrap();
     let a = Heartbeat { known: many(1 << 32, most), ..heartbeat("a", &[]) };
-    assert_eq!(directory.hear(a).unwrap().0.len(), MOST_KNOWN);
+    assert_eq!(directory.hear(a).unwrap().directory.len(), MOST_KNOWN);
     let b = Heartbeat { known: many(1 << 40, 500), ..heartbeat("b", &[pool_of("b")]) };
-    let (told, _) = directory.hear(b).unwrap();
+    let told = directory.hear(b).unwrap().directory;
     // A node's own pools are always known.
     assert_eq!(told.len(), MOST_KNOWN + 1);
     let unheard = directory.unheard();
@@ -382,7 +392,7 @@ fn what_nodes_remember_is_bounded_and_no_partial_list_is_given() {
     // Long names count by their bytes.
     let directory = self::directory(&[("a", Says::Nothing, "a")]);
     let long = many(1 << 32, most).into_iter().map(|entry| Entry { endpoint: "x".repeat(1000), ..entry }).collect();
-    let (told, _) = directory.hear(Heartbeat { known: long, ..heartbeat("a", &[]) }).unwrap();
+    let told = directory.hear(Heartbeat { known: long, ..heartbeat("a", &[]) }).unwrap().directory;
     assert!(told.iter().map(|entry| entry.endpoint.len()).sum::<usize>() <= 2 << 20);
 }
 

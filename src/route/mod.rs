@@ -10,7 +10,10 @@ mod owned;
 mod placement;
 mod questions;
 
-pub use directory::{Answering, Dial, Directory, Entry, Heartbeat, Lost, MOST_KNOWN, Rhythm, Seen, Silence};
+pub use directory::{
+    Answering, Connections, Dial, Directory, Entry, Heartbeat, Lost, MOST_KNOWN, Rhythm, STALLED, Seen, Silence, Told,
+    Trouble, TroubleKind,
+};
 pub use placement::{FABRIC_KEY, NO_FABRIC, NODE_KEY, Requirement, Seat, Segments, place};
 
 use std::collections::BTreeMap;

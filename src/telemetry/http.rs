@@ -141,11 +141,16 @@ async fn answer(connection: Connection<tokio::net::TcpStream>, router: axum::Rou
 }
 
 async fn metrics(State(about): State<About>) -> impl IntoResponse {
-    let (pools, extents, findings) = tokio::join!(about.pools.figures(), about.pools.extents(), about.pools.findings());
+    let (pools, extents, findings, network) = tokio::join!(
+        about.pools.figures(),
+        about.pools.extents(),
+        about.pools.findings(),
+        about.metrics.network().read()
+    );
     let pools = pools.map_err(|error| warn!("{}", error.chain())).ok();
     let extents = extents.map_err(|error| warn!("{}", error.chain())).unwrap_or_default();
     let findings = findings.map_err(|error| warn!("{}", error.chain())).unwrap_or_default();
-    match about.metrics.text(Sampled { pools, extents, findings }) {
+    match about.metrics.text(Sampled { pools, extents, findings, network }) {
         Ok(text) => (StatusCode::OK, [(header::CONTENT_TYPE, OPEN_METRICS)], text),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.chain() + "\n"),
     }

@@ -14,7 +14,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::{EnrolMetrics, HomeMetrics, KubeletMetrics, PoolFigures, PoolFindings, TlsMetrics, VolumeExtents};
+use super::{
+    EnrolMetrics, HomeMetrics, KubeletMetrics, NetworkMetrics, NetworkSample, PoolFigures, PoolFindings, TlsMetrics,
+    VolumeExtents,
+};
 use crate::os::Activity;
 use crate::types::{Error, Kind, Result};
 
@@ -78,6 +81,7 @@ pub struct Metrics {
     enrol: EnrolMetrics,
     kubelet: KubeletMetrics,
     homes: HomeMetrics,
+    network: NetworkMetrics,
     sampled: Arc<Mutex<Sampled>>,
 }
 
@@ -90,6 +94,8 @@ pub struct Sampled {
     pub extents: Vec<VolumeExtents>,
     /// The number of findings of doctor.
     pub findings: Vec<PoolFindings>,
+    /// Exports and connections.
+    pub network: NetworkSample,
 }
 
 impl Metrics {
@@ -110,10 +116,11 @@ impl Metrics {
         let enrol = EnrolMetrics::registered(&mut registry);
         let kubelet = KubeletMetrics::in_registry(&mut registry);
         let homes = HomeMetrics::registered(&mut registry);
+        let network = NetworkMetrics::in_registry(&mut registry);
         let sampled = Arc::default();
         registry.register_collector(Box::new(Pools(Arc::clone(&sampled))));
         registry.register_collector(Box::new(Operations(activity)));
-        Arc::new(Self { registry, calls, seconds, in_flight, tls, enrol, kubelet, homes, sampled })
+        Arc::new(Self { registry, calls, seconds, in_flight, tls, enrol, kubelet, homes, network, sampled })
     }
 
     /// A call came in.
@@ -150,6 +157,12 @@ impl Metrics {
     #[must_use]
     pub fn homes(&self) -> &HomeMetrics {
         &self.homes
+    }
+
+    /// Metrics of volumes over the network.
+    #[must_use]
+    pub fn network(&self) -> &NetworkMetrics {
+        &self.network
     }
 
     /// All metrics as text, with the values that were read for this scrape.
@@ -214,6 +227,7 @@ impl Collector for Pools {
         gauges(&mut encoder, ("findings", help), &sampled.findings, |one| {
             Some((FindingLabels { pool: one.pool.clone(), kind: one.kind }, one.findings))
         })?;
+        NetworkMetrics::write(&sampled.network, &mut encoder)?;
         let Some(figures) = sampled.pools.as_ref() else { return Ok(()) };
         let help = "1 when the pool is served, 0 when it is not: its disk is missing, fails or does not answer";
         gauges(&mut encoder, ("pool_served", help), figures, |pool| {
@@ -270,7 +284,8 @@ mod tests {
         let pool = PoolFigures { pool: "default".into(), total: 10, inodes: Some(7), ..PoolFigures::default() };
         let image = VolumeExtents { volume: "v".into(), pool: "p".into(), extents: 40 };
         let finding = PoolFindings { pool: "default".into(), kind: "orphan", findings: 2 };
-        let sampled = Sampled { pools: Some(vec![pool]), extents: vec![image], findings: vec![finding] };
+        let sampled =
+            Sampled { pools: Some(vec![pool]), extents: vec![image], findings: vec![finding], ..Sampled::default() };
         let text = metrics.text(sampled).unwrap();
         for line in [
             "holdfast_csi_calls_total{rpc=\"CreateVolume\",code=\"OK\"} 1",

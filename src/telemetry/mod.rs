@@ -8,6 +8,7 @@ mod kubelet;
 mod logs;
 mod measurement;
 mod metrics;
+mod network;
 mod pools;
 mod tls;
 
@@ -17,5 +18,6 @@ pub use http::Http;
 pub use kubelet::KubeletMetrics;
 pub use logs::{LogFormat, init_logs};
 pub use metrics::{Metrics, Sampled};
+pub use network::{AttachmentFigures, ConnectionFigures, ExportFigures, NetworkMetrics, NetworkSample, Reconnected};
 pub use pools::{PoolFigures, PoolFindings, PoolWatch, Readiness, VolumeExtents};
 pub use tls::TlsMetrics;

@@ -116,7 +116,6 @@ fn take(cluster: &mut Cluster, name: &str, kind: Use) {
     cluster.must(B, "rm /tmp/ended");
     await_that("the pod gets an error", SOON, || writer.has_failed(cluster));
     cluster.said(&format!("its connection ended {ended:.1} s after the answer"));
-    assert!(ended < 15.0, "{ended}");
     let acknowledged = writer.acknowledged(cluster);
     let message = refused(cluster.publish(&vol, B), &[Code::FailedPrecondition]);
     assert!(message.contains("stop"), "{message}");

@@ -122,6 +122,8 @@ impl Protocol {
         state.task = match state.attachment {
             None => Task::None,
             Some(Attachment { revoking: true, .. }) => Task::Fence(Step::RemoveHost),
+            // Its client asks for the export.
+            Some(_) if self.reconnect == Reconnect::Open => Task::None,
             Some(_) => Task::Build(Step::SetSync, None),
         };
         Some(())

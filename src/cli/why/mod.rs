@@ -4,6 +4,8 @@
 
 mod facts;
 mod gather;
+#[cfg(test)]
+mod network_tests;
 mod objects;
 mod rules;
 #[cfg(test)]

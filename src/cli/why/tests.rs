@@ -14,12 +14,12 @@ use super::objects::{List, Pod, bytes, shown};
 use super::rules::{Explanation, explain};
 
 /// 2026-11-21T12:10:00Z.
-const NOW: i64 = 1_795_263_000;
+pub(super) const NOW: i64 = 1_795_263_000;
 const MADE: &str = "2026-11-21T12:00:00Z";
 const POOL: &str = "00000000000000aa";
-const HANDLE: &str = "hf1_00000000000000aa_0123456789abcdef0123456789abcdef_node-a";
+pub(super) const HANDLE: &str = "hf1_00000000000000aa_0123456789abcdef0123456789abcdef_node-a";
 
-fn of<T: serde::de::DeserializeOwned>(value: Value) -> T {
+pub(super) fn of<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
 }
 
@@ -51,7 +51,7 @@ fn class(binding: &str) -> Value {
     json!({"metadata": {"name": "fast"}, "provisioner": DRIVER_NAME, "volumeBindingMode": binding, "parameters": {"pool": "default"}})
 }
 
-fn pod(name: &str, node: &str, patch: Value) -> Value {
+pub(super) fn pod(name: &str, node: &str, patch: Value) -> Value {
     merged(
         json!({
             "metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "creationTimestamp": MADE},
@@ -67,7 +67,7 @@ fn running(name: &str) -> Value {
     pod(name, "node-a", ready)
 }
 
-fn unschedulable(message: &str) -> Value {
+pub(super) fn unschedulable(message: &str) -> Value {
     json!({"status": {"conditions": [{
         "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message, "lastTransitionTime": MADE,
     }]}})
@@ -80,7 +80,7 @@ fn event(kind: &str, name: &str, reason: &str, message: &str) -> Value {
     })
 }
 
-fn attachment(node: &str, patch: Value) -> Value {
+pub(super) fn attachment(node: &str, patch: Value) -> Value {
     merged(
         json!({
             "metadata": {"name": format!("csi-{node}"), "creationTimestamp": MADE},
@@ -92,7 +92,7 @@ fn attachment(node: &str, patch: Value) -> Value {
 }
 
 /// RFC 7386.
-fn merged(mut base: Value, patch: Value) -> Value {
+pub(super) fn merged(mut base: Value, patch: Value) -> Value {
     match (&mut base, patch) {
         (Value::Object(base), Value::Object(patch)) => {
             for (key, value) in patch {
@@ -109,7 +109,7 @@ fn merged(mut base: Value, patch: Value) -> Value {
     base
 }
 
-fn node_row(node: &str, silence: Silence, free: Bytes) -> NodeRow {
+pub(super) fn node_row(node: &str, silence: Silence, free: Bytes) -> NodeRow {
     let report = PoolReport {
         id: POOL.parse().unwrap(),
         name: "default".parse().unwrap(),
@@ -137,11 +137,12 @@ fn node_row(node: &str, silence: Silence, free: Bytes) -> NodeRow {
             name: "default".parse().unwrap(),
             health: Health::Served(Box::new(report)),
         }],
+        connections: None,
     }
 }
 
 /// A claim that is bound and used, on a cluster where all is well.
-fn well() -> Facts {
+pub(super) fn well() -> Facts {
     let volume = json!({
         "metadata": {"name": "pv-1"},
         "spec": {"csi": {"driver": DRIVER_NAME, "volumeHandle": HANDLE}, "persistentVolumeReclaimPolicy": "Delete"},
@@ -183,12 +184,12 @@ fn open(binding: &str) -> Facts {
     }
 }
 
-fn told(facts: &Facts) -> Explanation {
+pub(super) fn told(facts: &Facts) -> Explanation {
     explain(facts, NOW)
 }
 
 /// The first finding is of this rule, and says all this.
-fn first(facts: &Facts, rule: &str, words: &[&str]) {
+pub(super) fn first(facts: &Facts, rule: &str, words: &[&str]) {
     let explanation = told(facts);
     let finding = explanation.findings.first().unwrap_or_else(|| panic!("nothing is found: {explanation:?}"));
     assert_eq!(finding.rule, rule, "{explanation:#?}");

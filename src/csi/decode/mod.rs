@@ -10,7 +10,7 @@ pub(super) use controller::{
     CapacityOf, ListSnapshots, Unpublish, capacity, create_snapshot, create_volume, expand, list_snapshots,
     list_volumes, publish, unpublish, validate,
 };
-pub(super) use node::{node_expand, node_publish, node_stage, node_stats, node_unpublish, node_unstage};
+pub(super) use node::{node_expand, node_health, node_publish, node_stage, node_stats, node_unpublish, node_unstage};
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};

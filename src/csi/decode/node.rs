@@ -97,6 +97,20 @@ pub(in crate::csi) fn node_stats(request: &proto::NodeGetVolumeStatsRequest) -> 
     Ok((volume.parse()?, looked_at))
 }
 
+/// The volume, and where it is published or staged, if the orchestrator says so.
+///
+/// # Errors
+/// `InvalidArgument` for a missing id; `NotFound` for an id or a path that cannot be ours.
+pub(in crate::csi) fn node_health(request: &proto::NodeGetVolumeHealthRequest) -> Result<(VolumeId, Option<PathBuf>)> {
+    let volume = required("volume_id", &request.volume_id)?;
+    let mut paths =
+        [("volume_publish_path", &request.volume_publish_path), ("staging_target_path", &request.staging_target_path)]
+            .into_iter();
+    let given = paths.find(|(_, path)| !path.is_empty());
+    let path = given.map(|(field, path)| known_path(field, path)).transpose()?;
+    Ok((volume.parse()?, path))
+}
+
 /// # Errors
 /// `InvalidArgument` for a missing or malformed field; `NotFound` for an id or a path that cannot be ours.
 pub(in crate::csi) fn node_expand(request: &proto::NodeExpandVolumeRequest) -> Result<ExpandRequest> {
@@ -204,6 +218,12 @@ mod tests {
             volume_id: "fake".into() => NotFound "fake",
             volume_path: String::new() => InvalidArgument "volume_path",
             volume_path: "some/path".into() => NotFound "some/path",
+        );
+        refused!(node_health,
+            proto::NodeGetVolumeHealthRequest { volume_id: HANDLE.into(), volume_publish_path: "/p".into(), ..Default::default() },
+            volume_id: String::new() => InvalidArgument "volume_id",
+            volume_id: "fake".into() => NotFound "fake",
+            volume_publish_path: "some/path".into() => NotFound "some/path",
         );
         refused!(node_expand,
             proto::NodeExpandVolumeRequest { volume_id: HANDLE.into(), volume_path: "/p".into(), ..Default::default() },

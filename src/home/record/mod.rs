@@ -69,6 +69,9 @@ pub struct Attachment {
     pub epoch: u64,
     /// Its state.
     pub state: GrantState,
+    /// Since when it is `revoking`; none in records of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoking_since: Option<Timestamp>,
     /// Part of the name of the export; none for `local`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nonce: Option<Uuid>,

@@ -40,7 +40,7 @@ const SNAPSHOT: &str = "hfs1_00000000000000aa_0123456789abcdef0123456789abcdef";
 fn text(message: &str, field: &str) -> String {
     let of_snapshots = message.contains("Snapshot");
     match (message, field) {
-        ("Pool" | "PoolHealth", "id") | ("ReadmitRequest" | "DirectoryEntry" | "ListExportsRequest", "pool") | (_, "lost") => {
+        ("Pool" | "PoolHealth", "id") | ("ReadmitRequest" | "DirectoryEntry" | "ListExportsRequest", "pool") | (_, "lost" | "lost_elsewhere") => {
             "00000000000000aa"
         }
         ("Pool" | "PoolHealth" | "DirectoryEntry", "name") | (_, "pool") => "default",

@@ -6,8 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::*;
-use crate::export::{ControllerIds, Export, ExportState, Fenced, Remains, Spec, Support};
+use crate::export::{ControllerIds, Enabled, Export, ExportState, Fenced, Remains, Spec, Support};
 use crate::os::{Deadline, Dhchap};
+use crate::telemetry::{AttachmentFigures, ExportFigures};
 
 both_ways! {
     a_network_volume_is_exported_to_one_node_at_a_time,
@@ -17,6 +18,7 @@ both_ways! {
     a_mkfs_is_begun_under_new_names,
     a_volume_in_use_at_home_is_not_exported,
     what_cannot_be_exported_is_refused,
+    what_metrics_and_doctor_show_of_exports,
 }
 
 const OTHER: &str = "node-2";
@@ -31,6 +33,8 @@ struct Exports {
     all: BTreeMap<String, Spec>,
     /// Requests do not end.
     stuck: bool,
+    /// TCP connections to each export.
+    connections: usize,
     resized: Vec<String>,
     /// Fences that ended an export.
     fences: usize,
@@ -71,7 +75,18 @@ impl Export for Kernel {
     }
 
     fn exports(&self) -> Result<Vec<ExportState>> {
-        Ok(Vec::new())
+        let exports = self.0.lock().unwrap();
+        let state = |spec: &Spec| ExportState {
+            name: spec.subsystem.to_string(),
+            subsystem: Some(spec.subsystem),
+            device: Some(spec.device.clone()),
+            number: Some(spec.number),
+            namespace: Enabled::Yes,
+            ports: vec![spec.listen.port()],
+            hosts: 1,
+            connections: exports.connections,
+        };
+        Ok(exports.all.values().map(state).collect())
     }
 
     fn exported_device(&self, _device: DevNum) -> Result<Vec<String>> {
@@ -465,4 +480,61 @@ fn what_cannot_be_exported_is_refused(way: Way) {
     assert_eq!(clean(without.home.create_volume(&network("a"))), Kind::NoCapacity);
     let btrfs = kernel.rig(way, Scratch::new(PoolFs::Btrfs));
     assert_eq!(clean(btrfs.home.create_volume(&network("a"))), Kind::InvalidArgument);
+}
+
+fn what_metrics_and_doctor_show_of_exports(way: Way) {
+    let kernel = Kernel::default();
+    let rig = kernel.rig(way, Scratch::new(PoolFs::Xfs));
+    let figures = |rig: &Rig| rig.local.attachment_figures().unwrap();
+    let exports = |rig: &Rig| rig.local.export_figures().unwrap().unwrap();
+    assert_eq!(figures(&rig), AttachmentFigures { ports: 3, ..AttachmentFigures::default() });
+    assert_eq!(exports(&rig), ExportFigures::default());
+
+    let ids = [create(&rig, "a"), create(&rig, "b")];
+    for id in &ids {
+        rig.home.grant(id, &to_other()).unwrap();
+    }
+    let attached = AttachmentFigures { authenticated: 2, ports_taken: 2, ports: 3, ..AttachmentFigures::default() };
+    assert_eq!(figures(&rig), attached);
+    assert_eq!(exports(&rig), ExportFigures { idle: 2, ..ExportFigures::default() });
+    kernel.0.lock().unwrap().connections = 3;
+    assert_eq!(exports(&rig), ExportFigures { connected: 2, connections: 6, ..ExportFigures::default() });
+    // A client whose kernel has no authentication.
+    let plain = Client { connection: None, authenticates: Dhchap::No };
+    rig.home.open_for(&ids[0], &other(), &plain).unwrap();
+    let unlike = AttachmentFigures { authenticated: 1, unauthenticated: 1, ..attached.clone() };
+    assert_eq!(figures(&rig), unlike);
+
+    // Another process removed an export: the metric counts it, and doctor names its volume.
+    let gone = kernel.0.lock().unwrap().all.pop_first().unwrap();
+    assert_eq!(exports(&rig).missing, 1);
+    let missing = |rig: &Rig| {
+        let found = rig.local.examine().unwrap();
+        let of =
+            found.into_iter().filter(|one| one.kind == FindingKind::Service && one.what.contains("does not export it"));
+        of.map(|one| one.place).collect::<Vec<_>>()
+    };
+    let [place] = missing(&rig).try_into().unwrap();
+    assert!(place.contains(&ids[0].uuid.to_string()), "{place}");
+    kernel.0.lock().unwrap().all.insert(gone.0, gone.1);
+    assert!(exports(&rig).missing == 0 && missing(&rig).is_empty());
+
+    // A fence that does not end: its age survives a restart, and its port stays taken.
+    kernel.stuck(true);
+    assert_eq!(rig.home.revoke(&ids[0], None).unwrap_err().kind(), Kind::Busy);
+    let begun = figures(&rig).detaching;
+    assert_eq!((begun.len(), figures(&rig).ports_taken, exports(&rig).missing), (1, 2, 0));
+    std::thread::sleep(Duration::from_millis(20));
+    let rig = kernel.again(rig);
+    assert!(figures(&rig).detaching.len() == 1 && figures(&rig).detaching[0] >= begun[0] + Duration::from_millis(20));
+    assert_eq!(figures(&rig).authenticated, 1);
+    let detaching = rig.local.examine().unwrap();
+    let said = detaching.iter().find(|one| one.kind == FindingKind::Unfinished).unwrap();
+    assert!(said.what.contains("in detaching from node node-2 for 0 s"), "{said:?}");
+    kernel.stuck(false);
+    for id in &ids {
+        rig.home.revoke(id, None).unwrap();
+    }
+    assert_eq!(figures(&rig), AttachmentFigures { ports: 3, ..AttachmentFigures::default() });
+    assert_eq!(exports(&rig), ExportFigures::default());
 }

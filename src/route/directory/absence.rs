@@ -172,6 +172,7 @@ mod tests {
             pools: Vec::new(),
             known: vec![known],
             left_out: 0,
+            connections: None,
         };
         directory.hear(heartbeat).unwrap_err();
         let said = || directory.home_of(pool).map(drop).unwrap_err().to_string();

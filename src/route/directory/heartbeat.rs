@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::home::PoolHealth;
 use crate::os::Timestamp;
-use crate::types::{NodeId, PoolId, PoolName};
+use crate::types::{Named, NodeId, PoolId, PoolName, VolumeId};
 
 /// A node's heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,40 @@ pub struct Heartbeat {
     pub known: Vec<Entry>,
     /// How many more entries it sent.
     pub left_out: usize,
+    /// Its connections to volumes of other nodes; `None` if it does not report them: it makes none, or its release is older.
+    pub connections: Option<Connections>,
+}
+
+/// The connections of a node to volumes of other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// The number of volumes with a live connection.
+    pub live: usize,
+    /// The volumes that do not work on this node, the oldest first.
+    pub troubles: Vec<Trouble>,
+}
+
+/// A volume of another node that does not work on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Since when, at the earliest look of the node.
+    pub since: Timestamp,
+    /// What is wrong.
+    pub kind: TroubleKind,
+}
+
+/// What is wrong with a volume of another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TroubleKind {
+    /// It has no live connection: its reads and writes wait.
+    Stalled {
+        /// `HOST:PORT` of its export.
+        address: String,
+    },
+    /// It was detached from the node while pods used it, and the node ended its connection: its reads and writes fail.
+    Detached,
 }
 
 /// One line of the directory.
@@ -55,6 +89,34 @@ impl Entry {
     /// Its approximate size in a message, in bytes.
     pub(super) fn size(&self) -> usize {
         64 + self.node.as_str().len() + self.name.as_str().len() + self.endpoint.len()
+    }
+}
+
+/// A connection that broke may be back soon: users of pods are told after this time.
+pub const STALLED: Duration = Duration::from_secs(30);
+
+impl Trouble {
+    /// One word for programs, and the reason of an event.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self.kind {
+            TroubleKind::Stalled { .. } => "VolumeStalled",
+            TroubleKind::Detached => "VolumeDetached",
+        }
+    }
+
+    /// One sentence for the users of pods, with the volume as messages name it and its home node, if that is known.
+    #[must_use]
+    pub fn sentence(&self, volume: &Named, home: Option<&NodeId>) -> String {
+        let home = home.map_or_else(|| "its home node".to_owned(), |home| format!("its home node {home}"));
+        match &self.kind {
+            TroubleKind::Stalled { address } => format!(
+                "reads and writes of {volume} wait, because it has no connection to {home} at {address}; they go on when the connection is back, and nothing is lost"
+            ),
+            TroubleKind::Detached => format!(
+                "reads and writes of {volume} fail, because it was detached from this node while the pod used it; delete the pod"
+            ),
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 mod absence;
 mod heartbeat;
 
-pub use heartbeat::{Entry, Heartbeat, Rhythm, Seen, Silence};
+pub use heartbeat::{Connections, Entry, Heartbeat, Rhythm, STALLED, Seen, Silence, Trouble, TroubleKind};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -35,6 +35,17 @@ const MOST_KNOWN_BYTES: usize = 2 << 20;
 const MOST_OF_NODE: usize = 1024;
 /// The clocks of machines may differ by so much: a time later than that is not used.
 const SKEW: Duration = Duration::from_secs(300);
+
+/// What a controller tells a node that sent a heartbeat.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The last known node of each pool.
+    pub directory: Vec<Entry>,
+    /// The node's own pools that were declared lost.
+    pub lost: Vec<PoolId>,
+    /// Those of other nodes.
+    pub lost_elsewhere: Vec<PoolId>,
+}
 
 /// What an operator declared lost: a node with all its pools, or one pool.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -193,8 +204,8 @@ impl Directory {
     ///
     /// # Errors
     /// `InvalidArgument` for an invalid endpoint, and for a node that reports more and more pools.
-    pub fn hear(&self, heartbeat: Heartbeat) -> Result<(Vec<Entry>, Vec<PoolId>)> {
-        let Roles::Controller { dial, .. } = &self.kind else { return Ok((Vec::new(), Vec::new())) };
+    pub fn hear(&self, heartbeat: Heartbeat) -> Result<Told> {
+        let Roles::Controller { dial, .. } = &self.kind else { return Ok(Told::default()) };
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let (now, node) = (Timestamp::now(), heartbeat.node.clone());
         let left_out = self.remember(&mut state, &heartbeat, now);
@@ -227,7 +238,10 @@ impl Directory {
         let heartbeat = Heartbeat { known: Vec::new(), ..heartbeat };
         let last = Some(Last { heartbeat, left_out, at: now, since: Stopwatch::start() });
         state.join(Member { home, seat, pools: served, owned, last });
-        Ok((state.known.values().cloned().collect(), lost))
+        let elsewhere =
+            state.known.values().filter(|entry| entry.node != node && self.is_lost(entry.pool, &entry.node));
+        let lost_elsewhere = elsewhere.map(|entry| entry.pool).collect();
+        Ok(Told { directory: state.known.values().cloned().collect(), lost, lost_elsewhere })
     }
 
     /// Processes the directory entries of a node; returns how many pools are left out. A heartbeat received here is
@@ -640,6 +654,7 @@ fn asked_now(home: &dyn Home) -> Seen {
         pools: pools.collect(),
         known: Vec::new(),
         left_out: 0,
+        connections: None,
     };
     Seen { heartbeat, heard: Timestamp::now(), silence: Silence::Heard }
 }

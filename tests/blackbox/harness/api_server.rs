@@ -1,4 +1,5 @@
-//! The few paths of the Kubernetes API that Holdfast uses, over real HTTP: Secrets, ConfigMaps and TokenReviews.
+//! The few paths of the Kubernetes API that Holdfast uses, over real HTTP: Secrets, ConfigMaps,
+//! TokenReviews, PersistentVolumes, Pods and Events.
 
 #![allow(dead_code, reason = "unit tests and black-box tests each use a part of it")]
 
@@ -66,7 +67,8 @@ impl ApiServer {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new()
-            .route("/api/v1/namespaces/{namespace}/{kind}", post(create))
+            .route("/api/v1/namespaces/{namespace}/{kind}", post(create).get(list))
+            .route("/api/v1/persistentvolumes", get(list_volumes))
             .route("/api/v1/namespaces/{namespace}/{kind}/{name}", get(read).put(replace))
             .route("/apis/authentication.k8s.io/v1/tokenreviews", post(review))
             .layer(axum::middleware::from_fn_with_state(Arc::clone(&shared), before))
@@ -105,6 +107,16 @@ impl ApiServer {
         let (namespace, name) = (parts.next().unwrap(), parts.next().unwrap());
         let metadata = json!({"namespace": namespace, "name": name, "resourceVersion": kept.version.to_string()});
         kept.objects.insert(key.to_owned(), json!({"metadata": metadata, "data": data}));
+    }
+
+    /// Another client writes an object, `KIND/NAMESPACE/NAME`, as it is.
+    pub(crate) fn set(&self, key: &str, value: &Value) {
+        kept(&self.shared).objects.insert(key.to_owned(), value.clone());
+    }
+
+    /// The objects whose key begins so.
+    pub(crate) fn all(&self, prefix: &str) -> Vec<Value> {
+        of(&self.shared, prefix)
     }
 
     /// Another client deletes an object.
@@ -195,6 +207,20 @@ async fn create(
     value["metadata"]["resourceVersion"] = kept.version.to_string().into();
     kept.objects.insert(key, value.clone());
     object(StatusCode::CREATED, &value)
+}
+
+fn of(shared: &Shared, prefix: &str) -> Vec<Value> {
+    let kept = kept(shared);
+    kept.objects.iter().filter(|(key, _)| key.starts_with(prefix)).map(|(_, value)| value.clone()).collect()
+}
+
+/// Without selectors: the client must look at what it gets.
+async fn list(State(shared): State<Shared>, Path((namespace, kind)): Path<(String, String)>) -> Response {
+    object(StatusCode::OK, &json!({"metadata": {}, "items": of(&shared, &format!("{kind}/{namespace}/"))}))
+}
+
+async fn list_volumes(State(shared): State<Shared>) -> Response {
+    object(StatusCode::OK, &json!({"metadata": {}, "items": of(&shared, "persistentvolumes/")}))
 }
 
 async fn read(State(shared): State<Shared>, Path((namespace, kind, name)): Path<(String, String, String)>) -> Response {

@@ -62,6 +62,7 @@ fn heartbeat(proxy: &Proxy) -> Heartbeat {
         pools: proxy.local.health(),
         known: Vec::new(),
         left_out: 0,
+        connections: None,
     }
 }
 

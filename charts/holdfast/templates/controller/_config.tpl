@@ -14,6 +14,7 @@ heartbeat: {{ .Values.heartbeat }}
     certificateLife: {{ .Values.tls.auto.certificateLife }}
 {{- end }}
 lostHomes: {{ .Values.lostHomes | default list | toJson }}
+podEvents: {{ .Values.controller.podEvents }}
 log:
   format: {{ .Values.log.format }}
   level: {{ .Values.log.level }}

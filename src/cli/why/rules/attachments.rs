@@ -4,7 +4,7 @@ use super::super::objects::{Attachment, Pod, Volume};
 use super::{Case, code_in, said_by};
 
 impl Case<'_> {
-    pub(super) fn attaching(&mut self, object: &str, volume: &Volume, pod: &Pod) {
+    pub(super) fn attaching(&mut self, object: &str, volume: &Volume, pod: &Pod, home: Option<&str>) {
         let facts = self.facts;
         let Some(all) = &facts.attachments else { return };
         let (name, node) = (&volume.metadata.name, &pod.spec.node_name);
@@ -21,6 +21,7 @@ impl Case<'_> {
         match (here, elsewhere) {
             (Some(here), _) if here.status.attached && here.metadata.deletion_timestamp.is_empty() => {}
             (Some(here), _) if here.status.attached => self.detaching(object, name, here),
+            (_, Some(other)) if self.fencing(object, volume, other, home) => {}
             (_, Some(other)) => {
                 let detaching = match &other.status.detach_error {
                     Some(error) => format!("; {}", said_by("the attacher", &error.message)),
@@ -31,8 +32,9 @@ impl Case<'_> {
                     other.spec.node_name
                 );
                 let next = format!(
-                    "run kubectl get pods -A -o wide --field-selector spec.nodeName={}, and delete the pods that use it there",
-                    other.spec.node_name
+                    "run kubectl get pods -A -o wide --field-selector spec.nodeName={}, and delete the pods that use it there{}",
+                    other.spec.node_name,
+                    self.forced(volume, &other.spec.node_name)
                 );
                 self.found("held-elsewhere", object, waits_for, &other.metadata.deletion_timestamp, next);
             }

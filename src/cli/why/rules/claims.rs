@@ -175,7 +175,7 @@ impl<'a> Case<'a> {
             };
             let (pod, full) = ((*pod).clone(), full.is_some());
             if !full {
-                self.unschedulable(&pod, None);
+                self.unschedulable(&pod, None, None);
             }
             return;
         }

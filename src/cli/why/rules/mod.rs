@@ -4,11 +4,12 @@
 //! growth. A rule whose facts could not be read finds nothing.
 //!
 //! `claims`: a claim without a volume. `deletion`: an object that is being deleted. `volumes`: the volume of a claim.
-//! `pods`: a pod. `attachments`: a volume and its node.
+//! `pods`: a pod. `attachments`: a volume and its node. `network`: a volume that is used on other nodes.
 
 mod attachments;
 mod claims;
 mod deletion;
+mod network;
 mod pods;
 mod volumes;
 

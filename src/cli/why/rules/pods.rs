@@ -8,7 +8,7 @@ use super::{Case, said_by};
 
 impl Case<'_> {
     /// A pod without a node.
-    pub(super) fn unschedulable(&mut self, pod: &Pod, volume_on: Option<&str>) {
+    pub(super) fn unschedulable(&mut self, pod: &Pod, volume_on: Option<&str>, fabric: Option<&str>) {
         let object = format!("pod {}/{}", self.facts.namespace, pod.metadata.name);
         let next = self.describe("pod", &pod.metadata.name);
         let scheduled = pod.status.conditions.iter().find(|one| one.r#type == "PodScheduled" && one.status == "False");
@@ -24,7 +24,13 @@ impl Case<'_> {
             }
             return;
         };
-        let tied = volume_on.map_or(String::new(), |node| format!(" (its volume is on node {node})"));
+        let tied = match (fabric, volume_on) {
+            (Some(fabric), _) => {
+                format!(" of fabric {fabric}, where its volume can be used{}", self.fabric_members(fabric))
+            }
+            (None, Some(node)) => format!(" (its volume is on node {node})"),
+            (None, None) => String::new(),
+        };
         let waits_for = format!("a node{tied}; the scheduler says: {}", scheduled.message);
         self.found("unschedulable", object, waits_for, &scheduled.last_transition_time, next);
     }
@@ -47,10 +53,15 @@ impl Case<'_> {
             return self.found("one-pod-only", object, waits_for, &pod.metadata.creation_timestamp, next);
         }
         if node.is_empty() {
-            if let Some(home) = home {
+            let fabric = self.fabric_of(volume);
+            // A pod with a volume of access network may be on another node.
+            if let Some(home) = home.filter(|_| fabric.is_none()) {
                 self.node_trouble(&object, home);
             }
-            return self.unschedulable(pod, home);
+            return self.unschedulable(pod, home, fabric);
+        }
+        if self.outside_fabric(&object, volume, pod) {
+            return;
         }
         // This pod can never start: the scheduler would not have selected this node.
         let tied = volume.nodes(NODE_KEY);
@@ -77,7 +88,7 @@ impl Case<'_> {
                 self.found("not-registered", object.clone(), waits_for, &pod.metadata.creation_timestamp, next);
             }
         }
-        self.attaching(&object, volume, pod);
+        self.attaching(&object, volume, pod, home);
         // Kubelet's periodic summary of all volumes has no cause in it; other volumes are not the driver's.
         let of_volume = |message: &str| {
             message.contains(&volume.metadata.name) && !message.starts_with("Unable to attach or mount volumes")
@@ -118,14 +129,10 @@ impl Case<'_> {
 
     /// A node that is not ready; returns whether it is.
     fn node_not_ready(&mut self, object: &str, name: &str) -> bool {
-        let Some(node) = self.facts.nodes.iter().flatten().find(|node| node.metadata.name == name) else {
-            return false;
-        };
-        let ready = node.status.conditions.iter().find(|one| one.r#type == "Ready");
-        let Some(ready) = ready.filter(|ready| ready.status != "True") else { return false };
-        let waits_for = format!("node {name}, which is not ready: {}", ready.message);
+        let Some((message, since)) = self.not_ready(name) else { return false };
+        let waits_for = format!("node {name}, which is not ready: {message}");
         let next = format!("kubectl describe node {name}");
-        self.found("node-not-ready", object, waits_for, &ready.last_transition_time, next);
+        self.found("node-not-ready", object, waits_for, &since, next);
         true
     }
 }

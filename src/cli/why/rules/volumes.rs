@@ -38,6 +38,9 @@ impl Case<'_> {
             return self.found("other-driver", self.claim_name(), waits_for, "", next);
         }
         let home = self.home(volume);
+        if let Some(home) = &home {
+            self.over_network(volume, home);
+        }
         self.growing(claim);
         for pod in self.pods() {
             let ready = pod.status.conditions.iter().any(|one| one.r#type == "Ready" && one.status == "True");
