@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use crate::app::App;
 use crate::harness::{exec, try_kubectl, until, within};
@@ -17,7 +18,7 @@ bin=$(echo /usr/lib/postgresql/*/bin)
 if [ ! -e /db/data ]; then
     rm -rf /db/new
     cp -a /var/lib/postgresql/*/main /db/new
-    su postgres -c \"$bin/pg_checksums -D /db/new --enable\" >/dev/null
+    su postgres -c \"$bin/pg_checksums -D /db/new --enable --no-sync\" >/dev/null
     echo 'local all all trust' >/db/new/pg_hba.conf
     touch /db/new/pg_ident.conf /db/new/postgresql.conf
     chown -R postgres: /db/new
@@ -50,10 +51,14 @@ impl Drop for Client {
 
 /// The answer to a statement, once the database answers.
 fn sql(app: &App, statement: &str) -> String {
-    // A process in the pod for each question would delay its start.
+    // A process in the pod for each question would delay its start, and so would many questions.
     within(600, "the database is ready", || {
         let log = try_kubectl(&["-n", &app.space.name, "logs", &app.pod()], None)?;
-        if log.contains("ready to accept connections") { Ok(()) } else { Err(log) }
+        if log.contains("ready to accept connections") {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_secs(3));
+        Err(log)
     });
     let script = format!("/usr/lib/postgresql/*/bin/psql -h /tmp -U postgres -v ON_ERROR_STOP=1 -Atc \"{statement}\"");
     until("the database answers", || exec(&app.space.name, &app.pod(), &script)).trim().to_owned()
@@ -122,7 +127,7 @@ impl Database {
         let lost: Vec<_> = acknowledged.difference(&there).collect();
         assert!(lost.is_empty(), "{moment}: {} of {} acknowledged rows are lost: {lost:?}", lost.len(), acknowledged.len());
         let checked = until("the check of the database", || {
-            exec(&app.space.name, &app.pod(), "/usr/lib/postgresql/*/bin/pg_amcheck -h /tmp -U postgres --all --heapallindexed --exclude-database=template0 && echo checked; true")
+            exec(&app.space.name, &app.pod(), "/usr/lib/postgresql/*/bin/pg_amcheck -h /tmp -U postgres --database=postgres --heapallindexed && echo checked; true")
         });
         assert_eq!(checked.trim(), "checked", "{moment}");
         eprintln!("{moment}: all {} acknowledged rows are there ({} in all), and pg_amcheck finds nothing", acknowledged.len(), there.len());

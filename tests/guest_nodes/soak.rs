@@ -40,7 +40,7 @@ fn await_unreachable(guest: Guest) {
 }
 
 #[test]
-fn a_database_survives_drain_node_death_deletion_and_the_death_of_its_home_node() {
+fn a_database_survives_drain_the_death_of_its_home_node_and_of_its_own_and_deletion() {
     let claims = [Claim::new("db").class("network").size("640Mi"), Claim::new("disk").class("network").size("16Mi").block()];
     let app = App::new("database", &claims, &Pod::new("app").mounts("db").device("disk").runs(START));
     let first = app.runs_on(HOME);
@@ -59,6 +59,7 @@ fn a_database_survives_drain_node_death_deletion_and_the_death_of_its_home_node(
     database.complete(&app, "after a drain");
     app.why_not("on the other node");
 
+    home_death(&app, &mut database);
     let third = node_death(&app, &mut database, &second);
 
     // Deletion.
@@ -72,7 +73,6 @@ fn a_database_survives_drain_node_death_deletion_and_the_death_of_its_home_node(
     uncordon(HOME);
     database.complete(&app, "after a deletion");
 
-    home_death(&app, &mut database);
     database.checksums(&app);
     app.end(&[HOME, OTHER]);
 }
