@@ -95,9 +95,9 @@ impl App {
     pub(crate) fn attached_to(&self) -> Vec<String> {
         let volumes = self.volumes();
         let all = list("volumeattachments", "default");
-        let ours = all.iter().filter(|one| {
-            volumes.iter().any(|volume| text(one, "/spec/source/persistentVolumeName") == volume)
-        });
+        let ours = all
+            .iter()
+            .filter(|one| volumes.iter().any(|volume| text(one, "/spec/source/persistentVolumeName") == volume));
         let mut nodes: Vec<_> = ours.map(|one| text(one, "/spec/nodeName").to_owned()).collect();
         nodes.sort();
         nodes.dedup();

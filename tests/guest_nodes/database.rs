@@ -125,12 +125,25 @@ impl Database {
         let there: BTreeSet<u64> = rows.lines().map(|line| line.trim().parse().unwrap()).collect();
         let acknowledged = self.acknowledged.lock().unwrap().clone();
         let lost: Vec<_> = acknowledged.difference(&there).collect();
-        assert!(lost.is_empty(), "{moment}: {} of {} acknowledged rows are lost: {lost:?}", lost.len(), acknowledged.len());
+        assert!(
+            lost.is_empty(),
+            "{moment}: {} of {} acknowledged rows are lost: {lost:?}",
+            lost.len(),
+            acknowledged.len()
+        );
         let checked = until("the check of the database", || {
-            exec(&app.space.name, &app.pod(), "/usr/lib/postgresql/*/bin/pg_amcheck -h /tmp -U postgres --database=postgres --heapallindexed && echo checked; true")
+            exec(
+                &app.space.name,
+                &app.pod(),
+                "/usr/lib/postgresql/*/bin/pg_amcheck -h /tmp -U postgres --database=postgres --heapallindexed && echo checked; true",
+            )
         });
         assert_eq!(checked.trim(), "checked", "{moment}");
-        eprintln!("{moment}: all {} acknowledged rows are there ({} in all), and pg_amcheck finds nothing", acknowledged.len(), there.len());
+        eprintln!(
+            "{moment}: all {} acknowledged rows are there ({} in all), and pg_amcheck finds nothing",
+            acknowledged.len(),
+            there.len()
+        );
     }
 
     /// Stops the database and verifies the checksum of every page.

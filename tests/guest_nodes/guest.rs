@@ -123,7 +123,8 @@ impl Guest {
             let said = try_kubectl(&["get", "node", &name, "-o", "json"], None)?;
             let node: serde_json::Value = serde_json::from_str(&said).map_err(|error| error.to_string())?;
             let conditions = node.pointer("/status/conditions").and_then(|all| all.as_array().cloned());
-            let is_ready = conditions.iter().flatten().any(|one| text(one, "/type") == "Ready" && text(one, "/status") == "True");
+            let is_ready =
+                conditions.iter().flatten().any(|one| text(one, "/type") == "Ready" && text(one, "/status") == "True");
             if is_ready && text(&node, "/status/nodeInfo/bootID") == boot { Ok(()) } else { Err(said) }
         });
         node_pod(&name);

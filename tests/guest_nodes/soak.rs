@@ -34,14 +34,16 @@ fn await_unreachable(guest: Guest) {
     within(UNREACHABLE, &format!("{} is found unreachable", guest.name()), || {
         let node = get("node", "default", &guest.name()).ok_or("no such node")?;
         let conditions = node.pointer("/status/conditions").and_then(|all| all.as_array().cloned()).unwrap_or_default();
-        let ready = conditions.iter().find(|one| text(one, "/type") == "Ready").map(|one| text(one, "/status").to_owned());
+        let ready =
+            conditions.iter().find(|one| text(one, "/type") == "Ready").map(|one| text(one, "/status").to_owned());
         if ready.as_deref() == Some("Unknown") { Ok(()) } else { Err(format!("{ready:?}")) }
     });
 }
 
 #[test]
 fn a_database_survives_drain_the_death_of_its_home_node_and_of_its_own_and_deletion() {
-    let claims = [Claim::new("db").class("network").size("640Mi"), Claim::new("disk").class("network").size("16Mi").block()];
+    let claims =
+        [Claim::new("db").class("network").size("640Mi"), Claim::new("disk").class("network").size("16Mi").block()];
     let app = App::new("database", &claims, &Pod::new("app").mounts("db").device("disk").runs(START));
     let first = app.runs_on(HOME);
     uncordon(OTHER);
@@ -92,7 +94,10 @@ fn node_death(app: &App, database: &mut Database, pod: &str) -> String {
     app.why("its node does not answer", &["node guest2, which is not ready", "    do  kubectl describe node guest2"]);
     let timeline = Timeline::begin(app);
     kubectl(&["-n", &app.space.name, "delete", "pod", pod, "--wait=false"]);
-    app.why("its pod is deleted, but its node does not answer", &["to be detached from node guest2, to which it is attached"]);
+    app.why(
+        "its pod is deleted, but its node does not answer",
+        &["to be detached from node guest2, to which it is attached"],
+    );
     kubectl(&["taint", "node", &OTHER.name(), TAINT]);
     let successor = app.runs_on(HOME);
     timeline.end(pod, &successor, OTHER, HOME);
@@ -116,7 +121,10 @@ fn node_death(app: &App, database: &mut Database, pod: &str) -> String {
     assert_eq!(app.space.exec(&successor, sums), before, "the old node wrote after its volume had been detached");
     let (disk, file) = (number(OTHER, "disk"), number(OTHER, "file"));
     let acknowledged = "head -c 4 /dev/disk; tail -n 1 /db/old";
-    eprintln!("the old pod's last acknowledged writes: {disk} to the device, {file} to the file; found: {}", app.space.exec(&successor, acknowledged).trim());
+    eprintln!(
+        "the old pod's last acknowledged writes: {disk} to the device, {file} to the file; found: {}",
+        app.space.exec(&successor, acknowledged).trim()
+    );
     drop(client);
     database.complete(app, "after the old node is back");
     kubectl(&["taint", "node", &OTHER.name(), &format!("{TAINT}-")]);
@@ -136,7 +144,10 @@ fn home_death(app: &App, database: &mut Database) {
     HOME.kill();
     thread::sleep(Duration::from_secs(3));
     let stalled = database.acknowledged();
-    app.why("its home node is dead", &["node guest1, its home node, which is unreachable", "    do  kubectl get node guest1"]);
+    app.why(
+        "its home node is dead",
+        &["node guest1, its home node, which is unreachable", "    do  kubectl get node guest1"],
+    );
     assert_eq!(database.acknowledged(), stalled, "rows are acknowledged while the home node is dead");
     HOME.boot();
     let rows = database.goes_on();

@@ -70,7 +70,11 @@ impl Timeline {
         );
         let watches = [&pods.1, &attachments.1, &nodes.1].map(Arc::clone);
         crate::harness::until("the watches have begun", || {
-            if watches[0].lock().unwrap().is_empty() || watches[2].lock().unwrap().is_empty() { Err(String::new()) } else { Ok(()) }
+            if watches[0].lock().unwrap().is_empty() || watches[2].lock().unwrap().is_empty() {
+                Err(String::new())
+            } else {
+                Ok(())
+            }
         });
         let volume = app.volumes()[0].clone();
         let object = crate::harness::get("pv", "default", &volume).expect("the volume is there");
@@ -102,7 +106,9 @@ impl Timeline {
         };
         let attachment = |node: &str, field: usize, value: Option<&str>| {
             first(&self.attachments, &|fields| {
-                fields[1] == *volume && fields[2] == node && value.map_or(!fields[field].is_empty(), |value| fields[field] == value)
+                fields[1] == *volume
+                    && fields[2] == node
+                    && value.map_or(!fields[field].is_empty(), |value| fields[field] == value)
             })
         };
         let zero = pod(old, 2, None).unwrap_or(self.began);
@@ -110,14 +116,23 @@ impl Timeline {
             ("the pod is deleted", Some(zero)),
             ("its replacement is created", pod(new, 1, Some(new))),
             ("the old pod is gone", pod(old, 0, Some("DELETED"))),
-            ("kubelet reports that the volume is not in use", first(&self.nodes, &|fields| fields[1] == a && !fields[2].contains(handle))),
+            (
+                "kubelet reports that the volume is not in use",
+                first(&self.nodes, &|fields| fields[1] == a && !fields[2].contains(handle)),
+            ),
             ("its VolumeAttachment is deleted", attachment(&a, 3, None)),
             ("its VolumeAttachment is gone", attachment(&a, 0, Some("DELETED"))),
             ("the replacement has a node", pod(new, 3, Some(&b))),
-            ("kubelet reports that the volume is in use", first(&self.nodes, &|fields| fields[1] == b && fields[2].contains(handle))),
+            (
+                "kubelet reports that the volume is in use",
+                first(&self.nodes, &|fields| fields[1] == b && fields[2].contains(handle)),
+            ),
             ("a new VolumeAttachment is created", attachment(&b, 2, Some(&b))),
             ("it is attached", attachment(&b, 4, Some("true"))),
-            ("kubelet knows that it is attached", first(&self.nodes, &|fields| fields[1] == b && fields[3].contains(handle))),
+            (
+                "kubelet knows that it is attached",
+                first(&self.nodes, &|fields| fields[1] == b && fields[3].contains(handle)),
+            ),
             ("the pod's sandbox is ready", pod(new, 4, Some("True"))),
             ("the pod is ready", pod(new, 5, Some("True"))),
         ];
@@ -148,8 +163,20 @@ impl Drop for Timeline {
 fn logged(from: Guest, to: Guest, since: f64) -> Vec<(&'static str, f64)> {
     let mut found = Vec::new();
     for (guest, steps) in [
-        (from, [("kubelet has unpublished it", "UnmountVolume.TearDown succeeded"), ("kubelet has unstaged it", "UnmountDevice succeeded")]),
-        (to, [("kubelet has staged it", "MountVolume.MountDevice succeeded"), ("kubelet has published it", "MountVolume.SetUp succeeded")]),
+        (
+            from,
+            [
+                ("kubelet has unpublished it", "UnmountVolume.TearDown succeeded"),
+                ("kubelet has unstaged it", "UnmountDevice succeeded"),
+            ],
+        ),
+        (
+            to,
+            [
+                ("kubelet has staged it", "MountVolume.MountDevice succeeded"),
+                ("kubelet has published it", "MountVolume.SetUp succeeded"),
+            ],
+        ),
     ] {
         let before = now();
         // Not the one of busybox, which has whole seconds only. A frozen guest says nothing.
