@@ -114,7 +114,8 @@ impl App {
             last.clone_from(&said);
             if all { Ok(()) } else { Err(said) }
         });
-        eprintln!("why, {moment}:\n{last}");
+        // An error begins with the command that failed.
+        eprintln!("why, {moment}:\n{}", last.find("OBJECT").map_or(last.as_str(), |at| &last[at..]));
         assert!(!last.contains("not checked"), "the controller's account may read everything: {last}");
     }
 

@@ -121,9 +121,10 @@ impl Database {
 
     /// Every acknowledged row is there with its content, and PostgreSQL finds no damage.
     pub(crate) fn complete(&self, app: &App, moment: &str) {
+        // First: a client may go on meanwhile.
+        let acknowledged = self.acknowledged.lock().unwrap().clone();
         let rows = sql(app, "select id from rows where word = md5(id::text)");
         let there: BTreeSet<u64> = rows.lines().map(|line| line.trim().parse().unwrap()).collect();
-        let acknowledged = self.acknowledged.lock().unwrap().clone();
         let lost: Vec<_> = acknowledged.difference(&there).collect();
         assert!(
             lost.is_empty(),

@@ -190,7 +190,7 @@ fn logged(from: Guest, to: Guest, since: f64) -> Vec<(&'static str, f64)> {
             );
             let times = guest.must(&script);
             let times = times.lines().filter_map(|line| line.trim().parse::<f64>().ok()).map(|at| at - offset);
-            if let Some(at) = times.filter(|at| *at >= since).last() {
+            if let Some(at) = times.filter(|at| *at >= since).next_back() {
                 found.push((what, at));
             }
         }
