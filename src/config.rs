@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use auto::{EnrolConfig, SigningConfig};
-pub use cluster::{ControllerConfig, FabricConfig, NodeConfig, TlsMode};
+pub use cluster::{ControllerConfig, ExportAddress, FabricConfig, NodeConfig, TlsMode};
 pub use file::File;
 use file::PoolEntry;
 pub use flags::{DaemonFlags, EnrolFlags, Flags, KubeletFlags, NodeFlags, SigningFlags, WireFlags};

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test ends where something is not as it should be")]
 #![allow(clippy::disallowed_methods, reason = "the test runs the command itself")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,7 @@ use holdfast::telemetry::{
     AttachmentFigures, ConnectionFigures, ExportFigures, HomeFigures, HomeState, Metrics, NetworkSample, PoolFigures,
     Reconnected, Sampled,
 };
-use holdfast::types::{ParameterRow, TABLE};
+use holdfast::types::{ParameterRow, TABLE, VolumeParameters};
 
 const OPERATIONS: &str = include_str!("../docs/operations.md");
 const DESIGN: &str = include_str!("../docs/design.md");
@@ -280,5 +280,59 @@ fn collect(place: &Path, known: &mut BTreeSet<String>) {
         } else {
             known.insert(path.file_name().unwrap().to_string_lossy().into_owned());
         }
+    }
+}
+
+/// The documents of a YAML file.
+fn documents(path: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(path).unwrap();
+    serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Each directory in examples/ is complete, and what it says to the driver is what the driver understands.
+#[test]
+fn the_examples_are_understood() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let examples: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!examples.is_empty());
+    for example in examples {
+        let readme = fs::read_to_string(example.join("README.md")).unwrap();
+        assert!(readme.starts_with("# "), "{}", example.display());
+        let (mut objects, mut seen) = (Vec::new(), 0);
+        for entry in fs::read_dir(&example).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if name != "README.md" {
+                assert!(name.ends_with(".yaml") && readme.contains(&name), "{}", path.display());
+                objects.extend(documents(&path));
+            }
+        }
+        let text = |object: &serde_json::Value, pointer: &str| {
+            object.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+        };
+        let of_kind = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
+        let names = |kind| of_kind(kind).map(|object| text(object, "/metadata/name")).collect::<BTreeSet<_>>();
+        for class in of_kind("StorageClass") {
+            assert_eq!(text(class, "/provisioner"), holdfast::csi::DRIVER_NAME);
+            let parameters: HashMap<String, String> = serde_json::from_value(class["parameters"].clone()).unwrap();
+            VolumeParameters::parse(&parameters).unwrap();
+            seen += 1;
+        }
+        for claim in of_kind("PersistentVolumeClaim") {
+            assert!(names("StorageClass").contains(&text(claim, "/spec/storageClassName")), "{claim}");
+            assert_eq!(claim["spec"]["accessModes"], serde_json::json!(["ReadWriteOnce"]));
+        }
+        for deployment in of_kind("Deployment") {
+            // The new pod of a rolling update would wait for the volume of the old one.
+            assert_eq!(text(deployment, "/spec/strategy/type"), "Recreate");
+            let selector = &deployment["spec"]["selector"]["matchLabels"];
+            assert_eq!(*selector, deployment["spec"]["template"]["metadata"]["labels"]);
+            let pod = &deployment["spec"]["template"]["spec"];
+            for volume in pod["volumes"].as_array().unwrap() {
+                let claim = text(volume, "/persistentVolumeClaim/claimName");
+                assert!(names("PersistentVolumeClaim").contains(&claim), "{claim}");
+            }
+        }
+        assert!(seen > 0, "{} has no StorageClass", example.display());
     }
 }

@@ -8,8 +8,8 @@ use holdfast::types::{FsType, Kind, OnDelete, Provisioning, TABLE, VolumeParamet
 
 const METADATA: [&str; 3] =
     ["csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.io/pv/name"];
-const WORDS: [&str; 16] = [
-    "local", "network", "thick", "thin", "selected", "any", "ext4", "xfs", "-i 8192", "auto", "never", "unlink",
+const WORDS: [&str; 17] = [
+    "local", "network", "required", "thick", "thin", "selected", "any", "ext4", "xfs", "-i 8192", "auto", "never", "unlink",
     "zero", "discard", "none", "default",
 ];
 

@@ -69,38 +69,29 @@ impl NvmeTcp {
         Ok(all.into_iter().filter_map(|found| found.subsystem.parse().ok()).collect())
     }
 
-    /// The volumes whose connection is lost: reads and writes wait until [`NvmeTcp::client`], the home node and
-    /// [`Attach::attach`] have made it again. One with a live controller beside a waiting one is among them.
+    /// The exports whose connection is lost: reads and writes wait until [`NvmeTcp::client`], the home node and
+    /// [`NvmeTcp::rejoin`] have made it again. One with a live controller beside a waiting one is among them.
     ///
     /// # Errors
     /// `Internal` when the controllers cannot be listed.
     pub fn waiting(&self) -> Result<Vec<SubsystemNqn>> {
         let all = self.os.nvme_controllers().at(|| "list the NVMe controllers")?;
-        let waiting = all.into_iter().filter(|one| one.condition() == NvmeCondition::Waiting);
-        let mut exports: Vec<SubsystemNqn> = waiting.filter_map(|one| one.subsystem.parse().ok()).collect();
+        let mut exports: Vec<SubsystemNqn> =
+            all.into_iter().filter(is_lost).filter_map(|one| one.subsystem.parse().ok()).collect();
         exports.dedup();
         Ok(exports)
     }
 
-    /// What the home node must know before it opens a volume for this node. Of several controllers that wait, one is left:
-    /// the home node avoids its number.
+    /// What the home node must know before it opens a volume for this node.
     ///
     /// # Errors
-    /// `Busy` when a controller cannot be deleted now; `Internal` when the kernel cannot be queried.
+    /// `Internal` when the kernel cannot be queried.
     pub fn client(&self, volume: &VolumeId) -> Result<Client> {
         let controllers = self.controllers(volume)?;
-        let of = |condition| controllers.iter().filter(move |(_, one)| one.condition() == condition);
-        let connection = if let Some((export, _)) = of(NvmeCondition::Live).next() {
-            Some(Connection { export: *export, state: ConnectionState::Live })
-        } else if let Some((export, kept)) = of(NvmeCondition::Waiting).next() {
-            for (_, other) in of(NvmeCondition::Waiting).skip(1).filter(|(name, _)| name == export) {
-                self.delete(volume, other)?;
-            }
-            Some(Connection { export: *export, state: ConnectionState::Waiting(kept.id) })
-        } else {
-            None
-        };
-        Ok(Client { connection, authenticates: self.dhchap()?, renaming: Renaming::Allowed })
+        let live = controllers.iter().find(|(_, one)| one.condition() == NvmeCondition::Live);
+        let live = live.map(|(export, _)| Connection { export: *export, state: ConnectionState::Live });
+        let lost = controllers.iter().find(|(_, one)| is_lost(one)).map(|(export, one)| waiting_as(export, one));
+        Ok(Client { connection: live.or(lost), authenticates: self.dhchap()?, renaming: Renaming::Allowed })
     }
 
     /// Connects a volume again whose controllers wait, to the export that the home node opened again. Opens no device.
@@ -211,8 +202,7 @@ impl NvmeTcp {
         for one in found()? {
             match one.condition() {
                 NvmeCondition::Live => live = Some(one),
-                // One that never had a device has nothing to wait for.
-                NvmeCondition::Waiting if !one.namespaces.is_empty() => waiting.push(one),
+                NvmeCondition::Waiting if is_lost(&one) => waiting.push(one),
                 NvmeCondition::Waiting | NvmeCondition::Ending => self.delete(volume, &one)?,
             }
         }
@@ -220,10 +210,20 @@ impl NvmeTcp {
         let live = match live {
             Some(live) => live,
             None => {
-                let path = match &waiting[..] {
-                    [] if before.is_none_or(|one| one.export != at.subsystem) => NvmePath::First,
-                    [one] if before.is_some_and(|known| known == waiting_as(at, one)) => NvmePath::Another,
-                    _ => {
+                // The one whose number the home node avoids stays: without any, the device would fail its requests.
+                let known = waiting.iter().position(|one| before == Some(waiting_as(&at.subsystem, one)));
+                let path = match known {
+                    Some(known) => {
+                        let kept = waiting.swap_remove(known);
+                        for other in std::mem::replace(&mut waiting, vec![kept]) {
+                            self.delete(volume, &other)?;
+                        }
+                        NvmePath::Another
+                    }
+                    None if waiting.is_empty() && before.is_none_or(|one| one.export != at.subsystem) => {
+                        NvmePath::First
+                    }
+                    None => {
                         let why = format!("the connection of volume {volume} changed a moment ago; retry");
                         return Err(Error::new(Kind::Busy, why));
                     }
@@ -498,8 +498,14 @@ impl Attach for NvmeTcp {
     }
 }
 
-fn waiting_as(at: &NvmeTcpAddress, controller: &NvmeController) -> Connection {
-    Connection { export: at.subsystem, state: ConnectionState::Waiting(controller.id) }
+/// Whether a controller has a device that waits for another connection. One that is still being made has none, nor has
+/// one that broke before.
+fn is_lost(controller: &NvmeController) -> bool {
+    controller.condition() == NvmeCondition::Waiting && !controller.namespaces.is_empty()
+}
+
+fn waiting_as(export: &SubsystemNqn, controller: &NvmeController) -> Connection {
+    Connection { export: *export, state: ConnectionState::Waiting(controller.id) }
 }
 
 /// The export of a volume.

@@ -9,7 +9,7 @@ use holdfast::home::record::VolumeRecord;
 use holdfast::home::{FormatState, PoolView, Volume};
 use holdfast::os::Os;
 use holdfast::route::NODE_KEY;
-use holdfast::types::{Bytes, FsType, VolumeId, VolumeMode};
+use holdfast::types::{Access, Authentication, Bytes, FsType, VolumeId, VolumeMode};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -43,6 +43,13 @@ struct Shown {
     node: String,
     size: Bytes,
     used_as: VolumeMode,
+    access: Access,
+    /// Whether connections must be authenticated; none for a local volume.
+    authentication: Option<Authentication>,
+}
+
+fn of_network(access: Access, authentication: Authentication) -> Option<Authentication> {
+    (access == Access::Network).then_some(authentication)
 }
 
 /// How the volume is used: its content decides, otherwise its first requested capability.
@@ -63,6 +70,8 @@ impl Shown {
             node: volume.home.to_string(),
             size: volume.size,
             used_as: mode(volume.format, volume.modes.iter().copied()),
+            access: volume.access,
+            authentication: of_network(volume.access, volume.authentication),
         }
     }
 
@@ -75,6 +84,8 @@ impl Shown {
             node: view.pool.identity().home.to_string(),
             size: record.size,
             used_as: mode(record.format.known, made_for),
+            access: record.access,
+            authentication: of_network(record.access, record.request.parameters.authentication),
         }
     }
 
@@ -160,6 +171,8 @@ mod tests {
             node: "n1".to_owned(),
             size: Bytes::new(1 << 30),
             used_as: VolumeMode::Mount(FsType::Xfs),
+            access: Access::Local,
+            authentication: None,
         };
         let pv = shown.persistent_volume("fast");
         let at = |pointer: &str| pv.pointer(pointer).cloned().unwrap_or_default();

@@ -46,9 +46,18 @@ pub struct FabricConfig {
     /// The name of the storage network: nodes with the same name reach each other's exports.
     pub name: String,
     /// The address of this node's exports.
-    pub address: IpAddr,
+    pub address: ExportAddress,
     /// The TCP ports of this node's exports.
     pub ports: RangeInclusive<u16>,
+}
+
+/// Where a node's exports listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExportAddress {
+    /// On this address.
+    Ip(IpAddr),
+    /// On the one address of the network interface of this name, which is read at start.
+    Interface(String),
 }
 
 /// The ports of exports where none are configured: below the range of ports that the kernel gives to clients.
@@ -167,21 +176,16 @@ fn fabric(flags: &Flags, file: &File, others: &[&str]) -> Result<Option<FabricCo
             name.place, name.text
         ))
     })?;
-    let specific = |address: &IpAddr| !address.is_unspecified();
     let address = match &address {
-        Some(said) => said
-            .text
-            .parse()
-            .ok()
-            .filter(specific)
-            .ok_or_else(|| refuse(format!("{}: {:?} is not an IP address of this node", said.place, said.text)))?,
+        Some(said) => export_address(said)?,
         None => {
-            let parsed = others.iter().filter_map(|other| other.parse::<SocketAddr>().ok()).map(|other| other.ip());
-            parsed.into_iter().find(specific).ok_or_else(|| {
+            let mut parsed = others.iter().filter_map(|other| other.parse::<SocketAddr>().ok()).map(|other| other.ip());
+            let address = parsed.find(|address| !address.is_unspecified()).ok_or_else(|| {
                 refuse(
-                    "no address for exports: --advertise and --listen have no IP address; set --fabric-address ADDRESS",
+                    "no address for exports: --advertise and --listen have no IP address; set --fabric-address to an address or a network interface",
                 )
-            })?
+            })?;
+            ExportAddress::Ip(address)
         }
     };
     let ports = ports.map_or(Ok(PORTS), |said| {
@@ -191,6 +195,28 @@ fn fabric(flags: &Flags, file: &File, others: &[&str]) -> Result<Option<FabricCo
             .ok_or_else(|| refuse(format!("{}: {:?} is not a range of ports; write 4500-4999", said.place, said.text)))
     })?;
     Ok(Some(FabricConfig { name: parsed.to_string(), address, ports }))
+}
+
+/// An address, or the name of an interface: at most 15 bytes without '/' and spaces (dev_valid_name in the kernel).
+fn export_address(said: &Said) -> Result<ExportAddress> {
+    let text = said.text.as_str();
+    if let Ok(address) = text.parse::<IpAddr>() {
+        if address.is_unspecified() {
+            return Err(refuse(format!(
+                "{}: {text} means all addresses of this node, but other nodes need the IP address to connect to; set that one, or the name of its network interface",
+                said.place
+            )));
+        }
+        return Ok(ExportAddress::Ip(address));
+    }
+    let inside = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':');
+    if text.is_empty() || text.len() > 15 || matches!(text, "." | "..") || !text.chars().all(inside) {
+        return Err(refuse(format!(
+            "{}: {text:?} is neither an IP address nor the name of a network interface; write 10.1.0.11 or eth1",
+            said.place
+        )));
+    }
+    Ok(ExportAddress::Interface(text.to_owned()))
 }
 
 fn listen(flags: &Flags, file: &File) -> Result<SocketAddr> {
@@ -283,7 +309,10 @@ mod tests {
         let node = NodeConfig::resolve(&Flags::default(), &file(NODE), |_| None).unwrap();
         assert_eq!((node.advertise.as_str(), node.fabric.as_ref().unwrap().name.as_str()), ("10.0.0.1:9811", "rack-1"));
         let fabric = node.fabric.unwrap();
-        assert_eq!((fabric.address.to_string().as_str(), fabric.ports), ("10.0.0.1", 4500..=4999));
+        assert_eq!((fabric.address, fabric.ports), (ExportAddress::Ip("10.0.0.1".parse().unwrap()), 4500..=4999));
+        let of_interface = NODE.replace("fabric: rack-1\n", "fabric: rack-1\nfabricAddress: eth1.40\n");
+        let node = NodeConfig::resolve(&Flags::default(), &file(&of_interface), |_| None).unwrap();
+        assert_eq!(node.fabric.unwrap().address, ExportAddress::Interface("eth1.40".to_owned()));
         assert_eq!((node.controllers.len(), node.pools.len()), (2, 1));
         assert_eq!(node.rhythm.interval, Duration::from_millis(500));
         let controller = ControllerConfig::resolve(&Flags::default(), &file(CONTROLLER), |_| None).unwrap();
@@ -322,7 +351,10 @@ mod tests {
             ("fabric: none\n", "\"none\""),
             ("fabric: a b\n", "name of a fabric"),
             ("fabricPorts: 1-2\n", "set --fabric NAME"),
-            ("fabric: a\nfabricAddress: node-1\n", "IP address"),
+            ("fabric: a\nfabricAddress: node-1.example:4500\n", "neither an IP address"),
+            ("fabric: a\nfabricAddress: node-1.a.domain.example\n", "neither an IP address"),
+            ("fabric: a\nfabricAddress: ../eth1\n", "neither an IP address"),
+            ("fabric: a\nfabricAddress: '::'\n", "IP address to connect to"),
             ("fabric: a\nfabricAddress: 0.0.0.0\n", "IP address"),
             ("fabric: a\nfabricPorts: 4500\n", "4500-4999"),
             ("fabric: a\nfabricPorts: 9-8\n", "4500-4999"),

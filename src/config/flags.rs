@@ -83,7 +83,8 @@ pub struct NodeFlags {
     /// The name of the storage network of this node. Default: none.
     #[arg(long, value_name = "NAME")]
     pub fabric: Option<String>,
-    /// The address on which this node exports volumes to the other nodes of the fabric. Default: that of --advertise or --listen.
+    /// The address on which this node exports volumes to the other nodes of the fabric, or the network interface that has
+    /// it. Default: that of --advertise or --listen.
     #[arg(long, value_name = "ADDRESS")]
     pub fabric_address: Option<String>,
     /// The TCP ports for exports, one per volume that another node uses. Default: 4500-4999.

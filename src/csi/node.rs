@@ -231,7 +231,6 @@ fn expand(node: &Node, request: pb::NodeExpandVolumeRequest) -> Result<pb::NodeE
     Ok(pb::NodeExpandVolumeResponse { capacity_bytes: size.to_i64() })
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "a call's work owns its message")]
 fn health(node: &Node, request: pb::NodeGetVolumeHealthRequest) -> Result<pb::NodeGetVolumeHealthResponse> {
     let (volume, path) = decode::node_health(&request)?;
     let entry = |problem: Problem| pb::volume_health::VolumeHealthEntry {

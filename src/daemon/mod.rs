@@ -8,6 +8,7 @@
 mod certificates;
 mod checks;
 mod controller;
+mod fabric;
 mod node;
 mod parts;
 mod pod_events;

@@ -10,11 +10,11 @@ use tonic::service::Routes;
 use tracing::{error, info, warn};
 
 use super::parts::{Base, Registering};
-use super::{Stop, blocking};
+use super::{Stop, blocking, fabric};
 use crate::attach::NvmeTcp;
 use crate::config::{FabricConfig, PoolConfig};
 use crate::csi::{ServeConfig, ThisNode, serve};
-use crate::export::{Export, Nvmet, Support};
+use crate::export::{Export, Nvmet, Shortcoming, Support, unfit_settings};
 use crate::fs::tools;
 use crate::home::{
     Changed, ConfiguredPool, Fabric, FindingKind, Health, Home, LocalHome, PoolCondition, unseen_by_kubelet,
@@ -153,8 +153,23 @@ struct Network {
 
 impl Network {
     /// Asks the kernel. What it cannot do is logged, and the node works without it.
-    fn look(os: &Os, config: FabricConfig, dial: Dial) -> Self {
+    ///
+    /// # Errors
+    /// Those of [`fabric::address`].
+    fn look(os: &Os, config: FabricConfig, dial: Dial) -> Result<Self> {
         let FabricConfig { name, address, ports } = config;
+        let address = fabric::address(os, &address)?;
+        match unfit_settings(os) {
+            Ok(found) => {
+                for Shortcoming { what, remedy, .. } in found {
+                    warn!(fabric = name, "{what}; {remedy}");
+                }
+            }
+            Err(error) => warn!(fabric = name, error = error.chain(), "cannot check the settings of this node"),
+        }
+        if let Some(why) = fabric::unusable(address, &ports) {
+            error!(fabric = name, "{why}");
+        }
         let export = Nvmet::new(os.clone(), ports.clone());
         let exports = match export.support() {
             Ok(Support::Yes(dhchap)) => {
@@ -188,7 +203,7 @@ impl Network {
                 None
             }
         };
-        Self { exports, connections }
+        Ok(Self { exports, connections })
     }
 }
 
@@ -197,7 +212,7 @@ impl NodePools {
     /// before; `elsewhere` knows those of other nodes.
     ///
     /// # Errors
-    /// That of the first pool, if no pool can be opened and waiting would not help.
+    /// That of the first pool, if no pool can be opened and waiting would not help; those of [`fabric::address`].
     pub(super) async fn open(
         os: &Os,
         opening: &Opening,
@@ -215,7 +230,8 @@ impl NodePools {
                 ConfiguredPool { name, place, known, limits, open }
             });
             let Others { elsewhere, network, metrics } = others;
-            let network = network.map(|(config, dial)| Network::look(&os, config, dial)).unwrap_or_default();
+            let network =
+                network.map(|(config, dial)| Network::look(&os, config, dial)).transpose()?.unwrap_or_default();
             let home = LocalHome::start(os.clone(), id.clone(), pools.collect(), network.exports)?;
             let described = home.described().join(", ");
             match unseen_by_kubelet(&os) {

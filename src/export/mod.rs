@@ -5,9 +5,11 @@
 //! of the client is in flight any more.
 
 mod nvmet;
+mod preflight;
 mod worker;
 
 pub use nvmet::Nvmet;
+pub use preflight::{Shortcoming, missing_modules, unfit_settings};
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;

@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::{CapacityQuery, Connection, Source};
 use crate::os::Timestamp;
-use crate::pool::FreeSpace;
+use crate::pool::{Ability, FreeSpace};
 use crate::types::{
-    Access, AccessMode, Bytes, Changed, ClaimName, Error, FsType, FsckPolicy, Kind, NodeId, NvmeTcpAddress, PoolId,
-    PoolName, Provisioning, RequestedMode, Result, SnapshotId, VolumeId, VolumeMode,
+    Access, AccessMode, Authentication, Bytes, Changed, ClaimName, Error, FsType, FsckPolicy, Kind, NodeId,
+    NvmeTcpAddress, PoolId, PoolName, Provisioning, RequestedMode, Result, SnapshotId, VolumeId, VolumeMode,
 };
 
 /// The subject of a finding.
@@ -181,6 +181,8 @@ pub struct Volume {
     pub created: Timestamp,
     /// How nodes may reach it.
     pub access: Access,
+    /// Whether connections to it must be authenticated.
+    pub authentication: Authentication,
 }
 
 impl Volume {
@@ -372,6 +374,7 @@ impl Capacity {
             None if pools.len() == 1 => pools.first(),
             None => named("default"),
         };
+        let pool = pool.filter(|pool| query.access == Access::Local || pool.network == Ability::Yes);
         let available =
             pool.map_or(Bytes::ZERO, |pool| match query.provisioning.unwrap_or(pool.default_provisioning) {
                 Provisioning::Thick => pool.available_thick.unwrap_or_default(),
@@ -410,4 +413,6 @@ pub struct PoolReport {
     pub volumes: u64,
     /// Number of snapshots.
     pub snapshots: u64,
+    /// Whether volumes with `access: network` can be created in it.
+    pub network: Ability,
 }

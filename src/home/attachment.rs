@@ -59,6 +59,8 @@ impl Shared {
         let port = match path {
             AttachPath::Local => None,
             AttachPath::NvmeTcp => {
+                // What the other node can do is known when it opens the volume.
+                self.authenticates(&record, &request.node, Dhchap::Yes)?;
                 self.idle_here(self.pool(id.pool)?, &record, &request.node)?;
                 Some(self.fabric()?.take(record.id())?)
             }

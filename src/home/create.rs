@@ -300,7 +300,7 @@ impl Shared {
         if request.parameters.access == Access::Network {
             if abilities.stable == Ability::No {
                 return Err(Error::new(
-                    Kind::InvalidArgument,
+                    Kind::Unsupported,
                     format!(
                         "pool {} ({}) is on a filesystem for which it was not measured that an export keeps every acknowledged write through a loss of power: set access: local, or use a pool on XFS or ext4",
                         identity.name, identity.place
@@ -317,9 +317,10 @@ impl Shared {
                 ));
             }
         }
+        self.authenticates_new(&request.parameters)?;
         if provisioning == Provisioning::Thick && abilities.thick == Ability::No {
             return Err(Error::new(
-                Kind::InvalidArgument,
+                Kind::Unsupported,
                 format!(
                     "pool {} ({}) does not support thick volumes: set provisioning: thin, or use a pool on XFS or ext4",
                     identity.name, identity.place
@@ -328,7 +329,7 @@ impl Shared {
         }
         if provisioning == Provisioning::Thin && abilities.thin == Ability::No {
             return Err(Error::new(
-                Kind::InvalidArgument,
+                Kind::Unsupported,
                 format!(
                     "pool {} ({}) does not support thin volumes: set provisioning: thick, or use another pool",
                     identity.name, identity.place

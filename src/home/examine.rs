@@ -4,15 +4,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::attached::{is_open, shown};
 use super::export::export_of;
+use super::figures::{is_open, shown};
 use super::record::{AttachPath, Attachment, GrantState, Phase, Record, VolumeRecord};
 use super::view::{KUBELET, Kernel, PoolView, unseen_by_kubelet};
 use super::{Finding, FindingKind, FormatState, Health, LocalHome};
+use crate::export::{Shortcoming, missing_modules, unfit_settings};
 use crate::fs::{self, tools};
 use crate::os::{DevNum, LoopView, Os};
 use crate::pool::{Object, Stable, StrayKind};
-use crate::types::{Bytes, OsContext, PoolName, Provisioning, Result, VolumeId};
+use crate::types::{Access, Bytes, OsContext, PoolName, Provisioning, Result, VolumeId};
 
 impl LocalHome {
     /// The findings in every configured pool. A pool that is not served is not inspected: its disk may not answer.
@@ -125,6 +126,13 @@ impl PoolExaminer<'_> {
         for missing in tools::missing() {
             let place = "/usr/sbin, /usr/bin, /sbin, /bin".to_owned();
             self.found(FindingKind::Service, missing.problem(), place, missing.remedy());
+        }
+        if view.survey.volumes.iter().any(|record| record.access == Access::Network) {
+            for Shortcoming { what, place, remedy } in
+                missing_modules(self.os)?.into_iter().chain(unfit_settings(self.os)?)
+            {
+                self.found(FindingKind::Service, what, place.to_owned(), remedy.to_owned());
+            }
         }
         self.ground(view)?;
         self.room(view);
@@ -300,8 +308,7 @@ impl PoolExaminer<'_> {
                     FindingKind::Service,
                     format!("{named} is attached to node {node} over the network, but this node does not export it: its pods wait"),
                     record.handle.clone(),
-                    "restart the driver on this node, which exports its volumes again; if the finding stays, its log has the reason"
-                        .to_owned(),
+                    format!("after a restart of this machine, node {node} asks for the export within seconds, if the driver runs there and reaches this node: check both, and the logs of both"),
                 );
             }
             if let Some(devices) = view.pool.devices()

@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use super::authentication::keyed;
 use super::fabric::Fabric;
 use super::local::Shared;
 use super::record::{AttachPath, Attachment, ExportRecord, GrantState, Record, VolumeRecord};
@@ -81,6 +82,7 @@ impl Shared {
         client: &Client,
     ) -> Result<DeviceAddress> {
         let attachment = record.granted_to(node)?.clone();
+        self.authenticates(record, node, client.authenticates)?;
         let (nqn, export) = export_of(record, &attachment)?;
         let same = client.connection.filter(|connection| connection.export == nqn).map(|connection| connection.state);
         if same.is_none() && client.renaming == Renaming::Refused {
@@ -156,6 +158,7 @@ impl Shared {
     ) -> Result<DeviceAddress> {
         let fabric = self.fabric()?;
         let (nqn, export) = export_of(record, attachment)?;
+        keyed(record, export)?;
         // The volume is in the table of exports from now on, however this process came to know it.
         fabric.enter(export.port, record.id());
         self.count_attachment(record, attachment);

@@ -29,6 +29,7 @@ impl Shared {
             provisioning: record.provisioning,
             created: record.created,
             access: record.access,
+            authentication: record.request.parameters.authentication,
         }
     }
 
@@ -215,7 +216,9 @@ impl Shared {
     pub(super) fn report_one(self: &Arc<Self>, state: &PoolState) -> Result<PoolReport> {
         state.pool.present()?;
         self.read_again(state);
-        report_of(state.pool.identity().id, state)
+        let report = report_of(state.pool.identity().id, state)?;
+        let network = if self.fabric.is_some() { report.network } else { Ability::No };
+        Ok(PoolReport { network, ..report })
     }
 
     /// Takes a pool out of quarantine. Its records are read first, so that its reserved space is counted before it is
@@ -234,6 +237,7 @@ impl Shared {
     }
 }
 
+/// The figures of a pool, whether or not its node exports volumes.
 pub(super) fn report_of(id: PoolId, state: &PoolState) -> Result<PoolReport> {
     let identity = state.pool.identity();
     let (totals, abilities) = (state.ledger.totals(), state.pool.abilities());
@@ -252,5 +256,6 @@ pub(super) fn report_of(id: PoolId, state: &PoolState) -> Result<PoolReport> {
         provisioned: totals.provisioned,
         volumes: totals.volumes,
         snapshots: totals.snapshots,
+        network: abilities.stable,
     })
 }

@@ -7,6 +7,7 @@
 mod answer;
 mod attached;
 mod attachment;
+mod authentication;
 mod copies;
 mod copying;
 mod create;
@@ -18,6 +19,7 @@ mod expand;
 mod export;
 mod fabric;
 mod fence;
+mod figures;
 mod format;
 mod ledger;
 mod limits;
@@ -95,8 +97,9 @@ pub trait Home: Send + Sync {
     ///
     /// # Errors
     /// `Clean`: `AlreadyExists` (another request created it), `InvalidArgument`, `OutOfRange`, `NotFound` (source,
-    /// pool), `NoCapacity`, `Precondition` (the source cannot be cloned now). `Dirty`, whatever the cause, when
-    /// something may be left or running; a running copy returns `Dirty(Busy)` with its percentage.
+    /// pool), `NoCapacity`, `Unsupported` (the pool cannot have such volumes; one of another home node may),
+    /// `Precondition` (the source cannot be cloned now). `Dirty`, whatever the cause, when something may be left or
+    /// running; a running copy returns `Dirty(Busy)` with its percentage.
     fn create_volume(&self, request: &CreateVolume) -> Result<Created<Volume>, Failure>;
 
     /// Deletes a volume; `Changed::No` when it does not exist.

@@ -24,7 +24,9 @@ impl Shared {
         self.not_copied_from(record.id().into())?;
         self.check_image(state, record.id().into(), record.size)?;
         self.finish_growth(state, &mut record);
-        if record.provisioning == Provisioning::Thick
+        // A node that is connected, or lost its connection, had this before; now it could wait for what that one left.
+        if client.connection.is_none()
+            && record.provisioning == Provisioning::Thick
             && record.changeable().is_ok()
             && let Err(error) = state.pool.grow(id.uuid, &record.geometry())
         {

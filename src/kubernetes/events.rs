@@ -188,7 +188,7 @@ mod tests {
         PodEvents::new(client(config).unwrap(), DRIVER)
     }
 
-    fn pod(name: &str, node: &str, volume: serde_json::Value, phase: &str) -> serde_json::Value {
+    fn pod(name: &str, node: &str, volume: &serde_json::Value, phase: &str) -> serde_json::Value {
         json!({
             "metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}")},
             "spec": {"nodeName": node, "containers": [], "volumes": [volume]}, "status": {"phase": phase},
@@ -209,10 +209,10 @@ mod tests {
         server.set("persistentvolumes//b", &volume(DRIVER, HANDLE, "data"));
         server.set("persistentvolumes//c", &volume(DRIVER, &HANDLE.replace("0123", "1123"), "other"));
         let claim = |name: &str| json!({"name": "d", "persistentVolumeClaim": {"claimName": name}});
-        server.set("pods/shop/web-0", &pod("web-0", "node-b", claim("data"), "Running"));
-        server.set("pods/shop/web-1", &pod("web-1", "node-c", claim("data"), "Running"));
-        server.set("pods/shop/web-2", &pod("web-2", "node-b", claim("other"), "Running"));
-        server.set("pods/shop/web-3", &pod("web-3", "node-b", claim("data"), "Succeeded"));
+        server.set("pods/shop/web-0", &pod("web-0", "node-b", &claim("data"), "Running"));
+        server.set("pods/shop/web-1", &pod("web-1", "node-c", &claim("data"), "Running"));
+        server.set("pods/shop/web-2", &pod("web-2", "node-b", &claim("other"), "Running"));
+        server.set("pods/shop/web-3", &pod("web-3", "node-b", &claim("data"), "Succeeded"));
 
         let (id, node): (VolumeId, NodeId) = (HANDLE.parse().unwrap(), "node-b".parse().unwrap());
         let events = events(&server);
@@ -250,7 +250,7 @@ mod tests {
     #[tokio::test]
     async fn an_ephemeral_volume_belongs_to_its_pod() {
         let of: Pod =
-            serde_json::from_value(pod("web-0", "n", json!({"name": "scratch", "ephemeral": {}}), "Running")).unwrap();
+            serde_json::from_value(pod("web-0", "n", &json!({"name": "scratch", "ephemeral": {}}), "Running")).unwrap();
         assert!(uses(&of, "web-0", "web-0-scratch") && !uses(&of, "web-0", "scratch"));
     }
 }

@@ -123,7 +123,15 @@ impl Node {
         if self.network.is_none() {
             return Ok(None);
         }
-        Ok(Some(self.connections.look(&self.controllers()?)))
+        let mut reported = self.connections.look(&self.controllers()?);
+        reported.troubles.retain(|trouble| {
+            let is_over = trouble.kind == TroubleKind::Detached && !self.is_used(&trouble.volume);
+            if is_over {
+                self.connections.forget(&trouble.volume);
+            }
+            !is_over
+        });
+        Ok(Some(reported))
     }
 
     /// The same for metrics.
@@ -139,6 +147,11 @@ impl Node {
             states: controllers.into_iter().filter(is_ours).map(|one| one.state).collect(),
             stalled: reported.troubles.iter().filter_map(stalled).collect(),
         })
+    }
+
+    /// Whether a pod may still use a volume here. If that cannot be read, it may.
+    fn is_used(&self, volume: &VolumeId) -> bool {
+        self.raw.holds(volume) || self.unused(volume).is_err()
     }
 
     fn controllers(&self) -> Result<Vec<NvmeController>> {

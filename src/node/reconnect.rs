@@ -11,7 +11,7 @@ use crate::attach::Wanted;
 use crate::home::{Changed, Client, Renaming};
 use crate::os::{Deadline, Stopwatch};
 use crate::telemetry::Reconnected;
-use crate::types::{Kind, Result, SubsystemNqn, VolumeId};
+use crate::types::{Result, SubsystemNqn, VolumeId};
 
 /// The pause between two looks at the connections.
 pub const LOOKING: Duration = Duration::from_secs(1);
@@ -78,7 +78,8 @@ impl Node {
         let volume = &export.volume;
         // Not under the volume's lock: what holds it may be waiting for this device, such as mkfs or an unmount.
         match self.connected_again(volume) {
-            Ok(()) => {
+            Ok(Changed::No) => Changed::No,
+            Ok(Changed::Yes) => {
                 self.connections.metrics.reconnected(Reconnected::Yes);
                 let seconds = self.lost.ended(export).map(|time| time.as_secs());
                 tracing::info!(volume = %self.named(volume), export = %export, seconds, "the volume is connected again; its reads and writes go on");
@@ -86,8 +87,8 @@ impl Node {
             }
             Err(error) => {
                 self.connections.metrics.reconnected(Reconnected::NotYet);
-                // `Busy` and `Unavailable` are expected while the home node is away.
-                if self.lost.is_news(export) || !matches!(error.kind(), Kind::Busy | Kind::Unavailable) {
+                // It is expected while the home node is away.
+                if self.lost.is_news(export) {
                     tracing::warn!(volume = %self.named(volume), export = %export, error = error.chain(), "the volume cannot be connected again yet; its reads and writes wait, and the node tries every second");
                 }
                 Changed::No
@@ -95,14 +96,15 @@ impl Node {
         }
     }
 
-    fn connected_again(&self, volume: &VolumeId) -> Result<()> {
-        let Some(network) = &self.network else { return Ok(()) };
+    fn connected_again(&self, volume: &VolumeId) -> Result<Changed> {
+        let Some(network) = &self.network else { return Ok(Changed::No) };
         let client = Client { renaming: Renaming::Refused, ..network.client(volume)? };
         if client.connection.is_none() {
-            return Ok(());
+            return Ok(Changed::No);
         }
         let open = || self.home(volume)?.open_for(volume, &self.id, &client);
         let opened = Deadline::scope(Deadline::after(OPENING), open)?;
-        network.rejoin(volume, &Wanted::from(&opened))
+        network.rejoin(volume, &Wanted::from(&opened))?;
+        Ok(Changed::Yes)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use super::Os;
 
@@ -15,5 +16,17 @@ impl Os {
     /// Those of reading it.
     pub fn boot_id(&self) -> io::Result<String> {
         Ok(fs::read_to_string(BOOT_ID)?.trim().to_owned())
+    }
+
+    /// The value of a kernel setting below /proc/sys or /sys; `None` if this kernel does not have it.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub fn kernel_setting(&self, path: &Path) -> io::Result<Option<String>> {
+        match fs::read_to_string(path) {
+            Ok(value) => Ok(Some(value.trim().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -263,6 +263,14 @@ fn each_namespace(mut look: impl FnMut(&Namespace) -> io::Result<()>) -> io::Res
     Ok(())
 }
 
+impl Os {
+    /// A process with this command name, if one is visible: in the pid namespace of this process.
+    #[must_use]
+    pub fn process_called(&self, command: &str) -> Option<Process> {
+        processes().map(|(pid, directory)| process(pid, &directory)).find(|process| process.command == command)
+    }
+}
+
 fn processes() -> impl Iterator<Item = (u32, PathBuf)> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))

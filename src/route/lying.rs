@@ -10,8 +10,10 @@ use crate::home::{
     Client, CopyState, FormatState, Formatting, Health, NodeExpansion, OpenVolume, PoolHealth, SnapshotFilter,
 };
 use crate::os::Timestamp;
+use crate::pool::Ability;
 use crate::types::{
-    Access, AccessMode, Capability, FsType, Placement, Provisioning, SubsystemNqn, VolumeMode, VolumeParameters,
+    Access, AccessMode, Authentication, Capability, FsType, Placement, Provisioning, SubsystemNqn, VolumeMode,
+    VolumeParameters,
 };
 
 /// What a home node answers when it is asked for a name.
@@ -67,6 +69,7 @@ impl Teller {
             provisioning: Provisioning::Thin,
             created: Timestamp::now(),
             access: Access::Local,
+            authentication: Authentication::Auto,
         }
     }
 }
@@ -474,6 +477,7 @@ fn an_answer_about_anything_but_the_question_and_the_node_s_own_is_not_used() {
         provisioned: Bytes::ZERO,
         volumes: 0,
         snapshots: 0,
+        network: Ability::No,
     };
     let granted = |home: &str| Some(Granted { home: node(home), epoch: 1, changed: Changed::Yes });
     let truth = Fixed {

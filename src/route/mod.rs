@@ -6,6 +6,8 @@ mod burst;
 mod directory;
 #[cfg(test)]
 mod lying;
+#[cfg(test)]
+mod network;
 mod owned;
 mod placement;
 mod questions;
@@ -75,8 +77,8 @@ impl Router {
     /// earlier attempt created.
     ///
     /// # Errors
-    /// As [`Home::create_volume`]; `NoCapacity` when every allowed home node reported that it lacks the space or the
-    /// pool; `Unavailable` when one of them cannot be queried; `AlreadyExists` when the volume is on a node that the
+    /// As [`Home::create_volume`]; `NoCapacity` when every allowed home node reported that it lacks the space, the pool
+    /// or what the StorageClass requires of the pool; `Unsupported` when that is the only home node; `Unavailable` when one of them cannot be queried; `AlreadyExists` when the volume is on a node that the
     /// requirement excludes.
     pub fn create_volume(&self, request: &CreateVolume, requirement: &Requirement) -> Result<Created<Volume>, Failure> {
         self.directory.settled()?;
@@ -124,7 +126,7 @@ impl Router {
         // An unreachable home node may have the volume from an earlier attempt: the CO must not forget it.
         match silent {
             Some(error) => Err(Failure::Dirty(error)),
-            None => Err(Failure::Clean(no_home_had_room(refusals))),
+            None => Err(Failure::Clean(refused_by_all(refusals, self.directory.seats().len()))),
         }
     }
 
@@ -540,24 +542,27 @@ fn source_pool(request: &CreateVolume) -> Option<PoolId> {
     request.source.map(|(Source::Volume(VolumeId { pool, .. }) | Source::Snapshot(SnapshotId { pool, .. }))| pool)
 }
 
-/// Whether the next home node may be tried: this one lacks the space, or the pool of a blank volume.
+/// Whether the next home node may be tried: this one lacks the space, or it cannot have this blank volume in its pool.
 fn passes_on(error: &Error, request: &CreateVolume) -> bool {
     match error.kind() {
         Kind::NoCapacity => true,
-        Kind::NotFound => request.source.is_none(),
+        Kind::NotFound | Kind::Unsupported => request.source.is_none(),
         _ => false,
     }
 }
 
-/// One error out of the refusals of all home nodes.
-fn no_home_had_room(mut refusals: Vec<(&NodeId, Error)>) -> Error {
+/// One error out of the refusals of all home nodes that were allowed. `seats` is the number of home nodes there are.
+fn refused_by_all(mut refusals: Vec<(&NodeId, Error)>, seats: usize) -> Error {
     if refusals.len() == 1
         && let Some((_, only)) = refusals.pop()
     {
-        return only.with_kind(Kind::NoCapacity);
+        // With another home node there is another choice for the scheduler; without, the request cannot succeed.
+        return if only.kind() == Kind::Unsupported && seats < 2 { only } else { only.with_kind(Kind::NoCapacity) };
     }
     let said: Vec<_> = refusals.iter().map(|(node, error)| format!("{node}: {}", error.chain())).collect();
-    Error::new(Kind::NoCapacity, format!("no node has enough free space for the volume: {}", said.join("; ")))
+    let all_full = refusals.iter().all(|(_, error)| error.kind() == Kind::NoCapacity);
+    let why = if all_full { "has enough free space for the volume" } else { "can create the volume" };
+    Error::new(Kind::NoCapacity, format!("no node {why}: {}", said.join("; ")))
 }
 
 /// Reachable nodes that did not answer whether they have a name, with the reason.

@@ -155,7 +155,6 @@ pub fn place(
         (preferred, _) if access == Access::Network => {
             // Data beside its pod where that is possible.
             let wanted = if preferred.is_empty() { requirement.requisite.as_slice() } else { preferred };
-            let itself = |seat: &&Seat| wanted.iter().any(|topology| topology.covers(&seat.segments));
             match wanted.first() {
                 Some(first) => {
                     allowed().filter(|seat| first.covers(&seat.segments)).for_each(&mut choose);
@@ -164,7 +163,9 @@ pub fn place(
                 }
                 None => allowed().filter(|seat| serving == Some(&seat.node)).for_each(&mut choose),
             }
-            allowed().filter(itself).for_each(&mut choose);
+            for topology in wanted {
+                allowed().filter(|seat| topology.covers(&seat.segments)).for_each(&mut choose);
+            }
             allowed().for_each(&mut choose);
         }
         ([first, ..], Placement::Selected) => {
@@ -285,6 +286,7 @@ mod tests {
         let rows = [
             ("abcdef", "bacdef", None, None, "b,a,c"),
             ("abcdef", "eabcdf", None, None, "a,b,c"),
+            ("abcdef", "dcbaef", None, None, "c,b,a"),
             ("e", "e", None, None, "a,b"),
             ("c", "c", None, None, "c"),
             ("d", "d", None, None, "NoCapacity"),

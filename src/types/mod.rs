@@ -25,6 +25,7 @@ pub use named::Named;
 pub use nvme::{DhchapKey, HostNqn, NvmeTcpAddress, SubsystemNqn};
 pub use object_name::ObjectName;
 pub use parameters::{
-    Access, FsckPolicy, OnDelete, ParameterRow, Placement, Provisioning, TABLE, VolumeParameters, nearest,
+    Access, Authentication, FsckPolicy, OnDelete, ParameterRow, Placement, Provisioning, TABLE, VolumeParameters,
+    nearest,
 };
 pub use printable::{cut_printable, is_printable, printable};

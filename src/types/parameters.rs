@@ -53,6 +53,21 @@ pub const TABLE: &[ParameterRow] = &[
         get: |p| (p.access == Access::Network).then(|| "network".to_owned()),
     },
     ParameterRow {
+        key: "authentication",
+        values: "auto|required",
+        default: "auto",
+        meaning: "Whether connections to a volume with access: network are authenticated (DH-HMAC-CHAP). auto: where the kernels of both nodes can. required: always; the volume is created and attached only on nodes whose kernels can.",
+        set: |p, v| {
+            p.authentication = match v {
+                "auto" => Authentication::Auto,
+                "required" => Authentication::Required,
+                _ => return one_of("auto, required"),
+            };
+            Ok(())
+        },
+        get: |p| (p.authentication == Authentication::Required).then(|| "required".to_owned()),
+    },
+    ParameterRow {
         key: "provisioning",
         values: "thick|thin",
         default: "thick",
@@ -189,6 +204,24 @@ impl Access {
     }
 }
 
+/// Whether the connections of other nodes to a network volume are authenticated, with a key of each attachment
+/// (DH-HMAC-CHAP).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Authentication {
+    /// Where the kernels of both nodes can.
+    #[default]
+    Auto,
+    /// Always: without it there is no connection.
+    Required,
+}
+
+impl Authentication {
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
 /// On which nodes a blank volume may be created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -231,6 +264,9 @@ pub struct VolumeParameters {
     /// How nodes may reach the volume. Absent in records of local volumes, which older releases read.
     #[serde(default, skip_serializing_if = "Access::is_local")]
     pub access: Access,
+    /// Whether connections must be authenticated.
+    #[serde(default, skip_serializing_if = "Authentication::is_auto")]
+    pub authentication: Authentication,
     /// Thick or thin, if requested; the pool has the default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provisioning: Option<Provisioning>,
@@ -271,6 +307,12 @@ impl VolumeParameters {
             (row.set)(&mut parsed, value).map_err(|reason| {
                 Error::new(Kind::InvalidArgument, format!("parameter {key}: {value:?} is invalid: {reason}"))
             })?;
+        }
+        if parsed.authentication == Authentication::Required && parsed.access == Access::Local {
+            return Err(Error::new(
+                Kind::InvalidArgument,
+                "parameter authentication: required is for volumes with access: network only, because local volumes have no connections; set access: network, or remove it",
+            ));
         }
         if parsed.on_delete == OnDelete::Zero && parsed.provisioning == Some(Provisioning::Thin) {
             return Err(Error::new(
@@ -393,6 +435,12 @@ mod tests {
         assert!(error.to_string().contains("provisioning") && error.to_string().contains("thick, thin"));
         assert!(parse(&[("encryption", "luks2")]).unwrap_err().to_string().contains("not in this release"));
         assert!(parse(&[("onDelete", "zero"), ("provisioning", "thin")]).is_err());
+        let error = parse(&[("authentication", "none"), ("access", "network")]).unwrap_err();
+        assert!(error.to_string().contains("auto, required"), "{error}");
+        for local in [&[("authentication", "required")][..], &[("authentication", "required"), ("access", "local")]] {
+            let error = parse(local).unwrap_err();
+            assert!(error.kind() == Kind::InvalidArgument && error.to_string().contains("access: network"), "{error}");
+        }
     }
 
     #[test]
@@ -400,6 +448,7 @@ mod tests {
         let set = [
             ("pool", "fast"),
             ("access", "network"),
+            ("authentication", "required"),
             ("provisioning", "thin"),
             ("placement", "any"),
             ("csi.storage.k8s.io/fstype", "xfs"),

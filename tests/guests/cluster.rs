@@ -115,10 +115,24 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Boots both, and starts the daemons.
+    /// Boots both with one kernel, and starts the daemons.
     pub(crate) fn start(kernel: Kernel, pool: PoolFs) -> Self {
+        Self::between(kernel, kernel, pool, &[])
+    }
+
+    /// The same with more programs of this machine in both guests.
+    pub(crate) fn with_programs(kernel: Kernel, pool: PoolFs, programs: &[&str]) -> Self {
+        Self::between(kernel, kernel, pool, programs)
+    }
+
+    /// Boots the home node and the other node, each with its kernel, and starts the daemons.
+    pub(crate) fn start_between(home: Kernel, other: Kernel, pool: PoolFs) -> Self {
+        Self::between(home, other, pool, &[])
+    }
+
+    fn between(home: Kernel, other: Kernel, pool: PoolFs, programs: &[&str]) -> Self {
         let watch = Stopwatch::start();
-        let root = Image::new();
+        let root = Image::with(programs);
         let certificates = certificates();
         let disks = [A, B].map(|_| {
             let disk = tempfile::Builder::new().prefix("holdfast-disk-").tempfile().unwrap();
@@ -126,14 +140,14 @@ impl Cluster {
             disk
         });
         let [left, right] = Wire::ends();
-        let machine = |disk: PathBuf, link| Machine {
+        let machine = |kernel, disk: PathBuf, link| Machine {
             kernel,
             root: root.clone(),
             disks: vec![disk],
             link: Some(link),
             parameters: "",
         };
-        let machines = [machine(disks[0].path().into(), left), machine(disks[1].path().into(), right)];
+        let machines = [machine(home, disks[0].path().into(), left), machine(other, disks[1].path().into(), right)];
         let make = match pool {
             PoolFs::Xfs => "mkfs.xfs -q /dev/vdb",
             _ => "mkfs.ext4 -q -E nodiscard /dev/vdb",
@@ -155,8 +169,8 @@ impl Cluster {
             (a.join().unwrap(), b.join().unwrap())
         });
         let mut cluster = Self { a, b, contexts: HashMap::new(), _disks: disks.into(), watch };
-        let kernel = cluster.a.must("uname -r");
-        cluster.said(&format!("booted with Linux {}", kernel.trim()));
+        let [home, other] = [A, B].map(|side| cluster.must(side, "uname -r"));
+        cluster.said(&format!("booted with Linux {home}, the other node with {other}"));
         cluster.launch(A, Daemon::Controller);
         cluster.launch(A, Daemon::Node);
         cluster.launch(B, Daemon::Node);
@@ -300,12 +314,13 @@ impl Cluster {
         Vol { id: volume.volume_id, kind, size: volume.capacity_bytes, context: volume.volume_context }
     }
 
-    /// Repeats a call while it is answered ABORTED.
+    /// Repeats a call while it is answered ABORTED, as the sidecars do; also UNAVAILABLE and the end of its time, because on
+    /// a busy machine a heartbeat or the call itself may be late.
     pub(crate) fn retried<T>(&mut self, mut call: impl FnMut(&mut Self) -> Result<T, Status>) -> T {
         let mut answer = None;
         await_that("the call ends", SOON, || {
             answer = Some(call(self));
-            !matches!(&answer, Some(Err(status)) if status.code() == Code::Aborted)
+            !matches!(&answer, Some(Err(status)) if matches!(status.code(), Code::Aborted | Code::Unavailable | Code::Cancelled))
         });
         answer.unwrap().unwrap_or_else(|status| panic!("{status:?}"))
     }
@@ -383,8 +398,8 @@ impl Cluster {
 
     /// Gives a volume to a pod on a node.
     pub(crate) fn start_pod(&mut self, vol: &Vol, side: Side) {
-        self.attach(vol, side).unwrap();
-        self.stage(vol, side).unwrap();
+        self.retried(|cluster| cluster.attach(vol, side));
+        self.retried(|cluster| cluster.stage(vol, side));
         self.publish(vol, side).unwrap();
     }
 
@@ -392,7 +407,7 @@ impl Cluster {
     pub(crate) fn stop_pod(&mut self, vol: &Vol, side: Side) {
         self.unpublish(vol, side).unwrap();
         self.unstage(vol, side).unwrap();
-        self.detach(vol, side).unwrap();
+        self.retried(|cluster| cluster.detach(vol, side));
     }
 
     /// Writes content that only this call writes, synced, and returns its sum.
@@ -463,7 +478,7 @@ impl Drop for Cluster {
         }
         for side in [A, B] {
             let shown = catch_unwind(AssertUnwindSafe(|| {
-                self.guest(side).run("for log in /run/*.log; do echo \"-- $log\"; tail -n 40 $log; done; echo -- dmesg; dmesg | tail -n 30; cat /proc/mounts | grep -E 'kubelet|disk'").output
+                self.guest(side).run("for log in /run/*.log; do echo \"-- $log\"; tail -n 120 $log; done; echo -- top; top -bn1 | head -n 15; echo -- dmesg; dmesg | tail -n 60; cat /proc/mounts | grep -E 'kubelet|disk'").output
             }));
             eprintln!("-- {} --\n{}", side.id(), shown.unwrap_or_default());
         }

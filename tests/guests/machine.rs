@@ -55,8 +55,13 @@ pub(crate) struct Image(tempfile::TempDir);
 impl Image {
     /// A new one.
     pub(crate) fn new() -> Arc<Self> {
+        Self::with(&[])
+    }
+
+    /// A new one with more programs of this machine.
+    pub(crate) fn with(programs: &[&str]) -> Arc<Self> {
         let directory = tempfile::Builder::new().prefix("holdfast-guest-").tempdir().unwrap();
-        root::make(&directory.path().join("root"));
+        root::make(&directory.path().join("root"), programs);
         Arc::new(Self(directory))
     }
 
@@ -98,6 +103,13 @@ impl Link {
         let card = format!("virtio-net-pci,netdev=net,mac=52:54:00:00:00:0{},romfile=", self.end);
         ["-netdev".to_owned(), netdev, "-device".to_owned(), card]
     }
+}
+
+/// The state of a cable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cable {
+    Joined,
+    Cut,
 }
 
 /// The exit status of a command and its output, both streams together.
@@ -142,13 +154,44 @@ impl Guest {
 
     /// Limits a disk, of which /dev/vdb is 1, to so many requests a second; 0 is no limit.
     pub(crate) fn throttle(&mut self, disk: usize, requests: u32) {
+        self.monitor(&format!(
+            r#"{{"execute":"block_set_io_throttle","arguments":{{"id":"/machine/peripheral/card{disk}/virtio-backend","bps":0,"bps_rd":0,"bps_wr":0,"iops":{requests},"iops_rd":0,"iops_wr":0}}}}"#
+        ));
+    }
+
+    /// The disk keeps the next write for itself until [`Guest::let_go`]; all others pass, also later ones to the same
+    /// blocks.
+    pub(crate) fn hold_a_write(&mut self, disk: usize) {
+        self.disk_command(disk, "break write_aio held");
+    }
+
+    /// The disk carries out the write that it holds, and holds none later on.
+    pub(crate) fn let_go(&mut self, disk: usize) {
+        self.disk_command(disk, "remove_break held");
+    }
+
+    /// A command to the `blkdebug` driver below a disk. QEMU reports an error in its log only.
+    fn disk_command(&mut self, disk: usize, command: &str) {
+        let log = self.directory.path().join("qemu");
+        let before = fs::metadata(&log).unwrap().len();
+        self.monitor(&format!(
+            r#"{{"execute":"human-monitor-command","arguments":{{"command-line":"qemu-io disk{disk} \"{command}\""}}}}"#
+        ));
+        assert_eq!(fs::metadata(&log).unwrap().len(), before, "{command}: {}", said(self.directory.path(), "qemu"));
+    }
+
+    /// Cuts the cable at this end, or joins it.
+    pub(crate) fn cable(&mut self, cable: Cable) {
+        let up = cable == Cable::Joined;
+        self.monitor(&format!(r#"{{"execute":"set_link","arguments":{{"name":"net","up":{up}}}}}"#));
+    }
+
+    /// A command to QEMU.
+    fn monitor(&mut self, command: &str) {
         let socket = UnixStream::connect(self.directory.path().join("qmp")).unwrap();
         socket.set_read_timeout(Some(COMMAND)).unwrap();
         let mut monitor = BufReader::new(socket);
-        let limit = format!(
-            r#"{{"execute":"block_set_io_throttle","arguments":{{"id":"/machine/peripheral/card{disk}/virtio-backend","bps":0,"bps_rd":0,"bps_wr":0,"iops":{requests},"iops_rd":0,"iops_wr":0}}}}"#
-        );
-        for command in [r#"{"execute":"qmp_capabilities"}"#, &limit] {
+        for command in [r#"{"execute":"qmp_capabilities"}"#, command] {
             writeln!(monitor.get_mut(), "{command}").unwrap();
             let mut line = String::new();
             while !line.contains("\"return\"") {
@@ -258,11 +301,14 @@ fn start(directory: &Path, machine: &Machine) -> Child {
     qemu.args(["-serial", "chardev:console"]);
     let image = machine.root.path();
     for (number, disk) in std::iter::once(&image).chain(&machine.disks).enumerate() {
-        let (read_only, locking) = if number == 0 { ("on", "off") } else { ("off", "auto") };
-        let drive = format!(
-            "file={},if=none,id=disk{number},format=raw,cache=unsafe,readonly={read_only},file.locking={locking}",
-            disk.display()
-        );
+        // A disk of a test may hold a write (`hold_a_write`); the root is shared by guests.
+        let file = disk.display();
+        let source = if number == 0 {
+            format!("file={file},file.locking=off,readonly=on")
+        } else {
+            format!("file.driver=blkdebug,file.image.driver=file,file.image.filename={file}")
+        };
+        let drive = format!("{source},if=none,id=disk{number},format=raw,cache=unsafe");
         qemu.arg("-drive").arg(drive).arg("-device").arg(format!("virtio-blk-pci,drive=disk{number},id=card{number}"));
     }
     let (socket, monitor) = (directory.join("command"), directory.join("qmp"));

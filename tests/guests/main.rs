@@ -26,6 +26,8 @@ mod inside;
 mod machine;
 mod moves;
 mod raw_block;
+mod reconnect;
 mod restarts;
 mod root;
+mod sanity;
 mod soak;

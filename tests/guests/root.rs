@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use crate::harness::{Release, driver_binary, run};
 
 /// The tools of the driver and the tests; a new test adds what it needs.
-const TOOLS: [&str; 12] = [
+const TOOLS: [&str; 13] = [
     "/usr/bin/env",
     "/usr/bin/findmnt",
     "/usr/bin/mount",
     "/usr/bin/setpriv",
+    "/usr/bin/ss",
     "/usr/bin/umount",
     "/usr/sbin/e2fsck",
     "/usr/sbin/losetup",
@@ -52,8 +53,8 @@ fn kernels() -> Vec<PathBuf> {
     list.lines().map(|series| prepared.join(series)).collect()
 }
 
-/// Creates the image of a root, for every kernel.
-pub(crate) fn make(image: &Path) {
+/// Creates the image of a root, for every kernel, with more programs of this machine.
+pub(crate) fn make(image: &Path, more: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
     for part in MOUNT_POINTS.iter().copied().chain(["root", "usr/bin", "usr/sbin", "usr/lib", "etc"]) {
@@ -71,6 +72,7 @@ pub(crate) fn make(image: &Path) {
     let itself = std::env::current_exe().unwrap();
     let before = Release::Before.binary();
     let programs = TOOLS.iter().copied().chain([driver_binary(), before.as_str(), itself.to_str().unwrap()]);
+    let programs = programs.chain(more.iter().copied());
     for program in programs {
         let to = host(program);
         fs::create_dir_all(to.parent().unwrap()).unwrap();

@@ -1,9 +1,11 @@
 //! The long tests, and those on the older kernel: `make soak`.
 
+use crate::cluster::{A, B};
 use crate::harness::{PoolFs, Use};
 use crate::moves::Rounds;
+use crate::reconnect::Break;
 use crate::root::Kernel;
-use crate::{detach, exports, fences, moves, restarts};
+use crate::{detach, exports, fences, moves, reconnect, restarts, sanity};
 
 #[test]
 fn a_volume_is_written_on_one_node_and_read_on_another_on_the_older_kernel() {
@@ -98,4 +100,69 @@ fn a_detach_continues_after_its_daemon_was_killed() {
 #[test]
 fn a_detach_continues_after_its_daemon_was_killed_on_the_older_kernel() {
     restarts::in_a_detach(Kernel::Oldest);
+}
+
+#[test]
+fn csi_sanity_passes_with_volumes_of_another_node() {
+    sanity::passes(Kernel::Newest, &[(B, "mount")]);
+}
+
+#[test]
+fn csi_sanity_passes_with_raw_volumes_and_at_the_home_node() {
+    sanity::passes(Kernel::Newest, &[(B, "block"), (A, "mount")]);
+}
+
+#[test]
+fn csi_sanity_passes_with_volumes_of_another_node_on_the_older_kernel() {
+    sanity::passes(Kernel::Oldest, &[(B, "mount")]);
+}
+
+#[test]
+fn no_acknowledged_write_is_overtaken_by_an_earlier_one() {
+    reconnect::old_copy(Kernel::Newest, Kernel::Newest, &[Use::Block, Use::Ext4], &Break::ALL);
+}
+
+#[test]
+fn no_acknowledged_write_is_overtaken_by_an_earlier_one_on_the_older_kernel() {
+    reconnect::old_copy(Kernel::Oldest, Kernel::Oldest, &[Use::Block, Use::Ext4], &Break::ALL);
+}
+
+#[test]
+fn no_acknowledged_write_is_overtaken_by_an_earlier_one_of_an_older_node() {
+    reconnect::old_copy(Kernel::Newest, Kernel::Oldest, &[Use::Block, Use::Ext4], &Break::ALL);
+}
+
+#[test]
+fn no_acknowledged_write_is_overtaken_by_an_earlier_one_with_an_older_home_node() {
+    reconnect::old_copy(Kernel::Oldest, Kernel::Newest, &[Use::Block, Use::Ext4], &Break::ALL);
+}
+
+#[test]
+fn connections_break_under_load() {
+    reconnect::under_load(Kernel::Newest, Kernel::Newest);
+}
+
+#[test]
+fn connections_break_under_load_on_the_older_kernel() {
+    reconnect::under_load(Kernel::Oldest, Kernel::Oldest);
+}
+
+#[test]
+fn connections_break_for_long() {
+    reconnect::long_breaks(Kernel::Newest, Kernel::Newest);
+}
+
+#[test]
+fn connections_break_for_long_on_the_older_kernel() {
+    reconnect::long_breaks(Kernel::Oldest, Kernel::Oldest);
+}
+
+#[test]
+fn a_node_that_connects_again_is_interrupted() {
+    reconnect::interrupted(Kernel::Newest, Kernel::Newest, 2);
+}
+
+#[test]
+fn a_node_that_connects_again_is_interrupted_on_the_older_kernel() {
+    reconnect::interrupted(Kernel::Oldest, Kernel::Oldest, 2);
 }

@@ -54,6 +54,12 @@ fn an_open_that_compares_nothing_makes_two_writers() {
 }
 
 #[test]
+fn a_connection_in_the_place_of_one_that_was_lost_after_open_loses_an_acknowledged_fsync() {
+    let broken = Break::ConnectWithoutOpen;
+    found("connect without open", LOST, Protocol { broken, repeats: true, faults: NETWORK, ..MEANT });
+}
+
+#[test]
 fn without_a_drain_in_open_a_write_of_before_a_client_s_crash_changes_its_next_mount() {
     found("open without drain", CHANGED, Protocol { broken: Break::OpenWithoutDrain, faults: CLIENT, ..MEANT });
 }

@@ -110,7 +110,7 @@ impl Protocol {
         };
         let needed = match (client.mount, client.ctl) {
             (Mount::Mounted(mounted), Ctl::Broken(_)) => mounted != grant || self.reconnect == Reconnect::Open,
-            (Mount::Mounted(mounted), _) => mounted != grant,
+            (Mount::Mounted(mounted), _) => mounted != grant || self.repeats,
             _ => true,
         };
         let idle = state.up && state.task == Task::None && client.stage == Stage::Idle;
@@ -118,6 +118,7 @@ impl Protocol {
         let at_once = client.ctl == Ctl::Live(grant)
             || matches!(self.broken, Break::OpenWithoutDrain | Break::OpenWithoutComparison) && state.export.link;
         if at_once {
+            state.client(node).opened_live = client.ctl == Ctl::Live(grant);
             state.client(node).stage = Stage::Opened(grant);
         } else {
             state.client(node).stage = Stage::Waiting;
@@ -144,6 +145,12 @@ impl Protocol {
         let client = *state.client(node);
         let Stage::Clean(grant) = client.stage else { return None };
         state.client(node).stage = Stage::Idle;
+        state.client(node).opened_live = false;
+        // What the connection left that was lost after `open` may not have ended.
+        if client.opened_live && client.ctl != Ctl::Live(grant) && self.broken != Break::ConnectWithoutOpen {
+            state.client(node).begun = false;
+            return Some(());
+        }
         let connected = client.ctl == Ctl::Live(grant) || self.port(state, grant) == Answer::Device;
         if connected {
             if client.ctl.grant().is_some_and(|other| other != grant) {

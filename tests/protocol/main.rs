@@ -47,6 +47,7 @@ const MEANT: Protocol = Protocol {
     format: false,
     coarse: true,
     neighbour: false,
+    repeats: false,
 };
 
 /// The same, where the client's kernel connects again by itself, and the home node's kernel accepts that only when it

@@ -26,6 +26,12 @@ fn it_holds_with_faults_when_clients_connect_again_through_open() {
 }
 
 #[test]
+fn it_holds_when_calls_are_repeated_while_a_connection_breaks() {
+    let faults = faults(0, 0, bounds(0, 1), bounds(1, 2));
+    holds("repeats", Protocol { repeats: true, faults, ..MEANT });
+}
+
+#[test]
 fn it_holds_with_faults_when_a_kernel_drains_before_it_accepts() {
     holds("drained", Protocol { faults: bounds(faults(0, 1, 0, 1), faults(1, 1, 1, 1)), ..DRAINED });
     holds(

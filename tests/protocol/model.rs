@@ -39,6 +39,7 @@ pub(crate) enum Break {
     FormatWithoutDrain,
     DrainStopsAtDisable,
     NoPoll,
+    ConnectWithoutOpen,
 }
 
 /// Which kernel the home node has.
@@ -70,6 +71,8 @@ pub(crate) struct Protocol {
     pub(crate) coarse: bool,
     /// Whether another volume may get the port number.
     pub(crate) neighbour: bool,
+    /// Whether calls are repeated for a volume that is mounted and connected.
+    pub(crate) repeats: bool,
 }
 
 /// One step of a node, a kernel or the network, or a fault.

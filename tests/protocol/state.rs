@@ -156,11 +156,21 @@ pub(crate) struct Client {
     pub(crate) sent: bool,
     /// The last write that was acknowledged to this mount.
     pub(crate) acked: u8,
+    /// The home node did not drain in the last `open`, because the connection was live.
+    pub(crate) opened_live: bool,
 }
 
 impl Client {
-    pub(crate) const NEW: Self =
-        Self { stage: Stage::Idle, begun: false, ctl: Ctl::None, mount: Mount::None, out: 0, sent: false, acked: 0 };
+    pub(crate) const NEW: Self = Self {
+        stage: Stage::Idle,
+        begun: false,
+        ctl: Ctl::None,
+        mount: Mount::None,
+        out: 0,
+        sent: false,
+        acked: 0,
+        opened_live: false,
+    };
 }
 
 /// How many faults of each kind may still happen.

@@ -3,7 +3,7 @@
 use holdfast::csi::DRIVER_NAME;
 use holdfast::home::{Health, PoolHealth, PoolReport};
 use holdfast::os::Timestamp;
-use holdfast::pool::FreeSpace;
+use holdfast::pool::{Ability, FreeSpace};
 use holdfast::registry::{NodeRow, Nodes};
 use holdfast::route::{Entry, Silence};
 use holdfast::types::{Bytes, Provisioning};
@@ -124,6 +124,7 @@ pub(super) fn node_row(node: &str, silence: Silence, free: Bytes) -> NodeRow {
         provisioned: Bytes::ZERO,
         volumes: 1,
         snapshots: 0,
+        network: Ability::No,
     };
     NodeRow {
         node: node.parse().unwrap(),

@@ -12,10 +12,10 @@ use crate::home::{
     Volume,
 };
 use crate::os::Timestamp;
-use crate::pool::FreeSpace;
+use crate::pool::{Ability, FreeSpace};
 use crate::types::{
-    Access, Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId, Provisioning,
-    RequestedMode, Result, SnapshotId, SubsystemNqn, VolumeId,
+    Access, Authentication, Bytes, CapacityRange, Error, Failure, FsType, Kind, NodeId, ObjectUuid, PoolId,
+    Provisioning, RequestedMode, Result, SnapshotId, SubsystemNqn, VolumeId,
 };
 
 /// Keeps volumes in a map.
@@ -127,6 +127,7 @@ impl Home for MemoryHome {
             provisioning: Provisioning::Thin,
             created: Timestamp::now(),
             access: Access::Local,
+            authentication: Authentication::Auto,
         };
         match self.volumes.lock().unwrap().insert(id, volume.clone()) {
             None => Ok(Created::New(volume)),
@@ -281,6 +282,7 @@ impl Home for MemoryHome {
             provisioned: Bytes::ZERO,
             volumes: u64::try_from(self.len()).unwrap(),
             snapshots: 0,
+            network: Ability::No,
         }])
     }
 }

@@ -21,8 +21,9 @@ use super::{CreateVolume, FormatState, ReadOnly, Source};
 use crate::os::{DevNum, Timestamp};
 use crate::pool::{ActiveDevice, Geometry, Object, Version};
 use crate::types::{
-    Access, AccessMode, Bytes, Capability, CapacityRange, ClaimName, DhchapKey, Error, FsType, HostNqn, Kind, Named,
-    NodeId, ObjectUuid, OnDelete, PoolId, Provisioning, Result, SnapshotId, VolumeId, VolumeMode, VolumeParameters,
+    Access, AccessMode, Authentication, Bytes, Capability, CapacityRange, ClaimName, DhchapKey, Error, FsType, HostNqn,
+    Kind, Named, NodeId, ObjectUuid, OnDelete, PoolId, Provisioning, Result, SnapshotId, VolumeId, VolumeMode,
+    VolumeParameters,
 };
 
 /// The schema that this release writes, and the newest one that it may change.
@@ -343,6 +344,7 @@ macro_rules! words {
 
 words! {
     Access { Self::Local => 1, Self::Network => 2 }
+    Authentication { Self::Auto => 1, Self::Required => 2 }
     AttachPath { Self::Local => 1, Self::NvmeTcp => 2 }
     GrantState { Self::Granted => 1, Self::Revoking => 1 }
     Phase { Self::Creating => 1, Self::Ready => 1, Self::Deleting => 1 }
@@ -495,6 +497,7 @@ impl Record for VolumeRecord {
             self.phase.since(),
             self.format.since(),
             request.parameters.on_delete.since(),
+            request.parameters.authentication.since(),
         ];
         let capabilities = request.capabilities.iter().flat_map(|one| [one.mode.since(), one.access.since()]);
         let attachments = self

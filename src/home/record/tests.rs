@@ -157,6 +157,15 @@ fn min_reader_is_what_the_words_need_unless_a_later_release_said_more() {
         record.min_reader = said;
         assert_eq!(written(&record)["min_reader"], kept, "{said}");
     }
+    let mut record = volume();
+    record.request.known.parameters.known.authentication = Authentication::Required;
+    let text = record.encode().unwrap();
+    assert_eq!(written(&record)["min_reader"], 2);
+    assert_eq!(VolumeRecord::decode(record.object(), record.pool, &text).unwrap().request, record.request);
+    // What a later release requires of a connection is never left out: such a volume is not served.
+    let later = String::from_utf8(text).unwrap().replace("\"required\"", "\"encrypted\"");
+    let error = VolumeRecord::decode(record.object(), record.pool, later.as_bytes()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Precondition, "{error}");
 }
 
 #[test]

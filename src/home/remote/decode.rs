@@ -12,10 +12,10 @@ use crate::home::{
     OpenVolume, PoolReport, ReadOnly, Renaming, Snapshot, Source, Volume,
 };
 use crate::os::{Dhchap, Timestamp};
-use crate::pool::FreeSpace;
+use crate::pool::{Ability, FreeSpace};
 use crate::types::{
-    Access, AccessMode, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, HostNqn, Kind, NodeId,
-    NvmeTcpAddress, Provisioning, RequestedMode, Result, SnapshotId, SubsystemNqn, VolumeId, VolumeMode,
+    Access, AccessMode, Authentication, Bytes, Capability, CapacityRange, Error, FsType, FsckPolicy, HostNqn, Kind,
+    NodeId, NvmeTcpAddress, Provisioning, RequestedMode, Result, SnapshotId, SubsystemNqn, VolumeId, VolumeMode,
     VolumeParameters, cut_printable,
 };
 
@@ -166,6 +166,11 @@ pub fn volume(volume: Option<pb::Volume>) -> Result<Volume> {
             Ok(pb::Access::Local) => Access::Local,
             Ok(pb::Access::Network) => Access::Network,
             Err(_) => return Err(unknown(&format!("the access {} of a volume", volume.access))),
+        },
+        authentication: match pb::Authentication::try_from(volume.authentication) {
+            Ok(pb::Authentication::Auto) => Authentication::Auto,
+            Ok(pb::Authentication::Required) => Authentication::Required,
+            Err(_) => return Err(unknown(&format!("the authentication {} of a volume", volume.authentication))),
         },
     })
 }
@@ -355,6 +360,7 @@ pub fn pool_report(pool: pb::Pool) -> Result<PoolReport> {
         provisioned: Bytes::new(pool.provisioned),
         volumes: pool.volumes,
         snapshots: pool.snapshots,
+        network: if pool.network { Ability::Yes } else { Ability::No },
     })
 }
 

@@ -7,9 +7,10 @@ use crate::home::{
     Changed, CopyState, CreateSnapshot, CreateVolume, Created, DeviceAddress, Finding, FormatState, GrantRequest,
     Granted, NodeExpansion, OpenVolume, PoolReport, ReadOnly, Snapshot, Source, Volume,
 };
+use crate::pool::Ability;
 use crate::types::{
-    Access, AccessMode, Bytes, Capability, CapacityRange, ClaimName, FsType, FsckPolicy, Provisioning, RequestedMode,
-    SnapshotId, VolumeId, VolumeMode,
+    Access, AccessMode, Authentication, Bytes, Capability, CapacityRange, ClaimName, FsType, FsckPolicy, Provisioning,
+    RequestedMode, SnapshotId, VolumeId, VolumeMode,
 };
 
 pub(super) fn changed(changed: Changed) -> pb::Changed {
@@ -129,6 +130,11 @@ pub fn volume(volume: Volume) -> pb::Volume {
         access: match volume.access {
             Access::Local => pb::Access::Local,
             Access::Network => pb::Access::Network,
+        }
+        .into(),
+        authentication: match volume.authentication {
+            Authentication::Auto => pb::Authentication::Auto,
+            Authentication::Required => pb::Authentication::Required,
         }
         .into(),
     }
@@ -261,6 +267,7 @@ pub fn pool(report: &PoolReport) -> pb::Pool {
         provisioned: report.provisioned.get(),
         volumes: report.volumes,
         snapshots: report.snapshots,
+        network: report.network == Ability::Yes,
     }
 }
 

@@ -19,6 +19,7 @@ both_ways! {
     a_volume_in_use_at_home_is_not_exported,
     what_cannot_be_exported_is_refused,
     what_metrics_and_doctor_show_of_exports,
+    authentication_that_is_required_is_never_left_out,
 }
 
 const OTHER: &str = "node-2";
@@ -35,6 +36,8 @@ struct Exports {
     stuck: bool,
     /// TCP connections to each export.
     connections: usize,
+    /// It is a kernel without DH-HMAC-CHAP.
+    keyless: bool,
     resized: Vec<String>,
     /// Fences that ended an export.
     fences: usize,
@@ -42,7 +45,7 @@ struct Exports {
 
 impl Export for Kernel {
     fn support(&self) -> Result<Support> {
-        Ok(Support::Yes(Dhchap::Yes))
+        Ok(Support::Yes(if self.0.lock().unwrap().keyless { Dhchap::No } else { Dhchap::Yes }))
     }
 
     fn ensure(&self, spec: &Spec) -> Result<Changed> {
@@ -270,6 +273,8 @@ fn requests_in_flight_keep_the_volume_from_every_other_node(way: Way) {
         all.iter().filter(|finding| finding.kind == kind && finding.what.contains(words)).count()
     };
     assert_eq!(found(FindingKind::Image, "not synchronous"), 0);
+    let is_missing = usize::from(!std::path::Path::new("/sys/module/nvmet_tcp").exists());
+    assert_eq!(found(FindingKind::Service, "nvmet-tcp are not loaded"), is_missing);
     let image = std::fs::File::open(rig.image(&id)).unwrap();
     rig.os.set_synchronous(&image, &rig.image(&id), false).unwrap();
     drop(image);
@@ -479,7 +484,81 @@ fn what_cannot_be_exported_is_refused(way: Way) {
     assert_eq!(without.home.exports(&to_other().node, pool).unwrap_err().kind(), Kind::Precondition);
     assert_eq!(clean(without.home.create_volume(&network("a"))), Kind::NoCapacity);
     let btrfs = kernel.rig(way, Scratch::new(PoolFs::Btrfs));
-    assert_eq!(clean(btrfs.home.create_volume(&network("a"))), Kind::InvalidArgument);
+    assert_eq!(clean(btrfs.home.create_volume(&network("a"))), Kind::Unsupported);
+}
+
+fn authentication_that_is_required_is_never_left_out(way: Way) {
+    let kernel = Kernel::default();
+    let keyless = |keyless: bool| kernel.0.lock().unwrap().keyless = keyless;
+    let rig = kernel.rig(way, Scratch::new(PoolFs::Xfs));
+    let request = |name: &str| {
+        let mut request = network(name);
+        request.parameters.authentication = Authentication::Required;
+        request
+    };
+    keyless(true);
+    let error = clean_error(rig.home.create_volume(&request("a")));
+    let said = error.chain();
+    assert!(error.kind() == Kind::NoCapacity && said.contains("CONFIG_NVME_TARGET_AUTH"), "{said}");
+    assert!(said.contains(NODE) && rig.home.volumes(None, 0).unwrap().entries.is_empty(), "{said}");
+    // Without the parameter there is none, as before.
+    create(&rig, "plain");
+    keyless(false);
+    let made = rig.home.create_volume(&request("a")).unwrap().into_inner();
+    let id = made.id;
+    assert_eq!(made.authentication, Authentication::Required);
+    assert_eq!(clean(rig.home.create_volume(&network("a"))), Kind::AlreadyExists);
+    let stored = record(&rig, &id);
+    let of_request = |record: &serde_json::Value| record["request"]["parameters"]["authentication"].clone();
+    assert_eq!((of_request(&stored), &stored["min_reader"]), ("required".into(), &2.into()));
+    let plain = record(&rig, &VolumeId::new(id.pool, ObjectUuid::of_volume("plain")));
+    assert!(of_request(&plain).is_null(), "{plain}");
+    // A pod on the home node needs no connection.
+    keyless(true);
+    rig.grant(&id);
+    rig.home.open(&id, &node()).unwrap();
+    rig.home.revoke(&id, None).unwrap();
+
+    let refused = |error: Error, words: &[&str]| {
+        let said = error.chain();
+        assert!(error.kind() == Kind::Precondition && words.iter().all(|words| said.contains(words)), "{said}");
+    };
+    // The home node runs another kernel by now: nothing is attached.
+    refused(rig.home.grant(&id, &to_other()).unwrap_err(), &["CONFIG_NVME_TARGET_AUTH", NODE, "for exports"]);
+    assert!(record(&rig, &id)["attachments"].as_array().unwrap().is_empty() && kernel.exports().is_empty());
+    keyless(false);
+    rig.home.grant(&id, &to_other()).unwrap();
+    let [export] = kernel.exports().try_into().unwrap();
+    assert!(export.key.is_some());
+    // The other node cannot: it gets nothing, and the export stays as it is.
+    let without = Client { authenticates: Dhchap::No, ..client() };
+    refused(rig.home.open_for(&id, &other(), &without).unwrap_err(), &["CONFIG_NVME_HOST_AUTH", OTHER, "connections"]);
+    assert_eq!(kernel.exports(), std::slice::from_ref(&export));
+    let at = address(&rig, &id);
+    assert_eq!((at.subsystem, &at.key), (export.subsystem, &export.key));
+    // Under new names it has a key again.
+    let begun = rig.home.begin_format(&id, &other(), FsType::Ext4).unwrap();
+    let DeviceAddress::NvmeTcp(next) = begun.at else { panic!("it is on another node") };
+    assert!(next.key.is_some() && next.key != at.key);
+    // Not with the other kernel: the client keeps what it has, and no new connection is offered.
+    keyless(true);
+    refused(opened(&rig, &id, None).unwrap_err(), &["CONFIG_NVME_TARGET_AUTH", NODE]);
+    assert!(kernel.exports().iter().all(|export| export.key.is_some()));
+    keyless(false);
+
+    // A record that lost its key, and a restart: it is not exported until it is attached again.
+    let mut damaged = record(&rig, &id);
+    damaged["attachments"][0]["export"].as_object_mut().unwrap().remove("key").unwrap();
+    kernel.0.lock().unwrap().all.clear();
+    rig.pool.write(Object::Volume(id.uuid), &serde_json::to_vec(&damaged).unwrap()).unwrap();
+    let rig = kernel.again(rig);
+    assert!(kernel.exports().is_empty());
+    assert_eq!(rig.home.grant(&id, &to_other()).unwrap_err().kind(), Kind::Corrupt);
+    assert!(kernel.exports().is_empty());
+    rig.home.revoke(&id, None).unwrap();
+    rig.home.grant(&id, &to_other()).unwrap();
+    assert!(address(&rig, &id).key.is_some());
+    rig.home.revoke(&id, None).unwrap();
 }
 
 fn what_metrics_and_doctor_show_of_exports(way: Way) {
@@ -500,7 +579,7 @@ fn what_metrics_and_doctor_show_of_exports(way: Way) {
     kernel.0.lock().unwrap().connections = 3;
     assert_eq!(exports(&rig), ExportFigures { connected: 2, connections: 6, ..ExportFigures::default() });
     // A client whose kernel has no authentication.
-    let plain = Client { connection: None, authenticates: Dhchap::No };
+    let plain = Client { authenticates: Dhchap::No, ..client() };
     rig.home.open_for(&ids[0], &other(), &plain).unwrap();
     let unlike = AttachmentFigures { authenticated: 1, unauthenticated: 1, ..attached.clone() };
     assert_eq!(figures(&rig), unlike);

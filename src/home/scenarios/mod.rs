@@ -171,8 +171,12 @@ fn snapshot_of(name: &str, source: VolumeId) -> CreateSnapshot {
 }
 
 fn clean(result: Result<Created<Volume>, Failure>) -> Kind {
+    clean_error(result).kind()
+}
+
+fn clean_error(result: Result<Created<Volume>, Failure>) -> Error {
     match result.unwrap_err() {
-        Failure::Clean(error) => error.kind(),
+        Failure::Clean(error) => error,
         Failure::Dirty(error) => panic!("dirty: {}", error.chain()),
     }
 }

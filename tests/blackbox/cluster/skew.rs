@@ -40,6 +40,7 @@ fn heartbeat(endpoint: &str, provisioning: i32) -> r::HeartbeatRequest {
         fabric: "none".into(),
         pools: vec![r::PoolHealth { id: POOL.into(), name: "test".into(), state }],
         known: Vec::new(),
+        connections: None,
     }
 }
 

@@ -3,10 +3,12 @@
 mod attack;
 pub(crate) mod call;
 pub(crate) mod exports;
+pub(crate) mod forward;
 mod linear_device;
 mod loopback;
 mod raw_block;
 mod releases;
+pub(crate) mod writes;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -63,6 +63,9 @@ heartbeat: {{ .Values.heartbeat }}
 {{- with .Values.network.fabric }}
 fabric: {{ . | quote }}
 fabricPorts: {{ $root.Values.network.fabricPorts | quote }}
+{{- with $root.Values.network.fabricInterface }}
+fabricAddress: {{ . | quote }}
+{{- end }}
 {{- end }}
 {{ include "holdfast.tls.config" . }}
 {{- if eq .Values.tls.mode "auto" }}
