@@ -111,7 +111,9 @@ fn node_death(app: &App, database: &mut Database, pod: &str) -> String {
     let client = database.client(app);
     // What its kernel says whether kubelet ends the processes before or after they get the error.
     let said = until("the old pod's writes fail", || {
-        OTHER.run("dmesg | grep -E 'I/O error, dev nvme|EXT4-fs.*nvme|Buffer I/O error'; ls /run/test/database; cat /run/test/database/*.error; dmesg | grep -q 'I/O error, dev nvme'")
+        OTHER.run(
+            "dmesg | grep -E 'nvme.*(failing I/O|I/O error)|Aborting journal'; cat /run/test/database/*.error; dmesg | grep -qE 'nvme.*failing I/O'",
+        )
     });
     eprintln!("the old node:\n{said}");
     until("nothing is left on the old node", || nothing_left(OTHER));
