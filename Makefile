@@ -9,7 +9,7 @@ export PATH := $(TOOLS):$(PATH)
 # Records the duration of each part, for .ci/run.
 TIMED := scripts/timed
 
-.PHONY: help demo test checks deny bench build release release-before releases prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model soak fuzz e2e prepare-e2e guests prepare-guests
+.PHONY: help demo test checks deny bench build release release-before releases prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model soak fuzz e2e prepare-e2e guests prepare-guests guest-nodes prepare-guest-nodes
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ prepare-e2e: ## The same, with the packages for the test cluster
 
 prepare-guests: ## The same, with the packages for the QEMU guests
 	@$(TIMED) prepare scripts/prepare guests
+
+prepare-guest-nodes: ## The same, with the packages for a test cluster of QEMU guests
+	@scripts/prepare e2e
+	@scripts/prepare guests
 
 prepare-bench: ## The same, with the packages for the benchmark
 	@scripts/prepare bench
@@ -91,6 +95,11 @@ guests: prepare-guests release-before ## Tests on kernels with device-mapper and
 	@$(TIMED) guests tests/guests/build $${CARGO_TARGET_DIR:-target}/guests
 	@$(TIMED) guests $(CARGO) nextest run --locked --profile $(GUESTS) --test guests $(TESTS)
 
+# guest-nodes-soak runs the long ones too.
+NODES ?= guest-nodes
+guest-nodes: prepare-guest-nodes ## Tests on a real Kubernetes whose nodes are QEMU guests: volumes that follow their pods; KEEP=1 and BINARY=PATH as for e2e (root)
+	@$(TIMED) guest-nodes tests/guest_nodes/run $(NODES) $(TESTS)
+
 # The time for each fuzz target, in seconds.
 T ?= 20
 fuzz: ## Runs every fuzz target for T seconds, 20 by default: make fuzz T=60 (root)
@@ -100,9 +109,10 @@ fuzz: ## Runs every fuzz target for T seconds, 20 by default: make fuzz T=60 (ro
 unit: release-before ## Unit and black-box tests (root)
 	@$(TIMED) unit $(CARGO) nextest run --locked
 
-soak: ## Long tests, for hours: power cuts, kills, random calls, guests on two kernels, fuzzing (root)
+soak: ## Long tests, for hours: power cuts, kills, random calls, guests on two kernels, guests as nodes, fuzzing (root)
 	$(MAKE) power N=2000
 	$(MAKE) torture N=1000
 	$(MAKE) model STEPS=1000000
 	$(MAKE) guests GUESTS=guests-soak
+	$(MAKE) guest-nodes NODES=guest-nodes-soak
 	$(MAKE) fuzz T=1200
