@@ -342,9 +342,7 @@ fn messages_of_every_release_are_read_as_they_were_meant() {
                 there(
                     b,
                     |m: pb::GrantRequest| Ok((decode::text(&m.id)?, decode::grant(&m)?, m.generation)),
-                    |(id, request, generation)| {
-                        bytes(&pb::GrantRequest { generation, ..encode::grant(&id, &request) })
-                    },
+                    |(id, request, generation)| bytes(&pb::GrantRequest { generation, ..encode::grant(&id, &request) }),
                 )
             }),
             way("GrantReply", |b| there(b, |m| decode::granted(&m), |g| bytes(&encode::granted(&g)))),
