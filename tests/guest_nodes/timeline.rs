@@ -189,8 +189,8 @@ fn logged(from: Guest, to: Guest, since: f64) -> Vec<(&'static str, f64)> {
                 "grep '{words}' /var/log/kubelet.log | grep csi.holdfast.storage | cut -c7-21 | while read t; do /usr/bin/date -d \"$(/usr/bin/date +%F) $t\" +%s.%N; done"
             );
             let times = guest.must(&script);
-            let times = times.lines().filter_map(|line| line.trim().parse::<f64>().ok()).map(|at| at - offset);
-            if let Some(at) = times.filter(|at| *at >= since).next_back() {
+            let mut times = times.lines().filter_map(|line| line.trim().parse::<f64>().ok()).map(|at| at - offset);
+            if let Some(at) = times.rfind(|at| *at >= since) {
                 found.push((what, at));
             }
         }
