@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use holdfast::csi::DRIVER_NAME;
 use holdfast::home::record::VolumeRecord;
 use holdfast::home::{FormatState, PoolView, Volume};
 use holdfast::os::Os;
-use holdfast::route::NODE_KEY;
+use holdfast::route::{FABRIC_KEY, NO_FABRIC, NODE_KEY};
 use holdfast::types::{Access, Authentication, Bytes, FsType, VolumeId, VolumeMode};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -46,6 +46,8 @@ struct Shown {
     access: Access,
     /// Whether connections must be authenticated; none for a local volume.
     authentication: Option<Authentication>,
+    /// The storage network of its home node, whose nodes can use it; none for a local volume, and without a controller.
+    fabric: Option<String>,
 }
 
 fn of_network(access: Access, authentication: Authentication) -> Option<Authentication> {
@@ -72,6 +74,7 @@ impl Shown {
             used_as: mode(volume.format, volume.modes.iter().copied()),
             access: volume.access,
             authentication: of_network(volume.access, volume.authentication),
+            fabric: None,
         }
     }
 
@@ -86,16 +89,29 @@ impl Shown {
             used_as: mode(record.format.known, made_for),
             access: record.access,
             authentication: of_network(record.access, record.request.parameters.authentication),
+            fabric: None,
         }
     }
 
     /// The object that the provisioner would have created, but with reclaim policy Retain.
-    fn persistent_volume(&self, class: &str) -> Value {
+    ///
+    /// # Errors
+    /// For a network volume whose fabric is not known.
+    fn persistent_volume(&self, class: &str) -> Result<Value> {
+        let (key, value) = match (self.access, &self.fabric) {
+            (Access::Local, _) => (NODE_KEY, &self.node),
+            (Access::Network, Some(fabric)) => (FABRIC_KEY, fabric),
+            (Access::Network, None) => bail!(
+                "volume {} can be used on every node of a fabric, and the pool does not have the name of the fabric: ask a controller (--controller), while node {} is reachable and has a fabric",
+                self.handle,
+                self.node
+            ),
+        };
         let (volume_mode, fs_type) = match self.used_as {
             VolumeMode::Block => ("Block", None),
             VolumeMode::Mount(fs) => ("Filesystem", Some(fs.to_string())),
         };
-        json!({
+        Ok(json!({
             "apiVersion": "v1",
             "kind": "PersistentVolume",
             "metadata": {
@@ -111,10 +127,10 @@ impl Shown {
                 "volumeMode": volume_mode,
                 "csi": {"driver": DRIVER_NAME, "volumeHandle": self.handle, "fsType": fs_type},
                 "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
-                    {"key": NODE_KEY, "operator": "In", "values": [self.node]},
+                    {"key": key, "operator": "In", "values": [value]},
                 ]}]}},
             },
-        })
+        }))
     }
 }
 
@@ -130,7 +146,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     // One object does not need a table.
     let format = if arguments.look.output == Format::Table { Format::Yaml } else { arguments.look.output };
     if arguments.pv {
-        document(format, &shown.persistent_volume(&arguments.class))?;
+        document(format, &shown.persistent_volume(&arguments.class)?)?;
     } else {
         document(format, &shown)?;
     }
@@ -140,10 +156,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn in_cluster(asked: &mut ControllerConnection, handle: VolumeId) -> Result<Shown> {
     let everything = asked.everything()?;
     let found = everything.volumes.iter().find(|volume| volume.id == handle);
-    found.map(Shown::of_cluster).with_context(|| match everything.unheard.as_slice() {
+    let volume = found.with_context(|| match everything.unheard.as_slice() {
         [] => format!("no pool of the cluster has volume {handle}; run holdfast volumes for a list"),
         unheard => format!("no pool that answered has volume {handle}; {}; retry later", unheard.join("; ")),
-    })
+    })?;
+    let fabric = match volume.access {
+        Access::Local => None,
+        Access::Network => {
+            let nodes = asked.nodes()?.nodes;
+            let home = nodes.into_iter().find(|row| row.node == volume.home).map(|row| row.fabric);
+            home.filter(|fabric| fabric != NO_FABRIC)
+        }
+    };
+    Ok(Shown { fabric, ..Shown::of_cluster(volume) })
 }
 
 fn here(arguments: &Arguments) -> Result<Shown> {
@@ -173,8 +198,9 @@ mod tests {
             used_as: VolumeMode::Mount(FsType::Xfs),
             access: Access::Local,
             authentication: None,
+            fabric: None,
         };
-        let pv = shown.persistent_volume("fast");
+        let pv = shown.persistent_volume("fast").unwrap();
         let at = |pointer: &str| pv.pointer(pointer).cloned().unwrap_or_default();
         assert_eq!(at("/spec/csi/volumeHandle"), json!(shown.handle));
         assert_eq!(at("/spec/csi/fsType"), json!("xfs"));
@@ -184,9 +210,31 @@ mod tests {
         let term = "/spec/nodeAffinity/required/nodeSelectorTerms/0/matchExpressions/0";
         assert_eq!(at(term), json!({"key": "csi.holdfast.storage/node", "operator": "In", "values": ["n1"]}));
         shown.used_as = VolumeMode::Block;
-        let pv = shown.persistent_volume("");
+        let pv = shown.persistent_volume("").unwrap();
         assert_eq!(pv.pointer("/spec/volumeMode"), Some(&json!("Block")));
         assert_eq!(pv.pointer("/spec/csi/fsType"), Some(&Value::Null));
+    }
+
+    #[test]
+    fn the_persistent_volume_of_a_network_volume_is_for_the_nodes_of_its_fabric() {
+        let mut shown = Shown {
+            handle: "hf1_0123456789abcdef_00112233445566778899aabbccddeeff_n1".to_owned(),
+            name: "pvc-1".to_owned(),
+            claim: None,
+            node: "n1".to_owned(),
+            size: Bytes::new(1 << 30),
+            used_as: VolumeMode::Block,
+            access: Access::Network,
+            authentication: Some(Authentication::Auto),
+            fabric: Some("rack-1".to_owned()),
+        };
+        let pv = shown.persistent_volume("").unwrap();
+        let term = "/spec/nodeAffinity/required/nodeSelectorTerms/0/matchExpressions/0";
+        let expected = json!({"key": "csi.holdfast.storage/fabric", "operator": "In", "values": ["rack-1"]});
+        assert_eq!(pv.pointer(term), Some(&expected));
+        shown.fabric = None;
+        let error = shown.persistent_volume("").unwrap_err().to_string();
+        assert!(error.contains("--controller") && error.contains("n1"), "{error}");
     }
 
     #[test]
