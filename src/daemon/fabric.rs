@@ -111,7 +111,10 @@ mod tests {
         ip(&os, "addr add fd00::1/64 dev left nodad");
         assert_eq!(of("left").unwrap().to_string(), "fd00::1");
         ip(&os, "link set right up");
-        assert_eq!(os.interfaces().unwrap()["left"].link, Link::Up);
+        // The kernel notices that later, in a thread of its own.
+        while os.interfaces().unwrap()["left"].link != Link::Up {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
         ip(&os, "addr add fd00::2/64 dev left nodad");
         refused("left", &["several addresses", "fd00::1", "fd00::2"]);
         // The link-local address that the kernel gives to an interface that is up does not count.
