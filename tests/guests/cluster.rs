@@ -20,7 +20,8 @@ use tonic::{Code, Status};
 use crate::harness::calls::from_snapshot;
 use crate::harness::{PoolFs, Use, await_that, capability, create_request, driver_binary, run};
 use crate::inside::call::CALL;
-use crate::machine::{Guest, Image, Machine, Wire};
+use crate::machine::{Guest, Image, Machine, Memory, Wire};
+use crate::power::{Cut, Left};
 use crate::root::Kernel;
 
 /// How long a state may take to appear: emulated, on a busy machine.
@@ -122,6 +123,44 @@ impl Cluster {
 
     /// The same with more programs of this machine in both guests.
     pub(crate) fn with_programs(kernel: Kernel, pool: PoolFs, programs: &[&str]) -> Self {
+        Self::boot(kernel, pool, Memory::Kept, programs)
+    }
+
+    /// The same for [`Cluster::power_cut`]. The pool's filesystem flushes nothing by itself: that would hide a loss.
+    pub(crate) fn to_lose_power(kernel: Kernel, pool: PoolFs, programs: &[&str]) -> Self {
+        let mut cluster = Self::boot(kernel, pool, Memory::Volatile, programs);
+        assert_eq!(cluster.must(A, "cat /sys/block/vdb/queue/write_cache"), "write back", "or nothing would be flushed");
+        cluster.flush_nothing();
+        // What the test itself wrote there.
+        cluster.must(A, "sync");
+        cluster
+    }
+
+    /// Cuts A's power. It boots, and its daemons start, with [`Cluster::boot_without_daemons`] and [`Cluster::launch`].
+    pub(crate) fn power_cut(&mut self, left: Left) -> Cut {
+        let cuts = self.a.power_cut(left);
+        let [cut] = cuts[..] else { panic!("{cuts:?}") };
+        self.said(&format!("A lost power, {left:?} is left of what was not flushed: {cut:?}"));
+        cut
+    }
+
+    /// Boots A after [`Cluster::power_cut`].
+    pub(crate) fn boot_without_daemons(&mut self) {
+        self.a.boot_again();
+        prepare(&mut self.a);
+        self.flush_nothing();
+    }
+
+    fn flush_nothing(&mut self) {
+        self.must(
+            A,
+            &format!(
+                "echo 720000 >/proc/sys/fs/xfs/xfssyncd_centisecs; if grep -q '{DISK} ext4' /proc/mounts; then mount -o remount,commit=300 {DISK}; fi"
+            ),
+        );
+    }
+
+    fn boot(kernel: Kernel, pool: PoolFs, memory: Memory, programs: &[&str]) -> Self {
         let watch = Stopwatch::start();
         let root = Image::with(programs);
         let certificates = certificates();
@@ -131,14 +170,16 @@ impl Cluster {
             disk
         });
         let [left, right] = Wire::ends();
-        let machine = |disk: PathBuf, link| Machine {
+        let machine = |disk: PathBuf, memory, link| Machine {
             kernel,
             root: root.clone(),
             disks: vec![disk],
+            memory,
             link: Some(link),
             parameters: "",
         };
-        let machines = [machine(disks[0].path().into(), left), machine(disks[1].path().into(), right)];
+        let of_a = machine(disks[0].path().into(), memory, left);
+        let of_b = machine(disks[1].path().into(), Memory::Kept, right);
         let make = match pool {
             PoolFs::Xfs => "mkfs.xfs -q /dev/vdb",
             _ => "mkfs.ext4 -q -E nodiscard /dev/vdb",
@@ -154,7 +195,6 @@ impl Cluster {
             guest.must(&format!("mkdir -p {DISK}/pool {DISK}/state; chmod 600 {DISK}/*/tls.key"));
             guest
         };
-        let [of_a, of_b] = machines;
         let (a, b) = std::thread::scope(|scope| {
             let (a, b) = (scope.spawn(|| boot(A, of_a)), scope.spawn(|| boot(B, of_b)));
             (a.join().unwrap(), b.join().unwrap())

@@ -7,7 +7,7 @@ use holdfast::os::Stopwatch;
 use holdfast::types::DhchapKey;
 
 use crate::inside::exports::STEP;
-use crate::machine::{Guest, Image, Machine, Wire};
+use crate::machine::{Guest, Image, Machine, Memory, Wire};
 use crate::root::Kernel;
 
 /// Bytes of a volume.
@@ -34,7 +34,10 @@ impl Pair {
         let disks: Vec<_> = (0..disks).map(|_| made()).collect();
         let paths: Vec<PathBuf> = disks.iter().map(|disk| disk.path().to_owned()).collect();
         let [left, right] = Wire::ends();
-        let machine = |disks, link| Machine { kernel, root: root.clone(), disks, link: Some(link), parameters: "" };
+        let machine = |disks, link| {
+            let (root, memory) = (root.clone(), Memory::Kept);
+            Machine { kernel, root, disks, memory, link: Some(link), parameters: "" }
+        };
         let (home, client) = std::thread::scope(|scope| {
             let home = scope.spawn(|| Guest::start("home", machine(paths, left)));
             let client = scope.spawn(|| Guest::start("client", machine(Vec::new(), right)));
@@ -124,7 +127,8 @@ fn exports_and_connections_of_one_machine() {
 }
 
 pub(crate) fn alone(kernel: Kernel, parameters: &'static str) {
-    let machine = Machine { kernel, root: Image::new(), disks: Vec::new(), link: None, parameters };
+    let (root, memory) = (Image::new(), Memory::Kept);
+    let machine = Machine { kernel, root, disks: Vec::new(), memory, link: None, parameters };
     let mut guest = Guest::start("alone", machine);
     guest.must("modprobe -a nvmet-tcp nvme-tcp loop && mount -t configfs configfs /sys/kernel/config");
     if parameters.contains("multipath=N") {

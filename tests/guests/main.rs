@@ -25,6 +25,8 @@ mod fences;
 mod inside;
 mod machine;
 mod moves;
+mod power;
+mod power_cuts;
 mod raw_block;
 mod restarts;
 mod root;

@@ -7,6 +7,7 @@ pub(crate) mod forward;
 mod linear_device;
 mod loopback;
 mod raw_block;
+pub(crate) mod records;
 mod releases;
 
 use std::fs;
