@@ -129,7 +129,11 @@ impl Cluster {
     /// The same for [`Cluster::power_cut`]. The pool's filesystem flushes nothing by itself: that would hide a loss.
     pub(crate) fn to_lose_power(kernel: Kernel, pool: PoolFs, programs: &[&str]) -> Self {
         let mut cluster = Self::boot(kernel, pool, Memory::Volatile, programs);
-        assert_eq!(cluster.must(A, "cat /sys/block/vdb/queue/write_cache"), "write back", "or nothing would be flushed");
+        assert_eq!(
+            cluster.must(A, "cat /sys/block/vdb/queue/write_cache"),
+            "write back",
+            "or nothing would be flushed"
+        );
         cluster.flush_nothing();
         // What the test itself wrote there.
         cluster.must(A, "sync");
