@@ -349,12 +349,12 @@ impl Cluster {
         Vol { id: volume.volume_id, kind, size: volume.capacity_bytes, context: volume.volume_context }
     }
 
-    /// Repeats a call while it is answered ABORTED.
+    /// Repeats a call while it is answered ABORTED, or UNAVAILABLE on a machine too busy to answer in time.
     pub(crate) fn retried<T>(&mut self, mut call: impl FnMut(&mut Self) -> Result<T, Status>) -> T {
         let mut answer = None;
         await_that("the call ends", SOON, || {
             answer = Some(call(self));
-            !matches!(&answer, Some(Err(status)) if status.code() == Code::Aborted)
+            !matches!(&answer, Some(Err(status)) if matches!(status.code(), Code::Aborted | Code::Unavailable))
         });
         answer.unwrap().unwrap_or_else(|status| panic!("{status:?}"))
     }

@@ -36,7 +36,7 @@ impl Recorder {
     /// Creates a volume, gives it to a pod on B, and begins.
     fn start(cluster: &mut Cluster, kind: Use, name: &'static str) -> Self {
         let vol = cluster.create(name, kind);
-        cluster.start_pod(&vol, B);
+        start_pod(cluster, &vol, B);
         let recorder = Self { vol, name };
         let how = if kind == Use::Block { "direct" } else { "synced" };
         let write = line(&format!("write {} {name} {how}", recorder.path()));
@@ -90,6 +90,20 @@ impl Recorder {
         assert_eq!(cluster.must(B, &format!("cat /tmp/{}-ended", self.name)), "", "a write of the pod failed");
         self.progress(cluster)
     }
+}
+
+/// [`Cluster::start_pod`], each call repeated as kubelet and the sidecars do.
+fn start_pod(cluster: &mut Cluster, vol: &Vol, side: Side) {
+    cluster.retried(|cluster| cluster.attach(vol, side));
+    cluster.retried(|cluster| cluster.stage(vol, side));
+    cluster.retried(|cluster| cluster.publish(vol, side));
+}
+
+/// Undoes [`start_pod`].
+fn stop_pod(cluster: &mut Cluster, vol: &Vol, side: Side) {
+    cluster.retried(|cluster| cluster.unpublish(vol, side));
+    cluster.retried(|cluster| cluster.unstage(vol, side));
+    cluster.retried(|cluster| cluster.detach(vol, side));
 }
 
 fn line(step: &str) -> String {
@@ -146,10 +160,10 @@ pub(crate) fn nothing_acknowledged_is_lost(kernel: Kernel, pool: PoolFs) {
     for recorder in [&raw, &file] {
         let acknowledged = recorder.stop(&mut cluster);
         assert_eq!(missing(&mut cluster, B, &recorder.path(), acknowledged), NONE, "through the client");
-        cluster.stop_pod(&recorder.vol, B);
-        cluster.start_pod(&recorder.vol, A);
+        stop_pod(&mut cluster, &recorder.vol, B);
+        start_pod(&mut cluster, &recorder.vol, A);
         assert_eq!(missing(&mut cluster, A, &recorder.path(), acknowledged), NONE, "at home");
-        cluster.stop_pod(&recorder.vol, A);
+        stop_pod(&mut cluster, &recorder.vol, A);
         cluster.said(&format!("{}: {} acknowledged records are there", recorder.name, acknowledged.records));
         cluster.delete(&recorder.vol);
     }
@@ -180,7 +194,7 @@ pub(crate) fn lost_without_the_flag(kernel: Kernel, pool: PoolFs) {
     let lost = before.records + 1;
     assert_eq!(missing(&mut cluster, B, &raw.path(), acknowledged), [lost], "of {acknowledged:?}");
     cluster.said(&format!("record {lost} was acknowledged, and half of it is lost"));
-    cluster.stop_pod(&raw.vol, B);
+    stop_pod(&mut cluster, &raw.vol, B);
     cluster.delete(&raw.vol);
     cluster.finish();
 }
