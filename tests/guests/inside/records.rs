@@ -91,11 +91,12 @@ fn write(path: &str, name: &str, direct: bool) -> io::Result<()> {
 /// The records that are not there, of so many that were acknowledged and so many blocks of the next one. That one takes
 /// the place of the earliest.
 fn missing(path: &str, acknowledged: u64, blocks: u64) -> BTreeSet<u64> {
-    let file = File::open(path).unwrap();
-    let (mut expected, mut found) = (vec![0; BLOCK], vec![0; BLOCK]);
+    // Past the page cache, which may have what the disk has not.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
+    let (mut expected, mut found) = (vec![0; BLOCK], Block::new());
     let mut is_there = |record: u64, block: u64| {
         fill(&mut expected, record, block);
-        file.read_exact_at(&mut found, offset(record, block)).is_ok() && found == expected
+        file.read_exact_at(found.get(), offset(record, block)).is_ok() && found.get() == expected
     };
     let first = (acknowledged + 2).saturating_sub(SLOTS).max(1);
     let mut missing = BTreeSet::new();
