@@ -56,7 +56,7 @@ fn write(path: &str, name: &str, direct: bool) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create(!direct).truncate(false).custom_flags(flags).open(path)?;
     let progress = File::create(format!("/tmp/{name}"))?;
     let mut memory = Block::new();
-    let mut whole = vec![0; BLOCK * BLOCKS as usize];
+    let mut whole = vec![0; BLOCK * usize::try_from(BLOCKS).unwrap()];
     for record in 1.. {
         let reached = |acknowledged: u64, block: u64| {
             progress.write_all_at(format!("{acknowledged:08} {block:04}\n").as_bytes(), 0)
