@@ -24,8 +24,13 @@ pub(crate) struct Pair {
 impl Pair {
     /// Boots both. The home's disks have XFS and are mounted at /tmp/pool1 and on.
     pub(crate) fn start(kernel: Kernel, disks: usize) -> Self {
+        Self::with_programs(kernel, disks, &[])
+    }
+
+    /// The same with more programs of this machine in both guests.
+    pub(crate) fn with_programs(kernel: Kernel, disks: usize, programs: &[&str]) -> Self {
         let watch = Stopwatch::start();
-        let root = Image::new();
+        let root = Image::with(programs);
         let made = || {
             let disk = tempfile::Builder::new().prefix("holdfast-disk-").tempfile().unwrap();
             disk.as_file().set_len(8 << 30).unwrap();

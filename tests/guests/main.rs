@@ -22,6 +22,7 @@ mod cluster;
 mod detach;
 mod exports;
 mod fences;
+mod figures;
 mod inside;
 mod machine;
 mod moves;
