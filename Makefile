@@ -9,7 +9,7 @@ export PATH := $(TOOLS):$(PATH)
 # Records the duration of each part, for .ci/run.
 TIMED := scripts/timed
 
-.PHONY: help demo test checks deny bench build release release-before releases prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model soak fuzz e2e prepare-e2e guests prepare-guests guest-nodes prepare-guest-nodes
+.PHONY: help demo test checks deny bench bench-network build release release-before releases prepare prepare-test prepare-bench fmt clippy doc chart unit sanity power torture model soak fuzz e2e prepare-e2e guests prepare-guests guest-nodes prepare-guest-nodes
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ checks: prepare-test fmt deny clippy doc chart sanity fuzz ## The same without t
 
 bench: prepare-bench ## The measurements of docs/benchmarks.md; ONLY="stage fio" runs a part (root)
 	$(CARGO) bench --locked --bench holdfast -- $(ONLY)
+
+bench-network: prepare-guests release-before ## An export over NVMe/TCP against its local device, in ratios, in two QEMU guests (root)
+	@tests/guests/build $${CARGO_TARGET_DIR:-target}/guests
+	$(CARGO) nextest run --locked --profile guests-soak --test guests --ignore-default-filter --no-capture -E 'test(/^figures::/)'
 
 build: ## The debug binary
 	@$(TIMED) build $(CARGO) build --locked

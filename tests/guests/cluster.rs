@@ -20,7 +20,8 @@ use tonic::{Code, Status};
 use crate::harness::calls::from_snapshot;
 use crate::harness::{PoolFs, Use, await_that, capability, create_request, driver_binary, run};
 use crate::inside::call::CALL;
-use crate::machine::{Guest, Image, Machine, Wire};
+use crate::machine::{Guest, Image, Machine, Memory, Wire};
+use crate::power::{Cut, Left};
 use crate::root::Kernel;
 
 /// How long a state may take to appear: emulated, on a busy machine.
@@ -117,20 +118,58 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Boots both with one kernel, and starts the daemons.
     pub(crate) fn start(kernel: Kernel, pool: PoolFs) -> Self {
-        Self::between(kernel, kernel, pool, &[])
+        Self::with_programs(kernel, pool, &[])
     }
 
     /// The same with more programs of this machine in both guests.
     pub(crate) fn with_programs(kernel: Kernel, pool: PoolFs, programs: &[&str]) -> Self {
-        Self::between(kernel, kernel, pool, programs)
+        Self::boot([kernel; 2], pool, Memory::Kept, programs)
     }
 
     /// Boots the home node and the other node, each with its kernel, and starts the daemons.
     pub(crate) fn start_between(home: Kernel, other: Kernel, pool: PoolFs) -> Self {
-        Self::between(home, other, pool, &[])
+        Self::boot([home, other], pool, Memory::Kept, &[])
     }
 
-    fn between(home: Kernel, other: Kernel, pool: PoolFs, programs: &[&str]) -> Self {
+    /// The same for [`Cluster::power_cut`]. The pool's filesystem flushes nothing by itself: that would hide a loss.
+    pub(crate) fn to_lose_power(kernel: Kernel, pool: PoolFs, programs: &[&str]) -> Self {
+        let mut cluster = Self::boot([kernel; 2], pool, Memory::Volatile, programs);
+        assert_eq!(
+            cluster.must(A, "cat /sys/block/vdb/queue/write_cache"),
+            "write back",
+            "or nothing would be flushed"
+        );
+        cluster.flush_nothing();
+        // What the test itself wrote there.
+        cluster.must(A, "sync");
+        cluster
+    }
+
+    /// Cuts A's power. It boots, and its daemons start, with [`Cluster::boot_without_daemons`] and [`Cluster::launch`].
+    pub(crate) fn power_cut(&mut self, left: Left) -> Cut {
+        let cuts = self.a.power_cut(left);
+        let [cut] = cuts[..] else { panic!("{cuts:?}") };
+        self.said(&format!("A lost power, {left:?} is left of what was not flushed: {cut:?}"));
+        cut
+    }
+
+    /// Boots A after [`Cluster::power_cut`].
+    pub(crate) fn boot_without_daemons(&mut self) {
+        self.a.boot_again();
+        prepare(&mut self.a);
+        self.flush_nothing();
+    }
+
+    fn flush_nothing(&mut self) {
+        self.must(
+            A,
+            &format!(
+                "echo 720000 >/proc/sys/fs/xfs/xfssyncd_centisecs; if grep -q '{DISK} ext4' /proc/mounts; then mount -o remount,commit=300 {DISK}; fi"
+            ),
+        );
+    }
+
+    fn boot(kernels: [Kernel; 2], pool: PoolFs, memory: Memory, programs: &[&str]) -> Self {
         let watch = Stopwatch::start();
         let root = Image::with(programs);
         let certificates = certificates();
@@ -140,14 +179,17 @@ impl Cluster {
             disk
         });
         let [left, right] = Wire::ends();
-        let machine = |kernel, disk: PathBuf, link| Machine {
+        let machine = |kernel, disk: PathBuf, memory, link| Machine {
             kernel,
             root: root.clone(),
             disks: vec![disk],
+            memory,
             link: Some(link),
             parameters: "",
         };
-        let machines = [machine(home, disks[0].path().into(), left), machine(other, disks[1].path().into(), right)];
+        let [of_a, of_b] = kernels;
+        let of_a = machine(of_a, disks[0].path().into(), memory, left);
+        let of_b = machine(of_b, disks[1].path().into(), Memory::Kept, right);
         let make = match pool {
             PoolFs::Xfs => "mkfs.xfs -q /dev/vdb",
             _ => "mkfs.ext4 -q -E nodiscard /dev/vdb",
@@ -163,7 +205,6 @@ impl Cluster {
             guest.must(&format!("mkdir -p {DISK}/pool {DISK}/state; chmod 600 {DISK}/*/tls.key"));
             guest
         };
-        let [of_a, of_b] = machines;
         let (a, b) = std::thread::scope(|scope| {
             let (a, b) = (scope.spawn(|| boot(A, of_a)), scope.spawn(|| boot(B, of_b)));
             (a.join().unwrap(), b.join().unwrap())

@@ -7,7 +7,7 @@ use holdfast::os::Stopwatch;
 use holdfast::types::DhchapKey;
 
 use crate::inside::exports::STEP;
-use crate::machine::{Guest, Image, Machine, Wire};
+use crate::machine::{Guest, Image, Machine, Memory, Wire};
 use crate::root::Kernel;
 
 /// Bytes of a volume.
@@ -24,8 +24,13 @@ pub(crate) struct Pair {
 impl Pair {
     /// Boots both. The home's disks have XFS and are mounted at /tmp/pool1 and on.
     pub(crate) fn start(kernel: Kernel, disks: usize) -> Self {
+        Self::with_programs(kernel, disks, &[])
+    }
+
+    /// The same with more programs of this machine in both guests.
+    pub(crate) fn with_programs(kernel: Kernel, disks: usize, programs: &[&str]) -> Self {
         let watch = Stopwatch::start();
-        let root = Image::new();
+        let root = Image::with(programs);
         let made = || {
             let disk = tempfile::Builder::new().prefix("holdfast-disk-").tempfile().unwrap();
             disk.as_file().set_len(8 << 30).unwrap();
@@ -34,7 +39,10 @@ impl Pair {
         let disks: Vec<_> = (0..disks).map(|_| made()).collect();
         let paths: Vec<PathBuf> = disks.iter().map(|disk| disk.path().to_owned()).collect();
         let [left, right] = Wire::ends();
-        let machine = |disks, link| Machine { kernel, root: root.clone(), disks, link: Some(link), parameters: "" };
+        let machine = |disks, link| {
+            let (root, memory) = (root.clone(), Memory::Kept);
+            Machine { kernel, root, disks, memory, link: Some(link), parameters: "" }
+        };
         let (home, client) = std::thread::scope(|scope| {
             let home = scope.spawn(|| Guest::start("home", machine(paths, left)));
             let client = scope.spawn(|| Guest::start("client", machine(Vec::new(), right)));
@@ -124,7 +132,8 @@ fn exports_and_connections_of_one_machine() {
 }
 
 pub(crate) fn alone(kernel: Kernel, parameters: &'static str) {
-    let machine = Machine { kernel, root: Image::new(), disks: Vec::new(), link: None, parameters };
+    let (root, memory) = (Image::new(), Memory::Kept);
+    let machine = Machine { kernel, root, disks: Vec::new(), memory, link: None, parameters };
     let mut guest = Guest::start("alone", machine);
     guest.must("modprobe -a nvmet-tcp nvme-tcp loop && mount -t configfs configfs /sys/kernel/config");
     if parameters.contains("multipath=N") {

@@ -14,6 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::harness::await_that;
+use crate::power::{Cut, Left, Recording, SECTOR};
 use crate::root::{self, Kernel};
 
 /// How long a guest may take to boot, and one command to finish: emulated, on a busy machine.
@@ -28,6 +29,8 @@ pub(crate) struct Guest {
     name: String,
     directory: tempfile::TempDir,
     machine: Machine,
+    /// Of each disk, if it has [`Memory::Volatile`].
+    recordings: Vec<Recording>,
     qemu: Child,
     channel: BufReader<UnixStream>,
     sent: u64,
@@ -42,10 +45,21 @@ pub(crate) struct Machine {
     pub(crate) root: Arc<Image>,
     /// Its disks: /dev/vdb and on.
     pub(crate) disks: Vec<PathBuf>,
+    /// What these keep when the guest ends.
+    pub(crate) memory: Memory,
     /// Its network.
     pub(crate) link: Option<Link>,
     /// More for the kernel's command line.
     pub(crate) parameters: &'static str,
+}
+
+/// What the disks of a guest keep when it ends at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Every write that they acknowledged.
+    Kept,
+    /// For [`Guest::power_cut`]: what was flushed.
+    Volatile,
 }
 
 /// The image of a root.
@@ -123,14 +137,16 @@ impl Guest {
     /// Boots a guest with a root of its own and the newest kernel; its disks, if any, are /dev/vdb and on.
     pub(crate) fn boot(name: &str, disks: &[&Path]) -> Self {
         let disks = disks.iter().map(|disk| disk.to_path_buf()).collect();
-        Self::start(name, Machine { kernel: Kernel::Newest, root: Image::new(), disks, link: None, parameters: "" })
+        let (kernel, root) = (Kernel::Newest, Image::new());
+        Self::start(name, Machine { kernel, root, disks, memory: Memory::Kept, link: None, parameters: "" })
     }
 
     /// Boots a guest.
     pub(crate) fn start(name: &str, machine: Machine) -> Self {
         let directory = tempfile::Builder::new().prefix("holdfast-guest-").tempdir().unwrap();
-        let (qemu, channel) = started(directory.path(), &machine);
-        let mut guest = Self { name: name.to_owned(), directory, machine, qemu, channel, sent: 0 };
+        let recordings = recordings(directory.path(), &machine);
+        let (qemu, channel) = started(directory.path(), &machine, &recordings);
+        let mut guest = Self { name: name.to_owned(), directory, machine, recordings, qemu, channel, sent: 0 };
         guest.await_ready();
         guest
     }
@@ -146,9 +162,18 @@ impl Guest {
         self.qemu.wait().unwrap();
     }
 
-    /// Boots it again after [`Guest::kill`].
+    /// Ends the guest at once, as in a power cut: of what its disks acknowledged since their last flush there is so much
+    /// left. Returns what happened to each.
+    pub(crate) fn power_cut(&mut self, left: Left) -> Vec<Cut> {
+        assert!(!self.recordings.is_empty(), "the disks of {} keep what they acknowledged", self.name);
+        self.kill();
+        self.recordings.drain(..).map(|recording| recording.cut(left)).collect()
+    }
+
+    /// Boots it again after [`Guest::kill`] or [`Guest::power_cut`].
     pub(crate) fn boot_again(&mut self) {
-        (self.qemu, self.channel) = started(self.directory.path(), &self.machine);
+        self.recordings = recordings(self.directory.path(), &self.machine);
+        (self.qemu, self.channel) = started(self.directory.path(), &self.machine, &self.recordings);
         self.await_ready();
     }
 
@@ -266,9 +291,19 @@ impl Drop for Guest {
     }
 }
 
+/// Begins the recordings of a guest's disks, if they need any.
+fn recordings(directory: &Path, machine: &Machine) -> Vec<Recording> {
+    match machine.memory {
+        Memory::Kept => Vec::new(),
+        Memory::Volatile => {
+            machine.disks.iter().zip(1..).map(|(disk, number)| Recording::begin(disk, directory, number)).collect()
+        }
+    }
+}
+
 /// Starts QEMU and connects to the guest's command channel.
-fn started(directory: &Path, machine: &Machine) -> (Child, BufReader<UnixStream>) {
-    let mut qemu = start(directory, machine);
+fn started(directory: &Path, machine: &Machine, recordings: &[Recording]) -> (Child, BufReader<UnixStream>) {
+    let mut qemu = start(directory, machine, recordings);
     let socket = directory.join("command");
     let mut connected = None;
     await_that("QEMU opens its sockets", BOOT, || {
@@ -280,7 +315,7 @@ fn started(directory: &Path, machine: &Machine) -> (Child, BufReader<UnixStream>
     (qemu, BufReader::new(connected.unwrap()))
 }
 
-fn start(directory: &Path, machine: &Machine) -> Child {
+fn start(directory: &Path, machine: &Machine, recordings: &[Recording]) -> Child {
     let prepared = machine.kernel.directory();
     let mut qemu = Command::new("qemu-system-x86_64");
     // One processor: emulated, two are slower. `max` has RDRAND, without which the first random number takes seconds.
@@ -301,15 +336,33 @@ fn start(directory: &Path, machine: &Machine) -> Child {
     qemu.args(["-serial", "chardev:console"]);
     let image = machine.root.path();
     for (number, disk) in std::iter::once(&image).chain(&machine.disks).enumerate() {
-        // A disk of a test may hold a write (`hold_a_write`); the root is shared by guests.
-        let file = disk.display();
-        let source = if number == 0 {
-            format!("file={file},file.locking=off,readonly=on")
-        } else {
-            format!("file.driver=blkdebug,file.image.driver=file,file.image.filename={file}")
-        };
-        let drive = format!("{source},if=none,id=disk{number},format=raw,cache=unsafe");
-        qemu.arg("-drive").arg(drive).arg("-device").arg(format!("virtio-blk-pci,drive=disk{number},id=card{number}"));
+        match number.checked_sub(1).and_then(|number| recordings.get(number)) {
+            None => {
+                // A disk of a test may hold a write (`hold_a_write`); the root is shared by guests.
+                let file = disk.display();
+                let source = if number == 0 {
+                    format!("file={file},file.locking=off,readonly=on")
+                } else {
+                    format!("file.driver=blkdebug,file.image.driver=file,file.image.filename={file}")
+                };
+                qemu.arg("-drive").arg(format!("{source},if=none,id=disk{number},format=raw,cache=unsafe"));
+            }
+            Some(recording) => {
+                for (node, file) in [("file", disk), ("log", &recording.log)] {
+                    let file = file.display();
+                    qemu.arg("-blockdev");
+                    qemu.arg(format!("driver=file,node-name={node}{number},filename={file},cache.no-flush=on"));
+                }
+                qemu.arg("-blockdev").arg(format!(
+                    "driver=blklogwrites,node-name=disk{number},file=file{number},log=log{number},log-sector-size={SECTOR}"
+                ));
+            }
+        }
+        qemu.arg("-device").arg(format!("virtio-blk-pci,drive=disk{number},id=card{number}"));
+    }
+    if !recordings.is_empty() {
+        // One thread for files: the log is written in its order.
+        qemu.args(["-object", "main-loop,id=main-loop,thread-pool-max=1"]);
     }
     let (socket, monitor) = (directory.join("command"), directory.join("qmp"));
     for left in [&socket, &monitor] {

@@ -22,7 +22,7 @@ fn exports(cluster: &mut Cluster) -> String {
 }
 
 /// The I/O errors that the kernel of B logged. mkfs tries a request that a thick volume does not support.
-fn io_errors(cluster: &mut Cluster) -> String {
+pub(crate) fn io_errors(cluster: &mut Cluster) -> String {
     cluster.guest(B).run("dmesg | grep -i 'I/O error'").output
 }
 

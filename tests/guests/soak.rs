@@ -5,7 +5,7 @@ use crate::harness::{PoolFs, Use};
 use crate::moves::Rounds;
 use crate::reconnect::Break;
 use crate::root::Kernel;
-use crate::{detach, exports, fences, moves, reconnect, restarts, sanity};
+use crate::{detach, exports, fences, moves, power_cuts, reconnect, restarts, sanity};
 
 #[test]
 fn a_volume_is_written_on_one_node_and_read_on_another_on_the_older_kernel() {
@@ -90,6 +90,31 @@ fn machines_lose_power_under_pods_that_write_with_a_pool_on_ext4() {
 #[test]
 fn machines_lose_power_under_pods_that_write_on_the_older_kernel() {
     restarts::machines(Kernel::Oldest, PoolFs::Xfs);
+}
+
+#[test]
+fn every_acknowledged_write_to_a_network_volume_outlives_a_power_cut_on_xfs() {
+    power_cuts::nothing_acknowledged_is_lost(Kernel::Newest, PoolFs::Xfs);
+}
+
+#[test]
+fn every_acknowledged_write_to_a_network_volume_outlives_a_power_cut_on_ext4() {
+    power_cuts::nothing_acknowledged_is_lost(Kernel::Newest, PoolFs::Ext4);
+}
+
+#[test]
+fn every_acknowledged_write_to_a_network_volume_outlives_a_power_cut_on_the_older_kernel() {
+    power_cuts::nothing_acknowledged_is_lost(Kernel::Oldest, PoolFs::Xfs);
+}
+
+#[test]
+fn without_the_flag_a_power_cut_loses_an_acknowledged_write_on_xfs() {
+    power_cuts::lost_without_the_flag(Kernel::Newest, PoolFs::Xfs);
+}
+
+#[test]
+fn without_the_flag_a_power_cut_loses_an_acknowledged_write_on_ext4() {
+    power_cuts::lost_without_the_flag(Kernel::Newest, PoolFs::Ext4);
 }
 
 #[test]

@@ -5,8 +5,10 @@ pub(crate) mod call;
 pub(crate) mod exports;
 pub(crate) mod forward;
 mod linear_device;
+pub(crate) mod load;
 mod loopback;
 mod raw_block;
+pub(crate) mod records;
 mod releases;
 pub(crate) mod writes;
 
