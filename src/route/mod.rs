@@ -72,7 +72,8 @@ fn generation_of(home: &dyn Home, id: &VolumeId) -> Result<Option<u64>> {
         Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Busy | Kind::Timeout) => return Err(error),
         Err(_) => None,
     };
-    if Caller::waits() {
+    // Other operations continue when their caller goes away.
+    if generation.is_none() || Caller::waits() {
         return Ok(generation);
     }
     Err(Error::new(Kind::Busy, format!("the caller no longer waits for the answer; nothing was done for volume {id}")))
