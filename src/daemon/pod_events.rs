@@ -23,10 +23,10 @@ const AFTER_ERROR: Duration = Duration::from_secs(60);
 /// A volume whose connection breaks again and again causes one event in this time.
 const AGAIN: Duration = Duration::from_secs(600);
 
-/// A trouble of a volume on a node: what is known of it is told once.
+/// A node, a volume of it, and the kind of its trouble: one event each.
 type Key = (NodeId, VolumeId, &'static str);
 
-/// What was told, and since when that trouble was.
+/// The troubles that have their event, with the time at which each began.
 #[derive(Debug, Default)]
 struct Told(BTreeMap<Key, (Timestamp, Stopwatch)>);
 
@@ -169,11 +169,11 @@ mod tests {
         let now = due(&mut told, &lasting);
         let [(on, trouble_of)] = now.as_slice() else { panic!("{now:?}") };
         assert_eq!(on.as_str(), "b", "an unreachable node may be connected again");
-        // Until it was told it stays due.
+        // It is due until its event was created.
         assert_eq!(due(&mut told, &lasting).len(), 1);
         told.told(on, trouble_of);
         assert!(due(&mut told, &lasting).is_empty());
-        // A connection that breaks again and again is told seldom; an end is another matter, and is told at once.
+        // A connection that breaks again and again gets few events. The end of a connection gets its own at once.
         assert!(due(&mut told, &[node("b", Silence::Heard, vec![stalled(40)])]).is_empty());
         let ended = trouble(Duration::ZERO, TroubleKind::Detached);
         assert_eq!(due(&mut told, &[node("b", Silence::Heard, vec![ended])]).len(), 1);

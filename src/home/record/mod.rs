@@ -249,7 +249,8 @@ pub struct VolumeRecord {
     /// (detached.rs).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub still_staged: Option<Attachment>,
-    /// The number of the last attachment; it never decreases.
+    /// The number of the last attachment, or of a later detach of a network volume (docs/protocol.md, late calls). It
+    /// never decreases.
     #[serde(default)]
     pub epoch: u64,
     /// Whether it was ever attached.
